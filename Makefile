@@ -1,0 +1,77 @@
+# UltraCompress. `make help` lists the targets; every one works from a fresh clone.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+MODEL ?= examples/tiny-stories
+BIN := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
+UC := $(BIN)/uc
+BPW ?= 5.0
+# Options that are passed only when their variable is set.
+RUN_ARGS := $(if $(RUN),--run $(RUN)) $(if $(OUT),--out $(OUT)) $(foreach f,$(CALIBRATION),--calibration $(f)) \
+            $(foreach f,$(EVALUATION),--evaluation $(f)) $(foreach s,$(SET),--set $(s)) $(if $(THREADS),--threads $(THREADS))
+# cargo-nextest runs the tests in parallel processes; plain cargo test is the fallback.
+TEST := $(shell command -v cargo-nextest >/dev/null 2>&1 && echo "cargo nextest run" || echo "cargo test")
+
+.PHONY: help
+help: ## this list
+	@echo "make run                        compress, pack, verify and evaluate the embedded tiny model"
+	@echo "make run MODEL=DIR [CALIBRATION=FILE] [EVALUATION=FILE] [BPW=5.0] [RUN=DIR] [OUT=PACK] [SET='evaluation.windows=0 …'] [THREADS=N]"
+	@echo "make resume RUN=DIR             continue an interrupted run"
+	@echo "make stage STAGE=quantize LAYER=3 RUN=DIR   one stage, one layer, full logs"
+	@echo
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
+
+.PHONY: setup
+setup: ## build every program (release)
+	cargo build --release --locked --workspace --bins
+
+.PHONY: run
+run: setup ## the main job: MODEL → verified, evaluated pack
+	$(UC) compress $(MODEL) --bpw $(BPW) $(RUN_ARGS)
+
+.PHONY: resume
+resume: setup ## continue RUN=DIR
+	$(UC) resume $(RUN)
+
+.PHONY: stage
+stage: setup ## one STAGE of RUN=DIR for one LAYER, alone
+	$(UC) stage $(STAGE) --run $(RUN) $(if $(LAYER),--layer $(LAYER)) -v
+
+.PHONY: upload
+upload: setup ## prepare RUN=DIR's verified pack for a Hub repository (plan and model card)
+	$(UC) stage hub-upload --run $(RUN)
+
+.PHONY: test
+test: ## all tests but the slow ones
+	cargo build --release --locked --workspace --bins
+	$(TEST) --release --locked --workspace
+
+.PHONY: test-full
+test-full: test ## the slow tests too (random kills, larger models)
+	$(TEST) --release --locked --workspace $(if $(findstring nextest,$(TEST)),--run-ignored ignored-only,-- --ignored)
+
+.PHONY: lint
+lint: ## formatting and clippy, warnings denied
+	cargo fmt --all --check
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+
+.PHONY: deny
+deny: ## licences, bans and sources of the dependency tree (needs cargo-deny)
+	cargo deny check bans licenses sources
+
+.PHONY: bench
+bench: setup ## benchmark receipts into docs/benchmarks (BENCH_MODEL=DIR CALIBRATION=… EVALUATION=…)
+	tests/benchmark/run.sh
+
+.PHONY: gpu-check
+gpu-check: ## type-check the CUDA backend (no GPU or toolkit needed)
+	CUDARC_CUDA_VERSION=12080 cargo check --release --locked -p uc-model -p teacher-cache -p evaluator --features uc-model/cuda
+
+.PHONY: gpu-test
+gpu-test: ## the tests with the CUDA backend (needs an NVIDIA GPU and its driver)
+	CUDARC_CUDA_VERSION=12080 $(TEST) --release --locked -p uc-model -p teacher-cache -p evaluator --features uc-model/cuda
+
+.PHONY: clean
+clean: ## remove build output and the default run directories
+	cargo clean
+	rm -rf runs

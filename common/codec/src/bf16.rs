@@ -1,0 +1,54 @@
+//! bfloat16 as raw bits: the upper half of an IEEE f32.
+//!
+//! Only two conversions exist, so that every part of the system rounds in the same way.
+
+/// Value of a bfloat16, exact.
+#[inline(always)]
+pub fn to_f32(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// Nearest bfloat16, ties to the even one. Overflow gives an infinity; a NaN stays a NaN (its
+/// quiet bit is set, so that cutting the payload cannot turn it into an infinity).
+#[inline(always)]
+pub fn round_nearest_even(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let quiet = (bits >> 16) | 0x0040;
+    (if (bits & 0x7fff_ffff) > 0x7f80_0000 { quiet } else { rounded }) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bfloat16_survives_the_way_to_f32_and_back() {
+        for bits in 0..=u16::MAX {
+            let back = round_nearest_even(to_f32(bits));
+            if to_f32(bits).is_nan() {
+                assert_eq!(back, bits | 0x0040);
+            } else {
+                assert_eq!(back, bits);
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_agrees_with_the_half_crate_around_every_tie() {
+        for upper in (0..=u16::MAX).step_by(7) {
+            for lower in [0u32, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let value = f32::from_bits((u32::from(upper) << 16) | lower);
+                if value.is_nan() {
+                    assert!(to_f32(round_nearest_even(value)).is_nan());
+                } else {
+                    assert_eq!(
+                        round_nearest_even(value),
+                        half::bf16::from_f32(value).to_bits(),
+                        "{value}"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! What one linear layer becomes: indices, logarithms of steps and scales, and the overlay.
+
+use crate::bf16;
+use crate::failure::{CodecError, check_len, check_matrix};
+use crate::steps;
+
+/// A quantized matrix. The weights that it stands for are given by [`crate::reconstruct`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct TensorCode {
+    /// Outputs of the layer.
+    pub rows: usize,
+    /// Inputs of the layer.
+    pub cols: usize,
+    /// Step of a column whose `column_log` is 0; finite and positive.
+    pub step: f32,
+    /// [cols] base-2 logarithm of the column's step over `step`, in eighths of an octave.
+    pub column_log: Vec<u8>,
+    /// [rows] width of the row's distribution, see [`crate::classes::row_logs`]. It selects the
+    /// tables of the entropy coder and takes no part in reconstruction.
+    pub row_log: Vec<u8>,
+    /// [rows, cols] row-major indices.
+    pub q: Vec<i16>,
+    /// Low-rank correction, if one was worth its bits.
+    pub overlay: Option<LowRank>,
+}
+
+/// A matrix `U·V` of small rank, added to the dequantized weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LowRank {
+    /// Inner dimension, at least 1.
+    pub rank: usize,
+    /// bfloat16 [rows, rank].
+    pub u: Vec<u16>,
+    /// bfloat16 [rank, cols].
+    pub v: Vec<u16>,
+}
+
+impl TensorCode {
+    /// Checks every length against the shape and the step against its range.
+    ///
+    /// # Errors
+    /// [`CodecError::Shape`] and [`CodecError::Range`].
+    pub fn validate(&self) -> Result<(), CodecError> {
+        steps::check_step(self.step)?;
+        check_len("column_log", self.column_log.len(), self.cols)?;
+        check_len("row_log", self.row_log.len(), self.rows)?;
+        check_matrix("indices", self.q.len(), self.rows, self.cols)?;
+        match &self.overlay {
+            Some(overlay) => overlay.validate(self.rows, self.cols),
+            None => Ok(()),
+        }
+    }
+
+    /// Number of weights.
+    pub fn weights(&self) -> usize {
+        self.q.len()
+    }
+}
+
+impl LowRank {
+    /// Checks the lengths of the factors of a correction for a `[rows, cols]` matrix, and that no
+    /// factor holds a NaN or an infinity.
+    ///
+    /// # Errors
+    /// [`CodecError::Shape`], [`CodecError::Range`] (rank 0) and [`CodecError::NotFinite`].
+    pub fn validate(&self, rows: usize, cols: usize) -> Result<(), CodecError> {
+        if self.rank == 0 {
+            let expected = "at least 1 (no overlay is None)";
+            return Err(CodecError::Range { what: "overlay rank", found: 0.0, expected });
+        }
+        check_matrix("overlay u", self.u.len(), rows, self.rank)?;
+        check_matrix("overlay v", self.v.len(), self.rank, cols)?;
+        for (what, factor) in [("overlay u", &self.u), ("overlay v", &self.v)] {
+            if let Some(index) = factor.iter().position(|&x| !bf16::to_f32(x).is_finite()) {
+                let found = bf16::to_f32(factor[index]);
+                return Err(CodecError::NotFinite { what, index, found });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sound() -> TensorCode {
+        let overlay = LowRank { rank: 1, u: vec![0x3f80; 2], v: vec![0x3f80; 3] };
+        TensorCode {
+            rows: 2,
+            cols: 3,
+            step: 0.5,
+            column_log: vec![0; 3],
+            row_log: vec![0; 2],
+            q: vec![0; 6],
+            overlay: Some(overlay),
+        }
+    }
+
+    /// The message of what `validate` refuses after `damage`.
+    fn refusal(damage: impl FnOnce(&mut TensorCode)) -> String {
+        let mut code = sound();
+        damage(&mut code);
+        code.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_sound_code_is_accepted_and_every_wrong_length_is_named() {
+        sound().validate().unwrap();
+        assert_eq!(
+            refusal(|c| c.column_log.truncate(2)),
+            "column_log: found 2 values, expected 3"
+        );
+        assert_eq!(refusal(|c| c.row_log.push(1)), "row_log: found 3 values, expected 2");
+        assert_eq!(refusal(|c| c.q.truncate(5)), "indices: found 5 values, expected 6");
+        assert!(refusal(|c| c.overlay.as_mut().unwrap().u.clear()).starts_with("overlay u"));
+        assert!(refusal(|c| c.overlay.as_mut().unwrap().v.clear()).starts_with("overlay v"));
+    }
+
+    #[test]
+    fn a_step_or_an_overlay_without_meaning_is_refused() {
+        for step in [0.0, -1.0, f32::NAN, f32::INFINITY, 1e-40, 1e30] {
+            assert!(refusal(|c| c.step = step).starts_with("step: found"));
+        }
+        assert!(refusal(|c| c.overlay.as_mut().unwrap().rank = 0).starts_with("overlay rank"));
+        let message = refusal(|c| c.overlay.as_mut().unwrap().v[2] = 0x7f80);
+        assert_eq!(message, "overlay v: value 2 is not finite (found inf)");
+    }
+}

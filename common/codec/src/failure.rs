@@ -1,0 +1,115 @@
+//! The one error type of this crate.
+//!
+//! The codec sees plain slices, so its errors say what was found and what was expected; whoever
+//! knows the file, the layer and the name of the tensor adds them. Nothing here is ever printed.
+
+use thiserror::Error;
+
+/// What can go wrong in the codec.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum CodecError {
+    /// A slice does not have the length that the shape asks for.
+    #[error("{what}: found {found} values, expected {expected}")]
+    Shape {
+        /// Which slice.
+        what: &'static str,
+        /// Its length.
+        found: usize,
+        /// The length that the shape asks for.
+        expected: usize,
+    },
+    /// A number of an input is NaN or infinite.
+    #[error("{what}: value {index} is not finite (found {found})")]
+    NotFinite {
+        /// Which slice.
+        what: &'static str,
+        /// Index of the first such value.
+        index: usize,
+        /// The value.
+        found: f32,
+    },
+    /// A number of an input lies outside the range that has a meaning.
+    #[error("{what}: found {found}, expected {expected}")]
+    Range {
+        /// Which number.
+        what: &'static str,
+        /// Its value.
+        found: f64,
+        /// The allowed range in words.
+        expected: &'static str,
+    },
+    /// The Hessian stayed indefinite although its damping was raised again and again.
+    #[error(
+        "Hessian of width {n} is not positive definite at damping {damping:e} of its mean diagonal"
+    )]
+    NotPositiveDefinite {
+        /// Width of the Hessian.
+        n: usize,
+        /// The last damping tried.
+        damping: f64,
+    },
+    /// A decomposition did not converge.
+    #[error("singular value decomposition of a [{rows}, {cols}] matrix did not converge")]
+    NoConvergence {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Columns of the matrix.
+        cols: usize,
+    },
+    /// The tables were not built from this tensor: they lack the class of an element, or give an
+    /// index no code.
+    #[error("class {class} has no code for index {value}: the tables belong to other tensors")]
+    NoCode {
+        /// Class of the element.
+        class: usize,
+        /// The quantization index.
+        value: i16,
+    },
+    /// Bytes that no encoder wrote.
+    #[error("damaged {what}: found {found}, expected {expected}")]
+    Damaged {
+        /// Which part of the encoding.
+        what: &'static str,
+        /// What stands there.
+        found: u64,
+        /// What the format asks for, in words.
+        expected: &'static str,
+    },
+}
+
+/// Refuses a slice of the wrong length.
+pub(crate) fn check_len(
+    what: &'static str,
+    found: usize,
+    expected: usize,
+) -> Result<(), CodecError> {
+    if found == expected { Ok(()) } else { Err(CodecError::Shape { what, found, expected }) }
+}
+
+/// Refuses a shape whose product does not fit into `usize`, and slices that do not have it.
+pub(crate) fn check_matrix(
+    what: &'static str,
+    found: usize,
+    rows: usize,
+    cols: usize,
+) -> Result<(), CodecError> {
+    check_len(what, found, rows.checked_mul(cols).unwrap_or(usize::MAX))
+}
+
+/// Refuses NaN and infinities.
+pub(crate) fn check_finite(what: &'static str, values: &[f32]) -> Result<(), CodecError> {
+    // The sum of |x|*0 is NaN as soon as one value is not finite: one pass that vectorises.
+    let finite = values.chunks(4096).all(|chunk| {
+        let mut lanes = [0.0f32; 16];
+        for group in chunk.chunks(16) {
+            for (lane, x) in lanes.iter_mut().zip(group) {
+                *lane += x * 0.0;
+            }
+        }
+        lanes.iter().all(|x| x.is_finite())
+    });
+    match if finite { None } else { values.iter().position(|x| !x.is_finite()) } {
+        None => Ok(()),
+        Some(index) => Err(CodecError::NotFinite { what, index, found: values[index] }),
+    }
+}

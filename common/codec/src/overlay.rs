@@ -1,0 +1,306 @@
+//! The low-rank correction of what quantization left.
+//!
+//! Given the residual `E = W − Ŵ` [m, n] and the factor of the layer's Hessian, `H' = A·Aᵀ`, the
+//! correction of rank r that leaves the least output error `‖(E − U·V)·A‖²` is the truncated singular
+//! value decomposition of `E·A`, mapped back: `U·V = U_r·S_r·V_rᵀ·A⁻¹` (QERA, Zhang et al. 2024, arXiv
+//! 2410.06040). Both factors carry `√S` and are rounded to bfloat16; what a rank captures is measured
+//! after that rounding.
+//!
+//! Wide matrices are decomposed by subspace iteration (Halko, Martinsson, Tropp 2011) from a fixed
+//! matrix of signs; small dense steps run sequentially in f64, large products in fixed pieces. So the
+//! bits do not depend on the number of threads.
+
+use crate::bf16;
+use crate::code::LowRank;
+use crate::factor::Factor;
+use crate::failure::{CodecError, check_finite, check_len, check_matrix};
+use crate::product::{View, multiply, parallel_product};
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
+use faer::{MatMut, MatRef, Par};
+use rayon::prelude::*;
+
+/// Columns beyond the wanted rank that the subspace carries.
+const OVERSAMPLE: usize = 16;
+/// Subspace iterations. What feedback leaves has a flat spectrum, which converges slowly.
+const ITERATIONS: usize = 6;
+/// Columns of a block in products with the triangular factor.
+const BLOCK: usize = 128;
+/// Rows of a parallel piece.
+const PIECE: usize = 128;
+
+/// A low-rank correction for every rank up to a largest one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fit {
+    m: usize,
+    n: usize,
+    /// bfloat16 [rank, m], the largest singular value first.
+    u: Vec<u16>,
+    /// bfloat16 [rank, n]
+    v: Vec<u16>,
+    /// [rank + 1]
+    captured: Vec<f64>,
+}
+
+impl Fit {
+    /// Largest rank that there is: at most the one asked for, less for a residual of lower rank.
+    pub fn max_rank(&self) -> usize {
+        self.captured.len() - 1
+    }
+
+    /// Fraction of the residual's output error `‖E·A‖²` that the correction of a rank removes, with
+    /// its factors as stored; 0 at rank 0. Beyond the largest rank: that of the largest.
+    pub fn captured(&self, rank: usize) -> f64 {
+        self.captured[rank.min(self.max_rank())]
+    }
+
+    /// The correction of a rank (at most the largest); None at rank 0.
+    pub fn low_rank(&self, rank: usize) -> Option<LowRank> {
+        let rank = rank.min(self.max_rank());
+        if rank == 0 {
+            return None;
+        }
+        let u = (0..self.m * rank).map(|i| self.u[(i % rank) * self.m + i / rank]).collect();
+        Some(LowRank { rank, u, v: self.v[..rank * self.n].to_vec() })
+    }
+
+    /// The rank that leaves the least output error when its bits are taken from the indices, see
+    /// [`best_rank`].
+    pub fn best_rank(&self) -> usize {
+        best_rank(&self.captured, self.m, self.n)
+    }
+}
+
+/// Bits per weight of an overlay of a rank on a matrix [m, n].
+pub fn bits_per_weight(rank: usize, m: usize, n: usize) -> f64 {
+    if rank == 0 { 0.0 } else { 16.0 * rank as f64 * (m + n) as f64 / (m as f64 * n as f64) }
+}
+
+/// The rank r that minimises `(1 − captured[r]) · 2^(2·bits_per_weight(r))`: at high rate, taking d
+/// bits from every index multiplies its error by `2^(2d)`. The smallest such rank, often 0.
+pub fn best_rank(captured: &[f64], m: usize, n: usize) -> usize {
+    let left = |rank: usize| (1.0 - captured[rank]) * (2.0 * bits_per_weight(rank, m, n)).exp2();
+    (1..captured.len()).fold(0, |best, rank| if left(rank) < left(best) { rank } else { best })
+}
+
+/// Fits corrections of every rank up to `max_rank` to the residual `W − Ŵ` [m, n].
+///
+/// # Errors
+/// [`CodecError::Shape`], [`CodecError::NotFinite`], [`CodecError::NoConvergence`].
+pub fn fit(
+    residual: &[f32],
+    m: usize,
+    n: usize,
+    factor: &Factor,
+    max_rank: usize,
+) -> Result<Fit, CodecError> {
+    check_matrix("residual", residual.len(), m, n)?;
+    check_len("factor", factor.n, n)?;
+    check_finite("residual", residual)?;
+    let rank = max_rank.min(m).min(n);
+    let nothing = Fit { m, n, u: vec![], v: vec![], captured: vec![0.0] };
+    if rank == 0 {
+        return Ok(nothing);
+    }
+    let whitened = times_factor(residual, n, factor);
+    check_finite("whitened residual", &whitened)?;
+    let energy = dot(&whitened, &whitened);
+    if energy == 0.0 {
+        return Ok(nothing);
+    }
+    let (mut u, s, mut x) = leading_triples(&whitened, m, n, rank)?;
+    for (r, s) in s.iter().enumerate() {
+        let root = s.sqrt() as f32;
+        u[r * m..(r + 1) * m].iter_mut().for_each(|u| *u *= root);
+        x[r * n..(r + 1) * n].iter_mut().for_each(|x| *x *= root);
+    }
+    let v = over_factor(&x, n, factor);
+    let round = |values: &[f32]| values.iter().map(|&x| bf16::round_nearest_even(x)).collect();
+    let (u, v): (Vec<u16>, Vec<u16>) = (round(&u), round(&v));
+    let captured = captured(&whitened, m, n, factor, &u, &v, energy);
+    Ok(Fit { m, n, u, v, captured })
+}
+
+/// `X·A` for `x` [rows, n], in parallel over fixed pieces of rows.
+fn times_factor(x: &[f32], n: usize, factor: &Factor) -> Vec<f32> {
+    let mut out = vec![0.0f32; x.len()];
+    out.par_chunks_mut(PIECE * n).zip(x.par_chunks(PIECE * n)).for_each(|(out, x)| {
+        let rows = x.len() / n;
+        for first in (0..n).step_by(BLOCK) {
+            let width = BLOCK.min(n - first);
+            let depth = first + width; // nothing below the diagonal
+            let x = View::new(x, rows, depth, n);
+            let a = View::new(&factor.a[first..], depth, width, n);
+            multiply(&mut out[first..], n, x, a, false);
+        }
+        for row in out.chunks_mut(n) {
+            row.iter_mut().zip(&factor.inv_diag).for_each(|(x, inverse)| *x /= inverse);
+        }
+    });
+    out
+}
+
+/// `X·A⁻¹` for `x` [rows, n]: `y_j = x_j / A_jj − Σ_{k<j} y_k·a_kj`, blocked.
+fn over_factor(x: &[f32], n: usize, factor: &Factor) -> Vec<f32> {
+    let rows = x.len() / n;
+    let mut y = vec![0.0f32; x.len()];
+    let mut sums = vec![0.0f32; rows * BLOCK];
+    for first in (0..n).step_by(BLOCK) {
+        let width = BLOCK.min(n - first);
+        let sums = &mut sums[..rows * width];
+        sums.fill(0.0);
+        if first > 0 {
+            let before = View::new(&y, rows, first, n);
+            multiply(sums, width, before, View::new(&factor.a[first..], first, width, n), false);
+        }
+        for row in 0..rows {
+            for j in first..first + width {
+                let mut sum = f64::from(sums[row * width + j - first]);
+                for k in first..j {
+                    sum += f64::from(y[row * n + k]) * f64::from(factor.a[k * n + j]);
+                }
+                let own = f64::from(x[row * n + j]) * f64::from(factor.inv_diag[j]);
+                y[row * n + j] = (own - sum) as f32;
+            }
+        }
+    }
+    y
+}
+
+/// Left vectors [rank, m], singular values [rank] and right vectors [rank, n] of `g` [m, n].
+type Triples = (Vec<f32>, Vec<f64>, Vec<f32>);
+
+/// The leading `rank` singular triples of `g`.
+fn leading_triples(g: &[f32], m: usize, n: usize, rank: usize) -> Result<Triples, CodecError> {
+    let width = rank + OVERSAMPLE;
+    let smaller = m.min(n);
+    let view = View::new(g, m, n, n);
+    if 2 * width >= smaller {
+        let wide: Vec<f64> = g.iter().map(|&x| f64::from(x)).collect();
+        // Row-major [m, n] is column-major [n, m]: its left vectors are our right ones.
+        let (v, s, u) = thin_svd(&wide, n, m)?;
+        return Ok((leading(&u, m, rank), s[..rank].to_vec(), leading(&v, n, rank)));
+    }
+    let mut right = signs(n * width);
+    let mut left = Vec::new();
+    for iteration in 0..=ITERATIONS {
+        left = parallel_product(view, View::new(&right, n, width, width));
+        orthonormalise(&mut left, m, width);
+        if iteration < ITERATIONS {
+            right = parallel_product(view.transposed(), View::new(&left, m, width, width));
+            orthonormalise(&mut right, n, width);
+        }
+    }
+    let projected = parallel_product(View::new(&left, m, width, width).transposed(), view);
+    let projected: Vec<f64> = projected.iter().map(|&x| f64::from(x)).collect();
+    // Row-major [width, n] is column-major [n, width].
+    let (v, s, mixing) = thin_svd(&projected, n, width)?;
+    let mixing = leading(&mixing, width, rank);
+    let mut u = vec![0.0f32; rank * m];
+    let left = View::new(&left, m, width, width);
+    multiply(&mut u, m, View::new(&mixing, rank, width, width), left.transposed(), false);
+    Ok((u, s[..rank].to_vec(), leading(&v, n, rank)))
+}
+
+/// The first `rank` columns, of `length` values each, as rows of f32.
+fn leading(columns: &[f64], length: usize, rank: usize) -> Vec<f32> {
+    columns[..length * rank].iter().map(|&x| x as f32).collect()
+}
+
+/// Singular value decomposition of a column-major matrix: left vectors, values, right vectors, each
+/// vector a column of its result. Sequential: the bits are those of one thread.
+fn thin_svd(
+    matrix: &[f64],
+    rows: usize,
+    cols: usize,
+) -> Result<(Vec<f64>, Vec<f64>, Vec<f64>), CodecError> {
+    let size = rows.min(cols);
+    let (mut u, mut v) = (vec![0.0; rows * size], vec![0.0; cols * size]);
+    let mut s = vec![0.0; size];
+    let thin = ComputeSvdVectors::Thin;
+    let params = Default::default();
+    let scratch = svd_scratch::<f64>(rows, cols, thin, thin, Par::Seq, params);
+    let mut memory = MemBuffer::new(scratch);
+    svd(
+        MatRef::from_column_major_slice(matrix, rows, cols),
+        faer::diag::DiagMut::from_slice_mut(&mut s),
+        Some(MatMut::from_column_major_slice_mut(&mut u, rows, size)),
+        Some(MatMut::from_column_major_slice_mut(&mut v, cols, size)),
+        Par::Seq,
+        MemStack::new(&mut memory),
+        params,
+    )
+    .map_err(|_| CodecError::NoConvergence { rows, cols })?;
+    Ok((u, s, v))
+}
+
+/// Fixed pseudo-random signs (splitmix64).
+fn signs(count: usize) -> Vec<f32> {
+    let sign = |i: usize| {
+        let mut z = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        if (z ^ (z >> 31)) & 1 == 0 { 1.0 } else { -1.0 }
+    };
+    (0..count).map(sign).collect()
+}
+
+/// Replaces the columns of `x` [rows, cols] by an orthonormal basis of their span (Gram-Schmidt in
+/// f64, every projection twice); columns that depend on earlier ones become 0.
+fn orthonormalise(x: &mut [f32], rows: usize, cols: usize) {
+    let mut columns: Vec<Vec<f64>> =
+        (0..cols).map(|j| (0..rows).map(|i| f64::from(x[i * cols + j])).collect()).collect();
+    for j in 0..cols {
+        let (done, rest) = columns.split_at_mut(j);
+        let own = &mut rest[0];
+        let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let before = norm(own);
+        for _ in 0..2 {
+            for other in done.iter() {
+                let along: f64 = own.iter().zip(other).map(|(a, b)| a * b).sum();
+                own.iter_mut().zip(other).for_each(|(a, b)| *a -= along * b);
+            }
+        }
+        let after = norm(own);
+        let scale = if after > 1e-7 * before { 1.0 / after } else { 0.0 };
+        own.iter_mut().for_each(|x| *x *= scale);
+    }
+    for (j, column) in columns.iter().enumerate() {
+        column.iter().enumerate().for_each(|(i, &value)| x[i * cols + j] = value as f32);
+    }
+}
+
+/// `1 − ‖G − U·V·A‖² / ‖G‖²` for every rank, with the factors as stored:
+/// `‖G‖² − ‖G − U·V·A‖² = Σ_r 2·(u_rᵀG)·(v_rA) − Σ_rs (u_r·u_s)(v_rA·v_sA)`.
+fn captured(
+    g: &[f32],
+    m: usize,
+    n: usize,
+    factor: &Factor,
+    u: &[u16],
+    v: &[u16],
+    energy: f64,
+) -> Vec<f64> {
+    let rank = u.len() / m;
+    let values = |bits: &[u16]| -> Vec<f32> { bits.iter().map(|&x| bf16::to_f32(x)).collect() };
+    let (u, v) = (values(u), times_factor(&values(v), n, factor));
+    let projected = parallel_product(View::new(&u, rank, m, m), View::new(g, m, n, n));
+    let row = |x: &'_ [f32], r: usize, width: usize| x[r * width..(r + 1) * width].to_vec();
+    let mut captured = vec![0.0];
+    let mut sum = 0.0;
+    for r in 0..rank {
+        let (own_u, own_v) = (row(&u, r, m), row(&v, r, n));
+        sum += 2.0 * dot(&row(&projected, r, n), &own_v);
+        for s in 0..=r {
+            let twice = if s < r { 2.0 } else { 1.0 };
+            sum -= twice * dot(&own_u, &row(&u, s, m)) * dot(&own_v, &row(&v, s, n));
+        }
+        captured.push(sum / energy);
+    }
+    captured
+}
+
+/// Inner product in f64, in order.
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}

@@ -1,0 +1,336 @@
+//! The decoder: checks first, then tiles in parallel with the widest kernel of this processor.
+//!
+//! What a tile claims is checked before any of it is used: every pair of row and column logarithm
+//! must meet a class that has a table, so the kernels look up without further checks of classes;
+//! every read of words is checked against the end of the tile.
+
+use super::{LANES, LOWEST_STATE};
+use crate::classes::{DecodeTables, ESCAPE, LayerTables, PROBABILITY_BITS, check_logs};
+use crate::failure::CodecError;
+use rayon::prelude::*;
+
+/// Most bytes that one group can take: a word to restore each state and a word per escaped index.
+pub(super) const GROUP_BYTES: usize = 4 * LANES;
+
+/// Decodes the indices [rows, cols] of a tensor, in parallel over its tiles.
+///
+/// # Errors
+/// [`CodecError::Shape`] where the logarithms do not have the shape; [`CodecError::Damaged`] for
+/// whatever [`super::encode`] cannot have written. Allocates the result and one byte or two per
+/// column and different row logarithm, nothing that the payload could inflate.
+pub fn decode(
+    rows: usize,
+    cols: usize,
+    row_log: &[u8],
+    column_log: &[u8],
+    tables: &LayerTables,
+    tile_rows: u32,
+    tile_offsets: &[u64],
+    payload: &[u8],
+) -> Result<Vec<i16>, CodecError> {
+    check_logs(rows, cols, row_log, column_log)?;
+    let tiles = tiles(rows, cols, tile_rows, tile_offsets, payload)?;
+    if tiles.is_empty() {
+        return Ok(Vec::new());
+    }
+    let lines = Lines::new(row_log, column_log, tables)?;
+    let count = rows.checked_mul(cols).ok_or(CodecError::Damaged {
+        what: "shape",
+        found: rows as u64,
+        expected: "a product that fits the address space",
+    })?;
+    let mut q = vec![0i16; count];
+    let tile_rows = tile_rows as usize;
+    q.par_chunks_mut(tile_rows.saturating_mul(cols).min(count))
+        .zip(row_log.par_chunks(tile_rows))
+        .zip(tiles)
+        .try_for_each(|((q, row_log), bytes)| Tile { bytes, row_log, lines: &lines }.decode(q))?;
+    Ok(q)
+}
+
+/// Decodes one tile, [row_log.len(), column_log.len()], from its bytes and the logarithms of its
+/// rows.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_tile(
+    row_log: &[u8],
+    column_log: &[u8],
+    tables: &LayerTables,
+    bytes: &[u8],
+) -> Result<Vec<i16>, CodecError> {
+    let offsets: &[u64] = if row_log.is_empty() || column_log.is_empty() { &[] } else { &[0] };
+    let rows = row_log.len();
+    let tile_rows = u32::try_from(rows.max(1)).unwrap_or(u32::MAX);
+    decode(rows, column_log.len(), row_log, column_log, tables, tile_rows, offsets, bytes)
+}
+
+/// The bytes of every tile.
+fn tiles<'a>(
+    rows: usize,
+    cols: usize,
+    tile_rows: u32,
+    offsets: &[u64],
+    payload: &'a [u8],
+) -> Result<Vec<&'a [u8]>, CodecError> {
+    let damaged = |what, found, expected| CodecError::Damaged { what, found, expected };
+    if tile_rows == 0 {
+        return Err(damaged("tile rows", 0, "at least 1"));
+    }
+    let count = if cols == 0 { 0 } else { rows.div_ceil(tile_rows as usize) };
+    if offsets.len() != count {
+        return Err(damaged("tile offsets", offsets.len() as u64, "one per tile"));
+    }
+    if offsets.first().is_some_and(|&first| first != 0) || (count == 0 && !payload.is_empty()) {
+        return Err(damaged("tile offsets", offsets.first().copied().unwrap_or(0), "0 first"));
+    }
+    let end = payload.len() as u64;
+    let ends = offsets.iter().skip(1).copied().chain([end]);
+    let tile = |(&start, end): (&u64, u64)| {
+        let bytes = usize::try_from(start).ok().zip(usize::try_from(end).ok());
+        bytes
+            .and_then(|(start, end)| payload.get(start..end))
+            .ok_or(damaged("tile offsets", start, "rising offsets inside the payload"))
+    };
+    offsets.iter().zip(ends).map(tile).collect()
+}
+
+/// Which table each column meets, for every row logarithm that occurs.
+pub(super) struct Lines<'a> {
+    pub(super) tables: &'a DecodeTables,
+    cols: usize,
+    /// [256] line of a row logarithm.
+    line: [Option<u16>; 256],
+    /// [lines, cols] number of the table.
+    number: Vec<u8>,
+    /// [lines, cols] shift of the table; empty where no table has one.
+    shift: Vec<u8>,
+}
+
+impl<'a> Lines<'a> {
+    fn new(
+        row_log: &[u8],
+        column_log: &[u8],
+        tables: &'a LayerTables,
+    ) -> Result<Self, CodecError> {
+        let decode = tables.decode_tables();
+        let mut lines = Lines {
+            tables: decode,
+            cols: column_log.len(),
+            line: [None; 256],
+            number: Vec::new(),
+            shift: Vec::new(),
+        };
+        let mut occurs = [false; 256];
+        row_log.iter().for_each(|&log| occurs[usize::from(log)] = true);
+        let logs = (0..=255u8).filter(|&log| occurs[usize::from(log)]);
+        for (line, row_log) in logs.enumerate() {
+            lines.line[usize::from(row_log)] = Some(line as u16);
+            for &column_log in column_log {
+                let class = tables.class(row_log, column_log);
+                let Some(number) = decode.number[class] else {
+                    let expected = "a class that has a table";
+                    let found = class as u64;
+                    return Err(CodecError::Damaged { what: "logarithms", found, expected });
+                };
+                lines.number.push(number);
+            }
+        }
+        if decode.shift.iter().any(|&shift| shift > 0) {
+            let shifts = lines.number.iter().map(|&number| decode.shift[usize::from(number)]);
+            lines.shift = shifts.collect();
+        }
+        Ok(lines)
+    }
+
+    /// Numbers and shifts of the tables of a row; no shifts where no table of the layer has one.
+    pub(super) fn of(&self, row_log: u8) -> (&[u8], &[u8]) {
+        let line = usize::from(self.line[usize::from(row_log)].expect("row logarithms were listed"));
+        let range = line * self.cols..(line + 1) * self.cols;
+        (&self.number[range.clone()], if self.shift.is_empty() { &[] } else { &self.shift[range] })
+    }
+
+    /// Does any table have a shift?
+    pub(super) fn shifted(&self) -> bool {
+        !self.shift.is_empty()
+    }
+}
+
+/// A tile to be decoded.
+pub(super) struct Tile<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) row_log: &'a [u8],
+    pub(super) lines: &'a Lines<'a>,
+}
+
+/// Where the decoder of a tile stands.
+pub(super) struct Cursor<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) position: usize,
+    pub(super) states: [u32; LANES],
+}
+
+impl Tile<'_> {
+    /// Decodes into `q` [row_log.len(), cols] with the widest kernel.
+    fn decode(&self, q: &mut [i16]) -> Result<(), CodecError> {
+        self.decode_portably(q)
+    }
+
+    /// Decodes into `q` without any special instruction: the reference.
+    pub(super) fn decode_portably(&self, q: &mut [i16]) -> Result<(), CodecError> {
+        let mut cursor = self.begin()?;
+        let cols = self.lines.cols;
+        for (q, &row_log) in q.chunks_mut(cols).zip(self.row_log) {
+            let (number, shift) = self.lines.of(row_log);
+            for first in (0..cols).step_by(LANES) {
+                let columns = first..cols.min(first + LANES);
+                let shift = shift.get(columns.clone()).unwrap_or(&[]);
+                let entries = &self.lines.tables.entries;
+                cursor.group(entries, &number[columns.clone()], shift, &mut q[columns])?;
+            }
+        }
+        cursor.finish()
+    }
+
+    /// Reads the first states.
+    pub(super) fn begin(&self) -> Result<Cursor<'_>, CodecError> {
+        let lanes = self.lines.cols.min(LANES);
+        let length = self.bytes.len() as u64;
+        if self.bytes.len() < 4 * lanes || self.bytes.len() % 2 != 0 {
+            let expected = "its states and whole words";
+            return Err(CodecError::Damaged { what: "length of a tile", found: length, expected });
+        }
+        let mut states = [LOWEST_STATE; LANES];
+        for (state, bytes) in states[..lanes].iter_mut().zip(self.bytes.chunks_exact(4)) {
+            *state = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            if *state < LOWEST_STATE {
+                let (what, found) = ("state of a tile", u64::from(*state));
+                return Err(CodecError::Damaged { what, found, expected: "at least 65536" });
+            }
+        }
+        Ok(Cursor { bytes: self.bytes, position: 4 * lanes, states })
+    }
+}
+
+impl Cursor<'_> {
+    /// Decodes a group of `out.len()` columns (at most 32) with the tables `number` and their
+    /// `shift` (none: all 0).
+    #[inline(always)]
+    pub(super) fn group(
+        &mut self,
+        entries: &[u32],
+        number: &[u8],
+        shift: &[u8],
+        out: &mut [i16],
+    ) -> Result<(), CodecError> {
+        let escapes = match self.bytes.get(self.position..self.position + GROUP_BYTES) {
+            Some(window) => {
+                let window = window.try_into().expect("a window of this length");
+                self.symbols(entries, number, shift, out, Window(window))
+            }
+            None => {
+                let rest = self.bytes.get(self.position..).unwrap_or(&[]);
+                self.symbols(entries, number, shift, out, Checked(rest))
+            }
+        };
+        if self.position > self.bytes.len() {
+            return Err(self.truncated());
+        }
+        if escapes == 0 { Ok(()) } else { self.escapes(escapes, out) }
+    }
+
+    /// Steps 1 and 2; returns the lanes that met an escape. May leave the position behind the end.
+    #[inline(always)]
+    fn symbols<W: Words>(
+        &mut self,
+        entries: &[u32],
+        number: &[u8],
+        shift: &[u8],
+        out: &mut [i16],
+        words: W,
+    ) -> u32 {
+        let mask = (1u32 << PROBABILITY_BITS) - 1;
+        let (mut taken, mut escapes) = (0usize, 0u32);
+        for (lane, ((out, &number), x)) in out.iter_mut().zip(number).zip(&mut self.states).enumerate() {
+            let shift = shift.get(lane).map_or(0, |&shift| u32::from(shift));
+            let at = usize::from(number) << PROBABILITY_BITS | ((*x >> shift) & mask) as usize;
+            let entry = entries[at];
+            let symbol = entry as i32 >> 24;
+            let raw = (*x & ((1 << shift) - 1)) as i32;
+            *out = ((symbol << shift) + raw - ((1 << shift) >> 1)) as i16;
+            escapes |= u32::from(symbol == ESCAPE) << lane;
+            let next = ((entry & mask) + 1) * (*x >> (shift + PROBABILITY_BITS))
+                + ((entry >> PROBABILITY_BITS) & mask);
+            let restore = next < LOWEST_STATE;
+            let word = u32::from(words.at(taken));
+            *x = if restore { next << 16 | word } else { next };
+            taken += usize::from(restore);
+        }
+        self.position += 2 * taken;
+        escapes
+    }
+
+    /// Step 3: the indices of the lanes in `escapes` are the next words.
+    #[cold]
+    pub(super) fn escapes(&mut self, mut escapes: u32, out: &mut [i16]) -> Result<(), CodecError> {
+        while escapes != 0 {
+            let lane = escapes.trailing_zeros() as usize;
+            let Some(word) = self.bytes.get(self.position..self.position + 2) else {
+                return Err(self.truncated());
+            };
+            out[lane] = i16::from_le_bytes([word[0], word[1]]);
+            self.position += 2;
+            escapes &= escapes - 1;
+        }
+        Ok(())
+    }
+
+    /// Checks that the tile ends where its words end, in the state where the encoder began.
+    pub(super) fn finish(&self) -> Result<(), CodecError> {
+        if self.position != self.bytes.len() {
+            let found = (self.bytes.len() - self.position) as u64;
+            let expected = "no bytes after the last word";
+            return Err(CodecError::Damaged { what: "end of a tile", found, expected });
+        }
+        match self.states.iter().find(|&&state| state != LOWEST_STATE) {
+            None => Ok(()),
+            Some(&state) => {
+                let (what, found) = ("last state of a tile", u64::from(state));
+                Err(CodecError::Damaged { what, found, expected: "65536" })
+            }
+        }
+    }
+
+    fn truncated(&self) -> CodecError {
+        let (what, found) = ("tile", self.bytes.len() as u64);
+        CodecError::Damaged { what, found, expected: "more bytes" }
+    }
+}
+
+/// The words ahead.
+trait Words {
+    /// Word `i`, or 0 behind the end.
+    fn at(&self, i: usize) -> u16;
+}
+
+/// Enough words for any group: no check per word.
+struct Window<'a>(&'a [u8; GROUP_BYTES]);
+
+/// Fewer words than a group might take.
+struct Checked<'a>(&'a [u8]);
+
+impl Words for Window<'_> {
+    #[inline(always)]
+    fn at(&self, i: usize) -> u16 {
+        // At most one word per lane: the mask never changes i, it only spares the check.
+        let i = 2 * (i & (LANES - 1));
+        u16::from_le_bytes([self.0[i], self.0[i + 1]])
+    }
+}
+
+impl Words for Checked<'_> {
+    #[inline(always)]
+    fn at(&self, i: usize) -> u16 {
+        self.0.get(2 * i..2 * i + 2).map_or(0, |word| u16::from_le_bytes([word[0], word[1]]))
+    }
+}

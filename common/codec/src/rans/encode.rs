@@ -1,0 +1,122 @@
+//! The encoder: tiles in parallel, each backwards.
+
+use super::{EncodedTensor, LANES, LOWEST_STATE, tile_rows};
+use crate::classes::{ClassTable, ESCAPE, FINE_CLASSES, LayerTables, PROBABILITY_BITS, fine_class};
+use crate::classes::{place, symbol_of};
+use crate::code::TensorCode;
+use crate::failure::CodecError;
+use rayon::prelude::*;
+
+/// A class as the encoder reads it.
+struct Coder {
+    shift: u32,
+    /// [256] `frequency | first slot << 16`, by place; 0 where the symbol has no code.
+    symbols: Vec<u32>,
+}
+
+impl Coder {
+    fn new(table: &ClassTable) -> Self {
+        let starts = table.starts();
+        let symbols = table.frequency.iter().zip(starts).map(|(&frequency, start)| {
+            if frequency == 0 { 0 } else { u32::from(frequency) | u32::from(start) << 16 }
+        });
+        Coder { shift: table.shift, symbols: symbols.collect() }
+    }
+}
+
+/// Encodes the indices of a tensor with the tables of its layer.
+///
+/// # Errors
+/// [`CodecError::Shape`] and [`CodecError::Range`] from [`TensorCode::validate`];
+/// [`CodecError::NoCode`] where the tables were built from other tensors.
+pub fn encode(code: &TensorCode, tables: &LayerTables) -> Result<EncodedTensor, CodecError> {
+    code.validate()?;
+    let rows = tile_rows(code.rows, code.cols);
+    let mut encoded = EncodedTensor { tile_rows: rows, tile_offsets: vec![], payload: vec![] };
+    if code.q.is_empty() {
+        return Ok(encoded);
+    }
+    let fine: Vec<Option<Coder>> = (0..FINE_CLASSES)
+        .map(|fine| tables.table(fine >> tables.granularity()).map(Coder::new))
+        .collect();
+    let rows = rows as usize;
+    let tiles = code
+        .q
+        .par_chunks(rows * code.cols)
+        .zip(code.row_log.par_chunks(rows))
+        .map(|(q, row_log)| encode_tile(q, row_log, &code.column_log, &fine))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|(fine, value)| CodecError::NoCode { class: fine >> tables.granularity(), value })?;
+    for tile in tiles {
+        encoded.tile_offsets.push(encoded.payload.len() as u64);
+        encoded.payload.extend(tile);
+    }
+    Ok(encoded)
+}
+
+/// Encodes one tile; on failure the fine class and the index that have no code.
+fn encode_tile(
+    q: &[i16],
+    row_log: &[u8],
+    column_log: &[u8],
+    fine: &[Option<Coder>],
+) -> Result<Vec<u8>, (usize, i16)> {
+    let cols = column_log.len();
+    let mut states = [LOWEST_STATE; LANES];
+    let mut words: Vec<u16> = Vec::with_capacity(q.len() / 2);
+    for (q, &row_log) in q.chunks(cols).zip(row_log).rev() {
+        for (q, column_log) in q.chunks(LANES).zip(column_log.chunks(LANES)).rev() {
+            encode_group(q, row_log, column_log, fine, &mut states, &mut words)?;
+        }
+    }
+    let states = &states[..cols.min(LANES)];
+    let mut bytes = Vec::with_capacity(4 * states.len() + 2 * words.len());
+    states.iter().for_each(|state| bytes.extend(state.to_le_bytes()));
+    words.iter().rev().for_each(|word| bytes.extend(word.to_le_bytes()));
+    Ok(bytes)
+}
+
+/// Encodes one group, last lane first: escaped indices, then symbols.
+#[inline(always)]
+fn encode_group(
+    q: &[i16],
+    row_log: u8,
+    column_log: &[u8],
+    fine: &[Option<Coder>],
+    states: &mut [u32; LANES],
+    words: &mut Vec<u16>,
+) -> Result<(), (usize, i16)> {
+    let mut steps = [(0u32, 0u32, 0u32); LANES]; // frequency and first slot, raw bits, shift
+    for lane in (0..q.len()).rev() {
+        let class = fine_class(row_log, column_log[lane]);
+        let index = i32::from(q[lane]);
+        let coder = fine[class].as_ref().ok_or((class, q[lane]))?;
+        let shift = coder.shift;
+        let symbol = symbol_of(index, shift);
+        let raw = (index + ((1 << shift) >> 1)) as u32 & ((1 << shift) - 1);
+        let code = if symbol > ESCAPE && symbol < -ESCAPE { coder.symbols[place(symbol)] } else { 0 };
+        if code != 0 {
+            steps[lane] = (code, raw, shift);
+        } else {
+            let escape = coder.symbols[place(ESCAPE)];
+            if escape == 0 {
+                return Err((class, q[lane]));
+            }
+            words.push(q[lane] as u16);
+            steps[lane] = (escape, 0, shift);
+        }
+    }
+    for lane in (0..q.len()).rev() {
+        let (code, raw, shift) = steps[lane];
+        let (frequency, first) = (code & 0xffff, code >> 16);
+        let mut x = states[lane];
+        // The state after this symbol must fit 32 bits.
+        if x >> (32 - PROBABILITY_BITS - shift) >= frequency {
+            words.push(x as u16);
+            x >>= 16;
+        }
+        let slot = x % frequency + first;
+        states[lane] = ((x / frequency) << PROBABILITY_BITS | slot) << shift | raw;
+    }
+    Ok(())
+}

@@ -1,0 +1,206 @@
+//! Which step meets a budget of bits per weight.
+//!
+//! A probe quantizes a fixed sample of rows, with feedback, exactly as the whole tensor would be
+//! (rows are independent), and counts the entropy of the indices in the classes that the coder
+//! uses. The entropy of a sample lies below that of the whole by about `(support − 1) / (2 ln 2)` bits
+//! per class (Miller and Madow 1955); this is added. A probe counts indices alone: whoever writes
+//! the file adds tables, logarithms and headers, and corrects all steps of a layer by the same power
+//! of two if the bytes as written miss the budget (at high rate, a factor of `2^x` takes x bits off
+//! every weight).
+
+use crate::classes::{Tally, row_logs};
+use crate::factor::Factor;
+use crate::failure::{CodecError, check_finite, check_len, check_matrix};
+use crate::feedback;
+use crate::steps::{check_step, column_steps};
+
+/// Granularity of the classes in a probe: quarters of an octave.
+const GRANULARITY: u32 = 1;
+/// A step is good enough when its sample is this near to the target, bits per weight.
+pub const TOLERANCE: f64 = 0.002;
+/// Most probes of one search.
+const MOST_PROBES: u32 = 12;
+/// Range of targets in bits per weight.
+const TARGETS: std::ops::RangeInclusive<f64> = 0.05..=12.0;
+/// Range of base-2 logarithms of steps that a search visits.
+const STEP_LOGS: std::ops::RangeInclusive<f64> = -125.0..=90.0;
+
+/// The step that a search found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Choice {
+    /// Tensor step, for [`crate::steps::column_step`].
+    pub step: f32,
+    /// Bits per weight that the probe at this step predicts for the indices.
+    pub bits: f64,
+    /// Number of probes made.
+    pub probes: u32,
+}
+
+/// A fixed sample of rows of a tensor.
+struct Sample<'a> {
+    /// [rows, n]
+    w: Vec<f32>,
+    rows: usize,
+    n: usize,
+    factor: &'a Factor,
+    column_log: &'a [u8],
+}
+
+impl<'a> Sample<'a> {
+    /// Row `floor((i + 1/2) · m / rows)` for i = 0..rows, with `rows = min(probe_rows, m)`.
+    fn new(
+        w: &[f32],
+        m: usize,
+        n: usize,
+        factor: &'a Factor,
+        column_log: &'a [u8],
+        probe_rows: usize,
+    ) -> Result<Self, CodecError> {
+        check_matrix("weights", w.len(), m, n)?;
+        check_len("column_log", column_log.len(), n)?;
+        if probe_rows == 0 {
+            let expected = "at least 1";
+            return Err(CodecError::Range { what: "probe rows", found: 0.0, expected });
+        }
+        let rows = probe_rows.min(m);
+        let mut sample = Vec::with_capacity(rows * n);
+        for i in 0..rows {
+            let row = (2 * i + 1) * m / (2 * rows);
+            sample.extend_from_slice(&w[row * n..(row + 1) * n]);
+        }
+        check_finite("weights", &sample)?;
+        Ok(Sample { w: sample, rows, n, factor, column_log })
+    }
+
+    /// Bits per weight at a step.
+    fn bits(&self, step: f32) -> Result<f64, CodecError> {
+        check_step(step)?;
+        let steps = column_steps(step, self.column_log);
+        let q = feedback::quantize(&self.w, self.rows, self.n, self.factor, &steps)?;
+        if q.is_empty() {
+            return Ok(0.0);
+        }
+        let row_log = row_logs(&q, self.rows, self.column_log)?;
+        let mut tally = Tally::default();
+        tally.count(&q, &row_log, self.column_log)?;
+        let bits: f64 = tally
+            .classes(GRANULARITY)
+            .iter()
+            .flatten()
+            .map(|class| {
+                let unseen = class.support().saturating_sub(1) as f64;
+                class.entropy() + unseen / (2.0 * std::f64::consts::LN_2)
+            })
+            .sum();
+        Ok(bits / q.len() as f64)
+    }
+
+    /// Logarithm of the step that high-rate theory gives: the differential entropy of rows taken as
+    /// Gaussian, minus the target, minus the mean logarithm of the columns. None without any energy.
+    fn start(&self, target: f64) -> Option<f64> {
+        let energies = self.w.chunks(self.n.max(1)).map(|row| {
+            row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / self.n as f64
+        });
+        let logs: Vec<f64> = energies.filter(|&e| e > 0.0).map(|e| 0.5 * e.log2()).collect();
+        if logs.is_empty() {
+            return None;
+        }
+        let spread: f64 = self.column_log.iter().map(|&log| f64::from(log) / 8.0).sum();
+        let width = logs.iter().sum::<f64>() / logs.len() as f64;
+        Some(width + 2.047 - spread / self.n as f64 - target)
+    }
+}
+
+/// Bits per weight of the indices of `w` [m, n] at a tensor step, predicted from `probe_rows` rows.
+///
+/// # Errors
+/// Those of [`feedback::quantize`]; [`CodecError::Range`] for a step or a number of rows without
+/// meaning.
+pub fn probe(
+    w: &[f32],
+    m: usize,
+    n: usize,
+    factor: &Factor,
+    column_log: &[u8],
+    step: f32,
+    probe_rows: usize,
+) -> Result<f64, CodecError> {
+    Sample::new(w, m, n, factor, column_log, probe_rows)?.bits(step)
+}
+
+/// The tensor step at which the indices of `w` [m, n] take `target_bits` per weight, to within
+/// [`TOLERANCE`] on `probe_rows` rows; where no step does (few weights, or all the same), the step
+/// that came nearest. `base` is the step for a tensor of zeros, which any step meets.
+///
+/// # Errors
+/// Those of [`probe`]; [`CodecError::Range`] for a target outside 0.05..=12.
+pub fn choose_step(
+    w: &[f32],
+    m: usize,
+    n: usize,
+    factor: &Factor,
+    column_log: &[u8],
+    base: f32,
+    target_bits: f64,
+    probe_rows: usize,
+) -> Result<Choice, CodecError> {
+    if !TARGETS.contains(&target_bits) {
+        let expected = "0.05 to 12 bits per weight";
+        return Err(CodecError::Range { what: "target rate", found: target_bits, expected });
+    }
+    let sample = Sample::new(w, m, n, factor, column_log, probe_rows)?;
+    let Some(start) = sample.start(target_bits) else {
+        check_step(base)?;
+        return Ok(Choice { step: base, bits: 0.0, probes: 0 });
+    };
+    let mut search = Search::new(start);
+    let mut best: Option<Choice> = None;
+    for probes in 1..=MOST_PROBES {
+        let step = search.log.exp2() as f32;
+        let bits = sample.bits(step)?;
+        let miss = bits - target_bits;
+        if best.is_none_or(|best| miss.abs() < (best.bits - target_bits).abs()) {
+            best = Some(Choice { step, bits, probes });
+        }
+        best = best.map(|best| Choice { probes, ..best });
+        if miss.abs() <= TOLERANCE || !search.advance(miss) {
+            break;
+        }
+    }
+    Ok(best.expect("at least one probe was made"))
+}
+
+/// A root search for a falling function whose slope is about −1.
+struct Search {
+    /// Where to look next.
+    log: f64,
+    /// The last point and its miss.
+    last: Option<(f64, f64)>,
+    /// Largest point known to be above the target, smallest known to be below.
+    above: f64,
+    below: f64,
+}
+
+impl Search {
+    fn new(log: f64) -> Self {
+        let (above, below) = (*STEP_LOGS.start(), *STEP_LOGS.end());
+        Search { log: log.clamp(above, below), last: None, above, below }
+    }
+
+    /// Takes the miss (bits over the target) at `self.log`; false where there is nowhere to go.
+    fn advance(&mut self, miss: f64) -> bool {
+        let here = self.log;
+        if miss > 0.0 { self.above = here } else { self.below = here }
+        let slope = match self.last {
+            Some((log, old)) if log != here => ((miss - old) / (here - log)).clamp(-1.5, -0.2),
+            _ => -1.0,
+        };
+        let mut next = here - miss / slope;
+        if next <= self.above || next >= self.below {
+            next = 0.5 * (self.above + self.below);
+        }
+        self.last = Some((here, miss));
+        self.log = next;
+        (next - here).abs() > 1e-6
+    }
+}

@@ -1,0 +1,152 @@
+//! Quantization steps as logarithms: one f32 per tensor, one byte per column.
+//!
+//! The step of column j is `s_j = step · M[log & 7] · 2^(log >> 3)` with `log = column_log[j]`,
+//! computed as **one** f32 multiplication of `step` by the f32 `M[log & 7] · 2^(log >> 3)`, which
+//! is exact because the second factor is a power of two. `M[k]` is the f32 nearest to `2^(k/8)`, so
+//! the steps are the same bits on every machine. Logarithms run from 0 to 255: almost 32 octaves.
+//!
+//! The same table quantizes ratios to eighths of an octave, by comparing instead of calling a
+//! library's logarithm, whose last bit depends on the platform.
+
+use crate::failure::{CodecError, check_finite};
+
+/// Bit patterns of the f32 nearest to `2^(k/8)`, k = 0..8.
+pub const MANTISSA_BITS: [u32; 8] = [
+    0x3f80_0000,
+    0x3f8b_95c2,
+    0x3f98_37f0,
+    0x3fa5_fed7,
+    0x3fb5_04f3,
+    0x3fc5_672a,
+    0x3fd7_44fd,
+    0x3fea_c0c7,
+];
+
+/// `2^((2k+1)/16)`: above the k-th, a mantissa is nearer to `2^((k+1)/8)` than to `2^(k/8)`.
+const MIDPOINTS: [f64; 8] = [
+    1.0442737824274138,
+    1.1387886347566916,
+    1.241857812073484,
+    1.3542555469368927,
+    1.4768261459394993,
+    1.6104903319492543,
+    1.7562521603732995,
+    1.9152065613971474,
+];
+
+/// Smallest and largest tensor step: with them no column step is subnormal or infinite.
+const STEP_RANGE: std::ops::RangeInclusive<f32> = f32::MIN_POSITIVE..=1e28;
+
+/// `M[log & 7] · 2^(log >> 3)`, exact.
+#[inline(always)]
+pub fn factor(log: u8) -> f32 {
+    let log = u32::from(log);
+    f32::from_bits(MANTISSA_BITS[(log & 7) as usize] + ((log >> 3) << 23))
+}
+
+/// Step of a column: one f32 multiplication.
+#[inline(always)]
+pub fn column_step(step: f32, log: u8) -> f32 {
+    step * factor(log)
+}
+
+/// Steps of all columns, [cols].
+pub fn column_steps(step: f32, column_log: &[u8]) -> Vec<f32> {
+    column_log.iter().map(|&log| column_step(step, log)).collect()
+}
+
+/// `round(8 · log2(ratio))` of a normal positive number; a tie cannot occur.
+pub(crate) fn eighths(ratio: f64) -> i32 {
+    debug_assert!(ratio.is_normal() && ratio > 0.0);
+    let bits = ratio.to_bits();
+    let exponent = (bits >> 52) as i32 - 1023;
+    let mantissa = f64::from_bits((bits & ((1 << 52) - 1)) | (1023 << 52));
+    8 * exponent + MIDPOINTS.iter().filter(|&&midpoint| mantissa >= midpoint).count() as i32
+}
+
+/// Logarithms of the column steps that suit a Hessian: the steps are to be proportional to
+/// `inv_diag` [cols] (positive and finite), see [`crate::factor::Factor`].
+///
+/// Returns `(column_log, base)`: base is the smallest entry, and
+/// `column_log[j] = min(255, round(8 · log2(inv_diag[j] / base)))`, so that with the tensor step
+/// `lambda · base` column j has the step `lambda · inv_diag[j]` to within 1/16 octave.
+///
+/// # Errors
+/// [`CodecError::NotFinite`], or [`CodecError::Range`] for an entry that is not positive.
+pub fn column_logs(inv_diag: &[f32]) -> Result<(Vec<u8>, f32), CodecError> {
+    check_finite("inverse diagonal", inv_diag)?;
+    let base = inv_diag.iter().copied().fold(f32::INFINITY, f32::min);
+    if inv_diag.is_empty() {
+        return Ok((Vec::new(), 1.0));
+    }
+    if !base.is_normal() || base < 0.0 {
+        let expected = "positive, normal numbers";
+        return Err(CodecError::Range {
+            what: "inverse diagonal",
+            found: f64::from(base),
+            expected,
+        });
+    }
+    let log = |x: f32| eighths(f64::from(x) / f64::from(base)).min(255) as u8;
+    Ok((inv_diag.iter().map(|&x| log(x)).collect(), base))
+}
+
+/// Refuses a tensor step with which some column step would be subnormal or infinite.
+pub(crate) fn check_step(step: f32) -> Result<(), CodecError> {
+    if STEP_RANGE.contains(&step) {
+        return Ok(());
+    }
+    let expected = "1.2e-38 to 1e28";
+    Err(CodecError::Range { what: "step", found: f64::from(step), expected })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mantissas_are_the_nearest_f32_of_the_eighths_of_an_octave() {
+        for (k, &bits) in MANTISSA_BITS.iter().enumerate() {
+            let exact = 2f64.powf(k as f64 / 8.0);
+            let distance = |bits: u32| (f64::from(f32::from_bits(bits)) - exact).abs();
+            assert!(distance(bits) <= distance(bits - 1) && distance(bits) <= distance(bits + 1));
+        }
+    }
+
+    #[test]
+    fn factors_rise_by_an_eighth_of_an_octave_over_the_whole_range() {
+        for log in 0..=255u8 {
+            let expected = 2f64.powf(f64::from(log) / 8.0);
+            assert!((f64::from(factor(log)) / expected - 1.0).abs() < 1e-7);
+        }
+        assert_eq!(column_step(3.0, 16), 12.0);
+        assert_eq!(column_step(1.0, 255), f32::from_bits(MANTISSA_BITS[7]) * 2f32.powi(31));
+        assert!(column_step(*STEP_RANGE.end(), 255).is_finite());
+    }
+
+    #[test]
+    fn eighths_agree_with_the_logarithm_away_from_its_midpoints() {
+        for i in 0..20_000 {
+            let ratio = 1e-9 * 1.0021f64.powi(i);
+            let exact = 8.0 * ratio.log2();
+            if (exact.rem_euclid(1.0) - 0.5).abs() > 1e-6 {
+                assert_eq!(eighths(ratio), exact.round() as i32, "{ratio}");
+            }
+        }
+    }
+
+    #[test]
+    fn column_logs_are_relative_to_the_smallest_entry_and_saturate() {
+        let (logs, base) = column_logs(&[0.5, 1.0, 0.25, 0.25 * 1.09, 1e30]).unwrap();
+        assert_eq!((logs, base), (vec![8, 16, 0, 1, 255], 0.25));
+        assert_eq!(column_logs(&[7.0]).unwrap(), (vec![0], 7.0));
+        assert_eq!(column_logs(&[]).unwrap(), (vec![], 1.0));
+    }
+
+    #[test]
+    fn column_logs_refuse_what_is_no_step() {
+        assert!(matches!(column_logs(&[1.0, f32::NAN]), Err(CodecError::NotFinite { .. })));
+        assert!(matches!(column_logs(&[1.0, 0.0]), Err(CodecError::Range { .. })));
+        assert!(matches!(column_logs(&[1.0, -1.0]), Err(CodecError::Range { .. })));
+    }
+}

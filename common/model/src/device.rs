@@ -1,0 +1,149 @@
+//! The device that computes: the processor always, an NVIDIA GPU when built with feature `cuda`.
+//!
+//! Owns the choice of backend and the look for the CUDA driver before its first use (burn would
+//! panic). It computes nothing.
+
+use std::fmt;
+use std::str::FromStr;
+
+use burn::tensor::backend::Backend;
+
+/// The CPU backend.
+pub type Cpu = burn_flex::Flex<f32, i32>;
+
+/// The CUDA backend.
+#[cfg(feature = "cuda")]
+pub type Cuda = burn::backend::Cuda<f32, i32>;
+
+/// A device by its name in the settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// `cpu`
+    Cpu,
+    /// `cuda`
+    Cuda,
+}
+
+/// Why a device cannot be used.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum DeviceError {
+    /// Not the name of a device.
+    #[error("device {found:?} is unknown, expected \"cpu\" or \"cuda\"")]
+    Unknown {
+        /// The name given.
+        found: String,
+    },
+    /// This program was built without CUDA.
+    #[error("device \"cuda\" was asked for, but this program was built without the feature `cuda`")]
+    NotBuilt,
+    /// The driver's library is not on this machine.
+    #[error("device \"cuda\" was asked for, but the NVIDIA driver (libcuda) cannot be loaded here")]
+    NoDriver,
+}
+
+impl FromStr for DeviceKind {
+    type Err = DeviceError;
+
+    fn from_str(name: &str) -> Result<Self, DeviceError> {
+        match name {
+            "cpu" => Ok(DeviceKind::Cpu),
+            "cuda" => Ok(DeviceKind::Cuda),
+            _ => Err(DeviceError::Unknown { found: name.to_owned() }),
+        }
+    }
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DeviceKind::Cpu => "cpu",
+            DeviceKind::Cuda => "cuda",
+        })
+    }
+}
+
+/// Work that can be done on any backend; see [`dispatch`].
+pub trait OnDevice {
+    /// What the work gives back.
+    type Output;
+
+    /// Does the work on `device`.
+    fn run<B: Backend>(self, device: B::Device) -> Self::Output;
+}
+
+impl DeviceKind {
+    /// Whether the device can be used by this program on this machine.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotBuilt`] or [`DeviceError::NoDriver`].
+    pub fn check(self) -> Result<(), DeviceError> {
+        match self {
+            DeviceKind::Cpu => Ok(()),
+            DeviceKind::Cuda => check_cuda(),
+        }
+    }
+}
+
+/// Runs `work` on the backend of `kind`.
+///
+/// # Errors
+/// As [`DeviceKind::check`]; `work` is not started then.
+pub fn dispatch<W: OnDevice>(kind: DeviceKind, work: W) -> Result<W::Output, DeviceError> {
+    kind.check()?;
+    match kind {
+        DeviceKind::Cpu => Ok(work.run::<Cpu>(Default::default())),
+        #[cfg(feature = "cuda")]
+        DeviceKind::Cuda => Ok(work.run::<Cuda>(Default::default())),
+        #[cfg(not(feature = "cuda"))]
+        DeviceKind::Cuda => Err(DeviceError::NotBuilt),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn check_cuda() -> Result<(), DeviceError> {
+    Err(DeviceError::NotBuilt)
+}
+
+/// Tries to load the driver's library, as the backend itself does at its first use.
+#[cfg(feature = "cuda")]
+fn check_cuda() -> Result<(), DeviceError> {
+    #![allow(unsafe_code)]
+    const NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
+    // SAFETY: loading the NVIDIA driver library runs its initialisers; the backend loads the very
+    // same library at its first use, so this adds no code that would not run anyway.
+    let found = NAMES.iter().any(|name| unsafe { libloading::Library::new(name) }.is_ok());
+    if found { Ok(()) } else { Err(DeviceError::NoDriver) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_names_round_trip_and_others_are_refused() {
+        for kind in [DeviceKind::Cpu, DeviceKind::Cuda] {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+        }
+        let refused = "tpu".parse::<DeviceKind>().unwrap_err();
+        assert!(refused.to_string().contains("tpu"), "{refused}");
+    }
+
+    #[test]
+    fn dispatch_runs_on_the_cpu_backend() {
+        struct Name;
+        impl OnDevice for Name {
+            type Output = String;
+            fn run<B: Backend>(self, device: B::Device) -> String {
+                B::name(&device)
+            }
+        }
+        assert_eq!(dispatch(DeviceKind::Cpu, Name), Ok("flex".to_owned()));
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn cuda_is_refused_when_it_was_not_built() {
+        assert_eq!(DeviceKind::Cuda.check(), Err(DeviceError::NotBuilt));
+        assert!(DeviceError::NotBuilt.to_string().contains("feature `cuda`"));
+    }
+}

@@ -1,0 +1,35 @@
+//! What the stages share about models: which tensors a model has and how its layers compute.
+//!
+//! Owns the reading of a Hugging Face model folder (`config.json`, safetensors shards, tokenizer),
+//! the plan of every layer (tensor names, shapes, which linears read which input), the forward
+//! passes on burn, the input statistics and the choice of device.
+//!
+//! It never writes a file, never spawns, never talks to a network and knows nothing of the
+//! pipeline, of codecs or of packs.
+//!
+//! Code map:
+//! - [`config`]: the validated [`ModelConfig`]; [`families`]: one file per family turns that
+//!   family's `config.json` into it; [`plan`]: tensor names and shapes derived from it.
+//! - [`source`]: the safetensors of a model folder, by positioned reads.
+//! - [`text`]: tokenizer, text files, evaluation and calibration windows.
+//! - [`llama`]: the forward pass; [`rope`]: rotary position tables.
+//! - [`moments`]: second moments of layer inputs; [`device`]: CPU or CUDA.
+
+pub mod config;
+pub mod device;
+pub mod error;
+pub mod families;
+pub mod llama;
+pub mod moments;
+pub mod plan;
+pub mod rope;
+pub mod source;
+pub mod text;
+
+pub use config::{Activation, Family, ModelConfig};
+pub use device::{Cpu, DeviceKind};
+pub use error::ModelError;
+pub use plan::{ExactSpec, InputSpec, LayerPlan, LinearSpec};
+pub use rope::{Rope, RopeScaling};
+pub use source::{SourceFolder, SourceTensor};
+pub use text::{Tokenizer, Window};

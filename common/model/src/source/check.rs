@@ -1,0 +1,87 @@
+//! Comparison of a folder's tensors with the plan of the configured model.
+
+use std::collections::BTreeMap;
+
+use super::{Finding, SourceError, SourceFolder, TensorInfo};
+use crate::config::ModelConfig;
+
+/// Bytes compared at a time.
+const BLOCK: u64 = 4 << 20;
+
+impl SourceFolder {
+    /// Checks that the folder has exactly the tensors of `config`, each with the right shape and a
+    /// weight type. Tolerated: `*.rotary_emb.inv_freq`, which older files carry and which follows
+    /// from the configuration, and a `lm_head.weight` that repeats a tied embedding bit for bit.
+    ///
+    /// # Errors
+    /// [`SourceError::Mismatch`] with every difference, [`SourceError::Io`].
+    pub fn check(&self, config: &ModelConfig) -> Result<(), SourceError> {
+        let mut plan = planned(config);
+        let mut findings = Vec::new();
+        for info in self.tensors() {
+            match plan.remove(&info.name) {
+                Some(expected) => findings.extend(compare(info, expected)),
+                None if info.name.ends_with(".rotary_emb.inv_freq") => {}
+                None if config.tied_head && info.name == "lm_head.weight" => {
+                    findings.extend(self.compare_head(info, config)?);
+                }
+                None => findings.push(Finding::LeftOver {
+                    name: info.name.clone(),
+                    found: info.shape.clone(),
+                }),
+            }
+        }
+        let missing = plan.into_iter().map(|(name, expected)| Finding::Missing { name, expected });
+        findings.extend(missing);
+        if findings.is_empty() {
+            Ok(())
+        } else {
+            Err(SourceError::Mismatch { path: self.dir.clone(), findings })
+        }
+    }
+
+    /// Whether the head of a tied model repeats its embedding.
+    fn compare_head(
+        &self,
+        head: &TensorInfo,
+        config: &ModelConfig,
+    ) -> Result<Option<Finding>, SourceError> {
+        let name = config.head_tensor();
+        let Some(embedding) = self.tensor(name) else {
+            return Ok(None); // reported as missing
+        };
+        let mut same = head.dtype == embedding.dtype && head.shape == embedding.shape;
+        let mut start = 0;
+        while same && start < head.bytes {
+            let bytes = BLOCK.min(head.bytes - start);
+            let part = |info| self.read_part(info, start, bytes, Vec::new());
+            same = part(head)?.bytes == part(embedding)?.bytes;
+            start += bytes;
+        }
+        let (name, embedding) = (head.name.clone(), name.to_owned());
+        Ok((!same).then_some(Finding::OtherHead { name, embedding }))
+    }
+}
+
+/// Full name and shape of every tensor of the model.
+fn planned(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
+    let mut plan: BTreeMap<_, _> =
+        config.scaffold_plan().into_iter().map(|spec| (spec.name, spec.shape)).collect();
+    for layer in (0..config.layers).map(|index| config.layer_plan(index)) {
+        let full = |name: String| format!("{}{name}", layer.prefix);
+        plan.extend(layer.tensors().map(|spec| (full(spec.name), spec.shape)));
+    }
+    plan
+}
+
+fn compare(info: &TensorInfo, expected: Vec<usize>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let name = || info.name.clone();
+    if info.shape != expected {
+        findings.push(Finding::Shape { name: name(), found: info.shape.clone(), expected });
+    }
+    if !info.dtype.is_weight() {
+        findings.push(Finding::Type { name: name(), found: info.dtype });
+    }
+    findings
+}

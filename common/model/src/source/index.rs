@@ -1,0 +1,84 @@
+//! `model.safetensors.index.json`: which shard holds which tensor.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path};
+
+use serde::Deserialize;
+
+use super::{SourceError, SourceFolder};
+
+/// Largest index that is read, in bytes.
+const MAX_INDEX: u64 = 100_000_000;
+
+/// The index as it is written. Its `metadata` is not needed.
+#[derive(Debug, Deserialize)]
+struct IndexWire {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Tensor name to shard file name, every file name a plain one.
+#[derive(Debug)]
+pub(super) struct Index {
+    map: BTreeMap<String, String>,
+}
+
+/// Reads the index at `path`.
+pub(super) fn read(path: &Path) -> Result<Index, SourceError> {
+    let io = |source| SourceError::Io { path: path.to_owned(), source };
+    let size = std::fs::metadata(path).map_err(io)?.len();
+    if size > MAX_INDEX {
+        let path = path.to_owned();
+        return Err(SourceError::IndexTooLarge { path, found: size, expected: MAX_INDEX });
+    }
+    let bytes = std::fs::read(path).map_err(io)?;
+    let wire: IndexWire = serde_json::from_slice(&bytes)
+        .map_err(|source| SourceError::IndexJson { path: path.to_owned(), source })?;
+    for (name, shard) in &wire.weight_map {
+        if !is_plain(shard) {
+            let (path, name, shard) = (path.to_owned(), name.clone(), shard.clone());
+            return Err(SourceError::ShardPath { path, name, shard });
+        }
+    }
+    Ok(Index { map: wire.weight_map })
+}
+
+/// A file name and nothing else, so that joining it to a folder stays in that folder.
+fn is_plain(shard: &str) -> bool {
+    let mut parts = Path::new(shard).components();
+    let single = matches!(parts.next(), Some(Component::Normal(part)) if part == shard);
+    single && parts.next().is_none()
+}
+
+impl Index {
+    /// The shards, each once, in order of name.
+    pub(super) fn file_names(&self) -> BTreeSet<&str> {
+        self.map.values().map(String::as_str).collect()
+    }
+
+    /// Checks that index and opened shards have the same tensors in the same places.
+    pub(super) fn compare(&self, path: &Path, folder: &SourceFolder) -> Result<(), SourceError> {
+        let mismatch = |name: &str, found: &str, expected: &str| SourceError::IndexMismatch {
+            path: path.to_owned(),
+            name: name.to_owned(),
+            found: found.to_owned(),
+            expected: expected.to_owned(),
+        };
+        for (name, shard) in &self.map {
+            let found = folder.tensors.get(name).map_or("no shard", |info| folder.shard(info.file));
+            if found != shard {
+                return Err(mismatch(name, found, shard));
+            }
+        }
+        match folder.tensors.values().find(|info| !self.map.contains_key(&info.name)) {
+            None => Ok(()),
+            Some(extra) => Err(mismatch(&extra.name, folder.shard(extra.file), "no shard")),
+        }
+    }
+}
+
+impl SourceFolder {
+    /// File name of shard number `file`.
+    fn shard(&self, file: usize) -> &str {
+        self.files[file].0.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+}

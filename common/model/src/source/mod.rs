@@ -1,0 +1,228 @@
+//! The weights of a Hugging Face model folder, read by position.
+//!
+//! A folder has either `model.safetensors` or `model.safetensors.index.json` with shards. All
+//! headers are validated when the folder is opened; after that a tensor is one positioned read of
+//! its own bytes, and no file is ever loaded whole. Nothing is written and nothing is cached.
+
+mod check;
+mod dtype;
+mod error;
+mod header;
+mod index;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+pub use dtype::Dtype;
+pub use error::{Finding, SourceError};
+
+/// Name of the single weight file.
+const SINGLE: &str = "model.safetensors";
+/// Name of the index of a sharded model.
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Where a tensor is and what it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Full name.
+    pub name: String,
+    /// Type of an element.
+    pub dtype: Dtype,
+    /// Shape, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Which of [`SourceFolder::files`] holds it.
+    file: usize,
+    /// Offset of its first byte in that file.
+    offset: u64,
+    /// Number of bytes.
+    pub bytes: u64,
+}
+
+/// A tensor as it is on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceTensor {
+    /// The file that it came from, for errors.
+    pub path: PathBuf,
+    /// Full name.
+    pub name: String,
+    /// Type of an element.
+    pub dtype: Dtype,
+    /// Shape, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Little-endian elements, row by row.
+    pub bytes: Vec<u8>,
+}
+
+/// An open model folder.
+#[derive(Debug)]
+pub struct SourceFolder {
+    dir: PathBuf,
+    index: Option<PathBuf>,
+    files: Vec<(PathBuf, File)>,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl SourceFolder {
+    /// Opens the weights of the model folder `dir` and validates every header. As the usual
+    /// loaders do, a `model.safetensors` is preferred to an index.
+    ///
+    /// # Errors
+    /// [`SourceError`], a variant of its own for every way in which files can be wrong.
+    pub fn open(dir: &Path) -> Result<SourceFolder, SourceError> {
+        let mut folder = SourceFolder {
+            dir: dir.to_owned(),
+            index: None,
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+        };
+        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+        if single.exists() {
+            folder.add_file(single)?;
+        } else if index.exists() {
+            let shards = index::read(&index)?;
+            for name in shards.file_names() {
+                let path = dir.join(name);
+                if !path.exists() {
+                    return Err(SourceError::MissingShard { path: index, shard: name.to_owned() });
+                }
+                folder.add_file(path)?;
+            }
+            shards.compare(&index, &folder)?;
+            folder.index = Some(index);
+        } else {
+            return Err(SourceError::NoWeights { path: dir.to_owned() });
+        }
+        Ok(folder)
+    }
+
+    /// Opens a shard and adds its tensors.
+    fn add_file(&mut self, path: PathBuf) -> Result<(), SourceError> {
+        let io = |source| SourceError::Io { path: path.clone(), source };
+        let opened = File::open(&path).map_err(io)?;
+        let size = opened.metadata().map_err(io)?.len();
+        let file = self.files.len();
+        for entry in header::read(&opened, size, &path)? {
+            if let Some(earlier) = self.tensors.get(&entry.name) {
+                return Err(SourceError::DuplicateTensor {
+                    path,
+                    name: entry.name,
+                    other: self.files[earlier.file].0.clone(),
+                });
+            }
+            let header::Entry { name, dtype, shape, offset, bytes } = entry;
+            let info = TensorInfo { name: name.clone(), dtype, shape, file, offset, bytes };
+            self.tensors.insert(name, info);
+        }
+        self.files.push((path, opened));
+        Ok(())
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The weight files in order, the index file (if any) last.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let index = self.index.as_deref();
+        self.files.iter().map(|(path, _)| path.as_path()).chain(index)
+    }
+
+    /// All tensors in order of their names.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.tensors.values()
+    }
+
+    /// What is known of the tensor `name`.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    /// Reads the tensor `name`.
+    ///
+    /// # Errors
+    /// [`SourceError::NoTensor`], [`SourceError::Io`].
+    pub fn read(&self, name: &str) -> Result<SourceTensor, SourceError> {
+        let info = self.info(name)?;
+        self.read_part(info, 0, info.bytes, info.shape.clone())
+    }
+
+    /// Reads rows `first .. first + count` of the leading dimension of the tensor `name`.
+    ///
+    /// # Errors
+    /// [`SourceError::NoTensor`], [`SourceError::NoRows`], [`SourceError::Io`].
+    pub fn read_rows(
+        &self,
+        name: &str,
+        first: usize,
+        count: usize,
+    ) -> Result<SourceTensor, SourceError> {
+        let info = self.info(name)?;
+        let rows = info.shape.first().copied().unwrap_or(0);
+        let last = first.checked_add(count).filter(|&last| last <= rows && count > 0);
+        if last.is_none() {
+            let path = self.files[info.file].0.clone();
+            return Err(SourceError::NoRows { path, name: name.to_owned(), first, count, rows });
+        }
+        let row_bytes = info.bytes / rows as u64;
+        let mut shape = info.shape.clone();
+        shape[0] = count;
+        self.read_part(info, first as u64 * row_bytes, count as u64 * row_bytes, shape)
+    }
+
+    /// Reads the tensor `name` as f32, refusing values that are not finite.
+    ///
+    /// # Errors
+    /// As [`SourceFolder::read`] and [`SourceTensor::to_f32`].
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, SourceError> {
+        self.read(name)?.to_f32()
+    }
+
+    fn info(&self, name: &str) -> Result<&TensorInfo, SourceError> {
+        self.tensors.get(name).ok_or_else(|| SourceError::NoTensor {
+            path: self.dir.clone(),
+            name: name.to_owned(),
+        })
+    }
+
+    /// `bytes` bytes from byte `start` of a tensor; both lie within the tensor.
+    fn read_part(
+        &self,
+        info: &TensorInfo,
+        start: u64,
+        bytes: u64,
+        shape: Vec<usize>,
+    ) -> Result<SourceTensor, SourceError> {
+        let (path, file) = &self.files[info.file];
+        let mut data = vec![0; bytes as usize];
+        file.read_exact_at(&mut data, info.offset + start)
+            .map_err(|source| SourceError::Io { path: path.clone(), source })?;
+        let (path, name, dtype) = (path.clone(), info.name.clone(), info.dtype);
+        Ok(SourceTensor { path, name, dtype, shape, bytes: data })
+    }
+}
+
+impl SourceTensor {
+    /// The elements as f32 (exact for all three weight types).
+    ///
+    /// # Errors
+    /// [`SourceError::NotFloat`] for other types, [`SourceError::NonFinite`] with the index of the
+    /// first element that is infinite or not a number.
+    pub fn to_f32(&self) -> Result<Vec<f32>, SourceError> {
+        let values = dtype::to_f32(self.dtype, &self.bytes).ok_or_else(|| {
+            let (path, name, found) = (self.path.clone(), self.name.clone(), self.dtype);
+            SourceError::NotFloat { path, name, found }
+        })?;
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(index) => Err(SourceError::NonFinite {
+                path: self.path.clone(),
+                name: self.name.clone(),
+                index,
+                found: values[index],
+            }),
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The choice of token windows: non-overlapping, seeded, each with its own digest.
+
+use sha2::{Digest, Sha256};
+
+use super::TextError;
+
+/// A run of tokens that is scored or calibrated on as one sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Window {
+    /// Token ids, all windows of one choice equally many.
+    pub ids: Vec<u32>,
+    /// SHA-256 of the ids as little-endian u32.
+    pub sha256: [u8; 32],
+}
+
+impl Window {
+    fn new(ids: Vec<u32>) -> Self {
+        let mut hasher = Sha256::new();
+        for id in &ids {
+            hasher.update(id.to_le_bytes());
+        }
+        Window { ids, sha256: hasher.finalize().into() }
+    }
+
+    /// The digest in lower-case hexadecimal.
+    pub fn sha256_hex(&self) -> String {
+        hex::encode(self.sha256)
+    }
+}
+
+/// Cuts `tokens` into non-overlapping runs of `length` tokens (with `bos`, of `length - 1` tokens
+/// after a leading `bos`), drops the incomplete last one, and chooses `count` of them by `seed`;
+/// they keep the order of the text. `count` 0, or more than there are, gives all of them.
+///
+/// The choice is a partial Fisher–Yates shuffle of the run numbers driven by SplitMix64
+/// (Steele, Lea, Flood 2014) started at `seed`: step `i` swaps entry `i` with entry
+/// `i + (next * (runs - i)) >> 64`. This is fixed for ever: windows are named in receipts.
+///
+/// # Errors
+/// [`TextError::WindowLength`] below 2 tokens, [`TextError::TooShort`] if not one window is full.
+pub fn windows(
+    tokens: &[u32],
+    bos: Option<u32>,
+    length: usize,
+    count: usize,
+    seed: u64,
+) -> Result<Vec<Window>, TextError> {
+    if length < 2 {
+        return Err(TextError::WindowLength { found: length });
+    }
+    let step = length - usize::from(bos.is_some());
+    let runs: Vec<&[u32]> = tokens.chunks_exact(step).collect();
+    if runs.is_empty() {
+        return Err(TextError::TooShort { found: tokens.len(), expected: step });
+    }
+    let chosen = choose(runs.len(), count, seed);
+    Ok(chosen
+        .into_iter()
+        .map(|run| Window::new(bos.into_iter().chain(runs[run].iter().copied()).collect()))
+        .collect())
+}
+
+/// `count` different numbers below `n` in rising order (all for `count` 0 or above `n`).
+fn choose(n: usize, count: usize, seed: u64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..n).collect();
+    if count == 0 || count >= n {
+        return order;
+    }
+    let mut state = seed;
+    for i in 0..count {
+        let left = (n - i) as u128;
+        let pick = i + ((u128::from(split_mix(&mut state)) * left) >> 64) as usize;
+        order.swap(i, pick);
+    }
+    order.truncate(count);
+    order.sort_unstable();
+    order
+}
+
+/// Next number of SplitMix64.
+fn split_mix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let z = (*state ^ (*state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// Checks every id against the vocabulary size of the model.
+///
+/// # Errors
+/// [`TextError::TokenOutOfRange`] for the first id that is too large.
+pub fn check_ids(ids: &[u32], vocab: usize) -> Result<(), TextError> {
+    match ids.iter().position(|&id| id as usize >= vocab) {
+        None => Ok(()),
+        Some(position) => {
+            Err(TextError::TokenOutOfRange { position, found: ids[position], expected: vocab })
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Tensors that are stored exactly: norms, biases, routers, embeddings, the head.
+//!
+//! Owns: the dtype codes and the descriptor (name, dtype, shape) that layer files and the scaffold share.
+//! The values are opaque bytes here; nothing converts or interprets them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::MAX_EXACT_RANK;
+use crate::error::{PackError, invalid};
+use crate::wire::{Cursor, put_name};
+
+/// Element type of an exact tensor. The code in the file is the position in `Dtype::ALL`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+#[allow(non_camel_case_types)]
+pub enum Dtype {
+    F32,
+    F16,
+    BF16,
+    F64,
+    F8_E4M3,
+    F8_E5M2,
+    I8,
+    U8,
+    I16,
+    U16,
+    I32,
+    U32,
+    I64,
+    U64,
+    BOOL,
+}
+
+impl Dtype {
+    /// Every dtype, in the order of the codes 0, 1, 2, ...
+    pub const ALL: [Dtype; 15] = [
+        Dtype::F32,
+        Dtype::F16,
+        Dtype::BF16,
+        Dtype::F64,
+        Dtype::F8_E4M3,
+        Dtype::F8_E5M2,
+        Dtype::I8,
+        Dtype::U8,
+        Dtype::I16,
+        Dtype::U16,
+        Dtype::I32,
+        Dtype::U32,
+        Dtype::I64,
+        Dtype::U64,
+        Dtype::BOOL,
+    ];
+
+    /// Bytes per element.
+    pub fn width(self) -> u64 {
+        match self {
+            Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::I8 | Dtype::U8 | Dtype::BOOL => 1,
+            Dtype::F16 | Dtype::BF16 | Dtype::I16 | Dtype::U16 => 2,
+            Dtype::F32 | Dtype::I32 | Dtype::U32 => 4,
+            Dtype::F64 | Dtype::I64 | Dtype::U64 => 8,
+        }
+    }
+
+    /// The code in the file.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The dtype of a code, if there is one.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(code)).copied()
+    }
+}
+
+/// What is known of an exact tensor besides its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExactDecl {
+    /// Name: within the layer's prefix in a layer file, in full in the scaffold.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Dimensions, outermost first; empty for a scalar. No dimension is zero.
+    pub shape: Vec<u64>,
+}
+
+/// An exact tensor with its bytes (row-major, little-endian).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExactTensor {
+    /// Name relative to the layer's prefix.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Dimensions, outermost first.
+    pub shape: Vec<u64>,
+    /// `product(shape) * dtype.width()` bytes.
+    pub bytes: Vec<u8>,
+}
+
+impl ExactTensor {
+    /// The descriptor without the bytes.
+    pub fn decl(&self) -> ExactDecl {
+        ExactDecl { name: self.name.clone(), dtype: self.dtype, shape: self.shape.clone() }
+    }
+}
+
+impl ExactDecl {
+    /// Number of elements.
+    ///
+    /// # Errors
+    /// `Invalid` for a zero dimension, one beyond 32 bits, too many dimensions, or an overflowing product.
+    pub fn elements(&self, origin: &str) -> Result<u64, PackError> {
+        let wrong = |expected| {
+            invalid(
+                origin,
+                format!("shape of {}", self.name),
+                format!("{:?}", self.shape),
+                expected,
+            )
+        };
+        if self.shape.len() > MAX_EXACT_RANK {
+            return Err(wrong("at most 8 dimensions"));
+        }
+        if self.shape.iter().any(|d| *d == 0 || *d > u64::from(u32::MAX)) {
+            return Err(wrong("dimensions from 1 to 2^32-1"));
+        }
+        let product = self.shape.iter().try_fold(1u64, |all, d| all.checked_mul(*d));
+        // Leaves room for the dtype's width and for file offsets.
+        product.filter(|n| *n < 1 << 56).ok_or_else(|| wrong("fewer than 2^56 elements"))
+    }
+
+    /// Length of the tensor's data in bytes.
+    ///
+    /// # Errors
+    /// As `elements`.
+    pub fn byte_len(&self, origin: &str) -> Result<u64, PackError> {
+        Ok(self.elements(origin)? * self.dtype.width())
+    }
+
+    /// Appends the descriptor: name, dtype u8, number of dimensions u8, dimensions u32.
+    pub(crate) fn put(&self, out: &mut Vec<u8>, origin: &str) -> Result<(), PackError> {
+        self.elements(origin)?;
+        put_name(out, &self.name, "exact tensor", origin)?;
+        out.extend([self.dtype.code(), self.shape.len() as u8]);
+        for dim in &self.shape {
+            out.extend((*dim as u32).to_le_bytes());
+        }
+        Ok(())
+    }
+
+    /// Reads and checks one descriptor.
+    pub(crate) fn take(cursor: &mut Cursor<'_>, origin: &str) -> Result<Self, PackError> {
+        let name = cursor.name("exact tensor")?;
+        let code = cursor.u8("dtype")?;
+        let dtype = Dtype::from_code(code)
+            .ok_or_else(|| invalid(origin, format!("dtype of {name}"), code, "a code below 15"))?;
+        let rank = usize::from(cursor.u8("number of dimensions")?);
+        let mut shape = Vec::with_capacity(rank);
+        for _ in 0..rank {
+            shape.push(u64::from(cursor.u32("dimension")?));
+        }
+        let decl = Self { name, dtype, shape };
+        decl.elements(origin)?;
+        Ok(decl)
+    }
+}

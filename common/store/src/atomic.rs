@@ -1,0 +1,275 @@
+//! The one module that creates files.
+//!
+//! A file appears under its name only when it is whole and on disk: scratch sibling, write, fsync, rename, fsync of
+//! the folder. Dropping an unfinished [`AtomicFile`] removes the scratch and never publishes it. Scratch names are
+//! fixed per target, so that what a killed process left is overwritten or swept, never taken for a result.
+#![allow(clippy::disallowed_methods)] // the named exception: everything else publishes through here
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Serialize;
+
+use crate::error::StoreError;
+use crate::sha::{Hasher, Sha256Digest};
+
+/// Suffix of scratch files; the prefix is a dot.
+const SCRATCH_SUFFIX: &str = ".partial";
+
+/// What was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Bytes of the file.
+    pub size: u64,
+    /// Digest of the file.
+    pub sha256: Sha256Digest,
+}
+
+/// A file that does not exist under its name until [`AtomicFile::commit`].
+#[derive(Debug)]
+pub struct AtomicFile {
+    target: Utf8PathBuf,
+    scratch: Utf8PathBuf,
+    writer: Option<BufWriter<File>>,
+    hasher: Hasher,
+}
+
+impl AtomicFile {
+    /// Opens the scratch sibling of `target`; its folder is made if it is missing.
+    pub fn create(target: &Utf8Path) -> Result<Self, StoreError> {
+        let (Some(folder), Some(name)) = (target.parent(), target.file_name()) else {
+            let source = io::Error::from(io::ErrorKind::InvalidInput);
+            return Err(StoreError::io("create", target)(source));
+        };
+        create_dir_all(folder)?;
+        let scratch = folder.join(format!(".{name}{SCRATCH_SUFFIX}"));
+        let file = File::create(&scratch).map_err(StoreError::io("create", &scratch))?;
+        Ok(Self {
+            target: target.to_owned(),
+            scratch,
+            writer: Some(BufWriter::with_capacity(1 << 20, file)),
+            hasher: Hasher::default(),
+        })
+    }
+
+    /// The name under which the file will appear.
+    pub fn target(&self) -> &Utf8Path {
+        &self.target
+    }
+
+    /// Appends data; the error names the file.
+    pub fn append(&mut self, data: &[u8]) -> Result<(), StoreError> {
+        self.write_all(data)
+            .map_err(StoreError::io("write", &self.target))
+    }
+
+    /// Publishes the file: from here on it exists whole, whatever happens.
+    pub fn commit(mut self) -> Result<Written, StoreError> {
+        let writer = self.writer.take().expect("taken by commit alone");
+        let file = writer
+            .into_inner()
+            .map_err(|error| StoreError::io("write", &self.target)(error.into_error()))?;
+        file.sync_all()
+            .map_err(StoreError::io("sync", &self.target))?;
+        drop(file);
+        std::fs::rename(&self.scratch, &self.target)
+            .map_err(StoreError::io("publish", &self.target))?;
+        let folder = self.target.parent().expect("checked by create");
+        sync_folder(folder)?;
+        let (sha256, size) = std::mem::take(&mut self.hasher).finish();
+        Ok(Written { size, sha256 })
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let writer = self.writer.as_mut().expect("taken by commit alone");
+        let written = writer.write(data)?;
+        self.hasher.update(&data[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.as_mut().expect("taken by commit alone").flush()
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            // The buffer is thrown away, not flushed: the scratch is about to go.
+            let _ = writer.into_parts();
+        }
+        // After a commit the scratch no longer exists; an unfinished one must not stay.
+        let _ = std::fs::remove_file(&self.scratch);
+    }
+}
+
+/// Publishes a small file in one call.
+pub fn write_bytes(target: &Utf8Path, data: &[u8]) -> Result<Written, StoreError> {
+    let mut file = AtomicFile::create(target)?;
+    file.append(data)?;
+    file.commit()
+}
+
+/// Publishes a value as pretty JSON with a final newline.
+pub fn write_json<T: Serialize>(target: &Utf8Path, value: &T) -> Result<Written, StoreError> {
+    let mut text = serde_json::to_vec_pretty(value)
+        .map_err(|error| StoreError::io("encode", target)(error.into()))?;
+    text.push(b'\n');
+    write_bytes(target, &text)
+}
+
+/// Makes a folder and its parents.
+pub fn create_dir_all(folder: &Utf8Path) -> Result<(), StoreError> {
+    std::fs::create_dir_all(folder).map_err(StoreError::io("create folder", folder))
+}
+
+/// Removes a file; one that is already gone is no error.
+pub fn remove_file(path: &Utf8Path) -> Result<(), StoreError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::io("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes a folder with what is in it; one that is already gone is no error.
+pub fn remove_dir_all(path: &Utf8Path) -> Result<(), StoreError> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::io("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Opens a log for appending; lines of a log are not checkpoints and may be cut by a crash.
+pub fn open_log(path: &Utf8Path) -> Result<File, StoreError> {
+    if let Some(folder) = path.parent() {
+        create_dir_all(folder)?;
+    }
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(StoreError::io("open", path))
+}
+
+/// Opens a lock file for reading and writing without cutting what its holder wrote.
+pub(crate) fn open_lock(path: &Utf8Path) -> Result<File, StoreError> {
+    if let Some(folder) = path.parent() {
+        create_dir_all(folder)?;
+    }
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(StoreError::io("open", path))
+}
+
+/// Removes scratch files that killed processes left below `folder`; returns how many. Only for the holder of the lock.
+pub fn sweep_scratch(folder: &Utf8Path) -> Result<usize, StoreError> {
+    let mut swept = 0;
+    let entries = match folder.read_dir_utf8() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        other => other.map_err(StoreError::io("read folder", folder))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(StoreError::io("read folder", folder))?;
+        let kind = entry
+            .file_type()
+            .map_err(StoreError::io("inspect", entry.path()))?;
+        if kind.is_dir() {
+            swept += sweep_scratch(entry.path())?;
+        } else if is_scratch(entry.file_name()) {
+            remove_file(entry.path())?;
+            swept += 1;
+        }
+    }
+    Ok(swept)
+}
+
+/// Whether a file name is that of a scratch file.
+pub fn is_scratch(name: &str) -> bool {
+    name.starts_with('.') && name.ends_with(SCRATCH_SUFFIX)
+}
+
+fn sync_folder(folder: &Utf8Path) -> Result<(), StoreError> {
+    let folder = if folder.as_str().is_empty() {
+        Utf8Path::new(".")
+    } else {
+        folder
+    };
+    File::open(folder)
+        .and_then(|handle| handle.sync_all())
+        .map_err(StoreError::io("sync folder", folder))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, Utf8PathBuf) {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = Utf8PathBuf::from_path_buf(folder.path().to_owned()).expect("utf-8");
+        (folder, path)
+    }
+
+    #[test]
+    fn a_file_appears_only_at_commit() {
+        let (_keep, folder) = folder();
+        let target = folder.join("deep/er/file");
+        let mut file = AtomicFile::create(&target).expect("scratch");
+        file.append(b"abc").expect("appended");
+        assert!(!target.exists());
+        let written = file.commit().expect("published");
+        assert_eq!(written.size, 3);
+        assert_eq!(written.sha256, crate::sha::hash_bytes(b"abc"));
+        assert_eq!(std::fs::read(&target).expect("file"), b"abc");
+    }
+
+    #[test]
+    fn dropping_an_unfinished_file_publishes_nothing_and_keeps_the_old_one() {
+        let (_keep, folder) = folder();
+        let target = folder.join("file");
+        write_bytes(&target, b"old").expect("written");
+        let mut file = AtomicFile::create(&target).expect("scratch");
+        file.append(b"new").expect("appended");
+        drop(file);
+        assert_eq!(std::fs::read(&target).expect("file"), b"old");
+        assert_eq!(folder.read_dir_utf8().expect("folder").count(), 1);
+    }
+
+    #[test]
+    fn scratch_of_a_killed_process_is_swept_and_results_stay() {
+        let (_keep, folder) = folder();
+        let target = folder.join("layers/000/file");
+        write_bytes(&target, b"whole").expect("written");
+        let mut file = AtomicFile::create(&target).expect("scratch");
+        file.append(b"half").expect("appended");
+        std::mem::forget(file); // what kill -9 does
+        assert_eq!(sweep_scratch(&folder).expect("swept"), 1);
+        assert_eq!(std::fs::read(&target).expect("file"), b"whole");
+        assert_eq!(sweep_scratch(&folder.join("absent")).expect("nothing"), 0);
+    }
+
+    #[test]
+    fn removing_what_is_gone_is_no_error() {
+        let (_keep, folder) = folder();
+        remove_file(&folder.join("absent")).expect("no error");
+        remove_dir_all(&folder.join("absent")).expect("no error");
+    }
+
+    #[test]
+    fn a_path_without_a_name_is_refused() {
+        assert!(matches!(
+            AtomicFile::create(Utf8Path::new("/")),
+            Err(StoreError::Io { .. })
+        ));
+    }
+}

@@ -1,0 +1,111 @@
+//! What a stage process tells the driver: one JSON line per event on its standard output.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::exit::ExitCode;
+
+/// A job request, one JSON line on a stage's standard input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobRequest {
+    /// The layer, or null for a per-run stage.
+    pub layer: Option<u32>,
+}
+
+/// An event of a job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Stage name.
+    pub stage: String,
+    /// Layer, for per-layer stages.
+    pub layer: Option<u32>,
+    /// What happened.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum EventKind {
+    /// The job began.
+    Started,
+    /// Part of the job is done.
+    Progress {
+        /// Units done.
+        done: u64,
+        /// Units in all.
+        total: u64,
+        /// What a unit is.
+        unit: String,
+    },
+    /// A figure worth reporting.
+    Figure {
+        /// Its name.
+        name: String,
+        /// Number or text.
+        value: Value,
+    },
+    /// The job's outputs and receipt are published.
+    Finished {
+        /// Wall time.
+        seconds: f64,
+        /// Largest resident memory of the process so far, bytes.
+        peak_rss_bytes: u64,
+    },
+    /// The job failed; nothing was published.
+    Failed {
+        /// Class of the failure.
+        class: ExitCode,
+        /// The error chain in one line.
+        message: String,
+    },
+    /// The driver deleted an artifact that nobody needs any more.
+    Retired {
+        /// Which.
+        artifact: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_single_lines_that_come_back() {
+        let kinds = [
+            EventKind::Started,
+            EventKind::Progress {
+                done: 1,
+                total: 2,
+                unit: "window".into(),
+            },
+            EventKind::Figure {
+                name: "bpw".into(),
+                value: 4.99.into(),
+            },
+            EventKind::Finished {
+                seconds: 1.5,
+                peak_rss_bytes: 7,
+            },
+            EventKind::Failed {
+                class: ExitCode::DiskFull,
+                message: "a\nb".into(),
+            },
+            EventKind::Retired {
+                artifact: "weights@001".into(),
+            },
+        ];
+        for kind in kinds {
+            let event = Event {
+                stage: "quantize".into(),
+                layer: Some(3),
+                kind,
+            };
+            let line = serde_json::to_string(&event).expect("line");
+            assert!(!line.contains('\n'));
+            assert_eq!(serde_json::from_str::<Event>(&line).expect("event"), event);
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Exit codes: one per class of failure, the same for the driver and every stage.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::StoreError;
+
+/// Class of an outcome, and with it the exit status of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExitCode {
+    /// Everything that was asked for is done.
+    Ok,
+    /// A defect of the program.
+    Internal,
+    /// The command line is wrong.
+    Usage,
+    /// pipeline.toml or a setting is wrong.
+    BadPipeline,
+    /// Model, configuration, tokenizer or text cannot be used.
+    BadInput,
+    /// A checkpoint or a pack is not what was recorded.
+    Damaged,
+    /// Another process works on the run directory.
+    Locked,
+    /// No space left on the device.
+    DiskFull,
+    /// The system denies access to a file.
+    Permission,
+    /// A stage died or hung more often than its retries allow.
+    StageFailed,
+    /// Something that the job needs has not been made yet.
+    MissingInput,
+    /// Stopped by SIGINT or SIGTERM; the run can be resumed.
+    Interrupted,
+}
+
+impl ExitCode {
+    /// Every code, in numerical order.
+    pub const ALL: [ExitCode; 12] = [
+        Self::Ok,
+        Self::Internal,
+        Self::Usage,
+        Self::BadPipeline,
+        Self::BadInput,
+        Self::Damaged,
+        Self::Locked,
+        Self::DiskFull,
+        Self::Permission,
+        Self::StageFailed,
+        Self::MissingInput,
+        Self::Interrupted,
+    ];
+
+    /// The process's exit status.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::Internal => 1,
+            Self::Usage => 2,
+            Self::BadPipeline => 3,
+            Self::BadInput => 4,
+            Self::Damaged => 5,
+            Self::Locked => 6,
+            Self::DiskFull => 7,
+            Self::Permission => 8,
+            Self::StageFailed => 9,
+            Self::MissingInput => 10,
+            Self::Interrupted => 130,
+        }
+    }
+
+    /// The class by name, as events and logs print it.
+    pub fn class(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Internal => "internal",
+            Self::Usage => "usage",
+            Self::BadPipeline => "bad-pipeline",
+            Self::BadInput => "bad-input",
+            Self::Damaged => "damaged",
+            Self::Locked => "locked",
+            Self::DiskFull => "disk-full",
+            Self::Permission => "permission",
+            Self::StageFailed => "stage-failed",
+            Self::MissingInput => "missing-input",
+            Self::Interrupted => "interrupted",
+        }
+    }
+
+    /// The class of an exit status, if it is one of ours.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.code() == code)
+    }
+
+    /// Whether trying the same thing again may help.
+    pub fn is_transient(self) -> bool {
+        matches!(self, Self::Internal | Self::StageFailed)
+    }
+
+    /// The class that an I/O error alone decides.
+    pub fn of_io(error: &std::io::Error) -> Option<Self> {
+        use std::io::ErrorKind;
+        match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+                Some(Self::DiskFull)
+            }
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Some(Self::Permission),
+            _ => None,
+        }
+    }
+
+    /// The class of an error chain: the system's word first, then the store's; `None` when neither speaks.
+    pub fn of_error(error: &anyhow::Error) -> Option<Self> {
+        let by_system = error
+            .chain()
+            .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+            .find_map(Self::of_io);
+        by_system.or_else(|| {
+            error
+                .chain()
+                .find_map(|cause| cause.downcast_ref::<StoreError>())
+                .map(Self::of_store)
+        })
+    }
+
+    fn of_store(error: &StoreError) -> Self {
+        match error {
+            StoreError::Io { .. } | StoreError::OutputNotCommitted { .. } => Self::Internal,
+            StoreError::Malformed { .. } | StoreError::Hash { .. } | StoreError::Size { .. } => {
+                Self::Damaged
+            }
+            StoreError::Newer { .. } | StoreError::Changed { .. } => Self::BadInput,
+            StoreError::MissingInput { .. } => Self::MissingInput,
+            StoreError::Locked { .. } => Self::Locked,
+            StoreError::Setting { .. } | StoreError::Plan(_) => Self::BadPipeline,
+            StoreError::Unknown { .. } | StoreError::Layer { .. } => Self::Usage,
+        }
+    }
+}
+
+impl From<ExitCode> for std::process::ExitCode {
+    fn from(code: ExitCode) -> Self {
+        Self::from(code.code())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_distinct_and_found_again() {
+        for code in ExitCode::ALL {
+            assert_eq!(ExitCode::from_code(code.code()), Some(code));
+        }
+        assert_eq!(ExitCode::from_code(99), None);
+    }
+
+    #[test]
+    fn the_systems_word_decides_before_the_stores() {
+        let path = camino::Utf8Path::new("/x");
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let error = anyhow::Error::from(StoreError::io("write", path)(full)).context("outer");
+        assert_eq!(ExitCode::of_error(&error), Some(ExitCode::DiskFull));
+        let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        let error = anyhow::Error::from(StoreError::io("open", path)(denied));
+        assert_eq!(ExitCode::of_error(&error), Some(ExitCode::Permission));
+        let bad = anyhow::Error::from(StoreError::malformed(path, "receipt", "a", "b"));
+        assert_eq!(ExitCode::of_error(&bad), Some(ExitCode::Damaged));
+        assert_eq!(ExitCode::of_error(&anyhow::anyhow!("other")), None);
+    }
+}

@@ -1,0 +1,216 @@
+//! Receipts: what determined a job's output, and what the output was.
+//!
+//! A receipt is published after the outputs that it names. Its key is a set of named fields, so that freshness can
+//! explain itself; it holds no time, so that equal work leaves equal receipts.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::StoreError;
+use crate::framed::Frame;
+use crate::plan::{ArtifactId, JobId, Plan};
+use crate::run::RunDir;
+use crate::sha::Sha256Digest;
+
+/// The receipt's file format.
+const FRAME: Frame = Frame {
+    magic: *b"UCRECPT\0",
+    version: 1,
+    what: "receipt",
+    max_body: 64 << 20,
+    zstd_level: None, // a few hundred bytes of hashes: compression made the embedded model's receipts 2 % larger
+};
+
+/// Named fields that determine a job's output.
+pub type Key = BTreeMap<String, String>;
+
+/// What a finished job leaves besides its outputs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Stage name.
+    pub stage: String,
+    /// Layer, for per-layer stages.
+    pub layer: Option<u32>,
+    /// What determined the outputs.
+    pub key: Key,
+    /// The outputs.
+    pub outputs: Vec<OutputRecord>,
+}
+
+/// One output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputRecord {
+    /// Which artifact.
+    pub artifact: ArtifactId,
+    /// Bytes.
+    pub size: u64,
+    /// Digest.
+    pub sha256: [u8; 32],
+}
+
+impl Receipt {
+    /// Publishes the receipt of a job.
+    pub fn write(&self, run: &RunDir) -> Result<(), StoreError> {
+        let job = JobId {
+            stage: self.stage.clone(),
+            layer: self.layer,
+        };
+        let path = run.receipt_path(&job);
+        crate::atomic::write_bytes(&path, &FRAME.encode(self, &path)?)?;
+        Ok(())
+    }
+
+    /// Reads the receipt of a job; `None` when there is none.
+    pub fn read(run: &RunDir, job: &JobId) -> Result<Option<Self>, StoreError> {
+        let path = run.receipt_path(job);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::io("read", &path)(error)),
+        };
+        let receipt: Self = FRAME.decode(&bytes, &path)?;
+        if (&receipt.stage, receipt.layer) != (&job.stage, job.layer) {
+            let found = JobId {
+                stage: receipt.stage,
+                layer: receipt.layer,
+            };
+            return Err(StoreError::malformed(
+                &path,
+                "receipt",
+                found.to_string(),
+                job.to_string(),
+            ));
+        }
+        Ok(Some(receipt))
+    }
+
+    /// The record of one output.
+    pub fn output(&self, id: &ArtifactId) -> Option<&OutputRecord> {
+        self.outputs.iter().find(|record| record.artifact == *id)
+    }
+}
+
+/// Computes the key that a job's receipt must have now.
+///
+/// `hash_of` gives the digest of an input that another job makes, or `None` while it is unknown; then the answer is
+/// the input that is waited for.
+pub fn job_key(
+    plan: &Plan,
+    job: &JobId,
+    mut hash_of: impl FnMut(&ArtifactId) -> Option<Sha256Digest>,
+) -> Result<Result<Key, ArtifactId>, StoreError> {
+    let stage = plan.stage(&job.stage).ok_or_else(|| StoreError::Unknown {
+        kind: "stage",
+        name: job.stage.clone(),
+        known: plan
+            .stages
+            .iter()
+            .map(|s| s.name.as_str())
+            .collect::<Vec<_>>()
+            .join(", "),
+    })?;
+    let mut key = Key::new();
+    key.insert("stage.version".into(), stage.version.to_string());
+    key.insert("stage.program".into(), stage.argv.join(" "));
+    for section in &stage.settings {
+        for (field, value) in plan.settings.fields(section) {
+            key.insert(format!("setting.{section}.{field}"), value);
+        }
+    }
+    for id in plan.inputs(stage, job.layer) {
+        let digest = match plan.external(&id) {
+            Some(external) => external.digest,
+            None => match hash_of(&id) {
+                Some(digest) => digest,
+                None => return Ok(Err(id)),
+            },
+        };
+        key.insert(format!("input.{id}"), digest.to_string());
+    }
+    Ok(Ok(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests_support::{folder, small_plan};
+    use crate::sha::hash_bytes;
+
+    fn job(stage: &str, layer: Option<u32>) -> JobId {
+        JobId {
+            stage: stage.into(),
+            layer,
+        }
+    }
+
+    #[test]
+    fn receipts_come_back_and_damage_is_found() {
+        let (_keep, folder) = folder();
+        let run = RunDir::create(&folder, &small_plan()).expect("run");
+        let receipt = Receipt {
+            stage: "load".into(),
+            layer: Some(1),
+            key: Key::from([("a".into(), "1".into())]),
+            outputs: vec![OutputRecord {
+                artifact: ArtifactId::at("weights", 1),
+                size: 3,
+                sha256: [7; 32],
+            }],
+        };
+        receipt.write(&run).expect("written");
+        let load = job("load", Some(1));
+        assert_eq!(Receipt::read(&run, &load).expect("read"), Some(receipt));
+        assert_eq!(
+            Receipt::read(&run, &job("load", Some(0))).expect("none"),
+            None
+        );
+        let path = run.receipt_path(&load);
+        let mut bytes = std::fs::read(&path).expect("bytes");
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        crate::atomic::write_bytes(&path, &bytes).expect("written");
+        assert!(matches!(
+            Receipt::read(&run, &load),
+            Err(StoreError::Hash { .. })
+        ));
+    }
+
+    #[test]
+    fn a_receipt_under_another_jobs_name_is_refused() {
+        let (_keep, folder) = folder();
+        let run = RunDir::create(&folder, &small_plan()).expect("run");
+        let receipt = Receipt {
+            stage: "load".into(),
+            layer: Some(0),
+            key: Key::new(),
+            outputs: Vec::new(),
+        };
+        receipt.write(&run).expect("written");
+        let bytes = std::fs::read(run.receipt_path(&job("load", Some(0)))).expect("bytes");
+        crate::atomic::write_bytes(&run.receipt_path(&job("load", Some(1))), &bytes)
+            .expect("written");
+        let error = Receipt::read(&run, &job("load", Some(1)))
+            .expect_err("other job")
+            .to_string();
+        assert!(error.contains("load of layer 0"), "{error}");
+    }
+
+    #[test]
+    fn keys_name_version_settings_and_inputs() {
+        let plan = small_plan();
+        let digest = hash_bytes(b"x");
+        let key = job_key(&plan, &job("quantize", Some(1)), |_| Some(digest))
+            .expect("known")
+            .expect("all inputs");
+        assert_eq!(key["setting.quantize.bpw"], "5.0");
+        assert_eq!(key["input.weights@001"], digest.to_string());
+        assert_eq!(key["stage.version"], "1");
+        let waits = job_key(&plan, &job("quantize", Some(1)), |_| None).expect("known");
+        assert_eq!(waits, Err(ArtifactId::at("weights", 1)));
+        assert!(matches!(
+            job_key(&plan, &job("x", None), |_| None),
+            Err(StoreError::Unknown { .. })
+        ));
+    }
+}

@@ -1,0 +1,127 @@
+//! Outside inputs: hashed whole when a run is planned, recognised by size and modification time afterwards.
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use crate::error::StoreError;
+use crate::plan::{External, ExternalFile};
+use crate::sha::{Hasher, hash_file};
+
+/// Size and modification time (nanoseconds since 1970) of a file.
+fn stamp(path: &Utf8Path) -> Result<(u64, i64), StoreError> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(path).map_err(StoreError::io("open", path))?;
+    let mtime = metadata
+        .mtime()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(metadata.mtime_nsec());
+    Ok((metadata.len(), mtime))
+}
+
+/// Hashes a file from outside.
+pub fn describe_file(path: &Utf8Path) -> Result<ExternalFile, StoreError> {
+    let (_, mtime_ns) = stamp(path)?;
+    let (sha256, size) = hash_file(path)?;
+    Ok(ExternalFile {
+        path: path.to_owned(),
+        size,
+        sha256,
+        mtime_ns,
+    })
+}
+
+/// Makes the external of some files; its digest covers file names, sizes and hashes in order.
+pub fn external(files: Vec<ExternalFile>) -> External {
+    let digest = match files.as_slice() {
+        [file] => file.sha256,
+        files => {
+            let mut hasher = Hasher::default();
+            for file in files {
+                let name = file.path.file_name().unwrap_or_default();
+                hasher.update(format!("{name} {} {}\n", file.size, file.sha256).as_bytes());
+            }
+            hasher.finish().0
+        }
+    };
+    External { files, digest }
+}
+
+/// Describes files again, hashing only those whose size or modification time differ from `known`.
+pub fn refresh(known: &External, paths: &[Utf8PathBuf]) -> Result<External, StoreError> {
+    let mut files = Vec::with_capacity(paths.len());
+    for path in paths {
+        let (size, mtime_ns) = stamp(path)?;
+        let same = known
+            .files
+            .iter()
+            .find(|file| file.path == *path && file.size == size && file.mtime_ns == mtime_ns);
+        files.push(match same {
+            Some(file) => file.clone(),
+            None => describe_file(path)?,
+        });
+    }
+    Ok(external(files))
+}
+
+/// Checks that the files are still those of the plan: size and time, and the hash where the time differs.
+pub fn verify_external(external: &External) -> Result<(), StoreError> {
+    for file in &external.files {
+        let (size, mtime_ns) = stamp(&file.path)?;
+        let changed = |what, found: String, expected: String| {
+            Err(StoreError::Changed {
+                path: file.path.clone(),
+                what,
+                found,
+                expected,
+            })
+        };
+        if size != file.size {
+            return changed("size", size.to_string(), file.size.to_string());
+        }
+        if mtime_ns != file.mtime_ns {
+            let (found, _) = hash_file(&file.path)?;
+            if found != file.sha256 {
+                return changed("SHA-256", found.to_string(), file.sha256.to_string());
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests_support::folder;
+
+    #[test]
+    fn a_changed_file_is_noticed_and_a_touched_one_is_not_mistaken() {
+        let (_keep, folder) = folder();
+        let path = folder.join("model.safetensors");
+        crate::atomic::write_bytes(&path, b"abc").expect("written");
+        let known = external(vec![describe_file(&path).expect("hashed")]);
+        verify_external(&known).expect("same");
+        let paths = [path.clone()];
+        crate::atomic::write_bytes(&path, b"abc").expect("same bytes, later");
+        verify_external(&known).expect("same bytes");
+        assert_eq!(
+            refresh(&known, &paths).expect("hashed").digest,
+            known.digest
+        );
+        crate::atomic::write_bytes(&path, b"abd").expect("other bytes");
+        assert!(matches!(
+            verify_external(&known),
+            Err(StoreError::Changed {
+                what: "SHA-256",
+                ..
+            })
+        ));
+        assert_ne!(
+            refresh(&known, &paths).expect("hashed").digest,
+            known.digest
+        );
+        crate::atomic::write_bytes(&path, b"abcd").expect("longer");
+        assert!(matches!(
+            verify_external(&known),
+            Err(StoreError::Changed { what: "size", .. })
+        ));
+    }
+}

@@ -1,0 +1,167 @@
+use super::*;
+use crate::plan::tests_support::{folder, small_plan};
+
+/// Writes a fixed text into the output that its stage declares.
+struct Echo {
+    output: &'static str,
+    commit: bool,
+}
+
+impl StageProgram for Echo {
+    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
+        job.progress(1, 2, "half");
+        job.figure("length", 5);
+        atomic::write_bytes(&job.work_dir()?.join("partial"), b"state")?;
+        let mut file = job.output(self.output)?;
+        file.append(b"hello")?;
+        if self.commit {
+            job.commit(self.output, file)?;
+        }
+        Ok(())
+    }
+}
+
+fn start() -> (tempfile::TempDir, RunDir, Plan) {
+    let (keep, folder) = folder();
+    let plan = small_plan();
+    let run = RunDir::create(&folder, &plan).expect("run");
+    (keep, run, plan)
+}
+
+fn job(stage: &str, layer: Option<u32>) -> JobId {
+    JobId {
+        stage: stage.into(),
+        layer,
+    }
+}
+
+fn perform(
+    run: &RunDir,
+    plan: &Plan,
+    id: &JobId,
+    output: &'static str,
+) -> (anyhow::Result<()>, Vec<EventKind>) {
+    let mut events = Vec::new();
+    let mut stage = Echo {
+        output,
+        commit: true,
+    };
+    let outcome = execute(run, plan, id, &mut stage, &mut |event| {
+        events.push(event.kind)
+    });
+    (outcome, events)
+}
+
+#[test]
+fn a_job_leaves_output_figures_and_receipt_and_no_scratch() {
+    let (_keep, run, plan) = start();
+    let load = job("load", Some(1));
+    let (outcome, events) = perform(&run, &plan, &load, "weights");
+    outcome.expect("done");
+    assert!(matches!(events[0], EventKind::Started));
+    assert!(matches!(
+        events[1],
+        EventKind::Progress {
+            done: 1,
+            total: 2,
+            ..
+        }
+    ));
+    assert!(matches!(events[2], EventKind::Figure { .. }));
+    assert!(matches!(events[3], EventKind::Finished { .. }));
+    let receipt = Receipt::read(&run, &load).expect("read").expect("there");
+    assert_eq!(receipt.outputs[0].size, 5);
+    assert_eq!(
+        std::fs::read(run.root().join("layers/001/weights")).expect("output"),
+        b"hello"
+    );
+    let figures = std::fs::read_to_string(run.figures_path(&load)).expect("figures");
+    assert!(figures.contains("\"length\": 5"));
+    assert!(!run.work_path(&load).exists());
+}
+
+#[test]
+fn inputs_are_verified_before_the_job_runs() {
+    let (_keep, run, plan) = start();
+    let quantize = job("quantize", Some(0));
+    let error = perform(&run, &plan, &quantize, "codes")
+        .0
+        .expect_err("no input");
+    assert!(
+        error
+            .to_string()
+            .contains("weights@000 is missing: quantize of layer 0 needs it"),
+        "{error}"
+    );
+    perform(&run, &plan, &job("load", Some(0)), "weights")
+        .0
+        .expect("load");
+    perform(&run, &plan, &job("embed", None), "hidden")
+        .0
+        .expect("embed");
+    perform(&run, &plan, &quantize, "codes")
+        .0
+        .expect("quantize");
+
+    atomic::write_bytes(&run.root().join("layers/000/weights"), b"hellO").expect("damage");
+    let error = perform(&run, &plan, &quantize, "codes")
+        .0
+        .expect_err("damaged");
+    assert_eq!(ExitCode::of_error(&error), Some(ExitCode::Damaged));
+    atomic::remove_file(&run.root().join("layers/000/weights")).expect("removed");
+    let error = perform(&run, &plan, &quantize, "codes")
+        .0
+        .expect_err("missing");
+    assert_eq!(ExitCode::of_error(&error), Some(ExitCode::MissingInput));
+}
+
+#[test]
+fn an_output_that_was_not_published_is_an_error_and_leaves_no_receipt() {
+    let (_keep, run, plan) = start();
+    let load = job("load", Some(0));
+    let mut stage = Echo {
+        output: "weights",
+        commit: false,
+    };
+    let error = execute(&run, &plan, &load, &mut stage, &mut |_| {}).expect_err("not published");
+    assert!(
+        error
+            .to_string()
+            .contains("without publishing its output `weights@000`"),
+        "{error}"
+    );
+    assert_eq!(Receipt::read(&run, &load).expect("read"), None);
+    assert!(!run.root().join("layers/000/weights").exists());
+}
+
+#[test]
+fn unknown_names_and_layers_are_refused() {
+    let (_keep, run, plan) = start();
+    let error = perform(&run, &plan, &job("load", Some(0)), "codes")
+        .0
+        .expect_err("unknown");
+    assert!(
+        error
+            .to_string()
+            .contains("unknown output of this stage `codes`; known: weights@000"),
+        "{error}"
+    );
+    let error = perform(&run, &plan, &job("load", Some(2)), "weights")
+        .0
+        .expect_err("layer");
+    assert!(
+        error.to_string().contains("layer found 2, expected 0 to 1"),
+        "{error}"
+    );
+    let error = perform(&run, &plan, &job("embed", Some(0)), "hidden")
+        .0
+        .expect_err("layer");
+    assert!(error.to_string().contains("one job for the run"), "{error}");
+    let error = perform(&run, &plan, &job("nothing", None), "hidden")
+        .0
+        .expect_err("stage");
+    assert!(
+        error.to_string().contains("unknown stage `nothing`"),
+        "{error}"
+    );
+}

@@ -1,0 +1,318 @@
+//! The figures of an evaluation, from per-token comparisons to values with confidence intervals.
+//!
+//! Owns the arithmetic of perplexity, KL divergence and top-1 agreement. Reads no file and knows no model.
+//! Windows are the unit of resampling: tokens of one window are correlated, windows are taken as independent.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the metrics document.
+pub const METRICS_VERSION: u32 = 1;
+/// Bins of the per-window histogram of KL divergences, spread evenly over the logarithm.
+const BINS: usize = 2400;
+/// Divergences at or below this value share the first bin, nats.
+const SMALLEST_KL: f64 = 1e-9;
+/// Divergences at or above this value share the last bin, nats.
+const LARGEST_KL: f64 = 1e3;
+/// Resamples of the bootstrap for quantiles.
+const RESAMPLES: usize = 400;
+/// Two-sided 95 % point of the normal distribution.
+const NORMAL_95: f64 = 1.959_963_985;
+
+/// One predicted token: how teacher and pack see the same context.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenComparison {
+    /// Negative log-likelihood of the text's token under the teacher, nats.
+    pub teacher_nll: f64,
+    /// The same under the pack, nats.
+    pub pack_nll: f64,
+    /// KL(teacher ‖ pack) of the two next-token distributions, nats, clipped at 0 from below.
+    pub kl: f64,
+    /// Whether both rank the same token first.
+    pub same_top: bool,
+}
+
+/// Compares the logits of one position.
+///
+/// `teacher`, `pack`: `[vocab]`, raw logits; `target`: the text's next token. Sums run in f64 in index order, so that
+/// the result does not depend on the number of threads.
+pub fn compare_logits(teacher: &[f32], pack: &[f32], target: usize) -> TokenComparison {
+    debug_assert_eq!(teacher.len(), pack.len());
+    let (teacher_max, teacher_top) = maximum(teacher);
+    let (pack_max, pack_top) = maximum(pack);
+    let mut teacher_sum = 0f64;
+    let mut pack_sum = 0f64;
+    let mut weighted_difference = 0f64;
+    // Blocks keep the inner loop in f32 vectors; the block sums join in f64.
+    for (t, p) in teacher.chunks(256).zip(pack.chunks(256)) {
+        let (mut block_t, mut block_p, mut block_d) = (0f32, 0f32, 0f32);
+        for (&a, &b) in t.iter().zip(p) {
+            let (a, b) = (a - teacher_max, b - pack_max);
+            let weight = a.exp();
+            block_t += weight;
+            block_p += b.exp();
+            block_d += weight * (a - b);
+        }
+        teacher_sum += f64::from(block_t);
+        pack_sum += f64::from(block_p);
+        weighted_difference += f64::from(block_d);
+    }
+    let (teacher_log, pack_log) = (teacher_sum.ln(), pack_sum.ln());
+    let nll = |logit: f32, max: f32, log_sum: f64| log_sum - f64::from(logit - max);
+    TokenComparison {
+        teacher_nll: nll(teacher[target], teacher_max, teacher_log),
+        pack_nll: nll(pack[target], pack_max, pack_log),
+        kl: (weighted_difference / teacher_sum - teacher_log + pack_log).max(0.0),
+        same_top: teacher_top == pack_top,
+    }
+}
+
+/// Largest value and the first index that holds it.
+fn maximum(values: &[f32]) -> (f32, usize) {
+    let mut best = (f32::NEG_INFINITY, 0);
+    for (index, &value) in values.iter().enumerate() {
+        if value > best.0 {
+            best = (value, index);
+        }
+    }
+    best
+}
+
+/// A figure with its 95 % confidence interval over windows.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Estimate {
+    /// The figure over all tokens.
+    pub value: f64,
+    /// Lower end of the interval.
+    pub low: f64,
+    /// Upper end of the interval.
+    pub high: f64,
+}
+
+/// Per-window sums.
+#[derive(Debug, Clone)]
+struct Window {
+    tokens: usize,
+    teacher_nll: f64,
+    pack_nll: f64,
+    kl: f64,
+    same_top: usize,
+    histogram: Vec<u32>,
+}
+
+/// Collects windows one after another; [`Accumulator::finish`] gives the figures.
+#[derive(Debug, Default)]
+pub struct Accumulator {
+    windows: Vec<Window>,
+    kls: Vec<f32>,
+}
+
+/// Every figure of an evaluation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    /// Windows compared.
+    pub windows: usize,
+    /// Predicted tokens compared, all windows together.
+    pub tokens: usize,
+    /// Perplexity of the teacher.
+    pub teacher_ppl: Estimate,
+    /// Perplexity of the pack.
+    pub pack_ppl: Estimate,
+    /// Pack perplexity over teacher perplexity; the interval is of the paired difference.
+    pub ppl_ratio: Estimate,
+    /// Mean KL(teacher ‖ pack), nats.
+    pub mean_kl: Estimate,
+    /// Median of the per-token divergence, nats.
+    pub median_kl: Estimate,
+    /// 99th percentile of the per-token divergence, nats.
+    pub p99_kl: Estimate,
+    /// Share of positions where both rank the same token first.
+    pub top1_agreement: Estimate,
+}
+
+impl Accumulator {
+    /// Adds one window's tokens, in order.
+    pub fn add_window(&mut self, tokens: &[TokenComparison]) {
+        let mut histogram = vec![0u32; BINS];
+        for token in tokens {
+            histogram[bin(token.kl)] += 1;
+        }
+        self.kls.extend(tokens.iter().map(|token| token.kl as f32));
+        self.windows.push(Window {
+            tokens: tokens.len(),
+            teacher_nll: tokens.iter().map(|t| t.teacher_nll).sum(),
+            pack_nll: tokens.iter().map(|t| t.pack_nll).sum(),
+            kl: tokens.iter().map(|t| t.kl).sum(),
+            same_top: tokens.iter().filter(|t| t.same_top).count(),
+            histogram,
+        });
+    }
+
+    /// The figures, or `None` when no token was compared.
+    pub fn finish(mut self) -> Option<Figures> {
+        let tokens: usize = self.windows.iter().map(|w| w.tokens).sum();
+        if tokens == 0 {
+            return None;
+        }
+        self.kls.sort_unstable_by(f32::total_cmp);
+        let exact = |share: f64| {
+            f64::from(self.kls[((tokens - 1) as f64 * share).round() as usize])
+        };
+        let exp = |e: Estimate| Estimate { value: e.value.exp(), low: e.low.exp(), high: e.high.exp() };
+        let windows = &self.windows;
+        Some(Figures {
+            windows: windows.len(),
+            tokens,
+            teacher_ppl: exp(mean(windows, |w| w.teacher_nll)),
+            pack_ppl: exp(mean(windows, |w| w.pack_nll)),
+            ppl_ratio: exp(mean(windows, |w| w.pack_nll - w.teacher_nll)),
+            mean_kl: mean(windows, |w| w.kl),
+            median_kl: quantile(windows, 0.5, exact(0.5)),
+            p99_kl: quantile(windows, 0.99, exact(0.99)),
+            top1_agreement: mean(windows, |w| w.same_top as f64),
+        })
+    }
+}
+
+/// Token mean of a per-window sum with the normal interval of a ratio estimator over windows.
+fn mean(windows: &[Window], sum: impl Fn(&Window) -> f64) -> Estimate {
+    let tokens: f64 = windows.iter().map(|w| w.tokens as f64).sum();
+    let value = windows.iter().map(&sum).sum::<f64>() / tokens;
+    let count = windows.len() as f64;
+    if windows.len() < 2 {
+        return Estimate { value, low: value, high: value };
+    }
+    let squares: f64 =
+        windows.iter().map(|w| (sum(w) - value * w.tokens as f64).powi(2)).sum();
+    let standard_error = (squares * count / (count - 1.0)).sqrt() / tokens;
+    Estimate {
+        value,
+        low: value - NORMAL_95 * standard_error,
+        high: value + NORMAL_95 * standard_error,
+    }
+}
+
+/// Bootstrap interval of a quantile, windows resampled with replacement (Efron 1979), fixed seed.
+fn quantile(windows: &[Window], share: f64, value: f64) -> Estimate {
+    let mut random = SplitMix(0x5eed);
+    let mut found: Vec<f64> = (0..RESAMPLES)
+        .map(|_| {
+            let mut sum = vec![0u64; BINS];
+            for _ in 0..windows.len() {
+                let pick = &windows[(random.next() % windows.len() as u64) as usize];
+                for (total, &count) in sum.iter_mut().zip(&pick.histogram) {
+                    *total += u64::from(count);
+                }
+            }
+            let total: u64 = sum.iter().sum();
+            let rank = (total as f64 * share) as u64;
+            let mut seen = 0;
+            let index = sum.iter().position(|&count| {
+                seen += count;
+                seen > rank
+            });
+            bin_center(index.unwrap_or(BINS - 1))
+        })
+        .collect();
+    found.sort_unstable_by(f64::total_cmp);
+    let at = |part: f64| found[((RESAMPLES - 1) as f64 * part).round() as usize];
+    // Bins are 1.2 % wide: the interval never excludes the exact quantile for that reason alone.
+    Estimate { value, low: at(0.025).min(value), high: at(0.975).max(value) }
+}
+
+fn bin(kl: f64) -> usize {
+    let span = (LARGEST_KL / SMALLEST_KL).ln();
+    let position = (kl.clamp(SMALLEST_KL, LARGEST_KL) / SMALLEST_KL).ln() / span;
+    ((position * BINS as f64) as usize).min(BINS - 1)
+}
+
+fn bin_center(index: usize) -> f64 {
+    let span = (LARGEST_KL / SMALLEST_KL).ln();
+    SMALLEST_KL * ((index as f64 + 0.5) / BINS as f64 * span).exp()
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014): enough for resampling, the same on every machine.
+struct SplitMix(u64);
+
+impl SplitMix {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_logits_have_no_divergence_and_the_textbook_likelihood() {
+        let logits = [1.0f32, 2.0, 3.0];
+        let token = compare_logits(&logits, &logits, 1);
+        let expected = (1f64.exp() + 2f64.exp() + 3f64.exp()).ln() - 2.0;
+        assert!(token.kl.abs() < 1e-9);
+        assert!((token.teacher_nll - expected).abs() < 1e-6);
+        assert!(token.same_top);
+    }
+
+    #[test]
+    fn divergence_matches_the_direct_sum() {
+        let teacher: Vec<f32> = (0..1000).map(|i| ((i * 37 % 101) as f32) / 17.0).collect();
+        let pack: Vec<f32> = teacher.iter().enumerate().map(|(i, x)| x + ((i % 7) as f32) / 50.0).collect();
+        let probabilities = |logits: &[f32]| -> Vec<f64> {
+            let total: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+            logits.iter().map(|&x| f64::from(x).exp() / total).collect()
+        };
+        let (p, q) = (probabilities(&teacher), probabilities(&pack));
+        let direct: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
+        let found = compare_logits(&teacher, &pack, 5);
+        assert!((found.kl - direct).abs() < 1e-6, "{} against {direct}", found.kl);
+    }
+
+    #[test]
+    fn logits_shifted_by_a_constant_change_nothing() {
+        let teacher = [0.5f32, -1.0, 4.0, 2.0];
+        let shifted = teacher.map(|x| x + 100.0);
+        let token = compare_logits(&teacher, &shifted, 0);
+        assert!(token.kl < 1e-6);
+        assert!((token.teacher_nll - token.pack_nll).abs() < 1e-5);
+    }
+
+    #[test]
+    fn intervals_hold_the_value_and_shrink_with_more_windows() {
+        let figures = |windows: usize| {
+            let mut all = Accumulator::default();
+            let mut random = SplitMix(7);
+            for _ in 0..windows {
+                let tokens: Vec<_> = (0..50)
+                    .map(|_| {
+                        let noise = (random.next() % 1000) as f64 / 1000.0;
+                        TokenComparison {
+                            teacher_nll: 2.0 + noise,
+                            pack_nll: 2.01 + noise,
+                            kl: 0.01 * noise,
+                            same_top: noise < 0.9,
+                        }
+                    })
+                    .collect();
+                all.add_window(&tokens);
+            }
+            all.finish().expect("tokens were added")
+        };
+        let (few, many) = (figures(8), figures(200));
+        assert_eq!(many.tokens, 200 * 50);
+        assert!((many.ppl_ratio.value - 0.01f64.exp()).abs() < 1e-9);
+        for e in [many.mean_kl, many.median_kl, many.p99_kl, many.top1_agreement, many.teacher_ppl] {
+            assert!(e.low <= e.value && e.value <= e.high, "{e:?}");
+        }
+        assert!(many.mean_kl.high - many.mean_kl.low < few.mean_kl.high - few.mean_kl.low);
+        assert!((many.median_kl.value - 0.005).abs() < 0.0005);
+    }
+
+    #[test]
+    fn no_token_gives_no_figure() {
+        assert!(Accumulator::default().finish().is_none());
+    }
+}
