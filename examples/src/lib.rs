@@ -1,1 +1,3 @@
-//! placeholder
+//! What the example programs share: the story grammar of the embedded tiny model.
+
+pub mod stories;

@@ -1,11 +1,13 @@
 //! What one linear layer becomes: indices, logarithms of steps and scales, and the overlay.
 
+use serde::{Deserialize, Serialize};
+
 use crate::bf16;
 use crate::failure::{CodecError, check_len, check_matrix};
 use crate::steps;
 
 /// A quantized matrix. The weights that it stands for are given by [`crate::reconstruct`].
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorCode {
     /// Outputs of the layer.
     pub rows: usize,
@@ -25,7 +27,7 @@ pub struct TensorCode {
 }
 
 /// A matrix `U·V` of small rank, added to the dequantized weights.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LowRank {
     /// Inner dimension, at least 1.
     pub rank: usize,

@@ -65,6 +65,14 @@ pub enum CodecError {
         /// The quantization index.
         value: i16,
     },
+    /// A layer does not fit its budget, whatever the steps.
+    #[error("the layer takes {found} bits at the coarsest steps tried, expected at most {expected}")]
+    Budget {
+        /// The smallest size reached, bits.
+        found: u64,
+        /// The budget, bits.
+        expected: u64,
+    },
     /// Bytes that no encoder wrote.
     #[error("damaged {what}: found {found}, expected {expected}")]
     Damaged {

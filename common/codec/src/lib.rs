@@ -10,7 +10,8 @@
 //! 4. [`overlay`] fits what a low-rank correction can still win back;
 //! 5. [`classes`] builds the tables of the entropy coder, [`rans`] codes and decodes the indices,
 //!    [`packed`] codes short rows of small integers;
-//! 6. [`reconstruct`] turns a [`TensorCode`] into bfloat16 weights by exactly specified arithmetic.
+//! 6. [`layer`] does 2 to 5 for all linears of a layer within one budget of bytes;
+//! 7. [`reconstruct`] turns a [`TensorCode`] into bfloat16 weights by exactly specified arithmetic.
 //!
 //! This crate reads no file, starts no process, draws nothing and knows no tensor library. Every
 //! result is the same bits for any number of threads: work is cut into pieces of fixed size, and
@@ -25,6 +26,7 @@ pub mod error;
 pub mod factor;
 mod failure;
 pub mod feedback;
+pub mod layer;
 pub mod overlay;
 pub mod packed;
 mod product;

@@ -56,3 +56,17 @@ pub enum ModelError {
         expected: usize,
     },
 }
+
+/// Whether an error chain holds anything that this crate refused.
+pub fn is_model_error<'a>(
+    chain: impl IntoIterator<Item = &'a (dyn std::error::Error + 'static)>,
+) -> bool {
+    chain.into_iter().any(|cause| {
+        cause.is::<ModelError>()
+            || cause.is::<ConfigError>()
+            || cause.is::<SourceError>()
+            || cause.is::<TextError>()
+            || cause.is::<DeviceError>()
+            || cause.is::<MomentsError>()
+    })
+}

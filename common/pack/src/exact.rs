@@ -84,7 +84,7 @@ pub struct ExactDecl {
 }
 
 /// An exact tensor with its bytes (row-major, little-endian).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExactTensor {
     /// Name relative to the layer's prefix.
     pub name: String,

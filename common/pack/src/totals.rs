@@ -36,8 +36,9 @@ impl Totals {
     /// # Errors
     /// `Invalid` if a sum does not fit 64 bits or there is no linear at all.
     pub fn compute(manifest: &Manifest, origin: &str) -> Result<Self, PackError> {
-        let sum = |what: &str, terms: &mut dyn Iterator<Item = u64>| {
-            let total = terms.try_fold(0u64, u64::checked_add);
+        let sum = |what: &str, mut terms: &mut dyn Iterator<Item = u64>| {
+            // The outer reference is itself an iterator of known size, as `try_fold` asks for.
+            let total = Iterator::try_fold(&mut terms, 0u64, u64::checked_add);
             total.ok_or_else(|| invalid(origin, what, "overflow", "a sum below 2^64"))
         };
         let linears = manifest.layers.iter().flat_map(|l| &l.linears);

@@ -6,7 +6,7 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`atomic`] | the creation of files |
-//! | [`sha`], [`framed`], [`tensors`] | digests, typed binary files, tensor files |
+//! | [`sha`], [`framed`], [`tensors`], [`stream`] | digests, typed binary files, tensor files, their batches |
 //! | [`settings`], [`plan`], [`run`], [`source`] | what a run is, and where |
 //! | [`receipt`], [`freshness`] | what is done, what is stale and why |
 //! | [`events`], [`stage`] | the protocol between driver and stage, and the stage's side of it |
@@ -27,6 +27,7 @@ pub mod settings;
 pub mod sha;
 pub mod source;
 pub mod stage;
+pub mod stream;
 pub mod tensors;
 
 pub use error::StoreError;

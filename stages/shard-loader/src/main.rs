@@ -1,2 +1,188 @@
-//! placeholder
-fn main() {}
+//! shard-loader: the source's safetensors shards → one tensor file per layer, and one for the scaffold.
+//!
+//! Owns the way from a Hugging Face folder to the pipeline's own files: everything about names, shapes, types and
+//! finiteness is checked here, once, so that no later stage doubts a weight. It converts nothing: bytes stay as they
+//! are in the source.
+
+use std::path::Path;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use crossbeam_channel::bounded;
+use uc_model::{ExactSpec, ModelConfig, SourceFolder};
+use uc_store::ExitCode;
+use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
+use uc_store::tensors::{Dtype, TensorDecl};
+
+/// Raised whenever the same source gives other files.
+const VERSION: u32 = 1;
+/// Tensors that wait between reader and writer.
+const WAITING: usize = 2;
+
+#[derive(Parser)]
+#[command(name = "shard-loader", version, about = "Splits a source model into one file per layer")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Check a model folder and print its facts as JSON
+    Inspect {
+        /// The model folder
+        model: std::path::PathBuf,
+    },
+    /// Embeddings, final norm and head → scaffold
+    Scaffold(StageArgs),
+    /// One layer's tensors → weights
+    Layer(StageArgs),
+}
+
+fn main() -> std::process::ExitCode {
+    match Cli::parse().task {
+        Task::Inspect { model } => inspect(&model).into(),
+        Task::Scaffold(args) => run("scaffold", &args, Part::Scaffold),
+        Task::Layer(args) => run("layer", &args, Part::Layer),
+    }
+}
+
+fn run(task: &'static str, args: &StageArgs, part: Part) -> std::process::ExitCode {
+    let program = Program { name: "shard-loader", task, version: VERSION };
+    stage::main(program, args, Loader { part, source: None }).into()
+}
+
+/// Prints what the driver needs to plan a run; the whole model is checked against its config.json first.
+fn inspect(model: &Path) -> ExitCode {
+    match describe(model) {
+        Ok(facts) => {
+            println!("{facts}");
+            ExitCode::Ok
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::of_error(&error).unwrap_or(ExitCode::BadInput)
+        }
+    }
+}
+
+fn describe(model: &Path) -> anyhow::Result<serde_json::Value> {
+    let model = model
+        .canonicalize()
+        .with_context(|| format!("cannot open the model folder {}", model.display()))?;
+    let config = ModelConfig::load(&model)?;
+    let source = SourceFolder::open(&model)?;
+    source.check(&config)?;
+    // A run without a usable tokenizer would fail hours later.
+    uc_model::Tokenizer::load(&model)?;
+    let mut files: Vec<String> = Vec::new();
+    for path in source.files() {
+        let name = path.file_name().and_then(|name| name.to_str());
+        files.push(name.context("a shard's name is not UTF-8")?.into());
+    }
+    let described = [
+        "config.json",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "generation_config.json",
+    ];
+    files.extend(described.iter().filter(|name| model.join(name).is_file()).map(|name| (*name).into()));
+    files.sort();
+    files.dedup();
+    Ok(serde_json::json!({
+        "name": model.file_name().map(|name| name.to_string_lossy()),
+        "layers": config.layers,
+        "linear_parameters": config.linear_parameters(),
+        "total_parameters": config.total_parameters(),
+        "files": files,
+    }))
+}
+
+/// Which tensors a job copies.
+enum Part {
+    Scaffold,
+    Layer,
+}
+
+/// The stage; the source stays open between jobs.
+struct Loader {
+    part: Part,
+    source: Option<(ModelConfig, SourceFolder)>,
+}
+
+impl StageProgram for Loader {
+    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
+        let (config, source) = match self.source.take() {
+            Some(open) => open,
+            None => {
+                let path = job.plan().model.path.as_std_path();
+                let config = ModelConfig::load(path)?;
+                let source = SourceFolder::open(path)?;
+                source.check(&config)?;
+                (config, source)
+            }
+        };
+        match self.part {
+            Part::Scaffold => copy(job, &source, "scaffold", "", &config.scaffold_plan())?,
+            Part::Layer => {
+                let plan = config.layer_plan(job.layer()? as usize);
+                let tensors: Vec<ExactSpec> = plan.tensors().collect();
+                copy(job, &source, "weights", &plan.prefix, &tensors)?;
+            }
+        }
+        self.source = Some((config, source));
+        Ok(())
+    }
+
+    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
+        uc_model::error::is_model_error(error.chain()).then_some(ExitCode::BadInput)
+    }
+}
+
+/// Copies tensors, one thread reading and checking, one writing.
+fn copy(
+    job: &mut Job<'_>,
+    source: &SourceFolder,
+    output: &str,
+    prefix: &str,
+    tensors: &[ExactSpec],
+) -> anyhow::Result<()> {
+    let mut decls = Vec::with_capacity(tensors.len());
+    for spec in tensors {
+        let name = format!("{prefix}{}", spec.name);
+        let info = source.tensor(&name).with_context(|| format!("tensor {name} has vanished"))?;
+        let dtype = match info.dtype.name() {
+            "F32" => Dtype::F32,
+            "F16" => Dtype::F16,
+            "BF16" => Dtype::BF16,
+            other => anyhow::bail!("tensor {name} is {other}, expected F32, F16 or BF16"),
+        };
+        decls.push(TensorDecl::new(&spec.name, dtype, &spec.shape));
+    }
+    let mut file = job.output_tensors(output, &decls)?;
+    let (sender, receiver) = bounded(WAITING);
+    std::thread::scope(|scope| -> anyhow::Result<()> {
+        scope.spawn(move || {
+            for spec in tensors {
+                let name = format!("{prefix}{}", spec.name);
+                let tensor = source.read(&name).and_then(|tensor| {
+                    tensor.to_f32()?; // refuses NaN and infinity by name and index
+                    Ok(tensor.bytes)
+                });
+                let failed = tensor.is_err();
+                if sender.send(tensor).is_err() || failed {
+                    return;
+                }
+            }
+        });
+        for (done, bytes) in receiver.iter().enumerate() {
+            file.append(&bytes?)?;
+            job.progress(done as u64 + 1, tensors.len() as u64, "tensors");
+        }
+        Ok(())
+    })?;
+    job.commit_tensors(output, file)?;
+    Ok(())
+}

@@ -1,2 +1,52 @@
-//! placeholder
-fn main() {}
+//! `uc`: the user's command and the driver of the pipeline.
+//!
+//! It plans runs, starts stage programs, draws progress and prints results. It never computes on tensors, knows no
+//! model family and no codec; everything that does is a stage program that it starts, or the pack's own library.
+
+mod board;
+mod cli;
+mod drive;
+mod failure;
+mod journal;
+mod model;
+mod packs;
+mod pipeline;
+mod planning;
+mod programs;
+mod progress;
+mod runner;
+mod session;
+mod signals;
+mod sources;
+mod summary;
+mod verbs;
+
+use clap::Parser;
+use uc_store::{ExitCode, logging};
+
+use crate::cli::{Cli, Verb};
+use crate::progress::Display;
+
+fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    logging::init(cli.output.verbose, cli.output.quiet, cli.output.log_format);
+    let mut display = Display::new(cli.output);
+    let outcome = match &cli.verb {
+        Verb::Compress(args) => verbs::compress::run(args, &mut display),
+        Verb::Resume(args) => verbs::resume::run(args, &mut display),
+        Verb::Status(args) => verbs::status::run(args),
+        Verb::Plan(args) => verbs::plan::run(args, &display),
+        Verb::Stage(args) => verbs::stage::run(args, &display),
+        Verb::Verify(args) => verbs::verify::run(args, &display),
+        Verb::Inspect(args) => verbs::inspect::run(args),
+        Verb::Eval(args) => verbs::eval::run(args, &mut display),
+    };
+    match outcome {
+        Ok(()) => ExitCode::Ok.into(),
+        Err(error) => {
+            // The one place that prints errors.
+            eprintln!("error: {error:#}");
+            failure::exit_code(&error).into()
+        }
+    }
+}

@@ -5,12 +5,14 @@
 //! tokenizer, length, count and seed give the same windows on every machine, for ever.
 
 mod files;
+mod set;
 mod tokenizer;
 mod windows;
 
 use std::path::PathBuf;
 
 pub use files::{Text, read_texts};
+pub use set::{RecordedWindow, WindowChoice, WindowSet};
 pub use tokenizer::Tokenizer;
 pub use windows::{Window, check_ids, windows};
 

@@ -1,0 +1,179 @@
+//! All linears of a layer, quantized so that the file that they make meets a budget.
+//!
+//! Every linear gets the same bits per weight for its indices; then all steps of the layer are moved by one common
+//! factor until the size of the whole, as its caller measures it, lies just below the budget. What the file holds
+//! besides indices (tables, logarithms, headers, exact tensors, overlays) so comes out of the same budget.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::classes::row_logs;
+use crate::code::TensorCode;
+use crate::factor::Factor;
+use crate::failure::CodecError;
+use crate::steps::{column_logs, column_steps};
+use crate::{feedback, rate};
+
+/// Most quantizations of the whole layer.
+const MOST_PASSES: usize = 10;
+/// A layer is near enough to its budget when it is this many bits per weight below.
+const TOLERANCE: f64 = 0.0015;
+/// First guess at what the file holds besides indices, bits per weight.
+const FIRST_OVERHEAD: f64 = 0.02;
+/// Aimed at below the budget, bits per weight, so that the aim's own noise seldom lands above.
+const MARGIN: f64 = 0.0006;
+
+/// A linear by name, shape and the input that it reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinearShape {
+    /// Name within the layer.
+    pub name: String,
+    /// Name of its input; linears of one input share their column logarithms.
+    pub input: String,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+}
+
+/// A quantized linear.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CodedLinear {
+    /// Name within the layer.
+    pub name: String,
+    /// Name of its input.
+    pub input: String,
+    /// Indices, steps and overlay.
+    pub code: TensorCode,
+}
+
+/// What the layer is quantized to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Budget {
+    /// Bits that the layer's file may have, every byte counted.
+    pub bits: u64,
+    /// Rows on which the first guess of each step is probed.
+    pub probe_rows: usize,
+}
+
+/// Where the layer's parts come from and how its result is measured.
+pub trait LayerWork {
+    /// The caller's error.
+    type Error: From<CodecError>;
+
+    /// Weights of linear `index`, `[rows, cols]`.
+    fn weights(&self, index: usize) -> Result<Vec<f32>, Self::Error>;
+
+    /// May add a correction to linear `index`, whose weights are given.
+    fn finish(&self, index: usize, weights: &[f32], code: &mut TensorCode) -> Result<(), Self::Error>;
+
+    /// Bits of the file that the linears make, everything counted.
+    fn measure(&self, linears: &[CodedLinear]) -> Result<u64, Self::Error>;
+
+    /// Told after each linear: done and total of this pass.
+    fn progress(&mut self, done: usize, total: usize);
+}
+
+/// Quantizes every linear of a layer so that [`LayerWork::measure`] is at most the budget and as near to it as
+/// [`TOLERANCE`].
+///
+/// `factors` holds the factor of every input.
+///
+/// # Errors
+/// [`CodecError::Budget`] where the budget cannot be met; the codec's and the caller's others.
+pub fn quantize<W: LayerWork>(
+    shapes: &[LinearShape],
+    factors: &BTreeMap<String, Factor>,
+    budget: Budget,
+    work: &mut W,
+) -> Result<Vec<CodedLinear>, W::Error> {
+    let weights: usize = shapes.iter().map(|shape| shape.rows * shape.cols).sum();
+    let total = weights as f64;
+    let target = budget.bits as f64 / total - FIRST_OVERHEAD;
+    let starts = first_steps(shapes, factors, target.max(0.05), budget.probe_rows, work)?;
+    let mut best: Option<(u64, Vec<CodedLinear>)> = None;
+    let (mut shift, mut last) = (0.0f64, None::<(f64, f64)>);
+    let mut smallest = u64::MAX;
+    for _ in 0..MOST_PASSES {
+        let linears = pass(shapes, factors, &starts, shift, work)?;
+        let bits = work.measure(&linears)?;
+        smallest = smallest.min(bits);
+        if bits <= budget.bits && best.as_ref().is_none_or(|(most, _)| bits > *most) {
+            best = Some((bits, linears));
+        }
+        let excess = (bits as f64 - budget.bits as f64) / total;
+        if (-TOLERANCE..=0.0).contains(&excess) {
+            break;
+        }
+        let slope = match last {
+            Some((at, then)) if at != shift => ((excess - then) / (shift - at)).clamp(-1.5, -0.2),
+            _ => -1.0,
+        };
+        last = Some((shift, excess));
+        shift -= (excess + MARGIN) / slope;
+    }
+    match best {
+        Some((_, linears)) => Ok(linears),
+        None => Err(CodecError::Budget { found: smallest, expected: budget.bits }.into()),
+    }
+}
+
+/// Logarithms and step of one linear before the common factor.
+struct Start {
+    column_log: Vec<u8>,
+    step: f32,
+}
+
+fn first_steps<W: LayerWork>(
+    shapes: &[LinearShape],
+    factors: &BTreeMap<String, Factor>,
+    target: f64,
+    probe_rows: usize,
+    work: &W,
+) -> Result<Vec<Start>, W::Error> {
+    let mut starts = Vec::with_capacity(shapes.len());
+    for (index, shape) in shapes.iter().enumerate() {
+        let factor = factor_of(factors, shape)?;
+        let (column_log, base) = column_logs(&factor.inv_diag)?;
+        let w = work.weights(index)?;
+        let (m, n) = (shape.rows, shape.cols);
+        let choice = rate::choose_step(&w, m, n, factor, &column_log, base, target, probe_rows)?;
+        starts.push(Start { column_log, step: choice.step });
+    }
+    Ok(starts)
+}
+
+/// One quantization of the whole layer with all steps times `2^shift`.
+fn pass<W: LayerWork>(
+    shapes: &[LinearShape],
+    factors: &BTreeMap<String, Factor>,
+    starts: &[Start],
+    shift: f64,
+    work: &mut W,
+) -> Result<Vec<CodedLinear>, W::Error> {
+    let mut linears = Vec::with_capacity(shapes.len());
+    for (index, (shape, start)) in shapes.iter().zip(starts).enumerate() {
+        let factor = factor_of(factors, shape)?;
+        let step = (f64::from(start.step) * shift.exp2()) as f32;
+        crate::steps::check_step(step)?;
+        let w = work.weights(index)?;
+        let steps = column_steps(step, &start.column_log);
+        let q = feedback::quantize(&w, shape.rows, shape.cols, factor, &steps)?;
+        let row_log = row_logs(&q, shape.rows, &start.column_log)?;
+        let column_log = start.column_log.clone();
+        let (rows, cols) = (shape.rows, shape.cols);
+        let mut code = TensorCode { rows, cols, step, column_log, row_log, q, overlay: None };
+        work.finish(index, &w, &mut code)?;
+        linears.push(CodedLinear { name: shape.name.clone(), input: shape.input.clone(), code });
+        work.progress(index + 1, shapes.len());
+    }
+    Ok(linears)
+}
+
+fn factor_of<'a>(
+    factors: &'a BTreeMap<String, Factor>,
+    shape: &LinearShape,
+) -> Result<&'a Factor, CodecError> {
+    factors.get(&shape.input).ok_or(CodecError::Shape { what: "factors of this input", found: 0, expected: 1 })
+}

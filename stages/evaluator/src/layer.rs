@@ -1,0 +1,106 @@
+//! One layer of the teacher and of the pack over all windows.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+use uc_model::device::{OnDevice, dispatch};
+use uc_model::llama::LlamaLayer;
+use uc_model::{ModelConfig, Rope};
+use uc_pack::LayerFile;
+use uc_store::stage::Job;
+use uc_store::stream::map_rows;
+use uc_store::tensors::{self, Dtype, TensorDecl, TensorFile, TensorFileWriter};
+
+/// Tokens that go through a layer at once.
+const BATCH_TOKENS: usize = 4096;
+
+/// Writes `eval-hidden+1`.
+pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
+    dispatch(crate::device(job), LayerPass { job })?
+}
+
+struct LayerPass<'a, 'j> {
+    job: &'a mut Job<'j>,
+}
+
+impl OnDevice for LayerPass<'_, '_> {
+    type Output = anyhow::Result<()>;
+
+    fn run<B: Backend>(self, device: B::Device) -> anyhow::Result<()> {
+        let job = self.job;
+        let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
+        let hidden = TensorFile::open(&job.input("eval-hidden")?)?;
+        let shape = hidden.tensor("teacher")?.shape.clone();
+        let &[windows, length, width] = shape.as_slice() else {
+            anyhow::bail!("{}: `teacher` has shape {shape:?}, expected three sides", hidden.path());
+        };
+        let rope = Rope::<B>::new(&config, length, &device)?;
+        let decls = ["teacher", "pack"].map(|name| TensorDecl::new(name, Dtype::F32, &shape));
+        let mut output = job.output_tensors("eval-hidden", &decls)?;
+        let dims = [windows, length, width];
+
+        // One after the other, so that one layer of one model is in memory.
+        let weights = TensorFile::open(&job.input("weights")?)?;
+        let teacher = |name: &str| -> anyhow::Result<Vec<f32>> { Ok(weights.read_f32(name)?) };
+        let layer = LlamaLayer::<B>::new(&config, &teacher, &device)?;
+        push(job, &layer, &rope, &hidden, "teacher", dims, 0, &mut output)?;
+        drop(layer);
+
+        let packed = PackedLayer::open(job)?;
+        let layer = LlamaLayer::<B>::new(&config, &|name: &str| packed.read_f32(name), &device)?;
+        push(job, &layer, &rope, &hidden, "pack", dims, windows, &mut output)?;
+        job.commit_tensors("eval-hidden", output)?;
+        Ok(())
+    }
+}
+
+/// Sends one model's states through its layer; `before` windows were done already.
+fn push<B: Backend>(
+    job: &mut Job<'_>,
+    layer: &LlamaLayer<B>,
+    rope: &Rope<B>,
+    hidden: &TensorFile,
+    name: &str,
+    [windows, length, width]: [usize; 3],
+    before: usize,
+    output: &mut TensorFileWriter,
+) -> anyhow::Result<()> {
+    let device = rope.cos.device();
+    let batch = (BATCH_TOKENS / length).max(1);
+    map_rows(hidden, name, batch, output, |values, count, first| {
+        let x = Tensor::<B, 3>::from_data(TensorData::new(values, [count, length, width]), &device);
+        let y = layer.forward(x, rope, None).into_data();
+        job.progress((before + first + count) as u64, 2 * windows as u64, "windows");
+        y.into_vec().map_err(|error| anyhow::anyhow!("{error:?}"))
+    })
+}
+
+/// A layer as a user of the pack gets it.
+struct PackedLayer {
+    file: LayerFile,
+    linears: BTreeMap<String, usize>,
+    extras: BTreeMap<String, usize>,
+}
+
+impl PackedLayer {
+    fn open(job: &Job<'_>) -> anyhow::Result<Self> {
+        let file = LayerFile::open(job.input("pack-layer")?)?;
+        let names = |names: Vec<&String>| names.into_iter().cloned().zip(0..).collect();
+        let linears = names(file.linears().iter().map(|linear| &linear.name).collect());
+        let extras = names(file.extras().iter().map(|extra| &extra.name).collect());
+        Ok(Self { file, linears, extras })
+    }
+
+    fn read_f32(&self, name: &str) -> anyhow::Result<Vec<f32>> {
+        if let Some(&index) = self.linears.get(name) {
+            let bits = self.file.reconstruct(index)?;
+            return Ok(bits.into_iter().map(uc_codec::bf16::to_f32).collect());
+        }
+        let &index = self.extras.get(name).with_context(|| format!("the pack's layer has no tensor {name}"))?;
+        let dtype = crate::report::float(self.file.extras()[index].dtype, name)?;
+        let bytes = self.file.extra_bytes(index);
+        tensors::to_f32(dtype, bytes).with_context(|| format!("extra {name} is no float tensor"))
+    }
+}

@@ -1,0 +1,169 @@
+//! The pack's scaffold, the model's own description, and the manifest over everything.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use anyhow::Context;
+use camino::Utf8Path;
+use uc_model::SourceFolder;
+use uc_model::text::WindowSet;
+use uc_pack::manifest::{Calibration, Codec, FileEntry, ScaffoldEntry, Source, Tool};
+use uc_pack::totals::Totals;
+use uc_pack::{Digest, Dtype, ExactDecl, FORMAT_VERSION, LayerEntry, Manifest, write_scaffold};
+use uc_store::atomic::Written;
+use uc_store::plan::External;
+use uc_store::stage::Job;
+use uc_store::tensors::{self, TensorFile};
+
+/// Rows of a scaffold tensor copied at a time.
+const ROWS: usize = 4096;
+/// Outputs that are files of the source, copied as they are: the last part of the output's path is the source's name.
+const DESCRIPTION: [&str; 5] =
+    ["pack-config", "pack-tokenizer", "pack-tokenizer-config", "pack-special-tokens", "pack-generation-config"];
+
+/// Writes everything of the pack but the layers.
+pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
+    let files = copy_description(job)?;
+    let scaffold = copy_scaffold(job)?;
+    let manifest = compose(job, files, scaffold)?;
+
+    let text = manifest.to_bytes();
+    let mut file = job.output("manifest")?;
+    file.append(&text)?;
+    job.commit("manifest", file)?;
+    let mut digest = job.output("manifest-digest")?;
+    digest.append(Manifest::digest_line(&text).as_bytes())?;
+    job.commit("manifest-digest", digest)?;
+    job.figure("bpw linears", manifest.totals.bits_per_weight_linears.clone());
+    job.figure("bpw all", manifest.totals.bits_per_weight_all.clone());
+    job.figure("compression ratio", manifest.totals.compression_ratio.clone());
+    Ok(())
+}
+
+/// config.json and the tokenizer's files, so that the pack is self-contained.
+fn copy_description(job: &mut Job<'_>) -> anyhow::Result<Vec<FileEntry>> {
+    let mut entries = Vec::new();
+    for output in DESCRIPTION {
+        // A model without the file has a plan without the output.
+        let Ok(path) = job.output_path(output) else { continue };
+        let name = path.file_name().context("an output without a name")?.to_owned();
+        let from = job.plan().model.path.join(&name);
+        let bytes = std::fs::read(&from).with_context(|| format!("cannot read {from}"))?;
+        let mut file = job.output(output)?;
+        file.append(&bytes)?;
+        let written = job.commit(output, file)?;
+        entries.push(entry(&name, &written));
+    }
+    Ok(entries)
+}
+
+fn entry(name: &str, written: &Written) -> FileEntry {
+    FileEntry { name: name.into(), size: written.size, sha256: Digest(written.sha256.0) }
+}
+
+/// Streams the scaffold's tensors into `scaffold.uc`.
+fn copy_scaffold(job: &mut Job<'_>) -> anyhow::Result<ScaffoldEntry> {
+    let source = TensorFile::open(&job.input("scaffold")?)?;
+    let mut decls = Vec::new();
+    for decl in source.tensors() {
+        let dtype = match decl.dtype {
+            tensors::Dtype::F32 => Dtype::F32,
+            tensors::Dtype::F16 => Dtype::F16,
+            tensors::Dtype::BF16 => Dtype::BF16,
+            other => anyhow::bail!("{} is {other:?}, expected F32, F16 or BF16", decl.name),
+        };
+        let shape = decl.shape.iter().map(|&side| side as u64).collect();
+        decls.push(ExactDecl { name: decl.name.clone(), dtype, shape });
+    }
+    let mut file = job.output("pack-scaffold")?;
+    write_scaffold(&mut file, &decls, |index, sink: &mut dyn Write| {
+        let decl = &decls[index];
+        let rows = decl.shape.first().map_or(1, |&rows| rows as usize);
+        for first in (0..rows).step_by(ROWS) {
+            let count = ROWS.min(rows - first);
+            let bytes = source.read_rows(&decl.name, first, count).map_err(std::io::Error::other)?;
+            sink.write_all(&bytes)?;
+        }
+        Ok(())
+    })?;
+    job.commit("pack-scaffold", file)?;
+    Ok(ScaffoldEntry::measure(job.output_path("pack-scaffold")?)?)
+}
+
+fn compose(
+    job: &mut Job<'_>,
+    files: Vec<FileEntry>,
+    scaffold: ScaffoldEntry,
+) -> anyhow::Result<Manifest> {
+    let plan = job.plan();
+    let mut layers = Vec::with_capacity(plan.model.layers as usize);
+    for layer in 0..plan.model.layers {
+        let path = job.input_at("layer-record", layer)?;
+        let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
+        let record: LayerEntry = serde_json::from_slice(&text).with_context(|| format!("cannot parse {path}"))?;
+        layers.push(record);
+    }
+    let config = files.iter().find(|file| file.name == "config.json").context("no config.json")?;
+    let source = Source {
+        name: plan.model.name.clone(),
+        config_sha256: config.sha256,
+        files: labels(job.external("source")?),
+        dtypes: dtypes(&plan.model.path)?,
+    };
+    let settings = ["quantize", "overlay"].into_iter().flat_map(|section| {
+        let fields = plan.settings.fields(section);
+        fields.into_iter().map(move |(name, value)| (format!("{section}.{name}"), value))
+    });
+    let mut manifest = Manifest {
+        pack_version: u32::from(FORMAT_VERSION),
+        tool: Tool { name: "ultracompress".into(), version: env!("CARGO_PKG_VERSION").into() },
+        codec: Codec {
+            name: "uc-feedback-rans".into(),
+            source: "open".into(),
+            format: u32::from(FORMAT_VERSION),
+            settings: settings.collect(),
+        },
+        source,
+        calibration: calibration(job)?,
+        layers,
+        scaffold,
+        files,
+        totals: Totals::default(),
+    };
+    manifest.totals = Totals::compute(&manifest, "manifest.json")?;
+    Ok(manifest)
+}
+
+/// Files from outside by name, size and digest.
+fn labels(external: &External) -> Vec<FileEntry> {
+    let label = |file: &uc_store::plan::ExternalFile| FileEntry {
+        name: file.path.file_name().unwrap_or_default().into(),
+        size: file.size,
+        sha256: Digest(file.sha256.0),
+    };
+    external.files.iter().map(label).collect()
+}
+
+/// How many source tensors there are of each type.
+fn dtypes(model: &Utf8Path) -> anyhow::Result<BTreeMap<String, u64>> {
+    let mut counts = BTreeMap::new();
+    for tensor in SourceFolder::open(model.as_std_path())?.tensors() {
+        *counts.entry(tensor.dtype.name().to_owned()).or_insert(0) += 1;
+    }
+    Ok(counts)
+}
+
+fn calibration(job: &Job<'_>) -> anyhow::Result<Calibration> {
+    let path = job.input("calibration-windows")?;
+    let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
+    let set: WindowSet = serde_json::from_slice(&text).with_context(|| format!("cannot parse {path}"))?;
+    let sha256: uc_store::sha::Sha256Digest = set.sha256.parse().context("digest of the windows")?;
+    Ok(Calibration {
+        files: labels(job.external("calibration-text")?),
+        windows: set.windows.len() as u64,
+        length: set.length as u64,
+        seed: set.seed,
+        windows_sha256: Digest(sha256.0),
+        tokens: set.tokens() as u64,
+    })
+}

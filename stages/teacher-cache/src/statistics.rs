@@ -1,0 +1,95 @@
+//! One layer of the teacher over all windows: hidden states out, second moments of every input.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+use uc_model::device::OnDevice;
+use uc_model::llama::LlamaLayer;
+use uc_model::moments::{MeanMoments, Moments};
+use uc_model::{ModelConfig, ModelError, Rope};
+use uc_store::stage::Job;
+use uc_store::stream::map_rows;
+use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes};
+
+/// Tokens that go through the layer at once. Part of the result: sums run batch after batch.
+const BATCH_TOKENS: usize = 4096;
+
+/// The work of one job.
+pub struct LayerPass<'a, 'j> {
+    /// The job.
+    pub job: &'a mut Job<'j>,
+}
+
+impl OnDevice for LayerPass<'_, '_> {
+    type Output = anyhow::Result<()>;
+
+    fn run<B: Backend>(self, device: B::Device) -> anyhow::Result<()> {
+        let job = self.job;
+        let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
+        let plan = config.layer_plan(job.layer()? as usize);
+        let weights = TensorFile::open(&job.input("weights")?)?;
+        let layer = LlamaLayer::<B>::new(
+            &config,
+            &|name: &str| -> anyhow::Result<Vec<f32>> { Ok(weights.read_f32(name)?) },
+            &device,
+        )?;
+        let hidden = TensorFile::open(&job.input("hidden")?)?;
+        let shape = hidden.tensor("hidden")?.shape.clone();
+        let &[windows, length, width] = shape.as_slice() else {
+            anyhow::bail!("{}: `hidden` has shape {shape:?}, expected three sides", hidden.path());
+        };
+        let rope = Rope::<B>::new(&config, length, &device)?;
+        let mut moments: BTreeMap<String, Moments> =
+            plan.inputs.iter().map(|input| (input.name.clone(), Moments::new(input.width))).collect();
+
+        let mut output = job.output_tensors("hidden", &[TensorDecl::new("hidden", Dtype::F32, &shape)])?;
+        let batch = (BATCH_TOKENS / length).max(1);
+        map_rows(&hidden, "hidden", batch, &mut output, |values, count, first| {
+            let x = Tensor::<B, 3>::from_data(TensorData::new(values, [count, length, width]), &device);
+            let mut refused: Result<(), ModelError> = Ok(());
+            let mut observe = |name: &str, x: Tensor<B, 2>| {
+                if let (Some(sums), Ok(())) = (moments.get_mut(name), &refused) {
+                    refused = sums.add(x).map_err(ModelError::from);
+                }
+            };
+            let y = layer.forward(x, &rope, Some(&mut observe));
+            refused?;
+            job.progress((first + count) as u64, windows as u64, "windows");
+            values_of(y)
+        })?;
+        job.commit_tensors("hidden", output)?;
+        let finished = moments
+            .into_iter()
+            .map(|(name, sums)| Ok((name, sums.finish().map_err(ModelError::from)?)))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        write(job, &finished)
+    }
+}
+
+fn values_of<B: Backend>(y: Tensor<B, 3>) -> anyhow::Result<Vec<f32>> {
+    let values: Vec<f32> = y.into_data().into_vec().map_err(|error| anyhow::anyhow!("{error:?}"))?;
+    let bad = values.iter().position(|value| !value.is_finite());
+    match bad {
+        None => Ok(values),
+        Some(index) => Err(anyhow::anyhow!("hidden state {index} of the batch is {}", values[index]))
+            .context("the teacher's own activations are not finite; the model cannot be calibrated"),
+    }
+}
+
+/// `<input>.second_moment` [n, n] and `<input>.mean` [n] for every input, over `tokens` tokens.
+fn write(job: &mut Job<'_>, moments: &[(String, MeanMoments)]) -> anyhow::Result<()> {
+    let mut decls = Vec::new();
+    for (name, found) in moments {
+        decls.push(TensorDecl::new(format!("{name}.second_moment"), Dtype::F32, &[found.n, found.n]));
+        decls.push(TensorDecl::new(format!("{name}.mean"), Dtype::F32, &[found.n]));
+    }
+    let mut file = job.output_tensors("statistics", &decls)?;
+    for (_, found) in moments {
+        file.append(&f32_bytes(&found.second))?;
+        file.append(&f32_bytes(&found.mean))?;
+    }
+    job.commit_tensors("statistics", file)?;
+    Ok(())
+}

@@ -1,0 +1,270 @@
+//! Order, budget, distance and retention, on a plan without files.
+
+use uc_store::plan::{Artifact, External, ModelSource, PLAN_VERSION, Per, StagePlan};
+use uc_store::settings::Settings;
+
+use super::*;
+
+fn stage(name: &str, per: Per, reads: &[&str], writes: &[&str]) -> StagePlan {
+    let refs = |names: &[&str]| {
+        names
+            .iter()
+            .map(|name| name.parse().expect("ref"))
+            .collect()
+    };
+    StagePlan {
+        name: name.into(),
+        argv: vec![name.into()],
+        per,
+        reads: refs(reads),
+        writes: refs(writes),
+        settings: Vec::new(),
+        version: 1,
+        cpus: 1,
+        memory: 0,
+        ahead: None,
+        optional: false,
+        retries: 1,
+        stall_timeout: 0,
+    }
+}
+
+/// load -> teach (rolling) -> code per layer -> finish, over `layers` layers.
+fn plan(layers: u32) -> Plan {
+    let artifact = |path: &str, keep| Artifact {
+        path: path.into(),
+        keep,
+    };
+    Plan {
+        version: PLAN_VERSION,
+        tool_version: "0".into(),
+        model: ModelSource {
+            name: "m".into(),
+            path: "/m".into(),
+            layers,
+            linear_parameters: 1,
+            total_parameters: 1,
+        },
+        pack_dir: "pack".into(),
+        settings: Settings::default(),
+        externals: BTreeMap::from([(
+            "source".into(),
+            External {
+                files: Vec::new(),
+                digest: uc_store::sha::hash_bytes(b""),
+            },
+        )]),
+        artifacts: BTreeMap::from([
+            ("weights".into(), artifact("w/{layer}", false)),
+            ("hidden".into(), artifact("h/{layer}", false)),
+            ("codes".into(), artifact("c/{layer}", true)),
+            ("pack".into(), artifact("pack", false)),
+        ]),
+        stages: vec![
+            stage("embed", Per::Run, &["source"], &["hidden@0"]),
+            stage("load", Per::Layer, &["source"], &["weights"]),
+            stage("teach", Per::Layer, &["weights", "hidden"], &["hidden+1"]),
+            stage("code", Per::Layer, &["weights", "hidden"], &["codes"]),
+            stage("finish", Per::Run, &["codes", "hidden@last"], &["pack"]),
+        ],
+    }
+}
+
+fn job(stage: &str, layer: impl Into<Option<u32>>) -> JobId {
+    JobId {
+        stage: stage.into(),
+        layer: layer.into(),
+    }
+}
+
+fn all_stale(plan: &Plan) -> Work {
+    let mut work = Work::default();
+    for id in plan.jobs() {
+        work.states
+            .insert(id, Freshness::Stale(vec![Reason::NoReceipt]));
+    }
+    work
+}
+
+fn board(plan: &Plan, cpus: u32) -> Board<'_> {
+    Board::new(plan, &all_stale(plan), Budget { cpus, memory: 0 })
+}
+
+/// Starts what may start; returns it.
+fn start_all(board: &mut Board<'_>) -> Vec<String> {
+    let mut started = Vec::new();
+    while let Some(id) = board.next() {
+        board.set(&id, Status::Running);
+        started.push(id.to_string());
+    }
+    started
+}
+
+#[test]
+fn jobs_start_when_their_inputs_are_there_and_stages_overlap() {
+    let plan = plan(3);
+    let mut board = board(&plan, 8);
+    assert_eq!(start_all(&mut board), ["embed", "load of layer 0"]);
+    board.set(&job("load", 0), Status::Done);
+    assert_eq!(start_all(&mut board), ["load of layer 1"]);
+    board.set(&job("embed", None), Status::Done);
+    assert_eq!(
+        start_all(&mut board),
+        ["code of layer 0", "teach of layer 0"]
+    );
+    board.set(&job("teach", 0), Status::Done);
+    board.set(&job("load", 1), Status::Done);
+    // teach goes on with layer 1 while code is still at layer 0.
+    assert_eq!(
+        start_all(&mut board),
+        ["teach of layer 1", "load of layer 2"]
+    );
+    assert!(!board.is_complete());
+}
+
+#[test]
+fn claims_on_processors_are_kept_and_zero_means_all() {
+    let mut plan = plan(2);
+    plan.stages[0].cpus = 0;
+    let mut board = board(&plan, 4);
+    // embed wants every core and comes first: it runs alone.
+    assert_eq!(start_all(&mut board), ["embed"]);
+    board.set(&job("embed", None), Status::Done);
+    assert_eq!(start_all(&mut board), ["load of layer 0"]);
+}
+
+#[test]
+fn a_ready_job_that_does_not_fit_is_not_overtaken_for_ever() {
+    let mut plan = plan(2);
+    plan.stages[3].cpus = 0;
+    let mut board = board(&plan, 2);
+    for id in [job("embed", None), job("load", 0)] {
+        board.set(&id, Status::Done);
+    }
+    board.set(&job("load", 1), Status::Running);
+    // `code` wants all cores and is first in line, so `teach` waits though it would fit.
+    assert_eq!(board.next(), None);
+    board.set(&job("load", 1), Status::Done);
+    assert_eq!(start_all(&mut board), ["code of layer 0"]);
+}
+
+#[test]
+fn memory_is_kept_but_a_job_alone_always_runs() {
+    let mut plan = plan(2);
+    plan.stages[0].memory = 600;
+    plan.stages[1].memory = 600;
+    let budget = Budget {
+        cpus: 8,
+        memory: 1000,
+    };
+    let mut limited = Board::new(&plan, &all_stale(&plan), budget);
+    assert_eq!(start_all(&mut limited), ["embed"]);
+    plan.stages[0].memory = 5000;
+    let mut too_large = Board::new(&plan, &all_stale(&plan), budget);
+    assert_eq!(start_all(&mut too_large), ["embed"]);
+}
+
+#[test]
+fn a_stage_stays_within_its_distance_of_the_slowest_reader() {
+    let mut plan = plan(6);
+    plan.stages[1].ahead = Some(1);
+    let mut board = board(&plan, 8);
+    for id in [job("embed", None), job("load", 0), job("load", 1)] {
+        board.set(&id, Status::Done);
+    }
+    for id in [job("teach", 0), job("code", 0)] {
+        board.set(&id, Status::Running);
+    }
+    assert_eq!(board.next(), None, "layer 0 is still being read");
+    board.set(&job("teach", 0), Status::Done);
+    assert_eq!(start_all(&mut board), ["teach of layer 1"]);
+    board.set(&job("code", 0), Status::Done);
+    assert!(start_all(&mut board).contains(&"load of layer 2".to_owned()));
+}
+
+#[test]
+fn distance_gives_way_when_nothing_else_can_go_on() {
+    let mut plan = plan(3);
+    plan.stages[1].ahead = Some(0);
+    // A reader of layer 0 that needs the weights of every layer first: bounds alone would stop the run.
+    plan.artifacts.insert(
+        "late".into(),
+        Artifact {
+            path: "late".into(),
+            keep: true,
+        },
+    );
+    plan.stages
+        .push(stage("late", Per::Run, &["weights"], &["late"]));
+    plan.stages[3].reads.push("late".parse().expect("ref"));
+    let mut board = board(&plan, 8);
+    for id in [job("embed", None), job("load", 0), job("teach", 0)] {
+        board.set(&id, Status::Done);
+    }
+    assert_eq!(start_all(&mut board), ["load of layer 1"]);
+}
+
+#[test]
+fn intermediates_go_when_every_reader_is_done_and_results_stay() {
+    let plan = plan(2);
+    let mut board = board(&plan, 8);
+    for id in [job("embed", None), job("load", 0), job("teach", 0)] {
+        board.set(&id, Status::Done);
+    }
+    assert!(
+        board.retirable(Some(&job("teach", 0))).is_empty(),
+        "code of layer 0 still reads"
+    );
+    board.set(&job("code", 0), Status::Done);
+    let gone = board.retirable(Some(&job("code", 0)));
+    assert_eq!(
+        gone,
+        [ArtifactId::at("weights", 0), ArtifactId::at("hidden", 0)]
+    );
+    for id in plan.jobs() {
+        board.set(&id, Status::Done);
+    }
+    assert!(board.is_complete());
+    let all = board.retirable(None);
+    assert!(
+        all.iter().all(|id| id.name != "codes" && id.name != "pack"),
+        "{all:?}"
+    );
+    assert_eq!(all.len(), 2 + 3);
+}
+
+#[test]
+fn waiting_jobs_are_decided_when_their_producers_are_done() {
+    let plan = plan(1);
+    let mut work = all_stale(&plan);
+    let wait = Reason::Waits(ArtifactId::at("weights", 0));
+    work.states
+        .insert(job("code", 0), Freshness::Stale(vec![wait]));
+    let mut board = Board::new(&plan, &work, Budget { cpus: 8, memory: 0 });
+    assert!(board.decidable().is_empty());
+    for id in [job("embed", None), job("load", 0)] {
+        board.set(&id, Status::Done);
+    }
+    assert_eq!(board.decidable(), [job("code", 0)]);
+    assert_eq!(board.status(&job("code", 0)), Some(Status::Waiting));
+}
+
+#[test]
+fn optional_stages_take_no_part() {
+    let mut plan = plan(1);
+    plan.stages[3].optional = true;
+    plan.stages[4].reads = vec!["hidden@last".parse().expect("ref")];
+    let board = board(&plan, 8);
+    assert_eq!(board.status(&job("code", 0)), None);
+    assert!(!board.has_work("code"));
+    assert!(board.has_work("teach"));
+}
+
+#[test]
+fn retries_are_counted_per_job() {
+    let plan = plan(1);
+    let mut board = board(&plan, 8);
+    assert!(board.retry(&job("load", 0)));
+    assert!(!board.retry(&job("load", 0)));
+    assert!(board.retry(&job("teach", 0)));
+}

@@ -1,0 +1,283 @@
+//! The command line. `docs/cli.md` describes it; a test compares the two.
+
+use camino::Utf8PathBuf;
+use clap::{Args, Parser, Subcommand};
+use uc_store::logging::LogFormat;
+
+/// Compress language models into packs that reconstruct bit for bit, verify and evaluate them.
+#[derive(Debug, Parser)]
+#[command(name = "uc", version, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+    /// How much to say.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Options of every verb that shape what is printed on standard error.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct OutputArgs {
+    /// Say nothing but errors; results still go to standard output
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more: why work is done, the logs of the stages; twice for more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Form of progress and log lines on standard error
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Compress a model folder, verify the pack and evaluate it
+    Compress(CompressArgs),
+    /// Continue an interrupted run, or bring it up to date after a changed setting
+    Resume(ResumeArgs),
+    /// Show what of a run is done
+    Status(StatusArgs),
+    /// Show what is stale and why, and what would be done
+    Plan(PlanArgs),
+    /// Do one job of one stage, alone, with its logs on the terminal
+    Stage(StageArgs),
+    /// Recompute every hash of a pack and of every tensor that it reconstructs
+    Verify(VerifyArgs),
+    /// Show what a pack holds
+    Inspect(InspectArgs),
+    /// Compare a pack with its model on text
+    Eval(EvalArgs),
+}
+
+/// Options of verbs that plan a run.
+#[derive(Debug, Clone, Default, Args)]
+pub struct PlanningArgs {
+    /// Another pipeline file than the built-in one
+    #[arg(long, value_name = "FILE")]
+    pub pipeline: Option<Utf8PathBuf>,
+    /// Override a setting, for example quantize.damping=0.02; repeatable
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Processor cores to use; all by default. The result is the same for any number
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub threads: Option<u32>,
+}
+
+/// `uc compress`.
+#[derive(Debug, Clone, Args)]
+pub struct CompressArgs {
+    /// A Hugging Face model folder: config.json, tokenizer.json, safetensors
+    pub model: Utf8PathBuf,
+    /// Where the pack goes; by default the folder `pack` in the run directory
+    #[arg(long, value_name = "PACK")]
+    pub out: Option<Utf8PathBuf>,
+    /// The run directory; by default runs/NAME-DIGEST of model and settings
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<Utf8PathBuf>,
+    /// Bits per weight of the linears, every byte of the layer files counted: 2 to 8
+    #[arg(long, value_name = "BITS")]
+    pub bpw: Option<String>,
+    /// Rank of the low-rank correction, or auto
+    #[arg(long, value_name = "R")]
+    pub rank: Option<String>,
+    /// Text that calibrates (.txt .utf8 .raw .jsonl); repeatable
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Vec<Utf8PathBuf>,
+    /// Text to evaluate on; repeatable
+    #[arg(long, value_name = "FILE")]
+    pub evaluation: Vec<Utf8PathBuf>,
+    /// Leave the evaluation out
+    #[arg(long)]
+    pub no_eval: bool,
+    /// Print the summary as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// How the run is planned.
+    #[command(flatten)]
+    pub planning: PlanningArgs,
+}
+
+/// `uc resume`.
+#[derive(Debug, Clone, Args)]
+pub struct ResumeArgs {
+    /// The run directory
+    pub run: Utf8PathBuf,
+    /// Change a setting of the run; repeatable
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Processor cores to use; all by default
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub threads: Option<u32>,
+    /// Print the summary as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `uc status`.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// The run directory
+    pub run: Utf8PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `uc plan`.
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    /// The run directory
+    pub run: Utf8PathBuf,
+    /// As if this setting were changed; nothing is written; repeatable
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// `uc stage`.
+#[derive(Debug, Clone, Args)]
+pub struct StageArgs {
+    /// The stage, as pipeline.toml names it
+    pub name: String,
+    /// The run directory
+    #[arg(long, value_name = "DIR")]
+    pub run: Utf8PathBuf,
+    /// The layer, for a stage that works per layer
+    #[arg(long, value_name = "N")]
+    pub layer: Option<u32>,
+    /// Processor cores to use; all by default
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub threads: Option<u32>,
+}
+
+/// `uc verify`.
+#[derive(Debug, Clone, Args)]
+pub struct VerifyArgs {
+    /// The pack's folder
+    pub pack: Utf8PathBuf,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Processor cores to use; all by default
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub threads: Option<u32>,
+}
+
+/// `uc inspect`.
+#[derive(Debug, Clone, Args)]
+pub struct InspectArgs {
+    /// The pack's folder
+    pub pack: Utf8PathBuf,
+    /// Show the tensors of this layer
+    #[arg(long, value_name = "N")]
+    pub layer: Option<u32>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `uc eval`.
+#[derive(Debug, Clone, Args)]
+pub struct EvalArgs {
+    /// The pack's folder
+    pub pack: Utf8PathBuf,
+    /// The model folder that the pack was made from
+    #[arg(long, value_name = "MODEL")]
+    pub model: Utf8PathBuf,
+    /// Text to evaluate on (.txt .utf8 .raw .jsonl); repeatable
+    #[arg(long, value_name = "FILE")]
+    pub text: Vec<Utf8PathBuf>,
+    /// The run directory; by default runs/eval-NAME-DIGEST
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<Utf8PathBuf>,
+    /// Print the metrics as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// How the run is planned.
+    #[command(flatten)]
+    pub planning: PlanningArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// Every long option of a verb with the global ones.
+    fn options(command: &clap::Command) -> BTreeSet<String> {
+        command
+            .get_arguments()
+            .filter_map(|argument| argument.get_long())
+            .map(|long| format!("--{long}"))
+            .collect()
+    }
+
+    /// The words of a text that look like long options.
+    fn mentioned(text: &str) -> BTreeSet<String> {
+        text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
+            .filter(|word| word.len() > 2 && word.starts_with("--"))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_documentation_describes_exactly_the_verbs_and_options_that_exist() {
+        let document = include_str!("../../../docs/cli.md");
+        let command = Cli::command();
+        let global = options(&command);
+        let mut sections: Vec<(String, &str)> = Vec::new();
+        for part in document.split("\n## `uc ").skip(1) {
+            let name = part.split([' ', '`']).next().expect("verb");
+            let body = part.split("\n## ").next().expect("body");
+            sections.push((name.to_owned(), body));
+        }
+        let verbs: Vec<&str> = command
+            .get_subcommands()
+            .map(clap::Command::get_name)
+            .collect();
+        let described: Vec<&str> = sections.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(described, verbs);
+        for verb in command.get_subcommands() {
+            let (_, body) = sections
+                .iter()
+                .find(|(name, _)| name == verb.get_name())
+                .expect("is");
+            let own = options(verb);
+            let mut said = mentioned(body);
+            assert_eq!(
+                own.difference(&said).count(),
+                0,
+                "{}: {own:?}",
+                verb.get_name()
+            );
+            said.retain(|option| !own.contains(option) && !global.contains(option));
+            assert!(said.is_empty(), "{} has no {said:?}", verb.get_name());
+        }
+        let mut known = global.clone();
+        known.extend(["--help".into(), "--version".into()]);
+        let general = document.split("\n## `uc ").next().expect("head");
+        assert_eq!(
+            global.difference(&mentioned(general)).count(),
+            0,
+            "{global:?}"
+        );
+    }
+
+    #[test]
+    fn the_documentation_lists_every_exit_code() {
+        let document = include_str!("../../../docs/cli.md");
+        for code in uc_store::ExitCode::ALL {
+            let row = format!("| {} | {} |", code.code(), code.class());
+            assert!(document.contains(&row), "{row}");
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Mistakes in a pipeline are refused with file, line and key; the built-in pipeline is right.
+
+use std::collections::BTreeSet;
+
+use uc_store::plan::{ArtifactId, Per};
+
+use super::*;
+
+/// A small valid pipeline whose lines the cases replace.
+const SMALL: &str = r#"version = 1
+[settings.quantize]
+bpw = 4.0
+[artifact.weights]
+path = "layers/{layer}/weights"
+keep = false
+[artifact.hidden]
+path = "hidden/{layer}"
+keep = false
+[artifact.report]
+path = "{pack}/report.json"
+keep = true
+[stage.load]
+argv = ["loader", "layer"]
+per = "layer"
+reads = ["source"]
+writes = ["weights"]
+ahead = 1
+[stage.embed]
+argv = ["loader", "embed"]
+per = "run"
+reads = ["source"]
+writes = ["hidden@0"]
+[stage.push]
+argv = ["push"]
+per = "layer"
+reads = ["weights", "hidden"]
+writes = ["hidden+1"]
+settings = ["quantize"]
+cpus = "50%"
+memory = "2 layers"
+[stage.finish]
+argv = ["finish"]
+per = "run"
+reads = ["hidden@last"]
+writes = ["report"]
+"#;
+
+fn refused(from: &str, to: &str) -> String {
+    assert!(SMALL.contains(from), "{from}");
+    let text = SMALL.replacen(from, to, 1);
+    match Pipeline::parse("p.toml", &text) {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("accepted: {from} -> {to}"),
+    }
+}
+
+#[test]
+fn every_mistake_is_refused_with_file_line_and_key() {
+    let cases = [
+        ("ahead = 1", "ahed = 1"),
+        ("[stage.push]", "[stag.push]"),
+        ("ahead = 1", "ahead = -1"),
+        ("ahead = 1", "retries = 1000"),
+        ("ahead = 1", "stall_timeout = \"soon\""),
+        ("ahead = 1", "ahead = 1\nahead = 2"),
+        ("version = 1", "version = 2"),
+        ("version = 1\n", ""),
+        ("[settings.quantize]", "[settings.quantise]"),
+        ("bpw = 4.0", "bwp = 4.0"),
+        ("bpw = 4.0", "bpw = 9.0"),
+        ("bpw = 4.0", "bpw = true"),
+        ("cpus = \"50%\"", "cpus = \"150%\""),
+        ("cpus = \"50%\"", "cpus = -2"),
+        ("memory = \"2 layers\"", "memory = \"2 GB\""),
+        ("[\"push\"]", "[]"),
+        ("per = \"run\"", "per = \"model\""),
+        ("[\"weights\", \"hidden\"]", "[\"weights\", \"hiden\"]"),
+        ("[\"weights\", \"hidden\"]", "[\"weights\", \"hidden@2\"]"),
+        ("[\"weights\", \"hidden\"]", "[\"weights\", \"weights\"]"),
+        ("[\"weights\", \"hidden\"]", "[\"weights\", \"hidden+1\"]"),
+        ("settings = [\"quantize\"]", "settings = [\"codec\"]"),
+        ("writes = [\"hidden@0\"]", "writes = [\"report\"]"),
+        ("writes = [\"hidden@0\"]", "writes = [\"hidden\"]"),
+        ("writes = [\"report\"]", "writes = [\"source\"]"),
+        ("reads = [\"hidden@last\"]", "reads = [\"report@0\"]"),
+        ("\"hidden/{layer}\"", "\"/hidden/{layer}\""),
+        ("\"hidden/{layer}\"", "\"hidden/../../{layer}\""),
+        ("\"hidden/{layer}\"", "\"hidden/{index}\""),
+        ("[artifact.weights]", "[artifact.Weights]"),
+        ("keep = true", "keep = \"yes\""),
+        ("keep = true", "keep = true\nsource_file = \"../x\""),
+        ("argv = [\"push\"]\n", ""),
+    ];
+    let report: Vec<String> = cases
+        .iter()
+        .map(|(from, to)| {
+            let change = format!("{from} -> {to}").replace('\n', "\\n");
+            format!("{change}\n    {}", refused(from, to))
+        })
+        .collect();
+    insta::assert_snapshot!(report.join("\n"));
+}
+
+#[test]
+fn a_pipeline_without_stages_is_refused() {
+    let error = Pipeline::parse("p.toml", "version = 1\n[stage]\n").expect_err("empty");
+    assert!(error.message.contains("no stage"), "{error}");
+}
+
+#[test]
+fn the_embedded_pipeline_is_valid_and_states_the_defaults_of_every_setting() {
+    let pipeline = Pipeline::load(None).expect("valid");
+    assert_eq!(pipeline.settings(), &Settings::default());
+    for key in Settings::keys() {
+        let (section, field) = key.split_once('.').expect("section.field");
+        let table = DEFAULT.split(&format!("[settings.{section}]\n")).nth(1);
+        let table = table.expect(section).split("\n[").next().expect("body");
+        assert!(
+            table.contains(&format!("{field} = ")),
+            "{key} is not stated"
+        );
+    }
+}
+
+#[test]
+fn an_absent_source_file_takes_its_artifact_out_of_the_plan() {
+    let pipeline = Pipeline::load(None).expect("valid");
+    let mut request = Request::probe(&pipeline);
+    request.source_files = BTreeSet::new();
+    let plan = pipeline.assemble(&request).expect("plan");
+    let manifest = plan.stage("manifest").expect("stage");
+    assert!(!plan.artifacts.contains_key("pack-tokenizer-config"));
+    assert!(
+        manifest
+            .writes
+            .iter()
+            .all(|w| w.name != "pack-tokenizer-config")
+    );
+    assert!(manifest.writes.iter().any(|w| w.name == "pack-tokenizer"));
+}
+
+#[test]
+fn goals_select_the_stages_that_they_need() {
+    let pipeline = Pipeline::load(None).expect("valid");
+    let mut request = Request::probe(&pipeline);
+    request.goals = Goals::Only(&["manifest"]);
+    let plan = pipeline.assemble(&request).expect("plan");
+    assert!(plan.stage("pack-writer").is_some());
+    for absent in ["eval-windows", "evaluator", "eval-report", "hub-upload"] {
+        assert!(plan.stage(absent).is_none(), "{absent}");
+    }
+    request.goals = Goals::Only(&["dust"]);
+    let error = pipeline.assemble(&request).expect_err("unknown goal");
+    assert!(error.message.contains("`dust`"), "{error}");
+}
+
+#[test]
+fn an_evaluation_needs_no_stage_that_compresses() {
+    let pipeline = Pipeline::load(None).expect("valid");
+    let mut request = Request::probe(&pipeline);
+    request.goals = Goals::Only(&["metrics"]);
+    let nothing = request.externals["source"].clone();
+    for name in [
+        "pack-layer@000",
+        "pack-layer@001",
+        "pack-scaffold",
+        "manifest",
+    ] {
+        request.externals.insert(name.into(), nothing.clone());
+    }
+    request.externals.remove("calibration-text");
+    let plan = pipeline.assemble(&request).expect("plan");
+    let names: Vec<_> = plan.stages.iter().map(|s| s.name.as_str()).collect();
+    let expected = [
+        "scaffold",
+        "shard-loader",
+        "eval-windows",
+        "evaluator",
+        "eval-report",
+    ];
+    assert_eq!(names, expected);
+    assert!(plan.external(&ArtifactId::at("pack-layer", 1)).is_some());
+    assert!(!plan.artifacts.contains_key("manifest"));
+}
+
+#[test]
+fn shares_and_layers_are_resolved_when_the_plan_is_made() {
+    let pipeline = Pipeline::parse("p.toml", SMALL).expect("valid");
+    let mut request = Request::probe(&pipeline);
+    request.cpus = 7;
+    request.model.layers = 10;
+    request.model.linear_parameters = 1000;
+    let plan = pipeline.assemble(&request).expect("plan");
+    let push = plan.stage("push").expect("stage");
+    assert_eq!((push.cpus, push.memory, push.per), (4, 800, Per::Layer));
+    assert_eq!(plan.settings.quantize.bpw, 4.0);
+    assert_eq!(plan.stage("load").expect("stage").ahead, Some(1));
+}
+
+#[test]
+fn a_program_that_is_not_there_is_reported_at_its_line() {
+    let pipeline = Pipeline::parse("p.toml", SMALL).expect("valid");
+    let error = pipeline.argv_error("push", "no such program".into());
+    let line = SMALL
+        .lines()
+        .position(|l| l == "argv = [\"push\"]")
+        .expect("line")
+        + 1;
+    assert_eq!((error.line, error.key.as_str()), (line, "stage.push.argv"));
+}
+
+#[test]
+fn an_unreadable_file_is_named() {
+    let error = Pipeline::load(Some("/nonexistent/p.toml".into())).expect_err("absent");
+    assert!(format!("{error:#}").contains("/nonexistent/p.toml"));
+}

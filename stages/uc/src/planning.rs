@@ -1,0 +1,124 @@
+//! From a command line to a planned, locked run directory; shared by the verbs that begin runs.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use uc_store::ExitCode;
+use uc_store::plan::{External, Plan};
+use uc_store::run::RunDir;
+use uc_store::settings::Settings;
+use uc_store::sha::hash_bytes;
+use uc_store::source;
+
+use crate::failure::failure;
+use crate::progress::Display;
+use crate::session::Session;
+
+/// Where runs are unless `--run` says otherwise.
+const RUNS: &str = "runs";
+
+/// Applies `section.key=value` settings in their order.
+pub fn apply(settings: &mut Settings, assignments: &[String]) -> anyhow::Result<()> {
+    for assignment in assignments {
+        let (key, value) = assignment.split_once('=').ok_or_else(|| {
+            let message = format!("--set {assignment}: expected SECTION.KEY=VALUE");
+            failure(ExitCode::Usage, message)
+        })?;
+        settings.set(key.trim(), value.trim())?;
+    }
+    Ok(())
+}
+
+/// Every outside file that earlier default runs of a model know, so that it is not hashed again.
+pub fn remembered(prefix: &str, run: Option<&Utf8Path>) -> External {
+    let mut plans: Vec<Utf8PathBuf> = run.map(Utf8Path::to_owned).into_iter().collect();
+    let entries = Utf8Path::new(RUNS).read_dir_utf8().into_iter().flatten();
+    let similar = entries
+        .flatten()
+        .filter(|entry| entry.file_name().starts_with(prefix));
+    plans.extend(similar.map(|entry| entry.path().to_owned()));
+    let files = plans
+        .iter()
+        // A plan that cannot be read is only no help here.
+        .filter_map(|root| RunDir::open(root).ok())
+        .flat_map(|(_, plan)| plan.externals.into_values())
+        .flat_map(|external| external.files)
+        .collect();
+    source::external(files)
+}
+
+/// The start of default run names for a model.
+pub fn prefix(kind: &str, model: &str) -> String {
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() || "._-".contains(c) {
+            c
+        } else {
+            '-'
+        }
+    };
+    let name: String = model.chars().map(plain).collect();
+    format!("{kind}{}-", name.trim_start_matches('.'))
+}
+
+/// The default run directory: the same for the same outside bytes and settings.
+pub fn default_run(prefix: &str, identity: &[&External], settings: &Settings) -> Utf8PathBuf {
+    let digests: Vec<String> = identity.iter().map(|e| e.digest.to_string()).collect();
+    let settings = serde_json::to_string(settings).expect("settings are plain data");
+    let digest = hash_bytes(format!("{} {settings}", digests.join(" ")).as_bytes());
+    Utf8Path::new(RUNS).join(format!("{prefix}{}", &digest.to_string()[..8]))
+}
+
+/// Makes the run directory, or continues the one that is there if it is the same model's.
+pub fn enter(root: &Utf8Path, plan: Plan, display: &Display) -> anyhow::Result<Session> {
+    if !root.join("run.json").exists() {
+        let run = RunDir::create(root, &plan)?;
+        let _lock = run.lock()?;
+        return Ok(Session { run, plan, _lock });
+    }
+    let (run, old) = RunDir::open(root)?;
+    let _lock = run.lock()?;
+    let digest = |plan: &Plan| plan.externals.get("source").map(|source| source.digest);
+    if digest(&old) != digest(&plan) {
+        let message = format!(
+            "{root} is a run of {} ({}), which is not the same source as {}; expected another --run",
+            old.model.name, old.model.path, plan.model.path
+        );
+        return Err(failure(ExitCode::Usage, message));
+    }
+    display.say(&format!("continuing {root}"));
+    let run = RunDir::create(root, &plan)?;
+    Ok(Session { run, plan, _lock })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn assignments_are_applied_and_bad_ones_refused() {
+        let mut settings = Settings::default();
+        apply(
+            &mut settings,
+            &["quantize.bpw=4".into(), "overlay.rank = 8".into()],
+        )
+        .expect("set");
+        assert_eq!(settings.quantize.bpw, 4.0);
+        assert!(apply(&mut settings, &["quantize.bpw".into()]).is_err());
+        assert!(apply(&mut settings, &["quantize.bwp=4".into()]).is_err());
+    }
+
+    #[test]
+    fn the_default_run_depends_on_source_and_settings_alone() {
+        let source = |bytes: &[u8]| External {
+            files: Vec::new(),
+            digest: hash_bytes(bytes),
+        };
+        let settings = Settings::default();
+        let mut other = settings.clone();
+        other.quantize.bpw = 4.0;
+        let prefix = prefix("", "org/my model");
+        let run = default_run(&prefix, &[&source(b"a")], &settings);
+        assert!(run.as_str().starts_with("runs/org-my-model-"), "{run}");
+        assert_eq!(run, default_run(&prefix, &[&source(b"a")], &settings));
+        assert_ne!(run, default_run(&prefix, &[&source(b"b")], &settings));
+        assert_ne!(run, default_run(&prefix, &[&source(b"a")], &other));
+    }
+}

@@ -1,0 +1,252 @@
+//! What a finished run says at its end: the pack, its size, what it lost, what it cost, and what to do next.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+use camino::Utf8PathBuf;
+use serde::Serialize;
+use serde_json::Value;
+use uc_pack::totals::Totals;
+use uc_pack::verify::{Finding, Verdict};
+use uc_store::ExitCode;
+use uc_store::plan::ArtifactId;
+
+use crate::failure::failure;
+use crate::journal::{self, StageCost};
+use crate::packs;
+use crate::progress::Display;
+use crate::session::Session;
+use crate::verbs::print_json;
+
+/// The summary of a run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    /// The run directory.
+    pub run: Utf8PathBuf,
+    /// The pack; absent in a run that only evaluates or whose pipeline makes none.
+    pub pack: Option<PackSummary>,
+    /// What the evaluator measured.
+    pub metrics: Option<Value>,
+    /// Wall seconds of all sessions of the run.
+    pub wall_seconds: f64,
+    /// What each stage took.
+    pub stages: BTreeMap<String, StageCost>,
+    /// The command to try next.
+    pub next: String,
+}
+
+/// The pack's part.
+#[derive(Debug, Clone, Serialize)]
+pub struct PackSummary {
+    /// Its folder.
+    pub path: Utf8PathBuf,
+    /// Bytes of all of its files.
+    pub bytes: u64,
+    /// Sums and ratios as the manifest states and verify recomputes them.
+    pub totals: Totals,
+    /// SHA-256 of the manifest.
+    pub fingerprint: String,
+    /// Verdict of verify.
+    pub verdict: Verdict,
+    /// What verify found.
+    pub findings: Vec<Finding>,
+}
+
+/// Verifies the pack and prints the summary; a pack that fails its verification is an error.
+pub fn finish(
+    session: &Session,
+    threads: u32,
+    json: bool,
+    display: &Display,
+) -> anyhow::Result<()> {
+    let summary = summarise(session, threads, display)?;
+    match json {
+        true => print_json(&summary)?,
+        false => print!("{}", text(&summary)),
+    }
+    match summary.pack {
+        Some(pack) if pack.verdict == Verdict::Fail => {
+            let message = format!("{} does not verify: uc verify {0} says why", pack.path);
+            Err(failure(ExitCode::Damaged, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn summarise(session: &Session, threads: u32, display: &Display) -> anyhow::Result<Summary> {
+    let plan = &session.plan;
+    let root = session.run.root();
+    let pack = match plan.artifacts.contains_key("manifest") {
+        true => Some(pack_summary(session, threads, display)?),
+        false => None,
+    };
+    let metrics = match plan.artifacts.contains_key("metrics") {
+        true => {
+            let id = ArtifactId {
+                name: "metrics".into(),
+                layer: None,
+            };
+            let path = session.run.artifact_path(plan, &id)?;
+            let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
+            Some(serde_json::from_slice(&text).with_context(|| format!("{path} is no JSON"))?)
+        }
+        false => None,
+    };
+    let next = match (&pack, &metrics) {
+        (Some(pack), None) => {
+            format!(
+                "uc eval {} --model {} --text FILE",
+                pack.path, plan.model.path
+            )
+        }
+        (Some(pack), Some(_)) => format!("uc inspect {} --layer 0", pack.path),
+        (None, _) => format!("uc status {root}"),
+    };
+    let cost = journal::cost(&session.run);
+    Ok(Summary {
+        run: root.to_owned(),
+        pack,
+        metrics,
+        wall_seconds: cost.wall_seconds,
+        stages: cost.stages,
+        next,
+    })
+}
+
+fn pack_summary(session: &Session, threads: u32, display: &Display) -> anyhow::Result<PackSummary> {
+    let path = session.run.root().join(&session.plan.pack_dir);
+    let report = packs::verify(&path, threads, display)?;
+    let pack = packs::open(&path)?;
+    Ok(PackSummary {
+        bytes: packs::bytes_on_disk(&path, &pack),
+        totals: pack.manifest().totals.clone(),
+        fingerprint: pack.fingerprint().to_string(),
+        verdict: report.verdict,
+        findings: report.findings,
+        path,
+    })
+}
+
+/// The summary for people.
+fn text(summary: &Summary) -> String {
+    let mut lines = Vec::new();
+    let mut row = |name: &str, value: String| lines.push(format!("{name:<22}{value}"));
+    if let Some(pack) = &summary.pack {
+        row("pack", pack.path.to_string());
+        row(
+            "size",
+            format!("{} ({} bytes)", size(pack.bytes), pack.bytes),
+        );
+        row(
+            "bpw of the linears",
+            pack.totals.bits_per_weight_linears.clone(),
+        );
+        row("bpw of everything", pack.totals.bits_per_weight_all.clone());
+        row("compression ratio", pack.totals.compression_ratio.clone());
+    }
+    if let Some(metrics) = &summary.metrics {
+        metric_rows(metrics, &mut row);
+    }
+    if let Some(pack) = &summary.pack {
+        let verdict = match pack.verdict {
+            Verdict::Pass => "PASS, every file and every reconstructed tensor",
+            Verdict::Fail => "FAIL",
+        };
+        row("verify", verdict.into());
+        row("fingerprint", pack.fingerprint.clone());
+    }
+    row("wall time", minutes(summary.wall_seconds));
+    let mut stages: Vec<_> = summary.stages.iter().collect();
+    stages.sort_by(|a, b| b.1.seconds.total_cmp(&a.1.seconds));
+    for (name, cost) in stages {
+        let peak = size(cost.peak_rss_bytes);
+        row(
+            &format!("  {name}"),
+            format!("{:>10}   peak {peak}", minutes(cost.seconds)),
+        );
+    }
+    row("run", summary.run.to_string());
+    row("next", summary.next.clone());
+    lines.join("\n") + "\n"
+}
+
+/// The evaluator's figures as rows.
+pub fn metric_rows(metrics: &Value, row: &mut impl FnMut(&str, String)) {
+    let names = [
+        ("PPL teacher", "teacher_ppl", 4),
+        ("PPL pack", "pack_ppl", 4),
+        ("PPL ratio", "ppl_ratio", 5),
+        ("mean KL", "mean_kl", 6),
+        ("median KL", "median_kl", 6),
+        ("99% KL", "p99_kl", 6),
+        ("top-1 agreement", "top1_agreement", 4),
+    ];
+    for (label, key, digits) in names {
+        if let Some(value) = estimate(&metrics[key], digits) {
+            row(label, value);
+        }
+    }
+    let count = |key: &str| metrics[key].as_u64();
+    if let (Some(windows), Some(tokens)) = (count("windows"), count("tokens")) {
+        row(
+            "evaluated on",
+            format!("{windows} windows, {tokens} tokens"),
+        );
+    }
+}
+
+/// A figure with its interval, as `value (low to high)`.
+fn estimate(figure: &Value, digits: usize) -> Option<String> {
+    if let Some(value) = figure.as_f64() {
+        return Some(format!("{value:.digits$}"));
+    }
+    let part = |key: &str| figure.get(key).and_then(Value::as_f64);
+    let (value, low, high) = (part("value")?, part("low")?, part("high")?);
+    Some(format!(
+        "{value:.digits$} ({low:.digits$} to {high:.digits$})"
+    ))
+}
+
+fn minutes(seconds: f64) -> String {
+    match seconds {
+        seconds if seconds < 120.0 => format!("{seconds:.1} s"),
+        seconds => format!("{:.1} min", seconds / 60.0),
+    }
+}
+
+/// Bytes in a unit for people.
+fn size(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_shown_with_their_interval_and_missing_ones_left_out() {
+        let metrics = serde_json::json!({
+            "teacher_ppl": {"value": 3.94, "low": 3.9, "high": 4.0},
+            "top1_agreement": 0.95,
+            "pack_ppl": {"value": 4.0},
+            "windows": 4, "tokens": 1000,
+        });
+        let mut rows = Vec::new();
+        metric_rows(&metrics, &mut |name, value| {
+            rows.push(format!("{name}: {value}"))
+        });
+        let expected = [
+            "PPL teacher: 3.9400 (3.9000 to 4.0000)",
+            "top-1 agreement: 0.9500",
+            "evaluated on: 4 windows, 1000 tokens",
+        ];
+        assert_eq!(rows, expected);
+    }
+
+    #[test]
+    fn times_and_sizes_have_a_unit() {
+        assert_eq!(minutes(90.0), "90.0 s");
+        assert_eq!(minutes(150.0), "2.5 min");
+        assert_eq!(size(3 << 20), "3.00 MiB");
+    }
+}

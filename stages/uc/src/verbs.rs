@@ -1,0 +1,18 @@
+//! One module per verb: each turns its arguments into calls and prints its result on standard output.
+
+pub mod compress;
+pub mod eval;
+pub mod inspect;
+pub mod plan;
+pub mod resume;
+pub mod stage;
+pub mod status;
+pub mod verify;
+
+use serde::Serialize;
+
+/// Prints a value as JSON on standard output.
+pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}

@@ -1,0 +1,132 @@
+//! `uc compress MODEL`: from a model folder to a verified and evaluated pack.
+
+use std::collections::BTreeMap;
+
+use camino::Utf8PathBuf;
+use uc_store::plan::External;
+use uc_store::settings::Settings;
+
+use crate::cli::CompressArgs;
+use crate::model::{Model, TextUse};
+use crate::pipeline::{Goals, Pipeline, Request};
+use crate::programs::Programs;
+use crate::progress::Display;
+use crate::{planning, session, sources, summary};
+
+/// What a run without evaluation is for.
+const WITHOUT_EVALUATION: [&str; 1] = ["manifest"];
+
+/// Runs the verb.
+pub fn run(args: &CompressArgs, display: &mut Display) -> anyhow::Result<()> {
+    let programs = Programs::of_this_process();
+    let threads = session::threads(args.planning.threads);
+    let pipeline = Pipeline::load(args.planning.pipeline.as_deref())?;
+    programs.check(&pipeline)?;
+    let settings = settings(&pipeline, args)?;
+    let versions = programs.versions(pipeline.commands())?;
+    let model = Model::inspect(&args.model, &programs)?;
+    let texts = texts(args, &model, display)?;
+
+    let mut request = Request {
+        model: model.source.clone(),
+        source_files: model.file_names().collect(),
+        pack_dir: pack_dir(args)?,
+        settings,
+        externals: texts
+            .keys()
+            .map(|name| (name.clone(), sources::unknown()))
+            .collect(),
+        goals: match args.no_eval {
+            true => Goals::Only(&WITHOUT_EVALUATION),
+            false => Goals::Everything,
+        },
+        cpus: threads,
+        versions,
+    };
+    request
+        .externals
+        .insert("source".into(), sources::unknown());
+    // A first time without hashes: a plan that cannot be is refused before the model is read.
+    pipeline.assemble(&request)?;
+
+    let prefix = planning::prefix("", &model.source.name);
+    let known = planning::remembered(&prefix, args.run.as_deref());
+    let source = sources::describe("the model", &model.files, &known, threads, display)?;
+    request.externals.insert("source".into(), source.clone());
+    for (name, files) in texts {
+        let external = sources::describe(&name, &files, &known, threads, display)?;
+        request.externals.insert(name, external);
+    }
+    warn_of_shared_texts(&request.externals, display);
+    let plan = pipeline.assemble(&request)?;
+    let default = || planning::default_run(&prefix, &[&source], &plan.settings);
+    let root = args.run.clone().unwrap_or_else(default);
+    let session = planning::enter(&root, plan, display)?;
+    session.work(&programs, threads, display)?;
+    summary::finish(&session, threads, args.json, display)
+}
+
+fn settings(pipeline: &Pipeline, args: &CompressArgs) -> anyhow::Result<Settings> {
+    let mut settings = pipeline.settings().clone();
+    if let Some(bpw) = &args.bpw {
+        settings.set("quantize.bpw", bpw)?;
+    }
+    if let Some(rank) = &args.rank {
+        settings.set("overlay.rank", rank)?;
+    }
+    planning::apply(&mut settings, &args.planning.set)?;
+    Ok(settings)
+}
+
+/// The pack's folder as the plan names it.
+fn pack_dir(args: &CompressArgs) -> anyhow::Result<Utf8PathBuf> {
+    match &args.out {
+        None => Ok("pack".into()),
+        Some(out) => Ok(camino::absolute_utf8(out)?),
+    }
+}
+
+/// The texts by the name of their outside input.
+fn texts(
+    args: &CompressArgs,
+    model: &Model,
+    display: &Display,
+) -> anyhow::Result<BTreeMap<String, Vec<Utf8PathBuf>>> {
+    let mut texts = BTreeMap::new();
+    let mut wanted = vec![("calibration-text", &args.calibration, TextUse::Calibration)];
+    if !args.no_eval {
+        wanted.push(("evaluation-text", &args.evaluation, TextUse::Evaluation));
+    }
+    for (name, given, text_use) in wanted {
+        let found = model.texts(given, text_use)?;
+        if found.is_fallback {
+            display.warn(&format!(
+                "{name}: using the generated stories of the embedded tiny model ({}). A real model wants real text: \
+                 give --calibration FILE and --evaluation FILE",
+                found.files[0]
+            ));
+        }
+        texts.insert(name.to_owned(), found.files);
+    }
+    Ok(texts)
+}
+
+/// A model that was calibrated on the text of its examination proves nothing.
+fn warn_of_shared_texts(externals: &BTreeMap<String, External>, display: &Display) {
+    let files = |name: &str| {
+        externals
+            .get(name)
+            .map_or(&[][..], |external| &external.files)
+    };
+    for file in files("evaluation-text") {
+        if files("calibration-text")
+            .iter()
+            .any(|other| other.sha256 == file.sha256)
+        {
+            display.warn(&format!(
+                "{} is used for calibration and for evaluation; the figures will flatter the pack",
+                file.path
+            ));
+        }
+    }
+}

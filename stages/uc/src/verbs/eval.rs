@@ -1,0 +1,140 @@
+//! `uc eval PACK --model MODEL`: the evaluation's stages in a run of their own, on a pack from anywhere.
+
+use std::collections::BTreeMap;
+
+use camino::Utf8Path;
+use uc_pack::Manifest;
+use uc_pack::verify::{Severity, Verdict};
+use uc_store::ExitCode;
+use uc_store::plan::{ArtifactId, External};
+
+use crate::cli::EvalArgs;
+use crate::failure::failure;
+use crate::model::{Model, TextUse};
+use crate::pipeline::{Goals, Pipeline, Request};
+use crate::programs::Programs;
+use crate::progress::Display;
+use crate::{model, packs, planning, session, sources, summary};
+
+/// What the run is for.
+const GOAL: [&str; 1] = ["metrics"];
+
+/// Runs the verb.
+pub fn run(args: &EvalArgs, display: &mut Display) -> anyhow::Result<()> {
+    let programs = Programs::of_this_process();
+    let threads = session::threads(args.planning.threads);
+    let pipeline = Pipeline::load(args.planning.pipeline.as_deref())?;
+    programs.check(&pipeline)?;
+    let mut settings = pipeline.settings().clone();
+    planning::apply(&mut settings, &args.planning.set)?;
+    let versions = programs.versions(pipeline.commands())?;
+    let model = Model::inspect(&args.model, &programs)?;
+    let texts = model.texts(&args.text, TextUse::Evaluation)?;
+    if texts.is_fallback {
+        display.warn(&format!(
+            "evaluating on the embedded tiny model's stories: {}",
+            texts.files[0]
+        ));
+    }
+
+    let dir = model::absolute(&args.pack)?;
+    let known = planning::remembered("eval-", args.run.as_deref());
+    let mut externals = pack_inputs(&dir, &known, threads, display)?;
+    let source = sources::describe("the model", &model.files, &known, threads, display)?;
+    let manifest = packs::open(&dir)?.manifest().clone();
+    check_pair(&manifest, &model, &source)?;
+    externals.insert("source".into(), source);
+    let text = sources::describe("the text", &texts.files, &known, threads, display)?;
+    externals.insert("evaluation-text".into(), text);
+
+    let plan = pipeline.assemble(&Request {
+        model: model.source.clone(),
+        source_files: model.file_names().collect(),
+        pack_dir: dir,
+        settings,
+        externals,
+        goals: Goals::Only(&GOAL),
+        cpus: threads,
+        versions,
+    })?;
+    let prefix = planning::prefix("eval-", &model.source.name);
+    let identity = [&plan.externals["source"], &plan.externals["manifest"]];
+    let default = || planning::default_run(&prefix, &identity, &plan.settings);
+    let root = args.run.clone().unwrap_or_else(default);
+    let session = planning::enter(&root, plan, display)?;
+    session.work(&programs, threads, display)?;
+    summary::finish(&session, threads, args.json, display)
+}
+
+/// Verifies the pack and describes its files as outside inputs of the run.
+fn pack_inputs(
+    dir: &Utf8Path,
+    known: &External,
+    threads: u32,
+    display: &Display,
+) -> anyhow::Result<BTreeMap<String, External>> {
+    let report = packs::verify(dir, threads, display)?;
+    if report.verdict == Verdict::Fail {
+        let mut findings = report
+            .findings
+            .iter()
+            .filter(|f| f.severity == Severity::Error);
+        let first = findings
+            .next()
+            .map_or("", |finding| finding.message.as_str());
+        let message = format!("{dir} does not verify: {first}\nuc verify {dir} says everything");
+        return Err(failure(ExitCode::Damaged, message));
+    }
+    let pack = packs::open(dir)?;
+    let manifest = pack.manifest();
+    let mut files: Vec<(String, &str)> = manifest
+        .layers
+        .iter()
+        .map(|layer| {
+            (
+                ArtifactId::at("pack-layer", layer.index).to_string(),
+                layer.file.as_str(),
+            )
+        })
+        .collect();
+    files.push(("pack-scaffold".into(), manifest.scaffold.file.as_str()));
+    files.push(("manifest".into(), uc_pack::MANIFEST_FILE));
+    let mut inputs = BTreeMap::new();
+    for (name, file) in files {
+        let external = sources::describe(file, &[dir.join(file)], known, threads, display)?;
+        inputs.insert(name, external);
+    }
+    Ok(inputs)
+}
+
+/// A pack is compared with the model that it was made from, or the figures mean nothing.
+fn check_pair(manifest: &Manifest, model: &Model, source: &External) -> anyhow::Result<()> {
+    let layers = manifest.layers.len();
+    if layers != model.source.layers as usize {
+        let message = format!(
+            "the pack has {layers} layers, {} has {}",
+            model.source.path, model.source.layers
+        );
+        return Err(failure(ExitCode::BadInput, message));
+    }
+    let weights = |name: &str| name.ends_with(".safetensors") || name == uc_pack::CONFIG_FILE;
+    for recorded in manifest
+        .source
+        .files
+        .iter()
+        .filter(|file| weights(&file.name))
+    {
+        let same_name = |path: &Utf8Path| path.file_name() == Some(recorded.name.as_str());
+        let found = source.files.iter().find(|file| same_name(&file.path));
+        let found = found.map_or_else(|| "no such file".into(), |file| file.sha256.to_string());
+        let expected = recorded.sha256.to_string();
+        if found != expected {
+            let message = format!(
+                "{} is not the model that the pack was made from: {}: SHA-256 found {found}, expected {expected}",
+                model.source.path, recorded.name
+            );
+            return Err(failure(ExitCode::BadInput, message));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! `uc inspect PACK`: what a pack holds, by its manifest.
+
+use camino::Utf8Path;
+use serde_json::json;
+use uc_pack::{Manifest, PackError};
+
+use crate::cli::InspectArgs;
+use crate::packs;
+use crate::verbs::print_json;
+
+/// Runs the verb.
+pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
+    let pack = packs::open(&args.pack)?;
+    let manifest = pack.manifest();
+    match (args.layer, args.json) {
+        (None, true) => print_json(manifest),
+        (None, false) => {
+            print!(
+                "{}",
+                overview(&args.pack, manifest, &pack.fingerprint().to_string())
+            );
+            Ok(())
+        }
+        (Some(layer), json) => show_layer(&args.pack, manifest, layer, json),
+    }
+}
+
+fn overview(dir: &Utf8Path, manifest: &Manifest, fingerprint: &str) -> String {
+    let totals = &manifest.totals;
+    let mut lines = Vec::new();
+    let mut row = |name: &str, value: String| lines.push(format!("{name:<22}{value}"));
+    row("pack", dir.to_string());
+    row("fingerprint", fingerprint.to_owned());
+    row("pack version", manifest.pack_version.to_string());
+    row(
+        "written by",
+        format!("{} {}", manifest.tool.name, manifest.tool.version),
+    );
+    row(
+        "codec",
+        format!("{} ({})", manifest.codec.name, manifest.codec.source),
+    );
+    for (key, value) in &manifest.codec.settings {
+        row(&format!("  {key}"), value.clone());
+    }
+    row("source", manifest.source.name.clone());
+    let calibration = &manifest.calibration;
+    row(
+        "calibration",
+        format!(
+            "{} windows of {} tokens, seed {}, {} files",
+            calibration.windows,
+            calibration.length,
+            calibration.seed,
+            calibration.files.len()
+        ),
+    );
+    row("layers", manifest.layers.len().to_string());
+    row("linear parameters", totals.linear_parameters.to_string());
+    row("all parameters", totals.total_parameters.to_string());
+    row("bpw of the linears", totals.bits_per_weight_linears.clone());
+    row("bpw of everything", totals.bits_per_weight_all.clone());
+    row(
+        "bytes",
+        format!("{} (source {})", totals.total_bytes, totals.source_bytes),
+    );
+    row("compression ratio", totals.compression_ratio.clone());
+    lines.push(String::new());
+    lines.push(format!("{:<24}{:>14}  {:<18}", "file", "bytes", "sha256"));
+    let layers = manifest
+        .layers
+        .iter()
+        .map(|layer| (&layer.file, layer.size, layer.sha256));
+    let scaffold = &manifest.scaffold;
+    let rest = manifest
+        .files
+        .iter()
+        .map(|file| (&file.name, file.size, file.sha256));
+    let scaffold = std::iter::once((&scaffold.file, scaffold.size, scaffold.sha256));
+    for (name, size, sha256) in layers.chain(scaffold).chain(rest) {
+        let sha256 = sha256.to_string();
+        lines.push(format!("{name:<24}{size:>14}  {}…", &sha256[..16]));
+    }
+    lines.join("\n") + "\n"
+}
+
+fn show_layer(dir: &Utf8Path, manifest: &Manifest, layer: u32, json: bool) -> anyhow::Result<()> {
+    let entry = manifest.layers.get(layer as usize).ok_or_else(|| {
+        packs::classify(PackError::NoLayer {
+            origin: dir.join(uc_pack::MANIFEST_FILE).to_string(),
+            layer,
+            layers: manifest.layers.len() as u32,
+        })
+    })?;
+    if json {
+        return print_json(entry);
+    }
+    println!(
+        "{}  {} bytes  sha256 {}",
+        entry.file, entry.size, entry.sha256
+    );
+    println!("prefix {}", entry.prefix);
+    println!(
+        "{:<32}{:>16}{:>8}{:>6}  reconstructed sha256",
+        "linear", "shape", "bpw", "rank"
+    );
+    for linear in &entry.linears {
+        let [rows, cols] = linear.shape;
+        let bpw = linear.bits as f64 / (rows as f64 * cols as f64);
+        let shape = format!("{rows}x{cols}");
+        let rank = linear.rank;
+        let sha256 = linear.reconstructed_sha256;
+        println!(
+            "{:<32}{shape:>16}{bpw:>8.4}{rank:>6}  {sha256}",
+            linear.name
+        );
+    }
+    for extra in &entry.extras {
+        let shape = json!(extra.shape).to_string();
+        println!(
+            "{:<32}{shape:>16}{:>14?}  {}",
+            extra.name, extra.dtype, extra.sha256
+        );
+    }
+    Ok(())
+}

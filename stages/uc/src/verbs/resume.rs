@@ -1,0 +1,31 @@
+//! `uc resume RUN`: continues an interrupted run, or brings it up to date.
+
+use uc_store::run::RunDir;
+
+use crate::cli::ResumeArgs;
+use crate::programs::Programs;
+use crate::progress::Display;
+use crate::session::{self, Session};
+use crate::{planning, sources, summary};
+
+/// Runs the verb.
+pub fn run(args: &ResumeArgs, display: &mut Display) -> anyhow::Result<()> {
+    let programs = Programs::of_this_process();
+    let threads = session::threads(args.threads);
+    let (run, mut plan) = RunDir::open(&args.run)?;
+    let _lock = run.lock()?;
+    let before = plan.clone();
+    planning::apply(&mut plan.settings, &args.set)?;
+    programs.refresh_versions(&mut plan)?;
+    for change in sources::refresh(&mut plan, threads, display)? {
+        display.say(&change);
+    }
+    plan.tool_version = env!("CARGO_PKG_VERSION").into();
+    let run = match plan == before {
+        true => run,
+        false => RunDir::create(&args.run, &plan)?,
+    };
+    let session = Session { run, plan, _lock };
+    session.work(&programs, threads, display)?;
+    summary::finish(&session, threads, args.json, display)
+}
