@@ -45,7 +45,7 @@ pub struct Driver<'a> {
     started: u64,
     sender: Sender<Message>,
     receiver: Receiver<Message>,
-    signals: Listener,
+    signals: &'a Listener,
 }
 
 /// A job that a worker has in hand.
@@ -73,9 +73,10 @@ impl<'a> Driver<'a> {
         budget: Budget,
         work: Work,
         display: &'a mut Display,
+        signals: &'a Listener,
     ) -> anyhow::Result<Self> {
         let (sender, receiver) = crossbeam_channel::unbounded();
-        let signals = Listener::start(Some(sender.clone()))?;
+        signals.attach(sender.clone());
         Ok(Self {
             board: Board::new(plan, &work, budget),
             journal: Journal::open(run)?,
@@ -102,6 +103,7 @@ impl<'a> Driver<'a> {
         if outcome.is_err() {
             self.stop_workers();
         }
+        self.signals.detach();
         self.display.end_stages();
         self.journal
             .note("session-end", serde_json::json!({"ok": outcome.is_ok()}));

@@ -26,27 +26,32 @@ use uc_store::{ExitCode, logging};
 
 use crate::cli::{Cli, Verb};
 use crate::progress::Display;
+use crate::signals::Listener;
 
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
     logging::init(cli.output.verbose, cli.output.quiet, cli.output.log_format);
-    let mut display = Display::new(cli.output);
-    let outcome = match &cli.verb {
-        Verb::Compress(args) => verbs::compress::run(args, &mut display),
-        Verb::Resume(args) => verbs::resume::run(args, &mut display),
-        Verb::Status(args) => verbs::status::run(args),
-        Verb::Plan(args) => verbs::plan::run(args, &display),
-        Verb::Stage(args) => verbs::stage::run(args, &display),
-        Verb::Verify(args) => verbs::verify::run(args, &display),
-        Verb::Inspect(args) => verbs::inspect::run(args),
-        Verb::Eval(args) => verbs::eval::run(args, &mut display),
-    };
-    match outcome {
+    match run(&cli) {
         Ok(()) => ExitCode::Ok.into(),
         Err(error) => {
             // The one place that prints errors.
             eprintln!("error: {error:#}");
             failure::exit_code(&error).into()
         }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    let signals = Listener::start()?;
+    let mut display = Display::new(cli.output);
+    match &cli.verb {
+        Verb::Compress(args) => verbs::compress::run(args, &mut display, &signals),
+        Verb::Resume(args) => verbs::resume::run(args, &mut display, &signals),
+        Verb::Status(args) => verbs::status::run(args),
+        Verb::Plan(args) => verbs::plan::run(args, &display),
+        Verb::Stage(args) => verbs::stage::run(args, &display, &signals),
+        Verb::Verify(args) => verbs::verify::run(args, &display),
+        Verb::Inspect(args) => verbs::inspect::run(args),
+        Verb::Eval(args) => verbs::eval::run(args, &mut display, &signals),
     }
 }

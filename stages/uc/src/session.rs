@@ -11,6 +11,7 @@ use crate::board::Budget;
 use crate::drive::Driver;
 use crate::programs::Programs;
 use crate::progress::Display;
+use crate::signals::Listener;
 
 /// Share of the machine's memory that jobs may claim, percent.
 const MEMORY_SHARE: u64 = 80;
@@ -33,6 +34,7 @@ impl Session {
         programs: &Programs,
         threads: u32,
         display: &mut Display,
+        signals: &Listener,
     ) -> anyhow::Result<()> {
         let work = freshness::plan_work(&self.plan, &self.run)?;
         let to_do = work.to_run(&self.plan).len();
@@ -50,7 +52,10 @@ impl Session {
             cpus: threads,
             memory: resources::total_memory_bytes() / 100 * MEMORY_SHARE,
         };
-        Driver::new(&self.plan, &self.run, programs, budget, work, display)?.run()
+        Driver::new(
+            &self.plan, &self.run, programs, budget, work, display, signals,
+        )?
+        .run()
     }
 }
 

@@ -1,7 +1,7 @@
 //! SIGINT, SIGTERM and SIGHUP: the first asks for an orderly end, the second for an immediate one.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use crossbeam_channel::Sender;
@@ -11,36 +11,56 @@ use uc_store::ExitCode;
 
 use crate::runner::Message;
 
-/// Listens from its start to the end of the process; before that the signals end the process as usual.
+/// Signals after which the process leaves even if its main thread does not react.
+const LIMIT: usize = 3;
+
+/// Listens to the end of the process. While nobody is attached, a signal ends the process at once: every file is
+/// published whole or not at all, so there is nothing to put in order.
 #[derive(Debug, Clone)]
 pub struct Listener {
     count: Arc<AtomicUsize>,
+    to: Arc<Mutex<Option<Sender<Message>>>>,
 }
 
 impl Listener {
-    /// Begins to listen; every signal is counted and sent to the driver.
-    pub fn start(to: Option<Sender<Message>>) -> anyhow::Result<Self> {
+    /// Begins to listen.
+    pub fn start() -> anyhow::Result<Self> {
         let mut signals =
             Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot listen to signals")?;
-        let count = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&count);
+        let listener = Self {
+            count: Arc::default(),
+            to: Arc::default(),
+        };
+        let shared = listener.clone();
         std::thread::spawn(move || {
             for _ in signals.forever() {
-                let seen = counter.fetch_add(1, Ordering::SeqCst);
-                let heard = to
-                    .as_ref()
-                    .is_none_or(|to| to.send(Message::Signal).is_ok());
-                // Nobody listens any more, or nobody reacted to two: leave at once; stages end with their driver.
-                if !heard || seen >= 2 {
+                let seen = shared.count.fetch_add(1, Ordering::SeqCst) + 1;
+                if !shared.tell() || seen >= LIMIT {
                     std::process::exit(ExitCode::Interrupted.code().into());
                 }
             }
         });
-        Ok(Self { count })
+        Ok(listener)
+    }
+
+    /// From now on signals are messages.
+    pub fn attach(&self, to: Sender<Message>) {
+        *self.to.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
+    }
+
+    /// From now on signals end the process again.
+    pub fn detach(&self) {
+        *self.to.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// How many signals there were.
     pub fn count(&self) -> usize {
         self.count.load(Ordering::SeqCst)
+    }
+
+    fn tell(&self) -> bool {
+        let to = self.to.lock().unwrap_or_else(PoisonError::into_inner);
+        to.as_ref()
+            .is_some_and(|to| to.send(Message::Signal).is_ok())
     }
 }

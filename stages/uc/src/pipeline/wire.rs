@@ -61,9 +61,13 @@ pub fn parse(file: &str, text: &str) -> Result<Pipeline, PipelineError> {
     let fail = |at: usize, message: String| place::error(file, text, at, message);
     check_version(text).map_err(|(at, message)| fail(at, message))?;
     let wire: Wire = toml::from_str(text).map_err(|error| {
-        let at = error.span().map_or(0, |span| span.start);
+        let span = error.span().unwrap_or_default();
         // One line: the parser breaks long messages.
-        fail(at, error.message().trim().replace('\n', ", "))
+        let mut mistake = fail(span.start, error.message().trim().replace('\n', ", "));
+        if span.len() >= text.trim_end().len() {
+            mistake.key = "top level".into();
+        }
+        mistake
     })?;
     debug_assert_eq!(*wire.version.get_ref(), VERSION);
     let settings = settings(&wire.settings).map_err(|(at, message)| fail(at, message))?;

@@ -11,13 +11,14 @@ use crate::model::{Model, TextUse};
 use crate::pipeline::{Goals, Pipeline, Request};
 use crate::programs::Programs;
 use crate::progress::Display;
+use crate::signals::Listener;
 use crate::{planning, session, sources, summary};
 
 /// What a run without evaluation is for.
 const WITHOUT_EVALUATION: [&str; 1] = ["manifest"];
 
 /// Runs the verb.
-pub fn run(args: &CompressArgs, display: &mut Display) -> anyhow::Result<()> {
+pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
     let programs = Programs::of_this_process();
     let threads = session::threads(args.planning.threads);
     let pipeline = Pipeline::load(args.planning.pipeline.as_deref())?;
@@ -62,7 +63,7 @@ pub fn run(args: &CompressArgs, display: &mut Display) -> anyhow::Result<()> {
     let default = || planning::default_run(&prefix, &[&source], &plan.settings);
     let root = args.run.clone().unwrap_or_else(default);
     let session = planning::enter(&root, plan, display)?;
-    session.work(&programs, threads, display)?;
+    session.work(&programs, threads, display, signals)?;
     summary::finish(&session, threads, args.json, display)
 }
 

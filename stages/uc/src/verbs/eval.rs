@@ -14,13 +14,14 @@ use crate::model::{Model, TextUse};
 use crate::pipeline::{Goals, Pipeline, Request};
 use crate::programs::Programs;
 use crate::progress::Display;
+use crate::signals::Listener;
 use crate::{model, packs, planning, session, sources, summary};
 
 /// What the run is for.
 const GOAL: [&str; 1] = ["metrics"];
 
 /// Runs the verb.
-pub fn run(args: &EvalArgs, display: &mut Display) -> anyhow::Result<()> {
+pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
     let programs = Programs::of_this_process();
     let threads = session::threads(args.planning.threads);
     let pipeline = Pipeline::load(args.planning.pipeline.as_deref())?;
@@ -62,7 +63,7 @@ pub fn run(args: &EvalArgs, display: &mut Display) -> anyhow::Result<()> {
     let default = || planning::default_run(&prefix, &identity, &plan.settings);
     let root = args.run.clone().unwrap_or_else(default);
     let session = planning::enter(&root, plan, display)?;
-    session.work(&programs, threads, display)?;
+    session.work(&programs, threads, display, signals)?;
     summary::finish(&session, threads, args.json, display)
 }
 

@@ -6,10 +6,11 @@ use crate::cli::ResumeArgs;
 use crate::programs::Programs;
 use crate::progress::Display;
 use crate::session::{self, Session};
+use crate::signals::Listener;
 use crate::{planning, sources, summary};
 
 /// Runs the verb.
-pub fn run(args: &ResumeArgs, display: &mut Display) -> anyhow::Result<()> {
+pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
     let programs = Programs::of_this_process();
     let threads = session::threads(args.threads);
     let (run, mut plan) = RunDir::open(&args.run)?;
@@ -26,6 +27,6 @@ pub fn run(args: &ResumeArgs, display: &mut Display) -> anyhow::Result<()> {
         false => RunDir::create(&args.run, &plan)?,
     };
     let session = Session { run, plan, _lock };
-    session.work(&programs, threads, display)?;
+    session.work(&programs, threads, display, signals)?;
     summary::finish(&session, threads, args.json, display)
 }

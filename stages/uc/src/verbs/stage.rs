@@ -11,7 +11,7 @@ use crate::signals::Listener;
 use crate::{runner, session};
 
 /// Runs the verb. The job is done even if its result is up to date.
-pub fn run(args: &StageArgs, display: &Display) -> anyhow::Result<()> {
+pub fn run(args: &StageArgs, display: &Display, signals: &Listener) -> anyhow::Result<()> {
     let programs = Programs::of_this_process();
     let (run, mut plan) = RunDir::open(&args.run)?;
     let _lock = run.lock()?;
@@ -37,7 +37,9 @@ pub fn run(args: &StageArgs, display: &Display) -> anyhow::Result<()> {
     // Full logs are what this verb is for; -v asks for still more.
     let verbosity = usize::from(display.verbosity()) + 1;
     arguments.extend(std::iter::repeat_n("-v".to_owned(), verbosity));
-    let signals = Listener::start(None)?;
+    // The job is ended with this process, not left behind by it.
+    let (sender, _messages) = crossbeam_channel::unbounded();
+    signals.attach(sender);
     let threads = session::threads(args.threads);
     let ending = runner::foreground(&program, &arguments, threads, || signals.count() > 0)?;
     foreground_outcome(ending)

@@ -1,0 +1,46 @@
+//! Logits of a model folder for one window of token ids, for comparison with other implementations.
+//!
+//! ```text
+//! logits MODEL < ids.json > logits.f32     # ids: [1, 2, 3]; output: [tokens, vocab] f32 little-endian
+//! logits MODEL --tokens FILE               # prints the token ids of a text as JSON
+//! ```
+
+use std::io::{Read, Write};
+use std::path::Path;
+
+use burn::tensor::Tensor;
+use uc_model::llama::{Embedding, Head, LlamaLayer};
+use uc_model::{Cpu, ModelConfig, ModelError, Rope, SourceFolder, Tokenizer, text};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().collect();
+    let model = Path::new(arguments.get(1).ok_or("usage: logits MODEL [--tokens FILE]")?);
+    if let Some(file) = arguments.get(3) {
+        let ids = Tokenizer::load(model)?.encode_texts(&text::read_texts(&[file])?)?;
+        println!("{}", serde_json::to_string(&ids)?);
+        return Ok(());
+    }
+    let mut request = String::new();
+    std::io::stdin().read_to_string(&mut request)?;
+    let ids: Vec<u32> = serde_json::from_str(&request)?;
+    let config = ModelConfig::load(model)?;
+    let source = SourceFolder::open(model)?;
+    source.check(&config)?;
+    let device = Default::default();
+    let read = |name: &str| -> Result<Vec<f32>, ModelError> { Ok(source.read_f32(name)?) };
+    let embedding = Embedding::<Cpu>::new(&config, &read, &device)?;
+    let rope = Rope::new(&config, ids.len(), &device)?;
+    let mut hidden = embedding.lookup(&[&ids])?;
+    for index in 0..config.layers {
+        let prefix = config.layer_plan(index).prefix;
+        let of_layer = |name: &str| read(&format!("{prefix}{name}"));
+        let layer = LlamaLayer::new(&config, &of_layer, &device)?;
+        hidden = layer.forward(hidden, &rope, None);
+    }
+    let head = Head::new(&config, &read, &device)?;
+    let hidden: Tensor<Cpu, 2> = hidden.reshape([ids.len(), config.hidden]);
+    let values: Vec<f32> = head.logits(hidden).into_data().into_vec().map_err(|e| format!("{e:?}"))?;
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    std::io::stdout().write_all(&bytes)?;
+    Ok(())
+}
