@@ -80,20 +80,70 @@ const PEOPLE: [Person; 24] = [
     ("Zeno", "he", "him", "his"),
 ];
 const TRADES: [&str; 16] = [
-    "baker", "clockmaker", "ferryman", "gardener", "glassblower", "librarian", "lighthouse keeper", "mason",
-    "miller", "painter", "potter", "shepherd", "tailor", "teacher", "violin maker", "weaver",
+    "baker",
+    "clockmaker",
+    "ferryman",
+    "gardener",
+    "glassblower",
+    "librarian",
+    "lighthouse keeper",
+    "mason",
+    "miller",
+    "painter",
+    "potter",
+    "shepherd",
+    "tailor",
+    "teacher",
+    "violin maker",
+    "weaver",
 ];
 const PLACES: [&str; 18] = [
-    "the old mill", "the harbour", "the north tower", "the orchard", "the quarry", "the railway station",
-    "the river bank", "the market square", "the glass house", "the stone bridge", "the windy hill", "the empty school",
-    "the salt cellar", "the lighthouse", "the pine forest", "the frozen lake", "the town hall", "the narrow lane",
+    "the old mill",
+    "the harbour",
+    "the north tower",
+    "the orchard",
+    "the quarry",
+    "the railway station",
+    "the river bank",
+    "the market square",
+    "the glass house",
+    "the stone bridge",
+    "the windy hill",
+    "the empty school",
+    "the salt cellar",
+    "the lighthouse",
+    "the pine forest",
+    "the frozen lake",
+    "the town hall",
+    "the narrow lane",
 ];
 const THINGS: [&str; 22] = [
-    "lantern", "brass key", "map", "violin", "wooden boat", "letter", "compass", "kettle", "ladder", "notebook",
-    "umbrella", "clock", "basket", "rope", "telescope", "hammer", "ring", "coat", "drum", "bell", "mirror", "saddle",
+    "lantern",
+    "brass key",
+    "map",
+    "violin",
+    "wooden boat",
+    "letter",
+    "compass",
+    "kettle",
+    "ladder",
+    "notebook",
+    "umbrella",
+    "clock",
+    "basket",
+    "rope",
+    "telescope",
+    "hammer",
+    "ring",
+    "coat",
+    "drum",
+    "bell",
+    "mirror",
+    "saddle",
 ];
 const COLOURS: [&str; 12] = [
-    "red", "blue", "green", "yellow", "grey", "white", "black", "brown", "silver", "golden", "purple", "orange",
+    "red", "blue", "green", "yellow", "grey", "white", "black", "brown", "silver", "golden",
+    "purple", "orange",
 ];
 const WEATHER: [(&str, &str); 10] = [
     ("it rained all night", "wet"),
@@ -107,9 +157,19 @@ const WEATHER: [(&str, &str); 10] = [
     ("hail beat on the doors", "rough"),
     ("the sky was clear and full of swallows", "bright"),
 ];
-const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
-const ANIMALS: [&str; 12] =
-    ["dog", "goat", "crow", "cat", "horse", "goose", "hedgehog", "owl", "donkey", "squirrel", "heron", "fox"];
+const DAYS: [&str; 7] = [
+    "Monday",
+    "Tuesday",
+    "Wednesday",
+    "Thursday",
+    "Friday",
+    "Saturday",
+    "Sunday",
+];
+const ANIMALS: [&str; 12] = [
+    "dog", "goat", "crow", "cat", "horse", "goose", "hedgehog", "owl", "donkey", "squirrel",
+    "heron", "fox",
+];
 const FEELINGS: [(&str, &str); 8] = [
     ("afraid", "courage"),
     ("tired", "rest"),
@@ -120,9 +180,12 @@ const FEELINGS: [(&str, &str); 8] = [
     ("proud", "praise"),
     ("worried", "good news"),
 ];
-const NUMBERS: [&str; 11] =
-    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"];
-const FRUIT: [&str; 8] = ["apples", "pears", "plums", "nuts", "eggs", "candles", "coins", "loaves"];
+const NUMBERS: [&str; 11] = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+];
+const FRUIT: [&str; 8] = [
+    "apples", "pears", "plums", "nuts", "eggs", "candles", "coins", "loaves",
+];
 const LESSONS: [&str; 8] = [
     "what is shared is never lost",
     "a slow step is still a step",
@@ -200,90 +263,200 @@ pub fn text(seed: u64, bytes: usize) -> String {
 
 impl Story {
     fn opening(&self, random: &mut Random) -> String {
-        let Self { hero: (name, she, _, her), trade, home, weather, .. } = self;
+        let Self {
+            hero: (name, she, _, her),
+            trade,
+            home,
+            weather,
+            ..
+        } = self;
         let day = DAYS[self.day];
         match random.below(3) {
-            0 => format!("{name} the {trade} lived near {home}. On {day} {}, and the world was {}.", weather.0, weather.1),
-            1 => format!("On {day} {}. {name}, a {trade}, looked out of {her} window at {home} and found it {}.", weather.0, weather.1),
-            _ => format!("Near {home} there lived a {trade} called {name}. One {day} {}, and {she} said: \"How {} it is!\"", weather.0, weather.1),
+            0 => format!(
+                "{name} the {trade} lived near {home}. On {day} {}, and the world was {}.",
+                weather.0, weather.1
+            ),
+            1 => format!(
+                "On {day} {}. {name}, a {trade}, looked out of {her} window at {home} and found it {}.",
+                weather.0, weather.1
+            ),
+            _ => format!(
+                "Near {home} there lived a {trade} called {name}. One {day} {}, and {she} said: \"How {} it is!\"",
+                weather.0, weather.1
+            ),
         }
     }
 
     fn loss(&self, random: &mut Random) -> String {
-        let Self { hero: (name, she, _, her), thing, colour, place, feeling, .. } = self;
+        let Self {
+            hero: (name, she, _, her),
+            thing,
+            colour,
+            place,
+            feeling,
+            ..
+        } = self;
         match random.below(3) {
-            0 => format!("That day {name} could not find {her} {colour} {thing}. {} was {} and wanted {}.", capital(she), feeling.0, feeling.1),
-            1 => format!("But the {colour} {thing} was gone from its hook. Somebody must have left it at {place}, thought {name}, and {she} was {}.", feeling.0),
-            _ => format!("{} had only one wish, to see {her} {colour} {thing} again, for without it {she} felt {}.", capital(she), feeling.0),
+            0 => format!(
+                "That day {name} could not find {her} {colour} {thing}. {} was {} and wanted {}.",
+                capital(she),
+                feeling.0,
+                feeling.1
+            ),
+            1 => format!(
+                "But the {colour} {thing} was gone from its hook. Somebody must have left it at {place}, thought {name}, and {she} was {}.",
+                feeling.0
+            ),
+            _ => format!(
+                "{} had only one wish, to see {her} {colour} {thing} again, for without it {she} felt {}.",
+                capital(she),
+                feeling.0
+            ),
         }
     }
 
     fn counting(&self, random: &mut Random) -> String {
-        let Self { hero: (name, she, ..), friend, .. } = self;
+        let Self {
+            hero: (name, she, ..),
+            friend,
+            ..
+        } = self;
         let fruit = random.pick(&FRUIT);
         let (a, b) = (1 + random.below(5), 1 + random.below(5));
         let (left, right, sum) = (NUMBERS[a], NUMBERS[b], NUMBERS[a + b]);
         match random.below(2) {
-            0 => format!("{name} packed {left} {fruit}, and {} brought {right} more, so they had {sum} {fruit} for the road.", friend.0),
+            0 => format!(
+                "{name} packed {left} {fruit}, and {} brought {right} more, so they had {sum} {fruit} for the road.",
+                friend.0
+            ),
             _ => {
                 let rest = NUMBERS[a];
-                format!("There were {sum} {fruit} in the bag. {} took {right}, and {she} kept {rest}.", friend.0)
+                format!(
+                    "There were {sum} {fruit} in the bag. {} took {right}, and {she} kept {rest}.",
+                    friend.0
+                )
             }
         }
     }
 
     fn talk(&self, random: &mut Random) -> String {
-        let Self { hero: (name, ..), friend: (friend, he, ..), thing, colour, place, .. } = self;
+        let Self {
+            hero: (name, ..),
+            friend: (friend, he, ..),
+            thing,
+            colour,
+            place,
+            ..
+        } = self;
         match random.below(3) {
-            0 => format!("\"Have you seen a {colour} {thing}?\" asked {name}. \"Yes,\" said {friend}, \"it was at {place} yesterday.\""),
-            1 => format!("{name} met {friend} and asked about the {thing}. \"Was it {colour}?\" asked {friend}. \"It was,\" said {name}. \"Then go to {place},\" {he} said."),
-            _ => format!("\"I am looking for my {thing},\" said {name}. {friend} thought for a while. \"A {colour} one lies at {place}, I believe.\""),
+            0 => format!(
+                "\"Have you seen a {colour} {thing}?\" asked {name}. \"Yes,\" said {friend}, \"it was at {place} yesterday.\""
+            ),
+            1 => format!(
+                "{name} met {friend} and asked about the {thing}. \"Was it {colour}?\" asked {friend}. \"It was,\" said {name}. \"Then go to {place},\" {he} said."
+            ),
+            _ => format!(
+                "\"I am looking for my {thing},\" said {name}. {friend} thought for a while. \"A {colour} one lies at {place}, I believe.\""
+            ),
         }
     }
 
     fn animal_helps(&self, random: &mut Random) -> String {
-        let Self { hero: (name, she, her, _), animal, place, .. } = self;
+        let Self {
+            hero: (name, she, her, _),
+            animal,
+            place,
+            ..
+        } = self;
         match random.below(3) {
-            0 => format!("On the way a {animal} crossed the path and looked at {name}. {} followed the {animal} as far as {place}.", capital(she)),
-            1 => format!("A {animal} sat on the wall. It did not run away when {name} came near; it led {her} to {place}."),
-            _ => format!("{name} gave some bread to a hungry {animal}, and the {animal} walked beside {her} until they saw {place}."),
+            0 => format!(
+                "On the way a {animal} crossed the path and looked at {name}. {} followed the {animal} as far as {place}.",
+                capital(she)
+            ),
+            1 => format!(
+                "A {animal} sat on the wall. It did not run away when {name} came near; it led {her} to {place}."
+            ),
+            _ => format!(
+                "{name} gave some bread to a hungry {animal}, and the {animal} walked beside {her} until they saw {place}."
+            ),
         }
     }
 
     fn waiting(&self, random: &mut Random) -> String {
-        let Self { hero: (name, she, ..), weather, .. } = self;
+        let Self {
+            hero: (name, she, ..),
+            weather,
+            ..
+        } = self;
         let days = 1 + random.below(3);
         let next = DAYS[(self.day + days) % DAYS.len()];
         let (number, noun) = (NUMBERS[days], if days == 1 { "day" } else { "days" });
         match random.below(2) {
-            0 => format!("Because {}, {name} had to wait {number} {noun}. On {next} {she} set out.", weather.0),
-            _ => format!("{} {noun} went by. When {next} came, {name} could wait no longer.", capital(number)),
+            0 => format!(
+                "Because {}, {name} had to wait {number} {noun}. On {next} {she} set out.",
+                weather.0
+            ),
+            _ => format!(
+                "{} {noun} went by. When {next} came, {name} could wait no longer.",
+                capital(number)
+            ),
         }
     }
 
     fn finding(&self, random: &mut Random) -> String {
-        let Self { hero: (name, she, _, her), friend: (friend, ..), thing, colour, place, .. } = self;
+        let Self {
+            hero: (name, she, _, her),
+            friend: (friend, ..),
+            thing,
+            colour,
+            place,
+            ..
+        } = self;
         match random.below(3) {
-            0 => format!("At {place}, under a heap of leaves, lay the {colour} {thing}. {name} took it in {her} arms."),
-            1 => format!("They searched every corner of {place}, {name} on the left and {friend} on the right, until {friend} held up the {colour} {thing}."),
-            _ => format!("When {she} reached {place}, {name} saw something {colour} between the stones. It was the {thing}!"),
+            0 => format!(
+                "At {place}, under a heap of leaves, lay the {colour} {thing}. {name} took it in {her} arms."
+            ),
+            1 => format!(
+                "They searched every corner of {place}, {name} on the left and {friend} on the right, until {friend} held up the {colour} {thing}."
+            ),
+            _ => format!(
+                "When {she} reached {place}, {name} saw something {colour} between the stones. It was the {thing}!"
+            ),
         }
     }
 
     fn ending(&self, random: &mut Random) -> String {
-        let Self { hero: (name, she, _, her), friend: (friend, _, him, _), home, feeling, thing, .. } = self;
+        let Self {
+            hero: (name, she, _, her),
+            friend: (friend, _, him, _),
+            home,
+            feeling,
+            thing,
+            ..
+        } = self;
         let lesson = random.pick(&LESSONS);
         match random.below(3) {
-            0 => format!("{name} was not {} any more. {} carried the {thing} back to {home} and told {friend}: \"I know now that {lesson}.\"", feeling.0, capital(she)),
-            1 => format!("In the evening {name} thanked {friend} and gave {him} {}. Since then people at {home} say that {lesson}.", feeling.1),
-            _ => format!("So {name} went home to {home} with {her} {thing}, and {friend} came along. Both of them had learned that {lesson}."),
+            0 => format!(
+                "{name} was not {} any more. {} carried the {thing} back to {home} and told {friend}: \"I know now that {lesson}.\"",
+                feeling.0,
+                capital(she)
+            ),
+            1 => format!(
+                "In the evening {name} thanked {friend} and gave {him} {}. Since then people at {home} say that {lesson}.",
+                feeling.1
+            ),
+            _ => format!(
+                "So {name} went home to {home} with {her} {thing}, and {friend} came along. Both of them had learned that {lesson}."
+            ),
         }
     }
 }
 
 fn capital(word: &str) -> String {
     let mut letters = word.chars();
-    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+    letters.next().map_or_else(String::new, |first| {
+        first.to_uppercase().chain(letters).collect()
+    })
 }
 
 #[cfg(test)]
@@ -302,10 +475,19 @@ mod tests {
         let mut random = Random::new(3);
         for _ in 0..200 {
             let story = story(&mut random);
-            let hero = PEOPLE.iter().filter(|person| story.matches(person.0).count() >= 2).count();
-            let thing = THINGS.iter().filter(|thing| story.matches(**thing).count() >= 2).count();
+            let hero = PEOPLE
+                .iter()
+                .filter(|person| story.matches(person.0).count() >= 2)
+                .count();
+            let thing = THINGS
+                .iter()
+                .filter(|thing| story.matches(**thing).count() >= 2)
+                .count();
             assert!(hero >= 1 && thing >= 1, "{story}");
-            assert!(story.ends_with(".\n\n") || story.ends_with("\"\n\n"), "{story}");
+            assert!(
+                story.ends_with(".\n\n") || story.ends_with("\"\n\n"),
+                "{story}"
+            );
         }
     }
 
@@ -315,6 +497,9 @@ mod tests {
         let values: Vec<f32> = (0..20_000).map(|_| random.normal()).collect();
         let mean = values.iter().sum::<f32>() / 20_000.0;
         let variance = values.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / 20_000.0;
-        assert!(mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05, "{mean} {variance}");
+        assert!(
+            mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05,
+            "{mean} {variance}"
+        );
     }
 }

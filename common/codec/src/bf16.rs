@@ -15,7 +15,11 @@ pub fn round_nearest_even(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
     let quiet = (bits >> 16) | 0x0040;
-    (if (bits & 0x7fff_ffff) > 0x7f80_0000 { quiet } else { rounded }) as u16
+    (if (bits & 0x7fff_ffff) > 0x7f80_0000 {
+        quiet
+    } else {
+        rounded
+    }) as u16
 }
 
 #[cfg(test)]

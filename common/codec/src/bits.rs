@@ -16,7 +16,10 @@ pub(crate) struct BitWriter {
 impl BitWriter {
     /// Appends the `width` (0..=32) lowest bits of `value`.
     pub(crate) fn put(&mut self, value: u32, width: u32) {
-        debug_assert!(width == 32 || value >> width == 0, "{value} does not fit {width} bits");
+        debug_assert!(
+            width == 32 || value >> width == 0,
+            "{value} does not fit {width} bits"
+        );
         for bit in 0..width {
             if self.used == 0 {
                 self.bytes.push(0);
@@ -50,7 +53,12 @@ pub(crate) fn rice_bits(value: u32, parameter: u32) -> u64 {
 /// The parameter, at most `largest`, with which the Rice codes of `values` are shortest.
 pub(crate) fn best_rice(values: &[u32], largest: u32) -> (u32, u64) {
     (0..=largest)
-        .map(|parameter| (parameter, values.iter().map(|&v| rice_bits(v, parameter)).sum::<u64>()))
+        .map(|parameter| {
+            (
+                parameter,
+                values.iter().map(|&v| rice_bits(v, parameter)).sum::<u64>(),
+            )
+        })
         .min_by_key(|&(_, bits)| bits)
         .unwrap_or((0, 0))
 }
@@ -75,7 +83,11 @@ pub(crate) struct BitReader<'a> {
 impl<'a> BitReader<'a> {
     /// Reads `bytes`, which errors call `what`.
     pub(crate) fn new(what: &'static str, bytes: &'a [u8]) -> Self {
-        BitReader { what, bytes, position: 0 }
+        BitReader {
+            what,
+            bytes,
+            position: 0,
+        }
     }
 
     /// The next `width` (0..=32) bits.
@@ -113,13 +125,25 @@ impl<'a> BitReader<'a> {
         if whole != self.bytes.len() {
             return Err(self.damaged(self.bytes.len() as u64, "no bytes after the last field"));
         }
-        let padding = if self.position % 8 == 0 { 0 } else { self.bytes[whole - 1] >> (self.position % 8) };
-        if padding != 0 { Err(self.damaged(u64::from(padding), "zero padding")) } else { Ok(()) }
+        let padding = if self.position % 8 == 0 {
+            0
+        } else {
+            self.bytes[whole - 1] >> (self.position % 8)
+        };
+        if padding != 0 {
+            Err(self.damaged(u64::from(padding), "zero padding"))
+        } else {
+            Ok(())
+        }
     }
 
     /// An error about this stream.
     pub(crate) fn damaged(&self, found: u64, expected: &'static str) -> CodecError {
-        CodecError::Damaged { what: self.what, found, expected }
+        CodecError::Damaged {
+            what: self.what,
+            found,
+            expected,
+        }
     }
 }
 
@@ -155,7 +179,11 @@ mod tests {
     fn streams_that_end_early_late_or_run_away_are_refused() {
         assert!(BitReader::new("test", &[1]).take(9).is_err());
         assert!(BitReader::new("test", &[0xff; 9]).take_rice(0, 20).is_err());
-        assert!(BitReader::new("test", &[0b0101_1111]).take_rice(2, 21).is_err());
+        assert!(
+            BitReader::new("test", &[0b0101_1111])
+                .take_rice(2, 20)
+                .is_err()
+        );
         assert!(BitReader::new("test", &[0, 0]).finish().is_err());
         let mut reader = BitReader::new("test", &[0b1000]);
         reader.take(3).unwrap();

@@ -81,8 +81,21 @@ pub fn row_logs(q: &[i16], rows: usize, column_log: &[u8]) -> Result<Vec<u8>, Co
     if cols == 0 {
         return Ok(vec![0; rows]);
     }
-    let squares: Vec<f64> = column_log.iter().map(|&log| square_of_factor(log)).collect();
-    Ok(q.par_chunks(cols).map(|q| row_log(dispatch(RowEnergy { q, squares: &squares }), cols)).collect())
+    let squares: Vec<f64> = column_log
+        .iter()
+        .map(|&log| square_of_factor(log))
+        .collect();
+    Ok(q.par_chunks(cols)
+        .map(|q| {
+            row_log(
+                dispatch(RowEnergy {
+                    q,
+                    squares: &squares,
+                }),
+                cols,
+            )
+        })
+        .collect())
 }
 
 /// The logarithm that belongs to a sum of squares over `cols` elements.
@@ -95,7 +108,12 @@ fn row_log(energy: f64, cols: usize) -> u8 {
 
 /// `2^(log/4)`, the square of the step's factor.
 fn square_of_factor(log: u8) -> f64 {
-    const QUARTERS: [f64; 4] = [1.0, 1.189207115002721, std::f64::consts::SQRT_2, 1.681792830507429];
+    const QUARTERS: [f64; 4] = [
+        1.0,
+        1.189207115002721,
+        std::f64::consts::SQRT_2,
+        1.681792830507429,
+    ];
     let exponent = 1023 + u64::from(log >> 2);
     QUARTERS[usize::from(log & 3)] * f64::from_bits(exponent << 52)
 }
@@ -150,16 +168,29 @@ impl LayerTables {
         }
         let candidates = (0..=COARSEST).map(|granularity| {
             let classes = tally.classes(granularity);
-            let fitted: Vec<_> =
-                classes.par_iter().map(|class| class.as_ref().map(fit::best_table)).collect();
-            let bits: u64 = fitted.iter().flatten().map(|(_, bits)| bits + fit::ONE_BIT).sum();
+            let fitted: Vec<_> = classes
+                .par_iter()
+                .map(|class| class.as_ref().map(fit::best_table))
+                .collect();
+            let bits: u64 = fitted
+                .iter()
+                .flatten()
+                .map(|(_, bits)| bits + fit::ONE_BIT)
+                .sum();
             (bits, granularity, fitted)
         });
         // On a tie the coarser one: fewer tables to decode with.
         let best = candidates.rev().min_by_key(|(bits, ..)| *bits);
         let (_, granularity, fitted) = best.expect("there are four granularities");
-        let classes = fitted.into_iter().map(|fitted| fitted.map(|(table, _)| table)).collect();
-        Ok(LayerTables { granularity, classes, decode: OnceLock::new() })
+        let classes = fitted
+            .into_iter()
+            .map(|fitted| fitted.map(|(table, _)| table))
+            .collect();
+        Ok(LayerTables {
+            granularity,
+            classes,
+            decode: OnceLock::new(),
+        })
     }
 
     /// Classes span `2^granularity` eighths of an octave.
@@ -194,8 +225,9 @@ impl LayerTables {
 
     /// The bytes of the format (see the module).
     pub fn to_bytes(&self) -> Vec<u8> {
-        let used: Vec<usize> =
-            (0..self.classes.len()).filter(|&class| self.classes[class].is_some()).collect();
+        let used: Vec<usize> = (0..self.classes.len())
+            .filter(|&class| self.classes[class].is_some())
+            .collect();
         let first = used.first().copied().unwrap_or(0);
         let span = used.last().map_or(0, |last| last + 1 - first);
         let mut writer = BitWriter::default();
@@ -239,7 +271,11 @@ impl LayerTables {
             classes[class] = Some(ClassTable::read(&mut reader)?);
         }
         reader.finish()?;
-        Ok(LayerTables { granularity, classes, decode: OnceLock::new() })
+        Ok(LayerTables {
+            granularity,
+            classes,
+            decode: OnceLock::new(),
+        })
     }
 }
 
@@ -251,13 +287,22 @@ impl LayerTables {
 pub fn class_entropy(tensors: &[&TensorCode], granularity: u32) -> Result<f64, CodecError> {
     if granularity > COARSEST {
         let expected = "0 to 3";
-        return Err(CodecError::Range { what: "granularity", found: granularity.into(), expected });
+        return Err(CodecError::Range {
+            what: "granularity",
+            found: granularity.into(),
+            expected,
+        });
     }
     let mut tally = Tally::default();
     for code in tensors {
         tally.count(&code.q, &code.row_log, &code.column_log)?;
     }
-    Ok(tally.classes(granularity).iter().flatten().map(|class| class.entropy()).sum())
+    Ok(tally
+        .classes(granularity)
+        .iter()
+        .flatten()
+        .map(|class| class.entropy())
+        .sum())
 }
 
 /// Checks that there is one row logarithm per row.

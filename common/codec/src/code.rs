@@ -68,7 +68,11 @@ impl LowRank {
     pub fn validate(&self, rows: usize, cols: usize) -> Result<(), CodecError> {
         if self.rank == 0 {
             let expected = "at least 1 (no overlay is None)";
-            return Err(CodecError::Range { what: "overlay rank", found: 0.0, expected });
+            return Err(CodecError::Range {
+                what: "overlay rank",
+                found: 0.0,
+                expected,
+            });
         }
         check_matrix("overlay u", self.u.len(), rows, self.rank)?;
         check_matrix("overlay v", self.v.len(), self.rank, cols)?;
@@ -87,7 +91,11 @@ mod tests {
     use super::*;
 
     fn sound() -> TensorCode {
-        let overlay = LowRank { rank: 1, u: vec![0x3f80; 2], v: vec![0x3f80; 3] };
+        let overlay = LowRank {
+            rank: 1,
+            u: vec![0x3f80; 2],
+            v: vec![0x3f80; 3],
+        };
         TensorCode {
             rows: 2,
             cols: 3,
@@ -113,8 +121,14 @@ mod tests {
             refusal(|c| c.column_log.truncate(2)),
             "column_log: found 2 values, expected 3"
         );
-        assert_eq!(refusal(|c| c.row_log.push(1)), "row_log: found 3 values, expected 2");
-        assert_eq!(refusal(|c| c.q.truncate(5)), "indices: found 5 values, expected 6");
+        assert_eq!(
+            refusal(|c| c.row_log.push(1)),
+            "row_log: found 3 values, expected 2"
+        );
+        assert_eq!(
+            refusal(|c| c.q.truncate(5)),
+            "indices: found 5 values, expected 6"
+        );
         assert!(refusal(|c| c.overlay.as_mut().unwrap().u.clear()).starts_with("overlay u"));
         assert!(refusal(|c| c.overlay.as_mut().unwrap().v.clear()).starts_with("overlay v"));
     }

@@ -27,7 +27,11 @@ pub fn relative_output_error(
     check_finite("weights", weights)?;
     check_finite("approximation", approximation)?;
     check_finite("Hessian", h)?;
-    let error: Vec<f32> = approximation.iter().zip(weights).map(|(a, w)| a - w).collect();
+    let error: Vec<f32> = approximation
+        .iter()
+        .zip(weights)
+        .map(|(a, w)| a - w)
+        .collect();
     let (error, signal) = (energy(&error, n, h), energy(weights, n, h));
     Ok(if error == 0.0 { 0.0 } else { error / signal })
 }
@@ -40,8 +44,18 @@ fn energy(x: &[f32], n: usize, h: &[f32]) -> f64 {
     let piece = |x: &[f32]| {
         let rows = x.len() / n;
         let mut product = vec![0.0f32; x.len()];
-        multiply(&mut product, n, View::new(x, rows, n, n), View::new(h, n, n, n), false);
-        product.iter().zip(x).map(|(p, x)| f64::from(*p) * f64::from(*x)).sum::<f64>()
+        multiply(
+            &mut product,
+            n,
+            View::new(x, rows, n, n),
+            View::new(h, n, n, n),
+            false,
+        );
+        product
+            .iter()
+            .zip(x)
+            .map(|(p, x)| f64::from(*p) * f64::from(*x))
+            .sum::<f64>()
     };
     let pieces: Vec<f64> = x.par_chunks(PIECE * n).map(piece).collect();
     pieces.iter().sum()
@@ -61,16 +75,34 @@ mod tests {
 
     #[test]
     fn no_error_is_zero_even_where_there_is_no_signal() {
-        assert_eq!(relative_output_error(&[0.0], &[0.0], 1, 1, &[1.0]).unwrap(), 0.0);
-        assert_eq!(relative_output_error(&[0.0], &[1.0], 1, 1, &[1.0]).unwrap(), f64::INFINITY);
+        assert_eq!(
+            relative_output_error(&[0.0], &[0.0], 1, 1, &[1.0]).unwrap(),
+            0.0
+        );
+        assert_eq!(
+            relative_output_error(&[0.0], &[1.0], 1, 1, &[1.0]).unwrap(),
+            f64::INFINITY
+        );
         assert_eq!(relative_output_error(&[], &[], 0, 0, &[]).unwrap(), 0.0);
     }
 
     #[test]
     fn wrong_lengths_and_nan_are_refused() {
         let short = relative_output_error(&[0.0], &[0.0], 1, 2, &[1.0]);
-        assert!(matches!(short, Err(CodecError::Shape { what: "weights", .. })));
+        assert!(matches!(
+            short,
+            Err(CodecError::Shape {
+                what: "weights",
+                ..
+            })
+        ));
         let nan = relative_output_error(&[0.0], &[f32::NAN], 1, 1, &[1.0]);
-        assert!(matches!(nan, Err(CodecError::NotFinite { what: "approximation", .. })));
+        assert!(matches!(
+            nan,
+            Err(CodecError::NotFinite {
+                what: "approximation",
+                ..
+            })
+        ));
     }
 }

@@ -54,12 +54,20 @@ pub fn factorize(h: &[f32], n: usize, damping: f64) -> Result<Factor, CodecError
     check_finite("Hessian", h)?;
     if !(0.0..=1e6).contains(&damping) {
         let expected = "0 to 1e6";
-        return Err(CodecError::Range { what: "damping", found: damping, expected });
+        return Err(CodecError::Range {
+            what: "damping",
+            found: damping,
+            expected,
+        });
     }
     let diagonal: Vec<f64> = (0..n).map(|j| f64::from(h[j * n + j])).collect();
     if let Some(&found) = diagonal.iter().find(|&&x| x < 0.0) {
         let expected = "no negative entry";
-        return Err(CodecError::Range { what: "diagonal of the Hessian", found, expected });
+        return Err(CodecError::Range {
+            what: "diagonal of the Hessian",
+            found,
+            expected,
+        });
     }
     let mean = diagonal.iter().sum::<f64>() / n.max(1) as f64;
     let dead = diagonal.iter().filter(|&&x| x == 0.0).count();
@@ -75,26 +83,38 @@ pub fn factorize(h: &[f32], n: usize, damping: f64) -> Result<Factor, CodecError
         }
         used = (used * 10.0).max(1e-8);
     }
-    Err(CodecError::NotPositiveDefinite { n, damping: used / 10.0 })
+    Err(CodecError::NotPositiveDefinite {
+        n,
+        damping: used / 10.0,
+    })
 }
 
 /// The factor of a layer whose input carries no information: every column counts the same.
 fn identity(n: usize, damping: f64, dead: usize) -> Factor {
     let mut a = vec![0.0; n * n];
     (0..n).for_each(|j| a[j * n + j] = 1.0);
-    Factor { n, a, inv_diag: vec![1.0; n], damping, dead }
+    Factor {
+        n,
+        a,
+        inv_diag: vec![1.0; n],
+        damping,
+        dead,
+    }
 }
 
 /// `buffer` [n, n] column-major, lower triangle (i ≥ j): element (i, j) becomes `H'[n-1-j, n-1-i]`,
 /// so that column j is row `n-1-j` of `h`, read backwards from its diagonal.
 fn fill_reversed(buffer: &mut [f64], h: &[f32], n: usize, added: f64) {
-    buffer.par_chunks_mut(n).enumerate().for_each(|(j, column)| {
-        let row = n - 1 - j;
-        for i in j..n {
-            column[i] = f64::from(h[row * n + (n - 1 - i)]);
-        }
-        column[j] += added;
-    });
+    buffer
+        .par_chunks_mut(n)
+        .enumerate()
+        .for_each(|(j, column)| {
+            let row = n - 1 - j;
+            for i in j..n {
+                column[i] = f64::from(h[row * n + (n - 1 - i)]);
+            }
+            column[j] += added;
+        });
 }
 
 /// Cholesky in place (lower triangle, column-major); false where the matrix is not positive
@@ -110,28 +130,40 @@ fn cholesky(buffer: &mut [f64], n: usize) -> bool {
             let inverse = (1.0 / buffer[j * n + j]) as f32;
             inverse.is_normal() && inverse > 0.0 && (buffer[j * n + j] as f32).is_normal()
         })
-        && buffer.par_chunks(n).enumerate().all(|(j, c)| c[j..].iter().all(|x| x.is_finite()))
+        && buffer
+            .par_chunks(n)
+            .enumerate()
+            .all(|(j, c)| c[j..].iter().all(|x| x.is_finite()))
 }
 
 /// Turns the lower factor L of the reversed matrix into `a` and `inv_diag`:
 /// `A_kj = L[n-1-k, n-1-j]`, which lies at `(n-1-j)·n + (n-1-k)`.
 fn unit_factor(lower: &[f64], n: usize, damping: f64, dead: usize) -> Factor {
-    let inv_diag: Vec<f32> =
-        (0..n).map(|j| (1.0 / lower[(n - 1 - j) * n + (n - 1 - j)]) as f32).collect();
+    let inv_diag: Vec<f32> = (0..n)
+        .map(|j| (1.0 / lower[(n - 1 - j) * n + (n - 1 - j)]) as f32)
+        .collect();
     let mut a = vec![0.0f32; n * n];
-    a.par_chunks_mut(TILE * n).enumerate().for_each(|(strip, rows)| {
-        let first = strip * TILE;
-        for left in (first..n).step_by(TILE) {
-            for j in left..n.min(left + TILE) {
-                let column = &lower[(n - 1 - j) * n..(n - j) * n];
-                let diagonal = column[n - 1 - j];
-                for k in first..(j + 1).min(first + rows.len() / n) {
-                    rows[(k - first) * n + j] = (column[n - 1 - k] / diagonal) as f32;
+    a.par_chunks_mut(TILE * n)
+        .enumerate()
+        .for_each(|(strip, rows)| {
+            let first = strip * TILE;
+            for left in (first..n).step_by(TILE) {
+                for j in left..n.min(left + TILE) {
+                    let column = &lower[(n - 1 - j) * n..(n - j) * n];
+                    let diagonal = column[n - 1 - j];
+                    for k in first..(j + 1).min(first + rows.len() / n) {
+                        rows[(k - first) * n + j] = (column[n - 1 - k] / diagonal) as f32;
+                    }
                 }
             }
-        }
-    });
-    Factor { n, a, inv_diag, damping, dead }
+        });
+    Factor {
+        n,
+        a,
+        inv_diag,
+        damping,
+        dead,
+    }
 }
 
 #[cfg(test)]
@@ -141,7 +173,9 @@ mod tests {
     /// `X·Xᵀ/t` of a fixed pseudo-random `[n, t]`: positive definite for t > n.
     fn hessian(n: usize, t: usize) -> Vec<f32> {
         let x: Vec<f64> = (0..n * t)
-            .map(|i| ((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f64 / 8388608.0 - 1.0)
+            .map(|i| {
+                ((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f64 / 8388608.0 - 1.0
+            })
             .collect();
         let dot = |i: usize, j: usize| -> f64 {
             (0..t).map(|s| x[i * t + s] * x[j * t + s]).sum::<f64>() / t as f64
@@ -153,9 +187,8 @@ mod tests {
     fn distance(factor: &Factor, h: &[f32]) -> f64 {
         let n = factor.n;
         let mean = (0..n).map(|j| f64::from(h[j * n + j])).sum::<f64>() / n as f64;
-        let at = |k: usize, j: usize| {
-            f64::from(factor.a[k * n + j]) / f64::from(factor.inv_diag[j])
-        };
+        let at =
+            |k: usize, j: usize| f64::from(factor.a[k * n + j]) / f64::from(factor.inv_diag[j]);
         let mut worst = 0.0f64;
         for i in 0..n {
             for k in 0..n {
@@ -174,7 +207,11 @@ mod tests {
             let h = hessian(n, 2 * n + 3);
             let factor = factorize(&h, n, 0.01).unwrap();
             assert_eq!((factor.damping, factor.dead), (0.01, 0));
-            assert!(distance(&factor, &h) < 1e-6, "width {n}: {}", distance(&factor, &h));
+            assert!(
+                distance(&factor, &h) < 1e-6,
+                "width {n}: {}",
+                distance(&factor, &h)
+            );
             assert!((0..n).all(|j| factor.a[j * n + j] == 1.0));
             assert!((0..n).all(|k| (0..k).all(|j| factor.a[k * n + j] == 0.0)));
         }
@@ -207,26 +244,44 @@ mod tests {
     fn a_singular_hessian_without_damping_raises_the_damping_and_says_so() {
         let n = 8;
         let factor = factorize(&vec![1.0; n * n], n, 0.0).unwrap();
-        assert!(factor.damping > 0.0 && factor.damping <= 1e-5, "{}", factor.damping);
+        assert!(
+            factor.damping > 0.0 && factor.damping <= 1e-5,
+            "{}",
+            factor.damping
+        );
     }
 
     #[test]
     fn a_hopeless_hessian_is_given_up_with_the_last_damping() {
         let h = [1.0, 1e9, 1e9, 1.0];
         let refused = factorize(&h, 2, 0.01).unwrap_err();
-        let CodecError::NotPositiveDefinite { n, damping } = refused else { panic!("{refused}") };
+        let CodecError::NotPositiveDefinite { n, damping } = refused else {
+            panic!("{refused}")
+        };
         assert_eq!(n, 2);
         assert!((damping / 0.01 - 1e6).abs() < 1.0, "{damping}");
     }
 
     #[test]
     fn wrong_lengths_and_numbers_without_meaning_are_refused() {
-        assert!(matches!(factorize(&[1.0; 3], 2, 0.1), Err(CodecError::Shape { .. })));
+        assert!(matches!(
+            factorize(&[1.0; 3], 2, 0.1),
+            Err(CodecError::Shape { .. })
+        ));
         let nan = factorize(&[1.0, f32::NAN, 0.0, 1.0], 2, 0.1);
         assert!(matches!(nan, Err(CodecError::NotFinite { index: 1, .. })));
-        assert!(matches!(factorize(&[-1.0], 1, 0.1), Err(CodecError::Range { .. })));
-        assert!(matches!(factorize(&[1.0], 1, f64::NAN), Err(CodecError::Range { .. })));
-        assert!(matches!(factorize(&[1.0], 1, -0.5), Err(CodecError::Range { .. })));
+        assert!(matches!(
+            factorize(&[-1.0], 1, 0.1),
+            Err(CodecError::Range { .. })
+        ));
+        assert!(matches!(
+            factorize(&[1.0], 1, f64::NAN),
+            Err(CodecError::Range { .. })
+        ));
+        assert!(matches!(
+            factorize(&[1.0], 1, -0.5),
+            Err(CodecError::Range { .. })
+        ));
     }
 
     #[test]
@@ -234,7 +289,10 @@ mod tests {
         let n = 700;
         let h = hessian(n, 16);
         let with = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
             pool.install(|| factorize(&h, n, 0.01).unwrap())
         };
         let one = with(1);

@@ -66,7 +66,9 @@ pub enum CodecError {
         value: i16,
     },
     /// A layer does not fit its budget, whatever the steps.
-    #[error("the layer takes {found} bits at the coarsest steps tried, expected at most {expected}")]
+    #[error(
+        "the layer takes {found} bits at the coarsest steps tried, expected at most {expected}"
+    )]
     Budget {
         /// The smallest size reached, bits.
         found: u64,
@@ -91,7 +93,15 @@ pub(crate) fn check_len(
     found: usize,
     expected: usize,
 ) -> Result<(), CodecError> {
-    if found == expected { Ok(()) } else { Err(CodecError::Shape { what, found, expected }) }
+    if found == expected {
+        Ok(())
+    } else {
+        Err(CodecError::Shape {
+            what,
+            found,
+            expected,
+        })
+    }
 }
 
 /// Refuses a shape whose product does not fit into `usize`, and slices that do not have it.
@@ -116,8 +126,16 @@ pub(crate) fn check_finite(what: &'static str, values: &[f32]) -> Result<(), Cod
         }
         lanes.iter().all(|x| x.is_finite())
     });
-    match if finite { None } else { values.iter().position(|x| !x.is_finite()) } {
+    match if finite {
+        None
+    } else {
+        values.iter().position(|x| !x.is_finite())
+    } {
         None => Ok(()),
-        Some(index) => Err(CodecError::NotFinite { what, index, found: values[index] }),
+        Some(index) => Err(CodecError::NotFinite {
+            what,
+            index,
+            found: values[index],
+        }),
     }
 }

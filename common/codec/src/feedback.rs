@@ -48,7 +48,11 @@ pub fn quantize(
     check_finite("steps", steps)?;
     if let Some(&found) = steps.iter().find(|&&s| s <= 0.0) {
         let expected = "positive steps";
-        return Err(CodecError::Range { what: "column step", found: f64::from(found), expected });
+        return Err(CodecError::Range {
+            what: "column step",
+            found: f64::from(found),
+            expected,
+        });
     }
     let mut q = vec![0i16; m * n];
     if q.is_empty() {
@@ -74,10 +78,25 @@ fn quantize_piece(w: &[f32], q: &mut [i16], a: &[f32], steps: &[f32]) {
         }
         if first > 0 {
             let before = View::new(&left, rows, first, n);
-            multiply(target, width, before, View::new(&a[first..], first, width, n), true);
+            multiply(
+                target,
+                width,
+                before,
+                View::new(&a[first..], first, width, n),
+                true,
+            );
         }
         for lane in (0..rows).step_by(LANES) {
-            dispatch(Block { w, q, left: &mut left, target, a, steps, first, lane });
+            dispatch(Block {
+                w,
+                q,
+                left: &mut left,
+                target,
+                a,
+                steps,
+                first,
+                lane,
+            });
         }
     }
 }
@@ -99,7 +118,16 @@ impl Kernel for Block<'_> {
 
     #[inline(always)]
     fn run(self) {
-        let Block { w, q, left, target, a, steps, first, lane } = self;
+        let Block {
+            w,
+            q,
+            left,
+            target,
+            a,
+            steps,
+            first,
+            lane,
+        } = self;
         let n = steps.len();
         let width = BLOCK.min(n - first);
         let rows = (w.len() / n - lane).min(LANES);

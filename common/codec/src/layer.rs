@@ -66,7 +66,12 @@ pub trait LayerWork {
     fn weights(&self, index: usize) -> Result<Vec<f32>, Self::Error>;
 
     /// May add a correction to linear `index`, whose weights are given.
-    fn finish(&self, index: usize, weights: &[f32], code: &mut TensorCode) -> Result<(), Self::Error>;
+    fn finish(
+        &self,
+        index: usize,
+        weights: &[f32],
+        code: &mut TensorCode,
+    ) -> Result<(), Self::Error>;
 
     /// Bits of the file that the linears make, everything counted.
     fn measure(&self, linears: &[CodedLinear]) -> Result<u64, Self::Error>;
@@ -115,7 +120,11 @@ pub fn quantize<W: LayerWork>(
     }
     match best {
         Some((_, linears)) => Ok(linears),
-        None => Err(CodecError::Budget { found: smallest, expected: budget.bits }.into()),
+        None => Err(CodecError::Budget {
+            found: smallest,
+            expected: budget.bits,
+        }
+        .into()),
     }
 }
 
@@ -139,7 +148,10 @@ fn first_steps<W: LayerWork>(
         let w = work.weights(index)?;
         let (m, n) = (shape.rows, shape.cols);
         let choice = rate::choose_step(&w, m, n, factor, &column_log, base, target, probe_rows)?;
-        starts.push(Start { column_log, step: choice.step });
+        starts.push(Start {
+            column_log,
+            step: choice.step,
+        });
     }
     Ok(starts)
 }
@@ -163,9 +175,21 @@ fn pass<W: LayerWork>(
         let row_log = row_logs(&q, shape.rows, &start.column_log)?;
         let column_log = start.column_log.clone();
         let (rows, cols) = (shape.rows, shape.cols);
-        let mut code = TensorCode { rows, cols, step, column_log, row_log, q, overlay: None };
+        let mut code = TensorCode {
+            rows,
+            cols,
+            step,
+            column_log,
+            row_log,
+            q,
+            overlay: None,
+        };
         work.finish(index, &w, &mut code)?;
-        linears.push(CodedLinear { name: shape.name.clone(), input: shape.input.clone(), code });
+        linears.push(CodedLinear {
+            name: shape.name.clone(),
+            input: shape.input.clone(),
+            code,
+        });
         work.progress(index + 1, shapes.len());
     }
     Ok(linears)
@@ -175,5 +199,9 @@ fn factor_of<'a>(
     factors: &'a BTreeMap<String, Factor>,
     shape: &LinearShape,
 ) -> Result<&'a Factor, CodecError> {
-    factors.get(&shape.input).ok_or(CodecError::Shape { what: "factors of this input", found: 0, expected: 1 })
+    factors.get(&shape.input).ok_or(CodecError::Shape {
+        what: "factors of this input",
+        found: 0,
+        expected: 1,
+    })
 }

@@ -60,8 +60,14 @@ impl Fit {
         if rank == 0 {
             return None;
         }
-        let u = (0..self.m * rank).map(|i| self.u[(i % rank) * self.m + i / rank]).collect();
-        Some(LowRank { rank, u, v: self.v[..rank * self.n].to_vec() })
+        let u = (0..self.m * rank)
+            .map(|i| self.u[(i % rank) * self.m + i / rank])
+            .collect();
+        Some(LowRank {
+            rank,
+            u,
+            v: self.v[..rank * self.n].to_vec(),
+        })
     }
 
     /// The rank that leaves the least output error when its bits are taken from the indices, see
@@ -73,14 +79,21 @@ impl Fit {
 
 /// Bits per weight of an overlay of a rank on a matrix [m, n].
 pub fn bits_per_weight(rank: usize, m: usize, n: usize) -> f64 {
-    if rank == 0 { 0.0 } else { 16.0 * rank as f64 * (m + n) as f64 / (m as f64 * n as f64) }
+    if rank == 0 {
+        0.0
+    } else {
+        16.0 * rank as f64 * (m + n) as f64 / (m as f64 * n as f64)
+    }
 }
 
 /// The rank r that minimises `(1 − captured[r]) · 2^(2·bits_per_weight(r))`: at high rate, taking d
 /// bits from every index multiplies its error by `2^(2d)`. The smallest such rank, often 0.
 pub fn best_rank(captured: &[f64], m: usize, n: usize) -> usize {
     let left = |rank: usize| (1.0 - captured[rank]) * (2.0 * bits_per_weight(rank, m, n)).exp2();
-    (1..captured.len()).fold(0, |best, rank| if left(rank) < left(best) { rank } else { best })
+    (1..captured.len()).fold(
+        0,
+        |best, rank| if left(rank) < left(best) { rank } else { best },
+    )
 }
 
 /// Fits corrections of every rank up to `max_rank` to the residual `W − Ŵ` [m, n].
@@ -98,7 +111,13 @@ pub fn fit(
     check_len("factor", factor.n, n)?;
     check_finite("residual", residual)?;
     let rank = max_rank.min(m).min(n);
-    let nothing = Fit { m, n, u: vec![], v: vec![], captured: vec![0.0] };
+    let nothing = Fit {
+        m,
+        n,
+        u: vec![],
+        v: vec![],
+        captured: vec![0.0],
+    };
     if rank == 0 {
         return Ok(nothing);
     }
@@ -115,28 +134,43 @@ pub fn fit(
         x[r * n..(r + 1) * n].iter_mut().for_each(|x| *x *= root);
     }
     let v = over_factor(&x, n, factor);
-    let round = |values: &[f32]| values.iter().map(|&x| bf16::round_nearest_even(x)).collect();
+    let round = |values: &[f32]| {
+        values
+            .iter()
+            .map(|&x| bf16::round_nearest_even(x))
+            .collect()
+    };
     let (u, v): (Vec<u16>, Vec<u16>) = (round(&u), round(&v));
     let captured = captured(&whitened, m, n, factor, &u, &v, energy);
-    Ok(Fit { m, n, u, v, captured })
+    Ok(Fit {
+        m,
+        n,
+        u,
+        v,
+        captured,
+    })
 }
 
 /// `X·A` for `x` [rows, n], in parallel over fixed pieces of rows.
 fn times_factor(x: &[f32], n: usize, factor: &Factor) -> Vec<f32> {
     let mut out = vec![0.0f32; x.len()];
-    out.par_chunks_mut(PIECE * n).zip(x.par_chunks(PIECE * n)).for_each(|(out, x)| {
-        let rows = x.len() / n;
-        for first in (0..n).step_by(BLOCK) {
-            let width = BLOCK.min(n - first);
-            let depth = first + width; // nothing below the diagonal
-            let x = View::new(x, rows, depth, n);
-            let a = View::new(&factor.a[first..], depth, width, n);
-            multiply(&mut out[first..], n, x, a, false);
-        }
-        for row in out.chunks_mut(n) {
-            row.iter_mut().zip(&factor.inv_diag).for_each(|(x, inverse)| *x /= inverse);
-        }
-    });
+    out.par_chunks_mut(PIECE * n)
+        .zip(x.par_chunks(PIECE * n))
+        .for_each(|(out, x)| {
+            let rows = x.len() / n;
+            for first in (0..n).step_by(BLOCK) {
+                let width = BLOCK.min(n - first);
+                let depth = first + width; // nothing below the diagonal
+                let x = View::new(x, rows, depth, n);
+                let a = View::new(&factor.a[first..], depth, width, n);
+                multiply(&mut out[first..], n, x, a, false);
+            }
+            for row in out.chunks_mut(n) {
+                row.iter_mut()
+                    .zip(&factor.inv_diag)
+                    .for_each(|(x, inverse)| *x /= inverse);
+            }
+        });
     out
 }
 
@@ -151,7 +185,13 @@ fn over_factor(x: &[f32], n: usize, factor: &Factor) -> Vec<f32> {
         sums.fill(0.0);
         if first > 0 {
             let before = View::new(&y, rows, first, n);
-            multiply(sums, width, before, View::new(&factor.a[first..], first, width, n), false);
+            multiply(
+                sums,
+                width,
+                before,
+                View::new(&factor.a[first..], first, width, n),
+                false,
+            );
         }
         for row in 0..rows {
             for j in first..first + width {
@@ -179,7 +219,11 @@ fn leading_triples(g: &[f32], m: usize, n: usize, rank: usize) -> Result<Triples
         let wide: Vec<f64> = g.iter().map(|&x| f64::from(x)).collect();
         // Row-major [m, n] is column-major [n, m]: its left vectors are our right ones.
         let (v, s, u) = thin_svd(&wide, n, m)?;
-        return Ok((leading(&u, m, rank), s[..rank].to_vec(), leading(&v, n, rank)));
+        return Ok((
+            leading(&u, m, rank),
+            s[..rank].to_vec(),
+            leading(&v, n, rank),
+        ));
     }
     let mut right = signs(n * width);
     let mut left = Vec::new();
@@ -198,7 +242,13 @@ fn leading_triples(g: &[f32], m: usize, n: usize, rank: usize) -> Result<Triples
     let mixing = leading(&mixing, width, rank);
     let mut u = vec![0.0f32; rank * m];
     let left = View::new(&left, m, width, width);
-    multiply(&mut u, m, View::new(&mixing, rank, width, width), left.transposed(), false);
+    multiply(
+        &mut u,
+        m,
+        View::new(&mixing, rank, width, width),
+        left.transposed(),
+        false,
+    );
     Ok((u, s[..rank].to_vec(), leading(&v, n, rank)))
 }
 
@@ -248,8 +298,9 @@ fn signs(count: usize) -> Vec<f32> {
 /// Replaces the columns of `x` [rows, cols] by an orthonormal basis of their span (Gram-Schmidt in
 /// f64, every projection twice); columns that depend on earlier ones become 0.
 fn orthonormalise(x: &mut [f32], rows: usize, cols: usize) {
-    let mut columns: Vec<Vec<f64>> =
-        (0..cols).map(|j| (0..rows).map(|i| f64::from(x[i * cols + j])).collect()).collect();
+    let mut columns: Vec<Vec<f64>> = (0..cols)
+        .map(|j| (0..rows).map(|i| f64::from(x[i * cols + j])).collect())
+        .collect();
     for j in 0..cols {
         let (done, rest) = columns.split_at_mut(j);
         let own = &mut rest[0];
@@ -262,11 +313,18 @@ fn orthonormalise(x: &mut [f32], rows: usize, cols: usize) {
             }
         }
         let after = norm(own);
-        let scale = if after > 1e-7 * before { 1.0 / after } else { 0.0 };
+        let scale = if after > 1e-7 * before {
+            1.0 / after
+        } else {
+            0.0
+        };
         own.iter_mut().for_each(|x| *x *= scale);
     }
     for (j, column) in columns.iter().enumerate() {
-        column.iter().enumerate().for_each(|(i, &value)| x[i * cols + j] = value as f32);
+        column
+            .iter()
+            .enumerate()
+            .for_each(|(i, &value)| x[i * cols + j] = value as f32);
     }
 }
 
@@ -302,5 +360,8 @@ fn captured(
 
 /// Inner product in f64, in order.
 fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| f64::from(*a) * f64::from(*b))
+        .sum()
 }

@@ -24,8 +24,10 @@ pub fn pack_small(values: &[u8]) -> Vec<u8> {
     let largest = values.iter().copied().max().unwrap_or(0);
     let width = 8 - (largest - smallest).leading_zeros();
     let median = median(values);
-    let zigzags: Vec<u32> =
-        values.iter().map(|&v| zigzag(i32::from(v) - i32::from(median))).collect();
+    let zigzags: Vec<u32> = values
+        .iter()
+        .map(|&v| zigzag(i32::from(v) - i32::from(median)))
+        .collect();
     let (parameter, rice_bits) = best_rice(&zigzags, 7);
     let mut writer = BitWriter::default();
     if rice_bits.div_ceil(8) < (values.len() as u64 * u64::from(width)).div_ceil(8) {
@@ -35,7 +37,9 @@ pub fn pack_small(values: &[u8]) -> Vec<u8> {
     } else {
         writer.put(u32::from(smallest), 8);
         writer.put(width, 8);
-        values.iter().for_each(|&v| writer.put(u32::from(v - smallest), width));
+        values
+            .iter()
+            .for_each(|&v| writer.put(u32::from(v - smallest), width));
     }
     writer.finish()
 }
@@ -56,7 +60,10 @@ pub fn unpack_small(bytes: &[u8], count: usize) -> Result<Vec<u8>, CodecError> {
         _ if (rice..rice + 8).contains(&mode) => (mode - rice) as usize + 1,
         _ => return Err(reader.damaged(u64::from(mode), "a mode of 0..=8 or 16..=23")),
     };
-    if count.checked_mul(bits).is_none_or(|bits| bits.div_ceil(8) > bytes.len() - 2) {
+    if count
+        .checked_mul(bits)
+        .is_none_or(|bits| bits.div_ceil(8) > bytes.len() - 2)
+    {
         return Err(reader.damaged(bytes.len() as u64, "more bytes"));
     }
     let mut values = Vec::with_capacity(count);
@@ -105,7 +112,10 @@ mod tests {
     #[test]
     fn a_few_outliers_do_not_widen_the_others() {
         let mut values = vec![20u8; 4000];
-        values.iter_mut().enumerate().for_each(|(i, v)| *v += (i * 7 % 5) as u8);
+        values
+            .iter_mut()
+            .enumerate()
+            .for_each(|(i, v)| *v += (i * 7 % 5) as u8);
         values[17] = 200;
         let packed = pack_small(&values);
         assert!(packed.len() < 4000 * 3 / 8 + 60, "{}", packed.len());

@@ -22,9 +22,23 @@ pub(crate) struct View<'a> {
 impl<'a> View<'a> {
     /// `rows` rows of `cols` contiguous values, `stride` values apart.
     pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
-        let needed = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols };
-        assert!(needed <= data.len(), "view [{rows}, {cols}] of {} values", data.len());
-        View { data, rows, cols, row_stride: stride, col_stride: 1 }
+        let needed = if rows == 0 || cols == 0 {
+            0
+        } else {
+            (rows - 1) * stride + cols
+        };
+        assert!(
+            needed <= data.len(),
+            "view [{rows}, {cols}] of {} values",
+            data.len()
+        );
+        View {
+            data,
+            rows,
+            cols,
+            row_stride: stride,
+            col_stride: 1,
+        }
     }
 
     /// The same values with rows and columns exchanged.
@@ -82,12 +96,18 @@ const PIECE_ROWS: usize = 128;
 pub(crate) fn parallel_product(lhs: View<'_>, rhs: View<'_>) -> Vec<f32> {
     let n = rhs.cols;
     let mut out = vec![0.0f32; lhs.rows * n];
-    out.par_chunks_mut((PIECE_ROWS * n).max(1)).enumerate().for_each(|(piece, dst)| {
-        let first = piece * PIECE_ROWS;
-        let rows = dst.len() / n;
-        let part = View { data: &lhs.data[first * lhs.row_stride..], rows, ..lhs };
-        multiply(dst, n, part, rhs, false);
-    });
+    out.par_chunks_mut((PIECE_ROWS * n).max(1))
+        .enumerate()
+        .for_each(|(piece, dst)| {
+            let first = piece * PIECE_ROWS;
+            let rows = dst.len() / n;
+            let part = View {
+                data: &lhs.data[first * lhs.row_stride..],
+                rows,
+                ..lhs
+            };
+            multiply(dst, n, part, rhs, false);
+        });
     out
 }
 
@@ -116,8 +136,14 @@ mod tests {
         let a: Vec<f32> = (0..300 * 7).map(|i| (i % 11) as f32 - 5.0).collect();
         let b: Vec<f32> = (0..300 * 9).map(|i| (i % 13) as f32 - 6.0).collect();
         let (a, b) = (View::new(&a, 300, 7, 7), View::new(&b, 300, 9, 9));
-        assert_eq!(parallel_product(a.transposed(), b), plain(a.transposed(), b));
-        assert_eq!(parallel_product(b.transposed(), a), plain(b.transposed(), a));
+        assert_eq!(
+            parallel_product(a.transposed(), b),
+            plain(a.transposed(), b)
+        );
+        assert_eq!(
+            parallel_product(b.transposed(), a),
+            plain(b.transposed(), a)
+        );
         let square = View::new(a.data, 7, 7, 7);
         assert_eq!(parallel_product(a, square), plain(a, square));
     }

@@ -60,7 +60,11 @@ impl<'a> Sample<'a> {
         check_len("column_log", column_log.len(), n)?;
         if probe_rows == 0 {
             let expected = "at least 1";
-            return Err(CodecError::Range { what: "probe rows", found: 0.0, expected });
+            return Err(CodecError::Range {
+                what: "probe rows",
+                found: 0.0,
+                expected,
+            });
         }
         let rows = probe_rows.min(m);
         let mut sample = Vec::with_capacity(rows * n);
@@ -69,7 +73,13 @@ impl<'a> Sample<'a> {
             sample.extend_from_slice(&w[row * n..(row + 1) * n]);
         }
         check_finite("weights", &sample)?;
-        Ok(Sample { w: sample, rows, n, factor, column_log })
+        Ok(Sample {
+            w: sample,
+            rows,
+            n,
+            factor,
+            column_log,
+        })
     }
 
     /// Bits per weight at a step.
@@ -99,13 +109,23 @@ impl<'a> Sample<'a> {
     /// Gaussian, minus the target, minus the mean logarithm of the columns. None without any energy.
     fn start(&self, target: f64) -> Option<f64> {
         let energies = self.w.chunks(self.n.max(1)).map(|row| {
-            row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / self.n as f64
+            row.iter()
+                .map(|&x| f64::from(x) * f64::from(x))
+                .sum::<f64>()
+                / self.n as f64
         });
-        let logs: Vec<f64> = energies.filter(|&e| e > 0.0).map(|e| 0.5 * e.log2()).collect();
+        let logs: Vec<f64> = energies
+            .filter(|&e| e > 0.0)
+            .map(|e| 0.5 * e.log2())
+            .collect();
         if logs.is_empty() {
             return None;
         }
-        let spread: f64 = self.column_log.iter().map(|&log| f64::from(log) / 8.0).sum();
+        let spread: f64 = self
+            .column_log
+            .iter()
+            .map(|&log| f64::from(log) / 8.0)
+            .sum();
         let width = logs.iter().sum::<f64>() / logs.len() as f64;
         Some(width + 2.047 - spread / self.n as f64 - target)
     }
@@ -146,12 +166,20 @@ pub fn choose_step(
 ) -> Result<Choice, CodecError> {
     if !TARGETS.contains(&target_bits) {
         let expected = "0.05 to 12 bits per weight";
-        return Err(CodecError::Range { what: "target rate", found: target_bits, expected });
+        return Err(CodecError::Range {
+            what: "target rate",
+            found: target_bits,
+            expected,
+        });
     }
     let sample = Sample::new(w, m, n, factor, column_log, probe_rows)?;
     let Some(start) = sample.start(target_bits) else {
         check_step(base)?;
-        return Ok(Choice { step: base, bits: 0.0, probes: 0 });
+        return Ok(Choice {
+            step: base,
+            bits: 0.0,
+            probes: 0,
+        });
     };
     let mut search = Search::new(start);
     let mut best: Option<Choice> = None;
@@ -184,13 +212,22 @@ struct Search {
 impl Search {
     fn new(log: f64) -> Self {
         let (above, below) = (*STEP_LOGS.start(), *STEP_LOGS.end());
-        Search { log: log.clamp(above, below), last: None, above, below }
+        Search {
+            log: log.clamp(above, below),
+            last: None,
+            above,
+            below,
+        }
     }
 
     /// Takes the miss (bits over the target) at `self.log`; false where there is nowhere to go.
     fn advance(&mut self, miss: f64) -> bool {
         let here = self.log;
-        if miss > 0.0 { self.above = here } else { self.below = here }
+        if miss > 0.0 {
+            self.above = here
+        } else {
+            self.below = here
+        }
         let slope = match self.last {
             Some((log, old)) if log != here => ((miss - old) / (here - log)).clamp(-1.5, -0.2),
             _ => -1.0,

@@ -30,13 +30,21 @@ pub fn reconstruct(code: &TensorCode) -> Result<Vec<u16>, CodecError> {
     let steps = column_steps(code.step, &code.column_log);
     let (u, v) = overlay_values(code);
     let rank = code.overlay.as_ref().map_or(0, |overlay| overlay.rank);
-    out.par_chunks_mut(PIECE * code.cols).zip(code.q.par_chunks(PIECE * code.cols)).enumerate().for_each(
-        |(piece, (out, q))| {
+    out.par_chunks_mut(PIECE * code.cols)
+        .zip(code.q.par_chunks(PIECE * code.cols))
+        .enumerate()
+        .for_each(|(piece, (out, q))| {
             let first = piece * PIECE * rank;
             let u = &u[first..first + out.len() / code.cols * rank];
-            dispatch(Piece { out, q, steps: &steps, u, v: &v, rank });
-        },
-    );
+            dispatch(Piece {
+                out,
+                q,
+                steps: &steps,
+                u,
+                v: &v,
+                rank,
+            });
+        });
     Ok(out)
 }
 
@@ -48,7 +56,11 @@ pub fn reconstruct_row(code: &TensorCode, row: usize) -> Result<Vec<u16>, CodecE
     code.validate()?;
     if row >= code.rows {
         let expected = "a row of the tensor";
-        return Err(CodecError::Range { what: "row", found: row as f64, expected });
+        return Err(CodecError::Range {
+            what: "row",
+            found: row as f64,
+            expected,
+        });
     }
     let weight = |j: usize| {
         let step = crate::steps::column_step(code.step, code.column_log[j]);

@@ -52,7 +52,10 @@ pub fn column_step(step: f32, log: u8) -> f32 {
 
 /// Steps of all columns, [cols].
 pub fn column_steps(step: f32, column_log: &[u8]) -> Vec<f32> {
-    column_log.iter().map(|&log| column_step(step, log)).collect()
+    column_log
+        .iter()
+        .map(|&log| column_step(step, log))
+        .collect()
 }
 
 /// `round(8 · log2(ratio))` of a normal positive number; a tie cannot occur.
@@ -61,7 +64,11 @@ pub(crate) fn eighths(ratio: f64) -> i32 {
     let bits = ratio.to_bits();
     let exponent = (bits >> 52) as i32 - 1023;
     let mantissa = f64::from_bits((bits & ((1 << 52) - 1)) | (1023 << 52));
-    8 * exponent + MIDPOINTS.iter().filter(|&&midpoint| mantissa >= midpoint).count() as i32
+    8 * exponent
+        + MIDPOINTS
+            .iter()
+            .filter(|&&midpoint| mantissa >= midpoint)
+            .count() as i32
 }
 
 /// Logarithms of the column steps that suit a Hessian: the steps are to be proportional to
@@ -97,7 +104,11 @@ pub(crate) fn check_step(step: f32) -> Result<(), CodecError> {
         return Ok(());
     }
     let expected = "1.2e-38 to 1e28";
-    Err(CodecError::Range { what: "step", found: f64::from(step), expected })
+    Err(CodecError::Range {
+        what: "step",
+        found: f64::from(step),
+        expected,
+    })
 }
 
 #[cfg(test)]
@@ -120,7 +131,10 @@ mod tests {
             assert!((f64::from(factor(log)) / expected - 1.0).abs() < 1e-7);
         }
         assert_eq!(column_step(3.0, 16), 12.0);
-        assert_eq!(column_step(1.0, 255), f32::from_bits(MANTISSA_BITS[7]) * 2f32.powi(31));
+        assert_eq!(
+            column_step(1.0, 255),
+            f32::from_bits(MANTISSA_BITS[7]) * 2f32.powi(31)
+        );
         assert!(column_step(*STEP_RANGE.end(), 255).is_finite());
     }
 
@@ -145,8 +159,17 @@ mod tests {
 
     #[test]
     fn column_logs_refuse_what_is_no_step() {
-        assert!(matches!(column_logs(&[1.0, f32::NAN]), Err(CodecError::NotFinite { .. })));
-        assert!(matches!(column_logs(&[1.0, 0.0]), Err(CodecError::Range { .. })));
-        assert!(matches!(column_logs(&[1.0, -1.0]), Err(CodecError::Range { .. })));
+        assert!(matches!(
+            column_logs(&[1.0, f32::NAN]),
+            Err(CodecError::NotFinite { .. })
+        ));
+        assert!(matches!(
+            column_logs(&[1.0, 0.0]),
+            Err(CodecError::Range { .. })
+        ));
+        assert!(matches!(
+            column_logs(&[1.0, -1.0]),
+            Err(CodecError::Range { .. })
+        ));
     }
 }

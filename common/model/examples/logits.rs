@@ -14,7 +14,11 @@ use uc_model::{Cpu, ModelConfig, ModelError, Rope, SourceFolder, Tokenizer, text
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().collect();
-    let model = Path::new(arguments.get(1).ok_or("usage: logits MODEL [--tokens FILE]")?);
+    let model = Path::new(
+        arguments
+            .get(1)
+            .ok_or("usage: logits MODEL [--tokens FILE]")?,
+    );
     if let Some(file) = arguments.get(3) {
         let ids = Tokenizer::load(model)?.encode_texts(&text::read_texts(&[file])?)?;
         println!("{}", serde_json::to_string(&ids)?);
@@ -39,8 +43,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let head = Head::new(&config, &read, &device)?;
     let hidden: Tensor<Cpu, 2> = hidden.reshape([ids.len(), config.hidden]);
-    let values: Vec<f32> = head.logits(hidden).into_data().into_vec().map_err(|e| format!("{e:?}"))?;
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let values: Vec<f32> = head
+        .logits(hidden)
+        .into_data()
+        .into_vec()
+        .map_err(|e| format!("{e:?}"))?;
+    let bytes: Vec<u8> = values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
     std::io::stdout().write_all(&bytes)?;
     Ok(())
 }

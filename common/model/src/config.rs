@@ -127,10 +127,17 @@ impl ModelConfig {
     /// [`ConfigError`], naming file, key, found and expected.
     pub fn load(dir: &Path) -> Result<ModelConfig, ConfigError> {
         let path = dir.join("config.json");
-        let io = |source| ConfigError::Io { path: path.clone(), source };
+        let io = |source| ConfigError::Io {
+            path: path.clone(),
+            source,
+        };
         let size = std::fs::metadata(&path).map_err(io)?.len();
         if size > MAX_CONFIG_BYTES {
-            return Err(ConfigError::TooLarge { path, found: size, expected: MAX_CONFIG_BYTES });
+            return Err(ConfigError::TooLarge {
+                path,
+                found: size,
+                expected: MAX_CONFIG_BYTES,
+            });
         }
         let bytes = std::fs::read(&path).map_err(io)?;
         ModelConfig::from_json(&bytes, &path)
@@ -145,7 +152,10 @@ impl ModelConfig {
         struct Head {
             model_type: String,
         }
-        let json = |source| ConfigError::Json { path: path.to_owned(), source };
+        let json = |source| ConfigError::Json {
+            path: path.to_owned(),
+            source,
+        };
         let head: Head = serde_json::from_slice(bytes).map_err(json)?;
         match head.model_type.as_str() {
             "llama" => families::llama::parse(bytes, path),

@@ -48,7 +48,9 @@ impl FromStr for DeviceKind {
         match name {
             "cpu" => Ok(DeviceKind::Cpu),
             "cuda" => Ok(DeviceKind::Cuda),
-            _ => Err(DeviceError::Unknown { found: name.to_owned() }),
+            _ => Err(DeviceError::Unknown {
+                found: name.to_owned(),
+            }),
         }
     }
 }
@@ -111,8 +113,14 @@ fn check_cuda() -> Result<(), DeviceError> {
     const NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
     // SAFETY: loading the NVIDIA driver library runs its initialisers; the backend loads the very
     // same library at its first use, so this adds no code that would not run anyway.
-    let found = NAMES.iter().any(|name| unsafe { libloading::Library::new(name) }.is_ok());
-    if found { Ok(()) } else { Err(DeviceError::NoDriver) }
+    let found = NAMES
+        .iter()
+        .any(|name| unsafe { libloading::Library::new(name) }.is_ok());
+    if found {
+        Ok(())
+    } else {
+        Err(DeviceError::NoDriver)
+    }
 }
 
 #[cfg(test)]

@@ -72,7 +72,12 @@ pub struct MeanMoments {
 impl Moments {
     /// Empty sums of width `n`.
     pub fn new(n: usize) -> Self {
-        Moments { n, sum: vec![0.0; n * n], total: vec![0.0; n], count: 0 }
+        Moments {
+            n,
+            sum: vec![0.0; n * n],
+            total: vec![0.0; n],
+            count: 0,
+        }
     }
 
     /// Adds the rows of `x: [tokens, n]`.
@@ -82,22 +87,33 @@ impl Moments {
     pub fn add<B: Backend>(&mut self, x: Tensor<B, 2>) -> Result<(), MomentsError> {
         let [tokens, found] = x.dims();
         if found != self.n {
-            return Err(MomentsError::Width { found, expected: self.n });
+            return Err(MomentsError::Width {
+                found,
+                expected: self.n,
+            });
         }
         let n = self.n;
         for first in (0..n).step_by(PANEL) {
             let last = (first + PANEL).min(n);
             let left = x.clone().slice([0..tokens, first..last]).transpose();
-            let panel = values(left.matmul(x.clone().slice([0..tokens, first..n])).into_data());
+            let panel = values(
+                left.matmul(x.clone().slice([0..tokens, first..n]))
+                    .into_data(),
+            );
             let width = n - first;
             for (row, products) in panel.chunks_exact(width).enumerate() {
                 let start = (first + row) * n + first;
                 let sums = &mut self.sum[start..start + width];
-                sums.iter_mut().zip(products).for_each(|(sum, product)| *sum += product);
+                sums.iter_mut()
+                    .zip(products)
+                    .for_each(|(sum, product)| *sum += product);
             }
         }
         let columns = values(x.sum_dim(0).into_data());
-        self.total.iter_mut().zip(columns).for_each(|(total, column)| *total += f64::from(column));
+        self.total
+            .iter_mut()
+            .zip(columns)
+            .for_each(|(total, column)| *total += f64::from(column));
         self.count += tokens as u64;
         Ok(())
     }
@@ -107,7 +123,12 @@ impl Moments {
     /// # Errors
     /// [`MomentsError::Empty`], [`MomentsError::NonFinite`].
     pub fn finish(self) -> Result<MeanMoments, MomentsError> {
-        let Moments { n, sum: mut second, total, count } = self;
+        let Moments {
+            n,
+            sum: mut second,
+            total,
+            count,
+        } = self;
         if count == 0 {
             return Err(MomentsError::Empty { n });
         }
@@ -123,11 +144,17 @@ impl Moments {
             }
         }
         let mean = total.iter().map(|total| (total * scale) as f32).collect();
-        Ok(MeanMoments { n, second, mean, count })
+        Ok(MeanMoments {
+            n,
+            second,
+            mean,
+            count,
+        })
     }
 }
 
 /// The values of an f32 tensor.
 fn values(data: TensorData) -> Vec<f32> {
-    data.into_vec().expect("backends of this crate compute in f32")
+    data.into_vec()
+        .expect("backends of this crate compute in f32")
 }

@@ -54,7 +54,10 @@ pub struct LayerPlan {
 impl LayerPlan {
     /// Weights of the linears of this layer.
     pub fn linear_parameters(&self) -> u64 {
-        self.linears.iter().map(|l| l.rows as u64 * l.cols as u64).sum()
+        self.linears
+            .iter()
+            .map(|l| l.rows as u64 * l.cols as u64)
+            .sum()
     }
 
     /// All parameters of this layer.
@@ -66,7 +69,10 @@ impl LayerPlan {
     pub fn tensors(&self) -> impl Iterator<Item = ExactSpec> + '_ {
         self.linears
             .iter()
-            .map(|l| ExactSpec { name: l.name.clone(), shape: vec![l.rows, l.cols] })
+            .map(|l| ExactSpec {
+                name: l.name.clone(),
+                shape: vec![l.rows, l.cols],
+            })
             .chain(self.extras.iter().cloned())
     }
 }
@@ -84,7 +90,11 @@ impl ModelConfig {
     /// # Panics
     /// If `index` is not below [`ModelConfig::layers`].
     pub fn layer_plan(&self, index: usize) -> LayerPlan {
-        assert!(index < self.layers, "layer {index} of a model of {} layers", self.layers);
+        assert!(
+            index < self.layers,
+            "layer {index} of a model of {} layers",
+            self.layers
+        );
         let (d, q, kv, f) = (self.hidden, self.query_width(), self.kv_width(), self.ffn);
         let linear = |name: &str, rows, cols, input: &str| LinearSpec {
             name: format!("{name}.weight"),
@@ -106,19 +116,30 @@ impl ModelConfig {
             exact("post_attention_layernorm.weight", &[d]),
         ];
         if self.attention_bias {
-            extras.extend([("q", q), ("k", kv), ("v", kv), ("o", d)].map(|(part, width)| {
-                exact(&format!("self_attn.{part}_proj.bias"), &[width])
-            }));
+            extras.extend(
+                [("q", q), ("k", kv), ("v", kv), ("o", d)]
+                    .map(|(part, width)| exact(&format!("self_attn.{part}_proj.bias"), &[width])),
+            );
         }
         if self.mlp_bias {
-            extras.extend([("gate", f), ("up", f), ("down", d)].map(|(part, width)| {
-                exact(&format!("mlp.{part}_proj.bias"), &[width])
-            }));
+            extras.extend(
+                [("gate", f), ("up", f), ("down", d)]
+                    .map(|(part, width)| exact(&format!("mlp.{part}_proj.bias"), &[width])),
+            );
         }
         let inputs = [("attn_in", d), ("o_in", q), ("mlp_in", d), ("down_in", f)]
-            .map(|(name, width)| InputSpec { name: name.to_owned(), width })
+            .map(|(name, width)| InputSpec {
+                name: name.to_owned(),
+                width,
+            })
             .to_vec();
-        LayerPlan { index, prefix: format!("model.layers.{index}."), linears, extras, inputs }
+        LayerPlan {
+            index,
+            prefix: format!("model.layers.{index}."),
+            linears,
+            extras,
+            inputs,
+        }
     }
 
     /// Full names and shapes of the tensors outside the layers: embedding, final norm and, unless
@@ -136,7 +157,11 @@ impl ModelConfig {
 
     /// Name of the tensor that is the output matrix.
     pub fn head_tensor(&self) -> &'static str {
-        if self.tied_head { "model.embed_tokens.weight" } else { "lm_head.weight" }
+        if self.tied_head {
+            "model.embed_tokens.weight"
+        } else {
+            "lm_head.weight"
+        }
     }
 
     /// Weights of all linears of all layers.
@@ -147,10 +172,17 @@ impl ModelConfig {
     /// All parameters; a tied head counts once.
     pub fn total_parameters(&self) -> u64 {
         self.layers as u64 * self.layer_plan(0).parameters()
-            + self.scaffold_plan().iter().map(ExactSpec::parameters).sum::<u64>()
+            + self
+                .scaffold_plan()
+                .iter()
+                .map(ExactSpec::parameters)
+                .sum::<u64>()
     }
 }
 
 fn exact(name: &str, shape: &[usize]) -> ExactSpec {
-    ExactSpec { name: name.to_owned(), shape: shape.to_vec() }
+    ExactSpec {
+        name: name.to_owned(),
+        shape: shape.to_vec(),
+    }
 }

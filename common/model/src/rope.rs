@@ -55,12 +55,16 @@ impl<B: Backend> Rope<B> {
     ) -> Result<Self, ModelError> {
         if positions > config.context {
             let expected = config.context;
-            return Err(ModelError::TooManyPositions { found: positions, expected });
+            return Err(ModelError::TooManyPositions {
+                found: positions,
+                expected,
+            });
         }
         let frequencies = inverse_frequencies(config);
         let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |&f| p as f32 * f));
-        let (cos, sin): (Vec<f32>, Vec<f32>) =
-            angles.map(|a| (f64::from(a).cos() as f32, f64::from(a).sin() as f32)).unzip();
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles
+            .map(|a| (f64::from(a).cos() as f32, f64::from(a).sin() as f32))
+            .unzip();
         let shape = [positions, frequencies.len()];
         Ok(Rope {
             cos: Tensor::from_data(TensorData::new(cos, shape), device),

@@ -93,7 +93,11 @@ impl TryFrom<String> for Digest {
         let mut bytes = [0; 32];
         hex::decode_to_slice(&text, &mut bytes).map_err(|_| wrong())?;
         let digest = Self(bytes);
-        if digest.to_string() == text { Ok(digest) } else { Err(wrong()) }
+        if digest.to_string() == text {
+            Ok(digest)
+        } else {
+            Err(wrong())
+        }
     }
 }
 
@@ -105,7 +109,10 @@ mod tests {
     fn digests_agree_with_the_published_vector_and_each_other() {
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(Digest::of(b"abc").to_string(), abc);
-        assert_eq!(Digest::of_reader(&b"abc"[..]).unwrap(), (3, Digest::of(b"abc")));
+        assert_eq!(
+            Digest::of_reader(&b"abc"[..]).unwrap(),
+            (3, Digest::of(b"abc"))
+        );
         let words: Vec<u16> = (0..40_000u32).map(|i| (i * 77) as u16).collect();
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         assert_eq!(Digest::of_words(&words), Digest::of(&bytes));
@@ -115,7 +122,13 @@ mod tests {
     fn only_lower_case_hexadecimal_of_full_length_is_a_digest() {
         let good = "ab".repeat(32);
         assert!(Digest::try_from(good.clone()).is_ok());
-        for bad in ["", "ab", &good.to_uppercase(), &format!("{good}00"), &"zz".repeat(32)] {
+        for bad in [
+            "",
+            "ab",
+            &good.to_uppercase(),
+            &format!("{good}00"),
+            &"zz".repeat(32),
+        ] {
             assert!(Digest::try_from(bad.to_owned()).is_err(), "{bad}");
         }
     }

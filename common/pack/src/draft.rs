@@ -39,11 +39,23 @@ impl LayerDraft {
             };
             let group = groups.iter().position(same).unwrap_or_else(|| {
                 let column_log = linear.code.column_log.clone();
-                groups.push(ColumnGroup { input: linear.input.clone(), column_log });
+                groups.push(ColumnGroup {
+                    input: linear.input.clone(),
+                    column_log,
+                });
                 groups.len() - 1
             });
-            linears.push(Linear { name: linear.name.clone(), group, code: linear.code.clone() });
+            linears.push(Linear {
+                name: linear.name.clone(),
+                group,
+                code: linear.code.clone(),
+            });
         }
-        LayerContents { layer: self.layer, groups, linears, extras: self.extras.clone() }
+        LayerContents {
+            layer: self.layer,
+            groups,
+            linears,
+            extras: self.extras.clone(),
+        }
     }
 }

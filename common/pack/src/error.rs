@@ -40,7 +40,9 @@ pub enum PackError {
         supported: u32,
     },
     /// The file ends before a field or section does.
-    #[error("{origin}: {what} needs {needed} bytes at byte {offset}, but only {available} are there")]
+    #[error(
+        "{origin}: {what} needs {needed} bytes at byte {offset}, but only {available} are there"
+    )]
     Truncated {
         /// Path or name of the bytes.
         origin: String,
@@ -140,5 +142,8 @@ pub(crate) fn invalid(
 
 /// Attaches a path to an I/O error.
 pub(crate) fn io(origin: &str) -> impl FnOnce(std::io::Error) -> PackError + '_ {
-    move |source| PackError::Io { origin: origin.to_owned(), source }
+    move |source| PackError::Io {
+        origin: origin.to_owned(),
+        source,
+    }
 }

@@ -99,7 +99,11 @@ pub struct ExactTensor {
 impl ExactTensor {
     /// The descriptor without the bytes.
     pub fn decl(&self) -> ExactDecl {
-        ExactDecl { name: self.name.clone(), dtype: self.dtype, shape: self.shape.clone() }
+        ExactDecl {
+            name: self.name.clone(),
+            dtype: self.dtype,
+            shape: self.shape.clone(),
+        }
     }
 }
 
@@ -120,12 +124,21 @@ impl ExactDecl {
         if self.shape.len() > MAX_EXACT_RANK {
             return Err(wrong("at most 8 dimensions"));
         }
-        if self.shape.iter().any(|d| *d == 0 || *d > u64::from(u32::MAX)) {
+        if self
+            .shape
+            .iter()
+            .any(|d| *d == 0 || *d > u64::from(u32::MAX))
+        {
             return Err(wrong("dimensions from 1 to 2^32-1"));
         }
-        let product = self.shape.iter().try_fold(1u64, |all, d| all.checked_mul(*d));
+        let product = self
+            .shape
+            .iter()
+            .try_fold(1u64, |all, d| all.checked_mul(*d));
         // Leaves room for the dtype's width and for file offsets.
-        product.filter(|n| *n < 1 << 56).ok_or_else(|| wrong("fewer than 2^56 elements"))
+        product
+            .filter(|n| *n < 1 << 56)
+            .ok_or_else(|| wrong("fewer than 2^56 elements"))
     }
 
     /// Length of the tensor's data in bytes.

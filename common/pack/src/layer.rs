@@ -78,17 +78,53 @@ pub fn encode_layer(contents: &LayerContents) -> Result<Vec<u8>, PackError> {
     let codes: Vec<&TensorCode> = contents.linears.iter().map(|linear| &linear.code).collect();
     let codec = |tensor: &str| {
         let tensor = tensor.to_owned();
-        move |source| PackError::Codec { origin: origin.to_owned(), tensor, source }
+        move |source| PackError::Codec {
+            origin: origin.to_owned(),
+            tensor,
+            source,
+        }
     };
     let tables = LayerTables::build(&codes).map_err(codec("(all)"))?;
     let table_bytes = tables.to_bytes();
 
     let mut out = LAYER_MAGIC.to_vec();
     out.extend(FORMAT_VERSION.to_le_bytes());
-    out.extend(narrow::<u16>(contents.layer as usize, MAX_LAYERS - 1, "layer index", origin)?.to_le_bytes());
-    out.extend(narrow::<u16>(contents.groups.len(), MAX_GROUPS, "number of groups", origin)?.to_le_bytes());
-    out.extend(narrow::<u16>(contents.linears.len(), MAX_LINEARS, "number of linears", origin)?.to_le_bytes());
-    out.extend(narrow::<u16>(contents.extras.len(), MAX_EXACT_TENSORS, "number of extras", origin)?.to_le_bytes());
+    out.extend(
+        narrow::<u16>(
+            contents.layer as usize,
+            MAX_LAYERS - 1,
+            "layer index",
+            origin,
+        )?
+        .to_le_bytes(),
+    );
+    out.extend(
+        narrow::<u16>(
+            contents.groups.len(),
+            MAX_GROUPS,
+            "number of groups",
+            origin,
+        )?
+        .to_le_bytes(),
+    );
+    out.extend(
+        narrow::<u16>(
+            contents.linears.len(),
+            MAX_LINEARS,
+            "number of linears",
+            origin,
+        )?
+        .to_le_bytes(),
+    );
+    out.extend(
+        narrow::<u16>(
+            contents.extras.len(),
+            MAX_EXACT_TENSORS,
+            "number of extras",
+            origin,
+        )?
+        .to_le_bytes(),
+    );
     out.extend([0; 2]);
     out.extend(narrow::<u32>(table_bytes.len(), u32::MAX.into(), "tables", origin)?.to_le_bytes());
     out.extend(&table_bytes);
@@ -110,19 +146,36 @@ pub fn encode_layer(contents: &LayerContents) -> Result<Vec<u8>, PackError> {
         let expected = decl.byte_len(origin)?;
         if extra.bytes.len() as u64 != expected {
             let found = format!("{} bytes", extra.bytes.len());
-            return Err(invalid(origin, &extra.name, found, format!("{expected} bytes")));
+            return Err(invalid(
+                origin,
+                &extra.name,
+                found,
+                format!("{expected} bytes"),
+            ));
         }
         out.extend(&extra.bytes);
     }
     for payload in payloads {
-        out.resize(out.len() + padding_to(out.len() as u64, LAYER_ALIGNMENT) as usize, 0);
+        out.resize(
+            out.len() + padding_to(out.len() as u64, LAYER_ALIGNMENT) as usize,
+            0,
+        );
         out.extend(payload);
     }
-    check_names(contents.linears.iter().map(|l| &l.name), contents.extras.iter().map(|e| &e.name), origin)?;
+    check_names(
+        contents.linears.iter().map(|l| &l.name),
+        contents.extras.iter().map(|e| &e.name),
+        origin,
+    )?;
     Ok(out)
 }
 
-fn put_dimension(out: &mut Vec<u8>, side: usize, what: &str, origin: &str) -> Result<(), PackError> {
+fn put_dimension(
+    out: &mut Vec<u8>,
+    side: usize,
+    what: &str,
+    origin: &str,
+) -> Result<(), PackError> {
     if side == 0 {
         return Err(invalid(origin, what, 0, format!("1 to {MAX_DIMENSION}")));
     }
@@ -141,7 +194,12 @@ fn put_small(out: &mut Vec<u8>, values: &[u8], origin: &str) -> Result<(), PackE
 fn check_linear(contents: &LayerContents, linear: &Linear, origin: &str) -> Result<(), PackError> {
     let group = contents.groups.get(linear.group).ok_or_else(|| {
         let expected = format!("below {}", contents.groups.len());
-        invalid(origin, format!("group of {}", linear.name), linear.group, expected)
+        invalid(
+            origin,
+            format!("group of {}", linear.name),
+            linear.group,
+            expected,
+        )
     })?;
     if group.column_log != linear.code.column_log {
         let what = format!("column logarithms of {}", linear.name);
@@ -165,13 +223,24 @@ fn put_linear(
     out.extend(narrow::<u16>(rank, MAX_RANK, "rank", origin)?.to_le_bytes());
     out.extend(code.step.to_le_bytes());
     put_small(out, &code.row_log, origin)?;
-    let ends = encoded.tile_offsets.iter().skip(1).copied().chain([encoded.payload.len() as u64]);
+    let ends = encoded
+        .tile_offsets
+        .iter()
+        .skip(1)
+        .copied()
+        .chain([encoded.payload.len() as u64]);
     for (start, end) in encoded.tile_offsets.iter().zip(ends) {
         let length = (end - start) as usize;
         out.extend(narrow::<u32>(length, u32::MAX.into(), "tile length", origin)?.to_le_bytes());
     }
     if let Some(overlay) = &code.overlay {
-        out.extend(overlay.u.iter().chain(&overlay.v).flat_map(|word| word.to_le_bytes()));
+        out.extend(
+            overlay
+                .u
+                .iter()
+                .chain(&overlay.v)
+                .flat_map(|word| word.to_le_bytes()),
+        );
     }
     Ok(())
 }
@@ -242,7 +311,10 @@ impl LayerFile {
         for _ in 0..counts.groups {
             let input = cursor.name("group")?;
             let cols = take_dimension(&mut cursor, "columns", origin)?;
-            groups.push(ColumnGroup { column_log: take_small(&mut cursor, cols, &input, origin)?, input });
+            groups.push(ColumnGroup {
+                column_log: take_small(&mut cursor, cols, &input, origin)?,
+                input,
+            });
         }
         let mut linears = Vec::new();
         for _ in 0..counts.linears {
@@ -265,10 +337,24 @@ impl LayerFile {
             linear.header.bytes += (cursor.at() - before) as u64;
         }
         cursor.finish("file length")?;
-        check_names(linears.iter().map(|l| &l.header.name), extras.iter().map(|e| &e.name), origin)?;
+        check_names(
+            linears.iter().map(|l| &l.header.name),
+            extras.iter().map(|e| &e.name),
+            origin,
+        )?;
         let headers = linears.iter().map(|linear| linear.header.clone()).collect();
         let (origin, layer) = (origin.to_owned(), counts.layer);
-        Ok(Self { bytes, origin, layer, tables, groups, headers, linears, extras, extra_ranges })
+        Ok(Self {
+            bytes,
+            origin,
+            layer,
+            tables,
+            groups,
+            headers,
+            linears,
+            extras,
+            extra_ranges,
+        })
     }
 
     /// Position of the layer in the model.
@@ -318,7 +404,13 @@ impl LayerFile {
     /// If there is no such linear.
     pub fn codes(&self, index: usize) -> Result<TensorCode, PackError> {
         let linear = &self.linears[index];
-        let LinearHeader { name, rows, cols, group, .. } = &linear.header;
+        let LinearHeader {
+            name,
+            rows,
+            cols,
+            group,
+            ..
+        } = &linear.header;
         let column_log = &self.groups[*group].column_log;
         let q = rans::decode(
             *rows,
@@ -354,7 +446,11 @@ impl LayerFile {
 }
 
 fn codec_error(origin: &str, tensor: &str, source: CodecError) -> PackError {
-    PackError::Codec { origin: origin.to_owned(), tensor: tensor.to_owned(), source }
+    PackError::Codec {
+        origin: origin.to_owned(),
+        tensor: tensor.to_owned(),
+        source,
+    }
 }
 
 /// The counts of the fixed part.
@@ -379,7 +475,12 @@ impl Counts {
         let linears = bounded("number of linears", MAX_LINEARS)?;
         let extras = bounded("number of extras", MAX_EXACT_TENSORS)?;
         bounded("reserved field", 0)?;
-        Ok(Self { layer, groups, linears, extras })
+        Ok(Self {
+            layer,
+            groups,
+            linears,
+            extras,
+        })
     }
 }
 
@@ -402,7 +503,12 @@ fn take_small(
     let values = unpack_small(packed, count).map_err(|source| codec_error(origin, what, source))?;
     // One way to write each thing: the writer's.
     if pack_small(&values) != packed {
-        return Err(invalid(origin, format!("logarithms of {what}"), "another form", "the shortest form"));
+        return Err(invalid(
+            origin,
+            format!("logarithms of {what}"),
+            "another form",
+            "the shortest form",
+        ));
     }
     Ok(values)
 }
@@ -419,11 +525,23 @@ fn take_linear(
     let group = usize::from(cursor.u16("group")?);
     let cols = match groups.get(group) {
         Some(found) => found.column_log.len(),
-        None => return Err(invalid(origin, format!("group of {name}"), group, format!("below {}", groups.len()))),
+        None => {
+            return Err(invalid(
+                origin,
+                format!("group of {name}"),
+                group,
+                format!("below {}", groups.len()),
+            ));
+        }
     };
     let rank = usize::from(cursor.u16("rank")?);
     if rank as u64 > MAX_RANK {
-        return Err(invalid(origin, format!("rank of {name}"), rank, format!("at most {MAX_RANK}")));
+        return Err(invalid(
+            origin,
+            format!("rank of {name}"),
+            rank,
+            format!("at most {MAX_RANK}"),
+        ));
     }
     let step = cursor.f32("step")?;
     let row_log = take_small(cursor, rows, &name, origin)?;
@@ -435,20 +553,43 @@ fn take_linear(
     }
     let overlay = match rank {
         0 => None,
-        _ => Some(LowRank { rank, u: take_words(cursor, rows * rank)?, v: take_words(cursor, rank * cols)? }),
+        _ => Some(LowRank {
+            rank,
+            u: take_words(cursor, rows * rank)?,
+            v: take_words(cursor, rank * cols)?,
+        }),
     };
     if let Some(overlay) = &overlay {
-        overlay.validate(rows, cols).map_err(|source| codec_error(origin, &name, source))?;
+        overlay
+            .validate(rows, cols)
+            .map_err(|source| codec_error(origin, &name, source))?;
     }
     let bytes = (cursor.at() - start) as u64;
     let payload = 0..usize::try_from(end).unwrap_or(usize::MAX); // its length; placed after the extras
-    let header = LinearHeader { name, rows, cols, group, rank, bytes };
-    Ok(Parsed { header, step, row_log, tile_offsets, overlay, payload })
+    let header = LinearHeader {
+        name,
+        rows,
+        cols,
+        group,
+        rank,
+        bytes,
+    };
+    Ok(Parsed {
+        header,
+        step,
+        row_log,
+        tile_offsets,
+        overlay,
+        payload,
+    })
 }
 
 fn take_words(cursor: &mut Cursor<'_>, count: usize) -> Result<Vec<u16>, PackError> {
     let bytes = cursor.take(2 * count as u64, "overlay factors")?;
-    Ok(bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect())
+    Ok(bytes
+        .chunks_exact(2)
+        .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
+        .collect())
 }
 
 #[cfg(test)]

@@ -123,12 +123,21 @@ fn check_magic(
     let found = cursor.take(8, "magic")?;
     if found != magic {
         let (found, expected) = (hex::encode(found), hex::encode(magic));
-        return Err(PackError::Magic { origin: origin.to_owned(), kind, found, expected });
+        return Err(PackError::Magic {
+            origin: origin.to_owned(),
+            kind,
+            found,
+            expected,
+        });
     }
     let found = cursor.u16("format version")?;
     if found != FORMAT_VERSION {
         let (found, supported) = (found.into(), FORMAT_VERSION.into());
-        return Err(PackError::Version { origin: origin.to_owned(), found, supported });
+        return Err(PackError::Version {
+            origin: origin.to_owned(),
+            found,
+            supported,
+        });
     }
     Ok(())
 }

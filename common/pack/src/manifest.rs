@@ -166,12 +166,21 @@ pub struct ExactEntry {
 impl ExactEntry {
     /// An entry for a tensor whose digest is known.
     pub fn new(decl: &ExactDecl, sha256: Digest) -> Self {
-        Self { name: decl.name.clone(), shape: decl.shape.clone(), dtype: decl.dtype, sha256 }
+        Self {
+            name: decl.name.clone(),
+            shape: decl.shape.clone(),
+            dtype: decl.dtype,
+            sha256,
+        }
     }
 
     /// The descriptor that the binary file must hold.
     pub fn decl(&self) -> ExactDecl {
-        ExactDecl { name: self.name.clone(), dtype: self.dtype, shape: self.shape.clone() }
+        ExactDecl {
+            name: self.name.clone(),
+            dtype: self.dtype,
+            shape: self.shape.clone(),
+        }
     }
 }
 
@@ -213,11 +222,20 @@ impl Manifest {
     /// # Errors
     /// `Version` before anything else, `Json`.
     pub fn parse(bytes: &[u8], origin: &str) -> Result<Self, PackError> {
-        let json = |source| PackError::Json { origin: origin.to_owned(), source };
-        let found = serde_json::from_slice::<VersionOnly>(bytes).map_err(json)?.pack_version;
+        let json = |source| PackError::Json {
+            origin: origin.to_owned(),
+            source,
+        };
+        let found = serde_json::from_slice::<VersionOnly>(bytes)
+            .map_err(json)?
+            .pack_version;
         let supported = u32::from(FORMAT_VERSION);
         if found != supported {
-            return Err(PackError::Version { origin: origin.to_owned(), found, supported });
+            return Err(PackError::Version {
+                origin: origin.to_owned(),
+                found,
+                supported,
+            });
         }
         serde_json::from_slice(bytes).map_err(json)
     }
@@ -231,8 +249,15 @@ impl Manifest {
         if canonical == bytes {
             return Ok(());
         }
-        let same = canonical.iter().zip(bytes).take_while(|(a, b)| a == b).count();
-        Err(PackError::NotCanonical { origin: origin.to_owned(), offset: same })
+        let same = canonical
+            .iter()
+            .zip(bytes)
+            .take_while(|(a, b)| a == b)
+            .count();
+        Err(PackError::NotCanonical {
+            origin: origin.to_owned(),
+            offset: same,
+        })
     }
 
     /// Reads and checks the manifest of a pack; returns its fingerprint too.
@@ -258,7 +283,12 @@ impl Manifest {
         let mut note = |result: Result<(), PackError>| found.extend(result.err());
         for (i, layer) in self.layers.iter().enumerate() {
             note(equal(origin, "layer index", layer.index as usize, i));
-            note(equal(origin, "layer file", &layer.file, &layer_file_name(layer.index)));
+            note(equal(
+                origin,
+                "layer file",
+                &layer.file,
+                &layer_file_name(layer.index),
+            ));
             for linear in &layer.linears {
                 note(check_linear(origin, layer, linear));
             }
@@ -266,21 +296,39 @@ impl Manifest {
                 note(extra.decl().elements(origin).map(|_| ()));
             }
         }
-        note(equal(origin, "scaffold file", self.scaffold.file.as_str(), SCAFFOLD_FILE));
+        note(equal(
+            origin,
+            "scaffold file",
+            self.scaffold.file.as_str(),
+            SCAFFOLD_FILE,
+        ));
         for tensor in &self.scaffold.tensors {
             note(tensor.decl().elements(origin).map(|_| ()));
         }
         note(check_unique(origin, "tensor", self.tensor_names()));
-        note(check_unique(origin, "file", self.file_names().map(str::to_owned)));
+        note(check_unique(
+            origin,
+            "file",
+            self.file_names().map(str::to_owned),
+        ));
         for file in &self.files {
             note(check_file_name(origin, &file.name));
         }
         for label in self.source.files.iter().chain(&self.calibration.files) {
             note(check_label(origin, &label.name));
         }
-        let config = self.files.iter().find(|f| f.name == CONFIG_FILE).map(|f| f.sha256);
+        let config = self
+            .files
+            .iter()
+            .find(|f| f.name == CONFIG_FILE)
+            .map(|f| f.sha256);
         let expected = Some(self.source.config_sha256);
-        note(equal(origin, "SHA-256 of config.json in files", config, expected));
+        note(equal(
+            origin,
+            "SHA-256 of config.json in files",
+            config,
+            expected,
+        ));
         match Totals::compute(self, origin) {
             Ok(totals) => note(equal(origin, "totals", &self.totals, &totals)),
             Err(error) => note(Err(error)),
@@ -292,7 +340,9 @@ impl Manifest {
     fn tensor_names(&self) -> impl Iterator<Item = String> + '_ {
         let layers = self.layers.iter().flat_map(|layer| {
             let linears = layer.linears.iter().map(|l| &l.name);
-            linears.chain(layer.extras.iter().map(|e| &e.name)).map(|n| layer.prefix.clone() + n)
+            linears
+                .chain(layer.extras.iter().map(|e| &e.name))
+                .map(|n| layer.prefix.clone() + n)
         });
         layers.chain(self.scaffold.tensors.iter().map(|t| t.name.clone()))
     }
@@ -301,7 +351,10 @@ impl Manifest {
     pub fn file_names(&self) -> impl Iterator<Item = &str> {
         let named = self.layers.iter().map(|l| l.file.as_str());
         let others = self.files.iter().map(|f| f.name.as_str());
-        named.chain([self.scaffold.file.as_str()]).chain(others).chain([MANIFEST_FILE, DIGEST_FILE])
+        named
+            .chain([self.scaffold.file.as_str()])
+            .chain(others)
+            .chain([MANIFEST_FILE, DIGEST_FILE])
     }
 }
 
@@ -330,7 +383,12 @@ pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>, PackError> {
     let origin = path.display().to_string();
     let size = std::fs::metadata(path).map_err(error::io(&origin))?.len();
     if size > MAX_MANIFEST {
-        return Err(invalid(&origin, "file length", size, format!("at most {MAX_MANIFEST}")));
+        return Err(invalid(
+            &origin,
+            "file length",
+            size,
+            format!("at most {MAX_MANIFEST}"),
+        ));
     }
     std::fs::read(path).map_err(error::io(&origin))
 }
@@ -347,14 +405,24 @@ where
     if found == expected {
         return Ok(());
     }
-    Err(invalid(origin, what, format!("{found:?}"), format!("{expected:?}")))
+    Err(invalid(
+        origin,
+        what,
+        format!("{found:?}"),
+        format!("{expected:?}"),
+    ))
 }
 
 fn check_linear(origin: &str, layer: &LayerEntry, linear: &LinearEntry) -> Result<(), PackError> {
     let what = format!("shape of {}{}", layer.prefix, linear.name);
     if linear.shape.iter().any(|d| *d == 0 || *d > MAX_DIMENSION) {
         let expected = format!("dimensions from 1 to {MAX_DIMENSION}");
-        return Err(invalid(origin, what, format!("{:?}", linear.shape), expected));
+        return Err(invalid(
+            origin,
+            what,
+            format!("{:?}", linear.shape),
+            expected,
+        ));
     }
     Ok(())
 }
@@ -367,7 +435,12 @@ fn check_unique(
     let mut seen = HashSet::new();
     for name in names {
         if seen.contains(&name) {
-            return Err(invalid(origin, format!("{what} names"), name, "every name once"));
+            return Err(invalid(
+                origin,
+                format!("{what} names"),
+                name,
+                "every name once",
+            ));
         }
         seen.insert(name);
     }
@@ -378,7 +451,12 @@ fn check_unique(
 pub(crate) fn check_file_name(origin: &str, name: &str) -> Result<(), PackError> {
     check_name(name, "file name", origin)?;
     if name.starts_with('.') || name.contains("..") {
-        return Err(invalid(origin, "file name", name, "no leading dot, no two dots in a row"));
+        return Err(invalid(
+            origin,
+            "file name",
+            name,
+            "no leading dot, no two dots in a row",
+        ));
     }
     Ok(())
 }

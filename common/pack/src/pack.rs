@@ -29,7 +29,11 @@ impl Pack {
     /// As `Manifest::read`.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, PackError> {
         let (manifest, fingerprint) = Manifest::read(&dir)?;
-        Ok(Self { dir: dir.as_ref().to_owned(), manifest, fingerprint })
+        Ok(Self {
+            dir: dir.as_ref().to_owned(),
+            manifest,
+            fingerprint,
+        })
     }
 
     /// The manifest.
@@ -52,11 +56,15 @@ impl Pack {
     /// # Errors
     /// `NoLayer`, `Io`, `Digest`, the parser's errors, `Invalid` if the tensors are not the manifest's.
     pub fn layer(&self, layer: u32) -> Result<LayerFile, PackError> {
-        let entry = self.manifest.layers.get(layer as usize).ok_or_else(|| PackError::NoLayer {
-            origin: self.path(MANIFEST_FILE).display().to_string(),
-            layer,
-            layers: self.manifest.layers.len() as u32,
-        })?;
+        let entry = self
+            .manifest
+            .layers
+            .get(layer as usize)
+            .ok_or_else(|| PackError::NoLayer {
+                origin: self.path(MANIFEST_FILE).display().to_string(),
+                layer,
+                layers: self.manifest.layers.len() as u32,
+            })?;
         let path = self.path(&entry.file);
         let origin = path.display().to_string();
         let size = std::fs::metadata(&path).map_err(error::io(&origin))?.len();
@@ -119,7 +127,9 @@ impl LayerEntry {
             sha256: Digest::of(file.bytes()),
             prefix: prefix.to_owned(),
             linears,
-            extras: extras.map(|(i, d)| ExactEntry::new(d, Digest::of(file.extra_bytes(i)))).collect(),
+            extras: extras
+                .map(|(i, d)| ExactEntry::new(d, Digest::of(file.extra_bytes(i))))
+                .collect(),
         })
     }
 }
@@ -135,11 +145,16 @@ impl ScaffoldEntry {
         let scaffold = ScaffoldFile::open(path.as_ref())?;
         let mut tensors = Vec::new();
         for decl in scaffold.tensors() {
-            let (_, sha256) = Digest::of_reader(scaffold.reader(&decl.name)?)
-                .map_err(error::io(&origin))?;
+            let (_, sha256) =
+                Digest::of_reader(scaffold.reader(&decl.name)?).map_err(error::io(&origin))?;
             tensors.push(ExactEntry::new(decl, sha256));
         }
-        Ok(Self { file: crate::SCAFFOLD_FILE.to_owned(), size, sha256, tensors })
+        Ok(Self {
+            file: crate::SCAFFOLD_FILE.to_owned(),
+            size,
+            sha256,
+            tensors,
+        })
     }
 }
 
@@ -168,15 +183,27 @@ pub(crate) fn check_digest(
 /// Every disagreement of index, names, shapes, ranks and bits.
 pub(crate) fn compare_layer(file: &LayerFile, entry: &LayerEntry) -> Vec<PackError> {
     let origin = file.origin();
-    let mut found: Vec<PackError> =
-        equal(origin, "layer index", file.layer(), entry.index).err().into_iter().collect();
+    let mut found: Vec<PackError> = equal(origin, "layer index", file.layer(), entry.index)
+        .err()
+        .into_iter()
+        .collect();
     let described = |h: &LinearHeader| {
-        (h.name.clone(), [h.rows as u64, h.cols as u64], h.rank as u32, h.bytes * 8)
+        (
+            h.name.clone(),
+            [h.rows as u64, h.cols as u64],
+            h.rank as u32,
+            h.bytes * 8,
+        )
     };
     let recorded = |l: &LinearEntry| (l.name.clone(), l.shape, l.rank, l.bits);
     let have: Vec<_> = file.linears().iter().map(described).collect();
     let want: Vec<_> = entry.linears.iter().map(recorded).collect();
-    found.extend(compare_lists(origin, "linear (name, shape, rank, bits)", &have, &want));
+    found.extend(compare_lists(
+        origin,
+        "linear (name, shape, rank, bits)",
+        &have,
+        &want,
+    ));
     let want: Vec<ExactDecl> = entry.extras.iter().map(ExactEntry::decl).collect();
     found.extend(compare_lists(origin, "extra", file.extras(), &want));
     found
@@ -198,7 +225,12 @@ fn compare_lists<T: PartialEq + std::fmt::Debug>(
     found: &[T],
     expected: &[T],
 ) -> Vec<PackError> {
-    let count = equal(origin, &format!("number of each {what}"), found.len(), expected.len());
+    let count = equal(
+        origin,
+        &format!("number of each {what}"),
+        found.len(),
+        expected.len(),
+    );
     let pairs = found.iter().zip(expected).enumerate();
     let differing =
         pairs.filter_map(|(i, (a, b))| equal(origin, &format!("{what} {i}"), a, b).err());

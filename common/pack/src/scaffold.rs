@@ -37,7 +37,12 @@ fn encode_head(decls: &[ExactDecl], origin: &str) -> Result<Vec<u8>, PackError> 
 fn check_unique(decls: &[ExactDecl], origin: &str) -> Result<(), PackError> {
     let mut seen = HashSet::new();
     match decls.iter().find(|d| !seen.insert(&d.name)) {
-        Some(twice) => Err(invalid(origin, "tensor names", &twice.name, "every name once")),
+        Some(twice) => Err(invalid(
+            origin,
+            "tensor names",
+            &twice.name,
+            "every name once",
+        )),
         None => Ok(()),
     }
 }
@@ -67,7 +72,10 @@ struct Counted<'a, W> {
 impl<W: Write> Write for Counted<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.len() as u64 > self.left {
-            let message = format!("{} bytes more than declared", bytes.len() as u64 - self.left);
+            let message = format!(
+                "{} bytes more than declared",
+                bytes.len() as u64 - self.left
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
         let written = self.out.write(bytes)?;
@@ -97,13 +105,22 @@ pub fn write_scaffold<W: Write>(
     let mut at = head.len() as u64;
     for (i, decl) in decls.iter().enumerate() {
         let padding = padding_to(at, SCAFFOLD_ALIGNMENT);
-        out.write_all(&[0; SCAFFOLD_ALIGNMENT][..padding as usize]).map_err(error::io(origin))?;
+        out.write_all(&[0; SCAFFOLD_ALIGNMENT][..padding as usize])
+            .map_err(error::io(origin))?;
         let expected = decl.byte_len(origin)?;
-        let mut sink = Counted { out, left: expected };
+        let mut sink = Counted {
+            out,
+            left: expected,
+        };
         data(i, &mut sink).map_err(error::io(&decl.name))?;
         if sink.left != 0 {
             let found = format!("{} bytes", expected - sink.left);
-            return Err(invalid(origin, &decl.name, found, format!("{expected} bytes")));
+            return Err(invalid(
+                origin,
+                &decl.name,
+                found,
+                format!("{expected} bytes"),
+            ));
         }
         at += padding + expected;
     }
@@ -130,17 +147,26 @@ impl ScaffoldFile {
         let file = File::open(path.as_ref()).map_err(error::io(&origin))?;
         let length = file.metadata().map_err(error::io(&origin))?.len();
         let mut fixed = Vec::new();
-        (&file).take(SCAFFOLD_FIXED).read_to_end(&mut fixed).map_err(error::io(&origin))?;
+        (&file)
+            .take(SCAFFOLD_FIXED)
+            .read_to_end(&mut fixed)
+            .map_err(error::io(&origin))?;
         let mut cursor = Cursor::new(&fixed, &origin);
         check_magic(&mut cursor, SCAFFOLD_MAGIC, "scaffold", &origin)?;
         let count = cursor.u16("number of tensors")?;
         let head_length = u64::from(cursor.u32("head length")?);
         if !(SCAFFOLD_FIXED..=MAX_SCAFFOLD_HEAD.min(length)).contains(&head_length) {
             let limit = MAX_SCAFFOLD_HEAD.min(length);
-            return Err(invalid(&origin, "head length", head_length, format!("16 to {limit}")));
+            return Err(invalid(
+                &origin,
+                "head length",
+                head_length,
+                format!("16 to {limit}"),
+            ));
         }
         let mut head = vec![0; (head_length - SCAFFOLD_FIXED) as usize];
-        file.read_exact_at(&mut head, SCAFFOLD_FIXED).map_err(error::io(&origin))?;
+        file.read_exact_at(&mut head, SCAFFOLD_FIXED)
+            .map_err(error::io(&origin))?;
         let mut cursor = Cursor::new(&head, &origin);
         let mut decls = Vec::new();
         for _ in 0..count {
@@ -151,9 +177,19 @@ impl ScaffoldFile {
         let (starts, expected) = layout(head_length, &decls, &origin)?;
         if length != expected {
             let found = format!("{length} bytes");
-            return Err(invalid(&origin, "file length", found, format!("{expected} bytes")));
+            return Err(invalid(
+                &origin,
+                "file length",
+                found,
+                format!("{expected} bytes"),
+            ));
         }
-        let scaffold = Self { file, origin, decls, starts };
+        let scaffold = Self {
+            file,
+            origin,
+            decls,
+            starts,
+        };
         scaffold.check_padding(head_length)?;
         Ok(scaffold)
     }
@@ -162,7 +198,9 @@ impl ScaffoldFile {
         let mut at = head_length;
         for (decl, start) in self.decls.iter().zip(&self.starts) {
             let mut padding = vec![0; (start - at) as usize];
-            self.file.read_exact_at(&mut padding, at).map_err(error::io(&self.origin))?;
+            self.file
+                .read_exact_at(&mut padding, at)
+                .map_err(error::io(&self.origin))?;
             check_zero(&padding, &decl.name, &self.origin)?;
             at = start + decl.byte_len(&self.origin)?;
         }
@@ -175,9 +213,14 @@ impl ScaffoldFile {
     }
 
     fn find(&self, name: &str) -> Result<usize, PackError> {
-        let missing =
-            || PackError::NoTensor { origin: self.origin.clone(), tensor: name.to_owned() };
-        self.decls.iter().position(|d| d.name == name).ok_or_else(missing)
+        let missing = || PackError::NoTensor {
+            origin: self.origin.clone(),
+            tensor: name.to_owned(),
+        };
+        self.decls
+            .iter()
+            .position(|d| d.name == name)
+            .ok_or_else(missing)
     }
 
     /// All bytes of a tensor.
@@ -199,7 +242,12 @@ impl ScaffoldFile {
         let rows = decl.shape.first().copied().unwrap_or(1);
         if first > rows || count > rows - first {
             let found = format!("{count} from row {first}");
-            return Err(invalid(&self.origin, format!("rows of {name}"), found, rows));
+            return Err(invalid(
+                &self.origin,
+                format!("rows of {name}"),
+                found,
+                rows,
+            ));
         }
         let width = decl.byte_len(&self.origin)? / rows;
         self.read_range(i, first * width, count * width)
@@ -208,7 +256,9 @@ impl ScaffoldFile {
     fn read_range(&self, i: usize, offset: u64, count: u64) -> Result<Vec<u8>, PackError> {
         let mut bytes = vec![0; count as usize];
         let at = self.starts[i] + offset;
-        self.file.read_exact_at(&mut bytes, at).map_err(error::io(&self.origin))?;
+        self.file
+            .read_exact_at(&mut bytes, at)
+            .map_err(error::io(&self.origin))?;
         Ok(bytes)
     }
 
@@ -219,7 +269,11 @@ impl ScaffoldFile {
     pub fn reader(&self, name: &str) -> Result<impl Read + '_, PackError> {
         let i = self.find(name)?;
         let left = self.decls[i].byte_len(&self.origin)?;
-        Ok(SectionReader { file: &self.file, at: self.starts[i], left })
+        Ok(SectionReader {
+            file: &self.file,
+            at: self.starts[i],
+            left,
+        })
     }
 }
 
@@ -232,7 +286,9 @@ struct SectionReader<'a> {
 
 impl Read for SectionReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let want = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let want = buffer
+            .len()
+            .min(usize::try_from(self.left).unwrap_or(usize::MAX));
         let count = self.file.read_at(&mut buffer[..want], self.at)?;
         self.at += count as u64;
         self.left -= count as u64;

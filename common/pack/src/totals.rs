@@ -57,11 +57,21 @@ impl Totals {
         let layer_bytes = sum("layer sizes", &mut manifest.layers.iter().map(|l| l.size))?;
         let linear_bits = sum("linear_bits", &mut [layer_bytes; 8].into_iter())?;
         let others = manifest.files.iter().map(|f| f.size);
-        let mut parts = [layer_bytes, manifest.scaffold.size].into_iter().chain(others);
+        let mut parts = [layer_bytes, manifest.scaffold.size]
+            .into_iter()
+            .chain(others);
         let total_bytes = sum("total_bytes", &mut parts)?;
-        let source_bytes = sum("source_bytes", &mut manifest.source.files.iter().map(|f| f.size))?;
+        let source_bytes = sum(
+            "source_bytes",
+            &mut manifest.source.files.iter().map(|f| f.size),
+        )?;
         if linear_parameters == 0 || total_bytes == 0 {
-            return Err(invalid(origin, "linear_parameters", 0, "at least one linear"));
+            return Err(invalid(
+                origin,
+                "linear_parameters",
+                0,
+                "at least one linear",
+            ));
         }
         Ok(Self {
             linear_parameters,
@@ -104,6 +114,9 @@ mod tests {
         assert_eq!(ratio(50_000_019, 10_000_000, Round::Down), "5.000001");
         assert_eq!(ratio(5, 1, Round::Up), "5.000000");
         assert_eq!(ratio(1, 3, Round::Down), "0.333333");
-        assert_eq!(ratio(u128::from(u64::MAX) * 8, 1, Round::Up), "147573952589676412920.000000");
+        assert_eq!(
+            ratio(u128::from(u64::MAX) * 8, 1, Round::Up),
+            "147573952589676412920.000000"
+        );
     }
 }

@@ -121,17 +121,28 @@ struct Notes {
 
 impl Notes {
     fn of(file: &str) -> Self {
-        Self { file: file.to_owned(), findings: Vec::new(), tensors: 0 }
+        Self {
+            file: file.to_owned(),
+            findings: Vec::new(),
+            tensors: 0,
+        }
     }
 
     fn add(&mut self, severity: Severity, tensor: Option<&str>, message: String) {
         let tensor = tensor.map(str::to_owned);
-        self.findings.push(Finding { severity, file: self.file.clone(), tensor, message });
+        self.findings.push(Finding {
+            severity,
+            file: self.file.clone(),
+            tensor,
+            message,
+        });
     }
 
     /// Keeps the error as a finding, if there is one, and passes on the value.
     fn keep<T>(&mut self, tensor: Option<&str>, result: Result<T, PackError>) -> Option<T> {
-        result.map_err(|e| self.add(Severity::Error, tensor, e.to_string())).ok()
+        result
+            .map_err(|e| self.add(Severity::Error, tensor, e.to_string()))
+            .ok()
     }
 }
 
@@ -164,12 +175,21 @@ pub fn verify(
         let pool = pool.map_err(|e| error::io("threads")(std::io::Error::other(e)));
         let mut notes = Notes::of(".");
         if let Some(pool) = notes.keep(None, pool) {
-            let check = Check { dir, manifest: &manifest, pool, progress, done: AtomicU64::new(0) };
+            let check = Check {
+                dir,
+                manifest: &manifest,
+                pool,
+                progress,
+                done: AtomicU64::new(0),
+            };
             check.run(&mut report);
         }
         report.findings.extend(notes.findings);
     }
-    let failed = report.findings.iter().any(|f| f.severity == Severity::Error);
+    let failed = report
+        .findings
+        .iter()
+        .any(|f| f.severity == Severity::Error);
     report.verdict = if failed { Verdict::Fail } else { Verdict::Pass };
     report
 }
@@ -244,7 +264,10 @@ impl Check<'_> {
 
     fn advance(&self, bytes: u64) {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        (self.progress)(Progress { done, total: self.manifest.totals.total_bytes });
+        (self.progress)(Progress {
+            done,
+            total: self.manifest.totals.total_bytes,
+        });
     }
 
     /// One worker per computing thread; a worker takes the next layer once memory allows. Decoding and
@@ -258,7 +281,9 @@ impl Check<'_> {
             loop {
                 let mut guard = lock();
                 let (i, need) = loop {
-                    let Some(layer) = layers.get(guard.0) else { return };
+                    let Some(layer) = layers.get(guard.0) else {
+                        return;
+                    };
                     let need = memory_of(layer);
                     if guard.1 == 0 || guard.1.saturating_add(need) <= MEMORY {
                         break (guard.0, need);
@@ -286,10 +311,16 @@ impl Check<'_> {
     }
 
     fn check_layer(&self, entry: &LayerEntry) -> LayerResult {
-        let mut result =
-            LayerResult { notes: Notes::of(&entry.file), spot_check: None, linears: 0, extras: 0 };
+        let mut result = LayerResult {
+            notes: Notes::of(&entry.file),
+            spot_check: None,
+            linears: 0,
+            extras: 0,
+        };
         let notes = &mut result.notes;
-        let Some(file) = self.open_layer(entry, notes) else { return result };
+        let Some(file) = self.open_layer(entry, notes) else {
+            return result;
+        };
         result.linears = file.linears().len();
         result.extras = file.extras().len();
         let differing = compare_layer(&file, entry);
@@ -303,19 +334,31 @@ impl Check<'_> {
         for (i, linear) in entry.linears.iter().enumerate() {
             let tensor = format!("{}{}", entry.prefix, linear.name);
             let found = file.reconstruct(i).map(|words| Digest::of_words(&words));
-            let Some(found) = notes.keep(Some(&tensor), found) else { continue };
+            let Some(found) = notes.keep(Some(&tensor), found) else {
+                continue;
+            };
             let expected = linear.reconstructed_sha256;
-            notes.keep(Some(&tensor), check_digest(file.origin(), &tensor, found, expected));
+            notes.keep(
+                Some(&tensor),
+                check_digest(file.origin(), &tensor, found, expected),
+            );
             notes.tensors += 1;
             if i == 0 && entry.index == 0 {
                 let matches = found == expected;
-                result.spot_check = Some(SpotCheck { tensor, sha256: found, matches });
+                result.spot_check = Some(SpotCheck {
+                    tensor,
+                    sha256: found,
+                    matches,
+                });
             }
         }
         for (i, extra) in entry.extras.iter().enumerate() {
             let tensor = format!("{}{}", entry.prefix, extra.name);
             let found = Digest::of(file.extra_bytes(i));
-            notes.keep(Some(&tensor), check_digest(file.origin(), &tensor, found, extra.sha256));
+            notes.keep(
+                Some(&tensor),
+                check_digest(file.origin(), &tensor, found, extra.sha256),
+            );
             notes.tensors += 1;
         }
         result
@@ -336,14 +379,19 @@ impl Check<'_> {
     fn check_scaffold(&self) -> Notes {
         let entry = &self.manifest.scaffold;
         let mut notes = Notes::of(&entry.file);
-        let as_file =
-            FileEntry { name: entry.file.clone(), size: entry.size, sha256: entry.sha256 };
+        let as_file = FileEntry {
+            name: entry.file.clone(),
+            size: entry.size,
+            sha256: entry.sha256,
+        };
         if !self.check_file(&as_file, &mut notes) {
             return notes;
         }
         let path = self.dir.join(&entry.file);
         let origin = path.display().to_string();
-        let Some(file) = notes.keep(None, ScaffoldFile::open(&path)) else { return notes };
+        let Some(file) = notes.keep(None, ScaffoldFile::open(&path)) else {
+            return notes;
+        };
         for problem in compare_scaffold(&file, entry, &origin) {
             notes.keep(None, Err::<(), _>(problem));
         }
@@ -352,8 +400,13 @@ impl Check<'_> {
             let found = file
                 .reader(name)
                 .and_then(|reader| Digest::of_reader(reader).map_err(error::io(&origin)));
-            let Some((_, found)) = notes.keep(Some(name), found) else { continue };
-            notes.keep(Some(name), check_digest(&origin, name, found, tensor.sha256));
+            let Some((_, found)) = notes.keep(Some(name), found) else {
+                continue;
+            };
+            notes.keep(
+                Some(name),
+                check_digest(&origin, name, found, tensor.sha256),
+            );
             notes.tensors += 1;
         }
         notes
@@ -371,10 +424,15 @@ impl Check<'_> {
     /// Size and SHA-256. False where the file cannot be read or is not of the recorded size.
     fn check_file(&self, entry: &FileEntry, notes: &mut Notes) -> bool {
         let path = self.dir.join(&entry.name);
-        if notes.keep(None, check_size(&path, &entry.name, entry.size)).is_none() {
+        if notes
+            .keep(None, check_size(&path, &entry.name, entry.size))
+            .is_none()
+        {
             return false;
         }
-        let Some((size, found)) = notes.keep(None, Digest::of_file(&path)) else { return false };
+        let Some((size, found)) = notes.keep(None, Digest::of_file(&path)) else {
+            return false;
+        };
         self.advance(size);
         let origin = path.display().to_string();
         notes.keep(None, check_digest(&origin, "the file", found, entry.sha256));
@@ -385,13 +443,24 @@ impl Check<'_> {
     fn check_layer_count(&self) -> Result<(), PackError> {
         let path = self.dir.join(CONFIG_FILE);
         let origin = path.display().to_string();
-        let json = |source| PackError::Json { origin: origin.clone(), source };
+        let json = |source| PackError::Json {
+            origin: origin.clone(),
+            source,
+        };
         let config: serde_json::Value =
             serde_json::from_slice(&read_bounded(&path)?).map_err(json)?;
-        match config.get("num_hidden_layers").and_then(serde_json::Value::as_u64) {
+        match config
+            .get("num_hidden_layers")
+            .and_then(serde_json::Value::as_u64)
+        {
             Some(count) => {
                 let found = self.manifest.layers.len() as u64;
-                equal(&origin, "layers in the manifest against num_hidden_layers", found, count)
+                equal(
+                    &origin,
+                    "layers in the manifest against num_hidden_layers",
+                    found,
+                    count,
+                )
             }
             None => Ok(()),
         }
@@ -405,15 +474,27 @@ impl Check<'_> {
         let entries = std::fs::read_dir(self.dir)
             .and_then(|all| all.collect::<Result<Vec<_>, _>>())
             .map_err(error::io(&origin));
-        let Some(entries) = notes.keep(None, entries) else { return notes };
-        let mut extra: Vec<String> =
-            entries.iter().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+        let Some(entries) = notes.keep(None, entries) else {
+            return notes;
+        };
+        let mut extra: Vec<String> = entries
+            .iter()
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .collect();
         extra.retain(|name| !named.contains(name.as_str()));
         extra.sort();
         for name in extra {
-            let severity = if name.ends_with(".uc") { Severity::Error } else { Severity::Warning };
+            let severity = if name.ends_with(".uc") {
+                Severity::Error
+            } else {
+                Severity::Warning
+            };
             notes.file = name;
-            notes.add(severity, None, "the manifest does not name this file".to_owned());
+            notes.add(
+                severity,
+                None,
+                "the manifest does not name this file".to_owned(),
+            );
         }
         notes
     }
@@ -425,7 +506,12 @@ fn check_size(path: &Path, name: &str, expected: u64) -> Result<(), PackError> {
     check_file_name(&origin, name)?;
     let metadata = std::fs::metadata(path).map_err(error::io(&origin))?;
     if !metadata.is_file() {
-        return Err(invalid(&origin, "kind of file", "no regular file", "a regular file"));
+        return Err(invalid(
+            &origin,
+            "kind of file",
+            "no regular file",
+            "a regular file",
+        ));
     }
     equal(&origin, "file length", metadata.len(), expected)
 }
@@ -433,6 +519,12 @@ fn check_size(path: &Path, name: &str, expected: u64) -> Result<(), PackError> {
 /// Bytes that checking a layer may need: the file, and for its largest linear indices, entropy-decoded
 /// copies and reconstruction.
 fn memory_of(layer: &LayerEntry) -> u64 {
-    let weights = layer.linears.iter().map(|l| l.shape[0].saturating_mul(l.shape[1]));
-    layer.size.saturating_add(weights.max().unwrap_or(0).saturating_mul(6)).max(1)
+    let weights = layer
+        .linears
+        .iter()
+        .map(|l| l.shape[0].saturating_mul(l.shape[1]));
+    layer
+        .size
+        .saturating_add(weights.max().unwrap_or(0).saturating_mul(6))
+        .max(1)
 }

@@ -15,7 +15,11 @@ pub(crate) struct Cursor<'a> {
 impl<'a> Cursor<'a> {
     /// Starts at the first byte; `origin` names the bytes in errors.
     pub(crate) fn new(bytes: &'a [u8], origin: &'a str) -> Self {
-        Self { bytes, at: 0, origin }
+        Self {
+            bytes,
+            at: 0,
+            origin,
+        }
     }
 
     /// Position, bytes from the start.
@@ -86,7 +90,12 @@ impl<'a> Cursor<'a> {
     pub(crate) fn finish(self, what: &str) -> Result<(), PackError> {
         if self.at != self.bytes.len() {
             let found = format!("{} bytes", self.bytes.len());
-            return Err(invalid(self.origin, what, found, format!("{} bytes", self.at)));
+            return Err(invalid(
+                self.origin,
+                what,
+                found,
+                format!("{} bytes", self.at),
+            ));
         }
         Ok(())
     }
@@ -100,7 +109,12 @@ pub(crate) fn padding_to(at: u64, alignment: usize) -> u64 {
 /// Padding must be zero, so that no byte of a file is without meaning.
 pub(crate) fn check_zero(padding: &[u8], what: &str, origin: &str) -> Result<(), PackError> {
     match padding.iter().find(|byte| **byte != 0) {
-        Some(byte) => Err(invalid(origin, format!("padding before {what}"), byte, "zero")),
+        Some(byte) => Err(invalid(
+            origin,
+            format!("padding before {what}"),
+            byte,
+            "zero",
+        )),
         None => Ok(()),
     }
 }

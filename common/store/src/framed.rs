@@ -51,7 +51,11 @@ pub const CODES: Frame = Frame {
 };
 
 /// The checkpoint of stage `overlay-fit`.
-pub const OVERLAY: Frame = Frame { magic: *b"UCOVRLY\0", what: "overlay checkpoint", ..CODES };
+pub const OVERLAY: Frame = Frame {
+    magic: *b"UCOVRLY\0",
+    what: "overlay checkpoint",
+    ..CODES
+};
 
 impl Frame {
     /// The file's bytes for a value.

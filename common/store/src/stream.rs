@@ -43,13 +43,18 @@ pub fn map_rows<E: From<StoreError>>(
                     })
                 });
                 // A closed channel means that the computation failed; its error is the one that counts.
-                if read_in.send(values.map(|values| (first, count, values))).is_err() {
+                if read_in
+                    .send(values.map(|values| (first, count, values)))
+                    .is_err()
+                {
                     return;
                 }
             }
         });
         let writer = scope.spawn(move || -> Result<(), StoreError> {
-            write_out.iter().try_for_each(|values| output.append(&f32_bytes(&values)))
+            write_out
+                .iter()
+                .try_for_each(|values| output.append(&f32_bytes(&values)))
         });
         let mut computed: Result<(), E> = Ok(());
         for batch in &read_out {
@@ -70,7 +75,9 @@ pub fn map_rows<E: From<StoreError>>(
         }
         drop(write_in);
         drop(read_out);
-        let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let written = writer
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         computed?;
         Ok(written?)
     })
@@ -88,11 +95,12 @@ mod tests {
         let decl = TensorDecl::new("x", Dtype::F32, &[5, 2]);
         let mut file =
             TensorFileWriter::create(&folder.join("in"), std::slice::from_ref(&decl)).expect("in");
-        file.append(&f32_bytes(&(0..10).map(|i| i as f32).collect::<Vec<_>>())).expect("data");
+        file.append(&f32_bytes(&(0..10).map(|i| i as f32).collect::<Vec<_>>()))
+            .expect("data");
         file.commit().expect("in");
         let input = TensorFile::open(&folder.join("in")).expect("in");
-        let mut output =
-            TensorFileWriter::create(&folder.join("out"), std::slice::from_ref(&decl)).expect("out");
+        let mut output = TensorFileWriter::create(&folder.join("out"), std::slice::from_ref(&decl))
+            .expect("out");
         let mut seen = Vec::new();
         map_rows::<StoreError>(&input, "x", 2, &mut output, |values, count, first| {
             seen.push((first, count));
@@ -101,14 +109,18 @@ mod tests {
         .expect("mapped");
         output.commit().expect("published");
         assert_eq!(seen, [(0, 2), (2, 2), (4, 1)]);
-        let found = TensorFile::open(&folder.join("out")).expect("out").read_f32("x").expect("x");
+        let found = TensorFile::open(&folder.join("out"))
+            .expect("out")
+            .read_f32("x")
+            .expect("x");
         assert_eq!(found, (0..10).map(|i| 2.0 * i as f32).collect::<Vec<_>>());
 
         let mut output = TensorFileWriter::create(&folder.join("bad"), &[decl]).expect("out");
-        let error = map_rows::<StoreError>(&input, "x", 1, &mut output, |_, _, first| match first {
-            1 => Err(StoreError::malformed(input.path(), "test", "a", "b")),
-            _ => Ok(vec![0.0; 2]),
-        });
+        let error =
+            map_rows::<StoreError>(&input, "x", 1, &mut output, |_, _, first| match first {
+                1 => Err(StoreError::malformed(input.path(), "test", "a", "b")),
+                _ => Ok(vec![0.0; 2]),
+            });
         assert!(matches!(error, Err(StoreError::Malformed { .. })));
     }
 }

@@ -345,20 +345,38 @@ impl TensorFile {
 
 /// Little-endian values as f32; `None` for types that are not 16- or 32-bit floats.
 pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
-    let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    let halves = || {
+        bytes
+            .chunks_exact(2)
+            .map(|b| u16::from_le_bytes([b[0], b[1]]))
+    };
     match dtype {
         Dtype::F32 => Some(
-            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect(),
         ),
-        Dtype::BF16 => Some(halves().map(|bits| f32::from_bits(u32::from(bits) << 16)).collect()),
-        Dtype::F16 => Some(halves().map(|bits| half::f16::from_bits(bits).to_f32()).collect()),
+        Dtype::BF16 => Some(
+            halves()
+                .map(|bits| f32::from_bits(u32::from(bits) << 16))
+                .collect(),
+        ),
+        Dtype::F16 => Some(
+            halves()
+                .map(|bits| half::f16::from_bits(bits).to_f32())
+                .collect(),
+        ),
         _ => None,
     }
 }
 
 /// f32 values as little-endian bytes.
 pub fn f32_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
 }
 
 #[cfg(test)]
@@ -405,18 +423,28 @@ mod tests {
     fn floats_of_three_types_are_read_exactly_and_integers_refused() {
         let (_keep, folder) = folder();
         let path = folder.join("f");
-        let decls = [("x", Dtype::F32), ("y", Dtype::BF16), ("z", Dtype::F16), ("i", Dtype::I16)]
-            .map(|(name, dtype)| TensorDecl::new(name, dtype, &[1]));
+        let decls = [
+            ("x", Dtype::F32),
+            ("y", Dtype::BF16),
+            ("z", Dtype::F16),
+            ("i", Dtype::I16),
+        ]
+        .map(|(name, dtype)| TensorDecl::new(name, dtype, &[1]));
         let mut writer = TensorFileWriter::create(&path, &decls).expect("header");
         writer.append(&f32_bytes(&[1.5])).expect("f32");
         writer.append(&[0xc0, 0x3f]).expect("bf16 1.5");
-        writer.append(&[0x00, 0x3e, 0, 0]).expect("f16 1.5 and an integer");
+        writer
+            .append(&[0x00, 0x3e, 0, 0])
+            .expect("f16 1.5 and an integer");
         writer.commit().expect("published");
         let file = TensorFile::open(&path).expect("valid");
         for name in ["x", "y", "z"] {
             assert_eq!(file.read_f32(name).expect(name), [1.5]);
         }
-        assert!(matches!(file.read_f32("i"), Err(StoreError::Malformed { .. })));
+        assert!(matches!(
+            file.read_f32("i"),
+            Err(StoreError::Malformed { .. })
+        ));
     }
 
     #[test]

@@ -65,7 +65,11 @@ fn main() -> anyhow::Result<()> {
     let tokenizer = Tokenizer::load(cli.out.as_std_path())?;
     let ids = tokenizer.encode(&training)?;
     let held_out = tokenizer.encode(&evaluation)?;
-    println!("{} training tokens, {} held-out tokens", ids.len(), held_out.len());
+    println!(
+        "{} training tokens, {} held-out tokens",
+        ids.len(),
+        held_out.len()
+    );
 
     let mut model = Parameters::new(&config, cli.seed);
     train(&cli, &config, &mut model, &ids)?;
@@ -105,20 +109,30 @@ fn write_description(out: &Utf8Path, training: &str) -> anyhow::Result<()> {
     atomic::write_json(&out.join("config.json"), &config)?;
 
     let bytes = || ByteLevel::default().add_prefix_space(false);
-    let mut tokenizer = TokenizerBuilder::<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>::new()
-        .with_model(BPE::default())
-        .with_pre_tokenizer(Some(PreTokenizerWrapper::ByteLevel(bytes())))
-        .with_decoder(Some(DecoderWrapper::ByteLevel(bytes())))
-        .build()
-        .map_err(|error| anyhow!("tokenizer: {error}"))?;
+    let mut tokenizer = TokenizerBuilder::<
+        BPE,
+        NormalizerWrapper,
+        PreTokenizerWrapper,
+        PostProcessorWrapper,
+        DecoderWrapper,
+    >::new()
+    .with_model(BPE::default())
+    .with_pre_tokenizer(Some(PreTokenizerWrapper::ByteLevel(bytes())))
+    .with_decoder(Some(DecoderWrapper::ByteLevel(bytes())))
+    .build()
+    .map_err(|error| anyhow!("tokenizer: {error}"))?;
     let mut trainer = BpeTrainerBuilder::new()
         .vocab_size(VOCAB)
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .show_progress(false)
         .build();
     let sample = training.split_inclusive("\n\n").take(4000);
-    tokenizer.train(&mut trainer, sample).map_err(|error| anyhow!("tokenizer: {error}"))?;
-    let text = tokenizer.to_string(true).map_err(|error| anyhow!("tokenizer: {error}"))?;
+    tokenizer
+        .train(&mut trainer, sample)
+        .map_err(|error| anyhow!("tokenizer: {error}"))?;
+    let text = tokenizer
+        .to_string(true)
+        .map_err(|error| anyhow!("tokenizer: {error}"))?;
     atomic::write_bytes(&out.join("tokenizer.json"), text.as_bytes())?;
     let described = serde_json::json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -133,7 +147,10 @@ fn unigram_perplexity(training: &[u32], held_out: &[u32]) -> f64 {
     let mut counts = vec![1.0f64; VOCAB];
     training.iter().for_each(|&id| counts[id as usize] += 1.0);
     let total: f64 = counts.iter().sum();
-    let sum: f64 = held_out.iter().map(|&id| -(counts[id as usize] / total).ln()).sum();
+    let sum: f64 = held_out
+        .iter()
+        .map(|&id| -(counts[id as usize] / total).ln())
+        .sum();
     (sum / held_out.len() as f64).exp()
 }
 
@@ -175,14 +192,23 @@ impl Parameters {
             };
             let value = Tensor::from_data(TensorData::new(values, [count]), &device);
             let zeros = Tensor::zeros([count], &device);
-            Parameter { name: spec.name, shape: spec.shape, value, first: zeros.clone(), second: zeros }
+            Parameter {
+                name: spec.name,
+                shape: spec.shape,
+                value,
+                first: zeros.clone(),
+                second: zeros,
+            }
         };
         Self(specs.into_iter().map(parameter).collect())
     }
 
     /// The parameters as leaves of a new graph.
     fn leaves(&self) -> Vec<Tensor<Train, 1>> {
-        self.0.iter().map(|p| Tensor::from_inner(p.value.clone()).require_grad()).collect()
+        self.0
+            .iter()
+            .map(|p| Tensor::from_inner(p.value.clone()).require_grad())
+            .collect()
     }
 
     /// The model over given leaves.
@@ -191,7 +217,8 @@ impl Parameters {
             let index = self.0.iter().position(|p| p.name == name);
             index.with_context(|| format!("no parameter {name}"))
         };
-        let vector = |name: &str| -> anyhow::Result<Tensor<Train, 1>> { Ok(leaves[find(name)?].clone()) };
+        let vector =
+            |name: &str| -> anyhow::Result<Tensor<Train, 1>> { Ok(leaves[find(name)?].clone()) };
         let matrix = |name: &str| -> anyhow::Result<Tensor<Train, 2>> {
             let index = find(name)?;
             let shape = &self.0[index].shape;
@@ -201,7 +228,10 @@ impl Parameters {
         for index in 0..config.layers {
             let name = |part: &str| format!("model.layers.{index}.{part}.weight");
             let linear = |part: &str| -> anyhow::Result<Linear<Train>> {
-                Ok(Linear { weight: matrix(&name(part))?, bias: None })
+                Ok(Linear {
+                    weight: matrix(&name(part))?,
+                    bias: None,
+                })
             };
             layers.push(LlamaLayer {
                 attn_norm: vector(&name("input_layernorm"))?,
@@ -219,30 +249,47 @@ impl Parameters {
                 eps: config.rms_eps,
             });
         }
-        let embedding = Embedding { weight: matrix("model.embed_tokens.weight")? };
+        let embedding = Embedding {
+            weight: matrix("model.embed_tokens.weight")?,
+        };
         let head = Head {
             norm: vector("model.norm.weight")?,
             weight: embedding.weight.clone(),
             eps: config.rms_eps,
         };
         let rope = Rope::new(config, CONTEXT, &Default::default())?;
-        Ok(Model { embedding, layers, head, rope })
+        Ok(Model {
+            embedding,
+            layers,
+            head,
+            rope,
+        })
     }
 
     /// Values as the file will hold them.
     fn round_to_bf16(&mut self) {
         for parameter in &mut self.0 {
-            let values: Vec<f32> = values(&parameter.value).into_iter().map(|x| half::bf16::from_f32(x).to_f32()).collect();
+            let values: Vec<f32> = values(&parameter.value)
+                .into_iter()
+                .map(|x| half::bf16::from_f32(x).to_f32())
+                .collect();
             let count = values.len();
-            parameter.value = Tensor::from_data(TensorData::new(values, [count]), &Default::default());
+            parameter.value =
+                Tensor::from_data(TensorData::new(values, [count]), &Default::default());
         }
     }
 
     fn write(&self, out: &Utf8Path) -> anyhow::Result<()> {
-        let decls: Vec<_> = self.0.iter().map(|p| TensorDecl::new(&p.name, Dtype::BF16, &p.shape)).collect();
+        let decls: Vec<_> = self
+            .0
+            .iter()
+            .map(|p| TensorDecl::new(&p.name, Dtype::BF16, &p.shape))
+            .collect();
         let mut file = TensorFileWriter::create(&out.join("model.safetensors"), &decls)?;
         for parameter in &self.0 {
-            let bytes = values(&parameter.value).into_iter().flat_map(|x| half::bf16::from_f32(x).to_le_bytes());
+            let bytes = values(&parameter.value)
+                .into_iter()
+                .flat_map(|x| half::bf16::from_f32(x).to_le_bytes());
             file.append(&bytes.collect::<Vec<u8>>())?;
         }
         file.commit()?;
@@ -260,12 +307,18 @@ impl Parameters {
     }
 
     fn count(&self) -> usize {
-        self.0.iter().map(|p| p.shape.iter().product::<usize>()).sum()
+        self.0
+            .iter()
+            .map(|p| p.shape.iter().product::<usize>())
+            .sum()
     }
 }
 
 fn values(tensor: &Tensor<Cpu, 1>) -> Vec<f32> {
-    tensor.to_data().into_vec().expect("the backend computes in f32")
+    tensor
+        .to_data()
+        .into_vec()
+        .expect("the backend computes in f32")
 }
 
 fn scalar(loss: &Tensor<Train, 1>) -> f64 {
@@ -288,17 +341,33 @@ impl Model {
             hidden = layer.forward(hidden, &self.rope, None);
         }
         let [count, length, width] = hidden.dims();
-        let targets: Vec<i32> = windows.iter().flat_map(|w| w[1..].iter().map(|&id| id as i32)).collect();
+        let targets: Vec<i32> = windows
+            .iter()
+            .flat_map(|w| w[1..].iter().map(|&id| id as i32))
+            .collect();
         let targets = TensorData::new(targets, [count * length, 1]);
         let targets = Tensor::<Train, 2, Int>::from_data(targets, &Default::default());
         let logits = self.head.logits(hidden.reshape([count * length, width]));
-        Ok(activation::log_softmax(logits, 1).gather(1, targets).mean().neg())
+        Ok(activation::log_softmax(logits, 1)
+            .gather(1, targets)
+            .mean()
+            .neg())
     }
 }
 
-fn train(cli: &Cli, config: &ModelConfig, model: &mut Parameters, ids: &[u32]) -> anyhow::Result<()> {
+fn train(
+    cli: &Cli,
+    config: &ModelConfig,
+    model: &mut Parameters,
+    ids: &[u32],
+) -> anyhow::Result<()> {
     let mut random = Random::new(cli.seed ^ 0x7461_6c65);
-    println!("{} parameters, {} steps of {} tokens", model.count(), cli.steps, cli.batch * CONTEXT);
+    println!(
+        "{} parameters, {} steps of {} tokens",
+        model.count(),
+        cli.steps,
+        cli.batch * CONTEXT
+    );
     let start = std::time::Instant::now();
     let mut smooth = f64::NAN;
     for step in 0..cli.steps {
@@ -311,17 +380,26 @@ fn train(cli: &Cli, config: &ModelConfig, model: &mut Parameters, ids: &[u32]) -
         let leaves = model.leaves();
         let loss = model.model(config, &leaves)?.loss(&windows)?;
         let value = scalar(&loss);
-        smooth = if smooth.is_nan() { value } else { 0.95 * smooth + 0.05 * value };
+        smooth = if smooth.is_nan() {
+            value
+        } else {
+            0.95 * smooth + 0.05 * value
+        };
         let gradients = loss.backward();
         let warm = ((step + 1) as f64 / 40.0).min(1.0);
         let decay = 0.5 + 0.5 * (std::f64::consts::PI * step as f64 / cli.steps as f64).cos();
         let rate = cli.rate * warm * (0.05 + 0.95 * decay);
         for (parameter, leaf) in model.0.iter_mut().zip(&leaves) {
-            let gradient = leaf.grad(&gradients).context("a parameter without gradient")?;
+            let gradient = leaf
+                .grad(&gradients)
+                .context("a parameter without gradient")?;
             adamw(parameter, gradient, rate, step + 1);
         }
         if step % 20 == 0 || step + 1 == cli.steps {
-            println!("step {step:5}  loss {smooth:.4}  {:.0} s", start.elapsed().as_secs_f64());
+            println!(
+                "step {step:5}  loss {smooth:.4}  {:.0} s",
+                start.elapsed().as_secs_f64()
+            );
         }
     }
     Ok(())

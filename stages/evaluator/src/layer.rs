@@ -34,7 +34,10 @@ impl OnDevice for LayerPass<'_, '_> {
         let hidden = TensorFile::open(&job.input("eval-hidden")?)?;
         let shape = hidden.tensor("teacher")?.shape.clone();
         let &[windows, length, width] = shape.as_slice() else {
-            anyhow::bail!("{}: `teacher` has shape {shape:?}, expected three sides", hidden.path());
+            anyhow::bail!(
+                "{}: `teacher` has shape {shape:?}, expected three sides",
+                hidden.path()
+            );
         };
         let rope = Rope::<B>::new(&config, length, &device)?;
         let decls = ["teacher", "pack"].map(|name| TensorDecl::new(name, Dtype::F32, &shape));
@@ -50,7 +53,16 @@ impl OnDevice for LayerPass<'_, '_> {
 
         let packed = PackedLayer::open(job)?;
         let layer = LlamaLayer::<B>::new(&config, &|name: &str| packed.read_f32(name), &device)?;
-        push(job, &layer, &rope, &hidden, "pack", dims, windows, &mut output)?;
+        push(
+            job,
+            &layer,
+            &rope,
+            &hidden,
+            "pack",
+            dims,
+            windows,
+            &mut output,
+        )?;
         job.commit_tensors("eval-hidden", output)?;
         Ok(())
     }
@@ -72,7 +84,11 @@ fn push<B: Backend>(
     map_rows(hidden, name, batch, output, |values, count, first| {
         let x = Tensor::<B, 3>::from_data(TensorData::new(values, [count, length, width]), &device);
         let y = layer.forward(x, rope, None).into_data();
-        job.progress((before + first + count) as u64, 2 * windows as u64, "windows");
+        job.progress(
+            (before + first + count) as u64,
+            2 * windows as u64,
+            "windows",
+        );
         y.into_vec().map_err(|error| anyhow::anyhow!("{error:?}"))
     })
 }
@@ -90,7 +106,11 @@ impl PackedLayer {
         let names = |names: Vec<&String>| names.into_iter().cloned().zip(0..).collect();
         let linears = names(file.linears().iter().map(|linear| &linear.name).collect());
         let extras = names(file.extras().iter().map(|extra| &extra.name).collect());
-        Ok(Self { file, linears, extras })
+        Ok(Self {
+            file,
+            linears,
+            extras,
+        })
     }
 
     fn read_f32(&self, name: &str) -> anyhow::Result<Vec<f32>> {
@@ -98,7 +118,10 @@ impl PackedLayer {
             let bits = self.file.reconstruct(index)?;
             return Ok(bits.into_iter().map(uc_codec::bf16::to_f32).collect());
         }
-        let &index = self.extras.get(name).with_context(|| format!("the pack's layer has no tensor {name}"))?;
+        let &index = self
+            .extras
+            .get(name)
+            .with_context(|| format!("the pack's layer has no tensor {name}"))?;
         let dtype = crate::report::float(self.file.extras()[index].dtype, name)?;
         let bytes = self.file.extra_bytes(index);
         tensors::to_f32(dtype, bytes).with_context(|| format!("extra {name} is no float tensor"))

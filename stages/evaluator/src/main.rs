@@ -19,7 +19,11 @@ use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 const VERSION: u32 = 1;
 
 #[derive(Parser)]
-#[command(name = "evaluator", version, about = "Compares a pack with its teacher")]
+#[command(
+    name = "evaluator",
+    version,
+    about = "Compares a pack with its teacher"
+)]
 struct Cli {
     #[command(subcommand)]
     task: Task,
@@ -36,9 +40,15 @@ enum Task {
 }
 
 fn main() -> std::process::ExitCode {
-    let program = |task| Program { name: "evaluator", task, version: VERSION };
+    let program = |task| Program {
+        name: "evaluator",
+        task,
+        version: VERSION,
+    };
     match Cli::parse().task {
-        Task::Windows(args) => stage::main(program("windows"), &args, Evaluator(windows::run)).into(),
+        Task::Windows(args) => {
+            stage::main(program("windows"), &args, Evaluator(windows::run)).into()
+        }
         Task::Layer(args) => stage::main(program("layer"), &args, Evaluator(layer::run)).into(),
         Task::Report(args) => stage::main(program("report"), &args, Evaluator(report::run)).into(),
     }

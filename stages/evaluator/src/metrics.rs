@@ -154,10 +154,13 @@ impl Accumulator {
             return None;
         }
         self.kls.sort_unstable_by(f32::total_cmp);
-        let exact = |share: f64| {
-            f64::from(self.kls[((tokens - 1) as f64 * share).round() as usize])
+        let exact =
+            |share: f64| f64::from(self.kls[((tokens - 1) as f64 * share).round() as usize]);
+        let exp = |e: Estimate| Estimate {
+            value: e.value.exp(),
+            low: e.low.exp(),
+            high: e.high.exp(),
         };
-        let exp = |e: Estimate| Estimate { value: e.value.exp(), low: e.low.exp(), high: e.high.exp() };
         let windows = &self.windows;
         Some(Figures {
             windows: windows.len(),
@@ -179,10 +182,16 @@ fn mean(windows: &[Window], sum: impl Fn(&Window) -> f64) -> Estimate {
     let value = windows.iter().map(&sum).sum::<f64>() / tokens;
     let count = windows.len() as f64;
     if windows.len() < 2 {
-        return Estimate { value, low: value, high: value };
+        return Estimate {
+            value,
+            low: value,
+            high: value,
+        };
     }
-    let squares: f64 =
-        windows.iter().map(|w| (sum(w) - value * w.tokens as f64).powi(2)).sum();
+    let squares: f64 = windows
+        .iter()
+        .map(|w| (sum(w) - value * w.tokens as f64).powi(2))
+        .sum();
     let standard_error = (squares * count / (count - 1.0)).sqrt() / tokens;
     Estimate {
         value,
@@ -216,7 +225,11 @@ fn quantile(windows: &[Window], share: f64, value: f64) -> Estimate {
     found.sort_unstable_by(f64::total_cmp);
     let at = |part: f64| found[((RESAMPLES - 1) as f64 * part).round() as usize];
     // Bins are 1.2 % wide: the interval never excludes the exact quantile for that reason alone.
-    Estimate { value, low: at(0.025).min(value), high: at(0.975).max(value) }
+    Estimate {
+        value,
+        low: at(0.025).min(value),
+        high: at(0.975).max(value),
+    }
 }
 
 fn bin(kl: f64) -> usize {
@@ -260,7 +273,11 @@ mod tests {
     #[test]
     fn divergence_matches_the_direct_sum() {
         let teacher: Vec<f32> = (0..1000).map(|i| ((i * 37 % 101) as f32) / 17.0).collect();
-        let pack: Vec<f32> = teacher.iter().enumerate().map(|(i, x)| x + ((i % 7) as f32) / 50.0).collect();
+        let pack: Vec<f32> = teacher
+            .iter()
+            .enumerate()
+            .map(|(i, x)| x + ((i % 7) as f32) / 50.0)
+            .collect();
         let probabilities = |logits: &[f32]| -> Vec<f64> {
             let total: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
             logits.iter().map(|&x| f64::from(x).exp() / total).collect()
@@ -268,7 +285,11 @@ mod tests {
         let (p, q) = (probabilities(&teacher), probabilities(&pack));
         let direct: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
         let found = compare_logits(&teacher, &pack, 5);
-        assert!((found.kl - direct).abs() < 1e-6, "{} against {direct}", found.kl);
+        assert!(
+            (found.kl - direct).abs() < 1e-6,
+            "{} against {direct}",
+            found.kl
+        );
     }
 
     #[test]
@@ -304,7 +325,13 @@ mod tests {
         let (few, many) = (figures(8), figures(200));
         assert_eq!(many.tokens, 200 * 50);
         assert!((many.ppl_ratio.value - 0.01f64.exp()).abs() < 1e-9);
-        for e in [many.mean_kl, many.median_kl, many.p99_kl, many.top1_agreement, many.teacher_ppl] {
+        for e in [
+            many.mean_kl,
+            many.median_kl,
+            many.p99_kl,
+            many.top1_agreement,
+            many.teacher_ppl,
+        ] {
             assert!(e.low <= e.value && e.value <= e.high, "{e:?}");
         }
         assert!(many.mean_kl.high - many.mean_kl.low < few.mean_kl.high - few.mean_kl.low);

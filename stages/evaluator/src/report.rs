@@ -4,10 +4,10 @@ use anyhow::{Context, ensure};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use serde::Serialize;
+use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
 use uc_model::llama::Head;
 use uc_model::text::WindowSet;
-use uc_model::ModelConfig;
 use uc_pack::{Manifest, ScaffoldFile};
 use uc_store::stage::Job;
 use uc_store::tensors::{self, Dtype, TensorFile};
@@ -46,7 +46,9 @@ struct TextFile {
 /// Writes `metrics`.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let manifest_path = job.input("manifest")?;
-    let folder = manifest_path.parent().context("the manifest has no folder")?;
+    let folder = manifest_path
+        .parent()
+        .context("the manifest has no folder")?;
     let (manifest, fingerprint) = Manifest::read(folder)?;
     let set: WindowSet = serde_json::from_slice(&std::fs::read(job.input("evaluation-windows")?)?)
         .context("cannot read the evaluation windows")?;
@@ -121,7 +123,9 @@ impl OnDevice for Comparison<'_, '_> {
                 let count = CHUNK.min(positions - first);
                 let range = first * config.hidden..(first + count) * config.hidden;
                 let targets = &window.ids[first + 1..first + count + 1];
-                let of = |head: &Head<B>, states: &[f32]| logits(head, &states[range.clone()], count, config.hidden, &device);
+                let of = |head: &Head<B>, states: &[f32]| {
+                    logits(head, &states[range.clone()], count, config.hidden, &device)
+                };
                 let (a, b) = (of(&teacher, &of_teacher)?, of(&pack, &of_pack)?);
                 tokens.extend(compare(&a, &b, targets, config.vocab));
             }
@@ -140,7 +144,10 @@ fn logits<B: Backend>(
     device: &B::Device,
 ) -> anyhow::Result<Vec<f32>> {
     let x = Tensor::<B, 2>::from_data(TensorData::new(states.to_vec(), [count, width]), device);
-    head.logits(x).into_data().into_vec().map_err(|error| anyhow::anyhow!("{error:?}"))
+    head.logits(x)
+        .into_data()
+        .into_vec()
+        .map_err(|error| anyhow::anyhow!("{error:?}"))
 }
 
 /// Compares positions in parallel over fixed pieces; the order of the result is that of the positions.
@@ -150,16 +157,24 @@ fn compare(teacher: &[f32], pack: &[f32], targets: &[u32], vocab: usize) -> Vec<
     std::thread::scope(|scope| {
         let workers: Vec<_> = targets
             .chunks(piece)
-            .zip(teacher.chunks(piece * vocab).zip(pack.chunks(piece * vocab)))
+            .zip(
+                teacher
+                    .chunks(piece * vocab)
+                    .zip(pack.chunks(piece * vocab)),
+            )
             .map(|(targets, (teacher, pack))| {
                 scope.spawn(move || {
                     let rows = teacher.chunks(vocab).zip(pack.chunks(vocab));
                     let compared = targets.iter().zip(rows);
-                    compared.map(|(&id, (a, b))| compare_logits(a, b, id as usize)).collect::<Vec<_>>()
+                    compared
+                        .map(|(&id, (a, b))| compare_logits(a, b, id as usize))
+                        .collect::<Vec<_>>()
                 })
             })
             .collect();
-        let joined = workers.into_iter().map(|w| w.join().unwrap_or_else(|e| std::panic::resume_unwind(e)));
+        let joined = workers
+            .into_iter()
+            .map(|w| w.join().unwrap_or_else(|e| std::panic::resume_unwind(e)));
         joined.flatten().collect()
     })
 }
@@ -176,7 +191,11 @@ fn check_embedding(scaffold: &TensorFile, packed: &ScaffoldFile) -> anyhow::Resu
 
 fn read_packed(packed: &ScaffoldFile, name: &str) -> anyhow::Result<Vec<f32>> {
     let decl = packed.tensors().iter().find(|decl| decl.name == name);
-    let dtype = float(decl.with_context(|| format!("the pack's scaffold has no {name}"))?.dtype, name)?;
+    let dtype = float(
+        decl.with_context(|| format!("the pack's scaffold has no {name}"))?
+            .dtype,
+        name,
+    )?;
     tensors::to_f32(dtype, &packed.read(name)?).context("a float tensor")
 }
 

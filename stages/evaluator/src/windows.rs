@@ -17,7 +17,12 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     };
     let dir = job.plan().model.path.as_std_path();
     let config = ModelConfig::load(dir)?;
-    let texts: Vec<_> = job.external("evaluation-text")?.files.iter().map(|f| &f.path).collect();
+    let texts: Vec<_> = job
+        .external("evaluation-text")?
+        .files
+        .iter()
+        .map(|f| &f.path)
+        .collect();
     let set = WindowSet::draw(dir, &config, &texts, choice)?;
     job.figure("evaluation windows", set.windows.len());
 

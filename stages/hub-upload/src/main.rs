@@ -18,7 +18,11 @@ const VERSION: u32 = 1;
 const LAYERS_PER_COMMIT: usize = 8;
 
 #[derive(Parser)]
-#[command(name = "hub-upload", version, about = "Prepares a verified pack for a Hub repository")]
+#[command(
+    name = "hub-upload",
+    version,
+    about = "Prepares a verified pack for a Hub repository"
+)]
 struct Cli {
     #[command(subcommand)]
     task: Task,
@@ -32,7 +36,11 @@ enum Task {
 
 fn main() -> std::process::ExitCode {
     let Task::Package(args) = Cli::parse().task;
-    let program = Program { name: "hub-upload", task: "package", version: VERSION };
+    let program = Program {
+        name: "hub-upload",
+        task: "package",
+        version: VERSION,
+    };
     stage::main(program, &args, Package).into()
 }
 
@@ -62,10 +70,17 @@ struct Package;
 impl StageProgram for Package {
     fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
         let manifest_path = job.input("manifest")?;
-        let folder = manifest_path.parent().context("the manifest has no folder")?.to_owned();
+        let folder = manifest_path
+            .parent()
+            .context("the manifest has no folder")?
+            .to_owned();
         let threads = uc_store::resources::available_cpus() as usize;
         let report = verify::verify(&folder, threads, &|_| {});
-        ensure!(report.verdict == verify::Verdict::Pass, "the pack does not verify ({} findings); `uc verify {folder}` lists them", report.findings.len());
+        ensure!(
+            report.verdict == verify::Verdict::Pass,
+            "the pack does not verify ({} findings); `uc verify {folder}` lists them",
+            report.findings.len()
+        );
         let (manifest, fingerprint) = Manifest::read(&folder)?;
         let plan = plan(&manifest, &folder, fingerprint.to_string())?;
         job.figure("commits", plan.commits.len());
@@ -74,7 +89,8 @@ impl StageProgram for Package {
         file.append(&serde_json::to_vec_pretty(&plan)?)?;
         job.commit("hub-plan", file)?;
 
-        let metrics: serde_json::Value = serde_json::from_slice(&std::fs::read(job.input("metrics")?)?)?;
+        let metrics: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(job.input("metrics")?)?)?;
         let mut card = job.output("model-card")?;
         card.append(card::write(&manifest, &fingerprint.to_string(), &metrics)?.as_bytes())?;
         job.commit("model-card", card)?;
@@ -82,30 +98,61 @@ impl StageProgram for Package {
     }
 
     fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        error.chain().any(|cause| cause.is::<uc_pack::PackError>()).then_some(ExitCode::Damaged)
+        error
+            .chain()
+            .any(|cause| cause.is::<uc_pack::PackError>())
+            .then_some(ExitCode::Damaged)
     }
 }
 
-fn plan(manifest: &Manifest, folder: &camino::Utf8Path, fingerprint: String) -> anyhow::Result<UploadPlan> {
+fn plan(
+    manifest: &Manifest,
+    folder: &camino::Utf8Path,
+    fingerprint: String,
+) -> anyhow::Result<UploadPlan> {
     let mut commits = Vec::new();
     let described = manifest.files.iter().map(|f| (&f.name, f.size, f.sha256));
-    let scaffold = std::iter::once((&manifest.scaffold.file, manifest.scaffold.size, manifest.scaffold.sha256));
+    let scaffold = std::iter::once((
+        &manifest.scaffold.file,
+        manifest.scaffold.size,
+        manifest.scaffold.sha256,
+    ));
     let file = |(name, size, sha256): (&String, u64, uc_pack::Digest)| File {
         name: name.clone(),
         size,
         sha256: sha256.to_string(),
     };
-    commits.push(Commit { message: "Scaffold and description".into(), files: described.chain(scaffold).map(file).collect() });
+    commits.push(Commit {
+        message: "Scaffold and description".into(),
+        files: described.chain(scaffold).map(file).collect(),
+    });
     for group in manifest.layers.chunks(LAYERS_PER_COMMIT) {
         let (first, last) = (group[0].index, group[group.len() - 1].index);
-        let files = group.iter().map(|layer| file((&layer.file, layer.size, layer.sha256))).collect();
-        commits.push(Commit { message: format!("Layers {first} to {last}"), files });
+        let files = group
+            .iter()
+            .map(|layer| file((&layer.file, layer.size, layer.sha256)))
+            .collect();
+        commits.push(Commit {
+            message: format!("Layers {first} to {last}"),
+            files,
+        });
     }
     let mut last = Vec::new();
     for name in ["manifest.json", "manifest.sha256"] {
         let (sha256, size) = uc_store::sha::hash_file(&folder.join(name))?;
-        last.push(File { name: name.into(), size, sha256: sha256.to_string() });
+        last.push(File {
+            name: name.into(),
+            size,
+            sha256: sha256.to_string(),
+        });
     }
-    commits.push(Commit { message: "Manifest".into(), files: last });
-    Ok(UploadPlan { plan_version: 1, pack_fingerprint: fingerprint, commits })
+    commits.push(Commit {
+        message: "Manifest".into(),
+        files: last,
+    });
+    Ok(UploadPlan {
+        plan_version: 1,
+        pack_fingerprint: fingerprint,
+        commits,
+    })
 }

@@ -10,8 +10,15 @@ use uc_store::stage::Job;
 use uc_store::tensors::TensorFile;
 
 /// Relative output error of a linear as a reader of the pack gets it.
-pub fn output_error(w: &[f32], code: &TensorCode, second_moment: &[f32]) -> Result<f64, CodecError> {
-    let found: Vec<f32> = reconstruct::reconstruct(code)?.into_iter().map(bf16::to_f32).collect();
+pub fn output_error(
+    w: &[f32],
+    code: &TensorCode,
+    second_moment: &[f32],
+) -> Result<f64, CodecError> {
+    let found: Vec<f32> = reconstruct::reconstruct(code)?
+        .into_iter()
+        .map(bf16::to_f32)
+        .collect();
     error::relative_output_error(w, &found, code.rows, code.cols, second_moment)
 }
 
@@ -27,16 +34,25 @@ pub fn worthwhile_rank(
 
 /// Bits that the overlays of a layer take.
 pub fn overlay_bits(linears: &[CodedLinear]) -> f64 {
-    let factors = linears.iter().filter_map(|linear| linear.code.overlay.as_ref());
-    factors.map(|overlay| 16.0 * (overlay.u.len() + overlay.v.len()) as f64).sum()
+    let factors = linears
+        .iter()
+        .filter_map(|linear| linear.code.overlay.as_ref());
+    factors
+        .map(|overlay| 16.0 * (overlay.u.len() + overlay.v.len()) as f64)
+        .sum()
 }
 
 /// What the indices alone leave, `[rows, cols]`.
 fn residual(w: &[f32], code: &TensorCode) -> Vec<f32> {
     let steps = steps::column_steps(code.step, &code.column_log);
     let rows = w.chunks(code.cols).zip(code.q.chunks(code.cols));
-    rows.flat_map(|(w, q)| w.iter().zip(q).zip(&steps).map(|((w, &q), s)| w - f32::from(q) * s))
-        .collect()
+    rows.flat_map(|(w, q)| {
+        w.iter()
+            .zip(q)
+            .zip(&steps)
+            .map(|((w, &q), s)| w - f32::from(q) * s)
+    })
+    .collect()
 }
 
 /// Quantizes the layer again with overlays of given ranks.
@@ -73,7 +89,14 @@ impl LayerWork for Refit<'_, '_> {
 
     fn measure(&self, linears: &[CodedLinear]) -> anyhow::Result<u64> {
         let (layer, extras) = (self.draft.layer, self.draft.extras.clone());
-        Ok(LayerDraft { layer, linears: linears.to_vec(), extras }.encode()?.len() as u64 * 8)
+        Ok(LayerDraft {
+            layer,
+            linears: linears.to_vec(),
+            extras,
+        }
+        .encode()?
+        .len() as u64
+            * 8)
     }
 
     fn progress(&mut self, done: usize, total: usize) {

@@ -25,14 +25,22 @@ use correction::{Refit, output_error, worthwhile_rank};
 const VERSION: u32 = 1;
 
 #[derive(Parser)]
-#[command(name = "overlay-fit", version, about = "Fits the correction that quantization left room for")]
+#[command(
+    name = "overlay-fit",
+    version,
+    about = "Fits the correction that quantization left room for"
+)]
 struct Cli {
     #[command(flatten)]
     args: StageArgs,
 }
 
 fn main() -> std::process::ExitCode {
-    let program = Program { name: "overlay-fit", task: "", version: VERSION };
+    let program = Program {
+        name: "overlay-fit",
+        task: "",
+        version: VERSION,
+    };
     stage::main(program, &Cli::parse().args, OverlayFit).into()
 }
 
@@ -42,7 +50,15 @@ impl StageProgram for OverlayFit {
     fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
         let draft: LayerDraft = CODES.read(&job.input("codes")?)?;
         let linears = fit(job, &draft)?;
-        job.figure("rank", linears.iter().filter_map(|l| l.code.overlay.as_ref()).map(|o| o.rank).max().unwrap_or(0));
+        job.figure(
+            "rank",
+            linears
+                .iter()
+                .filter_map(|l| l.code.overlay.as_ref())
+                .map(|o| o.rank)
+                .max()
+                .unwrap_or(0),
+        );
         let mut file = job.output("overlay")?;
         OVERLAY.write(&mut file, &linears)?;
         job.commit("overlay", file)?;
@@ -51,15 +67,22 @@ impl StageProgram for OverlayFit {
 
     fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
         let refused = |cause: &(dyn std::error::Error + 'static)| {
-            matches!(cause.downcast_ref(), Some(CodecError::Budget { .. } | CodecError::NotFinite { .. }))
+            matches!(
+                cause.downcast_ref(),
+                Some(CodecError::Budget { .. } | CodecError::NotFinite { .. })
+            )
         };
-        (error.chain().any(refused) || uc_model::error::is_model_error(error.chain())).then_some(ExitCode::BadInput)
+        (error.chain().any(refused) || uc_model::error::is_model_error(error.chain()))
+            .then_some(ExitCode::BadInput)
     }
 }
 
 /// The linears that replace those of the codes checkpoint; none where quantization alone is better.
 fn fit(job: &mut Job<'_>, draft: &LayerDraft) -> anyhow::Result<Vec<CodedLinear>> {
-    let (rank, max_rank) = (job.settings().overlay.rank, job.settings().overlay.max_rank as usize);
+    let (rank, max_rank) = (
+        job.settings().overlay.rank,
+        job.settings().overlay.max_rank as usize,
+    );
     if rank == Rank::Fixed(0) || (rank == Rank::Auto && max_rank == 0) {
         return Ok(Vec::new());
     }
@@ -72,7 +95,10 @@ fn fit(job: &mut Job<'_>, draft: &LayerDraft) -> anyhow::Result<Vec<CodedLinear>
     let mut factors = BTreeMap::new();
     for input in &plan.inputs {
         let h = statistics.read_f32(&format!("{}.second_moment", input.name))?;
-        factors.insert(input.name.clone(), factor::factorize(&h, input.width, quantize.damping)?);
+        factors.insert(
+            input.name.clone(),
+            factor::factorize(&h, input.width, quantize.damping)?,
+        );
         moments.insert(input.name.clone(), h);
     }
     let mut ranks = Vec::with_capacity(draft.linears.len());
@@ -104,14 +130,28 @@ fn fit(job: &mut Job<'_>, draft: &LayerDraft) -> anyhow::Result<Vec<CodedLinear>
         bits: (quantize.bpw * plan.linear_parameters() as f64).floor() as u64,
         probe_rows: quantize.probe_rows as usize,
     };
-    let mut refit = Refit { job: &mut *job, weights: &weights, shapes: &shapes, factors: &factors, ranks: &ranks, draft };
+    let mut refit = Refit {
+        job: &mut *job,
+        weights: &weights,
+        shapes: &shapes,
+        factors: &factors,
+        ranks: &ranks,
+        draft,
+    };
     let linears = layer::quantize(&shapes, &factors, budget, &mut refit)?;
     let mut after = 0.0;
     for linear in &linears {
-        after += output_error(&weights.read_f32(&linear.name)?, &linear.code, &moments[&linear.input])?;
+        after += output_error(
+            &weights.read_f32(&linear.name)?,
+            &linear.code,
+            &moments[&linear.input],
+        )?;
     }
     job.figure("relative error with overlay", after);
-    job.figure("overlay bpw", correction::overlay_bits(&linears) / plan.linear_parameters() as f64);
+    job.figure(
+        "overlay bpw",
+        correction::overlay_bits(&linears) / plan.linear_parameters() as f64,
+    );
     let keep = after < before || matches!(rank, Rank::Fixed(_));
     Ok(if keep { linears } else { Vec::new() })
 }

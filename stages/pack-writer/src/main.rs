@@ -35,10 +35,16 @@ enum Task {
 }
 
 fn main() -> std::process::ExitCode {
-    let program = |task| Program { name: "pack-writer", task, version: VERSION };
+    let program = |task| Program {
+        name: "pack-writer",
+        task,
+        version: VERSION,
+    };
     match Cli::parse().task {
         Task::Layer(args) => stage::main(program("layer"), &args, Writer(layer)).into(),
-        Task::Manifest(args) => stage::main(program("manifest"), &args, Writer(manifest::run)).into(),
+        Task::Manifest(args) => {
+            stage::main(program("manifest"), &args, Writer(manifest::run)).into()
+        }
     }
 }
 
@@ -61,14 +67,20 @@ fn layer(job: &mut Job<'_>) -> anyhow::Result<()> {
     let plan = config.layer_plan(job.layer()? as usize);
     let mut draft: LayerDraft = CODES.read(&job.input("codes")?)?;
     let replaced: Vec<CodedLinear> = OVERLAY.read(&job.input("overlay")?)?;
-    let mut replaced: BTreeMap<String, CodedLinear> =
-        replaced.into_iter().map(|linear| (linear.name.clone(), linear)).collect();
+    let mut replaced: BTreeMap<String, CodedLinear> = replaced
+        .into_iter()
+        .map(|linear| (linear.name.clone(), linear))
+        .collect();
     for linear in &mut draft.linears {
         if let Some(other) = replaced.remove(&linear.name) {
             *linear = other;
         }
     }
-    anyhow::ensure!(replaced.is_empty(), "the overlay has linears that the codes lack: {:?}", replaced.keys());
+    anyhow::ensure!(
+        replaced.is_empty(),
+        "the overlay has linears that the codes lack: {:?}",
+        replaced.keys()
+    );
 
     let bytes = draft.encode()?;
     let mut file = job.output("pack-layer")?;
@@ -81,7 +93,10 @@ fn layer(job: &mut Job<'_>) -> anyhow::Result<()> {
     let weights = TensorFile::open(&job.input("weights")?)?;
     let mut source = BTreeMap::new();
     for linear in &plan.linears {
-        source.insert(linear.name.clone(), Digest::of(&weights.read(&linear.name)?));
+        source.insert(
+            linear.name.clone(),
+            Digest::of(&weights.read(&linear.name)?),
+        );
     }
     let parsed = LayerFile::from_bytes(bytes, &origin)?;
     let entry = LayerEntry::measure(&parsed, &plan.prefix, |name| source.get(name).copied())?;

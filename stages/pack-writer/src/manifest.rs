@@ -18,8 +18,13 @@ use uc_store::tensors::{self, TensorFile};
 /// Rows of a scaffold tensor copied at a time.
 const ROWS: usize = 4096;
 /// Outputs that are files of the source, copied as they are: the last part of the output's path is the source's name.
-const DESCRIPTION: [&str; 5] =
-    ["pack-config", "pack-tokenizer", "pack-tokenizer-config", "pack-special-tokens", "pack-generation-config"];
+const DESCRIPTION: [&str; 5] = [
+    "pack-config",
+    "pack-tokenizer",
+    "pack-tokenizer-config",
+    "pack-special-tokens",
+    "pack-generation-config",
+];
 
 /// Writes everything of the pack but the layers.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
@@ -34,9 +39,15 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let mut digest = job.output("manifest-digest")?;
     digest.append(Manifest::digest_line(&text).as_bytes())?;
     job.commit("manifest-digest", digest)?;
-    job.figure("bpw linears", manifest.totals.bits_per_weight_linears.clone());
+    job.figure(
+        "bpw linears",
+        manifest.totals.bits_per_weight_linears.clone(),
+    );
     job.figure("bpw all", manifest.totals.bits_per_weight_all.clone());
-    job.figure("compression ratio", manifest.totals.compression_ratio.clone());
+    job.figure(
+        "compression ratio",
+        manifest.totals.compression_ratio.clone(),
+    );
     Ok(())
 }
 
@@ -45,8 +56,13 @@ fn copy_description(job: &mut Job<'_>) -> anyhow::Result<Vec<FileEntry>> {
     let mut entries = Vec::new();
     for output in DESCRIPTION {
         // A model without the file has a plan without the output.
-        let Ok(path) = job.output_path(output) else { continue };
-        let name = path.file_name().context("an output without a name")?.to_owned();
+        let Ok(path) = job.output_path(output) else {
+            continue;
+        };
+        let name = path
+            .file_name()
+            .context("an output without a name")?
+            .to_owned();
         let from = job.plan().model.path.join(&name);
         let bytes = std::fs::read(&from).with_context(|| format!("cannot read {from}"))?;
         let mut file = job.output(output)?;
@@ -58,7 +74,11 @@ fn copy_description(job: &mut Job<'_>) -> anyhow::Result<Vec<FileEntry>> {
 }
 
 fn entry(name: &str, written: &Written) -> FileEntry {
-    FileEntry { name: name.into(), size: written.size, sha256: Digest(written.sha256.0) }
+    FileEntry {
+        name: name.into(),
+        size: written.size,
+        sha256: Digest(written.sha256.0),
+    }
 }
 
 /// Streams the scaffold's tensors into `scaffold.uc`.
@@ -73,7 +93,11 @@ fn copy_scaffold(job: &mut Job<'_>) -> anyhow::Result<ScaffoldEntry> {
             other => anyhow::bail!("{} is {other:?}, expected F32, F16 or BF16", decl.name),
         };
         let shape = decl.shape.iter().map(|&side| side as u64).collect();
-        decls.push(ExactDecl { name: decl.name.clone(), dtype, shape });
+        decls.push(ExactDecl {
+            name: decl.name.clone(),
+            dtype,
+            shape,
+        });
     }
     let mut file = job.output("pack-scaffold")?;
     write_scaffold(&mut file, &decls, |index, sink: &mut dyn Write| {
@@ -81,7 +105,9 @@ fn copy_scaffold(job: &mut Job<'_>) -> anyhow::Result<ScaffoldEntry> {
         let rows = decl.shape.first().map_or(1, |&rows| rows as usize);
         for first in (0..rows).step_by(ROWS) {
             let count = ROWS.min(rows - first);
-            let bytes = source.read_rows(&decl.name, first, count).map_err(std::io::Error::other)?;
+            let bytes = source
+                .read_rows(&decl.name, first, count)
+                .map_err(std::io::Error::other)?;
             sink.write_all(&bytes)?;
         }
         Ok(())
@@ -100,10 +126,14 @@ fn compose(
     for layer in 0..plan.model.layers {
         let path = job.input_at("layer-record", layer)?;
         let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
-        let record: LayerEntry = serde_json::from_slice(&text).with_context(|| format!("cannot parse {path}"))?;
+        let record: LayerEntry =
+            serde_json::from_slice(&text).with_context(|| format!("cannot parse {path}"))?;
         layers.push(record);
     }
-    let config = files.iter().find(|file| file.name == "config.json").context("no config.json")?;
+    let config = files
+        .iter()
+        .find(|file| file.name == "config.json")
+        .context("no config.json")?;
     let source = Source {
         name: plan.model.name.clone(),
         config_sha256: config.sha256,
@@ -112,11 +142,16 @@ fn compose(
     };
     let settings = ["quantize", "overlay"].into_iter().flat_map(|section| {
         let fields = plan.settings.fields(section);
-        fields.into_iter().map(move |(name, value)| (format!("{section}.{name}"), value))
+        fields
+            .into_iter()
+            .map(move |(name, value)| (format!("{section}.{name}"), value))
     });
     let mut manifest = Manifest {
         pack_version: u32::from(FORMAT_VERSION),
-        tool: Tool { name: "ultracompress".into(), version: env!("CARGO_PKG_VERSION").into() },
+        tool: Tool {
+            name: "ultracompress".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        },
         codec: Codec {
             name: "uc-feedback-rans".into(),
             source: "open".into(),
@@ -156,8 +191,10 @@ fn dtypes(model: &Utf8Path) -> anyhow::Result<BTreeMap<String, u64>> {
 fn calibration(job: &Job<'_>) -> anyhow::Result<Calibration> {
     let path = job.input("calibration-windows")?;
     let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
-    let set: WindowSet = serde_json::from_slice(&text).with_context(|| format!("cannot parse {path}"))?;
-    let sha256: uc_store::sha::Sha256Digest = set.sha256.parse().context("digest of the windows")?;
+    let set: WindowSet =
+        serde_json::from_slice(&text).with_context(|| format!("cannot parse {path}"))?;
+    let sha256: uc_store::sha::Sha256Digest =
+        set.sha256.parse().context("digest of the windows")?;
     Ok(Calibration {
         files: labels(job.external("calibration-text")?),
         windows: set.windows.len() as u64,

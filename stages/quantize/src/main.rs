@@ -20,14 +20,22 @@ use uc_store::tensors::TensorFile;
 const VERSION: u32 = 1;
 
 #[derive(Parser)]
-#[command(name = "quantize", version, about = "Quantizes the linears of a layer to a byte budget")]
+#[command(
+    name = "quantize",
+    version,
+    about = "Quantizes the linears of a layer to a byte budget"
+)]
 struct Cli {
     #[command(flatten)]
     args: StageArgs,
 }
 
 fn main() -> std::process::ExitCode {
-    let program = Program { name: "quantize", task: "", version: VERSION };
+    let program = Program {
+        name: "quantize",
+        task: "",
+        version: VERSION,
+    };
     stage::main(program, &Cli::parse().args, Quantize).into()
 }
 
@@ -47,7 +55,11 @@ impl StageProgram for Quantize {
             let found = factor::factorize(&h, input.width, settings.damping)
                 .with_context(|| format!("second moments of input {}", input.name))?;
             if found.damping > settings.damping {
-                tracing::warn!(input = input.name, damping = found.damping, "damping was raised");
+                tracing::warn!(
+                    input = input.name,
+                    damping = found.damping,
+                    "damping was raised"
+                );
                 job.figure(&format!("damping of {}", input.name), found.damping);
             }
             if found.dead > 0 {
@@ -61,10 +73,20 @@ impl StageProgram for Quantize {
             bits: (settings.bpw * plan.linear_parameters() as f64).floor() as u64,
             probe_rows: settings.probe_rows as usize,
         };
-        let mut work = Work { job, weights: &weights, shapes: &shapes, layer: plan.index as u32, extras };
+        let mut work = Work {
+            job,
+            weights: &weights,
+            shapes: &shapes,
+            layer: plan.index as u32,
+            extras,
+        };
         let linears = layer::quantize(&shapes, &factors, budget, &mut work)?;
         let Work { extras, .. } = work;
-        let draft = LayerDraft { layer: plan.index as u32, linears, extras };
+        let draft = LayerDraft {
+            layer: plan.index as u32,
+            linears,
+            extras,
+        };
         let bits = draft.encode()?.len() as f64 * 8.0;
         job.figure("bpw", bits / plan.linear_parameters() as f64);
 
@@ -85,7 +107,12 @@ impl StageProgram for Quantize {
 
 /// Whether the codec refused what it was given rather than failed.
 fn is_input(error: &CodecError) -> bool {
-    matches!(error, CodecError::NotFinite { .. } | CodecError::NotPositiveDefinite { .. } | CodecError::Budget { .. })
+    matches!(
+        error,
+        CodecError::NotFinite { .. }
+            | CodecError::NotPositiveDefinite { .. }
+            | CodecError::Budget { .. }
+    )
 }
 
 fn shapes(plan: &LayerPlan) -> Vec<LinearShape> {
@@ -110,7 +137,12 @@ fn extras(weights: &TensorFile, plan: &LayerPlan) -> anyhow::Result<Vec<ExactTen
             other => anyhow::bail!("{} is {other:?}, expected F32, F16 or BF16", spec.name),
         };
         let shape = decl.shape.iter().map(|&side| side as u64).collect();
-        extras.push(ExactTensor { name: spec.name.clone(), dtype, shape, bytes: weights.read(&spec.name)? });
+        extras.push(ExactTensor {
+            name: spec.name.clone(),
+            dtype,
+            shape,
+            bytes: weights.read(&spec.name)?,
+        });
     }
     Ok(extras)
 }
@@ -136,7 +168,11 @@ impl LayerWork for Work<'_, '_> {
     }
 
     fn measure(&self, linears: &[CodedLinear]) -> anyhow::Result<u64> {
-        let draft = LayerDraft { layer: self.layer, linears: linears.to_vec(), extras: self.extras.clone() };
+        let draft = LayerDraft {
+            layer: self.layer,
+            linears: linears.to_vec(),
+            extras: self.extras.clone(),
+        };
         Ok(draft.encode()?.len() as u64 * 8)
     }
 

@@ -20,7 +20,11 @@ const VERSION: u32 = 1;
 const WAITING: usize = 2;
 
 #[derive(Parser)]
-#[command(name = "shard-loader", version, about = "Splits a source model into one file per layer")]
+#[command(
+    name = "shard-loader",
+    version,
+    about = "Splits a source model into one file per layer"
+)]
 struct Cli {
     #[command(subcommand)]
     task: Task,
@@ -48,7 +52,11 @@ fn main() -> std::process::ExitCode {
 }
 
 fn run(task: &'static str, args: &StageArgs, part: Part) -> std::process::ExitCode {
-    let program = Program { name: "shard-loader", task, version: VERSION };
+    let program = Program {
+        name: "shard-loader",
+        task,
+        version: VERSION,
+    };
     stage::main(program, args, Loader { part, source: None }).into()
 }
 
@@ -88,7 +96,12 @@ fn describe(model: &Path) -> anyhow::Result<serde_json::Value> {
         "special_tokens_map.json",
         "generation_config.json",
     ];
-    files.extend(described.iter().filter(|name| model.join(name).is_file()).map(|name| (*name).into()));
+    files.extend(
+        described
+            .iter()
+            .filter(|name| model.join(name).is_file())
+            .map(|name| (*name).into()),
+    );
     files.sort();
     files.dedup();
     Ok(serde_json::json!({
@@ -152,7 +165,9 @@ fn copy(
     let mut decls = Vec::with_capacity(tensors.len());
     for spec in tensors {
         let name = format!("{prefix}{}", spec.name);
-        let info = source.tensor(&name).with_context(|| format!("tensor {name} has vanished"))?;
+        let info = source
+            .tensor(&name)
+            .with_context(|| format!("tensor {name} has vanished"))?;
         let dtype = match info.dtype.name() {
             "F32" => Dtype::F32,
             "F16" => Dtype::F16,

@@ -18,7 +18,11 @@ use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes, to_f32};
 const VERSION: u32 = 1;
 
 #[derive(Parser)]
-#[command(name = "teacher-cache", version, about = "Pushes calibration text through the teacher")]
+#[command(
+    name = "teacher-cache",
+    version,
+    about = "Pushes calibration text through the teacher"
+)]
 struct Cli {
     #[command(subcommand)]
     task: Task,
@@ -33,7 +37,11 @@ enum Task {
 }
 
 fn main() -> std::process::ExitCode {
-    let program = |task| Program { name: "teacher-cache", task, version: VERSION };
+    let program = |task| Program {
+        name: "teacher-cache",
+        task,
+        version: VERSION,
+    };
     match Cli::parse().task {
         Task::Windows(args) => stage::main(program("windows"), &args, Windows).into(),
         Task::Layer(args) => stage::main(program("layer"), &args, Layer).into(),
@@ -52,7 +60,12 @@ impl StageProgram for Windows {
         };
         let dir = job.plan().model.path.as_std_path();
         let config = ModelConfig::load(dir)?;
-        let texts: Vec<_> = job.external("calibration-text")?.files.iter().map(|f| &f.path).collect();
+        let texts: Vec<_> = job
+            .external("calibration-text")?
+            .files
+            .iter()
+            .map(|f| &f.path)
+            .collect();
         let set = WindowSet::draw(dir, &config, &texts, choice)?;
         job.figure("calibration windows", set.windows.len());
         job.figure("calibration tokens", set.tokens());
@@ -63,7 +76,8 @@ impl StageProgram for Windows {
 
         let scaffold = TensorFile::open(&job.input("scaffold")?)?;
         let shape = [set.windows.len(), set.length, config.hidden];
-        let mut hidden = job.output_tensors("hidden", &[TensorDecl::new("hidden", Dtype::F32, &shape)])?;
+        let mut hidden =
+            job.output_tensors("hidden", &[TensorDecl::new("hidden", Dtype::F32, &shape)])?;
         for window in &set.windows {
             for &id in &window.ids {
                 let row = scaffold.read_rows("model.embed_tokens.weight", id as usize, 1)?;

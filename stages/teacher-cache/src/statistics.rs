@@ -38,27 +38,43 @@ impl OnDevice for LayerPass<'_, '_> {
         let hidden = TensorFile::open(&job.input("hidden")?)?;
         let shape = hidden.tensor("hidden")?.shape.clone();
         let &[windows, length, width] = shape.as_slice() else {
-            anyhow::bail!("{}: `hidden` has shape {shape:?}, expected three sides", hidden.path());
+            anyhow::bail!(
+                "{}: `hidden` has shape {shape:?}, expected three sides",
+                hidden.path()
+            );
         };
         let rope = Rope::<B>::new(&config, length, &device)?;
-        let mut moments: BTreeMap<String, Moments> =
-            plan.inputs.iter().map(|input| (input.name.clone(), Moments::new(input.width))).collect();
+        let mut moments: BTreeMap<String, Moments> = plan
+            .inputs
+            .iter()
+            .map(|input| (input.name.clone(), Moments::new(input.width)))
+            .collect();
 
-        let mut output = job.output_tensors("hidden", &[TensorDecl::new("hidden", Dtype::F32, &shape)])?;
+        let mut output =
+            job.output_tensors("hidden", &[TensorDecl::new("hidden", Dtype::F32, &shape)])?;
         let batch = (BATCH_TOKENS / length).max(1);
-        map_rows(&hidden, "hidden", batch, &mut output, |values, count, first| {
-            let x = Tensor::<B, 3>::from_data(TensorData::new(values, [count, length, width]), &device);
-            let mut refused: Result<(), ModelError> = Ok(());
-            let mut observe = |name: &str, x: Tensor<B, 2>| {
-                if let (Some(sums), Ok(())) = (moments.get_mut(name), &refused) {
-                    refused = sums.add(x).map_err(ModelError::from);
-                }
-            };
-            let y = layer.forward(x, &rope, Some(&mut observe));
-            refused?;
-            job.progress((first + count) as u64, windows as u64, "windows");
-            values_of(y)
-        })?;
+        map_rows(
+            &hidden,
+            "hidden",
+            batch,
+            &mut output,
+            |values, count, first| {
+                let x = Tensor::<B, 3>::from_data(
+                    TensorData::new(values, [count, length, width]),
+                    &device,
+                );
+                let mut refused: Result<(), ModelError> = Ok(());
+                let mut observe = |name: &str, x: Tensor<B, 2>| {
+                    if let (Some(sums), Ok(())) = (moments.get_mut(name), &refused) {
+                        refused = sums.add(x).map_err(ModelError::from);
+                    }
+                };
+                let y = layer.forward(x, &rope, Some(&mut observe));
+                refused?;
+                job.progress((first + count) as u64, windows as u64, "windows");
+                values_of(y)
+            },
+        )?;
         job.commit_tensors("hidden", output)?;
         let finished = moments
             .into_iter()
@@ -69,12 +85,18 @@ impl OnDevice for LayerPass<'_, '_> {
 }
 
 fn values_of<B: Backend>(y: Tensor<B, 3>) -> anyhow::Result<Vec<f32>> {
-    let values: Vec<f32> = y.into_data().into_vec().map_err(|error| anyhow::anyhow!("{error:?}"))?;
+    let values: Vec<f32> = y
+        .into_data()
+        .into_vec()
+        .map_err(|error| anyhow::anyhow!("{error:?}"))?;
     let bad = values.iter().position(|value| !value.is_finite());
     match bad {
         None => Ok(values),
-        Some(index) => Err(anyhow::anyhow!("hidden state {index} of the batch is {}", values[index]))
-            .context("the teacher's own activations are not finite; the model cannot be calibrated"),
+        Some(index) => Err(anyhow::anyhow!(
+            "hidden state {index} of the batch is {}",
+            values[index]
+        ))
+        .context("the teacher's own activations are not finite; the model cannot be calibrated"),
     }
 }
 
@@ -82,8 +104,16 @@ fn values_of<B: Backend>(y: Tensor<B, 3>) -> anyhow::Result<Vec<f32>> {
 fn write(job: &mut Job<'_>, moments: &[(String, MeanMoments)]) -> anyhow::Result<()> {
     let mut decls = Vec::new();
     for (name, found) in moments {
-        decls.push(TensorDecl::new(format!("{name}.second_moment"), Dtype::F32, &[found.n, found.n]));
-        decls.push(TensorDecl::new(format!("{name}.mean"), Dtype::F32, &[found.n]));
+        decls.push(TensorDecl::new(
+            format!("{name}.second_moment"),
+            Dtype::F32,
+            &[found.n, found.n],
+        ));
+        decls.push(TensorDecl::new(
+            format!("{name}.mean"),
+            Dtype::F32,
+            &[found.n],
+        ));
     }
     let mut file = job.output_tensors("statistics", &decls)?;
     for (_, found) in moments {

@@ -55,7 +55,9 @@ impl ClassTable {
             let differences = self.differences(half, mirrored);
             let (rice, _) = best_rice(&differences, LARGEST_RICE);
             writer.put(rice, 4);
-            differences.iter().for_each(|&difference| writer.put_rice(difference, rice));
+            differences
+                .iter()
+                .for_each(|&difference| writer.put_rice(difference, rice));
         }
     }
 
@@ -161,9 +163,15 @@ pub(crate) struct DecodeTables {
 impl DecodeTables {
     /// Lays out the tables of all classes one after another.
     pub(crate) fn new(classes: &[Option<ClassTable>]) -> Self {
-        let mut tables = DecodeTables { entries: Vec::new(), number: Vec::new(), shift: Vec::new() };
+        let mut tables = DecodeTables {
+            entries: Vec::new(),
+            number: Vec::new(),
+            shift: Vec::new(),
+        };
         for class in classes {
-            tables.number.push(class.as_ref().map(|_| tables.shift.len() as u8));
+            tables
+                .number
+                .push(class.as_ref().map(|_| tables.shift.len() as u8));
             let Some(table) = class else { continue };
             tables.shift.push(table.shift as u8);
             for (place, &frequency) in table.frequency.iter().enumerate() {

@@ -46,7 +46,9 @@ impl Tally {
         let counts = q
             .par_chunks(rows * cols)
             .zip(row_log.par_chunks(rows))
-            .fold(Vec::new, |counts, (q, row_log)| count_piece(counts, q, row_log, column_log))
+            .fold(Vec::new, |counts, (q, row_log)| {
+                count_piece(counts, q, row_log, column_log)
+            })
             .reduce(Vec::new, add);
         self.fine = add(std::mem::take(&mut self.fine), counts);
         Ok(())

@@ -44,7 +44,14 @@ pub fn decode(
     q.par_chunks_mut(tile_rows.saturating_mul(cols).min(count))
         .zip(row_log.par_chunks(tile_rows))
         .zip(tiles)
-        .try_for_each(|((q, row_log), bytes)| Tile { bytes, row_log, lines: &lines }.decode(q))?;
+        .try_for_each(|((q, row_log), bytes)| {
+            Tile {
+                bytes,
+                row_log,
+                lines: &lines,
+            }
+            .decode(q)
+        })?;
     Ok(q)
 }
 
@@ -59,10 +66,23 @@ pub fn decode_tile(
     tables: &LayerTables,
     bytes: &[u8],
 ) -> Result<Vec<i16>, CodecError> {
-    let offsets: &[u64] = if row_log.is_empty() || column_log.is_empty() { &[] } else { &[0] };
+    let offsets: &[u64] = if row_log.is_empty() || column_log.is_empty() {
+        &[]
+    } else {
+        &[0]
+    };
     let rows = row_log.len();
     let tile_rows = u32::try_from(rows.max(1)).unwrap_or(u32::MAX);
-    decode(rows, column_log.len(), row_log, column_log, tables, tile_rows, offsets, bytes)
+    decode(
+        rows,
+        column_log.len(),
+        row_log,
+        column_log,
+        tables,
+        tile_rows,
+        offsets,
+        bytes,
+    )
 }
 
 /// The bytes of every tile.
@@ -73,16 +93,32 @@ fn tiles<'a>(
     offsets: &[u64],
     payload: &'a [u8],
 ) -> Result<Vec<&'a [u8]>, CodecError> {
-    let damaged = |what, found, expected| CodecError::Damaged { what, found, expected };
+    let damaged = |what, found, expected| CodecError::Damaged {
+        what,
+        found,
+        expected,
+    };
     if tile_rows == 0 {
         return Err(damaged("tile rows", 0, "at least 1"));
     }
-    let count = if cols == 0 { 0 } else { rows.div_ceil(tile_rows as usize) };
+    let count = if cols == 0 {
+        0
+    } else {
+        rows.div_ceil(tile_rows as usize)
+    };
     if offsets.len() != count {
-        return Err(damaged("tile offsets", offsets.len() as u64, "one per tile"));
+        return Err(damaged(
+            "tile offsets",
+            offsets.len() as u64,
+            "one per tile",
+        ));
     }
     if offsets.first().is_some_and(|&first| first != 0) || (count == 0 && !payload.is_empty()) {
-        return Err(damaged("tile offsets", offsets.first().copied().unwrap_or(0), "0 first"));
+        return Err(damaged(
+            "tile offsets",
+            offsets.first().copied().unwrap_or(0),
+            "0 first",
+        ));
     }
     let end = payload.len() as u64;
     let ends = offsets.iter().skip(1).copied().chain([end]);
@@ -90,7 +126,11 @@ fn tiles<'a>(
         let bytes = usize::try_from(start).ok().zip(usize::try_from(end).ok());
         bytes
             .and_then(|(start, end)| payload.get(start..end))
-            .ok_or(damaged("tile offsets", start, "rising offsets inside the payload"))
+            .ok_or(damaged(
+                "tile offsets",
+                start,
+                "rising offsets inside the payload",
+            ))
     };
     offsets.iter().zip(ends).map(tile).collect()
 }
@@ -108,11 +148,7 @@ pub(super) struct Lines<'a> {
 }
 
 impl<'a> Lines<'a> {
-    fn new(
-        row_log: &[u8],
-        column_log: &[u8],
-        tables: &'a LayerTables,
-    ) -> Result<Self, CodecError> {
+    fn new(row_log: &[u8], column_log: &[u8], tables: &'a LayerTables) -> Result<Self, CodecError> {
         let decode = tables.decode_tables();
         let mut lines = Lines {
             tables: decode,
@@ -122,7 +158,9 @@ impl<'a> Lines<'a> {
             shift: Vec::new(),
         };
         let mut occurs = [false; 256];
-        row_log.iter().for_each(|&log| occurs[usize::from(log)] = true);
+        row_log
+            .iter()
+            .for_each(|&log| occurs[usize::from(log)] = true);
         let logs = (0..=255u8).filter(|&log| occurs[usize::from(log)]);
         for (line, row_log) in logs.enumerate() {
             lines.line[usize::from(row_log)] = Some(line as u16);
@@ -131,13 +169,20 @@ impl<'a> Lines<'a> {
                 let Some(number) = decode.number[class] else {
                     let expected = "a class that has a table";
                     let found = class as u64;
-                    return Err(CodecError::Damaged { what: "logarithms", found, expected });
+                    return Err(CodecError::Damaged {
+                        what: "logarithms",
+                        found,
+                        expected,
+                    });
                 };
                 lines.number.push(number);
             }
         }
         if decode.shift.iter().any(|&shift| shift > 0) {
-            let shifts = lines.number.iter().map(|&number| decode.shift[usize::from(number)]);
+            let shifts = lines
+                .number
+                .iter()
+                .map(|&number| decode.shift[usize::from(number)]);
             lines.shift = shifts.collect();
         }
         Ok(lines)
@@ -145,14 +190,17 @@ impl<'a> Lines<'a> {
 
     /// Numbers and shifts of the tables of a row; no shifts where no table of the layer has one.
     pub(super) fn of(&self, row_log: u8) -> (&[u8], &[u8]) {
-        let line = usize::from(self.line[usize::from(row_log)].expect("row logarithms were listed"));
+        let line =
+            usize::from(self.line[usize::from(row_log)].expect("row logarithms were listed"));
         let range = line * self.cols..(line + 1) * self.cols;
-        (&self.number[range.clone()], if self.shift.is_empty() { &[] } else { &self.shift[range] })
-    }
-
-    /// Does any table have a shift?
-    pub(super) fn shifted(&self) -> bool {
-        !self.shift.is_empty()
+        (
+            &self.number[range.clone()],
+            if self.shift.is_empty() {
+                &[]
+            } else {
+                &self.shift[range]
+            },
+        )
     }
 }
 
@@ -198,17 +246,29 @@ impl Tile<'_> {
         let length = self.bytes.len() as u64;
         if self.bytes.len() < 4 * lanes || self.bytes.len() % 2 != 0 {
             let expected = "its states and whole words";
-            return Err(CodecError::Damaged { what: "length of a tile", found: length, expected });
+            return Err(CodecError::Damaged {
+                what: "length of a tile",
+                found: length,
+                expected,
+            });
         }
         let mut states = [LOWEST_STATE; LANES];
         for (state, bytes) in states[..lanes].iter_mut().zip(self.bytes.chunks_exact(4)) {
             *state = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
             if *state < LOWEST_STATE {
                 let (what, found) = ("state of a tile", u64::from(*state));
-                return Err(CodecError::Damaged { what, found, expected: "at least 65536" });
+                return Err(CodecError::Damaged {
+                    what,
+                    found,
+                    expected: "at least 65536",
+                });
             }
         }
-        Ok(Cursor { bytes: self.bytes, position: 4 * lanes, states })
+        Ok(Cursor {
+            bytes: self.bytes,
+            position: 4 * lanes,
+            states,
+        })
     }
 }
 
@@ -236,7 +296,11 @@ impl Cursor<'_> {
         if self.position > self.bytes.len() {
             return Err(self.truncated());
         }
-        if escapes == 0 { Ok(()) } else { self.escapes(escapes, out) }
+        if escapes == 0 {
+            Ok(())
+        } else {
+            self.escapes(escapes, out)
+        }
     }
 
     /// Steps 1 and 2; returns the lanes that met an escape. May leave the position behind the end.
@@ -251,7 +315,9 @@ impl Cursor<'_> {
     ) -> u32 {
         let mask = (1u32 << PROBABILITY_BITS) - 1;
         let (mut taken, mut escapes) = (0usize, 0u32);
-        for (lane, ((out, &number), x)) in out.iter_mut().zip(number).zip(&mut self.states).enumerate() {
+        for (lane, ((out, &number), x)) in
+            out.iter_mut().zip(number).zip(&mut self.states).enumerate()
+        {
             let shift = shift.get(lane).map_or(0, |&shift| u32::from(shift));
             let at = usize::from(number) << PROBABILITY_BITS | ((*x >> shift) & mask) as usize;
             let entry = entries[at];
@@ -290,20 +356,32 @@ impl Cursor<'_> {
         if self.position != self.bytes.len() {
             let found = (self.bytes.len() - self.position) as u64;
             let expected = "no bytes after the last word";
-            return Err(CodecError::Damaged { what: "end of a tile", found, expected });
+            return Err(CodecError::Damaged {
+                what: "end of a tile",
+                found,
+                expected,
+            });
         }
         match self.states.iter().find(|&&state| state != LOWEST_STATE) {
             None => Ok(()),
             Some(&state) => {
                 let (what, found) = ("last state of a tile", u64::from(state));
-                Err(CodecError::Damaged { what, found, expected: "65536" })
+                Err(CodecError::Damaged {
+                    what,
+                    found,
+                    expected: "65536",
+                })
             }
         }
     }
 
     fn truncated(&self) -> CodecError {
         let (what, found) = ("tile", self.bytes.len() as u64);
-        CodecError::Damaged { what, found, expected: "more bytes" }
+        CodecError::Damaged {
+            what,
+            found,
+            expected: "more bytes",
+        }
     }
 }
 
@@ -331,6 +409,8 @@ impl Words for Window<'_> {
 impl Words for Checked<'_> {
     #[inline(always)]
     fn at(&self, i: usize) -> u16 {
-        self.0.get(2 * i..2 * i + 2).map_or(0, |word| u16::from_le_bytes([word[0], word[1]]))
+        self.0
+            .get(2 * i..2 * i + 2)
+            .map_or(0, |word| u16::from_le_bytes([word[0], word[1]]))
     }
 }

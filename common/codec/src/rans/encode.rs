@@ -17,10 +17,21 @@ struct Coder {
 impl Coder {
     fn new(table: &ClassTable) -> Self {
         let starts = table.starts();
-        let symbols = table.frequency.iter().zip(starts).map(|(&frequency, start)| {
-            if frequency == 0 { 0 } else { u32::from(frequency) | u32::from(start) << 16 }
-        });
-        Coder { shift: table.shift, symbols: symbols.collect() }
+        let symbols = table
+            .frequency
+            .iter()
+            .zip(starts)
+            .map(|(&frequency, start)| {
+                if frequency == 0 {
+                    0
+                } else {
+                    u32::from(frequency) | u32::from(start) << 16
+                }
+            });
+        Coder {
+            shift: table.shift,
+            symbols: symbols.collect(),
+        }
     }
 }
 
@@ -32,7 +43,11 @@ impl Coder {
 pub fn encode(code: &TensorCode, tables: &LayerTables) -> Result<EncodedTensor, CodecError> {
     code.validate()?;
     let rows = tile_rows(code.rows, code.cols);
-    let mut encoded = EncodedTensor { tile_rows: rows, tile_offsets: vec![], payload: vec![] };
+    let mut encoded = EncodedTensor {
+        tile_rows: rows,
+        tile_offsets: vec![],
+        payload: vec![],
+    };
     if code.q.is_empty() {
         return Ok(encoded);
     }
@@ -46,7 +61,10 @@ pub fn encode(code: &TensorCode, tables: &LayerTables) -> Result<EncodedTensor, 
         .zip(code.row_log.par_chunks(rows))
         .map(|(q, row_log)| encode_tile(q, row_log, &code.column_log, &fine))
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|(fine, value)| CodecError::NoCode { class: fine >> tables.granularity(), value })?;
+        .map_err(|(fine, value)| CodecError::NoCode {
+            class: fine >> tables.granularity(),
+            value,
+        })?;
     for tile in tiles {
         encoded.tile_offsets.push(encoded.payload.len() as u64);
         encoded.payload.extend(tile);
@@ -71,8 +89,13 @@ fn encode_tile(
     }
     let states = &states[..cols.min(LANES)];
     let mut bytes = Vec::with_capacity(4 * states.len() + 2 * words.len());
-    states.iter().for_each(|state| bytes.extend(state.to_le_bytes()));
-    words.iter().rev().for_each(|word| bytes.extend(word.to_le_bytes()));
+    states
+        .iter()
+        .for_each(|state| bytes.extend(state.to_le_bytes()));
+    words
+        .iter()
+        .rev()
+        .for_each(|word| bytes.extend(word.to_le_bytes()));
     Ok(bytes)
 }
 
@@ -94,7 +117,11 @@ fn encode_group(
         let shift = coder.shift;
         let symbol = symbol_of(index, shift);
         let raw = (index + ((1 << shift) >> 1)) as u32 & ((1 << shift) - 1);
-        let code = if symbol > ESCAPE && symbol < -ESCAPE { coder.symbols[place(symbol)] } else { 0 };
+        let code = if symbol > ESCAPE && symbol < -ESCAPE {
+            coder.symbols[place(symbol)]
+        } else {
+            0
+        };
         if code != 0 {
             steps[lane] = (code, raw, shift);
         } else {

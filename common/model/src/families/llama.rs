@@ -71,8 +71,10 @@ struct RopeWire {
 /// # Errors
 /// [`ConfigError`], naming file, key, found and expected.
 pub fn parse(bytes: &[u8], path: &Path) -> Result<ModelConfig, ConfigError> {
-    let wire: LlamaWire = serde_json::from_slice(bytes)
-        .map_err(|source| ConfigError::Json { path: path.to_owned(), source })?;
+    let wire: LlamaWire = serde_json::from_slice(bytes).map_err(|source| ConfigError::Json {
+        path: path.to_owned(),
+        source,
+    })?;
     let check = Checker::new(path);
     refuse_other_computations(&wire, &check)?;
     let hidden = check.size("hidden_size", wire.hidden_size, MAX_WIDTH)?;
@@ -84,7 +86,11 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<ModelConfig, ConfigError> {
         return Err(check.refuse("num_key_value_heads", kv_heads, expected));
     }
     let head_dim = head_dim(&wire, hidden, heads, &check)?;
-    check.size("num_attention_heads * head_dim", heads as u64 * head_dim as u64, MAX_WIDTH)?;
+    check.size(
+        "num_attention_heads * head_dim",
+        heads as u64 * head_dim as u64,
+        MAX_WIDTH,
+    )?;
     let context = wire.max_position_embeddings.unwrap_or(2048);
     let (rope_theta, rope_scaling) = rope(&wire, &check)?;
     Ok(ModelConfig {
@@ -161,10 +167,15 @@ fn rope(wire: &LlamaWire, check: &Checker<'_>) -> Result<(f64, RopeScaling), Con
             None => Err(check.refuse(&name, "nothing", "a number")),
         }
     };
-    let kind = settings.rope_type.as_deref().or(settings.older_type.as_deref());
+    let kind = settings
+        .rope_type
+        .as_deref()
+        .or(settings.older_type.as_deref());
     let scaling = match kind.unwrap_or("default") {
         "default" => RopeScaling::Default,
-        "linear" => RopeScaling::Linear { factor: number("factor", settings.factor, 0.0)? },
+        "linear" => RopeScaling::Linear {
+            factor: number("factor", settings.factor, 0.0)?,
+        },
         "llama3" => {
             let low = number("low_freq_factor", settings.low_freq_factor, 0.0)?;
             RopeScaling::Llama3 {

@@ -37,8 +37,18 @@ pub(super) fn attention<B: Backend>(
     shape: Heads,
     rope: &Rope<B>,
 ) -> Tensor<B, 2> {
-    let Heads { heads, kv_heads, head_dim } = shape;
-    let q = by_head(q * (head_dim as f64).sqrt().recip(), windows, length, heads, head_dim);
+    let Heads {
+        heads,
+        kv_heads,
+        head_dim,
+    } = shape;
+    let q = by_head(
+        q * (head_dim as f64).sqrt().recip(),
+        windows,
+        length,
+        heads,
+        head_dim,
+    );
     let q = rotate(q, rope);
     let k = rotate(by_head(k, windows, length, kv_heads, head_dim), rope);
     let v = by_head(v, windows, length, kv_heads, head_dim);
@@ -52,7 +62,9 @@ pub(super) fn attention<B: Backend>(
         })
         .collect();
     let mixed = join(mixed, 0);
-    mixed.swap_dims(1, 2).reshape([windows * length, heads * head_dim])
+    mixed
+        .swap_dims(1, 2)
+        .reshape([windows * length, heads * head_dim])
 }
 
 /// `[windows * length, heads * head_dim]` to `[windows, heads, length, head_dim]`.
@@ -63,7 +75,8 @@ fn by_head<B: Backend>(
     heads: usize,
     head_dim: usize,
 ) -> Tensor<B, 4> {
-    x.reshape([windows, length, heads, head_dim]).swap_dims(1, 2)
+    x.reshape([windows, length, heads, head_dim])
+        .swap_dims(1, 2)
 }
 
 /// Turns the pairs `(i, i + head_dim/2)` of every head by their position's angle.
@@ -72,7 +85,9 @@ fn rotate<B: Backend>(x: Tensor<B, 4>, rope: &Rope<B>) -> Tensor<B, 4> {
     let half = head_dim / 2;
     let flat = [windows * heads, length * half];
     let part = |first: usize| {
-        x.clone().slice([0..windows, 0..heads, 0..length, first..first + half]).reshape(flat)
+        x.clone()
+            .slice([0..windows, 0..heads, 0..length, first..first + half])
+            .reshape(flat)
     };
     let table = |t: &Tensor<B, 2>| t.clone().slice([0..length]).reshape([1, length * half]);
     let (low, high) = (part(0), part(half));
@@ -80,7 +95,10 @@ fn rotate<B: Backend>(x: Tensor<B, 4>, rope: &Rope<B>) -> Tensor<B, 4> {
     let turned_low = low.clone() * cos.clone() - high.clone() * sin.clone();
     let turned_high = high * cos + low * sin;
     let shape = [windows, heads, length, half];
-    Tensor::cat(vec![turned_low.reshape(shape), turned_high.reshape(shape)], 3)
+    Tensor::cat(
+        vec![turned_low.reshape(shape), turned_high.reshape(shape)],
+        3,
+    )
 }
 
 /// Attention of rotated, scaled `q: [w, heads, t, hd]` over `k`, `v: [w, kv_heads, t, hd]`.
@@ -92,7 +110,10 @@ fn causal<B: Backend>(q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>) -> Tens
         let last = (first + QUERY_CHUNK).min(length);
         let queries = last - first;
         let tall = [windows, kv_heads, share * queries, head_dim];
-        let q = q.clone().slice([0..windows, 0..heads, first..last]).reshape(tall);
+        let q = q
+            .clone()
+            .slice([0..windows, 0..heads, first..last])
+            .reshape(tall);
         let keys = [0..windows, 0..kv_heads, 0..last];
         let scores = q.matmul(k.clone().slice(keys.clone()).transpose());
         let scores = scores.reshape([windows * heads, queries * last]);
@@ -117,5 +138,9 @@ fn future_mask<B: Backend>(first: usize, queries: usize, device: &B::Device) -> 
 
 /// The parts joined along `dim`; a single part is passed on as it is.
 fn join<B: Backend>(mut parts: Vec<Tensor<B, 4>>, dim: usize) -> Tensor<B, 4> {
-    if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, dim) }
+    if parts.len() == 1 {
+        parts.remove(0)
+    } else {
+        Tensor::cat(parts, dim)
+    }
 }

@@ -38,7 +38,9 @@ impl<B: Backend> Embedding<B> {
         device: &B::Device,
     ) -> Result<Self, E> {
         let shape = [config.vocab, config.hidden];
-        Ok(Embedding { weight: tensor("model.embed_tokens.weight", shape, weights, device)? })
+        Ok(Embedding {
+            weight: tensor("model.embed_tokens.weight", shape, weights, device)?,
+        })
     }
 
     /// Hidden states `[windows, length, hidden]` of windows of equal length.
@@ -53,13 +55,21 @@ impl<B: Backend> Embedding<B> {
             let window = window.as_ref();
             if window.len() != length || length == 0 {
                 let found = window.len();
-                return Err(ModelError::UnevenWindows { index, found, expected: length });
+                return Err(ModelError::UnevenWindows {
+                    index,
+                    found,
+                    expected: length,
+                });
             }
             check_ids(window, vocab)?;
             ids.extend(window.iter().map(|&id| id as i32));
         }
         if ids.is_empty() {
-            return Err(ModelError::UnevenWindows { index: 0, found: 0, expected: 1 });
+            return Err(ModelError::UnevenWindows {
+                index: 0,
+                found: 0,
+                expected: 1,
+            });
         }
         let device = self.weight.device();
         let count = ids.len();

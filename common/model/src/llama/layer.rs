@@ -76,7 +76,12 @@ impl<B: Backend> LlamaLayer<B> {
         weights: &dyn Fn(&str) -> Result<Vec<f32>, E>,
         device: &B::Device,
     ) -> Result<Self, E> {
-        let (d, q, kv, ffn) = (config.hidden, config.query_width(), config.kv_width(), config.ffn);
+        let (d, q, kv, ffn) = (
+            config.hidden,
+            config.query_width(),
+            config.kv_width(),
+            config.ffn,
+        );
         let linear = |name: &str, rows: usize, cols: usize, bias: bool| -> Result<_, E> {
             let weight = tensor(&format!("{name}.weight"), [rows, cols], weights, device)?;
             let bias = match bias {
@@ -116,7 +121,10 @@ impl<B: Backend> LlamaLayer<B> {
     ) -> Tensor<B, 3> {
         let [windows, length, width] = hidden.dims();
         let positions = rope.positions();
-        assert!(length <= positions, "{length} tokens, but {positions} rotary positions");
+        assert!(
+            length <= positions,
+            "{length} tokens, but {positions} rotary positions"
+        );
         let mut show = |name: &str, x: &Tensor<B, 2>| {
             if let Some(observe) = observe.as_mut() {
                 observe(name, x.clone());
@@ -126,9 +134,16 @@ impl<B: Backend> LlamaLayer<B> {
 
         let x = rms_norm(hidden.clone(), self.attn_norm.clone(), self.eps);
         show("attn_in", &x);
-        let (q, k, v) = (self.q.forward(x.clone()), self.k.forward(x.clone()), self.v.forward(x));
-        let heads =
-            Heads { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim };
+        let (q, k, v) = (
+            self.q.forward(x.clone()),
+            self.k.forward(x.clone()),
+            self.v.forward(x),
+        );
+        let heads = Heads {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+        };
         let mixed = attention(q, k, v, windows, length, heads, rope);
         show("o_in", &mixed);
         let hidden = self.o.forward(mixed) + hidden;
@@ -153,7 +168,12 @@ pub(super) fn tensor<B: Backend, const D: usize, E: From<ModelError>>(
     let expected = shape.iter().product();
     if values.len() != expected {
         let found = values.len();
-        return Err(ModelError::WeightLength { name: name.to_owned(), found, expected }.into());
+        return Err(ModelError::WeightLength {
+            name: name.to_owned(),
+            found,
+            expected,
+        }
+        .into());
     }
     Ok(Tensor::from_data(TensorData::new(values, shape), device))
 }

@@ -7,8 +7,8 @@
 //! There is no key-value cache and no sampling here: the pipeline scores whole windows.
 
 mod attention;
-mod layer;
 mod ends;
+mod layer;
 mod math;
 
 pub use ends::{Embedding, Head};

@@ -31,12 +31,17 @@ impl SourceFolder {
                 }),
             }
         }
-        let missing = plan.into_iter().map(|(name, expected)| Finding::Missing { name, expected });
+        let missing = plan
+            .into_iter()
+            .map(|(name, expected)| Finding::Missing { name, expected });
         findings.extend(missing);
         if findings.is_empty() {
             Ok(())
         } else {
-            Err(SourceError::Mismatch { path: self.dir.clone(), findings })
+            Err(SourceError::Mismatch {
+                path: self.dir.clone(),
+                findings,
+            })
         }
     }
 
@@ -65,8 +70,11 @@ impl SourceFolder {
 
 /// Full name and shape of every tensor of the model.
 fn planned(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
-    let mut plan: BTreeMap<_, _> =
-        config.scaffold_plan().into_iter().map(|spec| (spec.name, spec.shape)).collect();
+    let mut plan: BTreeMap<_, _> = config
+        .scaffold_plan()
+        .into_iter()
+        .map(|spec| (spec.name, spec.shape))
+        .collect();
     for layer in (0..config.layers).map(|index| config.layer_plan(index)) {
         let full = |name: String| format!("{}{name}", layer.prefix);
         plan.extend(layer.tensors().map(|spec| (full(spec.name), spec.shape)));
@@ -78,10 +86,17 @@ fn compare(info: &TensorInfo, expected: Vec<usize>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let name = || info.name.clone();
     if info.shape != expected {
-        findings.push(Finding::Shape { name: name(), found: info.shape.clone(), expected });
+        findings.push(Finding::Shape {
+            name: name(),
+            found: info.shape.clone(),
+            expected,
+        });
     }
     if !info.dtype.is_weight() {
-        findings.push(Finding::Type { name: name(), found: info.dtype });
+        findings.push(Finding::Type {
+            name: name(),
+            found: info.dtype,
+        });
     }
     findings
 }

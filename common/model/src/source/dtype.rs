@@ -75,14 +75,30 @@ impl fmt::Display for Dtype {
 
 /// Little-endian elements as f32; `None` if `dtype` is not one of the weight types.
 pub(super) fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
-    let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    let pairs = || {
+        bytes
+            .chunks_exact(2)
+            .map(|b| u16::from_le_bytes([b[0], b[1]]))
+    };
     match dtype {
         Dtype::F32 => {
             let quads = bytes.chunks_exact(4);
-            Some(quads.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+            Some(
+                quads
+                    .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                    .collect(),
+            )
         }
-        Dtype::BF16 => Some(pairs().map(|bits| f32::from_bits(u32::from(bits) << 16)).collect()),
-        Dtype::F16 => Some(pairs().map(|bits| half::f16::from_bits(bits).to_f32()).collect()),
+        Dtype::BF16 => Some(
+            pairs()
+                .map(|bits| f32::from_bits(u32::from(bits) << 16))
+                .collect(),
+        ),
+        Dtype::F16 => Some(
+            pairs()
+                .map(|bits| half::f16::from_bits(bits).to_f32())
+                .collect(),
+        ),
         _ => None,
     }
 }

@@ -227,7 +227,11 @@ pub enum Finding {
     /// The folder has it, the plan has not.
     LeftOver { name: String, found: Vec<usize> },
     /// The shape differs.
-    Shape { name: String, found: Vec<usize>, expected: Vec<usize> },
+    Shape {
+        name: String,
+        found: Vec<usize>,
+        expected: Vec<usize>,
+    },
     /// The element type is not one of the weight types.
     Type { name: String, found: Dtype },
     /// The configuration ties the head to the embedding, but the folder has another head.
@@ -241,21 +245,34 @@ impl fmt::Display for Finding {
                 write!(f, "{name}: missing, expected {expected:?}")
             }
             Finding::LeftOver { name, found } => {
-                write!(f, "{name}: left over, found {found:?}, expected no such tensor")
+                write!(
+                    f,
+                    "{name}: left over, found {found:?}, expected no such tensor"
+                )
             }
-            Finding::Shape { name, found, expected } => {
+            Finding::Shape {
+                name,
+                found,
+                expected,
+            } => {
                 write!(f, "{name}: shape: found {found:?}, expected {expected:?}")
             }
             Finding::Type { name, found } => {
                 write!(f, "{name}: type: found {found}, expected F32, F16 or BF16")
             }
             Finding::OtherHead { name, embedding } => {
-                write!(f, "{name}: differs from {embedding}, expected the same (tied head)")
+                write!(
+                    f,
+                    "{name}: differs from {embedding}, expected the same (tied head)"
+                )
             }
         }
     }
 }
 
 fn list(findings: &[Finding]) -> String {
-    findings.iter().map(|finding| format!("\n  {finding}")).collect()
+    findings
+        .iter()
+        .map(|finding| format!("\n  {finding}"))
+        .collect()
 }

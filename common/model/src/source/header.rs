@@ -68,9 +68,15 @@ impl<'de> Deserialize<'de> for HeaderWire {
 
 /// Reads and checks the header of `file`, which has `size` bytes; `path` is only used in errors.
 pub(super) fn read(file: &File, size: u64, path: &Path) -> Result<Vec<Entry>, SourceError> {
-    let io = |source| SourceError::Io { path: path.to_owned(), source };
-    let truncated =
-        |expected| SourceError::TruncatedHeader { path: path.to_owned(), found: size, expected };
+    let io = |source| SourceError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let truncated = |expected| SourceError::TruncatedHeader {
+        path: path.to_owned(),
+        found: size,
+        expected,
+    };
     if size < 8 {
         return Err(truncated(8));
     }
@@ -79,15 +85,22 @@ pub(super) fn read(file: &File, size: u64, path: &Path) -> Result<Vec<Entry>, So
     let length = u64::from_le_bytes(length);
     if length > MAX_HEADER {
         let (path, found) = (path.to_owned(), length);
-        return Err(SourceError::HeaderTooLarge { path, found, expected: MAX_HEADER });
+        return Err(SourceError::HeaderTooLarge {
+            path,
+            found,
+            expected: MAX_HEADER,
+        });
     }
     if size < 8 + length {
         return Err(truncated(8 + length));
     }
     let mut header = vec![0; length as usize];
     file.read_exact_at(&mut header, 8).map_err(io)?;
-    let header: HeaderWire = serde_json::from_slice(&header)
-        .map_err(|source| SourceError::HeaderJson { path: path.to_owned(), source })?;
+    let header: HeaderWire =
+        serde_json::from_slice(&header).map_err(|source| SourceError::HeaderJson {
+            path: path.to_owned(),
+            source,
+        })?;
     let mut entries = header
         .0
         .into_iter()
@@ -106,21 +119,43 @@ fn check_entry(
     size: u64,
     path: &Path,
 ) -> Result<Entry, SourceError> {
-    let EntryWire { dtype, shape, data_offsets: (begin, end) } = wire;
+    let EntryWire {
+        dtype,
+        shape,
+        data_offsets: (begin, end),
+    } = wire;
     let product = |total: u128, &dim: &u64| total.saturating_mul(u128::from(dim));
     let expected = shape.iter().fold(u128::from(dtype.size()), product);
     let found = i128::from(end) - i128::from(begin);
     if u128::try_from(found) != Ok(expected) {
         let path = path.to_owned();
-        return Err(SourceError::ByteCount { path, name, dtype, shape, found, expected });
+        return Err(SourceError::ByteCount {
+            path,
+            name,
+            dtype,
+            shape,
+            found,
+            expected,
+        });
     }
     let last = u128::from(data) + u128::from(end);
     if last > u128::from(size) {
         let path = path.to_owned();
-        return Err(SourceError::OutOfRange { path, name, found: size, expected: last });
+        return Err(SourceError::OutOfRange {
+            path,
+            name,
+            found: size,
+            expected: last,
+        });
     }
     let shape = shape.into_iter().map(|dim| dim as usize).collect();
-    Ok(Entry { name, dtype, shape, offset: data + begin, bytes: end - begin })
+    Ok(Entry {
+        name,
+        dtype,
+        shape,
+        offset: data + begin,
+        bytes: end - begin,
+    })
 }
 
 /// Sorts by offset and checks that the tensors cover the data without overlap or gap.
@@ -152,7 +187,11 @@ fn check_cover(
         covered = entry.offset + entry.bytes;
         earlier = Some(entry);
     }
-    if covered < size { Err(unclaimed(covered, size)) } else { Ok(()) }
+    if covered < size {
+        Err(unclaimed(covered, size))
+    } else {
+        Ok(())
+    }
 }
 
 fn check_names(entries: &[Entry], path: &Path) -> Result<(), SourceError> {

@@ -24,22 +24,34 @@ pub(super) struct Index {
 
 /// Reads the index at `path`.
 pub(super) fn read(path: &Path) -> Result<Index, SourceError> {
-    let io = |source| SourceError::Io { path: path.to_owned(), source };
+    let io = |source| SourceError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let size = std::fs::metadata(path).map_err(io)?.len();
     if size > MAX_INDEX {
         let path = path.to_owned();
-        return Err(SourceError::IndexTooLarge { path, found: size, expected: MAX_INDEX });
+        return Err(SourceError::IndexTooLarge {
+            path,
+            found: size,
+            expected: MAX_INDEX,
+        });
     }
     let bytes = std::fs::read(path).map_err(io)?;
-    let wire: IndexWire = serde_json::from_slice(&bytes)
-        .map_err(|source| SourceError::IndexJson { path: path.to_owned(), source })?;
+    let wire: IndexWire =
+        serde_json::from_slice(&bytes).map_err(|source| SourceError::IndexJson {
+            path: path.to_owned(),
+            source,
+        })?;
     for (name, shard) in &wire.weight_map {
         if !is_plain(shard) {
             let (path, name, shard) = (path.to_owned(), name.clone(), shard.clone());
             return Err(SourceError::ShardPath { path, name, shard });
         }
     }
-    Ok(Index { map: wire.weight_map })
+    Ok(Index {
+        map: wire.weight_map,
+    })
 }
 
 /// A file name and nothing else, so that joining it to a folder stays in that folder.
@@ -64,12 +76,19 @@ impl Index {
             expected: expected.to_owned(),
         };
         for (name, shard) in &self.map {
-            let found = folder.tensors.get(name).map_or("no shard", |info| folder.shard(info.file));
+            let found = folder
+                .tensors
+                .get(name)
+                .map_or("no shard", |info| folder.shard(info.file));
             if found != shard {
                 return Err(mismatch(name, found, shard));
             }
         }
-        match folder.tensors.values().find(|info| !self.map.contains_key(&info.name)) {
+        match folder
+            .tensors
+            .values()
+            .find(|info| !self.map.contains_key(&info.name))
+        {
             None => Ok(()),
             Some(extra) => Err(mismatch(&extra.name, folder.shard(extra.file), "no shard")),
         }
@@ -79,6 +98,10 @@ impl Index {
 impl SourceFolder {
     /// File name of shard number `file`.
     fn shard(&self, file: usize) -> &str {
-        self.files[file].0.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+        self.files[file]
+            .0
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default()
     }
 }

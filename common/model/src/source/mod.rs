@@ -85,21 +85,29 @@ impl SourceFolder {
             for name in shards.file_names() {
                 let path = dir.join(name);
                 if !path.exists() {
-                    return Err(SourceError::MissingShard { path: index, shard: name.to_owned() });
+                    return Err(SourceError::MissingShard {
+                        path: index,
+                        shard: name.to_owned(),
+                    });
                 }
                 folder.add_file(path)?;
             }
             shards.compare(&index, &folder)?;
             folder.index = Some(index);
         } else {
-            return Err(SourceError::NoWeights { path: dir.to_owned() });
+            return Err(SourceError::NoWeights {
+                path: dir.to_owned(),
+            });
         }
         Ok(folder)
     }
 
     /// Opens a shard and adds its tensors.
     fn add_file(&mut self, path: PathBuf) -> Result<(), SourceError> {
-        let io = |source| SourceError::Io { path: path.clone(), source };
+        let io = |source| SourceError::Io {
+            path: path.clone(),
+            source,
+        };
         let opened = File::open(&path).map_err(io)?;
         let size = opened.metadata().map_err(io)?.len();
         let file = self.files.len();
@@ -111,8 +119,21 @@ impl SourceFolder {
                     other: self.files[earlier.file].0.clone(),
                 });
             }
-            let header::Entry { name, dtype, shape, offset, bytes } = entry;
-            let info = TensorInfo { name: name.clone(), dtype, shape, file, offset, bytes };
+            let header::Entry {
+                name,
+                dtype,
+                shape,
+                offset,
+                bytes,
+            } = entry;
+            let info = TensorInfo {
+                name: name.clone(),
+                dtype,
+                shape,
+                file,
+                offset,
+                bytes,
+            };
             self.tensors.insert(name, info);
         }
         self.files.push((path, opened));
@@ -127,7 +148,10 @@ impl SourceFolder {
     /// The weight files in order, the index file (if any) last.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let index = self.index.as_deref();
-        self.files.iter().map(|(path, _)| path.as_path()).chain(index)
+        self.files
+            .iter()
+            .map(|(path, _)| path.as_path())
+            .chain(index)
     }
 
     /// All tensors in order of their names.
@@ -161,15 +185,28 @@ impl SourceFolder {
     ) -> Result<SourceTensor, SourceError> {
         let info = self.info(name)?;
         let rows = info.shape.first().copied().unwrap_or(0);
-        let last = first.checked_add(count).filter(|&last| last <= rows && count > 0);
+        let last = first
+            .checked_add(count)
+            .filter(|&last| last <= rows && count > 0);
         if last.is_none() {
             let path = self.files[info.file].0.clone();
-            return Err(SourceError::NoRows { path, name: name.to_owned(), first, count, rows });
+            return Err(SourceError::NoRows {
+                path,
+                name: name.to_owned(),
+                first,
+                count,
+                rows,
+            });
         }
         let row_bytes = info.bytes / rows as u64;
         let mut shape = info.shape.clone();
         shape[0] = count;
-        self.read_part(info, first as u64 * row_bytes, count as u64 * row_bytes, shape)
+        self.read_part(
+            info,
+            first as u64 * row_bytes,
+            count as u64 * row_bytes,
+            shape,
+        )
     }
 
     /// Reads the tensor `name` as f32, refusing values that are not finite.
@@ -198,9 +235,18 @@ impl SourceFolder {
         let (path, file) = &self.files[info.file];
         let mut data = vec![0; bytes as usize];
         file.read_exact_at(&mut data, info.offset + start)
-            .map_err(|source| SourceError::Io { path: path.clone(), source })?;
+            .map_err(|source| SourceError::Io {
+                path: path.clone(),
+                source,
+            })?;
         let (path, name, dtype) = (path.clone(), info.name.clone(), info.dtype);
-        Ok(SourceTensor { path, name, dtype, shape, bytes: data })
+        Ok(SourceTensor {
+            path,
+            name,
+            dtype,
+            shape,
+            bytes: data,
+        })
     }
 }
 

@@ -25,21 +25,30 @@ pub fn read_texts<P: AsRef<Path>>(paths: &[P]) -> Result<Vec<Text>, TextError> {
         let lines = match path.extension().and_then(|e| e.to_str()) {
             Some("txt" | "utf8" | "raw") => false,
             Some("jsonl") => true,
-            _ => return Err(TextError::Kind { path: path.to_owned() }),
+            _ => {
+                return Err(TextError::Kind {
+                    path: path.to_owned(),
+                });
+            }
         };
         let content = read_utf8(path)?;
         if lines {
             read_lines(path, &content, &mut texts)?;
         } else {
-            texts.push(Text { path: path.to_owned(), text: content });
+            texts.push(Text {
+                path: path.to_owned(),
+                text: content,
+            });
         }
     }
     Ok(texts)
 }
 
 fn read_utf8(path: &Path) -> Result<String, TextError> {
-    let bytes = std::fs::read(path)
-        .map_err(|source| TextError::Io { path: path.to_owned(), source })?;
+    let bytes = std::fs::read(path).map_err(|source| TextError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
     String::from_utf8(bytes).map_err(|error| TextError::NotUtf8 {
         path: path.to_owned(),
         offset: error.utf8_error().valid_up_to(),
@@ -51,13 +60,20 @@ fn read_lines(path: &Path, content: &str, texts: &mut Vec<Text>) -> Result<(), T
     struct Line {
         text: String,
     }
-    for (index, line) in content.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+    for (index, line) in content
+        .lines()
+        .enumerate()
+        .filter(|(_, l)| !l.trim().is_empty())
+    {
         let line: Line = serde_json::from_str(line).map_err(|error| TextError::JsonLine {
             path: path.to_owned(),
             line: index + 1,
             reason: error.to_string(),
         })?;
-        texts.push(Text { path: path.to_owned(), text: line.text });
+        texts.push(Text {
+            path: path.to_owned(),
+            text: line.text,
+        });
     }
     Ok(())
 }

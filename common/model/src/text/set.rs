@@ -64,9 +64,17 @@ impl WindowSet {
         windows.iter().for_each(|window| all.update(window.sha256));
         let windows = windows
             .into_iter()
-            .map(|window| RecordedWindow { sha256: window.sha256_hex(), ids: window.ids })
+            .map(|window| RecordedWindow {
+                sha256: window.sha256_hex(),
+                ids: window.ids,
+            })
             .collect();
-        Ok(Self { length, seed: choice.seed, sha256: hex::encode(all.finalize()), windows })
+        Ok(Self {
+            length,
+            seed: choice.seed,
+            sha256: hex::encode(all.finalize()),
+            windows,
+        })
     }
 
     /// Tokens of all windows.

@@ -20,8 +20,10 @@ impl Tokenizer {
     /// [`TextError::Io`], [`TextError::Tokenizer`], [`TextError::SpecialPrefix`].
     pub fn load(dir: &Path) -> Result<Tokenizer, TextError> {
         let path = dir.join("tokenizer.json");
-        let bytes = std::fs::read(&path)
-            .map_err(|source| TextError::Io { path: path.clone(), source })?;
+        let bytes = std::fs::read(&path).map_err(|source| TextError::Io {
+            path: path.clone(),
+            source,
+        })?;
         let broken = |error: tokenizers::Error| TextError::Tokenizer {
             path: path.clone(),
             reason: error.to_string(),
@@ -32,8 +34,14 @@ impl Tokenizer {
         let prefix = special_prefix(&inner).map_err(broken)?;
         match prefix.as_slice() {
             [] => Ok(Tokenizer { inner, bos: None }),
-            [bos] => Ok(Tokenizer { inner, bos: Some(*bos) }),
-            more => Err(TextError::SpecialPrefix { path, found: more.len() }),
+            [bos] => Ok(Tokenizer {
+                inner,
+                bos: Some(*bos),
+            }),
+            more => Err(TextError::SpecialPrefix {
+                path,
+                found: more.len(),
+            }),
         }
     }
 
@@ -50,7 +58,9 @@ impl Tokenizer {
         let encoding = self
             .inner
             .encode_fast(text, false)
-            .map_err(|error| TextError::Encode { reason: error.to_string() })?;
+            .map_err(|error| TextError::Encode {
+                reason: error.to_string(),
+            })?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -73,7 +83,9 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
         self.inner
             .decode(ids, true)
-            .map_err(|error| TextError::Encode { reason: error.to_string() })
+            .map_err(|error| TextError::Encode {
+                reason: error.to_string(),
+            })
     }
 
     /// [`windows`] that begin as this tokenizer's texts begin.
@@ -97,6 +109,8 @@ fn special_prefix(tokenizer: &tokenizers::Tokenizer) -> Result<Vec<u32>, tokeniz
     let special = tokenizer.encode("a", true)?;
     let (plain, special) = (plain.get_ids(), special.get_ids());
     let extra = special.len().saturating_sub(plain.len());
-    let start = (0..=extra).find(|&start| special[start..].starts_with(plain)).unwrap_or(0);
+    let start = (0..=extra)
+        .find(|&start| special[start..].starts_with(plain))
+        .unwrap_or(0);
     Ok(special[..start].to_vec())
 }

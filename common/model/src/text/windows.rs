@@ -19,7 +19,10 @@ impl Window {
         for id in &ids {
             hasher.update(id.to_le_bytes());
         }
-        Window { ids, sha256: hasher.finalize().into() }
+        Window {
+            ids,
+            sha256: hasher.finalize().into(),
+        }
     }
 
     /// The digest in lower-case hexadecimal.
@@ -51,7 +54,10 @@ pub fn windows(
     let step = length - usize::from(bos.is_some());
     let runs: Vec<&[u32]> = tokens.chunks_exact(step).collect();
     if runs.is_empty() {
-        return Err(TextError::TooShort { found: tokens.len(), expected: step });
+        return Err(TextError::TooShort {
+            found: tokens.len(),
+            expected: step,
+        });
     }
     let chosen = choose(runs.len(), count, seed);
     Ok(chosen
@@ -92,8 +98,10 @@ fn split_mix(state: &mut u64) -> u64 {
 pub fn check_ids(ids: &[u32], vocab: usize) -> Result<(), TextError> {
     match ids.iter().position(|&id| id as usize >= vocab) {
         None => Ok(()),
-        Some(position) => {
-            Err(TextError::TokenOutOfRange { position, found: ids[position], expected: vocab })
-        }
+        Some(position) => Err(TextError::TokenOutOfRange {
+            position,
+            found: ids[position],
+            expected: vocab,
+        }),
     }
 }

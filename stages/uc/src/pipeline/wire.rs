@@ -59,15 +59,14 @@ struct WireStage {
 /// Parses the text; references between stages are checked by the caller.
 pub fn parse(file: &str, text: &str) -> Result<Pipeline, PipelineError> {
     let fail = |at: usize, message: String| place::error(file, text, at, message);
-    check_version(text).map_err(|(at, message)| fail(at, message))?;
+    check_version(text).map_err(|(at, message)| PipelineError {
+        key: "version".into(),
+        ..fail(at, message)
+    })?;
     let wire: Wire = toml::from_str(text).map_err(|error| {
-        let span = error.span().unwrap_or_default();
+        let at = error.span().map_or(0, |span| span.start);
         // One line: the parser breaks long messages.
-        let mut mistake = fail(span.start, error.message().trim().replace('\n', ", "));
-        if span.len() >= text.trim_end().len() {
-            mistake.key = "top level".into();
-        }
-        mistake
+        fail(at, error.message().trim().replace('\n', ", "))
     })?;
     debug_assert_eq!(*wire.version.get_ref(), VERSION);
     let settings = settings(&wire.settings).map_err(|(at, message)| fail(at, message))?;
@@ -102,15 +101,17 @@ type Mistake = (usize, String);
 fn check_version(text: &str) -> Result<(), Mistake> {
     #[derive(Deserialize)]
     struct VersionOnly {
-        version: Spanned<u32>,
+        version: Option<Spanned<u32>>,
     }
     match toml::from_str::<VersionOnly>(text) {
-        Ok(found) if *found.version.get_ref() != VERSION => Err((
-            found.version.span().start,
-            format!(
-                "found version {}, this program reads version {VERSION}",
-                found.version
-            ),
+        Ok(VersionOnly { version: None }) => {
+            Err((0, format!("found none, expected version = {VERSION}")))
+        }
+        Ok(VersionOnly {
+            version: Some(found),
+        }) if *found.get_ref() != VERSION => Err((
+            found.span().start,
+            format!("found version {found}, this program reads version {VERSION}"),
         )),
         // Any other mistake is explained better by the full type.
         _ => Ok(()),
