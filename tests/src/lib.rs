@@ -1,1 +1,112 @@
-//! placeholder
+//! What the end-to-end tests share: the programs under test, the embedded model, folders compared byte by byte.
+#![allow(clippy::disallowed_methods)] // tests start the program under test and make their own files
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Root of the repository.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests has a parent")
+        .to_owned()
+}
+
+/// The embedded tiny model.
+pub fn tiny_model() -> PathBuf {
+    repository().join("examples/tiny-stories")
+}
+
+/// The `uc` that was built beside this test.
+///
+/// # Panics
+/// If it was not built: `make test` builds every program first.
+pub fn uc() -> Command {
+    let test = std::env::current_exe().expect("path of this test");
+    let folder = test.ancestors().nth(2).expect("target folder");
+    let program = folder.join("uc");
+    assert!(
+        program.exists(),
+        "{} is missing; run `make test`",
+        program.display()
+    );
+    Command::new(program)
+}
+
+/// Settings that make a run of the embedded model take about a second.
+pub const QUICK: [&str; 8] = [
+    "--set",
+    "calibration.windows=6",
+    "--set",
+    "calibration.length=128",
+    "--set",
+    "evaluation.windows=3",
+    "--set",
+    "evaluation.length=128",
+];
+
+/// `uc compress MODEL --run RUN` with [`QUICK`] settings.
+pub fn compress(model: &Path, run: &Path) -> Command {
+    let mut command = uc();
+    command
+        .arg("compress")
+        .arg(model)
+        .arg("--run")
+        .arg(run)
+        .args(QUICK);
+    command
+}
+
+/// Standard output and error together, for messages.
+pub fn words(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    text(&output.stdout) + &text(&output.stderr)
+}
+
+/// Runs to the end.
+///
+/// # Panics
+/// If the program does not succeed.
+pub fn succeed(command: &mut Command) -> Output {
+    let output = command.output().expect("the program starts");
+    assert!(output.status.success(), "{}", words(&output));
+    output
+}
+
+/// Runs to the end and expects an exit code; gives the words.
+///
+/// # Panics
+/// If the program ends with another one.
+pub fn fail_with(command: &mut Command, code: i32) -> String {
+    let output = command.output().expect("the program starts");
+    let said = words(&output);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    said
+}
+
+/// Every file of a flat folder by name.
+///
+/// # Panics
+/// If the folder cannot be read.
+pub fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    std::fs::read_dir(folder)
+        .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+        .map(|entry| {
+            let entry = entry.expect("entry");
+            let name = entry.file_name().into_string().expect("UTF-8");
+            (name, std::fs::read(entry.path()).expect("file"))
+        })
+        .collect()
+}
+
+/// A writable copy of a model folder's files.
+///
+/// # Panics
+/// If a file cannot be copied.
+pub fn copy_model(to: &Path) {
+    std::fs::create_dir_all(to).expect("folder");
+    for (name, bytes) in contents(&tiny_model()) {
+        std::fs::write(to.join(name), bytes).expect("copied");
+    }
+}

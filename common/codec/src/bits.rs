@@ -125,7 +125,7 @@ impl<'a> BitReader<'a> {
         if whole != self.bytes.len() {
             return Err(self.damaged(self.bytes.len() as u64, "no bytes after the last field"));
         }
-        let padding = if self.position % 8 == 0 {
+        let padding = if self.position.is_multiple_of(8) {
             0
         } else {
             self.bytes[whole - 1] >> (self.position % 8)

@@ -111,7 +111,7 @@ pub(crate) fn check_matrix(
     rows: usize,
     cols: usize,
 ) -> Result<(), CodecError> {
-    check_len(what, found, rows.checked_mul(cols).unwrap_or(usize::MAX))
+    check_len(what, found, rows.saturating_mul(cols))
 }
 
 /// Refuses NaN and infinities.

@@ -257,13 +257,12 @@ fn leading(columns: &[f64], length: usize, rank: usize) -> Vec<f32> {
     columns[..length * rank].iter().map(|&x| x as f32).collect()
 }
 
+/// Left vectors, singular values, right vectors; vectors are columns, column-major.
+type Decomposition = (Vec<f64>, Vec<f64>, Vec<f64>);
+
 /// Singular value decomposition of a column-major matrix: left vectors, values, right vectors, each
 /// vector a column of its result. Sequential: the bits are those of one thread.
-fn thin_svd(
-    matrix: &[f64],
-    rows: usize,
-    cols: usize,
-) -> Result<(Vec<f64>, Vec<f64>, Vec<f64>), CodecError> {
+fn thin_svd(matrix: &[f64], rows: usize, cols: usize) -> Result<Decomposition, CodecError> {
     let size = rows.min(cols);
     let (mut u, mut v) = (vec![0.0; rows * size], vec![0.0; cols * size]);
     let mut s = vec![0.0; size];

@@ -393,15 +393,12 @@ pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>, PackError> {
     std::fs::read(path).map_err(error::io(&origin))
 }
 
-pub(crate) fn equal<T: PartialEq + std::fmt::Debug + ?Sized>(
+pub(crate) fn equal<T: PartialEq + std::fmt::Debug>(
     origin: &str,
     what: &str,
     found: T,
     expected: T,
-) -> Result<(), PackError>
-where
-    T: Sized,
-{
+) -> Result<(), PackError> {
     if found == expected {
         return Ok(());
     }

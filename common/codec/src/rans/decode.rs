@@ -244,7 +244,7 @@ impl Tile<'_> {
     pub(super) fn begin(&self) -> Result<Cursor<'_>, CodecError> {
         let lanes = self.lines.cols.min(LANES);
         let length = self.bytes.len() as u64;
-        if self.bytes.len() < 4 * lanes || self.bytes.len() % 2 != 0 {
+        if self.bytes.len() < 4 * lanes || !self.bytes.len().is_multiple_of(2) {
             let expected = "its states and whole words";
             return Err(CodecError::Damaged {
                 what: "length of a tile",

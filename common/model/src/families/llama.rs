@@ -128,7 +128,7 @@ fn head_dim(
 ) -> Result<usize, ConfigError> {
     let head_dim = match wire.head_dim {
         Some(given) => check.size("head_dim", given, MAX_WIDTH)?,
-        None if hidden % heads == 0 => hidden / heads,
+        None if hidden.is_multiple_of(heads) => hidden / heads,
         None => {
             let expected = format!("a multiple of num_attention_heads, {heads} (head_dim absent)");
             return Err(check.refuse("hidden_size", hidden, expected));

@@ -89,7 +89,7 @@ fn rotate<B: Backend>(x: Tensor<B, 4>, rope: &Rope<B>) -> Tensor<B, 4> {
             .slice([0..windows, 0..heads, 0..length, first..first + half])
             .reshape(flat)
     };
-    let table = |t: &Tensor<B, 2>| t.clone().slice([0..length]).reshape([1, length * half]);
+    let table = |t: &Tensor<B, 2>| t.clone().narrow(0, 0, length).reshape([1, length * half]);
     let (low, high) = (part(0), part(half));
     let (cos, sin) = (table(&rope.cos), table(&rope.sin));
     let turned_low = low.clone() * cos.clone() - high.clone() * sin.clone();
