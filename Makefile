@@ -61,7 +61,7 @@ deny: ## licences, bans and sources of the dependency tree (needs cargo-deny)
 
 .PHONY: bench
 bench: setup ## benchmark receipts into docs/benchmarks (BENCH_MODEL=DIR CALIBRATION=… EVALUATION=…)
-	tests/benchmark/run.sh
+	BENCH_MODEL="$(BENCH_MODEL)" CALIBRATION="$(CALIBRATION)" EVALUATION="$(EVALUATION)" SET="$(SET)" tests/benchmark/run.sh
 
 .PHONY: gpu-check
 gpu-check: ## type-check the CUDA backend (no GPU or toolkit needed)

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use cargo_metadata::{CargoOpt, DependencyKind, MetadataCommand};
+use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// The project's crates that each crate may use. A stage never uses a stage.
 fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
@@ -38,8 +38,7 @@ fn crates_use_only_whom_they_may() {
     let manifest = uc_tests::repository().join("Cargo.toml");
     let metadata = MetadataCommand::new()
         .manifest_path(manifest)
-        .features(CargoOpt::AllFeatures)
-        .other_options(["--offline".to_owned(), "--locked".to_owned()])
+        .no_deps()
         .exec()
         .expect("cargo metadata");
     let members: BTreeSet<String> = metadata
@@ -94,7 +93,7 @@ fn every_file_opens_by_saying_what_it_is_for_and_stays_readable() {
     assert!(files.len() > 50);
     for path in files {
         let text = std::fs::read_to_string(&path).expect("text");
-        let is_tests = path.ends_with("tests.rs");
+        let is_tests = path.ends_with("tests.rs"); // a test module stands under the header of its file
         assert!(
             is_tests || text.starts_with("//!"),
             "{} has no //! header",

@@ -1,4 +1,3 @@
-#![allow(unsafe_code)]
 //! Matrix products on slices, single-threaded by design.
 //!
 //! Parallelism is the caller's: it cuts the work into fixed pieces, so that the bits of a result do
@@ -6,6 +5,7 @@
 //!
 //! Safety: `gemm` works on raw pointers; every view checks in `View::new` that its last element
 //! lies inside its slice, the destination is a `&mut` slice and so overlaps neither operand.
+#![allow(unsafe_code)]
 
 use rayon::prelude::*;
 

@@ -1,4 +1,3 @@
-#![allow(unsafe_code)]
 //! Run a plain loop with the widest vectors that this processor has.
 //!
 //! A [`Kernel`] is ordinary safe Rust; [`dispatch`] compiles it once per instruction set and picks
@@ -7,6 +6,7 @@
 //!
 //! Safety: the only unsafe step is to call a function compiled for an instruction set, and each
 //! call stands behind the check that the processor has exactly that set.
+#![allow(unsafe_code)]
 
 /// A loop to be compiled for several instruction sets. `run` should be `#[inline(always)]`, and so
 /// should the functions that it calls.

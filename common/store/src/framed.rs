@@ -40,8 +40,8 @@ pub struct Frame {
     pub zstd_level: Option<i32>,
 }
 
-/// The checkpoint of stage `quantize`. zstd at level 1 took 0.34 off the bytes of 5-bit indices held in one byte each
-/// (measured on the benchmark model, docs/benchmarks/checkpoints.json); higher levels gained below 0.01 more.
+/// The checkpoint of stage `quantize`. Indices stand in one byte each before compression; on the four layers of the
+/// embedded model at 5 bits zstd at level 1 made 799758 bytes 512213 (0.64).
 pub const CODES: Frame = Frame {
     magic: *b"UCCODES\0",
     version: 1,

@@ -19,7 +19,7 @@ const FRAME: Frame = Frame {
     version: 1,
     what: "receipt",
     max_body: 64 << 20,
-    zstd_level: None, // a few hundred bytes of hashes: compression made the embedded model's receipts 2 % larger
+    zstd_level: None, // a few hundred bytes, mostly hashes
 };
 
 /// Named fields that determine a job's output.

@@ -1,0 +1,353 @@
+//! The codec from weights to bytes and back: gains, budgets, determinism, equal bits on every path, hostile bytes.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use uc_codec::classes::{LayerTables, class_entropy, row_logs};
+use uc_codec::layer::{self, Budget, CodedLinear, LayerWork, LinearShape};
+use uc_codec::{
+    CodecError, LowRank, TensorCode, bf16, error, factor, feedback, rans, rate, reconstruct, steps,
+};
+
+/// SplitMix64 with normal deviates.
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn normal(&mut self) -> f32 {
+        (0..12)
+            .map(|_| (self.bits() >> 40) as f32 / (1u64 << 24) as f32)
+            .sum::<f32>()
+            - 6.0
+    }
+
+    fn normals(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.normal()).collect()
+    }
+}
+
+/// Second moments of inputs with a decaying spectrum, `[n, n]`.
+fn correlated(n: usize, random: &mut Random) -> Vec<f32> {
+    let tokens = 4 * n;
+    let mix = random.normals(n * n);
+    let mut h = vec![0.0f64; n * n];
+    for _ in 0..tokens {
+        let z: Vec<f32> = (0..n)
+            .map(|k| random.normal() / (1.0 + k as f32 * 0.3))
+            .collect();
+        let x: Vec<f32> = (0..n)
+            .map(|i| (0..n).map(|k| mix[i * n + k] * z[k]).sum())
+            .collect();
+        for i in 0..n {
+            for j in 0..n {
+                h[i * n + j] += f64::from(x[i]) * f64::from(x[j]) / tokens as f64;
+            }
+        }
+    }
+    let mut symmetric = vec![0.0; n * n];
+    for i in 0..n {
+        for j in 0..n {
+            symmetric[i * n + j] = h[i.min(j) * n + i.max(j)] as f32;
+        }
+    }
+    symmetric
+}
+
+fn coded(rows: usize, cols: usize, q: Vec<i16>, column_log: Vec<u8>) -> TensorCode {
+    let row_log = row_logs(&q, rows, &column_log).expect("logarithms");
+    TensorCode {
+        rows,
+        cols,
+        step: 0.01,
+        column_log,
+        row_log,
+        q,
+        overlay: None,
+    }
+}
+
+fn values(code: &TensorCode) -> Vec<f32> {
+    reconstruct::reconstruct(code)
+        .expect("sound")
+        .into_iter()
+        .map(bf16::to_f32)
+        .collect()
+}
+
+#[test]
+fn feedback_leaves_a_small_part_of_the_error_of_plain_rounding() {
+    let (m, n) = (64, 96);
+    let mut random = Random(1);
+    let h = correlated(n, &mut random);
+    let w = random.normals(m * n);
+    let found = factor::factorize(&h, n, 0.01).expect("factor");
+    let step = 0.2f32;
+    let with = feedback::quantize(&w, m, n, &found, &vec![step; n]).expect("quantized");
+    let plain: Vec<i16> = w.iter().map(|x| (x / step).round() as i16).collect();
+    let of = |q: &[i16]| {
+        let approximation: Vec<f32> = q.iter().map(|&q| f32::from(q) * step).collect();
+        error::relative_output_error(&w, &approximation, m, n, &h).expect("error")
+    };
+    let (with, plain) = (of(&with), of(&plain));
+    assert!(with < 0.5 * plain, "{with} against {plain}");
+}
+
+#[test]
+fn probes_predict_the_rate_of_the_whole_tensor() {
+    let (m, n) = (512, 128);
+    let mut random = Random(2);
+    let h = correlated(n, &mut random);
+    let w = random.normals(m * n);
+    let found = factor::factorize(&h, n, 0.01).expect("factor");
+    let (column_log, base) = steps::column_logs(&found.inv_diag).expect("logarithms");
+    for target in [2.5, 4.0, 5.0] {
+        let choice =
+            rate::choose_step(&w, m, n, &found, &column_log, base, target, 256).expect("step");
+        let steps = steps::column_steps(choice.step, &column_log);
+        let q = feedback::quantize(&w, m, n, &found, &steps).expect("quantized");
+        let code = coded(m, n, q, column_log.clone());
+        let bits = class_entropy(&[&code], 1).expect("entropy") / (m * n) as f64;
+        assert!((bits - target).abs() < 0.05, "{bits} for {target}");
+    }
+}
+
+#[test]
+fn the_coder_stays_within_a_hundredth_of_a_bit_of_the_entropy_of_its_classes() {
+    let (rows, cols) = (1024, 1024);
+    let mut random = Random(3);
+    let q: Vec<i16> = (0..rows * cols)
+        .map(|_| (random.normal() * 7.7).round() as i16)
+        .collect();
+    let code = coded(rows, cols, q, vec![0; cols]);
+    let tables = LayerTables::build(&[&code]).expect("tables");
+    let encoded = rans::encode(&code, &tables).expect("encoded");
+    let bits = 8.0
+        * (encoded.payload.len() + 8 * encoded.tile_offsets.len() + tables.to_bytes().len()) as f64;
+    let entropy = class_entropy(&[&code], tables.granularity()).expect("entropy");
+    let overhead = (bits - entropy) / code.weights() as f64;
+    assert!((0.0..0.01).contains(&overhead), "{overhead}");
+}
+
+#[test]
+fn one_and_three_threads_give_the_same_bits() {
+    let (m, n) = (200, 160);
+    let mut random = Random(4);
+    let h = correlated(n, &mut random);
+    let w = random.normals(m * n);
+    let work = || {
+        let found = factor::factorize(&h, n, 0.01).expect("factor");
+        let (column_log, base) = steps::column_logs(&found.inv_diag).expect("logarithms");
+        let choice = rate::choose_step(&w, m, n, &found, &column_log, base, 4.0, 64).expect("step");
+        let steps = steps::column_steps(choice.step, &column_log);
+        let q = feedback::quantize(&w, m, n, &found, &steps).expect("quantized");
+        let residual: Vec<f32> = w
+            .chunks(n)
+            .zip(q.chunks(n))
+            .flat_map(|(w, q)| {
+                w.iter()
+                    .zip(q)
+                    .zip(&steps)
+                    .map(|((w, &q), s)| w - f32::from(q) * s)
+            })
+            .collect();
+        let fit = uc_codec::overlay::fit(&residual, m, n, &found, 6).expect("fit");
+        let mut code = coded(m, n, q, column_log);
+        code.overlay = fit.low_rank(6);
+        let tables = LayerTables::build(&[&code]).expect("tables");
+        let encoded = rans::encode(&code, &tables).expect("encoded");
+        let bits: Vec<u32> = found.a.iter().map(|x| x.to_bits()).collect();
+        (bits, encoded.payload, values(&code))
+    };
+    let with = |threads: usize| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .expect("pool")
+            .install(work)
+    };
+    let (one, three) = (with(1), with(3));
+    assert!(one == three);
+}
+
+#[test]
+fn a_correction_recovers_a_residual_of_low_rank_and_is_not_bought_for_noise() {
+    let (m, n) = (96, 80);
+    let mut random = Random(5);
+    let h = correlated(n, &mut random);
+    let found = factor::factorize(&h, n, 0.01).expect("factor");
+    let (u, v) = (random.normals(m * 2), random.normals(2 * n));
+    let low: Vec<f32> = (0..m * n)
+        .map(|e| {
+            (0..2)
+                .map(|r| u[(e / n) * 2 + r] * v[r * n + e % n])
+                .sum::<f32>()
+        })
+        .collect();
+    let fit = uc_codec::overlay::fit(&low, m, n, &found, 4).expect("fit");
+    assert!(fit.captured(2) > 0.999, "{}", fit.captured(2));
+    let noise = random.normals(m * n);
+    let white: Vec<f32> = (0..n * n)
+        .map(|e| if e / n == e % n { 1.0 } else { 0.0 })
+        .collect();
+    let plain = factor::factorize(&white, n, 0.01).expect("factor");
+    assert_eq!(
+        uc_codec::overlay::fit(&noise, m, n, &plain, 16)
+            .expect("fit")
+            .best_rank(),
+        0
+    );
+}
+
+struct Layer {
+    weights: Vec<Vec<f32>>,
+}
+
+impl LayerWork for Layer {
+    type Error = CodecError;
+
+    fn weights(&self, index: usize) -> Result<Vec<f32>, CodecError> {
+        Ok(self.weights[index].clone())
+    }
+
+    fn finish(&self, _: usize, _: &[f32], _: &mut TensorCode) -> Result<(), CodecError> {
+        Ok(())
+    }
+
+    fn measure(&self, linears: &[CodedLinear]) -> Result<u64, CodecError> {
+        let codes: Vec<&TensorCode> = linears.iter().map(|linear| &linear.code).collect();
+        let tables = LayerTables::build(&codes)?;
+        let mut bytes = 100 + tables.to_bytes().len();
+        for code in codes {
+            bytes += rans::encode(code, &tables)?.payload.len() + code.rows + code.cols;
+        }
+        Ok(8 * bytes as u64)
+    }
+
+    fn progress(&mut self, _: usize, _: usize) {}
+}
+
+#[test]
+fn a_layer_meets_its_budget_from_below_and_an_impossible_one_is_refused() {
+    let mut random = Random(6);
+    let n = 96;
+    let h = correlated(n, &mut random);
+    let factors = BTreeMap::from([(
+        "x".to_owned(),
+        factor::factorize(&h, n, 0.01).expect("factor"),
+    )]);
+    let shape = |name: &str, rows| LinearShape {
+        name: name.into(),
+        input: "x".into(),
+        rows,
+        cols: n,
+    };
+    let shapes = [shape("a", 320), shape("b", 128)];
+    let weights = shapes.iter().map(|s| random.normals(s.rows * n)).collect();
+    let mut work = Layer { weights };
+    let total = (320 + 128) * n;
+    for bpw in [2.5, 5.0, 7.3] {
+        let bits = (bpw * total as f64) as u64;
+        let linears = layer::quantize(
+            &shapes,
+            &factors,
+            Budget {
+                bits,
+                probe_rows: 64,
+            },
+            &mut work,
+        )
+        .expect("met");
+        let found = work.measure(&linears).expect("measured");
+        let below = (bits as f64 - found as f64) / total as f64;
+        assert!((0.0..0.01).contains(&below), "{bpw}: {below} below");
+    }
+    let budget = Budget {
+        bits: 1000,
+        probe_rows: 64,
+    };
+    let refused = layer::quantize(&shapes, &factors, budget, &mut work);
+    assert!(
+        matches!(refused, Err(CodecError::Budget { expected: 1000, .. })),
+        "{refused:?}"
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn indices_of_any_shape_and_width_come_back(
+        rows in 1usize..40, cols in 1usize..100, width in 0.0f32..3000.0, seed in any::<u64>(), outliers in any::<bool>()
+    ) {
+        let mut random = Random(seed);
+        let mut q: Vec<i16> = (0..rows * cols).map(|_| (random.normal() * width) as i16).collect();
+        if outliers {
+            q[0] = i16::MAX;
+            q[rows * cols - 1] = -i16::MAX;
+        }
+        let column_log = (0..cols).map(|_| (random.bits() % 20) as u8).collect();
+        let code = coded(rows, cols, q, column_log);
+        let tables = LayerTables::build(&[&code]).expect("tables");
+        let tables = LayerTables::from_bytes(&tables.to_bytes()).expect("tables come back");
+        let e = rans::encode(&code, &tables).expect("encoded");
+        let found = rans::decode(
+            rows, cols, &code.row_log, &code.column_log, &tables, e.tile_rows, &e.tile_offsets, &e.payload,
+        );
+        prop_assert_eq!(found.expect("decoded"), code.q);
+    }
+
+    #[test]
+    fn damaged_payloads_and_tables_are_refused_or_decode_to_something_but_never_panic(
+        at in any::<usize>(), bit in 0u8..8, cut in any::<bool>()
+    ) {
+        let mut random = Random(9);
+        let q: Vec<i16> = (0..60 * 50).map(|_| (random.normal() * 8.0) as i16).collect();
+        let code = coded(60, 50, q, vec![3; 50]);
+        let tables = LayerTables::build(&[&code]).expect("tables");
+        let e = rans::encode(&code, &tables).expect("encoded");
+        let damage = |bytes: &[u8]| {
+            let mut bytes = bytes.to_vec();
+            let at = at % bytes.len();
+            if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit }
+            bytes
+        };
+        let payload = damage(&e.payload);
+        let found = rans::decode(
+            60, 50, &code.row_log, &code.column_log, &tables, e.tile_rows, &e.tile_offsets, &payload,
+        );
+        // The coder is a bijection: damaged bytes are no code at all, or the code of other indices.
+        prop_assert!(found.as_ref() != Ok(&code.q));
+        prop_assert!(!cut || found.is_err());
+        if let Ok(other) = LayerTables::from_bytes(&damage(&tables.to_bytes())) {
+            let _ = rans::decode(
+                60, 50, &code.row_log, &code.column_log, &other, e.tile_rows, &e.tile_offsets, &e.payload,
+            );
+        }
+    }
+
+    #[test]
+    fn the_fast_reconstruction_has_the_bits_of_the_specification(
+        rows in 1usize..30, cols in 1usize..600, rank in 0usize..5, seed in any::<u64>()
+    ) {
+        let mut random = Random(seed);
+        let q = (0..rows * cols).map(|_| (random.normal() * 9.0) as i16).collect();
+        let mut code = coded(rows, cols, q, (0..cols).map(|_| (random.bits() % 60) as u8).collect());
+        let mut words = |count: usize| -> Vec<u16> {
+            random.normals(count).into_iter().map(bf16::round_nearest_even).collect()
+        };
+        if rank > 0 {
+            code.overlay = Some(LowRank { rank, u: words(rows * rank), v: words(rank * cols) });
+        }
+        let fast = reconstruct::reconstruct(&code).expect("fast");
+        for row in 0..rows {
+            let plain = reconstruct::reconstruct_row(&code, row).expect("plain");
+            prop_assert_eq!(&fast[row * cols..(row + 1) * cols], plain.as_slice());
+        }
+    }
+}

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Benchmark receipts: the main job as its users run it, its summary as JSON.
+#
+#   make bench                                                          the embedded model
+#   make bench BENCH_MODEL=DIR CALIBRATION="A B" EVALUATION=C           another model
+#
+# The receipt's name is the model folder's. Times are of this machine; compare them only within one receipt.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+model=${BENCH_MODEL:-examples/tiny-stories}
+name=$(basename "$model")
+uc=${CARGO_TARGET_DIR:-target}/release/uc
+run=$(mktemp -d)
+trap 'rm -rf "$run"' EXIT
+arguments=()
+for file in ${CALIBRATION:-}; do arguments+=(--calibration "$file"); done
+for file in ${EVALUATION:-}; do arguments+=(--evaluation "$file"); done
+for setting in ${SET:-}; do arguments+=(--set "$setting"); done
+"$uc" compress "$model" --run "$run/run" --json "${arguments[@]}" > "$run/summary.json"
+sed "s#$run/##g" "$run/summary.json" > "docs/benchmarks/$name.json"
+echo "docs/benchmarks/$name.json"
