@@ -1,0 +1,216 @@
+"""A second reader of packs, written from docs/pack-format.md alone: Python standard library and numpy.
+
+Usage: python3 tests/independent/read_pack.py PACK [LAYERS]
+Decodes every linear of the first LAYERS layers (default 1) and compares its SHA-256 with the manifest; exits with 1 on
+any difference. Overlays (rank above 0) need a fused multiply-add, which is computed exactly with fractions: slow.
+"""
+import hashlib
+import json
+import pathlib
+import struct
+import sys
+from fractions import Fraction
+
+import numpy as np
+
+MANTISSAS = [0x3F800000, 0x3F8B95C2, 0x3F9837F0, 0x3FA5FED7, 0x3FB504F3, 0x3FC5672A, 0x3FD744FD, 0x3FEAC0C7]
+
+
+class Bits:
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def take(self, width):
+        value = 0
+        for bit in range(width):
+            value |= (self.data[self.at >> 3] >> (self.at & 7) & 1) << bit
+            self.at += 1
+        return value
+
+    def rice(self, parameter):
+        quotient = 0
+        while self.take(1):
+            quotient += 1
+        return quotient << parameter | self.take(parameter)
+
+
+def unzigzag(z):
+    return z >> 1 ^ -(z & 1)
+
+
+def unpack(data, count):
+    base, mode, bits = data[0], data[1], Bits(data[2:])
+    if mode <= 8:
+        return [base + bits.take(mode) for _ in range(count)]
+    return [base + unzigzag(bits.rice(mode - 16)) for _ in range(count)]
+
+
+def read_tables(data):
+    bits = Bits(data)
+    granularity, first, span = bits.take(2), bits.take(7), bits.take(8)
+    used = [first + i for i in range(span) if bits.take(1)]
+    tables = {}
+    for number in used:
+        shift, half, mirrored, escapes = bits.take(3), bits.take(7), bits.take(1), bits.take(1)
+        frequency = dict.fromkeys(range(-128, 128), 0)
+        if escapes:
+            frequency[-128] = bits.take(12) + 1
+        if half:
+            parameter = bits.take(4)
+            for sign in ([0] if mirrored else [-1, 1]):
+                previous = 0
+                for size in range(half, 0, -1):
+                    previous += unzigzag(bits.rice(parameter))
+                    for s in ([-size, size] if sign == 0 else [sign * size]):
+                        frequency[s] = previous
+        frequency[0] = 4096 - sum(f for s, f in frequency.items() if s != 0)
+        owner, start, at = [], {}, 0
+        for s in range(-128, 128):
+            start[s] = at
+            at += frequency[s]
+            owner += [s] * frequency[s]
+        tables[number] = shift, frequency, start, owner
+    return granularity, tables
+
+
+def read_tile(data, row_logs, column_logs, granularity, tables):
+    columns = len(column_logs)
+    lanes = min(32, columns)
+    states = list(struct.unpack_from(f"<{lanes}I", data))
+    words = iter(struct.unpack(f"<{(len(data) - 4 * lanes) // 2}H", data[4 * lanes:]))
+    out = []
+    for row_log in row_logs:
+        for first in range(0, columns, 32):
+            group, escaped = [], []
+            count = min(32, columns - first)
+            for lane in range(count):
+                number = min(max(row_log - column_logs[first + lane], 0), 127) >> granularity
+                shift, frequency, start, owner = tables[number]
+                x = states[lane]
+                raw, slot = x & (1 << shift) - 1, x >> shift & 4095
+                s = owner[slot]
+                group.append((s << shift) + raw - (1 << shift >> 1))
+                escaped.append(s == -128)
+                states[lane] = frequency[s] * (x >> shift + 12) + slot - start[s]
+            for lane in range(count):
+                if states[lane] < 1 << 16:
+                    states[lane] = states[lane] << 16 | next(words)
+            for lane in range(count):
+                if escaped[lane]:
+                    group[lane] = struct.unpack("<h", struct.pack("<H", next(words)))[0]
+            out += group
+    assert all(x == 1 << 16 for x in states) and next(words, None) is None, "damaged tile"
+    return out
+
+
+def bfloat16(values):
+    """f32 to bfloat16 bits, nearest even."""
+    bits = values.view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")
+
+
+def fma(u, v, acc):
+    exact = Fraction(float(u)) * Fraction(float(v)) + Fraction(float(acc))
+    near = np.float32(float(exact))  # a double may round twice: compare the neighbours exactly
+    options = [np.nextafter(near, np.float32(-np.inf)), near, np.nextafter(near, np.float32(np.inf))]
+    even = lambda x: int(np.float32(x).view(np.uint32)) & 1
+    return min(options, key=lambda x: (abs(Fraction(float(x)) - exact), even(x)))
+
+
+def reconstruct(q, rows, step, column_logs, rank, u, v):
+    mantissas = np.array(MANTISSAS, dtype=np.uint32).view(np.float32)
+    factors = np.array([np.ldexp(mantissas[log & 7], log >> 3) for log in column_logs], dtype=np.float32)
+    acc = q.astype(np.float32) * (np.float32(step) * factors)
+    for i in range(rows if rank else 0):
+        for j in range(len(column_logs)):
+            for r in range(rank):
+                acc[i, j] = fma(u[i, r], v[r, j], acc[i, j])
+    return bfloat16(acc)
+
+
+def read_layer(data):
+    assert data[:8] == b"UCLAYER\0"
+    version, _, groups, linears, extras, zero, length = struct.unpack_from("<6HI", data, 8)
+    assert version == 3 and zero == 0
+    at = 24
+    granularity, tables = read_tables(data[at:at + length])
+    at += length
+
+    def take(form):
+        nonlocal at
+        values = struct.unpack_from("<" + form, data, at)
+        at += struct.calcsize("<" + form)
+        return values[0] if len(values) == 1 else values
+
+    def text():
+        nonlocal at
+        size = take("B")
+        at += size
+        return data[at - size:at].decode()
+
+    def chunk():
+        nonlocal at
+        size = take("I")
+        at += size
+        return data[at - size:at]
+
+    def words(count):
+        nonlocal at
+        at += 2 * count
+        bits = np.frombuffer(data[at - 2 * count:at], dtype="<u2").astype(np.uint32) << 16
+        return bits.view(np.float32)
+
+    column_logs = []
+    for _ in range(groups):
+        text()
+        columns = take("I")
+        column_logs.append(unpack(chunk(), columns))
+    found = []
+    for _ in range(linears):
+        label, (rows, group, rank, step) = text(), take("IHHf")
+        columns = column_logs[group]
+        row_logs = unpack(chunk(), rows)
+        tile_rows = min(rows, max(1, (1 << 18) // len(columns)))
+        tiles = [take("I") for _ in range(0, rows, tile_rows)]
+        u = words(rows * rank).reshape(rows, rank)
+        v = words(rank * len(columns)).reshape(rank, len(columns))
+        found.append((label, rows, columns, rank, step, row_logs, tile_rows, tiles, u, v))
+    sizes = [4, 2, 2, 8, 1, 1, 1, 1, 2, 2, 4, 4, 8, 8, 1]
+    for _ in range(extras):
+        text()
+        dtype, dimensions = take("BB")
+        count = 1
+        for _ in range(dimensions):
+            count *= take("I")
+        at += count * sizes[dtype]
+    for label, rows, columns, rank, step, row_logs, tile_rows, tiles, u, v in found:
+        at += -at % 8
+        q = []
+        for number, size in enumerate(tiles):
+            logs = row_logs[number * tile_rows:(number + 1) * tile_rows]
+            q += read_tile(data[at:at + size], logs, columns, granularity, tables)
+            at += size
+        q = np.array(q, dtype=np.int32).reshape(rows, len(columns))
+        yield label, reconstruct(q, rows, step, columns, rank, u, v)
+    assert at == len(data), "bytes after the last tile"
+
+
+def main():
+    folder, count = pathlib.Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    manifest = json.loads((folder / "manifest.json").read_text())
+    wrong = checked = 0
+    for layer in manifest["layers"][:count]:
+        expected = {linear["name"]: linear["reconstructed_sha256"] for linear in layer["linears"]}
+        for name, weights in read_layer((folder / layer["file"]).read_bytes()):
+            digest = hashlib.sha256(weights.tobytes()).hexdigest()
+            checked += 1
+            if digest != expected.pop(name):
+                wrong += 1
+                print(f"{layer['file']} {name}: found {digest}")
+        wrong += len(expected)
+    print(f"{checked} linears decoded, {wrong} wrong")
+    return 1 if wrong or not checked else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
