@@ -25,7 +25,9 @@ mod tests {
         let text = stories::text(9, 5_000);
         let ids = tokenizer.encode(&text).expect("ids");
         assert_eq!(tokenizer.decode(&ids).expect("text"), text);
-        let size = std::fs::metadata(folder().join("model.safetensors")).expect("weights").len();
+        let size = std::fs::metadata(folder().join("model.safetensors"))
+            .expect("weights")
+            .len();
         assert!(size < 4 << 20, "{size}");
     }
 }
