@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use uc_store::logging::LogFormat;
 use uc_store::plan::JobId;
 
@@ -118,12 +118,13 @@ impl Display {
             .max()
             .unwrap_or(0);
         let template = format!(
-            "{{prefix:{width}}} {{bar:24}} {{pos:>4}}/{{len:<4}} {{per_sec:>10}} ETA {{eta:>4}}  {{msg}}"
+            "{{prefix:{width}}} {{bar:24}} {{pos:>4}}/{{len:<4}} {{rate:>9}} ETA {{eta:>4}}  {{msg}}"
         );
         for (name, done, total) in stages {
             let bar = (self.form == Form::Bars).then(|| {
                 let style = ProgressStyle::with_template(&template)
-                    .unwrap_or_else(|_| ProgressStyle::default_bar());
+                    .unwrap_or_else(|_| ProgressStyle::default_bar())
+                    .with_key("rate", rate);
                 let bar = ProgressBar::new(*total)
                     .with_style(style)
                     .with_prefix(name.clone())
@@ -275,6 +276,16 @@ impl Task<'_> {
 fn place(id: &JobId) -> String {
     id.layer
         .map_or_else(String::new, |layer| format!("layer {layer}"))
+}
+
+/// Jobs per second, or per minute where that reads better.
+fn rate(state: &ProgressState, to: &mut dyn std::fmt::Write) {
+    let per_second = state.per_sec();
+    // The bar's buffer takes any text.
+    let _ = match per_second < 0.5 {
+        true => write!(to, "{:.1}/min", per_second * 60.0),
+        false => write!(to, "{per_second:.1}/s"),
+    };
 }
 
 /// One line on standard error; a closed one is nobody's loss.
