@@ -364,3 +364,133 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
         .map(|(a, b)| f64::from(*a) * f64::from(*b))
         .sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::factor::factorize;
+
+    /// A matrix with singular values 1, 1/2, 1/4, … and noise far below them.
+    fn decaying(m: usize, n: usize) -> Vec<f32> {
+        let (u, v) = (signs(m * 6), signs(n * 7));
+        let low = |i: usize, j: usize| -> f32 {
+            (0..6)
+                .map(|r| u[i * 6 + r] * v[j * 7 + r] * 0.5f32.powi(r as i32))
+                .sum()
+        };
+        let noise = signs(m * n);
+        (0..m * n)
+            .map(|e| low(e / n, e % n) + 0.01 * noise[e])
+            .collect()
+    }
+
+    fn identity(n: usize) -> Factor {
+        let h: Vec<f32> = (0..n * n)
+            .map(|e| f32::from(u8::from(e / n == e % n)))
+            .collect();
+        factorize(&h, n, 0.0).unwrap()
+    }
+
+    #[test]
+    fn subspace_iteration_captures_what_the_full_decomposition_captures() {
+        let (m, n) = (150, 130);
+        let g = decaying(m, n);
+        let (_, iterated, _) = leading_triples(&g, m, n, 6).unwrap();
+        let wide: Vec<f64> = g.iter().map(|&x| f64::from(x)).collect();
+        let (_, exact, _) = thin_svd(&wide, n, m).unwrap();
+        for (found, exact) in iterated.iter().zip(&exact) {
+            assert!(
+                (found / exact - 1.0).abs() < 1e-4,
+                "{found} against {exact}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_rank_captures_is_what_its_stored_factors_take_away() {
+        let (m, n) = (90, 70);
+        let h: Vec<f32> = (0..n * n)
+            .map(|i: usize| 0.8f32.powi((i / n).abs_diff(i % n) as i32))
+            .collect();
+        let factor = factorize(&h, n, 0.01).unwrap();
+        let residual = decaying(m, n);
+        let fit = fit(&residual, m, n, &factor, 5).unwrap();
+        let energy = |e: &[f32]| {
+            let whitened = times_factor(e, n, &factor);
+            dot(&whitened, &whitened)
+        };
+        for rank in 1..=5 {
+            let low = fit.low_rank(rank).unwrap();
+            low.validate(m, n).unwrap();
+            let rest: Vec<f32> = (0..m * n)
+                .map(|e| {
+                    let product = |r: usize| {
+                        let u = bf16::to_f32(low.u[e / n * rank + r]);
+                        u * bf16::to_f32(low.v[r * n + e % n])
+                    };
+                    residual[e] - (0..rank).map(product).sum::<f32>()
+                })
+                .collect();
+            let exact = 1.0 - energy(&rest) / energy(&residual);
+            assert!(
+                (fit.captured(rank) - exact).abs() < 1e-4,
+                "rank {rank}: {exact}"
+            );
+            assert!(fit.captured(rank) > fit.captured(rank - 1));
+        }
+    }
+
+    #[test]
+    fn the_inverse_of_the_factor_undoes_the_factor_across_blocks() {
+        let n = 300;
+        let h: Vec<f32> = (0..n * n)
+            .map(|i: usize| 0.7f32.powi((i / n).abs_diff(i % n) as i32))
+            .collect();
+        let factor = factorize(&h, n, 0.01).unwrap();
+        let x = decaying(5, n);
+        let back = over_factor(&times_factor(&x, n, &factor), n, &factor);
+        for (found, x) in back.iter().zip(&x) {
+            assert!((found - x).abs() < 1e-4, "{found} against {x}");
+        }
+    }
+
+    #[test]
+    fn the_best_rank_weighs_error_against_bits() {
+        // A rank of a [64, 64] matrix costs half a bit: it must take away more than half.
+        assert_eq!(best_rank(&[0.0, 0.49], 64, 64), 0);
+        assert_eq!(best_rank(&[0.0, 0.51], 64, 64), 1);
+        assert_eq!(best_rank(&[0.0, 0.1, 0.9, 0.91], 64, 64), 2);
+        assert_eq!(best_rank(&[0.0], 64, 64), 0);
+        assert_eq!(bits_per_weight(4, 4096, 4096), 1.0 / 32.0);
+    }
+
+    #[test]
+    fn nothing_to_correct_and_nothing_allowed_give_rank_zero() {
+        let zero = fit(&[0.0; 12], 3, 4, &identity(4), 2).unwrap();
+        assert_eq!(
+            (zero.max_rank(), zero.best_rank(), zero.captured(1)),
+            (0, 0, 0.0)
+        );
+        let none = fit(&[1.0; 12], 3, 4, &identity(4), 0).unwrap();
+        assert_eq!((none.max_rank(), none.low_rank(3)), (0, None));
+    }
+
+    #[test]
+    fn wrong_lengths_and_nan_are_refused() {
+        let short = fit(&[0.0; 11], 3, 4, &identity(4), 1);
+        assert!(matches!(
+            short,
+            Err(CodecError::Shape {
+                what: "residual",
+                ..
+            })
+        ));
+        let other = fit(&[0.0; 12], 3, 4, &identity(3), 1);
+        assert!(matches!(
+            other,
+            Err(CodecError::Shape { what: "factor", .. })
+        ));
+        let nan = fit(&[f32::NAN; 12], 3, 4, &identity(4), 1);
+        assert!(matches!(nan, Err(CodecError::NotFinite { index: 0, .. })));
+    }
+}

@@ -28,8 +28,14 @@
 //! States carry 16 bits of their own each, so a full tile of 2^18 indices spends 64 bytes, 0.002
 //! bits per weight, and with an offset of 8 bytes less than 0.0025.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod decode;
 mod encode;
+#[cfg(test)]
+mod equality;
 
 pub use decode::{decode, decode_tile};
 pub use encode::encode;

@@ -44,10 +44,13 @@ pub(crate) fn has_avx512() -> bool {
         && is_x86_feature_detected!("avx512vl")
 }
 
-/// Does this processor have AVX2 and fused multiply-add?
+/// Does this processor have AVX2, fused multiply-add and the bit counts that come with them?
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn has_avx2() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+    is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("popcnt")
+        && is_x86_feature_detected!("bmi1")
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -135,7 +135,8 @@ fn tiles<'a>(
     offsets.iter().zip(ends).map(tile).collect()
 }
 
-/// Which table each column meets, for every row logarithm that occurs.
+/// Which table each column meets, for every row logarithm that occurs. Every number is that of a
+/// table, checked by [`Lines::new`], which alone writes them.
 pub(super) struct Lines<'a> {
     pub(super) tables: &'a DecodeTables,
     cols: usize,
@@ -148,7 +149,11 @@ pub(super) struct Lines<'a> {
 }
 
 impl<'a> Lines<'a> {
-    fn new(row_log: &[u8], column_log: &[u8], tables: &'a LayerTables) -> Result<Self, CodecError> {
+    pub(super) fn new(
+        row_log: &[u8],
+        column_log: &[u8],
+        tables: &'a LayerTables,
+    ) -> Result<Self, CodecError> {
         let decode = tables.decode_tables();
         let mut lines = Lines {
             tables: decode,
@@ -178,6 +183,14 @@ impl<'a> Lines<'a> {
                 lines.number.push(number);
             }
         }
+        // What the kernels with unchecked lookups rely on.
+        let tables = decode.entries.len() >> PROBABILITY_BITS;
+        assert!(
+            lines
+                .number
+                .iter()
+                .all(|&number| usize::from(number) < tables)
+        );
         if decode.shift.iter().any(|&shift| shift > 0) {
             let shifts = lines
                 .number
@@ -202,6 +215,18 @@ impl<'a> Lines<'a> {
             },
         )
     }
+
+    /// Columns of the tensor.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Does any table have a shift?
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn shifted(&self) -> bool {
+        !self.shift.is_empty()
+    }
 }
 
 /// A tile to be decoded.
@@ -221,6 +246,15 @@ pub(super) struct Cursor<'a> {
 impl Tile<'_> {
     /// Decodes into `q` [row_log.len(), cols] with the widest kernel.
     fn decode(&self, q: &mut [i16]) -> Result<(), CodecError> {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if crate::simd::has_avx512() {
+                return super::avx512::decode(self, q);
+            }
+            if crate::simd::has_avx2() {
+                return super::avx2::decode(self, q);
+            }
+        }
         self.decode_portably(q)
     }
 

@@ -1,0 +1,178 @@
+//! The decoder with AVX-512: 32 lanes in two vectors of 16.
+//!
+//! Same output as [`Tile::decode_portably`]; groups that are incomplete, or that might read beyond
+//! the end of the tile, are left to the portable code.
+//!
+//! Safety: [`decode`] is only reached after a check of the processor's features. Loads and stores go
+//! through references to arrays of exactly the size that is loaded or stored. The two gathers read
+//! `entries[table << 12 | slot]` with `slot < 4096` and table numbers that `Lines::new` has checked
+//! against the same entries.
+
+#![allow(unsafe_code)]
+
+use super::LANES;
+use super::decode::{Cursor, GROUP_BYTES, Tile};
+use crate::classes::ESCAPE;
+use crate::failure::CodecError;
+use std::arch::x86_64::*;
+
+/// Decodes a tile into `q`; the processor must have AVX-512 F, BW, DQ and VL (checked).
+pub(super) fn decode(tile: &Tile<'_>, q: &mut [i16]) -> Result<(), CodecError> {
+    assert!(crate::simd::has_avx512());
+    // SAFETY: the processor has the features, the numbers of tables are in range.
+    unsafe {
+        if tile.lines.shifted() {
+            kernel::<true>(tile, q)
+        } else {
+            kernel::<false>(tile, q)
+        }
+    }
+}
+
+/// # Safety
+/// The processor must have the features, and every table number of the tile's lines be below the
+/// number of tables.
+#[target_feature(enable = "avx2,fma,popcnt,bmi1,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn kernel<const SHIFTED: bool>(tile: &Tile<'_>, q: &mut [i16]) -> Result<(), CodecError> {
+    let mut cursor = tile.begin()?;
+    let cols = tile.lines.cols();
+    let entries = &tile.lines.tables.entries;
+    let whole = cols / LANES;
+    for (q, &row_log) in q.chunks_mut(cols).zip(tile.row_log) {
+        let (number, shift) = tile.lines.of(row_log);
+        // SAFETY: passed on.
+        let done = unsafe { groups::<SHIFTED>(&mut cursor, entries, number, shift, q, whole)? };
+        for first in (done * LANES..cols).step_by(LANES) {
+            let columns = first..cols.min(first + LANES);
+            let shift = shift.get(columns.clone()).unwrap_or(&[]);
+            cursor.group(entries, &number[columns.clone()], shift, &mut q[columns])?;
+        }
+    }
+    cursor.finish()
+}
+
+/// Decodes up to `whole` complete groups of a row, as many as cannot run beyond the end; returns
+/// their number.
+///
+/// # Safety
+/// As [`kernel`].
+#[target_feature(enable = "avx2,fma,popcnt,bmi1,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn groups<const SHIFTED: bool>(
+    cursor: &mut Cursor<'_>,
+    entries: &[u32],
+    number: &[u8],
+    shift: &[u8],
+    q: &mut [i16],
+    whole: usize,
+) -> Result<usize, CodecError> {
+    // SAFETY: the states are 32 words of 4 bytes.
+    let mut x: [__m512i; 2] = unsafe { std::mem::transmute(cursor.states) };
+    let mut done = 0;
+    while done < whole && cursor.bytes.len() - cursor.position >= GROUP_BYTES {
+        let columns = done * LANES..(done + 1) * LANES;
+        let out: &mut [i16; LANES] = (&mut q[columns.clone()]).try_into().expect("32 columns");
+        let number: &[u8; LANES] = number[columns.clone()].try_into().expect("32 columns");
+        let shift: &[u8; LANES] = if SHIFTED {
+            shift[columns].try_into().expect("32 columns")
+        } else {
+            &[0; LANES]
+        };
+        let mut escapes = 0u32;
+        for half in 0..2 {
+            let window: &[u8; 32] = cursor.bytes[cursor.position..cursor.position + 32]
+                .try_into()
+                .expect("32 bytes");
+            // SAFETY: the loads read 16 of 32 bytes and 32 of 32 bytes, the gather is in range.
+            unsafe {
+                let base = half * 16;
+                let number = load_bytes(number, base);
+                let shift = if SHIFTED {
+                    load_bytes(shift, base)
+                } else {
+                    _mm512_setzero_si512()
+                };
+                let (next, index, escaped, restored) =
+                    step::<SHIFTED>(x[half], entries, number, shift, window);
+                x[half] = next;
+                cursor.position += 2 * restored.count_ones() as usize;
+                escapes |= u32::from(escaped) << base;
+                let index = _mm512_cvtepi32_epi16(index);
+                _mm256_storeu_si256(out[base..base + 16].as_mut_ptr().cast(), index);
+            }
+        }
+        if escapes != 0 {
+            cursor.escapes(escapes, out)?;
+        }
+        done += 1;
+    }
+    // SAFETY: as above.
+    cursor.states = unsafe { std::mem::transmute::<[__m512i; 2], [u32; LANES]>(x) };
+    Ok(done)
+}
+
+/// Bytes `base..base + 16` as 32-bit lanes.
+///
+/// # Safety
+/// The processor must have AVX-512 F.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn load_bytes(bytes: &[u8; LANES], base: usize) -> __m512i {
+    // SAFETY: the slice has 16 bytes.
+    unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes[base..base + 16].as_ptr().cast())) }
+}
+
+/// Steps 1 and 2 for 16 lanes: next states, indices, lanes escaped, lanes restored.
+///
+/// # Safety
+/// The processor must have the features; every lane of `number` be the number of a table.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn step<const SHIFTED: bool>(
+    x: __m512i,
+    entries: &[u32],
+    number: __m512i,
+    shift: __m512i,
+    window: &[u8; 32],
+) -> (__m512i, __m512i, u16, u16) {
+    let low = _mm512_set1_epi32(0xfff);
+    let one = _mm512_set1_epi32(1);
+    let shifted = if SHIFTED {
+        _mm512_srlv_epi32(x, shift)
+    } else {
+        x
+    };
+    let at = _mm512_or_si512(
+        _mm512_slli_epi32::<12>(number),
+        _mm512_and_si512(shifted, low),
+    );
+    // SAFETY: every index is below the number of entries.
+    let entry = unsafe { _mm512_i32gather_epi32::<4>(at, entries.as_ptr().cast()) };
+    let symbol = _mm512_srai_epi32::<24>(entry);
+    let escaped = _mm512_cmpeq_epi32_mask(symbol, _mm512_set1_epi32(ESCAPE));
+    let index = if SHIFTED {
+        let unit = _mm512_sllv_epi32(one, shift);
+        let raw = _mm512_and_si512(x, _mm512_sub_epi32(unit, one));
+        let middle = _mm512_srli_epi32::<1>(unit);
+        _mm512_sub_epi32(
+            _mm512_add_epi32(_mm512_sllv_epi32(symbol, shift), raw),
+            middle,
+        )
+    } else {
+        symbol
+    };
+    let frequency = _mm512_add_epi32(_mm512_and_si512(entry, low), one);
+    let bias = _mm512_and_si512(_mm512_srli_epi32::<12>(entry), low);
+    let high = _mm512_srli_epi32::<12>(shifted);
+    let next = _mm512_add_epi32(_mm512_mullo_epi32(frequency, high), bias);
+    let restored = _mm512_cmplt_epu32_mask(next, _mm512_set1_epi32(1 << 16));
+    // SAFETY: the window has 32 bytes.
+    let words = unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(window.as_ptr().cast())) };
+    let words = _mm512_maskz_expand_epi32(restored, words);
+    let grown = _mm512_or_si512(_mm512_slli_epi32::<16>(next), words);
+    (
+        _mm512_mask_mov_epi32(next, restored, grown),
+        index,
+        escaped,
+        restored,
+    )
+}

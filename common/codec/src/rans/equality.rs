@@ -1,0 +1,158 @@
+//! Tests: every kernel of this processor does what the portable decoder does, on sound and on
+//! damaged tiles alike.
+
+use super::decode::{Lines, Tile};
+use super::{LANES, encode};
+use crate::classes::{LayerTables, row_logs};
+use crate::code::TensorCode;
+use crate::failure::CodecError;
+use proptest::prelude::*;
+
+/// A decoder of one tile.
+type Kernel = fn(&Tile<'_>, &mut [i16]) -> Result<(), CodecError>;
+
+/// The kernels that this processor can run, by name.
+fn kernels() -> Vec<(&'static str, Kernel)> {
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
+    let mut kernels: Vec<(&'static str, Kernel)> = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        if crate::simd::has_avx2() {
+            kernels.push(("AVX2", super::avx2::decode));
+        }
+        if crate::simd::has_avx512() {
+            kernels.push(("AVX-512", super::avx512::decode));
+        }
+    }
+    kernels
+}
+
+/// A tensor of one tile whose widths differ by row and column; `width` in indices. Every
+/// `outlier`-th index is far outside.
+fn tensor(rows: usize, cols: usize, width: f64, seed: u64, outlier: usize) -> TensorCode {
+    let mut state = seed;
+    let mut uniform = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f64 / (1u64 << 24) as f64
+    };
+    let column_log: Vec<u8> = (0..cols).map(|_| (uniform() * 24.0) as u8).collect();
+    let mut q = Vec::with_capacity(rows * cols);
+    for row in 0..rows {
+        let row_width = width * (1.0 + (row % 5) as f64);
+        for &log in &column_log {
+            let bell = (0..6).map(|_| uniform()).sum::<f64>() - 3.0;
+            q.push((bell * row_width * (-f64::from(log) / 8.0).exp2()) as i16);
+        }
+    }
+    for (i, q) in q
+        .iter_mut()
+        .enumerate()
+        .filter(|(i, _)| i % outlier == outlier - 1)
+    {
+        *q = if i % 2 == 0 { i16::MAX } else { i16::MIN };
+    }
+    let row_log = row_logs(&q, rows, &column_log).unwrap();
+    TensorCode {
+        rows,
+        cols,
+        step: 1.0,
+        column_log,
+        row_log,
+        q,
+        overlay: None,
+    }
+}
+
+/// Decodes `bytes` with every kernel and compares with the portable decoder, which is returned.
+fn agreed(code: &TensorCode, tables: &LayerTables, bytes: &[u8]) -> Result<Vec<i16>, CodecError> {
+    let lines = Lines::new(&code.row_log, &code.column_log, tables)?;
+    let tile = Tile {
+        bytes,
+        row_log: &code.row_log,
+        lines: &lines,
+    };
+    let run = |decode: &dyn Fn(&mut [i16]) -> Result<(), CodecError>| {
+        let mut q = vec![0i16; code.q.len()];
+        decode(&mut q).map(|()| q)
+    };
+    let portable = run(&|q| tile.decode_portably(q));
+    for (name, kernel) in kernels() {
+        assert!(run(&|q| kernel(&tile, q)) == portable, "{name} disagrees");
+    }
+    portable
+}
+
+/// Tables and the bytes of the only tile.
+fn encoded(code: &TensorCode) -> (LayerTables, Vec<u8>) {
+    let tables = LayerTables::build(&[code]).unwrap();
+    let encoded = encode(code, &tables).unwrap();
+    assert_eq!(encoded.tile_offsets, [0]);
+    (tables, encoded.payload)
+}
+
+#[test]
+fn every_kernel_decodes_whole_groups_partial_groups_shifts_and_escapes() {
+    let mut shifted = 0;
+    for (rows, cols) in [
+        (1, 1),
+        (3, 31),
+        (2, 32),
+        (5, 33),
+        (40, 64),
+        (7, 500),
+        (64, 1024),
+    ] {
+        for width in [0.0, 0.2, 3.0, 40.0, 900.0] {
+            for outlier in [usize::MAX, 97] {
+                let code = tensor(rows, cols, width, 11, outlier);
+                let (tables, bytes) = encoded(&code);
+                shifted += usize::from(tables.decode_tables().shift.iter().any(|&k| k > 0));
+                assert!(
+                    agreed(&code, &tables, &bytes).unwrap() == code.q,
+                    "{rows} {cols} {width}"
+                );
+            }
+        }
+    }
+    assert!(shifted > 5, "no table with a shift was tested");
+}
+
+#[test]
+fn every_truncation_and_every_flipped_byte_gives_all_kernels_the_same_outcome() {
+    for width in [5.0, 300.0] {
+        let code = tensor(9, 4 * LANES + 5, width, 5, 61);
+        let (tables, bytes) = encoded(&code);
+        for length in 0..bytes.len() {
+            assert!(
+                agreed(&code, &tables, &bytes[..length]).is_err(),
+                "{length} bytes"
+            );
+        }
+        for at in 0..bytes.len() {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 0x5a;
+            assert!(
+                agreed(&code, &tables, &bytes) != Ok(code.q.clone()),
+                "byte {at}"
+            );
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_bytes_give_all_kernels_the_same_outcome(
+        rows in 1usize..6, cols in 1usize..200, body in proptest::collection::vec(any::<u8>(), 0..2000)
+    ) {
+        let code = tensor(rows, cols, 9.0, 3, 50);
+        let (tables, _) = encoded(&code);
+        // States that are in range, so that the words are reached.
+        let mut bytes: Vec<u8> = (0..4 * cols.min(LANES)).map(|i| u8::from(i % 4 == 3)).collect();
+        bytes.extend(body);
+        let _ = agreed(&code, &tables, &bytes);
+    }
+}
