@@ -115,7 +115,7 @@ fn check_cuda() -> Result<(), DeviceError> {
     // same library at its first use, so this adds no code that would not run anyway.
     let found = NAMES
         .iter()
-        .any(|name| unsafe { libloading::Library::new(name) }.is_ok());
+        .any(|name| unsafe { libloading::Library::new(*name) }.is_ok());
     if found {
         Ok(())
     } else {
