@@ -3,6 +3,7 @@
 Needs: pip install torch transformers safetensors numpy; cargo build --release -p uc-model --example logits
 Usage: python3 tests/parity/parity.py MODEL TEXT [--windows N] [--length N]     a real model
        python3 tests/parity/parity.py --random                                 small random models, each switch
+       python3 tests/parity/parity.py --golden tests/golden                    writes the cases of common/model/tests/golden.rs
 Prints the largest difference of any logit and the perplexity of both. Exits with 1 where they disagree.
 """
 import argparse
@@ -14,6 +15,7 @@ import tempfile
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -83,6 +85,24 @@ def check_random():
     return good
 
 
+def write_golden(root):
+    """Tiny random models with the logits that transformers computes: enough for every path of the forward pass."""
+    tiny = dict(vocab_size=40, hidden_size=24, intermediate_size=32, num_hidden_layers=2)
+    cases = {name: settings | tiny for name, settings in random_models()}
+    cases["wide heads"] |= dict(head_dim=8)
+    for index, (name, settings) in enumerate(cases.items()):
+        torch.manual_seed(index)
+        model = LlamaForCausalLM(LlamaConfig(**settings)).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        folder = root / f"llama-{name.replace(' ', '-')}"
+        model.save_pretrained(folder)
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        ids = torch.randint(0, settings["vocab_size"], (70,))
+        logits = torch.from_numpy(theirs(model, ids.tolist())).contiguous()
+        save_file({"ids": ids.to(torch.int32), "logits": logits}, folder / "golden.safetensors")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("model", nargs="?")
@@ -90,7 +110,11 @@ def main():
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--random", action="store_true")
+    parser.add_argument("--golden", type=pathlib.Path)
     arguments = parser.parse_args()
+    if arguments.golden:
+        write_golden(arguments.golden)
+        return True
     if arguments.random:
         return check_random()
     tokens = subprocess.run([LOGITS, arguments.model, "--tokens", arguments.text], capture_output=True, check=True)

@@ -6,6 +6,7 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData, activation};
 
+use super::cpu;
 use crate::rope::Rope;
 
 /// Queries of one chunk. A chunk skips the keys after its last query.
@@ -29,6 +30,22 @@ pub(super) struct Heads {
 /// `q: [windows * length, heads * head_dim]`, `k`, `v: [windows * length, kv_heads * head_dim]`,
 /// before rotation; the result has the shape of `q`.
 pub(super) fn attention<B: Backend>(
+    q: Tensor<B, 2>,
+    k: Tensor<B, 2>,
+    v: Tensor<B, 2>,
+    windows: usize,
+    length: usize,
+    shape: Heads,
+    rope: &Rope<B>,
+) -> Tensor<B, 2> {
+    if cpu::is_cpu::<B>() {
+        return cpu::attention(q, k, v, windows, length, shape, rope);
+    }
+    reference(q, k, v, windows, length, shape, rope)
+}
+
+/// Attention as tensor operations.
+fn reference<B: Backend>(
     q: Tensor<B, 2>,
     k: Tensor<B, 2>,
     v: Tensor<B, 2>,

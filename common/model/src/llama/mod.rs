@@ -7,9 +7,12 @@
 //! There is no key-value cache and no sampling here: the pipeline scores whole windows.
 
 mod attention;
+mod cpu;
 mod ends;
 mod layer;
 mod math;
+mod product;
+mod vector;
 
 pub use ends::{Embedding, Head};
 pub use layer::{Linear, LlamaLayer, Observer};
