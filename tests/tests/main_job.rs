@@ -88,6 +88,33 @@ fn one_thread_and_two_threads_give_the_same_bytes() {
 }
 
 #[test]
+fn bits_dealt_by_sensitivity_predict_better_than_equal_bits_and_keep_the_budget() {
+    let folder = tempfile::tempdir().expect("folder");
+    let divergence_with = |mode: &str| {
+        let run = folder.path().join(mode);
+        let setting = format!("allocation.mode={mode}");
+        succeed(compress(&tiny_model(), &run).args(["--set", &setting]));
+        let read = |name: &str| -> serde_json::Value {
+            serde_json::from_slice(&std::fs::read(run.join(name)).expect(name)).expect("JSON")
+        };
+        let totals = &read("pack/manifest.json")["totals"];
+        let bits = totals["linear_bits"].as_f64().expect("bits");
+        let bpw = bits / totals["linear_parameters"].as_f64().expect("weights");
+        assert!((4.98..=5.0).contains(&bpw), "{mode}: {bpw}");
+        assert_eq!(run.join("survey").exists(), mode != "per-tensor");
+        read("eval/metrics.json")["mean_kl"]["value"]
+            .as_f64()
+            .expect("divergence")
+    };
+    let equal = divergence_with("per-tensor");
+    let (layer, global) = (divergence_with("per-layer"), divergence_with("global"));
+    assert!(
+        global < 0.9 * equal && layer < equal,
+        "{global}, {layer}, {equal}"
+    );
+}
+
+#[test]
 fn other_rates_and_a_forced_overlay_keep_the_budget() {
     let folder = tempfile::tempdir().expect("folder");
     for (index, arguments) in [

@@ -1,6 +1,6 @@
 //! All linears of a layer, quantized so that the file that they make meets a budget.
 //!
-//! Every linear gets the same bits per weight for its indices; then all steps of the layer are moved by one common
+//! Every linear gets the bits per weight that it is due (see [`crate::allocate`]); then all steps of the layer are moved by one common
 //! factor until the size of the whole, as its caller measures it, lies just below the budget. What the file holds
 //! besides indices (tables, logarithms, headers, exact tensors, overlays) so comes out of the same budget.
 
@@ -25,7 +25,7 @@ const FIRST_OVERHEAD: f64 = 0.02;
 const MARGIN: f64 = 0.0006;
 
 /// A linear by name, shape and the input that it reads.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LinearShape {
     /// Name within the layer.
     pub name: String,
@@ -35,6 +35,8 @@ pub struct LinearShape {
     pub rows: usize,
     /// Inputs.
     pub cols: usize,
+    /// Bits per weight that it is due.
+    pub bits: f64,
 }
 
 /// A quantized linear.
@@ -46,15 +48,6 @@ pub struct CodedLinear {
     pub input: String,
     /// Indices, steps and overlay.
     pub code: TensorCode,
-}
-
-/// What the layer is quantized to.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Budget {
-    /// Bits that the layer's file may have, every byte counted.
-    pub bits: u64,
-    /// Rows on which the first guess of each step is probed.
-    pub probe_rows: usize,
 }
 
 /// Where the layer's parts come from and how its result is measured.
@@ -80,23 +73,24 @@ pub trait LayerWork {
     fn progress(&mut self, done: usize, total: usize);
 }
 
-/// Quantizes every linear of a layer so that [`LayerWork::measure`] is at most the budget and as near to it as
-/// [`TOLERANCE`].
+/// Quantizes every linear of a layer so that [`LayerWork::measure`] is at most the bits that the linears are due
+/// together, and as near to them as [`TOLERANCE`].
 ///
-/// `factors` holds the factor of every input.
+/// `factors` holds the factor of every input; the first guess of each step is probed on `probe_rows` rows.
 ///
 /// # Errors
 /// [`CodecError::Budget`] where the budget cannot be met; the codec's and the caller's others.
 pub fn quantize<W: LayerWork>(
     shapes: &[LinearShape],
     factors: &BTreeMap<String, Factor>,
-    budget: Budget,
+    probe_rows: usize,
     work: &mut W,
 ) -> Result<Vec<CodedLinear>, W::Error> {
     let weights: usize = shapes.iter().map(|shape| shape.rows * shape.cols).sum();
     let total = weights as f64;
-    let target = budget.bits as f64 / total - FIRST_OVERHEAD;
-    let starts = first_steps(shapes, factors, target.max(0.05), budget.probe_rows, work)?;
+    let due = |shape: &LinearShape| shape.bits * (shape.rows * shape.cols) as f64;
+    let budget = shapes.iter().map(due).sum::<f64>().floor() as u64;
+    let starts = first_steps(shapes, factors, probe_rows, work)?;
     let mut best: Option<(u64, Vec<CodedLinear>)> = None;
     let (mut shift, mut last) = (0.0f64, None::<(f64, f64)>);
     let mut smallest = u64::MAX;
@@ -104,10 +98,10 @@ pub fn quantize<W: LayerWork>(
         let linears = pass(shapes, factors, &starts, shift, work)?;
         let bits = work.measure(&linears)?;
         smallest = smallest.min(bits);
-        if bits <= budget.bits && best.as_ref().is_none_or(|(most, _)| bits > *most) {
+        if bits <= budget && best.as_ref().is_none_or(|(most, _)| bits > *most) {
             best = Some((bits, linears));
         }
-        let excess = (bits as f64 - budget.bits as f64) / total;
+        let excess = (bits as f64 - budget as f64) / total;
         if (-TOLERANCE..=0.0).contains(&excess) {
             break;
         }
@@ -122,7 +116,7 @@ pub fn quantize<W: LayerWork>(
         Some((_, linears)) => Ok(linears),
         None => Err(CodecError::Budget {
             found: smallest,
-            expected: budget.bits,
+            expected: budget,
         }
         .into()),
     }
@@ -137,7 +131,6 @@ struct Start {
 fn first_steps<W: LayerWork>(
     shapes: &[LinearShape],
     factors: &BTreeMap<String, Factor>,
-    target: f64,
     probe_rows: usize,
     work: &W,
 ) -> Result<Vec<Start>, W::Error> {
@@ -147,6 +140,7 @@ fn first_steps<W: LayerWork>(
         let (column_log, base) = column_logs(&factor.inv_diag)?;
         let w = work.weights(index)?;
         let (m, n) = (shape.rows, shape.cols);
+        let target = (shape.bits - FIRST_OVERHEAD).max(0.05);
         let choice = rate::choose_step(&w, m, n, factor, &column_log, base, target, probe_rows)?;
         starts.push(Start {
             column_log,

@@ -18,6 +18,7 @@
 //! every product inside a piece is single-threaded. Decoding is integer-only and refuses whatever
 //! no encoder wrote; reconstruction agrees bit for bit on every processor.
 
+pub mod allocate;
 pub mod bf16;
 mod bits;
 pub mod classes;

@@ -18,6 +18,8 @@ pub struct Settings {
     pub model: ModelSettings,
     /// Which text the teacher sees.
     pub calibration: CalibrationSettings,
+    /// Which linear gets how many bits.
+    pub allocation: AllocationSettings,
     /// Rate and error feedback.
     pub quantize: QuantizeSettings,
     /// The correction after quantization.
@@ -54,6 +56,32 @@ pub struct CalibrationSettings {
     pub length: u32,
     /// Chooses the windows.
     pub seed: u64,
+}
+
+/// Section `allocation`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AllocationSettings {
+    /// How far bits may move between linears.
+    pub mode: AllocationMode,
+    /// Number of windows of the survey; 0 takes all that the text gives.
+    pub windows: u32,
+    /// Tokens of a window; cut to the model's context where that is shorter.
+    pub length: u32,
+    /// Chooses the windows and the tokens that the teacher is taken to have said.
+    pub seed: u64,
+}
+
+/// How far bits may move between linears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AllocationMode {
+    /// Every linear has the same bits per weight; no survey is made.
+    PerTensor,
+    /// Every layer has the same bits per weight, its linears share them.
+    PerLayer,
+    /// The linears of the model share one budget.
+    Global,
 }
 
 /// Section `quantize`.
@@ -112,6 +140,17 @@ impl Default for CalibrationSettings {
         Self {
             windows: 24,
             length: 1024,
+            seed: 42,
+        }
+    }
+}
+
+impl Default for AllocationSettings {
+    fn default() -> Self {
+        Self {
+            mode: AllocationMode::Global,
+            windows: 16,
+            length: 512,
             seed: 42,
         }
     }
@@ -199,8 +238,14 @@ impl<'de> Deserialize<'de> for Rank {
 
 impl Settings {
     /// The names of the sections.
-    pub const SECTIONS: [&'static str; 5] =
-        ["model", "calibration", "quantize", "overlay", "evaluation"];
+    pub const SECTIONS: [&'static str; 6] = [
+        "model",
+        "calibration",
+        "allocation",
+        "quantize",
+        "overlay",
+        "evaluation",
+    ];
 
     /// Checks every range.
     pub fn validate(&self) -> Result<(), StoreError> {
@@ -223,6 +268,18 @@ impl Settings {
         range(
             "calibration.length",
             self.calibration.length.into(),
+            16.0,
+            1_048_576.0,
+        )?;
+        range(
+            "allocation.windows",
+            self.allocation.windows.into(),
+            0.0,
+            1e6,
+        )?;
+        range(
+            "allocation.length",
+            self.allocation.length.into(),
             16.0,
             1_048_576.0,
         )?;

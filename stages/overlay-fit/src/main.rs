@@ -9,20 +9,21 @@ mod correction;
 use std::collections::BTreeMap;
 
 use clap::Parser;
-use uc_codec::layer::{self, Budget, CodedLinear, LinearShape};
+use uc_codec::allocate::Allocation;
+use uc_codec::layer::{self, CodedLinear, LinearShape};
 use uc_codec::{CodecError, factor};
 use uc_model::ModelConfig;
 use uc_pack::LayerDraft;
 use uc_store::ExitCode;
 use uc_store::framed::{CODES, OVERLAY};
-use uc_store::settings::Rank;
+use uc_store::settings::{AllocationMode, Rank};
 use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 use uc_store::tensors::TensorFile;
 
 use correction::{Refit, output_error, worthwhile_rank};
 
 /// Raised whenever the same input gives other output.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Parser)]
 #[command(
@@ -116,20 +117,25 @@ fn fit(job: &mut Job<'_>, draft: &LayerDraft) -> anyhow::Result<Vec<CodedLinear>
     if ranks.iter().all(|&rank| rank == 0) {
         return Ok(Vec::new());
     }
+    let dues = match job.settings().allocation.mode {
+        AllocationMode::PerTensor => vec![quantize.bpw; draft.linears.len()],
+        AllocationMode::PerLayer | AllocationMode::Global => {
+            let names = draft.linears.iter().map(|linear| linear.name.as_str());
+            Allocation::read(&std::fs::read(job.input("allocation")?)?)?.of(plan.index, names)?
+        }
+    };
     let shapes: Vec<LinearShape> = draft
         .linears
         .iter()
-        .map(|linear| LinearShape {
+        .zip(dues)
+        .map(|(linear, bits)| LinearShape {
             name: linear.name.clone(),
             input: linear.input.clone(),
             rows: linear.code.rows,
             cols: linear.code.cols,
+            bits,
         })
         .collect();
-    let budget = Budget {
-        bits: (quantize.bpw * plan.linear_parameters() as f64).floor() as u64,
-        probe_rows: quantize.probe_rows as usize,
-    };
     let mut refit = Refit {
         job: &mut *job,
         weights: &weights,
@@ -138,7 +144,7 @@ fn fit(job: &mut Job<'_>, draft: &LayerDraft) -> anyhow::Result<Vec<CodedLinear>
         ranks: &ranks,
         draft,
     };
-    let linears = layer::quantize(&shapes, &factors, budget, &mut refit)?;
+    let linears = layer::quantize(&shapes, &factors, quantize.probe_rows as usize, &mut refit)?;
     let mut after = 0.0;
     for linear in &linears {
         after += output_error(

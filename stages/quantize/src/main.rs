@@ -1,23 +1,30 @@
 //! quantize: a layer's weights and the second moments of its inputs → codes that fit the byte budget.
 //!
-//! Owns the budget of a layer: `bpw` bits for every weight of its linears, from which everything in the layer's file is
-//! paid. The mathematics is `uc_codec`'s, the size is that of the file as `uc_pack` writes it.
+//! `rates` finds at which steps the linears of a layer take the wanted bits, `allocate` deals out the model's bits by
+//! these and by the linears' sensitivities, `layer` quantizes. Owns the budget: `bpw` bits for every weight of the
+//! linears, from which everything in the layer files is paid. The mathematics is `uc_codec`'s, the size is that of the
+//! file as `uc_pack` writes it.
+
+mod survey;
 
 use std::collections::BTreeMap;
 
 use anyhow::Context;
-use clap::Parser;
-use uc_codec::layer::{self, Budget, CodedLinear, LayerWork, LinearShape};
-use uc_codec::{CodecError, TensorCode, factor};
+use clap::{Parser, Subcommand};
+use uc_codec::allocate::Allocation;
+use uc_codec::factor::{self, Factor};
+use uc_codec::layer::{self, CodedLinear, LayerWork, LinearShape};
+use uc_codec::{CodecError, TensorCode};
 use uc_model::{LayerPlan, ModelConfig};
 use uc_pack::{Dtype, ExactTensor, LayerDraft};
 use uc_store::ExitCode;
 use uc_store::framed::CODES;
+use uc_store::settings::AllocationMode;
 use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 use uc_store::tensors::TensorFile;
 
 /// Raised whenever the same input gives other output.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Parser)]
 #[command(
@@ -26,17 +33,31 @@ const VERSION: u32 = 1;
     about = "Quantizes the linears of a layer to a byte budget"
 )]
 struct Cli {
-    #[command(flatten)]
-    args: StageArgs,
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Quantize the linears of a layer
+    Layer(StageArgs),
+    /// The steps at which the linears of a layer take the wanted bits
+    Rates(StageArgs),
+    /// Deal out the model's bits among its linears
+    Allocate(StageArgs),
 }
 
 fn main() -> std::process::ExitCode {
-    let program = Program {
+    let program = |task| Program {
         name: "quantize",
-        task: "",
+        task,
         version: VERSION,
     };
-    stage::main(program, &Cli::parse().args, Quantize).into()
+    match Cli::parse().task {
+        Task::Layer(args) => stage::main(program("layer"), &args, Quantize).into(),
+        Task::Rates(args) => stage::main(program("rates"), &args, survey::Rates).into(),
+        Task::Allocate(args) => stage::main(program("allocate"), &args, survey::Allocate).into(),
+    }
 }
 
 struct Quantize;
@@ -49,30 +70,18 @@ impl StageProgram for Quantize {
         let weights = TensorFile::open(&job.input("weights")?)?;
         let statistics = TensorFile::open(&job.input("statistics")?)?;
 
-        let mut factors = BTreeMap::new();
-        for input in &plan.inputs {
-            let h = statistics.read_f32(&format!("{}.second_moment", input.name))?;
-            let found = factor::factorize(&h, input.width, settings.damping)
-                .with_context(|| format!("second moments of input {}", input.name))?;
+        let factors = factors(&statistics, &plan, settings.damping)?;
+        for (name, found) in &factors {
             if found.damping > settings.damping {
-                tracing::warn!(
-                    input = input.name,
-                    damping = found.damping,
-                    "damping was raised"
-                );
-                job.figure(&format!("damping of {}", input.name), found.damping);
+                tracing::warn!(input = name, damping = found.damping, "damping was raised");
+                job.figure(&format!("damping of {name}"), found.damping);
             }
             if found.dead > 0 {
-                job.figure(&format!("dead inputs of {}", input.name), found.dead);
+                job.figure(&format!("dead inputs of {name}"), found.dead);
             }
-            factors.insert(input.name.clone(), found);
         }
         let extras = extras(&weights, &plan)?;
-        let shapes = shapes(&plan);
-        let budget = Budget {
-            bits: (settings.bpw * plan.linear_parameters() as f64).floor() as u64,
-            probe_rows: settings.probe_rows as usize,
-        };
+        let shapes = shapes(job, &plan)?;
         let mut work = Work {
             job,
             weights: &weights,
@@ -80,7 +89,7 @@ impl StageProgram for Quantize {
             layer: plan.index as u32,
             extras,
         };
-        let linears = layer::quantize(&shapes, &factors, budget, &mut work)?;
+        let linears = layer::quantize(&shapes, &factors, settings.probe_rows as usize, &mut work)?;
         let Work { extras, .. } = work;
         let draft = LayerDraft {
             layer: plan.index as u32,
@@ -97,12 +106,32 @@ impl StageProgram for Quantize {
     }
 
     fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        let chain = || error.chain();
-        if chain().any(|cause| cause.downcast_ref::<CodecError>().is_some_and(is_input)) {
-            return Some(ExitCode::BadInput);
-        }
-        uc_model::error::is_model_error(chain()).then_some(ExitCode::BadInput)
+        classify(error)
     }
+}
+
+fn classify(error: &anyhow::Error) -> Option<ExitCode> {
+    let chain = || error.chain();
+    if chain().any(|cause| cause.downcast_ref::<CodecError>().is_some_and(is_input)) {
+        return Some(ExitCode::BadInput);
+    }
+    uc_model::error::is_model_error(chain()).then_some(ExitCode::BadInput)
+}
+
+/// The factor of every input of the layer.
+fn factors(
+    statistics: &TensorFile,
+    plan: &LayerPlan,
+    damping: f64,
+) -> anyhow::Result<BTreeMap<String, Factor>> {
+    let mut factors = BTreeMap::new();
+    for input in &plan.inputs {
+        let h = statistics.read_f32(&format!("{}.second_moment", input.name))?;
+        let found = factor::factorize(&h, input.width, damping)
+            .with_context(|| format!("second moments of input {}", input.name))?;
+        factors.insert(input.name.clone(), found);
+    }
+    Ok(factors)
 }
 
 /// Whether the codec refused what it was given rather than failed.
@@ -115,14 +144,23 @@ fn is_input(error: &CodecError) -> bool {
     )
 }
 
-fn shapes(plan: &LayerPlan) -> Vec<LinearShape> {
-    let shape = |linear: &uc_model::LinearSpec| LinearShape {
+/// The linears with the bits that they are due.
+fn shapes(job: &Job<'_>, plan: &LayerPlan) -> anyhow::Result<Vec<LinearShape>> {
+    let dues = match job.settings().allocation.mode {
+        AllocationMode::PerTensor => vec![job.settings().quantize.bpw; plan.linears.len()],
+        AllocationMode::PerLayer | AllocationMode::Global => {
+            let names = plan.linears.iter().map(|linear| linear.name.as_str());
+            Allocation::read(&std::fs::read(job.input("allocation")?)?)?.of(plan.index, names)?
+        }
+    };
+    let shape = |(linear, bits): (&uc_model::LinearSpec, f64)| LinearShape {
         name: linear.name.clone(),
         input: linear.input.clone(),
         rows: linear.rows,
         cols: linear.cols,
+        bits,
     };
-    plan.linears.iter().map(shape).collect()
+    Ok(plan.linears.iter().zip(dues).map(shape).collect())
 }
 
 /// The layer's exact tensors as they stand in the source.

@@ -1,21 +1,24 @@
-//! teacher-cache: pushes the calibration windows through the teacher, layer by layer.
+//! teacher-cache: pushes calibration text through the teacher, layer by layer.
 //!
 //! `windows` draws the windows and embeds them; `layer` reads the hidden states before a layer, writes those after it
-//! and, for every distinct input of the layer's linears, the second moments over all tokens. Windows go through in
+//! and, for every distinct input of the layer's linears, the second moments over all tokens. `survey-windows` and
+//! `survey` do the same with fewer windows before anything is quantized; `loss` and `backward` then carry the gradient
+//! of the loss back through the layers and keep its mean square at the output of every linear. Windows go through in
 //! batches of fixed size and order, so the sums are the same bits for any number of threads.
 
+mod gradient;
 mod statistics;
+mod windows;
 
 use clap::{Parser, Subcommand};
-use uc_model::text::{WindowChoice, WindowSet};
-use uc_model::{DeviceKind, ModelConfig};
+use uc_model::DeviceKind;
+use uc_model::device::dispatch;
 use uc_store::ExitCode;
 use uc_store::settings::Device;
 use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
-use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes, to_f32};
 
 /// Raised whenever the same input gives other output.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Parser)]
 #[command(
@@ -34,6 +37,14 @@ enum Task {
     Windows(StageArgs),
     /// Hidden states after one layer, and the second moments of its inputs
     Layer(StageArgs),
+    /// Draw and embed the survey's windows
+    SurveyWindows(StageArgs),
+    /// As `layer`, for the survey
+    Survey(StageArgs),
+    /// The gradient of the loss by the last layer's output
+    Loss(StageArgs),
+    /// Sensitivities of one layer's linears, and the gradient before it
+    Backward(StageArgs),
 }
 
 fn main() -> std::process::ExitCode {
@@ -43,51 +54,31 @@ fn main() -> std::process::ExitCode {
         version: VERSION,
     };
     match Cli::parse().task {
-        Task::Windows(args) => stage::main(program("windows"), &args, Windows).into(),
-        Task::Layer(args) => stage::main(program("layer"), &args, Layer).into(),
+        Task::Windows(args) => stage::main(program("windows"), &args, Windows(Pass::Main)).into(),
+        Task::Layer(args) => stage::main(program("layer"), &args, Layer(Pass::Main)).into(),
+        Task::SurveyWindows(args) => {
+            stage::main(program("survey-windows"), &args, Windows(Pass::Survey)).into()
+        }
+        Task::Survey(args) => stage::main(program("survey"), &args, Layer(Pass::Survey)).into(),
+        Task::Loss(args) => stage::main(program("loss"), &args, Loss).into(),
+        Task::Backward(args) => stage::main(program("backward"), &args, Backward).into(),
     }
 }
 
-struct Windows;
+/// Which windows go through the teacher.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    /// The calibration windows.
+    Main,
+    /// The survey's windows; each weight is read from the source once more.
+    Survey,
+}
+
+struct Windows(Pass);
 
 impl StageProgram for Windows {
     fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
-        let settings = &job.settings().calibration;
-        let choice = WindowChoice {
-            count: settings.windows as usize,
-            length: settings.length as usize,
-            seed: settings.seed,
-        };
-        let dir = job.plan().model.path.as_std_path();
-        let config = ModelConfig::load(dir)?;
-        let texts: Vec<_> = job
-            .external("calibration-text")?
-            .files
-            .iter()
-            .map(|f| &f.path)
-            .collect();
-        let set = WindowSet::draw(dir, &config, &texts, choice)?;
-        job.figure("calibration windows", set.windows.len());
-        job.figure("calibration tokens", set.tokens());
-
-        let mut file = job.output("calibration-windows")?;
-        file.append(&serde_json::to_vec(&set)?)?;
-        job.commit("calibration-windows", file)?;
-
-        let scaffold = TensorFile::open(&job.input("scaffold")?)?;
-        let shape = [set.windows.len(), set.length, config.hidden];
-        let mut hidden =
-            job.output_tensors("hidden", &[TensorDecl::new("hidden", Dtype::F32, &shape)])?;
-        for window in &set.windows {
-            for &id in &window.ids {
-                let row = scaffold.read_rows("model.embed_tokens.weight", id as usize, 1)?;
-                let dtype = scaffold.tensor("model.embed_tokens.weight")?.dtype;
-                let values = to_f32(dtype, &row).expect("shard-loader admits floats only");
-                hidden.append(&f32_bytes(&values))?;
-            }
-        }
-        job.commit_tensors("hidden", hidden)?;
-        Ok(())
+        windows::draw(job, self.0)
     }
 
     fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
@@ -95,19 +86,47 @@ impl StageProgram for Windows {
     }
 }
 
-struct Layer;
+struct Layer(Pass);
 
 impl StageProgram for Layer {
     fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
-        let kind = match job.settings().model.device {
-            Device::Cpu => DeviceKind::Cpu,
-            Device::Cuda => DeviceKind::Cuda,
-        };
-        uc_model::device::dispatch(kind, statistics::LayerPass { job })?
+        let pass = self.0;
+        dispatch(device(job), statistics::LayerPass { job, pass })?
     }
 
     fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
         classify(error)
+    }
+}
+
+struct Loss;
+
+impl StageProgram for Loss {
+    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
+        dispatch(device(job), gradient::LossPass { job })?
+    }
+
+    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
+        classify(error)
+    }
+}
+
+struct Backward;
+
+impl StageProgram for Backward {
+    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
+        dispatch(device(job), gradient::BackwardPass { job })?
+    }
+
+    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
+        classify(error)
+    }
+}
+
+fn device(job: &Job<'_>) -> DeviceKind {
+    match job.settings().model.device {
+        Device::Cpu => DeviceKind::Cpu,
+        Device::Cuda => DeviceKind::Cuda,
     }
 }
 

@@ -8,10 +8,12 @@ use burn::tensor::{Tensor, TensorData};
 use uc_model::device::OnDevice;
 use uc_model::llama::LlamaLayer;
 use uc_model::moments::{MeanMoments, Moments};
-use uc_model::{ModelConfig, ModelError, Rope};
+use uc_model::{ModelConfig, ModelError, Rope, SourceFolder};
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
 use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes};
+
+use crate::Pass;
 
 /// Tokens that go through the layer at once. Part of the result: sums run batch after batch.
 const BATCH_TOKENS: usize = 4096;
@@ -20,6 +22,8 @@ const BATCH_TOKENS: usize = 4096;
 pub struct LayerPass<'a, 'j> {
     /// The job.
     pub job: &'a mut Job<'j>,
+    /// Whose states go through.
+    pub pass: Pass,
 }
 
 impl OnDevice for LayerPass<'_, '_> {
@@ -29,13 +33,19 @@ impl OnDevice for LayerPass<'_, '_> {
         let job = self.job;
         let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
         let plan = config.layer_plan(job.layer()? as usize);
-        let weights = TensorFile::open(&job.input("weights")?)?;
-        let layer = LlamaLayer::<B>::new(
-            &config,
-            &|name: &str| -> anyhow::Result<Vec<f32>> { Ok(weights.read_f32(name)?) },
-            &device,
-        )?;
-        let hidden = TensorFile::open(&job.input("hidden")?)?;
+        let layer = match self.pass {
+            Pass::Main => {
+                let weights = TensorFile::open(&job.input("weights")?)?;
+                let read = |name: &str| -> anyhow::Result<Vec<f32>> { Ok(weights.read_f32(name)?) };
+                LlamaLayer::<B>::new(&config, &read, &device)?
+            }
+            Pass::Survey => layer_of_source(job, &config, &device)?,
+        };
+        let (states, statistics) = match self.pass {
+            Pass::Main => ("hidden", "statistics"),
+            Pass::Survey => ("survey-hidden", "survey-statistics"),
+        };
+        let hidden = TensorFile::open(&job.input(states)?)?;
         let shape = hidden.tensor("hidden")?.shape.clone();
         let &[windows, length, width] = shape.as_slice() else {
             anyhow::bail!(
@@ -51,7 +61,7 @@ impl OnDevice for LayerPass<'_, '_> {
             .collect();
 
         let mut output =
-            job.output_tensors("hidden", &[TensorDecl::new("hidden", Dtype::F32, &shape)])?;
+            job.output_tensors(states, &[TensorDecl::new("hidden", Dtype::F32, &shape)])?;
         let batch = (BATCH_TOKENS / length).max(1);
         map_rows(
             &hidden,
@@ -75,13 +85,27 @@ impl OnDevice for LayerPass<'_, '_> {
                 values_of(y)
             },
         )?;
-        job.commit_tensors("hidden", output)?;
+        job.commit_tensors(states, output)?;
         let finished = moments
             .into_iter()
             .map(|(name, sums)| Ok((name, sums.finish().map_err(ModelError::from)?)))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        write(job, &finished)
+        write(job, statistics, &finished)
     }
+}
+
+/// The job's layer, its weights straight from the source.
+pub fn layer_of_source<B: Backend>(
+    job: &Job<'_>,
+    config: &ModelConfig,
+    device: &B::Device,
+) -> anyhow::Result<LlamaLayer<B>> {
+    let source = SourceFolder::open(job.plan().model.path.as_std_path())?;
+    let prefix = config.layer_plan(job.layer()? as usize).prefix;
+    let read = |name: &str| -> anyhow::Result<Vec<f32>> {
+        Ok(source.read_f32(&format!("{prefix}{name}"))?)
+    };
+    LlamaLayer::new(config, &read, device)
 }
 
 fn values_of<B: Backend>(y: Tensor<B, 3>) -> anyhow::Result<Vec<f32>> {
@@ -101,7 +125,7 @@ fn values_of<B: Backend>(y: Tensor<B, 3>) -> anyhow::Result<Vec<f32>> {
 }
 
 /// `<input>.second_moment` [n, n] and `<input>.mean` [n] for every input, over `tokens` tokens.
-fn write(job: &mut Job<'_>, moments: &[(String, MeanMoments)]) -> anyhow::Result<()> {
+fn write(job: &mut Job<'_>, output: &str, moments: &[(String, MeanMoments)]) -> anyhow::Result<()> {
     let mut decls = Vec::new();
     for (name, found) in moments {
         decls.push(TensorDecl::new(
@@ -115,11 +139,11 @@ fn write(job: &mut Job<'_>, moments: &[(String, MeanMoments)]) -> anyhow::Result
             &[found.n],
         ));
     }
-    let mut file = job.output_tensors("statistics", &decls)?;
+    let mut file = job.output_tensors(output, &decls)?;
     for (_, found) in moments {
         file.append(&f32_bytes(&found.second))?;
         file.append(&f32_bytes(&found.mean))?;
     }
-    job.commit_tensors("statistics", file)?;
+    job.commit_tensors(output, file)?;
     Ok(())
 }

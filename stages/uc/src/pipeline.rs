@@ -74,8 +74,23 @@ struct StageSpec {
     memory: Memory,
     ahead: Option<u32>,
     optional: bool,
+    unless: Option<Condition>,
     retries: u32,
     stall_timeout: u64,
+}
+
+/// A setting and the value at which a stage is left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Condition {
+    key: String,
+    value: String,
+}
+
+impl Condition {
+    fn holds(&self, settings: &Settings) -> bool {
+        let (section, field) = self.key.split_once('.').unwrap_or_default();
+        settings.fields(section).get(field) == Some(&self.value)
+    }
 }
 
 /// A stage's claim on the processors.

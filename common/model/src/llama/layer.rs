@@ -13,6 +13,30 @@ use crate::rope::Rope;
 /// `mlp_in`, `down_in`.
 pub type Observer<'a, B> = &'a mut dyn FnMut(&str, Tensor<B, 2>);
 
+/// Sees what passes through a layer, and may replace the outputs of its linears.
+pub trait Tap<B: Backend> {
+    /// The input of one or several linears, by the names that [`Observer`] sees.
+    fn input(&mut self, name: &str, x: &Tensor<B, 2>);
+
+    /// The output `[tokens, out]` of the linear whose weight has this name within the layer.
+    fn output(&mut self, weight: &str, y: Tensor<B, 2>) -> Tensor<B, 2>;
+}
+
+/// A tap that only observes inputs.
+struct Inputs<'a, B: Backend>(Option<Observer<'a, B>>);
+
+impl<B: Backend> Tap<B> for Inputs<'_, B> {
+    fn input(&mut self, name: &str, x: &Tensor<B, 2>) {
+        if let Some(observe) = self.0.as_mut() {
+            observe(name, x.clone());
+        }
+    }
+
+    fn output(&mut self, _: &str, y: Tensor<B, 2>) -> Tensor<B, 2> {
+        y
+    }
+}
+
 /// `y = x Wᵀ + b`.
 #[derive(Debug, Clone)]
 pub struct Linear<B: Backend> {
@@ -117,7 +141,20 @@ impl<B: Backend> LlamaLayer<B> {
         &self,
         hidden: Tensor<B, 3>,
         rope: &Rope<B>,
-        mut observe: Option<Observer<'_, B>>,
+        observe: Option<Observer<'_, B>>,
+    ) -> Tensor<B, 3> {
+        self.forward_tapped(hidden, rope, &mut Inputs(observe))
+    }
+
+    /// As [`LlamaLayer::forward`], with every input and output of a linear passing through `tap`.
+    ///
+    /// # Panics
+    /// As [`LlamaLayer::forward`].
+    pub fn forward_tapped(
+        &self,
+        hidden: Tensor<B, 3>,
+        rope: &Rope<B>,
+        tap: &mut dyn Tap<B>,
     ) -> Tensor<B, 3> {
         let [windows, length, width] = hidden.dims();
         let positions = rope.positions();
@@ -125,34 +162,29 @@ impl<B: Backend> LlamaLayer<B> {
             length <= positions,
             "{length} tokens, but {positions} rotary positions"
         );
-        let mut show = |name: &str, x: &Tensor<B, 2>| {
-            if let Some(observe) = observe.as_mut() {
-                observe(name, x.clone());
-            }
-        };
         let hidden: Tensor<B, 2> = hidden.reshape([windows * length, width]);
 
         let x = rms_norm(hidden.clone(), self.attn_norm.clone(), self.eps);
-        show("attn_in", &x);
-        let (q, k, v) = (
-            self.q.forward(x.clone()),
-            self.k.forward(x.clone()),
-            self.v.forward(x),
-        );
+        tap.input("attn_in", &x);
+        let q = tap.output("self_attn.q_proj.weight", self.q.forward(x.clone()));
+        let k = tap.output("self_attn.k_proj.weight", self.k.forward(x.clone()));
+        let v = tap.output("self_attn.v_proj.weight", self.v.forward(x));
         let heads = Heads {
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
         };
         let mixed = attention(q, k, v, windows, length, heads, rope);
-        show("o_in", &mixed);
-        let hidden = self.o.forward(mixed) + hidden;
+        tap.input("o_in", &mixed);
+        let hidden = tap.output("self_attn.o_proj.weight", self.o.forward(mixed)) + hidden;
 
         let x = rms_norm(hidden.clone(), self.mlp_norm.clone(), self.eps);
-        show("mlp_in", &x);
-        let gated = silu_gate(self.gate.forward(x.clone()), self.up.forward(x));
-        show("down_in", &gated);
-        let hidden = self.down.forward(gated) + hidden;
+        tap.input("mlp_in", &x);
+        let gate = tap.output("mlp.gate_proj.weight", self.gate.forward(x.clone()));
+        let up = tap.output("mlp.up_proj.weight", self.up.forward(x));
+        let gated = silu_gate(gate, up);
+        tap.input("down_in", &gated);
+        let hidden = tap.output("mlp.down_proj.weight", self.down.forward(gated)) + hidden;
         hidden.reshape([windows, length, width])
     }
 }

@@ -15,4 +15,4 @@ mod product;
 mod vector;
 
 pub use ends::{Embedding, Head};
-pub use layer::{Linear, LlamaLayer, Observer};
+pub use layer::{Linear, LlamaLayer, Observer, Tap};

@@ -92,15 +92,25 @@ impl Pipeline {
             let file = spec.source_file.as_ref();
             file.is_some_and(|file| !request.source_files.contains(file))
         };
+        let switched_off = |stage: &&StageSpec| {
+            let unless = stage.unless.as_ref();
+            unless.is_some_and(|condition| condition.holds(&request.settings))
+        };
+        let unmade = self.stages.iter().filter(switched_off).flat_map(|stage| {
+            let names = stage.writes.iter();
+            names.map(|reference| reference.get_ref().name.as_str())
+        });
         let left_out: BTreeSet<&str> = self
             .artifacts
             .iter()
             .filter(|(_, spec)| absent(spec))
             .map(|(name, _)| name.as_str())
+            .chain(unmade)
             .collect();
         let stages: Vec<StagePlan> = self
             .stages
             .iter()
+            .filter(|spec| !switched_off(spec))
             .filter(|spec| {
                 let wanted = needed.as_ref();
                 wanted.is_none_or(|needed| needed.contains(spec.name.get_ref()))

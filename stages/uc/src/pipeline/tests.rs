@@ -61,6 +61,8 @@ fn every_mistake_is_refused_with_file_line_and_key() {
         ("[stage.push]", "[stag.push]"),
         ("ahead = 1", "ahead = -1"),
         ("ahead = 1", "retries = 1000"),
+        ("ahead = 1", "unless = \"quantize.bwp=5\""),
+        ("ahead = 1", "unless = \"quantize.bpw=many\""),
         ("ahead = 1", "stall_timeout = \"soon\""),
         ("ahead = 1", "ahead = 1\nahead = 2"),
         ("version = 1", "version = 2"),
@@ -120,6 +122,33 @@ fn the_embedded_pipeline_is_valid_and_states_the_defaults_of_every_setting() {
             "{key} is not stated"
         );
     }
+}
+
+#[test]
+fn a_stage_is_left_out_with_all_that_only_it_makes_where_its_condition_holds() {
+    let pipeline = Pipeline::load(None).expect("valid");
+    let mut request = Request::probe(&pipeline);
+    let with = pipeline.assemble(&request).expect("plan");
+    request
+        .settings
+        .set("allocation.mode", "per-tensor")
+        .expect("set");
+    let without = pipeline.assemble(&request).expect("plan");
+    let reads = |plan: &uc_store::plan::Plan| {
+        let quantize = plan.stage("quantize").expect("stage");
+        quantize
+            .reads
+            .iter()
+            .any(|reference| reference.name == "allocation")
+    };
+    assert!(reads(&with) && with.stage("survey").is_some());
+    assert!(!reads(&without) && without.stage("survey").is_none());
+    assert!(
+        without
+            .artifacts
+            .keys()
+            .all(|name| !name.starts_with("survey"))
+    );
 }
 
 #[test]

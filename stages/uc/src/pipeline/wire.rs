@@ -7,7 +7,9 @@ use toml::{Spanned, Value};
 use uc_store::plan::{Artifact, ArtifactRef, Per};
 use uc_store::settings::Settings;
 
-use super::{ArtifactSpec, Cpus, Memory, Pipeline, PipelineError, StageSpec, VERSION, place};
+use super::{
+    ArtifactSpec, Condition, Cpus, Memory, Pipeline, PipelineError, StageSpec, VERSION, place,
+};
 
 /// How often a failed job is started again unless the stage says otherwise.
 const DEFAULT_RETRIES: u32 = 2;
@@ -52,6 +54,7 @@ struct WireStage {
     ahead: Option<u32>,
     #[serde(default)]
     optional: bool,
+    unless: Option<Spanned<String>>,
     retries: Option<Spanned<u32>>,
     stall_timeout: Option<Spanned<String>>,
 }
@@ -199,6 +202,7 @@ fn stage_spec(name: Spanned<String>, wire: WireStage) -> Result<StageSpec, Mista
             None => DEFAULT_STALL_TIMEOUT,
             Some(found) => duration(found)?,
         },
+        unless: wire.unless.as_ref().map(condition).transpose()?,
         name,
         argv: wire.argv,
         per: wire.per,
@@ -208,6 +212,25 @@ fn stage_spec(name: Spanned<String>, wire: WireStage) -> Result<StageSpec, Mista
         ahead: wire.ahead,
         optional: wire.optional,
         retries,
+    })
+}
+
+/// `section.key=value`
+fn condition(text: &Spanned<String>) -> Result<Condition, Mistake> {
+    let parts = text.get_ref().split_once('=');
+    let known = parts.filter(|(key, _)| Settings::keys().iter().any(|known| known == key));
+    let Some((key, value)) = known else {
+        let keys = Settings::keys().join(", ");
+        let message =
+            format!("found \"{text}\", expected \"key=value\" with one of the keys {keys}");
+        return Err((text.span().start, message));
+    };
+    Settings::default()
+        .set(key, value)
+        .map_err(|error| (text.span().start, error.to_string()))?;
+    Ok(Condition {
+        key: key.into(),
+        value: value.into(),
     })
 }
 

@@ -1,0 +1,140 @@
+//! What decides how many bits a linear gets: its rate at a step, and what the loss says of its errors.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use uc_codec::allocate::{Allocation, Due, Surveyed, allocate};
+use uc_codec::rate;
+use uc_codec::steps::column_logs;
+use uc_model::{ModelConfig, SourceFolder};
+use uc_store::ExitCode;
+use uc_store::settings::AllocationMode;
+use uc_store::stage::{Job, StageProgram};
+use uc_store::tensors::TensorFile;
+
+/// The document `rates`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RatesFile {
+    linears: Vec<Rate>,
+}
+
+/// One linear of it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rate {
+    /// Name within the layer.
+    name: String,
+    /// Number of weights.
+    weights: u64,
+    /// The column steps at which it takes the wanted bits are `lambda · U_jj`.
+    lambda: f64,
+}
+
+/// Rates of a layer's linears.
+pub struct Rates;
+
+impl StageProgram for Rates {
+    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
+        let dir = job.plan().model.path.as_std_path();
+        let plan = ModelConfig::load(dir)?.layer_plan(job.layer()? as usize);
+        let source = SourceFolder::open(dir)?;
+        let settings = job.settings().quantize.clone();
+        let statistics = TensorFile::open(&job.input("survey-statistics")?)?;
+        let factors = crate::factors(&statistics, &plan, settings.damping)?;
+        let mut linears = Vec::with_capacity(plan.linears.len());
+        for (index, linear) in plan.linears.iter().enumerate() {
+            let factor = &factors[&linear.input];
+            let (column_log, base) = column_logs(&factor.inv_diag)?;
+            let w = source.read_f32(&format!("{}{}", plan.prefix, linear.name))?;
+            let (m, n, probe) = (linear.rows, linear.cols, settings.probe_rows as usize);
+            let choice =
+                rate::choose_step(&w, m, n, factor, &column_log, base, settings.bpw, probe)
+                    .with_context(|| linear.name.clone())?;
+            linears.push(Rate {
+                name: linear.name.clone(),
+                weights: (m * n) as u64,
+                lambda: f64::from(choice.step) / f64::from(base),
+            });
+            job.progress(index as u64 + 1, plan.linears.len() as u64, "linears");
+        }
+        let mut file = job.output("rates")?;
+        file.append(&serde_json::to_vec_pretty(&RatesFile { linears })?)?;
+        job.commit("rates", file)?;
+        Ok(())
+    }
+
+    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
+        crate::classify(error)
+    }
+}
+
+/// Bits of every linear of the model.
+pub struct Allocate;
+
+impl StageProgram for Allocate {
+    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
+        let mut surveyed = Vec::new();
+        for layer in 0..job.plan().model.layers {
+            surveyed.push(of_layer(job, layer)?);
+        }
+        let bpw = job.settings().quantize.bpw;
+        let all: Vec<&Surveyed> = surveyed.iter().flatten().collect();
+        let bits: Vec<f64> = match job.settings().allocation.mode {
+            AllocationMode::PerTensor => vec![bpw; all.len()],
+            AllocationMode::PerLayer => surveyed
+                .iter()
+                .flat_map(|layer| allocate(&layer.iter().collect::<Vec<_>>(), bpw))
+                .collect(),
+            AllocationMode::Global => allocate(&all, bpw),
+        };
+        let most = bits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let least = bits.iter().copied().fold(f64::INFINITY, f64::min);
+        job.figure("most bits of a linear", most);
+        job.figure("fewest bits of a linear", least);
+
+        let mut dealt = bits.into_iter();
+        let layers = surveyed.iter().map(|layer| {
+            let dues = layer.iter().zip(dealt.by_ref());
+            dues.map(|(linear, bits)| Due {
+                name: linear.name.clone(),
+                bits,
+            })
+            .collect()
+        });
+        let allocation = Allocation {
+            layers: layers.collect(),
+        };
+        let mut file = job.output("allocation")?;
+        file.append(&serde_json::to_vec_pretty(&allocation)?)?;
+        job.commit("allocation", file)?;
+        Ok(())
+    }
+
+    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
+        crate::classify(error)
+    }
+}
+
+fn of_layer(job: &Job<'_>, layer: u32) -> anyhow::Result<Vec<Surveyed>> {
+    let document = |name: &str| -> anyhow::Result<Vec<u8>> {
+        let path = job.input_at(name, layer)?;
+        std::fs::read(&path).with_context(|| format!("cannot read {path}"))
+    };
+    let rates: RatesFile = serde_json::from_slice(&document("rates")?)?;
+    let sensitivities: BTreeMap<String, f64> = serde_json::from_slice(&document("sensitivity")?)?;
+    let with_sensitivity = |rate: Rate| {
+        let sensitivity = sensitivities
+            .get(&rate.name)
+            .copied()
+            .with_context(|| format!("no sensitivity of {} in layer {layer}", rate.name))?;
+        Ok(Surveyed {
+            name: rate.name,
+            weights: rate.weights,
+            lambda: rate.lambda,
+            sensitivity,
+        })
+    };
+    rates.linears.into_iter().map(with_sensitivity).collect()
+}
