@@ -7,8 +7,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Fewest and most bits per weight of a linear; beyond them high-rate theory says nothing.
-const RANGE: (f64, f64) = (1.0, 10.0);
+/// How far the bits per weight of a linear may lie below and above the budget's.
+const BELOW: f64 = 1.25;
+const ABOVE: f64 = 4.0;
 /// Bits are whole multiples of this, rounded down, so that a last bit of a logarithm does not matter.
 const GRAIN: f64 = 1.0 / 4096.0;
 
@@ -107,7 +108,8 @@ pub fn allocate(linears: &[&Surveyed], bits_per_weight: f64) -> Vec<f64> {
         })
         .collect();
     let total: f64 = linears.iter().map(|linear| linear.weights as f64).sum();
-    let bits = |score: f64, shift: f64| (score + shift).clamp(RANGE.0, RANGE.1);
+    let (fewest, most) = (bits_per_weight - BELOW, bits_per_weight + ABOVE);
+    let bits = |score: f64, shift: f64| (score + shift).clamp(fewest, most);
     let mean = |shift: f64| {
         let terms = linears.iter().zip(&scores);
         let sum: f64 = terms
@@ -189,7 +191,7 @@ mod tests {
         let linears = [
             linear(64, 1.0, 9.0),
             linear(32, 3.0, 1.0),
-            linear(16, 0.5, 0.2),
+            linear(16, 1.5, 0.8),
         ];
         let error = |bits: &[f64]| -> f64 {
             let terms = bits.iter().zip(&linears);
@@ -219,7 +221,7 @@ mod tests {
             ],
             4.0,
         );
-        assert_eq!((found[0], found[2]), (RANGE.0, RANGE.0));
-        assert_eq!(found[1], 10.0);
+        assert_eq!((found[0], found[2]), (2.75, 2.75));
+        assert!((found[1] - 6.5).abs() <= GRAIN, "{found:?}");
     }
 }

@@ -34,6 +34,10 @@ const MIDPOINTS: [f64; 8] = [
     1.9152065613971474,
 ];
 
+/// No column's step is below this share of the median column's. A few channels with massive activations (Sun et al.
+/// 2024) ask for steps far finer than the bfloat16 of the result, at which indices would saturate.
+const FINEST: f32 = 1.0 / 64.0;
+
 /// Smallest and largest tensor step: with them no column step is subnormal or infinite.
 const STEP_RANGE: std::ops::RangeInclusive<f32> = f32::MIN_POSITIVE..=1e28;
 
@@ -74,7 +78,7 @@ pub(crate) fn eighths(ratio: f64) -> i32 {
 /// Logarithms of the column steps that suit a Hessian: the steps are to be proportional to
 /// `inv_diag` [cols] (positive and finite), see [`crate::factor::Factor`].
 ///
-/// Returns `(column_log, base)`: base is the smallest entry, and
+/// Returns `(column_log, base)`: base is the smallest entry, entries below [`FINEST`] of the median being raised to it, and
 /// `column_log[j] = min(255, round(8 · log2(inv_diag[j] / base)))`, so that with the tensor step
 /// `lambda · base` column j has the step `lambda · inv_diag[j]` to within 1/16 octave.
 ///
@@ -94,7 +98,10 @@ pub fn column_logs(inv_diag: &[f32]) -> Result<(Vec<u8>, f32), CodecError> {
             expected,
         });
     }
-    let log = |x: f32| eighths(f64::from(x) / f64::from(base)).min(255) as u8;
+    let mut sorted = inv_diag.to_vec();
+    sorted.sort_unstable_by(f32::total_cmp);
+    let base = base.max(sorted[sorted.len() / 2] * FINEST);
+    let log = |x: f32| eighths(f64::from(x.max(base)) / f64::from(base)).min(255) as u8;
     Ok((inv_diag.iter().map(|&x| log(x)).collect(), base))
 }
 
@@ -155,6 +162,12 @@ mod tests {
         assert_eq!((logs, base), (vec![8, 16, 0, 1, 255], 0.25));
         assert_eq!(column_logs(&[7.0]).unwrap(), (vec![0], 7.0));
         assert_eq!(column_logs(&[]).unwrap(), (vec![], 1.0));
+    }
+
+    #[test]
+    fn a_column_far_finer_than_the_others_is_held_at_a_share_of_the_median() {
+        let (logs, base) = column_logs(&[1.0, 1e-6, 1.0, 2.0]).unwrap();
+        assert_eq!((logs, base), (vec![48, 0, 48, 56], FINEST));
     }
 
     #[test]
