@@ -12,7 +12,7 @@ use crate::classes::row_logs;
 use crate::code::TensorCode;
 use crate::factor::Factor;
 use crate::failure::CodecError;
-use crate::steps::{column_logs, column_steps};
+use crate::steps::{bound_indices, column_logs, column_steps};
 use crate::{feedback, rate};
 
 /// Most quantizations of the whole layer.
@@ -146,6 +146,16 @@ fn first_steps<W: LayerWork>(
             column_log,
             step: choice.step,
         });
+    }
+    // Linears of one input share their logarithms: each bound holds for all of them.
+    let mut shared: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
+    for (index, (shape, start)) in shapes.iter().zip(&starts).enumerate() {
+        let own = || start.column_log.clone();
+        let logs = shared.entry(&shape.input).or_insert_with(own);
+        bound_indices(&work.weights(index)?, start.step, logs);
+    }
+    for (shape, start) in shapes.iter().zip(&mut starts) {
+        start.column_log.clone_from(&shared[shape.input.as_str()]);
     }
     Ok(starts)
 }

@@ -34,9 +34,11 @@ const MIDPOINTS: [f64; 8] = [
     1.9152065613971474,
 ];
 
-/// No column's step is below this share of the median column's. A few channels with massive activations (Sun et al.
-/// 2024) ask for steps far finer than the bfloat16 of the result, at which indices would saturate.
-const FINEST: f32 = 1.0 / 64.0;
+/// No column's step is below this share of the median column's, so that the logarithms reach all columns that matter.
+const FINEST: f32 = 1.0 / 4096.0;
+
+/// Indices beyond this resolve a column finer than the bfloat16 of its largest and of most of its other weights.
+const LARGEST_USEFUL: f32 = 8192.0;
 
 /// Smallest and largest tensor step: with them no column step is subnormal or infinite.
 const STEP_RANGE: std::ops::RangeInclusive<f32> = f32::MIN_POSITIVE..=1e28;
@@ -105,6 +107,25 @@ pub fn column_logs(inv_diag: &[f32]) -> Result<(Vec<u8>, f32), CodecError> {
     Ok((inv_diag.iter().map(|&x| log(x)).collect(), base))
 }
 
+/// Raises the logarithms of columns whose largest weight in `w` [rows, cols] would have an index beyond
+/// [`LARGEST_USEFUL`] at the tensor step `step`.
+///
+/// Channels with massive activations (Sun et al. 2024) ask for steps far finer than the bfloat16 of the result; without
+/// a bound their indices would saturate.
+pub fn bound_indices(w: &[f32], step: f32, column_log: &mut [u8]) {
+    let cols = column_log.len();
+    let mut peaks = vec![0.0f32; cols];
+    for row in w.chunks_exact(cols.max(1)) {
+        let pairs = peaks.iter_mut().zip(row);
+        pairs.for_each(|(peak, x)| *peak = peak.max(x.abs()));
+    }
+    for (peak, log) in peaks.iter().zip(column_log) {
+        while *log < u8::MAX && *peak > LARGEST_USEFUL * column_step(step, *log) {
+            *log += 1;
+        }
+    }
+}
+
 /// Refuses a tensor step with which some column step would be subnormal or infinite.
 pub(crate) fn check_step(step: f32) -> Result<(), CodecError> {
     if STEP_RANGE.contains(&step) {
@@ -167,7 +188,14 @@ mod tests {
     #[test]
     fn a_column_far_finer_than_the_others_is_held_at_a_share_of_the_median() {
         let (logs, base) = column_logs(&[1.0, 1e-6, 1.0, 2.0]).unwrap();
-        assert_eq!((logs, base), (vec![48, 0, 48, 56], FINEST));
+        assert_eq!((logs, base), (vec![96, 0, 96, 104], FINEST));
+    }
+
+    #[test]
+    fn columns_whose_indices_would_grow_too_large_get_wider_steps() {
+        let mut logs = vec![0, 8, 0];
+        bound_indices(&[1.0, -0.1, 0.0, -4.0, 1.0, 0.0], 1.0 / 8192.0, &mut logs);
+        assert_eq!(logs, [16, 8, 0]);
     }
 
     #[test]
