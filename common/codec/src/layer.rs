@@ -1,8 +1,8 @@
 //! All linears of a layer, quantized so that the file that they make meets a budget.
 //!
-//! Every linear gets the bits per weight that it is due (see [`crate::allocate`]); then all steps of the layer are moved by one common
-//! factor until the size of the whole, as its caller measures it, lies just below the budget. What the file holds
-//! besides indices (tables, logarithms, headers, exact tensors, overlays) so comes out of the same budget.
+//! Every linear gets the bits per weight that it is due (see [`crate::allocate`]); then all steps of the layer are moved
+//! by one common factor until the size of the whole, as its caller measures it, lies just below the budget. What the
+//! file holds besides indices (tables, logarithms, headers, exact tensors, overlays) so comes out of the same budget.
 
 use std::collections::BTreeMap;
 
@@ -135,6 +135,8 @@ fn first_steps<W: LayerWork>(
     work: &W,
 ) -> Result<Vec<Start>, W::Error> {
     let mut starts = Vec::with_capacity(shapes.len());
+    // Linears of one input share their logarithms: each bound holds for all of them.
+    let mut shared: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
     for (index, shape) in shapes.iter().enumerate() {
         let factor = factor_of(factors, shape)?;
         let (column_log, base) = column_logs(&factor.inv_diag)?;
@@ -142,17 +144,12 @@ fn first_steps<W: LayerWork>(
         let (m, n) = (shape.rows, shape.cols);
         let target = (shape.bits - FIRST_OVERHEAD).max(0.05);
         let choice = rate::choose_step(&w, m, n, factor, &column_log, base, target, probe_rows)?;
+        let logs = shared.entry(&shape.input).or_insert(column_log.clone());
+        bound_indices(&w, choice.step, logs);
         starts.push(Start {
             column_log,
             step: choice.step,
         });
-    }
-    // Linears of one input share their logarithms: each bound holds for all of them.
-    let mut shared: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
-    for (index, (shape, start)) in shapes.iter().zip(&starts).enumerate() {
-        let own = || start.column_log.clone();
-        let logs = shared.entry(&shape.input).or_insert_with(own);
-        bound_indices(&work.weights(index)?, start.step, logs);
     }
     for (shape, start) in shapes.iter().zip(&mut starts) {
         start.column_log.clone_from(&shared[shape.input.as_str()]);

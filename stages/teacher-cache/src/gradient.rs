@@ -12,12 +12,13 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use uc_model::device::OnDevice;
 use uc_model::llama::{Head, Tap};
+use uc_model::text::split_mix;
 use uc_model::{ModelConfig, Rope};
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
 use uc_store::tensors::{Dtype, TensorDecl, TensorFile, to_f32};
 
-use crate::statistics::layer_of_source;
+use crate::statistics::{layer_of_source, sides};
 
 /// Tokens whose graph is in memory at once. Part of the result: sums run batch after batch.
 const BATCH_TOKENS: usize = 1024;
@@ -97,12 +98,9 @@ fn draw(log_probabilities: &[f32], uniform: f64) -> usize {
     log_probabilities.len() - 1
 }
 
-/// A number in [0, 1) for a token (SplitMix64; Steele, Lea and Flood 2014).
+/// A number in [0, 1) for a token.
 fn uniform(seed: u64, token: u64) -> f64 {
-    let mut z = seed.wrapping_add((token + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    (split_mix(seed, token) >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// Sensitivities of one layer, and the gradient by its input.
@@ -206,17 +204,6 @@ fn gradient_of<B: AutodiffBackend, const D: usize>(
 ) -> anyhow::Result<Tensor<B::InnerBackend, D>> {
     let found = tensor.grad(gradients);
     found.ok_or_else(|| anyhow::anyhow!("the loss does not depend on a tensor of the layer"))
-}
-
-/// The three sides of `hidden` in a checkpoint.
-fn sides(file: &TensorFile) -> anyhow::Result<[usize; 3]> {
-    let shape = &file.tensor("hidden")?.shape;
-    <[usize; 3]>::try_from(shape.as_slice()).map_err(|_| {
-        anyhow::anyhow!(
-            "{}: `hidden` has shape {shape:?}, expected three sides",
-            file.path()
-        )
-    })
 }
 
 fn vector<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> anyhow::Result<Vec<f32>> {

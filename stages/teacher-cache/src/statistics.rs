@@ -46,13 +46,8 @@ impl OnDevice for LayerPass<'_, '_> {
             Pass::Survey => ("survey-hidden", "survey-statistics"),
         };
         let hidden = TensorFile::open(&job.input(states)?)?;
-        let shape = hidden.tensor("hidden")?.shape.clone();
-        let &[windows, length, width] = shape.as_slice() else {
-            anyhow::bail!(
-                "{}: `hidden` has shape {shape:?}, expected three sides",
-                hidden.path()
-            );
-        };
+        let shape = sides(&hidden)?;
+        let [windows, length, width] = shape;
         let rope = Rope::<B>::new(&config, length, &device)?;
         let mut moments: BTreeMap<String, Moments> = plan
             .inputs
@@ -92,6 +87,17 @@ impl OnDevice for LayerPass<'_, '_> {
             .collect::<anyhow::Result<Vec<_>>>()?;
         write(job, statistics, &finished)
     }
+}
+
+/// The three sides of `hidden` in a checkpoint.
+pub fn sides(file: &TensorFile) -> anyhow::Result<[usize; 3]> {
+    let shape = &file.tensor("hidden")?.shape;
+    <[usize; 3]>::try_from(shape.as_slice()).map_err(|_| {
+        anyhow::anyhow!(
+            "{}: `hidden` has shape {shape:?}, expected three sides",
+            file.path()
+        )
+    })
 }
 
 /// The job's layer, its weights straight from the source.

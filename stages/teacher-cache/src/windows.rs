@@ -10,24 +10,22 @@ use crate::Pass;
 /// Writes the windows of a pass and the hidden states before layer 0.
 pub fn draw(job: &mut Job<'_>, pass: Pass) -> anyhow::Result<()> {
     let settings = job.settings();
-    let (count, length, seed) = match pass {
-        Pass::Main => {
-            let calibration = &settings.calibration;
-            (calibration.windows, calibration.length, calibration.seed)
-        }
-        Pass::Survey => {
-            let allocation = &settings.allocation;
-            (allocation.windows, allocation.length, allocation.seed)
-        }
-    };
-    let (windows, hidden) = match pass {
-        Pass::Main => ("calibration-windows", "hidden"),
-        Pass::Survey => ("survey-windows", "survey-hidden"),
-    };
-    let choice = WindowChoice {
+    let choice = |count: u32, length: u32, seed| WindowChoice {
         count: count as usize,
         length: length as usize,
         seed,
+    };
+    let (choice, windows, hidden) = match pass {
+        Pass::Main => {
+            let chosen = &settings.calibration;
+            let choice = choice(chosen.windows, chosen.length, chosen.seed);
+            (choice, "calibration-windows", "hidden")
+        }
+        Pass::Survey => {
+            let chosen = &settings.allocation;
+            let choice = choice(chosen.windows, chosen.length, chosen.seed);
+            (choice, "survey-windows", "survey-hidden")
+        }
     };
     let dir = job.plan().model.path.as_std_path();
     let config = ModelConfig::load(dir)?;

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 pub use files::{Text, read_texts};
 pub use set::{RecordedWindow, WindowChoice, WindowSet};
 pub use tokenizer::Tokenizer;
-pub use windows::{Window, check_ids, windows};
+pub use windows::{Window, check_ids, split_mix, windows};
 
 /// Why a tokenizer or a text cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -72,10 +72,9 @@ fn choose(n: usize, count: usize, seed: u64) -> Vec<usize> {
     if count == 0 || count >= n {
         return order;
     }
-    let mut state = seed;
     for i in 0..count {
         let left = (n - i) as u128;
-        let pick = i + ((u128::from(split_mix(&mut state)) * left) >> 64) as usize;
+        let pick = i + ((u128::from(split_mix(seed, i as u64)) * left) >> 64) as usize;
         order.swap(i, pick);
     }
     order.truncate(count);
@@ -83,10 +82,10 @@ fn choose(n: usize, count: usize, seed: u64) -> Vec<usize> {
     order
 }
 
-/// Next number of SplitMix64.
-fn split_mix(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let z = (*state ^ (*state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+/// Number `index`, from 0, of SplitMix64 (Steele, Lea, Flood 2014) started at `seed`.
+pub fn split_mix(seed: u64, index: u64) -> u64 {
+    let state = seed.wrapping_add((index + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let z = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
 }
