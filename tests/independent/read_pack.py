@@ -128,10 +128,21 @@ def reconstruct(q, rows, step, column_logs, rank, u, v):
     return bfloat16(acc)
 
 
+def levels(q, row_logs):
+    history, out = np.zeros(q.shape[1], dtype=np.int32), np.zeros_like(q)
+    for row, (indices, row_log) in enumerate(zip(q, row_logs)):
+        if row % 128 == 0:
+            history[:] = 0
+        if row_log:
+            out[row] = 2 * indices + (history >> 2 & 1)
+            history = 2 * history + ((indices ^ history >> 1 ^ history >> 4) & 1) & 31
+    return out
+
+
 def read_layer(data):
     assert data[:8] == b"UCLAYER\0"
     version, _, groups, linears, extras, zero, length = struct.unpack_from("<6HI", data, 8)
-    assert version == 3 and zero == 0
+    assert version == 4 and zero == 0
     at = 24
     granularity, tables = read_tables(data[at:at + length])
     at += length
@@ -170,7 +181,7 @@ def read_layer(data):
         label, (rows, group, rank, step) = text(), take("IHHf")
         columns = column_logs[group]
         row_logs = unpack(chunk(), rows)
-        tile_rows = min(rows, max(1, (1 << 18) // len(columns)))
+        tile_rows = min(rows, 128 * max(1, (1 << 18) // (128 * len(columns))))
         tiles = [take("I") for _ in range(0, rows, tile_rows)]
         u = words(rows * rank).reshape(rows, rank)
         v = words(rank * len(columns)).reshape(rank, len(columns))
@@ -191,7 +202,7 @@ def read_layer(data):
             q += read_tile(data[at:at + size], logs, columns, granularity, tables)
             at += size
         q = np.array(q, dtype=np.int32).reshape(rows, len(columns))
-        yield label, reconstruct(q, rows, step, columns, rank, u, v)
+        yield label, reconstruct(levels(q, row_logs), rows, step, columns, rank, u, v)
     assert at == len(data), "bytes after the last tile"
 
 

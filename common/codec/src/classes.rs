@@ -71,7 +71,7 @@ pub fn fine_class(row_log: u8, column_log: u8) -> usize {
 
 /// Row logarithms of the indices `q` [rows, cols]: `clamp(32 + round(8·log2(rms)), 1, 255)` with
 /// `rms² = mean over j of (q_ij · 2^(column_log[j]/8))²`, which is the row's width in units of the
-/// tensor step; 0 for a row whose indices are all zero.
+/// tensor step. The logarithm 0 means a row of zero weights ([`crate::trellis`]), which only its quantizer knows.
 ///
 /// # Errors
 /// [`CodecError::Shape`].
@@ -79,7 +79,7 @@ pub fn row_logs(q: &[i16], rows: usize, column_log: &[u8]) -> Result<Vec<u8>, Co
     let cols = column_log.len();
     check_matrix("indices", q.len(), rows, cols)?;
     if cols == 0 {
-        return Ok(vec![0; rows]);
+        return Ok(vec![1; rows]);
     }
     let squares: Vec<f64> = column_log
         .iter()
@@ -101,7 +101,7 @@ pub fn row_logs(q: &[i16], rows: usize, column_log: &[u8]) -> Result<Vec<u8>, Co
 /// The logarithm that belongs to a sum of squares over `cols` elements.
 fn row_log(energy: f64, cols: usize) -> u8 {
     if energy == 0.0 {
-        return 0;
+        return 1;
     }
     (ROW_BIAS + eighths((energy / cols as f64).sqrt())).clamp(1, 255) as u8
 }

@@ -17,8 +17,8 @@ pub struct TensorCode {
     pub step: f32,
     /// [cols] base-2 logarithm of the column's step over `step`, in eighths of an octave.
     pub column_log: Vec<u8>,
-    /// [rows] width of the row's distribution, see [`crate::classes::row_logs`]. It selects the
-    /// tables of the entropy coder and takes no part in reconstruction.
+    /// [rows] width of the row's distribution, see [`crate::classes::row_logs`]: it selects the
+    /// tables of the entropy coder. 0 for a row of zeros.
     pub row_log: Vec<u8>,
     /// [rows, cols] row-major indices.
     pub q: Vec<i16>,

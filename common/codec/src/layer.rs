@@ -12,7 +12,7 @@ use crate::classes::row_logs;
 use crate::code::TensorCode;
 use crate::factor::Factor;
 use crate::failure::CodecError;
-use crate::steps::{bound_indices, column_logs, column_steps};
+use crate::steps::{bound_levels, column_logs, column_steps};
 use crate::{feedback, rate};
 
 /// Most quantizations of the whole layer.
@@ -145,7 +145,7 @@ fn first_steps<W: LayerWork>(
         let target = (shape.bits - FIRST_OVERHEAD).max(0.05);
         let choice = rate::choose_step(&w, m, n, factor, &column_log, base, target, probe_rows)?;
         let logs = shared.entry(&shape.input).or_insert(column_log.clone());
-        bound_indices(&w, choice.step, logs);
+        bound_levels(&w, choice.step, logs);
         starts.push(Start {
             column_log,
             step: choice.step,
@@ -173,7 +173,12 @@ fn pass<W: LayerWork>(
         let w = work.weights(index)?;
         let steps = column_steps(step, &start.column_log);
         let q = feedback::quantize(&w, shape.rows, shape.cols, factor, &steps)?;
-        let row_log = row_logs(&q, shape.rows, &start.column_log)?;
+        let mut row_log = row_logs(&q, shape.rows, &start.column_log)?;
+        for (log, w) in row_log.iter_mut().zip(w.chunks(shape.cols.max(1))) {
+            if feedback::is_zero(w) {
+                *log = 0;
+            }
+        }
         let column_log = start.column_log.clone();
         let (rows, cols) = (shape.rows, shape.cols);
         let mut code = TensorCode {

@@ -36,6 +36,7 @@ pub mod rate;
 pub mod reconstruct;
 mod simd;
 pub mod steps;
+pub mod trellis;
 
 pub use code::{LowRank, TensorCode};
 pub use failure::CodecError;

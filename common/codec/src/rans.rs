@@ -2,7 +2,7 @@
 //!
 //! # Tiles
 //! The indices of a tensor [rows, cols] are cut into tiles of `tile_rows` whole rows (the last may
-//! have fewer): `max(1, 2^18 / cols)`, at most `rows`. Tiles follow one another in the payload
+//! have fewer): whole blocks of the trellis ([`crate::trellis`]), `128 · max(1, 2^18 / (128 · cols))`. Tiles follow one another in the payload
 //! without gaps, each can be decoded alone, and a tile of R rows and C columns is:
 //! ```text
 //! u32 × min(32, C)   the first state of each lane, little endian, 2^16 or more
@@ -40,9 +40,11 @@ mod equality;
 pub use decode::{decode, decode_tile};
 pub use encode::encode;
 
+use crate::trellis::BLOCK_ROWS;
+
 /// Lanes of a tile.
 pub const LANES: usize = 32;
-/// Indices of a tile, about.
+/// Indices of a tile, about; more where so many make no block of the trellis.
 pub const TILE_SYMBOLS: usize = 1 << 18;
 /// States stay at or above this between groups.
 pub(crate) const LOWEST_STATE: u32 = 1 << 16;
@@ -60,6 +62,7 @@ pub struct EncodedTensor {
 
 /// Rows of a tile of a `[rows, cols]` tensor: what [`encode`] uses.
 pub fn tile_rows(rows: usize, cols: usize) -> u32 {
-    let rows = (TILE_SYMBOLS / cols.max(1)).min(rows).max(1);
+    let blocks = (TILE_SYMBOLS / BLOCK_ROWS / cols.max(1)).max(1);
+    let rows = (blocks * BLOCK_ROWS).min(rows).max(1);
     u32::try_from(rows).expect("a tile has at most 2^18 rows")
 }

@@ -127,7 +127,8 @@ impl<'a> Sample<'a> {
             .map(|&log| f64::from(log) / 8.0)
             .sum();
         let width = logs.iter().sum::<f64>() / logs.len() as f64;
-        Some(width + 2.047 - spread / self.n as f64 - target)
+        // An index stands for two levels: one bit less than the levels have.
+        Some(width + 2.047 - 1.0 - spread / self.n as f64 - target)
     }
 }
 

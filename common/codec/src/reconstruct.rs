@@ -1,6 +1,7 @@
 //! From indices back to weights, by exactly specified arithmetic.
 //!
-//! For row i and column j: `acc = f32(q_ij) ·f32 s_j` with the column step of [`crate::steps`]; with
+//! For row i and column j: `acc = f32(level_ij) ·f32 s_j` with the level that [`crate::trellis`] gives to the index and the
+//! column step of [`crate::steps`]; with
 //! an overlay of rank R, `acc = fma(u_ir, v_rj, acc)` for r = 0, 1, …, R−1, each fused
 //! multiply-add rounded once to f32 (nearest even); the weight is `acc` rounded to bfloat16, nearest
 //! even. Nothing else: any implementation, on any processor, gives the same bits.
@@ -9,11 +10,10 @@ use crate::bf16;
 use crate::code::TensorCode;
 use crate::failure::CodecError;
 use crate::simd::{Kernel, dispatch};
-use crate::steps::column_steps;
+use crate::steps::{column_step, column_steps};
+use crate::trellis::{BLOCK_ROWS, advance, levels, offset};
 use rayon::prelude::*;
 
-/// Rows of one parallel piece.
-const PIECE: usize = 16;
 /// Columns that are finished together, so that their accumulators stay in the nearest cache.
 const STRIP: usize = 512;
 
@@ -30,15 +30,17 @@ pub fn reconstruct(code: &TensorCode) -> Result<Vec<u16>, CodecError> {
     let steps = column_steps(code.step, &code.column_log);
     let (u, v) = overlay_values(code);
     let rank = code.overlay.as_ref().map_or(0, |overlay| overlay.rank);
-    out.par_chunks_mut(PIECE * code.cols)
-        .zip(code.q.par_chunks(PIECE * code.cols))
+    out.par_chunks_mut(BLOCK_ROWS * code.cols)
+        .zip(code.q.par_chunks(BLOCK_ROWS * code.cols))
+        .zip(code.row_log.par_chunks(BLOCK_ROWS))
         .enumerate()
-        .for_each(|(piece, (out, q))| {
-            let first = piece * PIECE * rank;
-            let u = &u[first..first + out.len() / code.cols * rank];
-            dispatch(Piece {
+        .for_each(|(block, ((out, q), row_log))| {
+            let first = block * BLOCK_ROWS * rank;
+            let u = &u[first..first + row_log.len() * rank];
+            dispatch(Block {
                 out,
                 q,
+                row_log,
                 steps: &steps,
                 u,
                 v: &v,
@@ -62,9 +64,12 @@ pub fn reconstruct_row(code: &TensorCode, row: usize) -> Result<Vec<u16>, CodecE
             expected,
         });
     }
+    let first = row - row % BLOCK_ROWS;
+    let block = &code.q[first * code.cols..(row + 1) * code.cols];
+    let levels = levels(block, code.cols, &code.row_log[first..=row]);
+    let levels = &levels[(row - first) * code.cols..];
     let weight = |j: usize| {
-        let step = crate::steps::column_step(code.step, code.column_log[j]);
-        let mut acc = f32::from(code.q[row * code.cols + j]) * step;
+        let mut acc = levels[j] as f32 * column_step(code.step, code.column_log[j]);
         if let Some(overlay) = &code.overlay {
             for r in 0..overlay.rank {
                 let u = bf16::to_f32(overlay.u[row * overlay.rank + r]);
@@ -85,30 +90,37 @@ fn overlay_values(code: &TensorCode) -> (Vec<f32>, Vec<f32>) {
     }
 }
 
-/// Some rows: `out`, `q` [rows, cols], `u` [rows, rank], `v` [rank, cols].
-struct Piece<'a> {
+/// A block of rows: `out`, `q` [rows, cols], `row_log` [rows], `u` [rows, rank], `v` [rank, cols].
+struct Block<'a> {
     out: &'a mut [u16],
     q: &'a [i16],
+    row_log: &'a [u8],
     steps: &'a [f32],
     u: &'a [f32],
     v: &'a [f32],
     rank: usize,
 }
 
-impl Kernel for Piece<'_> {
+impl Kernel for Block<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
         let cols = self.steps.len();
-        let rows = self.out.chunks_mut(cols).zip(self.q.chunks(cols));
-        for (row, (out, q)) in rows.enumerate() {
-            for first in (0..cols).step_by(STRIP) {
-                let last = cols.min(first + STRIP);
+        for first in (0..cols).step_by(STRIP) {
+            let last = cols.min(first + STRIP);
+            let steps = &self.steps[first..last];
+            let mut history = [0u16; STRIP];
+            for (row, &row_log) in self.row_log.iter().enumerate() {
+                let at = row * cols;
                 let mut acc = [0.0f32; STRIP];
-                let steps = &self.steps[first..last];
-                for ((acc, &q), &step) in acc.iter_mut().zip(&q[first..last]).zip(steps) {
-                    *acc = f32::from(q) * step;
+                if row_log > 0 {
+                    let q = &self.q[at + first..at + last];
+                    let columns = acc.iter_mut().zip(&mut history).zip(q).zip(steps);
+                    for (((acc, history), &q), &step) in columns {
+                        *acc = (2 * i32::from(q) + i32::from(offset(*history))) as f32 * step;
+                        *history = advance(*history, q);
+                    }
                 }
                 for r in 0..self.rank {
                     let u = self.u[row * self.rank + r];
@@ -117,7 +129,7 @@ impl Kernel for Piece<'_> {
                         *acc = u.mul_add(v, *acc);
                     }
                 }
-                for (out, &acc) in out[first..last].iter_mut().zip(&acc) {
+                for (out, &acc) in self.out[at + first..at + last].iter_mut().zip(&acc) {
                     *out = bf16::round_nearest_even(acc);
                 }
             }

@@ -37,8 +37,8 @@ const MIDPOINTS: [f64; 8] = [
 /// No column's step is below this share of the median column's, so that the logarithms reach all columns that matter.
 const FINEST: f32 = 1.0 / 4096.0;
 
-/// Indices beyond this resolve a column finer than the bfloat16 of its largest and of most of its other weights.
-const LARGEST_USEFUL: f32 = 8192.0;
+/// Levels beyond this resolve a column finer than the bfloat16 of its largest and of most of its other weights.
+const LARGEST_USEFUL: f32 = 16_384.0;
 
 /// Smallest and largest tensor step: with them no column step is subnormal or infinite.
 const STEP_RANGE: std::ops::RangeInclusive<f32> = f32::MIN_POSITIVE..=1e28;
@@ -107,12 +107,12 @@ pub fn column_logs(inv_diag: &[f32]) -> Result<(Vec<u8>, f32), CodecError> {
     Ok((inv_diag.iter().map(|&x| log(x)).collect(), base))
 }
 
-/// Raises the logarithms of columns whose largest weight in `w` [rows, cols] would have an index beyond
+/// Raises the logarithms of columns whose largest weight in `w` [rows, cols] would have a level beyond
 /// [`LARGEST_USEFUL`] at the tensor step `step`.
 ///
 /// Channels with massive activations (Sun et al. 2024) ask for steps far finer than the bfloat16 of the result; without
-/// a bound their indices would saturate.
-pub fn bound_indices(w: &[f32], step: f32, column_log: &mut [u8]) {
+/// a bound their levels would saturate.
+pub fn bound_levels(w: &[f32], step: f32, column_log: &mut [u8]) {
     let cols = column_log.len();
     let mut peaks = vec![0.0f32; cols];
     for row in w.chunks_exact(cols.max(1)) {
@@ -192,9 +192,9 @@ mod tests {
     }
 
     #[test]
-    fn columns_whose_indices_would_grow_too_large_get_wider_steps() {
+    fn columns_whose_levels_would_grow_too_large_get_wider_steps() {
         let mut logs = vec![0, 8, 0];
-        bound_indices(&[1.0, -0.1, 0.0, -4.0, 1.0, 0.0], 1.0 / 8192.0, &mut logs);
+        bound_levels(&[1.0, -0.1, 0.0, -4.0, 1.0, 0.0], 1.0 / 16_384.0, &mut logs);
         assert_eq!(logs, [16, 8, 0]);
     }
 

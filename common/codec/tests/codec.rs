@@ -7,6 +7,7 @@ use uc_codec::classes::{LayerTables, class_entropy, row_logs};
 use uc_codec::layer::{self, CodedLinear, LayerWork, LinearShape};
 use uc_codec::{
     CodecError, LowRank, TensorCode, bf16, error, factor, feedback, rans, rate, reconstruct, steps,
+    trellis,
 };
 
 /// SplitMix64 with normal deviates.
@@ -87,15 +88,19 @@ fn feedback_leaves_a_small_part_of_the_error_of_plain_rounding() {
     let h = correlated(n, &mut random);
     let w = random.normals(m * n);
     let found = factor::factorize(&h, n, 0.01).expect("factor");
-    let step = 0.2f32;
-    let with = feedback::quantize(&w, m, n, &found, &vec![step; n]).expect("quantized");
-    let plain: Vec<i16> = w.iter().map(|x| (x / step).round() as i16).collect();
-    let of = |q: &[i16]| {
-        let approximation: Vec<f32> = q.iter().map(|&q| f32::from(q) * step).collect();
-        error::relative_output_error(&w, &approximation, m, n, &h).expect("error")
+    let step = 0.1f32;
+    let q = feedback::quantize(&w, m, n, &found, &vec![step; n]).expect("quantized");
+    let levels = trellis::levels(&q, n, &vec![1; m]);
+    let with: Vec<f32> = levels.iter().map(|&level| level as f32 * step).collect();
+    let plain: Vec<f32> = w
+        .iter()
+        .map(|x| (x / (2.0 * step)).round() * 2.0 * step)
+        .collect();
+    let of = |approximation: &[f32]| {
+        error::relative_output_error(&w, approximation, m, n, &h).expect("error")
     };
     let (with, plain) = (of(&with), of(&plain));
-    assert!(with < 0.5 * plain, "{with} against {plain}");
+    assert!(with < 0.4 * plain, "{with} against {plain}");
 }
 
 #[test]
@@ -148,12 +153,12 @@ fn one_and_three_threads_give_the_same_bits() {
         let q = feedback::quantize(&w, m, n, &found, &steps).expect("quantized");
         let residual: Vec<f32> = w
             .chunks(n)
-            .zip(q.chunks(n))
-            .flat_map(|(w, q)| {
+            .zip(trellis::levels(&q, n, &vec![1; m]).chunks(n))
+            .flat_map(|(w, levels)| {
                 w.iter()
-                    .zip(q)
+                    .zip(levels)
                     .zip(&steps)
-                    .map(|((w, &q), s)| w - f32::from(q) * s)
+                    .map(|((w, &level), s)| w - level as f32 * s)
             })
             .collect();
         let fit = uc_codec::overlay::fit(&residual, m, n, &found, 6).expect("fit");
@@ -322,11 +327,12 @@ proptest! {
 
     #[test]
     fn the_fast_reconstruction_has_the_bits_of_the_specification(
-        rows in 1usize..30, cols in 1usize..600, rank in 0usize..5, seed in any::<u64>()
+        rows in 1usize..300, cols in 1usize..600, rank in 0usize..5, zero in 0usize..300, seed in any::<u64>()
     ) {
         let mut random = Random(seed);
         let q = (0..rows * cols).map(|_| (random.normal() * 9.0) as i16).collect();
         let mut code = coded(rows, cols, q, (0..cols).map(|_| (random.bits() % 60) as u8).collect());
+        code.row_log[zero % rows] = 0;
         let mut words = |count: usize| -> Vec<u16> {
             random.normals(count).into_iter().map(bf16::round_nearest_even).collect()
         };
@@ -334,7 +340,7 @@ proptest! {
             code.overlay = Some(LowRank { rank, u: words(rows * rank), v: words(rank * cols) });
         }
         let fast = reconstruct::reconstruct(&code).expect("fast");
-        for row in 0..rows {
+        for row in (0..rows).step_by(1 + rows / 8) {
             let plain = reconstruct::reconstruct_row(&code, row).expect("plain");
             prop_assert_eq!(&fast[row * cols..(row + 1) * cols], plain.as_slice());
         }

@@ -14,8 +14,8 @@ use crate::error::{self, PackError, invalid};
 use crate::exact::{ExactDecl, ExactTensor};
 use crate::wire::{Cursor, check_name, narrow, padding_to, put_name};
 use crate::{
-    FORMAT_VERSION, LAYER_ALIGNMENT, LAYER_MAGIC, MAX_DIMENSION, MAX_EXACT_TENSORS, MAX_GROUPS,
-    MAX_LAYERS, MAX_LINEARS, MAX_RANK, check_magic,
+    FORMAT_VERSION, LAYER_ALIGNMENT, LAYER_MAGIC, MAX_COLUMNS, MAX_EXACT_TENSORS, MAX_GROUPS,
+    MAX_LAYERS, MAX_LINEARS, MAX_RANK, MAX_ROWS, check_magic,
 };
 
 /// Everything that a layer file holds.
@@ -130,7 +130,13 @@ pub fn encode_layer(contents: &LayerContents) -> Result<Vec<u8>, PackError> {
     out.extend(&table_bytes);
     for group in &contents.groups {
         put_name(&mut out, &group.input, "group", origin)?;
-        put_dimension(&mut out, group.column_log.len(), "columns", origin)?;
+        put_dimension(
+            &mut out,
+            group.column_log.len(),
+            MAX_COLUMNS,
+            "columns",
+            origin,
+        )?;
         put_small(&mut out, &group.column_log, origin)?;
     }
     let mut payloads = Vec::with_capacity(contents.linears.len());
@@ -173,13 +179,14 @@ pub fn encode_layer(contents: &LayerContents) -> Result<Vec<u8>, PackError> {
 fn put_dimension(
     out: &mut Vec<u8>,
     side: usize,
+    most: u64,
     what: &str,
     origin: &str,
 ) -> Result<(), PackError> {
     if side == 0 {
-        return Err(invalid(origin, what, 0, format!("1 to {MAX_DIMENSION}")));
+        return Err(invalid(origin, what, 0, format!("1 to {most}")));
     }
-    out.extend(narrow::<u32>(side, MAX_DIMENSION, what, origin)?.to_le_bytes());
+    out.extend(narrow::<u32>(side, most, what, origin)?.to_le_bytes());
     Ok(())
 }
 
@@ -217,7 +224,7 @@ fn put_linear(
 ) -> Result<(), PackError> {
     let code = &linear.code;
     put_name(out, &linear.name, "linear", origin)?;
-    put_dimension(out, code.rows, "rows", origin)?;
+    put_dimension(out, code.rows, MAX_ROWS, "rows", origin)?;
     out.extend(narrow::<u16>(linear.group, MAX_GROUPS, "group", origin)?.to_le_bytes());
     let rank = code.overlay.as_ref().map_or(0, |overlay| overlay.rank);
     out.extend(narrow::<u16>(rank, MAX_RANK, "rank", origin)?.to_le_bytes());
@@ -310,7 +317,7 @@ impl LayerFile {
         let mut groups = Vec::new();
         for _ in 0..counts.groups {
             let input = cursor.name("group")?;
-            let cols = take_dimension(&mut cursor, "columns", origin)?;
+            let cols = take_dimension(&mut cursor, MAX_COLUMNS, "columns", origin)?;
             groups.push(ColumnGroup {
                 column_log: take_small(&mut cursor, cols, &input, origin)?,
                 input,
@@ -484,10 +491,15 @@ impl Counts {
     }
 }
 
-fn take_dimension(cursor: &mut Cursor<'_>, what: &str, origin: &str) -> Result<usize, PackError> {
+fn take_dimension(
+    cursor: &mut Cursor<'_>,
+    most: u64,
+    what: &str,
+    origin: &str,
+) -> Result<usize, PackError> {
     let side = u64::from(cursor.u32(what)?);
-    if side == 0 || side > MAX_DIMENSION {
-        return Err(invalid(origin, what, side, format!("1 to {MAX_DIMENSION}")));
+    if side == 0 || side > most {
+        return Err(invalid(origin, what, side, format!("1 to {most}")));
     }
     Ok(side as usize)
 }
@@ -521,7 +533,7 @@ fn take_linear(
     let start = cursor.at();
     let name = cursor.name("linear")?;
     check_name(&name, "linear", origin)?;
-    let rows = take_dimension(cursor, "rows", origin)?;
+    let rows = take_dimension(cursor, MAX_ROWS, "rows", origin)?;
     let group = usize::from(cursor.u16("group")?);
     let cols = match groups.get(group) {
         Some(found) => found.column_log.len(),

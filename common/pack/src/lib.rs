@@ -12,7 +12,7 @@
 //! ```text
 //! offset  bytes  content
 //! 0       8      magic "UCLAYER\0"
-//! 8       2      format version, u16: 3
+//! 8       2      format version, u16: 4
 //! 10      2      layer index, u16
 //! 12      2      number of groups, u16
 //! 14      2      number of linears, u16
@@ -28,14 +28,14 @@
 //!                the values
 //! …       …      per linear: zero bytes up to a multiple of 8, then its tiles (uc_codec::rans)
 //! ```
-//! A linear has `columns` of its group and `ceil(rows / tile_rows)` tiles, `tile_rows = max(1, 2^18 / columns)` but at
-//! most `rows`. A tile of `n` weights takes at least 4·min(32, columns) bytes, so that what a reader allocates is
-//! bounded by 2^18 times the file's size however it lies.
+//! A linear has `columns` of its group and `ceil(rows / tile_rows)` tiles, `tile_rows = 128 · max(1, 2^18 / (128 ·
+//! columns))` but at most `rows`. A tile of `n` weights takes at least 4·min(32, columns) bytes, so that what a reader
+//! allocates is bounded by 2^19 times the file's size however it lies.
 //!
 //! # scaffold.uc
 //! ```text
 //! 0       8      magic "UCSCAFF\0"
-//! 8       2      format version, u16: 3
+//! 8       2      format version, u16: 4
 //! 10      2      number of tensors, u16
 //! 12      4      length of the head (this and the descriptors), u32
 //! 16      …      descriptors: name; dtype u8; number of dimensions u8; dimensions u32 each
@@ -70,7 +70,7 @@ pub use scaffold::{ScaffoldFile, write_scaffold};
 use wire::Cursor;
 
 /// Version of every file of the format.
-pub const FORMAT_VERSION: u16 = 3;
+pub const FORMAT_VERSION: u16 = 4;
 /// First bytes of a layer file.
 pub const LAYER_MAGIC: [u8; 8] = *b"UCLAYER\0";
 /// First bytes of a scaffold file.
@@ -99,8 +99,10 @@ pub const MAX_LINEARS: u64 = 16384;
 pub const MAX_EXACT_TENSORS: u64 = 16384;
 /// Most dimensions of an exact tensor.
 pub const MAX_EXACT_RANK: usize = 8;
-/// Largest side of a coded matrix.
-pub const MAX_DIMENSION: u64 = 1 << 24;
+/// Most rows of a coded matrix.
+pub const MAX_ROWS: u64 = 1 << 24;
+/// Most columns of a coded matrix.
+pub const MAX_COLUMNS: u64 = 1 << 18;
 /// Largest rank of an overlay.
 pub const MAX_RANK: u64 = 4096;
 /// Longest head of a scaffold, bytes.

@@ -15,7 +15,7 @@ use crate::exact::{Dtype, ExactDecl};
 use crate::totals::Totals;
 use crate::wire::check_name;
 use crate::{
-    CONFIG_FILE, DIGEST_FILE, FORMAT_VERSION, MANIFEST_FILE, MAX_DIMENSION, MAX_MANIFEST,
+    CONFIG_FILE, DIGEST_FILE, FORMAT_VERSION, MANIFEST_FILE, MAX_COLUMNS, MAX_MANIFEST, MAX_ROWS,
     SCAFFOLD_FILE, layer_file_name,
 };
 
@@ -23,7 +23,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// Format version: 3.
+    /// Format version: 4.
     pub pack_version: u32,
     /// The program that wrote the pack.
     pub tool: Tool,
@@ -412,8 +412,9 @@ pub(crate) fn equal<T: PartialEq + std::fmt::Debug>(
 
 fn check_linear(origin: &str, layer: &LayerEntry, linear: &LinearEntry) -> Result<(), PackError> {
     let what = format!("shape of {}{}", layer.prefix, linear.name);
-    if linear.shape.iter().any(|d| *d == 0 || *d > MAX_DIMENSION) {
-        let expected = format!("dimensions from 1 to {MAX_DIMENSION}");
+    let [rows, columns] = linear.shape;
+    if !(1..=MAX_ROWS).contains(&rows) || !(1..=MAX_COLUMNS).contains(&columns) {
+        let expected = format!("1 to {MAX_ROWS} rows and 1 to {MAX_COLUMNS} columns");
         return Err(invalid(
             origin,
             what,

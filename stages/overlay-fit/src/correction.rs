@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use uc_codec::factor::Factor;
 use uc_codec::layer::{CodedLinear, LayerWork, LinearShape};
-use uc_codec::{CodecError, TensorCode, bf16, error, overlay, reconstruct, steps};
+use uc_codec::{CodecError, TensorCode, bf16, error, overlay, reconstruct, steps, trellis};
 use uc_pack::LayerDraft;
 use uc_store::stage::Job;
 use uc_store::tensors::TensorFile;
@@ -45,12 +45,13 @@ pub fn overlay_bits(linears: &[CodedLinear]) -> f64 {
 /// What the indices alone leave, `[rows, cols]`.
 fn residual(w: &[f32], code: &TensorCode) -> Vec<f32> {
     let steps = steps::column_steps(code.step, &code.column_log);
-    let rows = w.chunks(code.cols).zip(code.q.chunks(code.cols));
-    rows.flat_map(|(w, q)| {
+    let levels = trellis::levels(&code.q, code.cols, &code.row_log);
+    let rows = w.chunks(code.cols).zip(levels.chunks(code.cols));
+    rows.flat_map(|(w, levels)| {
         w.iter()
-            .zip(q)
+            .zip(levels)
             .zip(&steps)
-            .map(|((w, &q), s)| w - f32::from(q) * s)
+            .map(|((w, &level), s)| w - level as f32 * s)
     })
     .collect()
 }
