@@ -93,7 +93,13 @@ fn bits_dealt_by_sensitivity_predict_better_than_equal_bits_and_keep_the_budget(
     let divergence_with = |mode: &str| {
         let run = folder.path().join(mode);
         let setting = format!("allocation.mode={mode}");
-        succeed(compress(&tiny_model(), &run).args(["--set", &setting]));
+        // Few windows do not tell such small divergences apart.
+        let windows = ["--set", "evaluation.windows=40"];
+        succeed(
+            compress(&tiny_model(), &run)
+                .args(["--set", &setting])
+                .args(windows),
+        );
         let read = |name: &str| -> serde_json::Value {
             serde_json::from_slice(&std::fs::read(run.join(name)).expect(name)).expect("JSON")
         };

@@ -112,7 +112,7 @@ impl Path {
     /// Indices and levels for the first `rows` of `values`, in units of the step; what the other rows get has no meaning.
     #[inline(always)]
     pub(crate) fn quantize(&mut self, values: &[f32; BLOCK_ROWS], rows: usize) {
-        let values = values.map(|value| value.max(-LARGEST_VALUE).min(LARGEST_VALUE));
+        let values = values.map(|value| value.clamp(-LARGEST_VALUE, LARGEST_VALUE));
         let mut history = forward(&values[..rows], &mut self.decisions[..rows]);
         for (residue, decisions) in self.residues[..rows].iter_mut().zip(&self.decisions).rev() {
             let (i, u) = (history >> 1, history & 1);

@@ -16,7 +16,7 @@ use uc_store::settings::Device;
 use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 
 /// Raised whenever the same input gives other output.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Parser)]
 #[command(

@@ -1,0 +1,91 @@
+//! Puts the weights of a model folder into a pack as they are, so that `uc eval` measures what another codec made of a
+//! model with the same evaluator, windows and teacher.
+//!
+//! ```text
+//! cargo run --release -p uc-examples --example exact_pack -- PACK CANDIDATE OUT
+//! ```
+//! PACK is any pack of the teacher; CANDIDATE a Hugging Face folder with the other codec's weights under the teacher's
+//! names. OUT has the scaffold of PACK and every linear of CANDIDATE as an exact tensor: it compresses nothing.
+
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use uc_model::SourceFolder;
+use uc_pack::totals::Totals;
+use uc_pack::{
+    DIGEST_FILE, Dtype, ExactTensor, LayerContents, LayerEntry, LayerFile, MANIFEST_FILE, Manifest,
+    Pack, encode_layer,
+};
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [pack, candidate, out] = arguments.as_slice() else {
+        anyhow::bail!("usage: exact_pack PACK CANDIDATE OUT");
+    };
+    let (pack, out) = (Pack::open(pack)?, Path::new(out));
+    let candidate = SourceFolder::open(Path::new(candidate))?;
+    std::fs::create_dir_all(out)?;
+    let mut manifest = pack.manifest().clone();
+    let mut kept: Vec<&str> = vec![&manifest.scaffold.file];
+    kept.extend(manifest.files.iter().map(|file| file.name.as_str()));
+    for name in kept {
+        std::fs::copy(pack.path(name), out.join(name)).with_context(|| name.to_owned())?;
+    }
+    for entry in &mut manifest.layers {
+        let file = pack.layer(entry.index)?;
+        let bytes = encode_layer(&exact_layer(&file, &entry.prefix, &candidate)?)?;
+        std::fs::write(out.join(&entry.file), &bytes)?;
+        let file = LayerFile::from_bytes(bytes, &entry.file)?;
+        *entry = LayerEntry::measure(&file, &entry.prefix, |_| None)?;
+    }
+    manifest.codec.name = "exact".into();
+    manifest.codec.settings.clear();
+    manifest.totals = Totals::compute(&manifest, MANIFEST_FILE)?;
+    let text = manifest.to_bytes();
+    std::fs::write(out.join(MANIFEST_FILE), &text)?;
+    std::fs::write(out.join(DIGEST_FILE), Manifest::digest_line(&text))?;
+    Ok(())
+}
+
+/// A layer whose linears are the candidate's, in f32, and whose other tensors are the pack's.
+fn exact_layer(
+    file: &LayerFile,
+    prefix: &str,
+    candidate: &SourceFolder,
+) -> anyhow::Result<LayerContents> {
+    let mut extras = Vec::new();
+    for linear in file.linears() {
+        let name = format!("{prefix}{}", linear.name);
+        let values = candidate.read_f32(&name)?;
+        ensure!(
+            values.len() == linear.rows * linear.cols,
+            "{name} has {} weights, expected {} x {}",
+            values.len(),
+            linear.rows,
+            linear.cols
+        );
+        extras.push(ExactTensor {
+            name: linear.name.clone(),
+            dtype: Dtype::F32,
+            shape: vec![linear.rows as u64, linear.cols as u64],
+            bytes: values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect(),
+        });
+    }
+    for (index, decl) in file.extras().iter().enumerate() {
+        extras.push(ExactTensor {
+            name: decl.name.clone(),
+            dtype: decl.dtype,
+            shape: decl.shape.clone(),
+            bytes: file.extra_bytes(index).to_vec(),
+        });
+    }
+    Ok(LayerContents {
+        layer: file.layer(),
+        groups: Vec::new(),
+        linears: Vec::new(),
+        extras,
+    })
+}
