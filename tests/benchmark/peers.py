@@ -19,6 +19,7 @@ Embeddings, norms and head are exact for all; only the linears differ, and bits 
 import argparse
 import json
 import math
+import os
 import pathlib
 import shutil
 import subprocess
@@ -30,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+PROGRAMS = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
@@ -180,10 +182,9 @@ def evaluate(options, found, name, scratch):
     folder.mkdir()
     shutil.copy(options.model / "config.json", folder)
     save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
-    programs = ROOT / "target" / "release"
-    subprocess.run([programs / "examples" / "exact_pack", options.run / "pack", folder, pack], check=True)
+    subprocess.run([PROGRAMS / "examples" / "exact_pack", options.run / "pack", folder, pack], check=True)
     run = subprocess.run(
-        [programs / "uc", "eval", pack, "--model", options.model, "--text", options.text, "--run", scratch / f"{name}-run", "--json",
+        [PROGRAMS / "uc", "eval", pack, "--model", options.model, "--text", options.text, "--run", scratch / f"{name}-run", "--json",
          "--set", f"evaluation.windows={options.windows}"], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     for leftover in (folder, pack, scratch / f"{name}-run"):
         shutil.rmtree(leftover)

@@ -3,6 +3,7 @@
 #
 #   make bench                                                          the embedded model
 #   make bench BENCH_MODEL=DIR CALIBRATION="A B" EVALUATION=C           another model
+#   KEEP=DIR make bench …                                               and the run stays in DIR/run
 #
 # The receipt's name is the model folder's. Times are of this machine; compare them only within one receipt.
 set -euo pipefail
@@ -10,8 +11,8 @@ cd "$(dirname "$0")/../.."
 model=${BENCH_MODEL:-examples/tiny-stories}
 name=$(basename "$model")
 uc=${CARGO_TARGET_DIR:-target}/release/uc
-run=$(mktemp -d)
-trap 'rm -rf "$run"' EXIT
+run=${KEEP:-$(mktemp -d)}
+[ -n "${KEEP:-}" ] || trap 'rm -rf "$run"' EXIT
 arguments=()
 for file in ${CALIBRATION:-}; do arguments+=(--calibration "$file"); done
 for file in ${EVALUATION:-}; do arguments+=(--evaluation "$file"); done

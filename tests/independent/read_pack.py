@@ -181,7 +181,7 @@ def read_layer(data):
         label, (rows, group, rank, step) = text(), take("IHHf")
         columns = column_logs[group]
         row_logs = unpack(chunk(), rows)
-        tile_rows = min(rows, 128 * max(1, (1 << 18) // (128 * len(columns))))
+        tile_rows = min(rows, 128 * max(1, (1 << 19) // (128 * len(columns))))
         tiles = [take("I") for _ in range(0, rows, tile_rows)]
         u = words(rows * rank).reshape(rows, rank)
         v = words(rank * len(columns)).reshape(rank, len(columns))

@@ -1,6 +1,8 @@
 //! Speed of the coder, of reconstruction and of error feedback: `cargo bench -p uc-codec`.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, Par};
 use std::hint::black_box;
 use uc_codec::classes::{LayerTables, row_logs};
 use uc_codec::{LowRank, TensorCode, bf16, factor, feedback, rans, reconstruct};
@@ -107,30 +109,72 @@ fn reconstruction(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Sums of the triangular products inside feedback: `m·n²/2` products and as many sums, `m·n²` flops.
+/// Feedback beside a plain matrix product of as many floating-point operations, both on one thread: elements per second
+/// are flops. The triangular sums of feedback are `m·n²/2` products and as many sums.
 fn error_feedback(criterion: &mut Criterion) {
-    let (m, n) = (1024, 2048);
-    let mut h = vec![0.0f32; n * n];
-    for i in 0..n {
-        for j in 0..n {
-            h[i * n + j] = 0.9f32.powi(i.abs_diff(j) as i32);
+    let one = rayon::ThreadPoolBuilder::new()
+        .num_threads(1)
+        .build()
+        .expect("a thread");
+    for (m, n) in [(576, 576), (1024, 2048), (512, 4096)] {
+        let mut h = vec![0.0f32; n * n];
+        for i in 0..n {
+            for j in 0..n {
+                h[i * n + j] = 0.9f32.powi(i.abs_diff(j) as i32);
+            }
         }
+        let factor = factor::factorize(&h, n, 0.01).expect("positive definite");
+        let w = normal(m * n);
+        let steps = vec![0.1; n];
+        let mut group = criterion.benchmark_group(format!("feedback {m} x {n}"));
+        let flops = (m * n * n) as u64;
+        group
+            .sample_size(10)
+            .throughput(Throughput::Elements(flops));
+        group.bench_function("quantize", |b| {
+            b.iter(|| one.install(|| feedback::quantize(black_box(&w), m, n, &factor, &steps)))
+        });
+        let lhs = Mat::<f32>::from_fn(m, n / 2, |i, j| w[i * n + j]);
+        let rhs = Mat::<f32>::from_fn(n / 2, n, |i, j| h[i * n + j]);
+        let mut product = Mat::<f32>::zeros(m, n);
+        group.bench_function("matrix product", |b| {
+            b.iter(|| {
+                matmul(
+                    &mut product,
+                    Accum::Replace,
+                    black_box(&lhs),
+                    &rhs,
+                    1.0,
+                    Par::Seq,
+                )
+            })
+        });
+        group.finish();
     }
-    let factor = factor::factorize(&h, n, 0.01).expect("positive definite");
-    let w = normal(m * n);
-    let steps = vec![0.1; n];
-    let mut group = criterion.benchmark_group("feedback");
+}
+
+/// What the coder's speeds are to be compared with: the same indices copied, and through zstd at its fastest level.
+fn yardsticks(criterion: &mut Criterion) {
+    let code = code();
+    let bytes: Vec<u8> = code.q.iter().map(|&q| q as u8).collect();
+    let packed = zstd::bulk::compress(&bytes, 1).expect("zstd");
+    println!(
+        "zstd: {:.3} bits per index",
+        8.0 * packed.len() as f64 / bytes.len() as f64
+    );
+    let mut group = criterion.benchmark_group("yardsticks");
     group
         .sample_size(10)
-        .throughput(Throughput::Elements((m * n * n) as u64));
-    group.bench_function("elements are m·n²: flops of the triangular sums", |b| {
-        b.iter(|| feedback::quantize(black_box(&w), m, n, &factor, &steps))
+        .throughput(Throughput::Elements(code.q.len() as u64));
+    group.bench_function("copy indices", |b| b.iter(|| black_box(&code.q).clone()));
+    group.bench_function("zstd encode", |b| {
+        b.iter(|| zstd::bulk::compress(black_box(&bytes), 1))
     });
-    group.bench_function("factorize (n³/3 of m·n²)", |b| {
-        b.iter(|| factor::factorize(&h, n, 0.01))
+    group.bench_function("zstd decode", |b| {
+        b.iter(|| zstd::bulk::decompress(black_box(&packed), bytes.len()))
     });
     group.finish();
 }
 
-criterion_group!(benches, coder, reconstruction, error_feedback);
+criterion_group!(benches, coder, yardsticks, reconstruction, error_feedback);
 criterion_main!(benches);

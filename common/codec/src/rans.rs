@@ -2,7 +2,7 @@
 //!
 //! # Tiles
 //! The indices of a tensor [rows, cols] are cut into tiles of `tile_rows` whole rows (the last may
-//! have fewer): whole blocks of the trellis ([`crate::trellis`]), `128 · max(1, 2^18 / (128 · cols))`. Tiles follow one another in the payload
+//! have fewer): whole blocks of the trellis ([`crate::trellis`]), `128 · max(1, 2^19 / (128 · cols))`. Tiles follow one another in the payload
 //! without gaps, each can be decoded alone, and a tile of R rows and C columns is:
 //! ```text
 //! u32 × min(32, C)   the first state of each lane, little endian, 2^16 or more
@@ -25,8 +25,8 @@
 //! at most 32 words per group.
 //!
 //! # Cost
-//! States carry 16 bits of their own each, so a full tile of 2^18 indices spends 64 bytes, 0.002
-//! bits per weight, and with an offset of 8 bytes less than 0.0025.
+//! States carry 16 bits of their own each, so a full tile of 2^19 indices spends 64 bytes, 0.001
+//! bits per weight, and with an offset of 8 bytes less than 0.0015.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -45,7 +45,7 @@ use crate::trellis::BLOCK_ROWS;
 /// Lanes of a tile.
 pub const LANES: usize = 32;
 /// Indices of a tile, about; more where so many make no block of the trellis.
-pub const TILE_SYMBOLS: usize = 1 << 18;
+pub const TILE_SYMBOLS: usize = 1 << 19;
 /// States stay at or above this between groups.
 pub(crate) const LOWEST_STATE: u32 = 1 << 16;
 
@@ -64,5 +64,5 @@ pub struct EncodedTensor {
 pub fn tile_rows(rows: usize, cols: usize) -> u32 {
     let blocks = (TILE_SYMBOLS / BLOCK_ROWS / cols.max(1)).max(1);
     let rows = (blocks * BLOCK_ROWS).min(rows).max(1);
-    u32::try_from(rows).expect("a tile has at most 2^18 rows")
+    u32::try_from(rows).expect("a tile has at most 2^19 rows")
 }

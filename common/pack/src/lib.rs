@@ -28,7 +28,7 @@
 //!                the values
 //! …       …      per linear: zero bytes up to a multiple of 8, then its tiles (uc_codec::rans)
 //! ```
-//! A linear has `columns` of its group and `ceil(rows / tile_rows)` tiles, `tile_rows = 128 · max(1, 2^18 / (128 ·
+//! A linear has `columns` of its group and `ceil(rows / tile_rows)` tiles, `tile_rows = 128 · max(1, 2^19 / (128 ·
 //! columns))` but at most `rows`. A tile of `n` weights takes at least 4·min(32, columns) bytes, so that what a reader
 //! allocates is bounded by 2^19 times the file's size however it lies.
 //!

@@ -138,7 +138,7 @@ impl Default for ModelSettings {
 impl Default for CalibrationSettings {
     fn default() -> Self {
         Self {
-            windows: 24,
+            windows: 96,
             length: 1024,
             seed: 42,
         }
@@ -160,7 +160,7 @@ impl Default for QuantizeSettings {
     fn default() -> Self {
         Self {
             bpw: 5.0,
-            damping: 0.01,
+            damping: 0.001,
             probe_rows: 256,
         }
     }
