@@ -63,6 +63,19 @@ deny: ## licences, bans and sources of the dependency tree (needs cargo-deny)
 bench: setup ## benchmark receipts into docs/benchmarks (BENCH_MODEL=DIR CALIBRATION=… EVALUATION=…)
 	BENCH_MODEL="$(BENCH_MODEL)" CALIBRATION="$(CALIBRATION)" EVALUATION="$(EVALUATION)" SET="$(SET)" tests/benchmark/run.sh
 
+.PHONY: bench-speed
+bench-speed: ## speed of the codec into docs/benchmarks (needs python3)
+	python3 tests/benchmark/speed.py
+
+.PHONY: bench-rates
+bench-rates: setup ## rate curve of BENCH_MODEL into docs/benchmarks (needs python3 with matplotlib)
+	python3 tests/benchmark/rates.py --model $(BENCH_MODEL) --calibration $(CALIBRATION) --text $(EVALUATION) $(if $(SET),--set $(SET))
+
+.PHONY: bench-peers
+bench-peers: setup ## other codecs on BENCH_MODEL, with the windows of the finished RUN (needs python3 as tests/benchmark/peers.py says, LLAMA_QUANTIZE)
+	cargo build --release --locked -p uc-examples --example exact_pack
+	python3 tests/benchmark/peers.py --model $(BENCH_MODEL) --run $(RUN) --text $(EVALUATION) --llama-quantize $(LLAMA_QUANTIZE)
+
 .PHONY: gpu-check
 gpu-check: ## type-check the CUDA backend (no GPU or toolkit needed)
 	CUDARC_CUDA_VERSION=12080 cargo check --release --locked -p uc-model -p teacher-cache -p evaluator --features uc-model/cuda

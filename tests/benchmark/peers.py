@@ -3,6 +3,7 @@
 
 Usage: python3 tests/benchmark/peers.py --model DIR --run RUN --text EVALUATION --llama-quantize PROGRAM [--windows 40]
        [--only NAME ...]
+Build first: make setup; cargo build --release -p uc-examples --example exact_pack
 Needs: numpy, torch, transformers, safetensors, gguf; the program llama-quantize of llama.cpp; a finished run of `uc compress`
        on the same model, whose calibration windows are used here too and whose pack lends its scaffold.
 
@@ -201,7 +202,6 @@ def main():
     parser.add_argument("--bpw", type=float, default=5.0)
     parser.add_argument("--only", nargs="*")
     options = parser.parse_args()
-    subprocess.run(["cargo", "build", "-q", "--release", "-p", "uc-examples", "--example", "exact_pack"], check=True, cwd=ROOT)
     weights = load_file(options.model / "model.safetensors")
     config = json.loads((options.model / "config.json").read_text())
     windows = [w["ids"] for w in json.loads((options.run / "calibration" / "windows.json").read_text())["windows"]]

@@ -6,7 +6,8 @@
 //! 1. [`factor`] turns `H` into the triangular factor that error feedback needs; its diagonal gives
 //!    the column steps ([`steps`]);
 //! 2. [`rate`] finds the step at which the entropy-coded indices meet a budget;
-//! 3. [`feedback`] quantizes, pushing the error of each column into the columns after it;
+//! 3. [`feedback`] quantizes, pushing the error of each column into the columns after it; within a column, [`trellis`]
+//!    finds the indices;
 //! 4. [`overlay`] fits what a low-rank correction can still win back;
 //! 5. [`classes`] builds the tables of the entropy coder, [`rans`] codes and decodes the indices,
 //!    [`packed`] codes short rows of small integers;
