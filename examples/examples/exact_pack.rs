@@ -5,16 +5,18 @@
 //! cargo run --release -p uc-examples --example exact_pack -- PACK CANDIDATE OUT
 //! ```
 //! PACK is any pack of the teacher; CANDIDATE a Hugging Face folder with the other codec's weights under the teacher's
-//! names. OUT has the scaffold of PACK and every linear of CANDIDATE as an exact tensor: it compresses nothing.
+//! names. OUT has the scaffold of PACK and every linear of CANDIDATE as an exact tensor: it compresses nothing. A pack has
+//! at least one coded linear; here it is a single zero that no model reads.
 
 use std::path::Path;
 
 use anyhow::{Context, ensure};
+use uc_codec::TensorCode;
 use uc_model::SourceFolder;
 use uc_pack::totals::Totals;
 use uc_pack::{
-    DIGEST_FILE, Dtype, ExactTensor, LayerContents, LayerEntry, LayerFile, MANIFEST_FILE, Manifest,
-    Pack, encode_layer,
+    ColumnGroup, DIGEST_FILE, Digest, Dtype, ExactTensor, LayerContents, LayerEntry, LayerFile,
+    Linear, MANIFEST_FILE, Manifest, Pack, encode_layer,
 };
 
 #[expect(
@@ -40,7 +42,7 @@ fn main() -> anyhow::Result<()> {
         let bytes = encode_layer(&exact_layer(&file, &entry.prefix, &candidate)?)?;
         std::fs::write(out.join(&entry.file), &bytes)?;
         let file = LayerFile::from_bytes(bytes, &entry.file)?;
-        *entry = LayerEntry::measure(&file, &entry.prefix, |_| None)?;
+        *entry = LayerEntry::measure(&file, &entry.prefix, |_| Some(Digest::of(&[])))?;
     }
     manifest.codec.name = "exact".into();
     manifest.codec.settings.clear();
@@ -86,10 +88,26 @@ fn exact_layer(
             bytes: file.extra_bytes(index).to_vec(),
         });
     }
+    let code = TensorCode {
+        rows: 1,
+        cols: 1,
+        step: 1.0,
+        column_log: vec![0],
+        row_log: vec![0],
+        q: vec![0],
+        overlay: None,
+    };
     Ok(LayerContents {
         layer: file.layer(),
-        groups: Vec::new(),
-        linears: Vec::new(),
+        groups: vec![ColumnGroup {
+            input: "none".into(),
+            column_log: vec![0],
+        }],
+        linears: vec![Linear {
+            name: "none".into(),
+            group: 0,
+            code,
+        }],
         extras,
     })
 }

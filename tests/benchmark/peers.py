@@ -48,7 +48,9 @@ def linears(weights):
 
 
 def second_moments(folder, windows):
-    """Mean of x xᵀ over the windows, by the name of the weight."""
+    """Mean of x xᵀ over the windows, by the name of the weight. Linears of one input share it."""
+    shares = {"q_proj": ("q_proj", "k_proj", "v_proj"), "o_proj": ("o_proj",), "gate_proj": ("gate_proj", "up_proj"),
+              "down_proj": ("down_proj",)}
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     sums, hooks = {}, []
 
@@ -59,14 +61,18 @@ def second_moments(folder, windows):
         return hook
 
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+        if name.split(".")[-1] in shares:
             hooks.append(module.register_forward_pre_hook(watch(name + ".weight")))
     tokens = 0
     with torch.no_grad():
         for window in windows:
             model.model(torch.tensor([window]))
             tokens += len(window)
-    return {name: total / tokens for name, total in sums.items()}
+    found = {}
+    for name, total in sums.items():
+        path, last = name.removesuffix(".weight").rsplit(".", 1)
+        found.update({f"{path}.{other}.weight": total / tokens for other in shares[last]})
+    return found
 
 
 def pad(values, width):

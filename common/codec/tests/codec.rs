@@ -272,6 +272,97 @@ fn a_layer_meets_its_budget_from_below_and_an_impossible_one_is_refused() {
     );
 }
 
+/// Weights and second moments of one hard case, `[m, n]` and `[n, n]`.
+struct Hard {
+    name: &'static str,
+    m: usize,
+    n: usize,
+    w: Vec<f32>,
+    h: Vec<f32>,
+}
+
+fn hard_cases() -> Vec<Hard> {
+    let mut random = Random(7);
+    let diagonal = |n: usize, at: &dyn Fn(usize) -> f32| -> Vec<f32> {
+        (0..n * n)
+            .map(|e| if e / n == e % n { at(e / n) } else { 0.0 })
+            .collect()
+    };
+    let mut cases = Vec::new();
+    let mut case = |name, m, n, w, h| cases.push(Hard { name, m, n, w, h });
+    let (m, n) = (160, 64);
+    let w = random.normals(m * n);
+    let few: Vec<Vec<f32>> = (0..3).map(|_| random.normals(n)).collect();
+    let of_few = (0..n * n)
+        .map(|e| few.iter().map(|x| x[e / n] * x[e % n]).sum::<f32>() / 3.0)
+        .collect();
+    case("an expert that saw three tokens", m, n, w.clone(), of_few);
+    case("an expert that saw none", m, n, w.clone(), vec![0.0; n * n]);
+    let outlier = diagonal(n, &|j| if j == 5 { 1e8 } else { 1.0 });
+    case("a massive input channel", m, n, w.clone(), outlier);
+    let dead = diagonal(n, &|j| if j % 4 == 0 { 0.0 } else { 1.0 });
+    case("dead inputs", m, n, w.clone(), dead);
+    let constant = (0..m * n)
+        .map(|e| if e / n % 2 == 0 { 0.3 } else { w[e] })
+        .collect();
+    case("constant rows", m, n, constant, diagonal(n, &|_| 1.0));
+    let spread = (0..m * n)
+        .map(|e| w[e] * 10f32.powi((e / n % 7) as i32 - 4))
+        .collect();
+    case(
+        "rows of very different size",
+        m,
+        n,
+        spread,
+        diagonal(n, &|_| 1.0),
+    );
+    case("one row", 1, n, w[..n].to_vec(), diagonal(n, &|_| 1.0));
+    case("one column", m, 1, w[..m].to_vec(), vec![2.0]);
+    case("one weight", 1, 1, vec![0.7], vec![1.0]);
+    let wide = 3000;
+    let values = random.normals(4 * wide);
+    case(
+        "a wide layer of four rows",
+        4,
+        wide,
+        values,
+        diagonal(wide, &|j| 1.0 + (j % 9) as f32),
+    );
+    cases
+}
+
+#[test]
+fn hard_layers_are_quantized_within_the_error_that_their_bits_allow() {
+    for Hard { name, m, n, w, h } in hard_cases() {
+        let found = factor::factorize(&h, n, 0.001).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let (mut column_log, base) = steps::column_logs(&found.inv_diag).expect("logarithms");
+        let choice = rate::choose_step(&w, m, n, &found, &column_log, base, 6.0, 64).expect("step");
+        steps::bound_levels(&w, choice.step, &mut column_log);
+        let column_steps = steps::column_steps(choice.step, &column_log);
+        let q = feedback::quantize(&w, m, n, &found, &column_steps).expect("quantized");
+        let mut code = coded(m, n, q, column_log);
+        code.step = choice.step;
+        let tables = LayerTables::build(&[&code]).expect("tables");
+        let e = rans::encode(&code, &tables).expect("encoded");
+        let decoded = rans::decode(
+            m,
+            n,
+            &code.row_log,
+            &code.column_log,
+            &tables,
+            e.tile_rows,
+            &e.tile_offsets,
+            &e.payload,
+        );
+        assert!(decoded.as_ref() == Ok(&code.q), "{name}");
+        let values = values(&code);
+        assert!(values.iter().all(|value| value.is_finite()), "{name}");
+        let error = error::relative_output_error(&w, &values, m, n, &h).expect("error");
+        // Six bits leave 2^-12 of white weights; few weights may meet a coarser step.
+        assert!(error < 0.004 || m * n <= n.max(m), "{name}: {error}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
