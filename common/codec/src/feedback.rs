@@ -224,7 +224,8 @@ fn pass_on(errors: &[Column<f32>], aim: &mut [Column<f32>], a: &[f32], stride: u
 mod tests {
     use super::*;
     use crate::factor::factorize;
-    use crate::trellis::{column_indices, levels};
+    use crate::trellis::levels;
+    use crate::trellis::tests::column_indices;
 
     /// Fixed pseudo-random numbers in −1..1, [count].
     fn noise(count: usize, seed: u64) -> Vec<f32> {

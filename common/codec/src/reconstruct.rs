@@ -11,7 +11,7 @@ use crate::code::TensorCode;
 use crate::failure::CodecError;
 use crate::simd::{Kernel, dispatch};
 use crate::steps::{column_step, column_steps};
-use crate::trellis::{BLOCK_ROWS, advance, levels, offset};
+use crate::trellis::{BLOCK_ROWS, advance, level, levels};
 use rayon::prelude::*;
 
 /// Columns that are finished together, so that their accumulators stay in the nearest cache.
@@ -118,7 +118,7 @@ impl Kernel for Block<'_> {
                     let q = &self.q[at + first..at + last];
                     let columns = acc.iter_mut().zip(&mut history).zip(q).zip(steps);
                     for (((acc, history), &q), &step) in columns {
-                        *acc = (2 * i32::from(q) + i32::from(offset(*history))) as f32 * step;
+                        *acc = level(*history, q) as f32 * step;
                         *history = advance(*history, q);
                     }
                 }

@@ -21,12 +21,13 @@
 //! # Choosing the indices
 //! [`Path::quantize`] finds the indices of least squared error in a block of one column with Viterbi's algorithm: a metric
 //! for each of the 32 histories, two candidates each, one decision bit per row and history.
-
+//!
+//! Safety: the vector form runs behind the check that the processor has AVX2, and its one store goes to a slice of the
+//! vector's length.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
 use crate::simd::has_avx2;
-use crate::simd::{Kernel, dispatch};
 
 /// Rows of a block.
 pub const BLOCK_ROWS: usize = 128;
@@ -51,15 +52,15 @@ const RESIDUES: [[usize; 2]; 8] = [
 /// Largest magnitude of a value in units of the step: its level's index is within an `i16`.
 const LARGEST_VALUE: f32 = 65_530.0;
 
-/// The bit b that a history gives to the next level.
+/// The level of an index after a history.
 #[inline(always)]
-pub fn offset(history: u16) -> u16 {
-    history >> 2 & 1
+pub(crate) fn level(history: u16, q: i16) -> i32 {
+    2 * i32::from(q) + i32::from(history >> 2 & 1)
 }
 
 /// The history after an index.
 #[inline(always)]
-pub fn advance(history: u16, q: i16) -> u16 {
+pub(crate) fn advance(history: u16, q: i16) -> u16 {
     let u = q as u16 ^ history >> 1 ^ history >> 4;
     (history << 1 | u & 1) & (STATES as u16 - 1)
 }
@@ -73,13 +74,10 @@ pub fn levels(q: &[i16], cols: usize, row_log: &[u8]) -> Vec<i32> {
             history.fill(0);
         }
         for (history, &q) in history.iter_mut().zip(q) {
-            let level = if log == 0 {
-                0
+            if log == 0 {
+                out.push(0);
             } else {
-                2 * i32::from(q) + i32::from(offset(*history))
-            };
-            out.push(level);
-            if log > 0 {
+                out.push(level(*history, q));
                 *history = advance(*history, q);
             }
         }
@@ -142,6 +140,11 @@ fn forward(values: &[f32], decisions: &mut [u32]) -> u32 {
     };
     #[cfg(not(target_arch = "x86_64"))]
     let metrics = forward_portably(values, decisions);
+    least(&metrics)
+}
+
+/// The history of least cost.
+fn least(metrics: &[f32; STATES]) -> u32 {
     let best = (1..STATES).fold(0, |best, state| {
         if metrics[state] < metrics[best] {
             state
@@ -176,32 +179,6 @@ fn forward_portably(values: &[f32], decisions: &mut [u32]) -> [f32; STATES] {
         metrics = next;
     }
     metrics
-}
-
-/// The indices of least squared error for a column of `values` in units of the step, in blocks of [`BLOCK_ROWS`].
-pub fn column_indices(values: &[f32]) -> Vec<i16> {
-    let blocks = values.chunks(BLOCK_ROWS);
-    blocks
-        .flat_map(|values| dispatch(Single { values }))
-        .collect()
-}
-
-/// One block of a column.
-struct Single<'a> {
-    values: &'a [f32],
-}
-
-impl Kernel for Single<'_> {
-    type Output = Vec<i16>;
-
-    #[inline(always)]
-    fn run(self) -> Vec<i16> {
-        let mut path = Path::new();
-        let mut values = [0.0; BLOCK_ROWS];
-        values[..self.values.len()].copy_from_slice(self.values);
-        path.quantize(&values, self.values.len());
-        path.indices[..self.values.len()].to_vec()
-    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -271,8 +248,35 @@ mod avx2 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::simd::{Kernel, dispatch};
+
+    /// The indices of least squared error for a column of `values` in units of the step, in blocks of [`BLOCK_ROWS`].
+    pub(crate) fn column_indices(values: &[f32]) -> Vec<i16> {
+        let blocks = values.chunks(BLOCK_ROWS);
+        blocks
+            .flat_map(|values| dispatch(Single { values }))
+            .collect()
+    }
+
+    /// One block of a column.
+    struct Single<'a> {
+        values: &'a [f32],
+    }
+
+    impl Kernel for Single<'_> {
+        type Output = Vec<i16>;
+
+        #[inline(always)]
+        fn run(self) -> Vec<i16> {
+            let mut path = Path::new();
+            let mut values = [0.0; BLOCK_ROWS];
+            values[..self.values.len()].copy_from_slice(self.values);
+            path.quantize(&values, self.values.len());
+            path.indices[..self.values.len()].to_vec()
+        }
+    }
 
     /// About normal numbers of standard deviation `width`.
     fn normals(count: usize, width: f32) -> Vec<f32> {
@@ -341,16 +345,10 @@ mod tests {
             let mut values = normals(rows, 900.0);
             values[rows / 2] = 0.5; // half-way: ties
             let (mut fast, mut plain) = ([0; BLOCK_ROWS], [0; BLOCK_ROWS]);
-            assert_eq!(forward(&values, &mut fast[..rows]), {
-                let metrics = forward_portably(&values, &mut plain[..rows]);
-                (1..STATES).fold(0, |best, state| {
-                    if metrics[state] < metrics[best] {
-                        state
-                    } else {
-                        best
-                    }
-                }) as u32
-            });
+            assert_eq!(
+                forward(&values, &mut fast[..rows]),
+                least(&forward_portably(&values, &mut plain[..rows]))
+            );
             assert_eq!(fast, plain);
         }
     }

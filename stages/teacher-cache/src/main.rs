@@ -48,20 +48,23 @@ enum Task {
 }
 
 fn main() -> std::process::ExitCode {
-    let program = |task| Program {
-        name: "teacher-cache",
-        task,
-        version: VERSION,
+    let run = |task, args: &StageArgs, work| {
+        let program = Program {
+            name: "teacher-cache",
+            task,
+            version: VERSION,
+        };
+        stage::main(program, args, Work(work)).into()
     };
     match Cli::parse().task {
-        Task::Windows(args) => stage::main(program("windows"), &args, Windows(Pass::Main)).into(),
-        Task::Layer(args) => stage::main(program("layer"), &args, Layer(Pass::Main)).into(),
-        Task::SurveyWindows(args) => {
-            stage::main(program("survey-windows"), &args, Windows(Pass::Survey)).into()
-        }
-        Task::Survey(args) => stage::main(program("survey"), &args, Layer(Pass::Survey)).into(),
-        Task::Loss(args) => stage::main(program("loss"), &args, Loss).into(),
-        Task::Backward(args) => stage::main(program("backward"), &args, Backward).into(),
+        Task::Windows(args) => run("windows", &args, |job| windows::draw(job, Pass::Main)),
+        Task::Layer(args) => run("layer", &args, |job| layer(job, Pass::Main)),
+        Task::SurveyWindows(args) => run("survey-windows", &args, |job| {
+            windows::draw(job, Pass::Survey)
+        }),
+        Task::Survey(args) => run("survey", &args, |job| layer(job, Pass::Survey)),
+        Task::Loss(args) => run("loss", &args, loss),
+        Task::Backward(args) => run("backward", &args, backward),
     }
 }
 
@@ -74,53 +77,30 @@ enum Pass {
     Survey,
 }
 
-struct Windows(Pass);
+/// A task: its work, and what all tasks say of their errors.
+struct Work(fn(&mut Job<'_>) -> anyhow::Result<()>);
 
-impl StageProgram for Windows {
+impl StageProgram for Work {
     fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
-        windows::draw(job, self.0)
+        (self.0)(job)
     }
 
+    /// Whatever the model crate refuses lies in the user's input.
     fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        classify(error)
+        uc_model::error::is_model_error(error.chain()).then_some(ExitCode::BadInput)
     }
 }
 
-struct Layer(Pass);
-
-impl StageProgram for Layer {
-    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
-        let pass = self.0;
-        dispatch(device(job), statistics::LayerPass { job, pass })?
-    }
-
-    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        classify(error)
-    }
+fn layer(job: &mut Job<'_>, pass: Pass) -> anyhow::Result<()> {
+    dispatch(device(job), statistics::LayerPass { job, pass })?
 }
 
-struct Loss;
-
-impl StageProgram for Loss {
-    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
-        dispatch(device(job), gradient::LossPass { job })?
-    }
-
-    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        classify(error)
-    }
+fn loss(job: &mut Job<'_>) -> anyhow::Result<()> {
+    dispatch(device(job), gradient::LossPass { job })?
 }
 
-struct Backward;
-
-impl StageProgram for Backward {
-    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
-        dispatch(device(job), gradient::BackwardPass { job })?
-    }
-
-    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        classify(error)
-    }
+fn backward(job: &mut Job<'_>) -> anyhow::Result<()> {
+    dispatch(device(job), gradient::BackwardPass { job })?
 }
 
 fn device(job: &Job<'_>) -> DeviceKind {
@@ -128,9 +108,4 @@ fn device(job: &Job<'_>) -> DeviceKind {
         Device::Cpu => DeviceKind::Cpu,
         Device::Cuda => DeviceKind::Cuda,
     }
-}
-
-/// Whatever the model crate refuses lies in the user's input.
-fn classify(error: &anyhow::Error) -> Option<ExitCode> {
-    uc_model::error::is_model_error(error.chain()).then_some(ExitCode::BadInput)
 }
