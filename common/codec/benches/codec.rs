@@ -5,6 +5,8 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};
 use std::hint::black_box;
 use uc_codec::classes::{LayerTables, row_logs};
+use uc_codec::steps::Steps;
+use uc_codec::trellis::BLOCK_ROWS;
 use uc_codec::{LowRank, TensorCode, bf16, factor, feedback, rans, reconstruct};
 
 /// Rows and columns of the matrix under test.
@@ -27,12 +29,13 @@ fn normal(count: usize) -> Vec<f32> {
 fn code() -> TensorCode {
     let (rows, cols) = SHAPE;
     let column_log: Vec<u8> = (0..cols).map(|j| (j * 37 % 16) as u8).collect();
-    let steps = uc_codec::steps::column_steps(0.06, &column_log);
+    let row_step_log: Vec<u8> = (0..rows).map(|i| (i * 29 % 8) as u8).collect();
+    let steps = Steps::new(0.06, &column_log, &row_step_log);
     let w = normal(rows * cols);
     let q: Vec<i16> = w
         .iter()
         .enumerate()
-        .map(|(i, w)| (w / steps[i % cols]).round() as i16)
+        .map(|(i, w)| (w / (steps.columns[i % cols] * steps.rows[i / cols])).round() as i16)
         .collect();
     let row_log = row_logs(&q, rows, &column_log).expect("shapes agree");
     TensorCode {
@@ -41,6 +44,7 @@ fn code() -> TensorCode {
         step: 0.06,
         column_log,
         row_log,
+        row_step_log,
         q,
         overlay: None,
     }
@@ -125,15 +129,31 @@ fn error_feedback(criterion: &mut Criterion) {
         }
         let factor = factor::factorize(&h, n, 0.01).expect("positive definite");
         let w = normal(m * n);
-        let steps = vec![0.1; n];
+        let steps = Steps {
+            columns: vec![0.1; n],
+            rows: vec![1.0; m],
+        };
+        let moments: Vec<f32> = (0..m * BLOCK_ROWS)
+            .map(|e| 0.7f32.powi((e / BLOCK_ROWS % BLOCK_ROWS).abs_diff(e % BLOCK_ROWS) as i32))
+            .collect();
+        let outputs = factor::factorize_outputs(&moments, m, 0.1).expect("positive definite");
         let mut group = criterion.benchmark_group(format!("feedback {m} x {n}"));
         let flops = (m * n * n) as u64;
         group
             .sample_size(10)
             .throughput(Throughput::Elements(flops));
-        group.bench_function("quantize", |b| {
-            b.iter(|| one.install(|| feedback::quantize(black_box(&w), m, n, &factor, &steps)))
-        });
+        for (name, outputs) in [
+            ("quantize", None),
+            ("quantize, rows coupled", Some(&outputs)),
+        ] {
+            group.bench_function(name, |b| {
+                b.iter(|| {
+                    one.install(|| {
+                        feedback::quantize(black_box(&w), m, n, &factor, outputs, &steps)
+                    })
+                })
+            });
+        }
         let lhs = Mat::<f32>::from_fn(m, n / 2, |i, j| w[i * n + j]);
         let rhs = Mat::<f32>::from_fn(n / 2, n, |i, j| h[i * n + j]);
         let mut product = Mat::<f32>::zeros(m, n);

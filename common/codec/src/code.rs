@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::bf16;
 use crate::failure::{CodecError, check_len, check_matrix};
-use crate::steps;
+use crate::steps::{self, Steps};
+use crate::trellis;
 
 /// A quantized matrix. The weights that it stands for are given by [`crate::reconstruct`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -13,13 +14,15 @@ pub struct TensorCode {
     pub rows: usize,
     /// Inputs of the layer.
     pub cols: usize,
-    /// Step of a column whose `column_log` is 0; finite and positive.
+    /// Step of a weight whose logarithms of column and row are 0; finite and positive.
     pub step: f32,
     /// [cols] base-2 logarithm of the column's step over `step`, in eighths of an octave.
     pub column_log: Vec<u8>,
     /// [rows] width of the row's distribution, see [`crate::classes::row_logs`]: it selects the
     /// tables of the entropy coder. 0 for a row of zeros.
     pub row_log: Vec<u8>,
+    /// [rows] base-2 logarithm of the factor by which the row's steps exceed those of the columns, in eighths of an octave.
+    pub row_step_log: Vec<u8>,
     /// [rows, cols] row-major indices.
     pub q: Vec<i16>,
     /// Low-rank correction, if one was worth its bits.
@@ -46,11 +49,36 @@ impl TensorCode {
         steps::check_step(self.step)?;
         check_len("column_log", self.column_log.len(), self.cols)?;
         check_len("row_log", self.row_log.len(), self.rows)?;
+        check_len("row_step_log", self.row_step_log.len(), self.rows)?;
         check_matrix("indices", self.q.len(), self.rows, self.cols)?;
         match &self.overlay {
             Some(overlay) => overlay.validate(self.rows, self.cols),
             None => Ok(()),
         }
+    }
+
+    /// Steps of all weights.
+    pub fn steps(&self) -> Steps {
+        Steps::new(self.step, &self.column_log, &self.row_step_log)
+    }
+
+    /// What the indices alone leave of the weights `w`, both [rows, cols]: `w − level · step`.
+    ///
+    /// # Errors
+    /// Those of [`TensorCode::validate`]; [`CodecError::Shape`] for other weights than the code's.
+    pub fn residual(&self, w: &[f32]) -> Result<Vec<f32>, CodecError> {
+        self.validate()?;
+        check_matrix("weights", w.len(), self.rows, self.cols)?;
+        let (steps, cols) = (self.steps(), self.cols.max(1));
+        let levels = trellis::levels(&self.q, cols, &self.row_log);
+        let mut residual = w.to_vec();
+        let rows = residual.chunks_mut(cols).zip(levels.chunks(cols));
+        for ((row, levels), row_step) in rows.zip(&steps.rows) {
+            for ((x, &level), step) in row.iter_mut().zip(levels).zip(&steps.columns) {
+                *x -= level as f32 * (step * row_step);
+            }
+        }
+        Ok(residual)
     }
 
     /// Number of weights.
@@ -102,6 +130,7 @@ mod tests {
             step: 0.5,
             column_log: vec![0; 3],
             row_log: vec![0; 2],
+            row_step_log: vec![0; 2],
             q: vec![0; 6],
             overlay: Some(overlay),
         }
@@ -124,6 +153,10 @@ mod tests {
         assert_eq!(
             refusal(|c| c.row_log.push(1)),
             "row_log: found 3 values, expected 2"
+        );
+        assert_eq!(
+            refusal(|c| c.row_step_log.clear()),
+            "row_step_log: found 0 values, expected 2"
         );
         assert_eq!(
             refusal(|c| c.q.truncate(5)),

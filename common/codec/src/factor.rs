@@ -1,4 +1,4 @@
-//! The triangular factor of a Hessian.
+//! The triangular factors of a Hessian and of the gradients at a linear's outputs.
 //!
 //! `H = Σ x·xᵀ` (or its mean) over the inputs of a linear layer is damped, `H' = H + d·I` with
 //! `d = damping · mean(diag H)`, and factored as `H' = A·Aᵀ` with **A upper triangular** (the
@@ -13,8 +13,17 @@
 //! gives it and the weights 0 in all feedback; `H = 0` counts as the identity; where the damped
 //! matrix is not numerically positive definite, damping is raised tenfold, from at least 1e-8, up to
 //! six times, and [`Factor::damping`] tells the value used.
+//!
+//! # Outputs
+//! Where the loss minds the outputs' errors by `G = E[g·gᵀ]` over the gradients g at them, the error of the loss is, to
+//! second order and with gradients taken as independent of inputs, `tr(G E H Eᵀ)` (Kronecker-factored Fisher information:
+//! Martens and Grosse 2015; for rounding: Tseng et al. 2025, arXiv 2505.22988). `G` is kept, damped and factored in
+//! diagonal blocks of [`BLOCK_ROWS`] rows, `G' = B·Bᵀ` with B upper triangular, and then
+//! `tr(G' E H' Eᵀ) = ‖Bᵀ·E·A‖²`: row i of a block can be quantized so as to cancel what the rows above it left, with
+//! `b_ki = B_ki / B_ii` as the columns are with `a_kj`. Larger blocks were no better (`docs/negative-results.md`).
 
 use crate::failure::{CodecError, check_finite, check_matrix};
+use crate::trellis::BLOCK_ROWS;
 use faer::MatMut;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
@@ -51,26 +60,14 @@ pub struct Factor {
 /// entry or a damping that is negative or not finite; [`CodecError::NotPositiveDefinite`].
 pub fn factorize(h: &[f32], n: usize, damping: f64) -> Result<Factor, CodecError> {
     check_matrix("Hessian", h.len(), n, n)?;
-    check_finite("Hessian", h)?;
-    if !(0.0..=1e6).contains(&damping) {
-        let expected = "0 to 1e6";
-        return Err(CodecError::Range {
-            what: "damping",
-            found: damping,
-            expected,
-        });
-    }
-    let diagonal: Vec<f64> = (0..n).map(|j| f64::from(h[j * n + j])).collect();
-    if let Some(&found) = diagonal.iter().find(|&&x| x < 0.0) {
-        let expected = "no negative entry";
-        return Err(CodecError::Range {
-            what: "diagonal of the Hessian",
-            found,
-            expected,
-        });
-    }
-    let mean = diagonal.iter().sum::<f64>() / n.max(1) as f64;
-    let dead = diagonal.iter().filter(|&&x| x == 0.0).count();
+    check_damping(damping)?;
+    let mean = mean_diagonal("Hessian", h, (0..n).map(|j| j * n + j))?;
+    factorize_about(h, n, damping, mean)
+}
+
+/// [`factorize`] with damping relative to `mean` instead of the matrix's own.
+fn factorize_about(h: &[f32], n: usize, damping: f64, mean: f64) -> Result<Factor, CodecError> {
+    let dead = (0..n).filter(|&j| h[j * n + j] == 0.0).count();
     if n == 0 || mean == 0.0 {
         return Ok(identity(n, damping, dead));
     }
@@ -87,6 +84,97 @@ pub fn factorize(h: &[f32], n: usize, damping: f64) -> Result<Factor, CodecError
         n,
         damping: used / 10.0,
     })
+}
+
+fn check_damping(damping: f64) -> Result<(), CodecError> {
+    if (0.0..=1e6).contains(&damping) {
+        return Ok(());
+    }
+    let expected = "0 to 1e6";
+    Err(CodecError::Range {
+        what: "damping",
+        found: damping,
+        expected,
+    })
+}
+
+/// Mean of the entries of a finite matrix at the places of its diagonal, none of which may be negative; 0 of nothing.
+fn mean_diagonal(
+    what: &'static str,
+    matrix: &[f32],
+    places: impl ExactSizeIterator<Item = usize>,
+) -> Result<f64, CodecError> {
+    check_finite(what, matrix)?;
+    let (count, mut sum) = (places.len(), 0.0);
+    for place in places {
+        let found = f64::from(matrix[place]);
+        if found < 0.0 {
+            let expected = "no negative entry on the diagonal";
+            return Err(CodecError::Range {
+                what,
+                found,
+                expected,
+            });
+        }
+        sum += found;
+    }
+    Ok(sum / count.max(1) as f64)
+}
+
+/// `G' = B·Bᵀ` of every block of rows, in the form that error feedback reads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutputFactor {
+    /// [rows, BLOCK_ROWS]: entry `k * BLOCK_ROWS + i` is `b = B / B_ii` from row k to row i of the same block (counted from the
+    /// block's first), 1 for row k itself, 0 before it.
+    pub b: Vec<f32>,
+    /// [rows] `1 / B_ii`, finite and positive: the best row steps are proportional to it.
+    pub inv_diag: Vec<f32>,
+}
+
+impl OutputFactor {
+    /// The mean square gradient that counts for the rate: `2^(−2 · mean log2 inv_diag)`, the geometric mean of `B_ii²`.
+    /// With row steps proportional to `inv_diag` a linear behaves as one of that sensitivity in every output.
+    pub fn sensitivity(&self) -> f64 {
+        let logs = self.inv_diag.iter().map(|&x| f64::from(x).log2());
+        (-2.0 * logs.sum::<f64>() / self.inv_diag.len().max(1) as f64).exp2()
+    }
+}
+
+/// Factors the second moments of a linear's output gradients: `moments` [rows, BLOCK_ROWS] holds in row i the moments
+/// of output i with the outputs of its block (0 beyond the last row); `damping` is relative to the mean over all rows.
+/// Where no gradient ever came, every output counts the same.
+///
+/// # Errors
+/// As [`factorize`].
+pub fn factorize_outputs(
+    moments: &[f32],
+    rows: usize,
+    damping: f64,
+) -> Result<OutputFactor, CodecError> {
+    let what = "second moments of output gradients";
+    check_matrix(what, moments.len(), rows, BLOCK_ROWS)?;
+    check_damping(damping)?;
+    let place = |row: usize| row * BLOCK_ROWS + row % BLOCK_ROWS;
+    let mean = mean_diagonal(what, moments, (0..rows).map(place))?;
+    let mut found = OutputFactor {
+        b: vec![0.0; moments.len()],
+        inv_diag: Vec::with_capacity(rows),
+    };
+    let blocks = moments.chunks(BLOCK_ROWS * BLOCK_ROWS);
+    for (g, b) in blocks.zip(found.b.chunks_mut(BLOCK_ROWS * BLOCK_ROWS)) {
+        let n = g.len() / BLOCK_ROWS;
+        let square: Vec<f32> = g
+            .chunks(BLOCK_ROWS)
+            .flat_map(|row| &row[..n])
+            .copied()
+            .collect();
+        let factor = factorize_about(&square, n, damping, mean)?;
+        for (b, a) in b.chunks_mut(BLOCK_ROWS).zip(factor.a.chunks(n)) {
+            b[..n].copy_from_slice(a);
+        }
+        found.inv_diag.extend(factor.inv_diag);
+    }
+    Ok(found)
 }
 
 /// The factor of a layer whose input carries no information: every column counts the same.
@@ -281,6 +369,54 @@ mod tests {
         assert!(matches!(
             factorize(&[1.0], 1, -0.5),
             Err(CodecError::Range { .. })
+        ));
+    }
+
+    #[test]
+    fn outputs_are_factored_in_blocks_with_one_damping_for_all() {
+        let (rows, last) = (BLOCK_ROWS + 5, 5);
+        let (upper, lower) = (hessian(BLOCK_ROWS, 300), hessian(last, 40));
+        let mut moments = upper.clone();
+        for row in lower.chunks(last) {
+            moments.extend(row);
+            moments.extend([0.0; BLOCK_ROWS - 5]);
+        }
+        let found = factorize_outputs(&moments, rows, 0.1).unwrap();
+        let trace = |h: &[f32], n: usize| (0..n).map(|i| f64::from(h[i * n + i])).sum::<f64>();
+        let mean = (trace(&upper, BLOCK_ROWS) + trace(&lower, last)) / rows as f64;
+        for (h, n, first) in [(upper, BLOCK_ROWS, 0), (lower, last, BLOCK_ROWS)] {
+            let factor = factorize_about(&h, n, 0.1, mean).unwrap();
+            assert_eq!(found.inv_diag[first..first + n], factor.inv_diag);
+            for k in 0..n {
+                let at = (first + k) * BLOCK_ROWS;
+                assert_eq!(found.b[at..at + n], factor.a[k * n..(k + 1) * n]);
+                assert!(found.b[at + n..at + BLOCK_ROWS].iter().all(|&b| b == 0.0));
+            }
+        }
+        let product: f64 = found.inv_diag.iter().map(|&x| f64::from(x).ln()).sum();
+        let sensitivity = (-2.0 * product / rows as f64).exp();
+        assert!((found.sensitivity() / sensitivity - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn outputs_without_gradients_count_the_same_and_bad_moments_are_refused() {
+        let silent = factorize_outputs(&[0.0; 2 * BLOCK_ROWS], 2, 0.1).unwrap();
+        assert_eq!(silent.inv_diag, [1.0, 1.0]);
+        assert_eq!(silent.sensitivity(), 1.0);
+        let mut moments = [0.0; 2 * BLOCK_ROWS];
+        moments[BLOCK_ROWS + 1] = -1.0;
+        let refused =
+            |moments: &[f32], damping| factorize_outputs(moments, 2, damping).unwrap_err();
+        assert!(matches!(refused(&moments, 0.1), CodecError::Range { .. }));
+        moments[BLOCK_ROWS + 1] = f32::NAN;
+        assert!(matches!(
+            refused(&moments, 0.1),
+            CodecError::NotFinite { .. }
+        ));
+        assert!(matches!(refused(&[0.0; 3], 0.1), CodecError::Shape { .. }));
+        assert!(matches!(
+            refused(&[0.0; 2 * BLOCK_ROWS], -1.0),
+            CodecError::Range { .. }
         ));
     }
 

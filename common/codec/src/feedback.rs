@@ -6,17 +6,19 @@
 //! `ŵ` is the weight as it will be reconstructed, `bf16(level·s)`, so that the rounding to bfloat16 is fed
 //! back as well.
 //!
-//! Rows do not feed back into one another. They are cut into the blocks of the trellis, the columns into blocks too:
+//! Rows are cut into the blocks of the trellis; within a block, and only there, rows feed back into one another where
+//! the factor of the outputs says so. The columns are cut into blocks too:
 //! what all earlier columns left enters a block as one matrix product, then the block is worked off
 //! column by column with the rows side by side in vector lanes. Each block of rows is one thread's work, so
 //! the bits do not depend on the number of threads.
 
 use crate::bf16;
-use crate::factor::Factor;
+use crate::factor::{Factor, OutputFactor};
 use crate::failure::{CodecError, check_finite, check_len, check_matrix};
 use crate::product::{View, multiply};
 use crate::simd::{Kernel, dispatch};
-use crate::trellis::{BLOCK_ROWS, Path};
+use crate::steps::Steps;
+use crate::trellis::{BLOCK_ROWS, Coupling, Path};
 use rayon::prelude::*;
 
 /// Columns of a block.
@@ -29,9 +31,12 @@ pub fn is_zero(row: &[f32]) -> bool {
     row.iter().all(|&w| w == 0.0)
 }
 
-/// Quantizes `w` [m, n] row-major with the column steps `steps` [n] (finite, positive) under the
-/// factor of the layer's Hessian. Returns the indices [m, n], 0 in rows of zeros; values beyond the largest level
-/// saturate, and their error is fed back as any other.
+/// Quantizes `w` [m, n] row-major with the given steps (finite, positive) under the factor of the layer's Hessian and, if
+/// there is one, that of the linear's outputs. Returns the indices [m, n], 0 in rows of zeros; values beyond the largest
+/// level saturate, and their error is fed back as any other.
+///
+/// The search takes every row's error as equally grave in units of its step: with outputs, the row steps should be
+/// proportional to [`OutputFactor::inv_diag`].
 ///
 /// # Errors
 /// [`CodecError::Shape`], [`CodecError::NotFinite`] (weights, steps), [`CodecError::Range`] for a
@@ -41,21 +46,30 @@ pub fn quantize(
     m: usize,
     n: usize,
     factor: &Factor,
-    steps: &[f32],
+    outputs: Option<&OutputFactor>,
+    steps: &Steps,
 ) -> Result<Vec<i16>, CodecError> {
     check_matrix("weights", w.len(), m, n)?;
     check_len("factor", factor.n, n)?;
     check_matrix("factor", factor.a.len(), n, n)?;
-    check_len("steps", steps.len(), n)?;
+    if let Some(outputs) = outputs {
+        check_matrix("output factor", outputs.b.len(), m, BLOCK_ROWS)?;
+    }
     check_finite("weights", w)?;
-    check_finite("steps", steps)?;
-    if let Some(&found) = steps.iter().find(|&&s| s <= 0.0) {
-        let expected = "positive steps";
-        return Err(CodecError::Range {
-            what: "column step",
-            found: f64::from(found),
-            expected,
-        });
+    for (what, steps, count) in [
+        ("column step", &steps.columns, n),
+        ("row step", &steps.rows, m),
+    ] {
+        check_len(what, steps.len(), count)?;
+        check_finite(what, steps)?;
+        if let Some(&found) = steps.iter().find(|&&s| s <= 0.0) {
+            let expected = "a positive number";
+            return Err(CodecError::Range {
+                what,
+                found: f64::from(found),
+                expected,
+            });
+        }
     }
     let mut q = vec![0i16; m * n];
     if q.is_empty() {
@@ -63,16 +77,54 @@ pub fn quantize(
     }
     w.par_chunks(BLOCK_ROWS * n)
         .zip(q.par_chunks_mut(BLOCK_ROWS * n))
-        .for_each(|(w, q)| quantize_rows(w, q, &factor.a, steps));
+        .zip(steps.rows.par_chunks(BLOCK_ROWS))
+        .enumerate()
+        .for_each(|(block, ((w, q), row_steps))| {
+            let active: Vec<usize> = (0..row_steps.len())
+                .filter(|&row| !is_zero(&w[row * n..(row + 1) * n]))
+                .collect();
+            let coupling = outputs.map(|outputs| {
+                let b = &outputs.b[block * BLOCK_ROWS * BLOCK_ROWS..];
+                coupling_of(b, row_steps, &active)
+            });
+            let rows = Rows {
+                w,
+                active,
+                steps: row_steps,
+                coupling,
+            };
+            quantize_rows(&rows, q, &factor.a, &steps.columns);
+        });
     Ok(q)
 }
 
-/// Quantizes a block of rows: `w`, `q` [rows, n].
-fn quantize_rows(w: &[f32], q: &mut [i16], a: &[f32], steps: &[f32]) {
+/// A block of rows.
+struct Rows<'a> {
+    /// [rows, n]
+    w: &'a [f32],
+    /// Rows that are not zero.
+    active: Vec<usize>,
+    /// [rows]
+    steps: &'a [f32],
+    /// Of the active rows, in units of their steps.
+    coupling: Option<Box<Coupling>>,
+}
+
+/// How the errors of active rows, in units of their steps, enter the rows below: from the rows of `b`, [`OutputFactor::b`].
+fn coupling_of(b: &[f32], steps: &[f32], active: &[usize]) -> Box<Coupling> {
+    let mut coupling = Box::new([[0.0; BLOCK_ROWS]; BLOCK_ROWS]);
+    for (lane, &k) in active.iter().enumerate() {
+        for (later, &i) in active.iter().enumerate().skip(lane + 1) {
+            coupling[lane][later] = b[k * BLOCK_ROWS + i] * (steps[k] / steps[i]);
+        }
+    }
+    coupling
+}
+
+/// Quantizes a block of rows to `q` [rows, n].
+fn quantize_rows(rows: &Rows<'_>, q: &mut [i16], a: &[f32], steps: &[f32]) {
     let n = steps.len();
-    let active: Vec<usize> = (0..w.len() / n)
-        .filter(|&row| !is_zero(&w[row * n..(row + 1) * n]))
-        .collect();
+    let (w, active) = (rows.w, &rows.active);
     let mut left = vec![0.0f32; active.len() * n]; // w − ŵ of the columns done, [active, n]
     let mut target = vec![0.0f32; active.len() * BLOCK]; // what a block is to be quantized from, [active, width]
     let mut work = Work::new();
@@ -97,14 +149,13 @@ fn quantize_rows(w: &[f32], q: &mut [i16], a: &[f32], steps: &[f32]) {
             .copied()
             .collect();
         dispatch(Block {
-            w,
+            rows,
             q,
             left: &mut left,
             target,
             corner: &corner,
             steps,
             first,
-            active: &active,
             work: &mut work,
         });
     }
@@ -137,7 +188,7 @@ impl Work {
 
 /// The columns `first..` of a block of rows.
 struct Block<'a> {
-    w: &'a [f32],
+    rows: &'a Rows<'a>,
     q: &'a mut [i16],
     left: &'a mut [f32],
     target: &'a [f32],
@@ -145,8 +196,6 @@ struct Block<'a> {
     corner: &'a [f32],
     steps: &'a [f32],
     first: usize,
-    /// Rows that are not zero.
-    active: &'a [usize],
     work: &'a mut Work,
 }
 
@@ -163,9 +212,12 @@ impl Kernel for Block<'_> {
             index,
             path,
         } = self.work;
-        for (lane, &row) in self.active.iter().enumerate() {
+        let active = &self.rows.active;
+        let mut row_steps = [1.0; BLOCK_ROWS];
+        for (lane, &row) in active.iter().enumerate() {
+            row_steps[lane] = self.rows.steps[row];
             let at = row * n + first;
-            for (j, &w) in self.w[at..at + width].iter().enumerate() {
+            for (j, &w) in self.rows.w[at..at + width].iter().enumerate() {
                 own[j][lane] = w;
                 aim[j][lane] = self.target[lane * width + j];
             }
@@ -173,10 +225,18 @@ impl Kernel for Block<'_> {
         for panel in (0..width).step_by(PANEL) {
             let end = width.min(panel + PANEL);
             for j in panel..end {
-                let step = self.steps[first + j];
-                path.quantize(&aim[j].map(|aim| aim / step), self.active.len());
+                let steps = row_steps.map(|row| self.steps[first + j] * row);
+                let mut values = aim[j];
+                values
+                    .iter_mut()
+                    .zip(&steps)
+                    .for_each(|(value, step)| *value /= step);
+                match &self.rows.coupling {
+                    None => path.quantize(&values, active.len()),
+                    Some(coupling) => path.quantize_coupled(&values, active.len(), coupling),
+                }
                 index[j] = path.indices;
-                for (own, level) in own[j].iter_mut().zip(&path.levels) {
+                for ((own, level), step) in own[j].iter_mut().zip(&path.levels).zip(&steps) {
                     *own -= bf16::to_f32(bf16::round_nearest_even(level * step));
                 }
                 pass_on(
@@ -191,7 +251,7 @@ impl Kernel for Block<'_> {
                 pass_on(&own[panel..end], &mut aim[end..width], after, width);
             }
         }
-        for (lane, &row) in self.active.iter().enumerate() {
+        for (lane, &row) in active.iter().enumerate() {
             for j in 0..width {
                 self.q[row * n + first + j] = index[j][lane];
                 self.left[lane * n + first + j] = own[j][lane];
@@ -223,7 +283,7 @@ fn pass_on(errors: &[Column<f32>], aim: &mut [Column<f32>], a: &[f32], stride: u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::factor::factorize;
+    use crate::factor::{factorize, factorize_outputs};
     use crate::trellis::levels;
     use crate::trellis::tests::column_indices;
 
@@ -246,8 +306,16 @@ mod tests {
             .collect()
     }
 
-    /// The definition, one column after another, for rows without zeros.
-    fn plainly(w: &[f32], n: usize, factor: &Factor, steps: &[f32]) -> Vec<i16> {
+    /// Column steps, and rows that take them as they are.
+    fn columns(columns: Vec<f32>, m: usize) -> Steps {
+        Steps {
+            columns,
+            rows: vec![1.0; m],
+        }
+    }
+
+    /// The definition, one column after another, for rows without zeros and without coupling.
+    fn plainly(w: &[f32], n: usize, factor: &Factor, steps: &Steps) -> Vec<i16> {
         let m = w.len() / n;
         let (mut q, mut left) = (vec![0; m * n], vec![0.0f32; m * n]);
         for j in 0..n {
@@ -256,11 +324,12 @@ mod tests {
                     left[row * n + k].mul_add(factor.a[k * n + j], aim)
                 })
             };
-            let values: Vec<f32> = (0..m).map(|row| aim(row) / steps[j]).collect();
+            let step = |row: usize| steps.columns[j] * steps.rows[row];
+            let values: Vec<f32> = (0..m).map(|row| aim(row) / step(row)).collect();
             let column = column_indices(&values);
             let levels = levels(&column, 1, &vec![1; m]);
             for row in 0..m {
-                let found = bf16::round_nearest_even(levels[row] as f32 * steps[j]);
+                let found = bf16::round_nearest_even(levels[row] as f32 * step(row));
                 q[row * n + j] = column[row];
                 left[row * n + j] = w[row * n + j] - bf16::to_f32(found);
             }
@@ -273,8 +342,11 @@ mod tests {
         for (m, n) in [(1, 1), (31, 1), (1, 128), (33, 7), (130, 100), (257, 128)] {
             let factor = factorize(&neighbours(n), n, 0.01).unwrap();
             let w = noise(m * n, 9);
-            let steps: Vec<f32> = (0..n).map(|j| 0.02 + 0.01 * (j % 5) as f32).collect();
-            let found = quantize(&w, m, n, &factor, &steps).unwrap();
+            let steps = Steps {
+                columns: (0..n).map(|j| 0.02 + 0.01 * (j % 5) as f32).collect(),
+                rows: (0..m).map(|row| 1.0 + 0.25 * (row % 7) as f32).collect(),
+            };
+            let found = quantize(&w, m, n, &factor, None, &steps).unwrap();
             assert!(found == plainly(&w, n, &factor, &steps), "[{m}, {n}]");
         }
     }
@@ -284,8 +356,8 @@ mod tests {
         let (m, n) = (140, 300);
         let factor = factorize(&neighbours(n), n, 0.01).unwrap();
         let w = noise(m * n, 4);
-        let steps = vec![0.05; n];
-        let found = quantize(&w, m, n, &factor, &steps).unwrap();
+        let steps = columns(vec![0.05; n], m);
+        let found = quantize(&w, m, n, &factor, None, &steps).unwrap();
         let plain = plainly(&w, n, &factor, &steps);
         // A tie that tips changes the rest of its column's path and of its rows.
         let differ = found.iter().zip(&plain).filter(|(a, b)| a != b).count();
@@ -299,26 +371,78 @@ mod tests {
         let w = noise(4 * n, 8);
         let mut with_zeros = w.clone();
         with_zeros.splice(n..n, [0.0; 3]);
-        let q = quantize(&w, 4, n, &factor, &[0.1; 3]).unwrap();
+        let outputs = |m: usize| {
+            let mut moments = vec![0.0; m * BLOCK_ROWS];
+            for i in 0..m {
+                for k in 0..m {
+                    moments[i * BLOCK_ROWS + k] = 0.7f32.powi(i.abs_diff(k) as i32);
+                }
+            }
+            factorize_outputs(&moments, m, 0.1).unwrap()
+        };
+        let q = quantize(&w, 4, n, &factor, None, &columns(vec![0.1; 3], 4)).unwrap();
         let mut expected = q.clone();
         expected.splice(n..n, [0; 3]);
+        let steps = columns(vec![0.1; 3], 5);
         assert_eq!(
-            quantize(&with_zeros, 5, n, &factor, &[0.1; 3]).unwrap(),
+            quantize(&with_zeros, 5, n, &factor, None, &steps).unwrap(),
             expected
         );
+        let coupled = quantize(&with_zeros, 5, n, &factor, Some(&outputs(5)), &steps).unwrap();
+        assert_eq!(coupled[n..2 * n], [0; 3]);
+    }
+
+    #[test]
+    fn coupled_rows_leave_less_of_what_the_loss_minds() {
+        let (m, n) = (160, 40);
+        let factor = factorize(&neighbours(n), n, 0.01).unwrap();
+        // Outputs of a block that move together: G_ik = 0.9^|i−k|.
+        let mut moments = vec![0.0f32; m * BLOCK_ROWS];
+        for i in 0..m {
+            for k in (i - i % BLOCK_ROWS..m).take(BLOCK_ROWS) {
+                moments[i * BLOCK_ROWS + k % BLOCK_ROWS] = 0.9f32.powi(i.abs_diff(k) as i32);
+            }
+        }
+        let outputs = factorize_outputs(&moments, m, 0.01).unwrap();
+        let w = noise(m * n, 5);
+        let steps = columns(vec![0.05; n], m);
+        let loss = |outputs: Option<&OutputFactor>| -> f64 {
+            let q = quantize(&w, m, n, &factor, outputs, &steps).unwrap();
+            let levels = levels(&q, n, &vec![1; m]);
+            let left =
+                |i: usize, j: usize| f64::from(w[i * n + j] - 0.05 * levels[i * n + j] as f32);
+            let h = neighbours(n);
+            let mut loss = 0.0;
+            for i in 0..m {
+                for k in (i - i % BLOCK_ROWS..m).take(BLOCK_ROWS) {
+                    let g = f64::from(moments[i * BLOCK_ROWS + k % BLOCK_ROWS]);
+                    for j in 0..n {
+                        let through: f64 =
+                            (0..n).map(|l| f64::from(h[j * n + l]) * left(k, l)).sum();
+                        loss += g * left(i, j) * through;
+                    }
+                }
+            }
+            loss
+        };
+        let (coupled, single) = (loss(Some(&outputs)), loss(None));
+        assert!(coupled < 0.5 * single, "{coupled} of {single}");
     }
 
     #[test]
     fn values_out_of_range_saturate() {
         let factor = factorize(&[1.0], 1, 0.01).unwrap();
-        let q = quantize(&[1e6, -1e6], 2, 1, &factor, &[1e-3]).unwrap();
+        let q = quantize(&[1e6, -1e6], 2, 1, &factor, None, &columns(vec![1e-3], 2)).unwrap();
         assert!(q[0] > 32_700 && q[1] < -32_700, "{q:?}");
     }
 
     #[test]
     fn nan_weights_bad_steps_and_wrong_lengths_are_refused() {
         let factor = factorize(&neighbours(2), 2, 0.01).unwrap();
-        let with = |w: &[f32], steps: &[f32]| quantize(w, 1, 2, &factor, steps).unwrap_err();
+        let with = |w: &[f32], steps: &[f32]| {
+            let steps = columns(steps.to_vec(), 1);
+            quantize(w, 1, 2, &factor, None, &steps).unwrap_err()
+        };
         let nan = with(&[0.0, f32::NAN], &[1.0; 2]);
         assert!(matches!(
             nan,
@@ -332,7 +456,7 @@ mod tests {
         assert!(matches!(
             infinite,
             CodecError::NotFinite {
-                what: "steps",
+                what: "column step",
                 index: 1,
                 ..
             }
@@ -350,7 +474,10 @@ mod tests {
         ));
         assert!(matches!(
             with(&[0.0; 2], &[1.0; 3]),
-            CodecError::Shape { what: "steps", .. }
+            CodecError::Shape {
+                what: "column step",
+                ..
+            }
         ));
     }
 }

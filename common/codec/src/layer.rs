@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::classes::row_logs;
 use crate::code::TensorCode;
-use crate::factor::Factor;
+use crate::factor::{Factor, OutputFactor};
 use crate::failure::CodecError;
-use crate::steps::{bound_levels, column_logs, column_steps};
+use crate::rate::Subject;
+use crate::steps::{Steps, bound_levels, step_logs};
 use crate::{feedback, rate};
 
 /// Most quantizations of the whole layer.
@@ -50,6 +51,26 @@ pub struct CodedLinear {
     pub code: TensorCode,
 }
 
+/// What is known of a layer's inputs and outputs.
+#[derive(Debug, Clone, Default)]
+pub struct Factors {
+    /// By input.
+    pub inputs: BTreeMap<String, Factor>,
+    /// By linear; the outputs of one without an entry count the same and by themselves.
+    pub outputs: BTreeMap<String, OutputFactor>,
+}
+
+impl Factors {
+    /// The factor of the input that a linear reads.
+    fn of(&self, shape: &LinearShape) -> Result<&Factor, CodecError> {
+        self.inputs.get(&shape.input).ok_or(CodecError::Shape {
+            what: "factors of this input",
+            found: 0,
+            expected: 1,
+        })
+    }
+}
+
 /// Where the layer's parts come from and how its result is measured.
 pub trait LayerWork {
     /// The caller's error.
@@ -76,13 +97,13 @@ pub trait LayerWork {
 /// Quantizes every linear of a layer so that [`LayerWork::measure`] is at most the bits that the linears are due
 /// together, and as near to them as [`TOLERANCE`].
 ///
-/// `factors` holds the factor of every input; the first guess of each step is probed on `probe_rows` rows.
+/// The first guess of each step is probed on `probe_rows` rows.
 ///
 /// # Errors
 /// [`CodecError::Budget`] where the budget cannot be met; the codec's and the caller's others.
 pub fn quantize<W: LayerWork>(
     shapes: &[LinearShape],
-    factors: &BTreeMap<String, Factor>,
+    factors: &Factors,
     probe_rows: usize,
     work: &mut W,
 ) -> Result<Vec<CodedLinear>, W::Error> {
@@ -125,12 +146,13 @@ pub fn quantize<W: LayerWork>(
 /// Logarithms and step of one linear before the common factor.
 struct Start {
     column_log: Vec<u8>,
+    row_step_log: Vec<u8>,
     step: f32,
 }
 
 fn first_steps<W: LayerWork>(
     shapes: &[LinearShape],
-    factors: &BTreeMap<String, Factor>,
+    factors: &Factors,
     probe_rows: usize,
     work: &W,
 ) -> Result<Vec<Start>, W::Error> {
@@ -138,16 +160,28 @@ fn first_steps<W: LayerWork>(
     // Linears of one input share their logarithms: each bound holds for all of them.
     let mut shared: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
     for (index, shape) in shapes.iter().enumerate() {
-        let factor = factor_of(factors, shape)?;
-        let (column_log, base) = column_logs(&factor.inv_diag)?;
+        let factor = factors.of(shape)?;
+        let (column_log, base) = step_logs(&factor.inv_diag)?;
+        let row_step_log = match factors.outputs.get(&shape.name) {
+            Some(outputs) => step_logs(&outputs.inv_diag)?.0,
+            None => vec![0; shape.rows],
+        };
         let w = work.weights(index)?;
-        let (m, n) = (shape.rows, shape.cols);
+        let subject = Subject {
+            w: &w,
+            m: shape.rows,
+            n: shape.cols,
+            factor,
+            column_log: &column_log,
+            row_step_log: &row_step_log,
+        };
         let target = (shape.bits - FIRST_OVERHEAD).max(0.05);
-        let choice = rate::choose_step(&w, m, n, factor, &column_log, base, target, probe_rows)?;
+        let choice = rate::choose_step(subject, base, target, probe_rows)?;
         let logs = shared.entry(&shape.input).or_insert(column_log.clone());
-        bound_levels(&w, choice.step, logs);
+        bound_levels(&w, choice.step, logs, &row_step_log);
         starts.push(Start {
             column_log,
+            row_step_log,
             step: choice.step,
         });
     }
@@ -160,19 +194,20 @@ fn first_steps<W: LayerWork>(
 /// One quantization of the whole layer with all steps times `2^shift`.
 fn pass<W: LayerWork>(
     shapes: &[LinearShape],
-    factors: &BTreeMap<String, Factor>,
+    factors: &Factors,
     starts: &[Start],
     shift: f64,
     work: &mut W,
 ) -> Result<Vec<CodedLinear>, W::Error> {
     let mut linears = Vec::with_capacity(shapes.len());
     for (index, (shape, start)) in shapes.iter().zip(starts).enumerate() {
-        let factor = factor_of(factors, shape)?;
+        let factor = factors.of(shape)?;
+        let outputs = factors.outputs.get(&shape.name);
         let step = (f64::from(start.step) * shift.exp2()) as f32;
         crate::steps::check_step(step)?;
         let w = work.weights(index)?;
-        let steps = column_steps(step, &start.column_log);
-        let q = feedback::quantize(&w, shape.rows, shape.cols, factor, &steps)?;
+        let steps = Steps::new(step, &start.column_log, &start.row_step_log);
+        let q = feedback::quantize(&w, shape.rows, shape.cols, factor, outputs, &steps)?;
         let mut row_log = row_logs(&q, shape.rows, &start.column_log)?;
         for (log, w) in row_log.iter_mut().zip(w.chunks(shape.cols.max(1))) {
             if feedback::is_zero(w) {
@@ -187,6 +222,7 @@ fn pass<W: LayerWork>(
             step,
             column_log,
             row_log,
+            row_step_log: start.row_step_log.clone(),
             q,
             overlay: None,
         };
@@ -199,15 +235,4 @@ fn pass<W: LayerWork>(
         work.progress(index + 1, shapes.len());
     }
     Ok(linears)
-}
-
-fn factor_of<'a>(
-    factors: &'a BTreeMap<String, Factor>,
-    shape: &LinearShape,
-) -> Result<&'a Factor, CodecError> {
-    factors.get(&shape.input).ok_or(CodecError::Shape {
-        what: "factors of this input",
-        found: 0,
-        expected: 1,
-    })
 }

@@ -4,7 +4,7 @@
 //! correction of rank r that leaves the least output error `‖(E − U·V)·A‖²` is the truncated singular
 //! value decomposition of `E·A`, mapped back: `U·V = U_r·S_r·V_rᵀ·A⁻¹` (QERA, Zhang et al. 2024, arXiv
 //! 2410.06040). Both factors carry `√S` and are rounded to bfloat16; what a rank captures is measured
-//! after that rounding.
+//! after that rounding. Errors of a row count in units of the row's step, as they do in quantization.
 //!
 //! Wide matrices are decomposed by subspace iteration (Halko, Martinsson, Tropp 2011) from a fixed
 //! matrix of signs; small dense steps run sequentially in f64, large products in fixed pieces. So the
@@ -96,7 +96,7 @@ pub fn best_rank(captured: &[f64], m: usize, n: usize) -> usize {
     )
 }
 
-/// Fits corrections of every rank up to `max_rank` to the residual `W − Ŵ` [m, n].
+/// Fits corrections of every rank up to `max_rank` to the residual `W − Ŵ` [m, n] of rows with the step factors `rows` [m].
 ///
 /// # Errors
 /// [`CodecError::Shape`], [`CodecError::NotFinite`], [`CodecError::NoConvergence`].
@@ -105,10 +105,12 @@ pub fn fit(
     m: usize,
     n: usize,
     factor: &Factor,
+    rows: &[f32],
     max_rank: usize,
 ) -> Result<Fit, CodecError> {
     check_matrix("residual", residual.len(), m, n)?;
     check_len("factor", factor.n, n)?;
+    check_len("row steps", rows.len(), m)?;
     check_finite("residual", residual)?;
     let rank = max_rank.min(m).min(n);
     let nothing = Fit {
@@ -121,7 +123,10 @@ pub fn fit(
     if rank == 0 {
         return Ok(nothing);
     }
-    let whitened = times_factor(residual, n, factor);
+    let mut whitened = times_factor(residual, n, factor);
+    for (row, step) in whitened.chunks_mut(n).zip(rows) {
+        row.iter_mut().for_each(|x| *x /= step);
+    }
     check_finite("whitened residual", &whitened)?;
     let energy = dot(&whitened, &whitened);
     if energy == 0.0 {
@@ -130,7 +135,8 @@ pub fn fit(
     let (mut u, s, mut x) = leading_triples(&whitened, m, n, rank)?;
     for (r, s) in s.iter().enumerate() {
         let root = s.sqrt() as f32;
-        u[r * m..(r + 1) * m].iter_mut().for_each(|u| *u *= root);
+        let column = u[r * m..(r + 1) * m].iter_mut().zip(rows);
+        column.for_each(|(u, step)| *u *= root * step);
         x[r * n..(r + 1) * n].iter_mut().for_each(|x| *x *= root);
     }
     let v = over_factor(&x, n, factor);
@@ -141,7 +147,7 @@ pub fn fit(
             .collect()
     };
     let (u, v): (Vec<u16>, Vec<u16>) = (round(&u), round(&v));
-    let captured = captured(&whitened, m, n, factor, &u, &v, energy);
+    let captured = captured(&whitened, m, n, factor, rows, &u, &v, energy);
     Ok(Fit {
         m,
         n,
@@ -327,20 +333,24 @@ fn orthonormalise(x: &mut [f32], rows: usize, cols: usize) {
     }
 }
 
-/// `1 − ‖G − U·V·A‖² / ‖G‖²` for every rank, with the factors as stored:
+/// `1 − ‖G − U·V·A‖² / ‖G‖²` for every rank, with the factors as stored (U in units of the row steps):
 /// `‖G‖² − ‖G − U·V·A‖² = Σ_r 2·(u_rᵀG)·(v_rA) − Σ_rs (u_r·u_s)(v_rA·v_sA)`.
 fn captured(
     g: &[f32],
     m: usize,
     n: usize,
     factor: &Factor,
+    rows: &[f32],
     u: &[u16],
     v: &[u16],
     energy: f64,
 ) -> Vec<f64> {
     let rank = u.len() / m;
     let values = |bits: &[u16]| -> Vec<f32> { bits.iter().map(|&x| bf16::to_f32(x)).collect() };
-    let (u, v) = (values(u), times_factor(&values(v), n, factor));
+    let (mut u, v) = (values(u), times_factor(&values(v), n, factor));
+    for column in u.chunks_mut(m) {
+        column.iter_mut().zip(rows).for_each(|(u, step)| *u /= step);
+    }
     let projected = parallel_product(View::new(&u, rank, m, m), View::new(g, m, n, n));
     let row = |x: &'_ [f32], r: usize, width: usize| x[r * width..(r + 1) * width].to_vec();
     let mut captured = vec![0.0];
@@ -414,7 +424,7 @@ mod tests {
             .collect();
         let factor = factorize(&h, n, 0.01).unwrap();
         let residual = decaying(m, n);
-        let fit = fit(&residual, m, n, &factor, 5).unwrap();
+        let fit = fit(&residual, m, n, &factor, &vec![1.0; m], 5).unwrap();
         let energy = |e: &[f32]| {
             let whitened = times_factor(e, n, &factor);
             dot(&whitened, &whitened)
@@ -466,18 +476,18 @@ mod tests {
 
     #[test]
     fn nothing_to_correct_and_nothing_allowed_give_rank_zero() {
-        let zero = fit(&[0.0; 12], 3, 4, &identity(4), 2).unwrap();
+        let zero = fit(&[0.0; 12], 3, 4, &identity(4), &[1.0; 3], 2).unwrap();
         assert_eq!(
             (zero.max_rank(), zero.best_rank(), zero.captured(1)),
             (0, 0, 0.0)
         );
-        let none = fit(&[1.0; 12], 3, 4, &identity(4), 0).unwrap();
+        let none = fit(&[1.0; 12], 3, 4, &identity(4), &[1.0; 3], 0).unwrap();
         assert_eq!((none.max_rank(), none.low_rank(3)), (0, None));
     }
 
     #[test]
     fn wrong_lengths_and_nan_are_refused() {
-        let short = fit(&[0.0; 11], 3, 4, &identity(4), 1);
+        let short = fit(&[0.0; 11], 3, 4, &identity(4), &[1.0; 3], 1);
         assert!(matches!(
             short,
             Err(CodecError::Shape {
@@ -485,12 +495,12 @@ mod tests {
                 ..
             })
         ));
-        let other = fit(&[0.0; 12], 3, 4, &identity(3), 1);
+        let other = fit(&[0.0; 12], 3, 4, &identity(3), &[1.0; 3], 1);
         assert!(matches!(
             other,
             Err(CodecError::Shape { what: "factor", .. })
         ));
-        let nan = fit(&[f32::NAN; 12], 3, 4, &identity(4), 1);
+        let nan = fit(&[f32::NAN; 12], 3, 4, &identity(4), &[1.0; 3], 1);
         assert!(matches!(nan, Err(CodecError::NotFinite { index: 0, .. })));
     }
 }

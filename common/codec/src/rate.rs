@@ -1,7 +1,7 @@
 //! Which step meets a budget of bits per weight.
 //!
-//! A probe quantizes a fixed sample of rows, with feedback, exactly as the whole tensor would be
-//! (rows are independent), and counts the entropy of the indices in the classes that the coder
+//! A probe quantizes a fixed sample of rows with the feedback of their columns (what rows hand on to one another hardly
+//! changes the rate) and counts the entropy of the indices in the classes that the coder
 //! uses. The entropy of a sample lies below that of the whole by about `(support − 1) / (2 ln 2)` bits
 //! per class (Miller and Madow 1955); this is added. A probe counts indices alone: whoever writes
 //! the file adds tables, logarithms and headers, and corrects all steps of a layer by the same power
@@ -12,7 +12,7 @@ use crate::classes::{Tally, row_logs};
 use crate::factor::Factor;
 use crate::failure::{CodecError, check_finite, check_len, check_matrix};
 use crate::feedback;
-use crate::steps::{check_step, column_steps};
+use crate::steps::{Steps, check_step};
 
 /// Granularity of the classes in a probe: quarters of an octave.
 const GRANULARITY: u32 = 1;
@@ -36,6 +36,23 @@ pub struct Choice {
     pub probes: u32,
 }
 
+/// A tensor whose rate is asked for.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// [m, n]
+    pub w: &'a [f32],
+    /// Outputs.
+    pub m: usize,
+    /// Inputs.
+    pub n: usize,
+    /// Factor of the Hessian of its input.
+    pub factor: &'a Factor,
+    /// [n], see [`crate::steps`].
+    pub column_log: &'a [u8],
+    /// [m]
+    pub row_step_log: &'a [u8],
+}
+
 /// A fixed sample of rows of a tensor.
 struct Sample<'a> {
     /// [rows, n]
@@ -44,20 +61,17 @@ struct Sample<'a> {
     n: usize,
     factor: &'a Factor,
     column_log: &'a [u8],
+    /// [rows]
+    row_step_log: Vec<u8>,
 }
 
 impl<'a> Sample<'a> {
     /// Row `floor((i + 1/2) · m / rows)` for i = 0..rows, with `rows = min(probe_rows, m)`.
-    fn new(
-        w: &[f32],
-        m: usize,
-        n: usize,
-        factor: &'a Factor,
-        column_log: &'a [u8],
-        probe_rows: usize,
-    ) -> Result<Self, CodecError> {
+    fn new(subject: Subject<'a>, probe_rows: usize) -> Result<Self, CodecError> {
+        let Subject { w, m, n, .. } = subject;
         check_matrix("weights", w.len(), m, n)?;
-        check_len("column_log", column_log.len(), n)?;
+        check_len("column_log", subject.column_log.len(), n)?;
+        check_len("row_step_log", subject.row_step_log.len(), m)?;
         if probe_rows == 0 {
             let expected = "at least 1";
             return Err(CodecError::Range {
@@ -68,25 +82,28 @@ impl<'a> Sample<'a> {
         }
         let rows = probe_rows.min(m);
         let mut sample = Vec::with_capacity(rows * n);
+        let mut row_step_log = Vec::with_capacity(rows);
         for i in 0..rows {
             let row = (2 * i + 1) * m / (2 * rows);
             sample.extend_from_slice(&w[row * n..(row + 1) * n]);
+            row_step_log.push(subject.row_step_log[row]);
         }
         check_finite("weights", &sample)?;
         Ok(Sample {
             w: sample,
             rows,
             n,
-            factor,
-            column_log,
+            factor: subject.factor,
+            column_log: subject.column_log,
+            row_step_log,
         })
     }
 
     /// Bits per weight at a step.
     fn bits(&self, step: f32) -> Result<f64, CodecError> {
         check_step(step)?;
-        let steps = column_steps(step, self.column_log);
-        let q = feedback::quantize(&self.w, self.rows, self.n, self.factor, &steps)?;
+        let steps = Steps::new(step, self.column_log, &self.row_step_log);
+        let q = feedback::quantize(&self.w, self.rows, self.n, self.factor, None, &steps)?;
         if q.is_empty() {
             return Ok(0.0);
         }
@@ -106,7 +123,7 @@ impl<'a> Sample<'a> {
     }
 
     /// Logarithm of the step that high-rate theory gives: the differential entropy of rows taken as
-    /// Gaussian, minus the target, minus the mean logarithm of the columns. None without any energy.
+    /// Gaussian in units of their steps, minus the target, minus the mean logarithm of the columns. None without any energy.
     fn start(&self, target: f64) -> Option<f64> {
         let energies = self.w.chunks(self.n.max(1)).map(|row| {
             row.iter()
@@ -115,8 +132,9 @@ impl<'a> Sample<'a> {
                 / self.n as f64
         });
         let logs: Vec<f64> = energies
-            .filter(|&e| e > 0.0)
-            .map(|e| 0.5 * e.log2())
+            .zip(&self.row_step_log)
+            .filter(|(e, _)| *e > 0.0)
+            .map(|(e, &log)| 0.5 * e.log2() - f64::from(log) / 8.0)
             .collect();
         if logs.is_empty() {
             return None;
@@ -132,35 +150,23 @@ impl<'a> Sample<'a> {
     }
 }
 
-/// Bits per weight of the indices of `w` [m, n] at a tensor step, predicted from `probe_rows` rows.
+/// Bits per weight of the indices of a tensor at a tensor step, predicted from `probe_rows` rows.
 ///
 /// # Errors
 /// Those of [`feedback::quantize`]; [`CodecError::Range`] for a step or a number of rows without
 /// meaning.
-pub fn probe(
-    w: &[f32],
-    m: usize,
-    n: usize,
-    factor: &Factor,
-    column_log: &[u8],
-    step: f32,
-    probe_rows: usize,
-) -> Result<f64, CodecError> {
-    Sample::new(w, m, n, factor, column_log, probe_rows)?.bits(step)
+pub fn probe(subject: Subject<'_>, step: f32, probe_rows: usize) -> Result<f64, CodecError> {
+    Sample::new(subject, probe_rows)?.bits(step)
 }
 
-/// The tensor step at which the indices of `w` [m, n] take `target_bits` per weight, to within
+/// The tensor step at which the indices of a tensor take `target_bits` per weight, to within
 /// [`TOLERANCE`] on `probe_rows` rows; where no step does (few weights, or all the same), the step
 /// that came nearest. `base` is the step for a tensor of zeros, which any step meets.
 ///
 /// # Errors
 /// Those of [`probe`]; [`CodecError::Range`] for a target outside 0.05..=12.
 pub fn choose_step(
-    w: &[f32],
-    m: usize,
-    n: usize,
-    factor: &Factor,
-    column_log: &[u8],
+    subject: Subject<'_>,
     base: f32,
     target_bits: f64,
     probe_rows: usize,
@@ -173,7 +179,7 @@ pub fn choose_step(
             expected,
         });
     }
-    let sample = Sample::new(w, m, n, factor, column_log, probe_rows)?;
+    let sample = Sample::new(subject, probe_rows)?;
     let Some(start) = sample.start(target_bits) else {
         check_step(base)?;
         return Ok(Choice {

@@ -1,8 +1,7 @@
 //! From indices back to weights, by exactly specified arithmetic.
 //!
-//! For row i and column j: `acc = f32(level_ij) ·f32 s_j` with the level that [`crate::trellis`] gives to the index and the
-//! column step of [`crate::steps`]; with
-//! an overlay of rank R, `acc = fma(u_ir, v_rj, acc)` for r = 0, 1, …, R−1, each fused
+//! For row i and column j: `acc = f32(level_ij) ·f32 s_ij` with the level that [`crate::trellis`] gives to the index and the
+//! step of [`crate::steps`]; with an overlay of rank R, `acc = fma(u_ir, v_rj, acc)` for r = 0, 1, …, R−1, each fused
 //! multiply-add rounded once to f32 (nearest even); the weight is `acc` rounded to bfloat16, nearest
 //! even. Nothing else: any implementation, on any processor, gives the same bits.
 
@@ -10,7 +9,6 @@ use crate::bf16;
 use crate::code::TensorCode;
 use crate::failure::CodecError;
 use crate::simd::{Kernel, dispatch};
-use crate::steps::{column_step, column_steps};
 use crate::trellis::{BLOCK_ROWS, advance, level, levels};
 use rayon::prelude::*;
 
@@ -27,21 +25,23 @@ pub fn reconstruct(code: &TensorCode) -> Result<Vec<u16>, CodecError> {
     if out.is_empty() {
         return Ok(out);
     }
-    let steps = column_steps(code.step, &code.column_log);
+    let steps = code.steps();
     let (u, v) = overlay_values(code);
     let rank = code.overlay.as_ref().map_or(0, |overlay| overlay.rank);
     out.par_chunks_mut(BLOCK_ROWS * code.cols)
         .zip(code.q.par_chunks(BLOCK_ROWS * code.cols))
         .zip(code.row_log.par_chunks(BLOCK_ROWS))
+        .zip(steps.rows.par_chunks(BLOCK_ROWS))
         .enumerate()
-        .for_each(|(block, ((out, q), row_log))| {
+        .for_each(|(block, (((out, q), row_log), row_factors))| {
             let first = block * BLOCK_ROWS * rank;
             let u = &u[first..first + row_log.len() * rank];
             dispatch(Block {
                 out,
                 q,
                 row_log,
-                steps: &steps,
+                row_factors,
+                steps: &steps.columns,
                 u,
                 v: &v,
                 rank,
@@ -68,8 +68,9 @@ pub fn reconstruct_row(code: &TensorCode, row: usize) -> Result<Vec<u16>, CodecE
     let block = &code.q[first * code.cols..(row + 1) * code.cols];
     let levels = levels(block, code.cols, &code.row_log[first..=row]);
     let levels = &levels[(row - first) * code.cols..];
+    let steps = code.steps();
     let weight = |j: usize| {
-        let mut acc = levels[j] as f32 * column_step(code.step, code.column_log[j]);
+        let mut acc = levels[j] as f32 * (steps.columns[j] * steps.rows[row]);
         if let Some(overlay) = &code.overlay {
             for r in 0..overlay.rank {
                 let u = bf16::to_f32(overlay.u[row * overlay.rank + r]);
@@ -90,11 +91,13 @@ fn overlay_values(code: &TensorCode) -> (Vec<f32>, Vec<f32>) {
     }
 }
 
-/// A block of rows: `out`, `q` [rows, cols], `row_log` [rows], `u` [rows, rank], `v` [rank, cols].
+/// A block of rows: `out`, `q` [rows, cols], `row_log`, `row_factors` [rows], `steps` [cols], `u` [rows, rank], `v`
+/// [rank, cols].
 struct Block<'a> {
     out: &'a mut [u16],
     q: &'a [i16],
     row_log: &'a [u8],
+    row_factors: &'a [f32],
     steps: &'a [f32],
     u: &'a [f32],
     v: &'a [f32],
@@ -111,14 +114,15 @@ impl Kernel for Block<'_> {
             let last = cols.min(first + STRIP);
             let steps = &self.steps[first..last];
             let mut history = [0u16; STRIP];
-            for (row, &row_log) in self.row_log.iter().enumerate() {
+            let rows = self.row_log.iter().zip(self.row_factors);
+            for (row, (&row_log, &row_factor)) in rows.enumerate() {
                 let at = row * cols;
                 let mut acc = [0.0f32; STRIP];
                 if row_log > 0 {
                     let q = &self.q[at + first..at + last];
                     let columns = acc.iter_mut().zip(&mut history).zip(q).zip(steps);
                     for (((acc, history), &q), &step) in columns {
-                        *acc = level(*history, q) as f32 * step;
+                        *acc = level(*history, q) as f32 * (step * row_factor);
                         *history = advance(*history, q);
                     }
                 }

@@ -1,9 +1,9 @@
-//! Quantization steps as logarithms: one f32 per tensor, one byte per column.
+//! Quantization steps as logarithms: one f32 per tensor, one byte per column, one byte per row.
 //!
-//! The step of column j is `s_j = step · M[log & 7] · 2^(log >> 3)` with `log = column_log[j]`,
-//! computed as **one** f32 multiplication of `step` by the f32 `M[log & 7] · 2^(log >> 3)`, which
-//! is exact because the second factor is a power of two. `M[k]` is the f32 nearest to `2^(k/8)`, so
-//! the steps are the same bits on every machine. Logarithms run from 0 to 255: almost 32 octaves.
+//! A logarithm stands for the f32 `F(log) = M[log & 7] · 2^(log >> 3)`, exact because the second factor is a power of two;
+//! `M[k]` is the f32 nearest to `2^(k/8)`. Column j has the step `s_j = step · F(column_log[j])`, its weight in row i the
+//! step `s_j · F(row_step_log[i])`: one f32 multiplication each, so that the steps are the same bits on every machine.
+//! Logarithms run from 0 to 255: almost 32 octaves.
 //!
 //! The same table quantizes ratios to eighths of an octave, by comparing instead of calling a
 //! library's logarithm, whose last bit depends on the platform.
@@ -40,8 +40,8 @@ const FINEST: f32 = 1.0 / 4096.0;
 /// Levels beyond this resolve a column finer than the bfloat16 of its largest and of most of its other weights.
 const LARGEST_USEFUL: f32 = 16_384.0;
 
-/// Smallest and largest tensor step: with them no column step is subnormal or infinite.
-const STEP_RANGE: std::ops::RangeInclusive<f32> = f32::MIN_POSITIVE..=1e28;
+/// Smallest and largest tensor step: with them no step is subnormal or infinite.
+const STEP_RANGE: std::ops::RangeInclusive<f32> = f32::MIN_POSITIVE..=1e19;
 
 /// `M[log & 7] · 2^(log >> 3)`, exact.
 #[inline(always)]
@@ -56,12 +56,26 @@ pub fn column_step(step: f32, log: u8) -> f32 {
     step * factor(log)
 }
 
-/// Steps of all columns, [cols].
-pub fn column_steps(step: f32, column_log: &[u8]) -> Vec<f32> {
-    column_log
-        .iter()
-        .map(|&log| column_step(step, log))
-        .collect()
+/// Steps of all weights of a tensor: that of row i and column j is `columns[j] · rows[i]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Steps {
+    /// [cols] steps of the columns.
+    pub columns: Vec<f32>,
+    /// [rows] factors of the rows.
+    pub rows: Vec<f32>,
+}
+
+impl Steps {
+    /// From the tensor step and the logarithms of columns and rows.
+    pub fn new(step: f32, column_log: &[u8], row_step_log: &[u8]) -> Self {
+        Steps {
+            columns: column_log
+                .iter()
+                .map(|&log| column_step(step, log))
+                .collect(),
+            rows: row_step_log.iter().map(|&log| factor(log)).collect(),
+        }
+    }
 }
 
 /// `round(8 · log2(ratio))` of a normal positive number; a tie cannot occur.
@@ -77,16 +91,16 @@ pub(crate) fn eighths(ratio: f64) -> i32 {
             .count() as i32
 }
 
-/// Logarithms of the column steps that suit a Hessian: the steps are to be proportional to
-/// `inv_diag` [cols] (positive and finite), see [`crate::factor::Factor`].
+/// Logarithms of the steps that suit a factor: the steps are to be proportional to `inv_diag` (positive and finite), of
+/// columns to that of [`crate::factor::Factor`], of rows to that of [`crate::factor::OutputFactor`].
 ///
-/// Returns `(column_log, base)`: base is the smallest entry, entries below [`FINEST`] of the median being raised to it, and
-/// `column_log[j] = min(255, round(8 · log2(inv_diag[j] / base)))`, so that with the tensor step
-/// `lambda · base` column j has the step `lambda · inv_diag[j]` to within 1/16 octave.
+/// Returns `(logs, base)`: base is the smallest entry, entries below [`FINEST`] of the median being raised to it, and
+/// `logs[j] = min(255, round(8 · log2(inv_diag[j] / base)))`, so that with the tensor step `lambda · base` column j has the
+/// step `lambda · inv_diag[j]` to within 1/16 octave.
 ///
 /// # Errors
 /// [`CodecError::NotFinite`], or [`CodecError::Range`] for an entry that is not positive.
-pub fn column_logs(inv_diag: &[f32]) -> Result<(Vec<u8>, f32), CodecError> {
+pub fn step_logs(inv_diag: &[f32]) -> Result<(Vec<u8>, f32), CodecError> {
     check_finite("inverse diagonal", inv_diag)?;
     let base = inv_diag.iter().copied().fold(f32::INFINITY, f32::min);
     if inv_diag.is_empty() {
@@ -107,17 +121,18 @@ pub fn column_logs(inv_diag: &[f32]) -> Result<(Vec<u8>, f32), CodecError> {
     Ok((inv_diag.iter().map(|&x| log(x)).collect(), base))
 }
 
-/// Raises the logarithms of columns whose largest weight in `w` [rows, cols] would have a level beyond
-/// [`LARGEST_USEFUL`] at the tensor step `step`.
+/// Raises the logarithms of columns whose largest weight in `w` [rows, cols], in units of its row's factor, would have a
+/// level beyond [`LARGEST_USEFUL`] at the tensor step `step`.
 ///
 /// Channels with massive activations (Sun et al. 2024) ask for steps far finer than the bfloat16 of the result; without
 /// a bound their levels would saturate.
-pub fn bound_levels(w: &[f32], step: f32, column_log: &mut [u8]) {
+pub fn bound_levels(w: &[f32], step: f32, column_log: &mut [u8], row_step_log: &[u8]) {
     let cols = column_log.len();
     let mut peaks = vec![0.0f32; cols];
-    for row in w.chunks_exact(cols.max(1)) {
+    for (row, &log) in w.chunks_exact(cols.max(1)).zip(row_step_log) {
+        let inverse = factor(log).recip();
         let pairs = peaks.iter_mut().zip(row);
-        pairs.for_each(|(peak, x)| *peak = peak.max(x.abs()));
+        pairs.for_each(|(peak, x)| *peak = peak.max(x.abs() * inverse));
     }
     for (peak, log) in peaks.iter().zip(column_log) {
         while *log < u8::MAX && *peak > LARGEST_USEFUL * column_step(step, *log) {
@@ -126,12 +141,12 @@ pub fn bound_levels(w: &[f32], step: f32, column_log: &mut [u8]) {
     }
 }
 
-/// Refuses a tensor step with which some column step would be subnormal or infinite.
+/// Refuses a tensor step with which some step would be subnormal or infinite.
 pub(crate) fn check_step(step: f32) -> Result<(), CodecError> {
     if STEP_RANGE.contains(&step) {
         return Ok(());
     }
-    let expected = "1.2e-38 to 1e28";
+    let expected = "1.2e-38 to 1e19";
     Err(CodecError::Range {
         what: "step",
         found: f64::from(step),
@@ -163,7 +178,8 @@ mod tests {
             column_step(1.0, 255),
             f32::from_bits(MANTISSA_BITS[7]) * 2f32.powi(31)
         );
-        assert!(column_step(*STEP_RANGE.end(), 255).is_finite());
+        let coarsest = Steps::new(*STEP_RANGE.end(), &[255], &[255]);
+        assert!((coarsest.columns[0] * coarsest.rows[0]).is_finite());
     }
 
     #[test]
@@ -178,38 +194,41 @@ mod tests {
     }
 
     #[test]
-    fn column_logs_are_relative_to_the_smallest_entry_and_saturate() {
-        let (logs, base) = column_logs(&[0.5, 1.0, 0.25, 0.25 * 1.09, 1e30]).unwrap();
+    fn step_logs_are_relative_to_the_smallest_entry_and_saturate() {
+        let (logs, base) = step_logs(&[0.5, 1.0, 0.25, 0.25 * 1.09, 1e30]).unwrap();
         assert_eq!((logs, base), (vec![8, 16, 0, 1, 255], 0.25));
-        assert_eq!(column_logs(&[7.0]).unwrap(), (vec![0], 7.0));
-        assert_eq!(column_logs(&[]).unwrap(), (vec![], 1.0));
+        assert_eq!(step_logs(&[7.0]).unwrap(), (vec![0], 7.0));
+        assert_eq!(step_logs(&[]).unwrap(), (vec![], 1.0));
     }
 
     #[test]
     fn a_column_far_finer_than_the_others_is_held_at_a_share_of_the_median() {
-        let (logs, base) = column_logs(&[1.0, 1e-6, 1.0, 2.0]).unwrap();
+        let (logs, base) = step_logs(&[1.0, 1e-6, 1.0, 2.0]).unwrap();
         assert_eq!((logs, base), (vec![96, 0, 96, 104], FINEST));
     }
 
     #[test]
     fn columns_whose_levels_would_grow_too_large_get_wider_steps() {
         let mut logs = vec![0, 8, 0];
-        bound_levels(&[1.0, -0.1, 0.0, -4.0, 1.0, 0.0], 1.0 / 16_384.0, &mut logs);
+        let w = [1.0, -0.1, 0.0, -4.0, 1.0, 0.0];
+        bound_levels(&w, 1.0 / 16_384.0, &mut logs, &[0, 0]);
         assert_eq!(logs, [16, 8, 0]);
+        bound_levels(&w, 1.0 / 65_536.0, &mut logs, &[0, 8]);
+        assert_eq!(logs, [24, 8, 0]);
     }
 
     #[test]
-    fn column_logs_refuse_what_is_no_step() {
+    fn step_logs_refuse_what_is_no_step() {
         assert!(matches!(
-            column_logs(&[1.0, f32::NAN]),
+            step_logs(&[1.0, f32::NAN]),
             Err(CodecError::NotFinite { .. })
         ));
         assert!(matches!(
-            column_logs(&[1.0, 0.0]),
+            step_logs(&[1.0, 0.0]),
             Err(CodecError::Range { .. })
         ));
         assert!(matches!(
-            column_logs(&[1.0, -1.0]),
+            step_logs(&[1.0, -1.0]),
             Err(CodecError::Range { .. })
         ));
     }

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use uc_codec::classes::{LayerTables, class_entropy, row_logs};
-use uc_codec::layer::{self, CodedLinear, LayerWork, LinearShape};
+use uc_codec::layer::{self, CodedLinear, Factors, LayerWork, LinearShape};
+use uc_codec::rate::Subject;
+use uc_codec::steps::Steps;
+use uc_codec::trellis::BLOCK_ROWS;
 use uc_codec::{
     CodecError, LowRank, TensorCode, bf16, error, factor, feedback, rans, rate, reconstruct, steps,
     trellis,
@@ -60,6 +63,19 @@ fn correlated(n: usize, random: &mut Random) -> Vec<f32> {
     symmetric
 }
 
+/// Moments of output gradients whose rows differ in size and resemble their neighbours, [rows, BLOCK_ROWS].
+fn gradients(rows: usize) -> Vec<f32> {
+    let mut moments = vec![0.0; rows * BLOCK_ROWS];
+    for i in 0..rows {
+        for k in (i - i % BLOCK_ROWS..rows).take(BLOCK_ROWS) {
+            let size = |row: usize| 1.0 + (row % 7) as f32;
+            moments[i * BLOCK_ROWS + k % BLOCK_ROWS] =
+                size(i) * size(k) * 0.6f32.powi(i.abs_diff(k) as i32);
+        }
+    }
+    moments
+}
+
 fn coded(rows: usize, cols: usize, q: Vec<i16>, column_log: Vec<u8>) -> TensorCode {
     let row_log = row_logs(&q, rows, &column_log).expect("logarithms");
     TensorCode {
@@ -68,6 +84,7 @@ fn coded(rows: usize, cols: usize, q: Vec<i16>, column_log: Vec<u8>) -> TensorCo
         step: 0.01,
         column_log,
         row_log,
+        row_step_log: vec![0; rows],
         q,
         overlay: None,
     }
@@ -89,7 +106,11 @@ fn feedback_leaves_a_small_part_of_the_error_of_plain_rounding() {
     let w = random.normals(m * n);
     let found = factor::factorize(&h, n, 0.01).expect("factor");
     let step = 0.1f32;
-    let q = feedback::quantize(&w, m, n, &found, &vec![step; n]).expect("quantized");
+    let steps = Steps {
+        columns: vec![step; n],
+        rows: vec![1.0; m],
+    };
+    let q = feedback::quantize(&w, m, n, &found, None, &steps).expect("quantized");
     let levels = trellis::levels(&q, n, &vec![1; m]);
     let with: Vec<f32> = levels.iter().map(|&level| level as f32 * step).collect();
     let plain: Vec<f32> = w
@@ -110,12 +131,20 @@ fn probes_predict_the_rate_of_the_whole_tensor() {
     let h = correlated(n, &mut random);
     let w = random.normals(m * n);
     let found = factor::factorize(&h, n, 0.01).expect("factor");
-    let (column_log, base) = steps::column_logs(&found.inv_diag).expect("logarithms");
+    let (column_log, base) = steps::step_logs(&found.inv_diag).expect("logarithms");
     for target in [2.5, 4.0, 5.0] {
-        let choice =
-            rate::choose_step(&w, m, n, &found, &column_log, base, target, 256).expect("step");
-        let steps = steps::column_steps(choice.step, &column_log);
-        let q = feedback::quantize(&w, m, n, &found, &steps).expect("quantized");
+        let row_step_log: Vec<u8> = (0..m).map(|row| (row / 4 % 24) as u8).collect();
+        let subject = Subject {
+            w: &w,
+            m,
+            n,
+            factor: &found,
+            column_log: &column_log,
+            row_step_log: &row_step_log,
+        };
+        let choice = rate::choose_step(subject, base, target, 256).expect("step");
+        let steps = Steps::new(choice.step, &column_log, &row_step_log);
+        let q = feedback::quantize(&w, m, n, &found, None, &steps).expect("quantized");
         let code = coded(m, n, q, column_log.clone());
         let bits = class_entropy(&[&code], 1).expect("entropy") / (m * n) as f64;
         assert!((bits - target).abs() < 0.05, "{bits} for {target}");
@@ -147,22 +176,24 @@ fn one_and_three_threads_give_the_same_bits() {
     let w = random.normals(m * n);
     let work = || {
         let found = factor::factorize(&h, n, 0.01).expect("factor");
-        let (column_log, base) = steps::column_logs(&found.inv_diag).expect("logarithms");
-        let choice = rate::choose_step(&w, m, n, &found, &column_log, base, 4.0, 64).expect("step");
-        let steps = steps::column_steps(choice.step, &column_log);
-        let q = feedback::quantize(&w, m, n, &found, &steps).expect("quantized");
-        let residual: Vec<f32> = w
-            .chunks(n)
-            .zip(trellis::levels(&q, n, &vec![1; m]).chunks(n))
-            .flat_map(|(w, levels)| {
-                w.iter()
-                    .zip(levels)
-                    .zip(&steps)
-                    .map(|((w, &level), s)| w - level as f32 * s)
-            })
-            .collect();
-        let fit = uc_codec::overlay::fit(&residual, m, n, &found, 6).expect("fit");
+        let (column_log, base) = steps::step_logs(&found.inv_diag).expect("logarithms");
+        let outputs = factor::factorize_outputs(&gradients(m), m, 0.1).expect("outputs");
+        let (row_step_log, _) = steps::step_logs(&outputs.inv_diag).expect("logarithms");
+        let subject = Subject {
+            w: &w,
+            m,
+            n,
+            factor: &found,
+            column_log: &column_log,
+            row_step_log: &row_step_log,
+        };
+        let choice = rate::choose_step(subject, base, 4.0, 64).expect("step");
+        let steps = Steps::new(choice.step, &column_log, &row_step_log);
+        let q = feedback::quantize(&w, m, n, &found, Some(&outputs), &steps).expect("quantized");
         let mut code = coded(m, n, q, column_log);
+        (code.step, code.row_step_log) = (choice.step, row_step_log);
+        let residual = code.residual(&w).expect("residual");
+        let fit = uc_codec::overlay::fit(&residual, m, n, &found, &steps.rows, 6).expect("fit");
         code.overlay = fit.low_rank(6);
         let tables = LayerTables::build(&[&code]).expect("tables");
         let encoded = rans::encode(&code, &tables).expect("encoded");
@@ -194,7 +225,8 @@ fn a_correction_recovers_a_residual_of_low_rank_and_is_not_bought_for_noise() {
                 .sum::<f32>()
         })
         .collect();
-    let fit = uc_codec::overlay::fit(&low, m, n, &found, 4).expect("fit");
+    let rows: Vec<f32> = (0..m).map(|row| 1.0 + (row % 3) as f32).collect();
+    let fit = uc_codec::overlay::fit(&low, m, n, &found, &rows, 4).expect("fit");
     assert!(fit.captured(2) > 0.999, "{}", fit.captured(2));
     let noise = random.normals(m * n);
     let white: Vec<f32> = (0..n * n)
@@ -202,7 +234,7 @@ fn a_correction_recovers_a_residual_of_low_rank_and_is_not_bought_for_noise() {
         .collect();
     let plain = factor::factorize(&white, n, 0.01).expect("factor");
     assert_eq!(
-        uc_codec::overlay::fit(&noise, m, n, &plain, 16)
+        uc_codec::overlay::fit(&noise, m, n, &plain, &vec![1.0; m], 16)
             .expect("fit")
             .best_rank(),
         0
@@ -242,10 +274,12 @@ fn a_layer_meets_its_budget_from_below_and_an_impossible_one_is_refused() {
     let mut random = Random(6);
     let n = 96;
     let h = correlated(n, &mut random);
-    let factors = BTreeMap::from([(
-        "x".to_owned(),
-        factor::factorize(&h, n, 0.01).expect("factor"),
-    )]);
+    let input = factor::factorize(&h, n, 0.01).expect("factor");
+    let outputs = factor::factorize_outputs(&gradients(320), 320, 0.1).expect("outputs");
+    let factors = Factors {
+        inputs: BTreeMap::from([("x".to_owned(), input)]),
+        outputs: BTreeMap::from([("a".to_owned(), outputs)]),
+    };
     let shapes = |bits: f64| {
         [("a", 320, 0.25), ("b", 128, -0.625)].map(|(name, rows, more)| LinearShape {
             name: name.into(),
@@ -335,11 +369,20 @@ fn hard_cases() -> Vec<Hard> {
 fn hard_layers_are_quantized_within_the_error_that_their_bits_allow() {
     for Hard { name, m, n, w, h } in hard_cases() {
         let found = factor::factorize(&h, n, 0.001).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let (mut column_log, base) = steps::column_logs(&found.inv_diag).expect("logarithms");
-        let choice = rate::choose_step(&w, m, n, &found, &column_log, base, 6.0, 64).expect("step");
-        steps::bound_levels(&w, choice.step, &mut column_log);
-        let column_steps = steps::column_steps(choice.step, &column_log);
-        let q = feedback::quantize(&w, m, n, &found, &column_steps).expect("quantized");
+        let (mut column_log, base) = steps::step_logs(&found.inv_diag).expect("logarithms");
+        let row_step_log = vec![0; m];
+        let subject = Subject {
+            w: &w,
+            m,
+            n,
+            factor: &found,
+            column_log: &column_log,
+            row_step_log: &row_step_log,
+        };
+        let choice = rate::choose_step(subject, base, 6.0, 64).expect("step");
+        steps::bound_levels(&w, choice.step, &mut column_log, &row_step_log);
+        let steps = Steps::new(choice.step, &column_log, &row_step_log);
+        let q = feedback::quantize(&w, m, n, &found, None, &steps).expect("quantized");
         let mut code = coded(m, n, q, column_log);
         code.step = choice.step;
         let tables = LayerTables::build(&[&code]).expect("tables");

@@ -60,6 +60,7 @@ fn tensor(rows: usize, cols: usize, width: f64, seed: u64, outlier: usize) -> Te
         step: 1.0,
         column_log,
         row_log,
+        row_step_log: vec![0; rows],
         q,
         overlay: None,
     }
