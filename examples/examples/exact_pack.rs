@@ -94,6 +94,7 @@ fn exact_layer(
         step: 1.0,
         column_log: vec![0],
         row_log: vec![0],
+        row_step_log: vec![0],
         q: vec![0],
         overlay: None,
     };

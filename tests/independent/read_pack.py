@@ -117,11 +117,12 @@ def fma(u, v, acc):
     return min(options, key=lambda x: (abs(Fraction(float(x)) - exact), even(x)))
 
 
-def reconstruct(q, rows, step, column_logs, rank, u, v):
+def reconstruct(q, step, column_logs, row_step_logs, rank, u, v):
     mantissas = np.array(MANTISSAS, dtype=np.uint32).view(np.float32)
-    factors = np.array([np.ldexp(mantissas[log & 7], log >> 3) for log in column_logs], dtype=np.float32)
-    acc = q.astype(np.float32) * (np.float32(step) * factors)
-    for i in range(rows if rank else 0):
+    factors = lambda logs: np.array([np.ldexp(mantissas[log & 7], log >> 3) for log in logs], dtype=np.float32)
+    steps = np.float32(step) * factors(column_logs)
+    acc = q.astype(np.float32) * (steps[None, :] * factors(row_step_logs)[:, None])
+    for i in range(len(row_step_logs) if rank else 0):
         for j in range(len(column_logs)):
             for r in range(rank):
                 acc[i, j] = fma(u[i, r], v[r, j], acc[i, j])
@@ -142,7 +143,7 @@ def levels(q, row_logs):
 def read_layer(data):
     assert data[:8] == b"UCLAYER\0"
     version, _, groups, linears, extras, zero, length = struct.unpack_from("<6HI", data, 8)
-    assert version == 4 and zero == 0
+    assert version == 5 and zero == 0
     at = 24
     granularity, tables = read_tables(data[at:at + length])
     at += length
@@ -181,11 +182,12 @@ def read_layer(data):
         label, (rows, group, rank, step) = text(), take("IHHf")
         columns = column_logs[group]
         row_logs = unpack(chunk(), rows)
+        row_step_logs = unpack(chunk(), rows)
         tile_rows = min(rows, 128 * max(1, (1 << 19) // (128 * len(columns))))
         tiles = [take("I") for _ in range(0, rows, tile_rows)]
         u = words(rows * rank).reshape(rows, rank)
         v = words(rank * len(columns)).reshape(rank, len(columns))
-        found.append((label, rows, columns, rank, step, row_logs, tile_rows, tiles, u, v))
+        found.append((label, rows, columns, rank, step, row_logs, row_step_logs, tile_rows, tiles, u, v))
     sizes = [4, 2, 2, 8, 1, 1, 1, 1, 2, 2, 4, 4, 8, 8, 1]
     for _ in range(extras):
         text()
@@ -194,7 +196,7 @@ def read_layer(data):
         for _ in range(dimensions):
             count *= take("I")
         at += count * sizes[dtype]
-    for label, rows, columns, rank, step, row_logs, tile_rows, tiles, u, v in found:
+    for label, rows, columns, rank, step, row_logs, row_step_logs, tile_rows, tiles, u, v in found:
         at += -at % 8
         q = []
         for number, size in enumerate(tiles):
@@ -202,7 +204,7 @@ def read_layer(data):
             q += read_tile(data[at:at + size], logs, columns, granularity, tables)
             at += size
         q = np.array(q, dtype=np.int32).reshape(rows, len(columns))
-        yield label, reconstruct(levels(q, row_logs), rows, step, columns, rank, u, v)
+        yield label, reconstruct(levels(q, row_logs), step, columns, row_step_logs, rank, u, v)
     assert at == len(data), "bytes after the last tile"
 
 

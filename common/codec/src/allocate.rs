@@ -23,7 +23,7 @@ pub struct Surveyed {
     pub weights: u64,
     /// `lambda` at which it takes the bits per weight that the budget gives on average.
     pub lambda: f64,
-    /// Mean over tokens and outputs of the squared gradient of the loss by its output.
+    /// The mean square gradient by its outputs that counts, [`crate::factor::OutputFactor::sensitivity`].
     pub sensitivity: f64,
 }
 

@@ -1,4 +1,4 @@
-//! Second moments `XᵀX` of the inputs of a layer, accumulated in a fixed order.
+//! Second moments `XᵀX` of the inputs of a layer and of the gradients at its outputs, accumulated in a fixed order.
 //!
 //! One call of [`Moments::add`] makes one product per 256 columns and adds it to the sums, in the
 //! order of the calls; only the upper triangle is computed. The products give the same bits for any
@@ -50,23 +50,85 @@ pub struct Moments {
     pub n: usize,
     /// `[n, n]` row-major, sum over tokens of `x xᵀ`; below the diagonal blocks it stays zero.
     pub sum: Vec<f32>,
-    /// `[n]` sum over tokens of `x`.
-    pub total: Vec<f64>,
     /// Number of tokens.
     pub count: u64,
 }
 
-/// Means over tokens.
+/// Running sums over tokens of the products of a vector's entries with those of the same block: the diagonal blocks of a
+/// second moment.
 #[derive(Debug, Clone, PartialEq)]
-pub struct MeanMoments {
+pub struct BlockMoments {
     /// Width of one token's vector.
     pub n: usize,
-    /// `[n, n]` mean of `x xᵀ`, exactly symmetric.
-    pub second: Vec<f32>,
-    /// `[n]` mean of `x`.
-    pub mean: Vec<f32>,
+    /// Entries of a block; the last may have fewer.
+    pub block: usize,
+    /// `[n, block]`: in row i the sums over tokens of `x_i x_k`, k running over the block of i; 0 beyond the width.
+    pub sum: Vec<f32>,
     /// Number of tokens.
     pub count: u64,
+}
+
+impl BlockMoments {
+    /// Empty sums.
+    pub fn new(n: usize, block: usize) -> Self {
+        BlockMoments {
+            n,
+            block,
+            sum: vec![0.0; n * block],
+            count: 0,
+        }
+    }
+
+    /// Adds the rows of `x: [tokens, n]`.
+    ///
+    /// # Errors
+    /// [`MomentsError::Width`].
+    pub fn add<B: Backend>(&mut self, x: Tensor<B, 2>) -> Result<(), MomentsError> {
+        let [tokens, found] = x.dims();
+        let expected = self.n;
+        if found != expected {
+            return Err(MomentsError::Width { found, expected });
+        }
+        for first in (0..self.n).step_by(self.block) {
+            let last = (first + self.block).min(self.n);
+            let part = x.clone().slice([0..tokens, first..last]);
+            let products = values(part.clone().transpose().matmul(part).into_data());
+            let rows = self.sum[first * self.block..].chunks_mut(self.block);
+            for (sums, products) in rows.zip(products.chunks_exact(last - first)) {
+                sums.iter_mut()
+                    .zip(products)
+                    .for_each(|(sum, product)| *sum += product);
+            }
+        }
+        self.count += tokens as u64;
+        Ok(())
+    }
+
+    /// Means over the tokens added, `[n, block]`, blocks exactly symmetric.
+    ///
+    /// # Errors
+    /// [`MomentsError::Empty`], [`MomentsError::NonFinite`].
+    pub fn finish(self) -> Result<Vec<f32>, MomentsError> {
+        let (n, block) = (self.n, self.block);
+        if self.count == 0 {
+            return Err(MomentsError::Empty { n });
+        }
+        let scale = 1.0 / self.count as f64;
+        let mut mean = vec![0.0; n * block];
+        for row in 0..n {
+            let first = row - row % block;
+            for col in row..(first + block).min(n) {
+                let sum = f64::from(self.sum[row * block + col - first]);
+                let found = (sum * scale) as f32;
+                if !found.is_finite() {
+                    return Err(MomentsError::NonFinite { n, row, col, found });
+                }
+                mean[row * block + col - first] = found;
+                mean[col * block + row - first] = found;
+            }
+        }
+        Ok(mean)
+    }
 }
 
 impl Moments {
@@ -75,7 +137,6 @@ impl Moments {
         Moments {
             n,
             sum: vec![0.0; n * n],
-            total: vec![0.0; n],
             count: 0,
         }
     }
@@ -109,24 +170,18 @@ impl Moments {
                     .for_each(|(sum, product)| *sum += product);
             }
         }
-        let columns = values(x.sum_dim(0).into_data());
-        self.total
-            .iter_mut()
-            .zip(columns)
-            .for_each(|(total, column)| *total += f64::from(column));
         self.count += tokens as u64;
         Ok(())
     }
 
-    /// Means over the tokens added.
+    /// Means over the tokens added, `[n, n]`, exactly symmetric.
     ///
     /// # Errors
     /// [`MomentsError::Empty`], [`MomentsError::NonFinite`].
-    pub fn finish(self) -> Result<MeanMoments, MomentsError> {
+    pub fn finish(self) -> Result<Vec<f32>, MomentsError> {
         let Moments {
             n,
             sum: mut second,
-            total,
             count,
         } = self;
         if count == 0 {
@@ -143,13 +198,7 @@ impl Moments {
                 second[col * n + row] = found;
             }
         }
-        let mean = total.iter().map(|total| (total * scale) as f32).collect();
-        Ok(MeanMoments {
-            n,
-            second,
-            mean,
-            count,
-        })
+        Ok(second)
     }
 }
 

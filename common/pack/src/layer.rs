@@ -215,7 +215,8 @@ fn check_linear(contents: &LayerContents, linear: &Linear, origin: &str) -> Resu
     Ok(())
 }
 
-/// Name, rows, group, rank, step, packed row logarithms, length of each tile, factors of the overlay.
+/// Name, rows, group, rank, step, packed row logarithms and row step logarithms, length of each tile, factors of the
+/// overlay.
 fn put_linear(
     out: &mut Vec<u8>,
     linear: &Linear,
@@ -230,6 +231,7 @@ fn put_linear(
     out.extend(narrow::<u16>(rank, MAX_RANK, "rank", origin)?.to_le_bytes());
     out.extend(code.step.to_le_bytes());
     put_small(out, &code.row_log, origin)?;
+    put_small(out, &code.row_step_log, origin)?;
     let ends = encoded
         .tile_offsets
         .iter()
@@ -273,6 +275,7 @@ struct Parsed {
     header: LinearHeader,
     step: f32,
     row_log: Vec<u8>,
+    row_step_log: Vec<u8>,
     tile_offsets: Vec<u64>,
     overlay: Option<LowRank>,
     payload: Range<usize>,
@@ -436,6 +439,7 @@ impl LayerFile {
             step: linear.step,
             column_log: column_log.clone(),
             row_log: linear.row_log.clone(),
+            row_step_log: linear.row_step_log.clone(),
             q,
             overlay: linear.overlay.clone(),
         })
@@ -557,6 +561,7 @@ fn take_linear(
     }
     let step = cursor.f32("step")?;
     let row_log = take_small(cursor, rows, &name, origin)?;
+    let row_step_log = take_small(cursor, rows, &name, origin)?;
     let tiles = rows.div_ceil(rans::tile_rows(rows, cols) as usize);
     let (mut tile_offsets, mut end) = (Vec::new(), 0u64);
     for _ in 0..tiles {
@@ -590,6 +595,7 @@ fn take_linear(
         header,
         step,
         row_log,
+        row_step_log,
         tile_offsets,
         overlay,
         payload,

@@ -12,7 +12,7 @@
 //! ```text
 //! offset  bytes  content
 //! 0       8      magic "UCLAYER\0"
-//! 8       2      format version, u16: 4
+//! 8       2      format version, u16: 5
 //! 10      2      layer index, u16
 //! 12      2      number of groups, u16
 //! 14      2      number of linears, u16
@@ -22,7 +22,7 @@
 //! 24      T      class tables (uc_codec::classes)
 //! …       …      groups: name of the input; columns u32; length u32 and packed column logarithms (uc_codec::packed)
 //! …       …      linears: name; rows u32; group u16; rank R u16; tensor step f32;
-//!                length u32 and packed row logarithms; length u32 of each tile; with R > 0 the overlay's
+//!                length u32 and packed row logarithms; the same of row step logarithms; length u32 of each tile; with R > 0 the overlay's
 //!                factors U [rows, R] and V [R, columns] in bfloat16
 //! …       …      extras: name; dtype u8 (position in Dtype::ALL); number of dimensions u8; dimensions u32 each;
 //!                the values
@@ -35,7 +35,7 @@
 //! # scaffold.uc
 //! ```text
 //! 0       8      magic "UCSCAFF\0"
-//! 8       2      format version, u16: 4
+//! 8       2      format version, u16: 5
 //! 10      2      number of tensors, u16
 //! 12      4      length of the head (this and the descriptors), u32
 //! 16      …      descriptors: name; dtype u8; number of dimensions u8; dimensions u32 each
@@ -70,7 +70,7 @@ pub use scaffold::{ScaffoldFile, write_scaffold};
 use wire::Cursor;
 
 /// Version of every file of the format.
-pub const FORMAT_VERSION: u16 = 4;
+pub const FORMAT_VERSION: u16 = 5;
 /// First bytes of a layer file.
 pub const LAYER_MAGIC: [u8; 8] = *b"UCLAYER\0";
 /// First bytes of a scaffold file.

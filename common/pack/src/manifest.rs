@@ -23,7 +23,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// Format version: 4.
+    /// Format version: 5.
     pub pack_version: u32,
     /// The program that wrote the pack.
     pub tool: Tool,

@@ -56,6 +56,8 @@ pub struct CalibrationSettings {
     pub length: u32,
     /// Chooses the windows.
     pub seed: u64,
+    /// Share of the second moments in which tokens count by the loss's gradient at them, 0 to 1.
+    pub loss_share: f64,
 }
 
 /// Section `allocation`.
@@ -64,11 +66,9 @@ pub struct CalibrationSettings {
 pub struct AllocationSettings {
     /// How far bits may move between linears.
     pub mode: AllocationMode,
-    /// Number of windows of the survey; 0 takes all that the text gives.
+    /// How many of the calibration windows the survey takes; 0 takes all of them.
     pub windows: u32,
-    /// Tokens of a window; cut to the model's context where that is shorter.
-    pub length: u32,
-    /// Chooses the windows and the tokens that the teacher is taken to have said.
+    /// Chooses the tokens that the teacher is taken to have said.
     pub seed: u64,
 }
 
@@ -92,6 +92,8 @@ pub struct QuantizeSettings {
     pub bpw: f64,
     /// Added to the diagonal of the second moments, relative to its mean.
     pub damping: f64,
+    /// The same for the second moments of the gradients at a linear's outputs.
+    pub output_damping: f64,
     /// Rows of a tensor on which the rate is probed.
     pub probe_rows: u32,
 }
@@ -141,6 +143,7 @@ impl Default for CalibrationSettings {
             windows: 96,
             length: 1024,
             seed: 42,
+            loss_share: 0.2,
         }
     }
 }
@@ -149,8 +152,7 @@ impl Default for AllocationSettings {
     fn default() -> Self {
         Self {
             mode: AllocationMode::Global,
-            windows: 16,
-            length: 512,
+            windows: 24,
             seed: 42,
         }
     }
@@ -161,6 +163,7 @@ impl Default for QuantizeSettings {
         Self {
             bpw: 5.0,
             damping: 0.001,
+            output_damping: 0.1,
             probe_rows: 256,
         }
     }
@@ -278,13 +281,19 @@ impl Settings {
             1e6,
         )?;
         range(
-            "allocation.length",
-            self.allocation.length.into(),
-            16.0,
-            1_048_576.0,
+            "calibration.loss_share",
+            self.calibration.loss_share,
+            0.0,
+            1.0,
         )?;
         range("quantize.bpw", self.quantize.bpw, 2.0, 8.0)?;
         range("quantize.damping", self.quantize.damping, 1e-6, 10.0)?;
+        range(
+            "quantize.output_damping",
+            self.quantize.output_damping,
+            1e-6,
+            1e3,
+        )?;
         range(
             "quantize.probe_rows",
             self.quantize.probe_rows.into(),

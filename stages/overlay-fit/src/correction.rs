@@ -1,25 +1,29 @@
 //! The correction of single linears and the re-quantization of a layer that makes room for it.
 
-use std::collections::BTreeMap;
-
 use uc_codec::factor::Factor;
-use uc_codec::layer::{CodedLinear, LayerWork, LinearShape};
-use uc_codec::{CodecError, TensorCode, bf16, error, overlay, reconstruct, steps, trellis};
+use uc_codec::layer::{CodedLinear, Factors, LayerWork, LinearShape};
+use uc_codec::overlay::{self, Fit};
+use uc_codec::{CodecError, TensorCode, bf16, error, reconstruct};
 use uc_pack::LayerDraft;
 use uc_store::stage::Job;
 use uc_store::tensors::TensorFile;
 
-/// Relative output error of a linear as a reader of the pack gets it.
+/// Relative output error of a linear as a reader of the pack gets it, every row in units of its step.
 pub fn output_error(
     w: &[f32],
     code: &TensorCode,
     second_moment: &[f32],
 ) -> Result<f64, CodecError> {
-    let found: Vec<f32> = reconstruct::reconstruct(code)?
-        .into_iter()
-        .map(bf16::to_f32)
-        .collect();
-    error::relative_output_error(w, &found, code.rows, code.cols, second_moment)
+    let in_units = |mut values: Vec<f32>| {
+        for (row, step) in values.chunks_mut(code.cols).zip(code.steps().rows) {
+            row.iter_mut().for_each(|x| *x /= step);
+        }
+        values
+    };
+    let found = reconstruct::reconstruct(code)?.into_iter();
+    let found = in_units(found.map(bf16::to_f32).collect());
+    let w = in_units(w.to_vec());
+    error::relative_output_error(&w, &found, code.rows, code.cols, second_moment)
 }
 
 /// The rank whose correction, paid for from the indices, leaves the least predicted error; often 0.
@@ -29,7 +33,7 @@ pub fn worthwhile_rank(
     factor: &Factor,
     max_rank: usize,
 ) -> Result<usize, CodecError> {
-    Ok(overlay::fit(&residual(w, code), code.rows, code.cols, factor, max_rank)?.best_rank())
+    Ok(fit(w, code, factor, max_rank)?.best_rank())
 }
 
 /// Bits that the overlays of a layer take.
@@ -42,18 +46,10 @@ pub fn overlay_bits(linears: &[CodedLinear]) -> f64 {
         .sum()
 }
 
-/// What the indices alone leave, `[rows, cols]`.
-fn residual(w: &[f32], code: &TensorCode) -> Vec<f32> {
-    let steps = steps::column_steps(code.step, &code.column_log);
-    let levels = trellis::levels(&code.q, code.cols, &code.row_log);
-    let rows = w.chunks(code.cols).zip(levels.chunks(code.cols));
-    rows.flat_map(|(w, levels)| {
-        w.iter()
-            .zip(levels)
-            .zip(&steps)
-            .map(|((w, &level), s)| w - level as f32 * s)
-    })
-    .collect()
+/// Corrections of what the indices of a linear leave.
+fn fit(w: &[f32], code: &TensorCode, factor: &Factor, rank: usize) -> Result<Fit, CodecError> {
+    let (residual, rows) = (code.residual(w)?, code.steps().rows);
+    overlay::fit(&residual, code.rows, code.cols, factor, &rows, rank)
 }
 
 /// Quantizes the layer again with overlays of given ranks.
@@ -64,8 +60,8 @@ pub struct Refit<'a, 'j> {
     pub weights: &'a TensorFile,
     /// The linears.
     pub shapes: &'a [LinearShape],
-    /// Factor of every input.
-    pub factors: &'a BTreeMap<String, Factor>,
+    /// What is known of inputs and outputs.
+    pub factors: &'a Factors,
     /// Rank of every linear.
     pub ranks: &'a [usize],
     /// The layer as quantized without overlays.
@@ -80,10 +76,10 @@ impl LayerWork for Refit<'_, '_> {
     }
 
     fn finish(&self, index: usize, w: &[f32], code: &mut TensorCode) -> anyhow::Result<()> {
-        let (rank, factor) = (self.ranks[index], &self.factors[&self.shapes[index].input]);
+        let input = &self.shapes[index].input;
+        let (rank, factor) = (self.ranks[index], &self.factors.inputs[input]);
         if rank > 0 {
-            let fit = overlay::fit(&residual(w, code), code.rows, code.cols, factor, rank)?;
-            code.overlay = fit.low_rank(rank);
+            code.overlay = fit(w, code, factor, rank)?.low_rank(rank);
         }
         Ok(())
     }

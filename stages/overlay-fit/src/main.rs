@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use clap::Parser;
 use uc_codec::allocate::Allocation;
-use uc_codec::layer::{self, CodedLinear, LinearShape};
+use uc_codec::layer::{self, CodedLinear, Factors, LinearShape};
 use uc_codec::{CodecError, factor};
 use uc_model::ModelConfig;
 use uc_pack::LayerDraft;
@@ -23,7 +23,7 @@ use uc_store::tensors::TensorFile;
 use correction::{Refit, output_error, worthwhile_rank};
 
 /// Raised whenever the same input gives other output.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 #[derive(Parser)]
 #[command(
@@ -93,14 +93,22 @@ fn fit(job: &mut Job<'_>, draft: &LayerDraft) -> anyhow::Result<Vec<CodedLinear>
     let weights = TensorFile::open(&job.input("weights")?)?;
     let statistics = TensorFile::open(&job.input("statistics")?)?;
     let mut moments = BTreeMap::new();
-    let mut factors = BTreeMap::new();
+    let mut factors = Factors::default();
     for input in &plan.inputs {
         let h = statistics.read_f32(&format!("{}.second_moment", input.name))?;
-        factors.insert(
+        factors.inputs.insert(
             input.name.clone(),
             factor::factorize(&h, input.width, quantize.damping)?,
         );
         moments.insert(input.name.clone(), h);
+    }
+    if job.settings().allocation.mode != AllocationMode::PerTensor {
+        let sensitivity = TensorFile::open(&job.input("sensitivity")?)?;
+        for linear in &plan.linears {
+            let moments = sensitivity.read_f32(&format!("{}.output_moment", linear.name))?;
+            let found = factor::factorize_outputs(&moments, linear.rows, quantize.output_damping)?;
+            factors.outputs.insert(linear.name.clone(), found);
+        }
     }
     let mut ranks = Vec::with_capacity(draft.linears.len());
     let mut before = 0.0;
@@ -109,7 +117,9 @@ fn fit(job: &mut Job<'_>, draft: &LayerDraft) -> anyhow::Result<Vec<CodedLinear>
         before += output_error(&w, &linear.code, &moments[&linear.input])?;
         ranks.push(match rank {
             Rank::Fixed(rank) => rank as usize,
-            Rank::Auto => worthwhile_rank(&w, &linear.code, &factors[&linear.input], max_rank)?,
+            Rank::Auto => {
+                worthwhile_rank(&w, &linear.code, &factors.inputs[&linear.input], max_rank)?
+            }
         });
         job.progress(index as u64 + 1, draft.linears.len() as u64, "linears");
     }

@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use uc_codec::allocate::Allocation;
-use uc_codec::factor::{self, Factor};
-use uc_codec::layer::{self, CodedLinear, LayerWork, LinearShape};
+use uc_codec::factor::{self, OutputFactor};
+use uc_codec::layer::{self, CodedLinear, Factors, LayerWork, LinearShape};
 use uc_codec::{CodecError, TensorCode};
 use uc_model::{LayerPlan, ModelConfig};
 use uc_pack::{Dtype, ExactTensor, LayerDraft};
@@ -24,7 +24,7 @@ use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 use uc_store::tensors::TensorFile;
 
 /// Raised whenever the same input gives other output.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 #[derive(Parser)]
 #[command(
@@ -70,8 +70,12 @@ impl StageProgram for Quantize {
         let weights = TensorFile::open(&job.input("weights")?)?;
         let statistics = TensorFile::open(&job.input("statistics")?)?;
 
-        let factors = factors(&statistics, &plan, settings.damping)?;
-        for (name, found) in &factors {
+        let mut factors = factors(&statistics, &plan, settings.damping)?;
+        if job.settings().allocation.mode != AllocationMode::PerTensor {
+            let sensitivity = TensorFile::open(&job.input("sensitivity")?)?;
+            factors.outputs = output_factors(&sensitivity, &plan, settings.output_damping)?;
+        }
+        for (name, found) in &factors.inputs {
             if found.damping > settings.damping {
                 tracing::warn!(input = name, damping = found.damping, "damping was raised");
                 job.figure(&format!("damping of {name}"), found.damping);
@@ -118,20 +122,31 @@ fn classify(error: &anyhow::Error) -> Option<ExitCode> {
     uc_model::error::is_model_error(chain()).then_some(ExitCode::BadInput)
 }
 
-/// The factor of every input of the layer.
-fn factors(
-    statistics: &TensorFile,
-    plan: &LayerPlan,
-    damping: f64,
-) -> anyhow::Result<BTreeMap<String, Factor>> {
-    let mut factors = BTreeMap::new();
+/// The factor of every input of the layer, outputs counting the same.
+fn factors(statistics: &TensorFile, plan: &LayerPlan, damping: f64) -> anyhow::Result<Factors> {
+    let mut factors = Factors::default();
     for input in &plan.inputs {
         let h = statistics.read_f32(&format!("{}.second_moment", input.name))?;
         let found = factor::factorize(&h, input.width, damping)
             .with_context(|| format!("second moments of input {}", input.name))?;
-        factors.insert(input.name.clone(), found);
+        factors.inputs.insert(input.name.clone(), found);
     }
     Ok(factors)
+}
+
+/// The factor of every linear's outputs.
+fn output_factors(
+    sensitivity: &TensorFile,
+    plan: &LayerPlan,
+    damping: f64,
+) -> anyhow::Result<BTreeMap<String, OutputFactor>> {
+    let of_linear = |linear: &uc_model::LinearSpec| {
+        let moments = sensitivity.read_f32(&format!("{}.output_moment", linear.name))?;
+        let found = factor::factorize_outputs(&moments, linear.rows, damping)
+            .with_context(|| linear.name.clone())?;
+        Ok((linear.name.clone(), found))
+    };
+    plan.linears.iter().map(of_linear).collect()
 }
 
 /// Whether the codec refused what it was given rather than failed.

@@ -1,13 +1,12 @@
 //! What decides how many bits a linear gets: its rate at a step, and what the loss says of its errors.
 
-use std::collections::BTreeMap;
-
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use uc_codec::allocate::{Allocation, Due, Surveyed, allocate};
 use uc_codec::rate;
-use uc_codec::steps::column_logs;
-use uc_model::{ModelConfig, SourceFolder};
+use uc_codec::rate::Subject;
+use uc_codec::steps::step_logs;
+use uc_model::{LayerPlan, ModelConfig, SourceFolder};
 use uc_store::ExitCode;
 use uc_store::settings::AllocationMode;
 use uc_store::stage::{Job, StageProgram};
@@ -45,16 +44,23 @@ impl StageProgram for Rates {
         let factors = crate::factors(&statistics, &plan, settings.damping)?;
         let mut linears = Vec::with_capacity(plan.linears.len());
         for (index, linear) in plan.linears.iter().enumerate() {
-            let factor = &factors[&linear.input];
-            let (column_log, base) = column_logs(&factor.inv_diag)?;
+            let factor = &factors.inputs[&linear.input];
+            let (column_log, base) = step_logs(&factor.inv_diag)?;
             let w = source.read_f32(&format!("{}{}", plan.prefix, linear.name))?;
-            let (m, n, probe) = (linear.rows, linear.cols, settings.probe_rows as usize);
-            let choice =
-                rate::choose_step(&w, m, n, factor, &column_log, base, settings.bpw, probe)
-                    .with_context(|| linear.name.clone())?;
+            let subject = Subject {
+                w: &w,
+                m: linear.rows,
+                n: linear.cols,
+                factor,
+                column_log: &column_log,
+                row_step_log: &vec![0; linear.rows],
+            };
+            let probe_rows = settings.probe_rows as usize;
+            let choice = rate::choose_step(subject, base, settings.bpw, probe_rows)
+                .with_context(|| linear.name.clone())?;
             linears.push(Rate {
                 name: linear.name.clone(),
-                weights: (m * n) as u64,
+                weights: w.len() as u64,
                 lambda: f64::from(choice.step) / f64::from(base),
             });
             job.progress(index as u64 + 1, plan.linears.len() as u64, "linears");
@@ -75,9 +81,10 @@ pub struct Allocate;
 
 impl StageProgram for Allocate {
     fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
+        let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
         let mut surveyed = Vec::new();
         for layer in 0..job.plan().model.layers {
-            surveyed.push(of_layer(job, layer)?);
+            surveyed.push(of_layer(job, &config.layer_plan(layer as usize))?);
         }
         let bpw = job.settings().quantize.bpw;
         let all: Vec<&Surveyed> = surveyed.iter().flatten().collect();
@@ -117,23 +124,23 @@ impl StageProgram for Allocate {
     }
 }
 
-fn of_layer(job: &Job<'_>, layer: u32) -> anyhow::Result<Vec<Surveyed>> {
-    let document = |name: &str| -> anyhow::Result<Vec<u8>> {
-        let path = job.input_at(name, layer)?;
-        std::fs::read(&path).with_context(|| format!("cannot read {path}"))
-    };
-    let rates: RatesFile = serde_json::from_slice(&document("rates")?)?;
-    let sensitivities: BTreeMap<String, f64> = serde_json::from_slice(&document("sensitivity")?)?;
+fn of_layer(job: &Job<'_>, plan: &LayerPlan) -> anyhow::Result<Vec<Surveyed>> {
+    let layer = plan.index as u32;
+    let path = job.input_at("rates", layer)?;
+    let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
+    let rates: RatesFile = serde_json::from_slice(&text)?;
+    let sensitivity = TensorFile::open(&job.input_at("sensitivity", layer)?)?;
+    let damping = job.settings().quantize.output_damping;
+    let outputs = crate::output_factors(&sensitivity, plan, damping)?;
     let with_sensitivity = |rate: Rate| {
-        let sensitivity = sensitivities
+        let outputs = outputs
             .get(&rate.name)
-            .copied()
             .with_context(|| format!("no sensitivity of {} in layer {layer}", rate.name))?;
         Ok(Surveyed {
             name: rate.name,
             weights: rate.weights,
             lambda: rate.lambda,
-            sensitivity,
+            sensitivity: outputs.sensitivity(),
         })
     };
     rates.linears.into_iter().map(with_sensitivity).collect()

@@ -1,8 +1,10 @@
-//! The backward sweep: how much the loss minds an error at the output of a linear.
+//! The backward sweep: how much the loss minds errors at the outputs of a linear.
 //!
 //! The loss of a token is the negative log-likelihood of a next token drawn from the teacher's own distribution, so
-//! that the mean squared gradient is the diagonal of the Fisher information (Amari 1998), to second order the KL
-//! divergence that an error causes. The hidden states wait on disk since the forward sweep; a layer is computed once
+//! that the second moment of the gradient is the Fisher information (Amari 1998), to second order the KL divergence that
+//! an error causes. Kept are its blocks for the rows that the trellis ties together, and for every input the weight of each
+//! token: the squared gradient there at the linears of the input (as in GuidedQuant, Kim et al. 2025, arXiv 2505.07004),
+//! scaled so that the weighted energy of the input is the plain one. The hidden states wait on disk since the forward sweep; a layer is computed once
 //! more with its graph recorded, and only the gradient by its input is handed on.
 
 use std::collections::BTreeMap;
@@ -10,13 +12,15 @@ use std::collections::BTreeMap;
 use burn::backend::Autodiff;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData, activation};
+use uc_codec::trellis::BLOCK_ROWS;
 use uc_model::device::OnDevice;
 use uc_model::llama::{Head, Tap};
+use uc_model::moments::BlockMoments;
 use uc_model::text::split_mix;
-use uc_model::{ModelConfig, Rope};
+use uc_model::{LayerPlan, ModelConfig, ModelError, Rope};
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
-use uc_store::tensors::{Dtype, TensorDecl, TensorFile, to_f32};
+use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes, to_f32};
 
 use crate::statistics::{layer_of_source, sides};
 
@@ -103,7 +107,7 @@ fn uniform(seed: u64, token: u64) -> f64 {
     (split_mix(seed, token) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Sensitivities of one layer, and the gradient by its input.
+/// What the loss minds in one layer, and the gradient by its input.
 pub struct BackwardPass<'a, 'j> {
     /// The job.
     pub job: &'a mut Job<'j>,
@@ -115,6 +119,7 @@ impl OnDevice for BackwardPass<'_, '_> {
     fn run<B: Backend>(self, device: B::Device) -> anyhow::Result<()> {
         let job = self.job;
         let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
+        let plan = config.layer_plan(job.layer()? as usize);
         let layer = layer_of_source::<Autodiff<B>>(job, &config, &device)?;
         let hidden = TensorFile::open(&job.input("survey-hidden")?)?;
         let above = TensorFile::open(&job.input("gradient")?)?;
@@ -126,7 +131,7 @@ impl OnDevice for BackwardPass<'_, '_> {
             hidden.path()
         );
         let rope = Rope::<Autodiff<B>>::new(&config, length, &device)?;
-        let mut squares: BTreeMap<String, Squares> = BTreeMap::new();
+        let mut found = Found::new(&plan);
         let decl = TensorDecl::new("hidden", Dtype::F32, &[windows, length, width]);
         let mut output = job.output_tensors("gradient", &[decl])?;
         let batch = (BATCH_TOKENS / length).max(1);
@@ -141,13 +146,34 @@ impl OnDevice for BackwardPass<'_, '_> {
                 let states = to_f32(Dtype::F32, &states).expect("hidden states are f32");
                 let tensor = |values| Tensor::from_data(TensorData::new(values, shape), &device);
                 let x: Tensor<Autodiff<B>, 3> = tensor(states).require_grad();
-                let mut taps = Taps(Vec::new());
+                let mut taps = Taps::default();
                 let y = layer.forward_tapped(x.clone(), &rope, &mut taps);
                 // The gradient of y · above by anything is what `above` becomes there.
                 let gradients = (y * tensor(above)).sum().backward();
-                for (name, tap) in taps.0 {
-                    let at_output = vector(gradient_of(&tap, &gradients)?)?;
-                    squares.entry(name).or_default().add(&at_output);
+                for (name, x) in taps.inputs {
+                    found
+                        .energies
+                        .entry(name)
+                        .or_default()
+                        .extend(row_energies(x.inner())?);
+                }
+                for ((name, tap), linear) in taps.outputs.iter().zip(&plan.linears) {
+                    anyhow::ensure!(
+                        *name == linear.name,
+                        "{name} where {} should be",
+                        linear.name
+                    );
+                    let g = gradient_of(tap, &gradients)?;
+                    let squares = row_energies(g.clone())?;
+                    let sums = found.squares.entry(linear.input.clone()).or_default();
+                    let before = first * length;
+                    sums.resize(before + squares.len(), 0.0);
+                    sums[before..]
+                        .iter_mut()
+                        .zip(squares)
+                        .for_each(|(sum, square)| *sum += square);
+                    let moments = found.moments.get_mut(name).expect("a linear of the plan");
+                    moments.add(g).map_err(ModelError::from)?;
                 }
                 job.progress((first + count) as u64, windows as u64, "windows");
                 vector(gradient_of(&x, &gradients)?)
@@ -155,45 +181,105 @@ impl OnDevice for BackwardPass<'_, '_> {
         )?;
         job.commit_tensors("gradient", output)?;
 
-        let means: BTreeMap<&String, f64> = squares
-            .iter()
-            .map(|(name, sum)| (name, sum.mean()))
-            .collect();
-        let mut file = job.output("sensitivity")?;
-        file.append(&serde_json::to_vec_pretty(&means)?)?;
-        job.commit("sensitivity", file)?;
+        found.write(job, &plan, [windows, length])
+    }
+}
+
+/// Sums of one layer over the tokens of the survey.
+struct Found {
+    /// By linear, of the gradients at its outputs.
+    moments: BTreeMap<String, BlockMoments>,
+    /// By input, per token: squared gradient at the outputs of its linears.
+    squares: BTreeMap<String, Vec<f32>>,
+    /// By input, per token: its squared length.
+    energies: BTreeMap<String, Vec<f32>>,
+}
+
+impl Found {
+    fn new(plan: &LayerPlan) -> Self {
+        let moments = plan.linears.iter().map(|linear| {
+            let moments = BlockMoments::new(linear.rows, BLOCK_ROWS);
+            (linear.name.clone(), moments)
+        });
+        Found {
+            moments: moments.collect(),
+            squares: BTreeMap::new(),
+            energies: BTreeMap::new(),
+        }
+    }
+
+    /// Writes `<linear>.output_moment` [rows, BLOCK_ROWS] and `<input>.token_weight` [windows, length].
+    fn write(
+        mut self,
+        job: &mut Job<'_>,
+        plan: &LayerPlan,
+        sides: [usize; 2],
+    ) -> anyhow::Result<()> {
+        let moments = plan.linears.iter().map(|linear| {
+            let name = format!("{}.output_moment", linear.name);
+            TensorDecl::new(name, Dtype::F32, &[linear.rows, BLOCK_ROWS])
+        });
+        let weights = plan.inputs.iter().map(|input| {
+            TensorDecl::new(format!("{}.token_weight", input.name), Dtype::F32, &sides)
+        });
+        let decls: Vec<_> = moments.chain(weights).collect();
+        let mut file = job.output_tensors("sensitivity", &decls)?;
+        for linear in &plan.linears {
+            let moments = self.moments.remove(&linear.name).expect("one per linear");
+            file.append(&f32_bytes(&moments.finish().map_err(ModelError::from)?))?;
+        }
+        for input in &plan.inputs {
+            let (squares, energies) = (&self.squares[&input.name], &self.energies[&input.name]);
+            file.append(&f32_bytes(&token_weights(squares, energies)))?;
+        }
+        job.commit_tensors("sensitivity", file)?;
         Ok(())
     }
 }
 
-/// A running mean of squares.
-#[derive(Debug, Default)]
-struct Squares {
-    sum: f64,
-    count: u64,
+/// `squares` times the number with which `Σ weight · energy = Σ energy`; ones where the loss minds no token at all.
+fn token_weights(squares: &[f32], energies: &[f32]) -> Vec<f32> {
+    let plain: f64 = energies.iter().map(|&x| f64::from(x)).sum();
+    let pairs = squares.iter().zip(energies);
+    let weighted: f64 = pairs.map(|(&s, &e)| f64::from(s) * f64::from(e)).sum();
+    let scale = plain / weighted;
+    if !scale.is_finite() {
+        return vec![1.0; squares.len()];
+    }
+    squares
+        .iter()
+        .map(|&square| (f64::from(square) * scale) as f32)
+        .collect()
 }
 
-impl Squares {
-    fn add(&mut self, values: &[f32]) {
-        let squares = values.iter().map(|&x| f64::from(x) * f64::from(x));
-        self.sum += squares.sum::<f64>();
-        self.count += values.len() as u64;
-    }
-
-    fn mean(&self) -> f64 {
-        self.sum / self.count as f64
-    }
+/// Sum of squares of every row.
+fn row_energies<B: Backend>(x: Tensor<B, 2>) -> anyhow::Result<Vec<f32>> {
+    vector((x.clone() * x).sum_dim(1))
 }
 
-/// Adds to every output a zero whose gradient is asked for afterwards.
-struct Taps<B: AutodiffBackend>(Vec<(String, Tensor<B, 2>)>);
+/// Keeps every input, and adds to every output a zero whose gradient is asked for afterwards.
+struct Taps<B: AutodiffBackend> {
+    inputs: Vec<(String, Tensor<B, 2>)>,
+    outputs: Vec<(String, Tensor<B, 2>)>,
+}
+
+impl<B: AutodiffBackend> Default for Taps<B> {
+    fn default() -> Self {
+        Taps {
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+        }
+    }
+}
 
 impl<B: AutodiffBackend> Tap<B> for Taps<B> {
-    fn input(&mut self, _: &str, _: &Tensor<B, 2>) {}
+    fn input(&mut self, name: &str, x: &Tensor<B, 2>) {
+        self.inputs.push((name.to_owned(), x.clone()));
+    }
 
     fn output(&mut self, weight: &str, y: Tensor<B, 2>) -> Tensor<B, 2> {
         let zero = Tensor::zeros(y.dims(), &y.device()).require_grad();
-        self.0.push((weight.to_owned(), zero.clone()));
+        self.outputs.push((weight.to_owned(), zero.clone()));
         y + zero
     }
 }
@@ -221,6 +307,14 @@ fn vector<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> anyhow::Result<Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn weights_of_tokens_keep_the_energy_of_the_input() {
+        assert_eq!(token_weights(&[1.0, 3.0], &[2.0, 2.0]), [0.5, 1.5]);
+        assert_eq!(token_weights(&[4.0, 0.0], &[1.0, 3.0]), [4.0, 0.0]);
+        assert_eq!(token_weights(&[0.0, 0.0], &[1.0, 3.0]), [1.0, 1.0]);
+        assert_eq!(token_weights(&[1.0, 1.0], &[0.0, 0.0]), [1.0, 1.0]);
+    }
 
     #[test]
     fn tokens_are_drawn_as_often_as_they_are_probable() {

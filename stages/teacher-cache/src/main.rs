@@ -2,9 +2,10 @@
 //!
 //! `windows` draws the windows and embeds them; `layer` reads the hidden states before a layer, writes those after it
 //! and, for every distinct input of the layer's linears, the second moments over all tokens. `survey-windows` and
-//! `survey` do the same with fewer windows before anything is quantized; `loss` and `backward` then carry the gradient
-//! of the loss back through the layers and keep its mean square at the output of every linear. Windows go through in
-//! batches of fixed size and order, so the sums are the same bits for any number of threads.
+//! `survey` do the same with some of the windows before anything is quantized; `loss` and `backward` then carry the
+//! gradient of the loss back through the layers and keep its second moments at the output of every linear and the weight
+//! that it gives to every token. Windows go through in batches of fixed size and order, so the sums are the same bits for
+//! any number of threads.
 
 mod gradient;
 mod statistics;
@@ -18,7 +19,7 @@ use uc_store::settings::Device;
 use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 
 /// Raised whenever the same input gives other output.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 #[derive(Parser)]
 #[command(
@@ -37,7 +38,7 @@ enum Task {
     Windows(StageArgs),
     /// Hidden states after one layer, and the second moments of its inputs
     Layer(StageArgs),
-    /// Draw and embed the survey's windows
+    /// Embed those of the calibration windows that the survey takes
     SurveyWindows(StageArgs),
     /// As `layer`, for the survey
     Survey(StageArgs),
@@ -57,11 +58,9 @@ fn main() -> std::process::ExitCode {
         stage::main(program, args, Work(work)).into()
     };
     match Cli::parse().task {
-        Task::Windows(args) => run("windows", &args, |job| windows::draw(job, Pass::Main)),
+        Task::Windows(args) => run("windows", &args, windows::draw),
         Task::Layer(args) => run("layer", &args, |job| layer(job, Pass::Main)),
-        Task::SurveyWindows(args) => run("survey-windows", &args, |job| {
-            windows::draw(job, Pass::Survey)
-        }),
+        Task::SurveyWindows(args) => run("survey-windows", &args, windows::draw_survey),
         Task::Survey(args) => run("survey", &args, |job| layer(job, Pass::Survey)),
         Task::Loss(args) => run("loss", &args, loss),
         Task::Backward(args) => run("backward", &args, backward),

@@ -7,13 +7,15 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use uc_model::device::OnDevice;
 use uc_model::llama::LlamaLayer;
-use uc_model::moments::{MeanMoments, Moments};
-use uc_model::{ModelConfig, ModelError, Rope, SourceFolder};
+use uc_model::moments::Moments;
+use uc_model::{LayerPlan, ModelConfig, ModelError, Rope, SourceFolder};
+use uc_store::settings::AllocationMode;
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
 use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes};
 
 use crate::Pass;
+use crate::windows::surveyed;
 
 /// Tokens that go through the layer at once. Part of the result: sums run batch after batch.
 const BATCH_TOKENS: usize = 4096;
@@ -49,6 +51,10 @@ impl OnDevice for LayerPass<'_, '_> {
         let shape = sides(&hidden)?;
         let [windows, length, width] = shape;
         let rope = Rope::<B>::new(&config, length, &device)?;
+        let emphases = match self.pass {
+            Pass::Main => emphases(job, &plan, windows, length)?,
+            Pass::Survey => BTreeMap::new(),
+        };
         let mut moments: BTreeMap<String, Moments> = plan
             .inputs
             .iter()
@@ -70,6 +76,14 @@ impl OnDevice for LayerPass<'_, '_> {
                 );
                 let mut refused: Result<(), ModelError> = Ok(());
                 let mut observe = |name: &str, x: Tensor<B, 2>| {
+                    let x = match emphases.get(name) {
+                        None => x,
+                        Some(all) => {
+                            let own = all[first * length..(first + count) * length].to_vec();
+                            let own = TensorData::new(own, [count * length, 1]);
+                            x * Tensor::<B, 2>::from_data(own, &device)
+                        }
+                    };
                     if let (Some(sums), Ok(())) = (moments.get_mut(name), &refused) {
                         refused = sums.add(x).map_err(ModelError::from);
                     }
@@ -85,8 +99,48 @@ impl OnDevice for LayerPass<'_, '_> {
             .into_iter()
             .map(|(name, sums)| Ok((name, sums.finish().map_err(ModelError::from)?)))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        write(job, statistics, &finished)
+        write(job, statistics, &finished, &plan)
     }
+}
+
+/// What the vectors of all tokens are multiplied with before their second moments are taken, by input: roots of weights
+/// of mean 1. A share of every token's weight is the same for all, the rest goes to the tokens of the survey as the loss
+/// minds them there. Empty without a survey or without such a share.
+fn emphases(
+    job: &Job<'_>,
+    plan: &LayerPlan,
+    windows: usize,
+    length: usize,
+) -> anyhow::Result<BTreeMap<String, Vec<f32>>> {
+    let share = job.settings().calibration.loss_share;
+    if share == 0.0 || job.settings().allocation.mode == AllocationMode::PerTensor {
+        return Ok(BTreeMap::new());
+    }
+    let chosen = surveyed(windows, job.settings().allocation.windows);
+    let sensitivity = TensorFile::open(&job.input("sensitivity")?)?;
+    let of_input = |name: &String| -> anyhow::Result<Vec<f32>> {
+        let weights = sensitivity.read_f32(&format!("{name}.token_weight"))?;
+        anyhow::ensure!(
+            weights.len() == chosen.len() * length,
+            "{}: weights of {} tokens, expected {} windows of {length}",
+            sensitivity.path(),
+            weights.len(),
+            chosen.len()
+        );
+        let mut emphases = vec![(1.0 - share).sqrt() as f32; windows * length];
+        let times = windows as f64 / chosen.len() as f64;
+        for (&window, weights) in chosen.iter().zip(weights.chunks(length)) {
+            let own = &mut emphases[window * length..(window + 1) * length];
+            for (emphasis, &weight) in own.iter_mut().zip(weights) {
+                *emphasis = (1.0 - share + share * times * f64::from(weight)).sqrt() as f32;
+            }
+        }
+        Ok(emphases)
+    };
+    let inputs = plan.inputs.iter();
+    inputs
+        .map(|input| Ok((input.name.clone(), of_input(&input.name)?)))
+        .collect()
 }
 
 /// The three sides of `hidden` in a checkpoint.
@@ -130,25 +184,27 @@ fn values_of<B: Backend>(y: Tensor<B, 3>) -> anyhow::Result<Vec<f32>> {
     }
 }
 
-/// `<input>.second_moment` [n, n] and `<input>.mean` [n] for every input, over `tokens` tokens.
-fn write(job: &mut Job<'_>, output: &str, moments: &[(String, MeanMoments)]) -> anyhow::Result<()> {
-    let mut decls = Vec::new();
-    for (name, found) in moments {
-        decls.push(TensorDecl::new(
-            format!("{name}.second_moment"),
-            Dtype::F32,
-            &[found.n, found.n],
-        ));
-        decls.push(TensorDecl::new(
-            format!("{name}.mean"),
-            Dtype::F32,
-            &[found.n],
-        ));
-    }
+/// `<input>.second_moment` [n, n] for every input.
+fn write(
+    job: &mut Job<'_>,
+    output: &str,
+    moments: &[(String, Vec<f32>)],
+    plan: &LayerPlan,
+) -> anyhow::Result<()> {
+    let decls: Vec<TensorDecl> = moments
+        .iter()
+        .map(|(name, _)| {
+            let width = plan
+                .inputs
+                .iter()
+                .find(|input| input.name == *name)
+                .map_or(0, |input| input.width);
+            TensorDecl::new(format!("{name}.second_moment"), Dtype::F32, &[width, width])
+        })
+        .collect();
     let mut file = job.output_tensors(output, &decls)?;
-    for (_, found) in moments {
-        file.append(&f32_bytes(&found.second))?;
-        file.append(&f32_bytes(&found.mean))?;
+    for (_, second) in moments {
+        file.append(&f32_bytes(second))?;
     }
     job.commit_tensors(output, file)?;
     Ok(())

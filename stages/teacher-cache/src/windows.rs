@@ -1,31 +1,18 @@
-//! Windows of calibration text: drawn, recorded, embedded.
+//! Windows of calibration text: drawn, recorded, embedded; and those of them that the survey takes.
 
+use anyhow::Context;
 use uc_model::ModelConfig;
-use uc_model::text::{WindowChoice, WindowSet};
+use uc_model::text::{RecordedWindow, WindowChoice, WindowSet};
 use uc_store::stage::Job;
 use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes, to_f32};
 
-use crate::Pass;
-
-/// Writes the windows of a pass and the hidden states before layer 0.
-pub fn draw(job: &mut Job<'_>, pass: Pass) -> anyhow::Result<()> {
-    let settings = job.settings();
-    let choice = |count: u32, length: u32, seed| WindowChoice {
-        count: count as usize,
-        length: length as usize,
-        seed,
-    };
-    let (choice, windows, hidden) = match pass {
-        Pass::Main => {
-            let chosen = &settings.calibration;
-            let choice = choice(chosen.windows, chosen.length, chosen.seed);
-            (choice, "calibration-windows", "hidden")
-        }
-        Pass::Survey => {
-            let chosen = &settings.allocation;
-            let choice = choice(chosen.windows, chosen.length, chosen.seed);
-            (choice, "survey-windows", "survey-hidden")
-        }
+/// Writes the calibration windows and the hidden states before layer 0.
+pub fn draw(job: &mut Job<'_>) -> anyhow::Result<()> {
+    let chosen = &job.settings().calibration;
+    let choice = WindowChoice {
+        count: chosen.windows as usize,
+        length: chosen.length as usize,
+        seed: chosen.seed,
     };
     let dir = job.plan().model.path.as_std_path();
     let config = ModelConfig::load(dir)?;
@@ -35,20 +22,68 @@ pub fn draw(job: &mut Job<'_>, pass: Pass) -> anyhow::Result<()> {
     job.figure("windows", set.windows.len());
     job.figure("tokens", set.tokens());
 
-    let mut file = job.output(windows)?;
+    let mut file = job.output("calibration-windows")?;
     file.append(&serde_json::to_vec(&set)?)?;
-    job.commit(windows, file)?;
+    job.commit("calibration-windows", file)?;
+    let windows: Vec<_> = set.windows.iter().collect();
+    embed(job, &config, &windows, "hidden")
+}
 
+/// Writes the hidden states before layer 0 of the windows that the survey takes.
+pub fn draw_survey(job: &mut Job<'_>) -> anyhow::Result<()> {
+    let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
+    let path = job.input("calibration-windows")?;
+    let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
+    let set: WindowSet = serde_json::from_slice(&text)?;
+    let chosen = surveyed(set.windows.len(), job.settings().allocation.windows);
+    job.figure("windows", chosen.len());
+    let windows: Vec<_> = chosen.iter().map(|&index| &set.windows[index]).collect();
+    embed(job, &config, &windows, "survey-hidden")
+}
+
+/// Which of `windows` calibration windows the survey takes: `count` of them, evenly spaced; 0 takes all.
+pub fn surveyed(windows: usize, count: u32) -> Vec<usize> {
+    let count = match count as usize {
+        0 => windows,
+        count => count.min(windows),
+    };
+    (0..count)
+        .map(|index| (2 * index + 1) * windows / (2 * count))
+        .collect()
+}
+
+/// Writes the embedded windows as the artifact `hidden`, `[windows, length, width]`.
+fn embed(
+    job: &mut Job<'_>,
+    config: &ModelConfig,
+    windows: &[&RecordedWindow],
+    hidden: &str,
+) -> anyhow::Result<()> {
     let scaffold = TensorFile::open(&job.input("scaffold")?)?;
     let dtype = scaffold.tensor("model.embed_tokens.weight")?.dtype;
-    let shape = [set.windows.len(), set.length, config.hidden];
+    let length = windows.first().map_or(0, |window| window.ids.len());
+    let shape = [windows.len(), length, config.hidden];
     let decl = TensorDecl::new("hidden", Dtype::F32, &shape);
     let mut file = job.output_tensors(hidden, &[decl])?;
-    for id in set.windows.iter().flat_map(|window| &window.ids) {
+    for id in windows.iter().flat_map(|window| &window.ids) {
         let row = scaffold.read_rows("model.embed_tokens.weight", *id as usize, 1)?;
         let values = to_f32(dtype, &row).expect("shard-loader admits floats only");
         file.append(&f32_bytes(&values))?;
     }
     job.commit_tensors(hidden, file)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_survey_takes_windows_from_the_whole_text() {
+        assert_eq!(surveyed(8, 4), [1, 3, 5, 7]);
+        assert_eq!(surveyed(7, 3), [1, 3, 5]);
+        assert_eq!(surveyed(3, 0), [0, 1, 2]);
+        assert_eq!(surveyed(3, 9), [0, 1, 2]);
+        assert!(surveyed(0, 0).is_empty());
+    }
 }

@@ -20,6 +20,7 @@ fn linear(name: &str, group: usize, rows: usize, column_log: &[u8], rank: usize)
         step: 0.0125,
         column_log,
         row_log,
+        row_step_log: (0..rows as u8).map(|row| row % 5).collect(),
         q,
         overlay,
     };
@@ -161,7 +162,7 @@ fn other_magic_and_versions_are_refused_by_name() {
         .expect_err("newer")
         .to_string();
     assert!(
-        found.contains("version 9") && found.contains("version 4"),
+        found.contains("version 9") && found.contains("version 5"),
         "{found}"
     );
 }
