@@ -101,8 +101,13 @@ pub(crate) struct Path {
     /// [rows] level chosen.
     pub(crate) levels: [f32; BLOCK_ROWS],
     /// [rows, histories] what the best way to each history adds to the values of the rows to come.
-    pending: [[f32; STATES]; BLOCK_ROWS],
+    pending: [Histories; BLOCK_ROWS],
 }
+
+/// A number for every history, in one or two lines of the cache.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Histories([f32; STATES]);
 
 /// In row k and column i: how much of the error of row k, in units of its step, enters the value of a later row i.
 pub(crate) type Coupling = [[f32; BLOCK_ROWS]; BLOCK_ROWS];
@@ -114,7 +119,7 @@ impl Path {
             residues: [0.0; BLOCK_ROWS],
             indices: [0; BLOCK_ROWS],
             levels: [0.0; BLOCK_ROWS],
-            pending: [[0.0; STATES]; BLOCK_ROWS],
+            pending: [Histories([0.0; STATES]); BLOCK_ROWS],
         })
     }
 
@@ -138,7 +143,7 @@ impl Path {
         rows: usize,
         coupling: &Coupling,
     ) {
-        self.pending[..rows].fill([0.0; STATES]);
+        self.pending[..rows].fill(Histories([0.0; STATES]));
         let decisions = &mut self.decisions[..rows];
         let last = forward_coupled(&values[..rows], coupling, &mut self.pending, decisions);
         self.trace_back(last, rows);
@@ -232,7 +237,7 @@ fn forward_portably(values: &[f32], decisions: &mut [u32]) -> [f32; STATES] {
 fn forward_coupled(
     values: &[f32],
     coupling: &Coupling,
-    pending: &mut [[f32; STATES]; BLOCK_ROWS],
+    pending: &mut [Histories; BLOCK_ROWS],
     decisions: &mut [u32],
 ) -> u32 {
     #[cfg(target_arch = "x86_64")]
@@ -261,7 +266,7 @@ fn forward_coupled(
 struct Coupled<'a> {
     values: &'a [f32],
     coupling: &'a Coupling,
-    pending: &'a mut [[f32; STATES]; BLOCK_ROWS],
+    pending: &'a mut [Histories; BLOCK_ROWS],
     decisions: &'a mut [u32],
 }
 
@@ -275,6 +280,7 @@ impl Kernel for Coupled<'_> {
         metrics[0] = 0.0;
         for row in 0..rows {
             let aims = self.pending[row]
+                .0
                 .map(|pending| (self.values[row] + pending).clamp(-LARGEST_VALUE, LARGEST_VALUE));
             // Distance of a history's aim to the nearest level of a residue, with its sign.
             let miss = |history: usize, residue: usize| {
@@ -292,9 +298,9 @@ impl Kernel for Coupled<'_> {
                     let better = high < low;
                     next[2 * i + u] = if better { high } else { low };
                     errors[2 * i + u] = if better {
-                        high_miss - self.pending[row][i + HALF]
+                        high_miss - self.pending[row].0[i + HALF]
                     } else {
-                        low_miss - self.pending[row][i]
+                        low_miss - self.pending[row].0[i]
                     };
                     decisions |= u32::from(better) << (i + HALF * u);
                 }
@@ -305,8 +311,8 @@ impl Kernel for Coupled<'_> {
                 .iter_mut()
                 .zip(&self.coupling[row][row + 1..])
             {
-                let before = *pending;
-                for (history, pending) in pending.iter_mut().enumerate() {
+                let before = pending.0;
+                for (history, pending) in pending.0.iter_mut().enumerate() {
                     let (i, u) = (history >> 1, history & 1);
                     let from = i + HALF * (decisions >> (i + HALF * u) & 1) as usize;
                     *pending = factor.mul_add(errors[history], before[from]);
@@ -319,11 +325,67 @@ impl Kernel for Coupled<'_> {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{BLOCK_ROWS, Coupling, HALF, LARGEST_VALUE, RESIDUES, STATES, UNREACHED};
+    use super::{
+        BLOCK_ROWS, Coupling, HALF, Histories, LARGEST_VALUE, RESIDUES, STATES, UNREACHED,
+    };
     use std::arch::x86_64::*;
 
     /// Round half to even, without exceptions.
     const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+
+    /// Rows whose effects on the rows behind them are written together.
+    const GROUP: usize = 4;
+
+    /// What a row does to what waits for a later row: where each history comes from, and its error.
+    #[derive(Clone, Copy)]
+    struct Move {
+        errors: [__m512; 2],
+        from: [__m512i; 2],
+    }
+
+    impl Move {
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        fn none() -> Self {
+            Move {
+                errors: [_mm512_setzero_ps(); 2],
+                from: [_mm512_setzero_si512(); 2],
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        fn apply(&self, [low, high]: [__m512; 2], factor: f32) -> [__m512; 2] {
+            let factor = _mm512_set1_ps(factor);
+            let half = |half: usize| {
+                let moved = _mm512_permutex2var_ps(low, self.from[half], high);
+                _mm512_fmadd_ps(factor, self.errors[half], moved)
+            };
+            [half(0), half(1)]
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn load(Histories(numbers): &Histories) -> [__m512; 2] {
+        // SAFETY: twice sixteen numbers.
+        unsafe {
+            [
+                _mm512_loadu_ps(numbers.as_ptr()),
+                _mm512_loadu_ps(numbers.as_ptr().add(HALF)),
+            ]
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn store(Histories(numbers): &mut Histories, [low, high]: [__m512; 2]) {
+        // SAFETY: twice sixteen numbers.
+        unsafe {
+            _mm512_storeu_ps(numbers.as_mut_ptr(), low);
+            _mm512_storeu_ps(numbers.as_mut_ptr().add(HALF), high);
+        }
+    }
 
     /// Distance of aims to the nearest level of their residues, with its sign.
     #[inline]
@@ -340,7 +402,7 @@ mod avx512 {
     pub(super) fn forward_coupled(
         values: &[f32],
         coupling: &Coupling,
-        pending: &mut [[f32; STATES]; BLOCK_ROWS],
+        pending: &mut [Histories; BLOCK_ROWS],
         decisions: &mut [u32],
     ) -> [f32; STATES] {
         let rows = values.len().min(decisions.len()).min(BLOCK_ROWS);
@@ -367,62 +429,60 @@ mod avx512 {
         );
         let mut high = _mm512_set1_ps(UNREACHED);
         let mut low = _mm512_mask_mov_ps(high, 1, _mm512_setzero_ps());
-        for row in 0..rows {
-            let value = _mm512_set1_ps(values[row]);
-            let waiting = pending[row].as_ptr();
-            // SAFETY: twice sixteen numbers.
-            let waiting = unsafe { [_mm512_loadu_ps(waiting), _mm512_loadu_ps(waiting.add(HALF))] };
-            let aims = waiting.map(|waiting| {
-                let aims = _mm512_add_ps(value, waiting);
-                _mm512_max_ps(_mm512_min_ps(aims, most), least)
-            });
-            let step = |low_residues, high_residues| {
-                let (low_miss, high_miss) =
-                    (miss(aims[0], low_residues), miss(aims[1], high_residues));
-                let low = _mm512_fmadd_ps(low_miss, low_miss, low);
-                let high = _mm512_fmadd_ps(high_miss, high_miss, high);
-                let better = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(high, low);
-                let next = _mm512_mask_mov_ps(low, better, high);
-                let error = _mm512_mask_sub_ps(
-                    _mm512_sub_ps(low_miss, waiting[0]),
-                    better,
-                    high_miss,
-                    waiting[1],
-                );
-                let from = _mm512_mask_add_epi32(own, better, own, _mm512_set1_epi32(16));
-                (better, next, error, from)
-            };
-            let (even, odd) = (step(same, other), step(other, same));
-            decisions[row] = u32::from(even.0) | u32::from(odd.0) << HALF;
-            low = _mm512_permutex2var_ps(even.1, first, odd.1);
-            high = _mm512_permutex2var_ps(even.1, second, odd.1);
-            let errors = [
-                _mm512_permutex2var_ps(even.2, first, odd.2),
-                _mm512_permutex2var_ps(even.2, second, odd.2),
-            ];
-            let from = [
-                _mm512_permutex2var_epi32(even.3, first, odd.3),
-                _mm512_permutex2var_epi32(even.3, second, odd.3),
-            ];
-            let later = pending[row + 1..rows].iter_mut();
-            for (pending, &factor) in later.zip(&coupling[row][row + 1..]) {
-                let (factor, at) = (_mm512_set1_ps(factor), pending.as_mut_ptr());
-                // SAFETY: `pending` has twice sixteen numbers.
-                unsafe {
-                    let (low, high) = (_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(HALF)));
-                    let moved = from.map(|from| _mm512_permutex2var_ps(low, from, high));
-                    _mm512_storeu_ps(at, _mm512_fmadd_ps(factor, errors[0], moved[0]));
-                    _mm512_storeu_ps(at.add(HALF), _mm512_fmadd_ps(factor, errors[1], moved[1]));
+        for group in (0..rows).step_by(GROUP) {
+            let end = rows.min(group + GROUP);
+            let mut moves = [Move::none(); GROUP];
+            for row in group..end {
+                let value = _mm512_set1_ps(values[row]);
+                let waiting = load(&pending[row]);
+                let aims = waiting.map(|waiting| {
+                    let aims = _mm512_add_ps(value, waiting);
+                    _mm512_max_ps(_mm512_min_ps(aims, most), least)
+                });
+                let step = |low_residues, high_residues| {
+                    let (low_miss, high_miss) =
+                        (miss(aims[0], low_residues), miss(aims[1], high_residues));
+                    let low = _mm512_fmadd_ps(low_miss, low_miss, low);
+                    let high = _mm512_fmadd_ps(high_miss, high_miss, high);
+                    let better = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(high, low);
+                    let next = _mm512_mask_mov_ps(low, better, high);
+                    let error = _mm512_mask_sub_ps(
+                        _mm512_sub_ps(low_miss, waiting[0]),
+                        better,
+                        high_miss,
+                        waiting[1],
+                    );
+                    let from = _mm512_mask_add_epi32(own, better, own, _mm512_set1_epi32(16));
+                    (better, next, error, from)
+                };
+                let (even, odd) = (step(same, other), step(other, same));
+                decisions[row] = u32::from(even.0) | u32::from(odd.0) << HALF;
+                low = _mm512_permutex2var_ps(even.1, first, odd.1);
+                high = _mm512_permutex2var_ps(even.1, second, odd.1);
+                let passed = Move {
+                    errors: [first, second].map(|half| _mm512_permutex2var_ps(even.2, half, odd.2)),
+                    from: [first, second]
+                        .map(|half| _mm512_permutex2var_epi32(even.3, half, odd.3)),
+                };
+                for later in row + 1..end {
+                    let pending = &mut pending[later];
+                    store(pending, passed.apply(load(pending), coupling[row][later]));
                 }
+                moves[row - group] = passed;
+            }
+            // Rows behind the group are read and written once for all of its rows; in the last group there are none.
+            for later in end..rows {
+                let pending = &mut pending[later];
+                let mut waiting = load(pending);
+                for (passed, row) in moves.iter().zip(group..) {
+                    waiting = passed.apply(waiting, coupling[row][later]);
+                }
+                store(pending, waiting);
             }
         }
-        let mut metrics = [0.0; STATES];
-        // SAFETY: twice sixteen numbers.
-        unsafe {
-            _mm512_storeu_ps(metrics.as_mut_ptr(), low);
-            _mm512_storeu_ps(metrics.as_mut_ptr().add(HALF), high);
-        }
-        metrics
+        let mut metrics = Histories([0.0; STATES]);
+        store(&mut metrics, [low, high]);
+        metrics.0
     }
 }
 
@@ -669,7 +729,7 @@ pub(crate) mod tests {
             values[0] = 1e9; // saturates
             let values = &values[..rows];
             let run = |vectors: bool| {
-                let mut pending = [[0.0; STATES]; BLOCK_ROWS];
+                let mut pending = [Histories([0.0; STATES]); BLOCK_ROWS];
                 let mut decisions = [0; BLOCK_ROWS];
                 let taken = &mut decisions[..rows];
                 let last = match vectors {
@@ -684,7 +744,7 @@ pub(crate) mod tests {
                         .run(),
                     ),
                 };
-                (last, decisions, pending.map(|row| row.map(f32::to_bits)))
+                (last, decisions, pending.map(|row| row.0.map(f32::to_bits)))
             };
             assert!(run(true) == run(false), "{rows} rows");
         }
