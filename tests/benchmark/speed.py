@@ -36,7 +36,7 @@ def main():
     for name, entry in found.items():
         group, _, task = name.partition("/")
         product = found.get(f"{group}/matrix product")
-        if task == "quantize" and product:
+        if task.startswith("quantize") and product:
             entry["times_the_matrix_product"] = round(entry["milliseconds"] / product["milliseconds"], 2)
     receipt = {"command": "python3 tests/benchmark/speed.py", "processor": processor(), "cores": os.cpu_count(),
                "note": "elements are indices, and floating-point operations in the groups `feedback`", "benchmarks": found}

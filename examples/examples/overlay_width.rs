@@ -1,0 +1,155 @@
+//! What a low-rank overlay would bring at widths of large models: synthetic layers, as JSON.
+//!
+//! ```text
+//! cargo run --release -p uc-examples --example overlay_width -- 1024 2048 4096
+//! ```
+//! A layer of n inputs and n outputs has second moments with eigenvalues `1/(1 + i)` in a random basis (a Hadamard matrix
+//! between random signs) and normal weights with a strong part of rank 16. It is quantized at 5 bits as the pipeline would,
+//! and overlays are fitted to what that leaves. Printed is, for some ranks, which part of the output error the overlay
+//! takes away and the error that remains when its bits are taken from the indices, over that without overlay: below 1 it
+//! would be worth them. Once with factors in bfloat16, and once as if eight bits had held the same factors.
+
+use anyhow::Context;
+use serde_json::json;
+use uc_codec::classes::row_logs;
+use uc_codec::rate::{self, Subject};
+use uc_codec::steps::{Steps, step_logs};
+use uc_codec::{TensorCode, factor, feedback, overlay};
+
+/// Rate of the indices, bits per weight.
+const BITS: f64 = 5.0;
+/// Rank of the strong part of the weights.
+const STRONG: usize = 16;
+
+fn main() -> anyhow::Result<()> {
+    let mut measured = Vec::new();
+    for width in std::env::args().skip(1) {
+        let n: usize = width.parse().context("usage: overlay_width WIDTH …")?;
+        anyhow::ensure!(n.is_power_of_two(), "{n} is not a power of two");
+        measured.push(measure(n)?);
+    }
+    println!("{}", serde_json::to_string_pretty(&measured)?);
+    Ok(())
+}
+
+/// SplitMix64 with about normal deviates.
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn normals(&mut self, count: usize) -> Vec<f32> {
+        let uniform = |bits: u64| (bits >> 40) as f32 / (1u64 << 24) as f32;
+        (0..count)
+            .map(|_| (0..12).map(|_| uniform(self.bits())).sum::<f32>() - 6.0)
+            .collect()
+    }
+
+    fn signs(&mut self, count: usize) -> Vec<f32> {
+        (0..count)
+            .map(|_| if self.bits() & 1 == 0 { 1.0 } else { -1.0 })
+            .collect()
+    }
+}
+
+/// Orthonormal Walsh-Hadamard transform of `x`, whose length is a power of two.
+fn hadamard(x: &mut [f32]) {
+    let mut half = 1;
+    while half < x.len() {
+        for pair in x.chunks_mut(2 * half) {
+            let (low, high) = pair.split_at_mut(half);
+            for (a, b) in low.iter_mut().zip(high) {
+                (*a, *b) = (*a + *b, *a - *b);
+            }
+        }
+        half *= 2;
+    }
+    let scale = 1.0 / (x.len() as f32).sqrt();
+    x.iter_mut().for_each(|x| *x *= scale);
+}
+
+/// Second moments [n, n] with eigenvalues `1/(1 + i)`.
+fn moments(n: usize, random: &mut Random) -> Vec<f32> {
+    let signs = random.signs(n);
+    let mut h = vec![0.0f32; n * n];
+    for row in 0..n {
+        // Row `row` of diag(signs) · Q · diag(λ) · Qᵀ · diag(signs), Q being symmetric.
+        let own = &mut h[row * n..(row + 1) * n];
+        own[row] = signs[row];
+        hadamard(own);
+        own.iter_mut()
+            .enumerate()
+            .for_each(|(i, x)| *x /= 1.0 + i as f32);
+        hadamard(own);
+        own.iter_mut().zip(&signs).for_each(|(x, sign)| *x *= sign);
+    }
+    for row in 0..n {
+        for col in 0..row {
+            h[row * n + col] = h[col * n + row];
+        }
+    }
+    h
+}
+
+fn weights(n: usize, random: &mut Random) -> Vec<f32> {
+    let mut w = random.normals(n * n);
+    let (u, v) = (random.normals(n * STRONG), random.normals(STRONG * n));
+    for (i, row) in w.chunks_mut(n).enumerate() {
+        for r in 0..STRONG {
+            let u = u[i * STRONG + r] / (1.0 + r as f32);
+            row.iter_mut()
+                .zip(&v[r * n..])
+                .for_each(|(x, v)| *x += u * v);
+        }
+        row.iter_mut().for_each(|x| *x *= 0.02);
+    }
+    w
+}
+
+fn measure(n: usize) -> anyhow::Result<serde_json::Value> {
+    let mut random = Random(n as u64);
+    let factor = factor::factorize(&moments(n, &mut random), n, 0.001)?;
+    let w = weights(n, &mut random);
+    let (column_log, base) = step_logs(&factor.inv_diag)?;
+    let row_step_log = vec![0; n];
+    let subject = Subject {
+        w: &w,
+        m: n,
+        n,
+        factor: &factor,
+        column_log: &column_log,
+        row_step_log: &row_step_log,
+    };
+    let step = rate::choose_step(subject, base, BITS, 256)?.step;
+    let steps = Steps::new(step, &column_log, &row_step_log);
+    let q = feedback::quantize(&w, n, n, &factor, None, &steps)?;
+    let row_log = row_logs(&q, n, &column_log)?;
+    let code = TensorCode {
+        rows: n,
+        cols: n,
+        step,
+        column_log,
+        row_log,
+        row_step_log,
+        q,
+        overlay: None,
+    };
+    let fit = overlay::fit(&code.residual(&w)?, n, n, &factor, &steps.rows, 64)?;
+    let ranks = [1, 4, 16, 32, 64].map(|rank| {
+        let bits = overlay::bits_per_weight(rank, n, n);
+        let left = |bits: f64| (1.0 - fit.captured(rank)) * (2.0 * bits).exp2();
+        json!({
+            "rank": rank,
+            "captured": fit.captured(rank),
+            "bits_per_weight": bits,
+            "error_at_equal_bits": left(bits),
+            "error_at_equal_bits_with_8_bit_factors": left(bits / 2.0),
+        })
+    });
+    Ok(json!({ "width": n, "best_rank": fit.best_rank(), "ranks": ranks }))
+}
