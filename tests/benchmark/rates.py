@@ -2,6 +2,9 @@
 """Rate and quality: compresses a model at several rates and writes the table and the plot of docs/benchmarks.
 
 Usage: python3 tests/benchmark/rates.py --model DIR --calibration FILE ... --text FILE [--windows 12] [--bpw 2 3 4 5 6 7 8] [--set K=V ...]
+       [--run DIR]
+All rates share one run directory that keeps every intermediate file, so that survey and calibration are made once; it is
+temporary unless --run names it.
 Needs: matplotlib. Writes docs/benchmarks/rates-MODEL.json and .svg; other codecs of peers-MODEL.json are drawn beside the curve.
 Rates that the receipt has already are kept unless they are named in --bpw.
 """
@@ -21,15 +24,16 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAMS = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
 
 
-def measure(options, bpw):
-    with tempfile.TemporaryDirectory() as run:
-        command = [PROGRAMS / "uc", "compress", options.model, "--run", f"{run}/run", "--json", "--bpw", str(bpw),
-                   "--set", f"evaluation.windows={options.windows}", "--evaluation", options.text]
-        for text in options.calibration:
-            command += ["--calibration", text]
-        for setting in options.set:
-            command += ["--set", setting]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+def measure(options, run, bpw):
+    pipeline = run / "keep-everything.toml"
+    pipeline.write_text((ROOT / "pipeline.toml").read_text().replace("keep = false", "keep = true"))
+    command = [PROGRAMS / "uc", "compress", options.model, "--run", run / "run", "--pipeline", pipeline, "--json", "--bpw", str(bpw),
+               "--set", f"evaluation.windows={options.windows}", "--evaluation", options.text]
+    for text in options.calibration:
+        command += ["--calibration", text]
+    for setting in options.set:
+        command += ["--set", setting]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     summary = json.loads(done.stdout)
     metrics, totals = summary["metrics"], summary["pack"]["totals"]
     found = float(totals["bits_per_weight_linears"])
@@ -64,13 +68,21 @@ def main():
     parser.add_argument("--windows", type=int, default=12)
     parser.add_argument("--bpw", type=float, nargs="*", default=[2, 3, 4, 5, 6, 7, 8])
     parser.add_argument("--set", nargs="*", default=[])
+    parser.add_argument("--run", type=pathlib.Path)
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        run = options.run or pathlib.Path(temporary)
+        run.mkdir(parents=True, exist_ok=True)
+        sweep(options, run)
+
+
+def sweep(options, run):
     folder, name = ROOT / "docs" / "benchmarks", options.model.name
     receipt = folder / f"rates-{name}.json"
     old = json.loads(receipt.read_text())["rates"] if receipt.exists() else []
     rates = {rate["bpw"]: rate for rate in old}
     for bpw in options.bpw:
-        rates[bpw] = measure(options, bpw)
+        rates[bpw] = measure(options, run, bpw)
         ordered = [rates[key] for key in sorted(rates)]
         print(f"{bpw}: {rates[bpw]['bits_per_weight_linears']:.4f} bpw, mean KL {rates[bpw]['mean_kl']['value']:.5f}", flush=True)
         texts = " ".join(text.name for text in options.calibration)

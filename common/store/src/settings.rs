@@ -152,7 +152,7 @@ impl Default for AllocationSettings {
     fn default() -> Self {
         Self {
             mode: AllocationMode::Global,
-            windows: 24,
+            windows: 48,
             seed: 42,
         }
     }
@@ -162,8 +162,8 @@ impl Default for QuantizeSettings {
     fn default() -> Self {
         Self {
             bpw: 5.0,
-            damping: 0.001,
-            output_damping: 0.1,
+            damping: 0.003,
+            output_damping: 0.05,
             probe_rows: 256,
         }
     }
