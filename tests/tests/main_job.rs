@@ -123,9 +123,24 @@ fn bits_dealt_by_sensitivity_predict_better_than_equal_bits_and_keep_the_budget(
 #[test]
 fn other_rates_and_a_forced_overlay_keep_the_budget() {
     let folder = tempfile::tempdir().expect("folder");
+    // The second with the moments of its inputs (128 and 384 wide) in blocks.
     for (index, arguments) in [
-        ["--bpw", "3.5", "--rank", "auto"],
-        ["--bpw", "6.25", "--rank", "4"],
+        [
+            "--bpw",
+            "3.5",
+            "--rank",
+            "auto",
+            "--set",
+            "calibration.windows=8",
+        ],
+        [
+            "--bpw",
+            "6.25",
+            "--rank",
+            "4",
+            "--set",
+            "calibration.widest=80",
+        ],
     ]
     .iter()
     .enumerate()

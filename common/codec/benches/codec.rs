@@ -136,7 +136,7 @@ fn error_feedback(criterion: &mut Criterion) {
         let moments: Vec<f32> = (0..m * BLOCK_ROWS)
             .map(|e| 0.7f32.powi((e / BLOCK_ROWS % BLOCK_ROWS).abs_diff(e % BLOCK_ROWS) as i32))
             .collect();
-        let outputs = factor::factorize_outputs(&moments, m, 0.1).expect("positive definite");
+        let outputs = factor::factorize(&moments, m, 0.1).expect("positive definite");
         let mut group = criterion.benchmark_group(format!("feedback {m} x {n}"));
         let flops = (m * n * n) as u64;
         group

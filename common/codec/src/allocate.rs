@@ -23,7 +23,7 @@ pub struct Surveyed {
     pub weights: u64,
     /// `lambda` at which it takes the bits per weight that the budget gives on average.
     pub lambda: f64,
-    /// The mean square gradient by its outputs that counts, [`crate::factor::OutputFactor::sensitivity`].
+    /// The mean square gradient by its outputs that counts, [`crate::factor::Factor::sensitivity`].
     pub sensitivity: f64,
 }
 

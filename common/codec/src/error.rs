@@ -8,7 +8,7 @@ use rayon::prelude::*;
 const PIECE: usize = 128;
 
 /// Relative output error `tr(E·H·Eᵀ) / tr(W·H·Wᵀ)` with `E = approximation − weights`, both [m, n],
-/// under the (undamped) Hessian `h` [n, n] of the inputs: the mean square of the change of the
+/// under the (undamped) Hessian `h` [n, block] of the inputs, whole or in diagonal blocks ([`crate::factor`]): the mean square of the change of the
 /// outputs over the mean square of the outputs. 0 where both vanish, infinite where only the
 /// denominator does.
 ///
@@ -23,7 +23,8 @@ pub fn relative_output_error(
 ) -> Result<f64, CodecError> {
     check_matrix("weights", weights.len(), m, n)?;
     check_matrix("approximation", approximation.len(), m, n)?;
-    check_matrix("Hessian", h.len(), n, n)?;
+    let block = h.len() / n.max(1);
+    check_matrix("Hessian", h.len(), n, block)?;
     check_finite("weights", weights)?;
     check_finite("approximation", approximation)?;
     check_finite("Hessian", h)?;
@@ -32,25 +33,24 @@ pub fn relative_output_error(
         .zip(weights)
         .map(|(a, w)| a - w)
         .collect();
-    let (error, signal) = (energy(&error, n, h), energy(weights, n, h));
+    let (error, signal) = (energy(&error, n, h, block), energy(weights, n, h, block));
     Ok(if error == 0.0 { 0.0 } else { error / signal })
 }
 
 /// `tr(X·H·Xᵀ)` of `x` [m, n], summed in a fixed order in f64.
-fn energy(x: &[f32], n: usize, h: &[f32]) -> f64 {
+fn energy(x: &[f32], n: usize, h: &[f32], block: usize) -> f64 {
     if x.is_empty() {
         return 0.0;
     }
     let piece = |x: &[f32]| {
         let rows = x.len() / n;
         let mut product = vec![0.0f32; x.len()];
-        multiply(
-            &mut product,
-            n,
-            View::new(x, rows, n, n),
-            View::new(h, n, n, n),
-            false,
-        );
+        for first in (0..n).step_by(block) {
+            let width = block.min(n - first);
+            let own = View::new(&x[first..], rows, width, n);
+            let h = View::new(&h[first * block..], width, width, block);
+            multiply(&mut product[first..], n, own, h, false);
+        }
         product
             .iter()
             .zip(x)

@@ -17,13 +17,17 @@
 //! # Outputs
 //! Where the loss minds the outputs' errors by `G = E[g·gᵀ]` over the gradients g at them, the error of the loss is, to
 //! second order and with gradients taken as independent of inputs, `tr(G E H Eᵀ)` (Kronecker-factored Fisher information:
-//! Martens and Grosse 2015; for rounding: Tseng et al. 2025, arXiv 2505.22988). `G` is kept, damped and factored in
-//! diagonal blocks of [`BLOCK_ROWS`] rows, `G' = B·Bᵀ` with B upper triangular, and then
-//! `tr(G' E H' Eᵀ) = ‖Bᵀ·E·A‖²`: row i of a block can be quantized so as to cancel what the rows above it left, with
-//! `b_ki = B_ki / B_ii` as the columns are with `a_kj`. Larger blocks were no better (`docs/negative-results.md`).
+//! Martens and Grosse 2015; for rounding: Tseng et al. 2025, arXiv 2505.22988). With `G' = B·Bᵀ` as `H' = A·Aᵀ` this is
+//! `‖Bᵀ·E·A‖²`: row i can be quantized so as to cancel what the rows above it left, with `b_ki = B_ki / B_ii` as the columns
+//! are with `a_kj`.
+//!
+//! # Blocks
+//! A matrix may be kept in diagonal blocks, [n, block]: row i holds its entries in the columns of its own block, which begins
+//! at `i − i mod block`, and zeros where the last block is narrower; a block of n or more is the whole matrix. What lies
+//! outside is taken as zero. `G` comes in the blocks of [`crate::trellis::BLOCK_ROWS`] rows that the trellis ties together
+//! (larger ones were no better, `docs/negative-results.md`), `H` of very wide inputs in blocks that fit in memory.
 
 use crate::failure::{CodecError, check_finite, check_matrix};
-use crate::trellis::BLOCK_ROWS;
 use faer::MatMut;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
@@ -38,168 +42,137 @@ const TILE: usize = 64;
 /// `H' = A·Aᵀ` in the form that error feedback reads.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Factor {
-    /// Width of the layer's input.
+    /// Rows and columns of the matrix.
     pub n: usize,
-    /// [n, n] unit upper triangular: `a[k * n + j] = A_kj / A_jj` for k ≤ j, 0 below.
+    /// Width of its diagonal blocks.
+    pub block: usize,
+    /// [n, block] unit upper triangular in each block: `a_kj = A_kj / A_jj` for k ≤ j, 0 below.
     pub a: Vec<f32>,
-    /// [n] `1 / A_jj`, finite and positive: the best column steps are proportional to it.
+    /// [n] `1 / A_jj`, finite and positive: the best steps are proportional to it.
     pub inv_diag: Vec<f32>,
-    /// Damping that was used, as a fraction of the mean diagonal; at least the one asked for.
+    /// Damping that was used (in the block that needed most), as a fraction of the mean diagonal; at least the one asked for.
     pub damping: f64,
     /// Number of inputs that were never active (`H_jj = 0`).
     pub dead: usize,
 }
 
-/// Factors the Hessian `h` [n, n] (row-major, symmetric; only the lower triangle is read) with
-/// `damping` relative to its mean diagonal.
+impl Factor {
+    /// First entry and width of every block.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let starts = (0..self.n).step_by(self.block.max(1));
+        starts.map(|first| (first, self.block.min(self.n - first)))
+    }
+
+    /// Of a factor of output gradients: the mean square gradient that counts for the rate, `2^(−2 · mean log2 inv_diag)`, the
+    /// geometric mean of `B_ii²`. With row steps proportional to `inv_diag` a linear behaves as one of that sensitivity in
+    /// every output.
+    pub fn sensitivity(&self) -> f64 {
+        let logs = self.inv_diag.iter().map(|&x| f64::from(x).log2());
+        (-2.0 * logs.sum::<f64>() / self.n.max(1) as f64).exp2()
+    }
+}
+
+/// Factors the symmetric matrix `h` [n, block], whole or in diagonal blocks as its length tells (only the lower triangles
+/// are read), with `damping` relative to its mean diagonal. A matrix of zeros counts as the identity.
 ///
-/// Takes one `n·n` f64 buffer beside the result. The bits do not depend on the number of threads.
+/// Takes one `block·block` f64 buffer beside the result. The bits do not depend on the number of threads.
 ///
 /// # Errors
 /// [`CodecError::Shape`]; [`CodecError::NotFinite`]; [`CodecError::Range`] for a negative diagonal
 /// entry or a damping that is negative or not finite; [`CodecError::NotPositiveDefinite`].
 pub fn factorize(h: &[f32], n: usize, damping: f64) -> Result<Factor, CodecError> {
-    check_matrix("Hessian", h.len(), n, n)?;
-    check_damping(damping)?;
-    let mean = mean_diagonal("Hessian", h, (0..n).map(|j| j * n + j))?;
-    factorize_about(h, n, damping, mean)
-}
-
-/// [`factorize`] with damping relative to `mean` instead of the matrix's own.
-fn factorize_about(h: &[f32], n: usize, damping: f64, mean: f64) -> Result<Factor, CodecError> {
-    let dead = (0..n).filter(|&j| h[j * n + j] == 0.0).count();
-    if n == 0 || mean == 0.0 {
-        return Ok(identity(n, damping, dead));
+    let block = h.len() / n.max(1);
+    check_matrix("second moments", h.len(), n, block)?;
+    if n > 0 && block == 0 {
+        check_matrix("second moments", h.len(), n, n)?;
     }
-    let mut buffer = vec![0.0f64; n * n];
-    let mut used = damping;
-    for _ in 0..ATTEMPTS {
-        fill_reversed(&mut buffer, h, n, used * mean);
-        if cholesky(&mut buffer, n) {
-            return Ok(unit_factor(&buffer, n, used, dead));
-        }
-        used = (used * 10.0).max(1e-8);
+    if !(0.0..=1e6).contains(&damping) {
+        let expected = "0 to 1e6";
+        return Err(CodecError::Range {
+            what: "damping",
+            found: damping,
+            expected,
+        });
     }
-    Err(CodecError::NotPositiveDefinite {
+    let mean = mean_diagonal(h, n, block)?;
+    let mut factor = Factor {
         n,
-        damping: used / 10.0,
-    })
-}
-
-fn check_damping(damping: f64) -> Result<(), CodecError> {
-    if (0.0..=1e6).contains(&damping) {
-        return Ok(());
+        block,
+        a: vec![0.0; n * block],
+        inv_diag: vec![1.0; n],
+        damping,
+        dead: (0..n).filter(|&j| h[j * block + j % block] == 0.0).count(),
+    };
+    if mean == 0.0 {
+        (0..n).for_each(|j| factor.a[j * block + j % block] = 1.0);
+        return Ok(factor);
     }
-    let expected = "0 to 1e6";
-    Err(CodecError::Range {
-        what: "damping",
-        found: damping,
-        expected,
-    })
+    let side = block.min(n);
+    let mut buffer = vec![0.0f64; side * side];
+    for first in (0..n).step_by(block) {
+        let size = block.min(n - first);
+        let (h, buffer) = (&h[first * block..], &mut buffer[..size * size]);
+        let used = cholesky_damped(buffer, h, size, block, damping, mean)?;
+        factor.damping = factor.damping.max(used);
+        let inv_diag = &mut factor.inv_diag[first..first + size];
+        let a = &mut factor.a[first * block..(first + size) * block];
+        unit_factor(buffer, size, block, a, inv_diag);
+    }
+    Ok(factor)
 }
 
-/// Mean of the entries of a finite matrix at the places of its diagonal, none of which may be negative; 0 of nothing.
-fn mean_diagonal(
-    what: &'static str,
-    matrix: &[f32],
-    places: impl ExactSizeIterator<Item = usize>,
-) -> Result<f64, CodecError> {
-    check_finite(what, matrix)?;
-    let (count, mut sum) = (places.len(), 0.0);
-    for place in places {
-        let found = f64::from(matrix[place]);
+/// Mean of the diagonal of a finite matrix [n, block], which may not have a negative entry; 0 of nothing.
+fn mean_diagonal(h: &[f32], n: usize, block: usize) -> Result<f64, CodecError> {
+    check_finite("second moments", h)?;
+    let mut sum = 0.0;
+    for j in 0..n {
+        let found = f64::from(h[j * block + j % block]);
         if found < 0.0 {
-            let expected = "no negative entry on the diagonal";
+            let expected = "no negative entry";
             return Err(CodecError::Range {
-                what,
+                what: "diagonal of the second moments",
                 found,
                 expected,
             });
         }
         sum += found;
     }
-    Ok(sum / count.max(1) as f64)
+    Ok(sum / n.max(1) as f64)
 }
 
-/// `G' = B·Bᵀ` of every block of rows, in the form that error feedback reads.
-#[derive(Debug, Clone, PartialEq)]
-pub struct OutputFactor {
-    /// [rows, BLOCK_ROWS]: entry `k * BLOCK_ROWS + i` is `b = B / B_ii` from row k to row i of the same block (counted from the
-    /// block's first), 1 for row k itself, 0 before it.
-    pub b: Vec<f32>,
-    /// [rows] `1 / B_ii`, finite and positive: the best row steps are proportional to it.
-    pub inv_diag: Vec<f32>,
-}
-
-impl OutputFactor {
-    /// The mean square gradient that counts for the rate: `2^(−2 · mean log2 inv_diag)`, the geometric mean of `B_ii²`.
-    /// With row steps proportional to `inv_diag` a linear behaves as one of that sensitivity in every output.
-    pub fn sensitivity(&self) -> f64 {
-        let logs = self.inv_diag.iter().map(|&x| f64::from(x).log2());
-        (-2.0 * logs.sum::<f64>() / self.inv_diag.len().max(1) as f64).exp2()
-    }
-}
-
-/// Factors the second moments of a linear's output gradients: `moments` [rows, BLOCK_ROWS] holds in row i the moments
-/// of output i with the outputs of its block (0 beyond the last row); `damping` is relative to the mean over all rows.
-/// Where no gradient ever came, every output counts the same.
-///
-/// # Errors
-/// As [`factorize`].
-pub fn factorize_outputs(
-    moments: &[f32],
-    rows: usize,
+/// Leaves the factor of a block in `buffer` [size, size]; returns the damping with which there is one.
+fn cholesky_damped(
+    buffer: &mut [f64],
+    h: &[f32],
+    size: usize,
+    stride: usize,
     damping: f64,
-) -> Result<OutputFactor, CodecError> {
-    let what = "second moments of output gradients";
-    check_matrix(what, moments.len(), rows, BLOCK_ROWS)?;
-    check_damping(damping)?;
-    let place = |row: usize| row * BLOCK_ROWS + row % BLOCK_ROWS;
-    let mean = mean_diagonal(what, moments, (0..rows).map(place))?;
-    let mut found = OutputFactor {
-        b: vec![0.0; moments.len()],
-        inv_diag: Vec::with_capacity(rows),
-    };
-    let blocks = moments.chunks(BLOCK_ROWS * BLOCK_ROWS);
-    for (g, b) in blocks.zip(found.b.chunks_mut(BLOCK_ROWS * BLOCK_ROWS)) {
-        let n = g.len() / BLOCK_ROWS;
-        let square: Vec<f32> = g
-            .chunks(BLOCK_ROWS)
-            .flat_map(|row| &row[..n])
-            .copied()
-            .collect();
-        let factor = factorize_about(&square, n, damping, mean)?;
-        for (b, a) in b.chunks_mut(BLOCK_ROWS).zip(factor.a.chunks(n)) {
-            b[..n].copy_from_slice(a);
+    mean: f64,
+) -> Result<f64, CodecError> {
+    let mut used = damping;
+    for _ in 0..ATTEMPTS {
+        fill_reversed(buffer, h, size, stride, used * mean);
+        if cholesky(buffer, size) {
+            return Ok(used);
         }
-        found.inv_diag.extend(factor.inv_diag);
+        used = (used * 10.0).max(1e-8);
     }
-    Ok(found)
-}
-
-/// The factor of a layer whose input carries no information: every column counts the same.
-fn identity(n: usize, damping: f64, dead: usize) -> Factor {
-    let mut a = vec![0.0; n * n];
-    (0..n).for_each(|j| a[j * n + j] = 1.0);
-    Factor {
-        n,
-        a,
-        inv_diag: vec![1.0; n],
-        damping,
-        dead,
-    }
+    Err(CodecError::NotPositiveDefinite {
+        n: size,
+        damping: used / 10.0,
+    })
 }
 
 /// `buffer` [n, n] column-major, lower triangle (i ≥ j): element (i, j) becomes `H'[n-1-j, n-1-i]`,
-/// so that column j is row `n-1-j` of `h`, read backwards from its diagonal.
-fn fill_reversed(buffer: &mut [f64], h: &[f32], n: usize, added: f64) {
+/// so that column j is row `n-1-j` of `h` (rows `stride` apart), read backwards from its diagonal.
+fn fill_reversed(buffer: &mut [f64], h: &[f32], n: usize, stride: usize, added: f64) {
     buffer
         .par_chunks_mut(n)
         .enumerate()
         .for_each(|(j, column)| {
             let row = n - 1 - j;
             for i in j..n {
-                column[i] = f64::from(h[row * n + (n - 1 - i)]);
+                column[i] = f64::from(h[row * stride + (n - 1 - i)]);
             }
             column[j] += added;
         });
@@ -224,14 +197,13 @@ fn cholesky(buffer: &mut [f64], n: usize) -> bool {
             .all(|(j, c)| c[j..].iter().all(|x| x.is_finite()))
 }
 
-/// Turns the lower factor L of the reversed matrix into `a` and `inv_diag`:
+/// Turns the lower factor L [n, n] of the reversed matrix into `a` (rows `stride` apart) and `inv_diag` [n]:
 /// `A_kj = L[n-1-k, n-1-j]`, which lies at `(n-1-j)·n + (n-1-k)`.
-fn unit_factor(lower: &[f64], n: usize, damping: f64, dead: usize) -> Factor {
-    let inv_diag: Vec<f32> = (0..n)
-        .map(|j| (1.0 / lower[(n - 1 - j) * n + (n - 1 - j)]) as f32)
-        .collect();
-    let mut a = vec![0.0f32; n * n];
-    a.par_chunks_mut(TILE * n)
+fn unit_factor(lower: &[f64], n: usize, stride: usize, a: &mut [f32], inv_diag: &mut [f32]) {
+    for (j, inverse) in inv_diag.iter_mut().enumerate() {
+        *inverse = (1.0 / lower[(n - 1 - j) * n + (n - 1 - j)]) as f32;
+    }
+    a.par_chunks_mut(TILE * stride)
         .enumerate()
         .for_each(|(strip, rows)| {
             let first = strip * TILE;
@@ -239,19 +211,12 @@ fn unit_factor(lower: &[f64], n: usize, damping: f64, dead: usize) -> Factor {
                 for j in left..n.min(left + TILE) {
                     let column = &lower[(n - 1 - j) * n..(n - j) * n];
                     let diagonal = column[n - 1 - j];
-                    for k in first..(j + 1).min(first + rows.len() / n) {
-                        rows[(k - first) * n + j] = (column[n - 1 - k] / diagonal) as f32;
+                    for k in first..(j + 1).min(first + rows.len() / stride) {
+                        rows[(k - first) * stride + j] = (column[n - 1 - k] / diagonal) as f32;
                     }
                 }
             }
         });
-    Factor {
-        n,
-        a,
-        inv_diag,
-        damping,
-        dead,
-    }
 }
 
 #[cfg(test)]
@@ -356,6 +321,10 @@ mod tests {
             factorize(&[1.0; 3], 2, 0.1),
             Err(CodecError::Shape { .. })
         ));
+        assert!(matches!(
+            factorize(&[], 2, 0.1),
+            Err(CodecError::Shape { .. })
+        ));
         let nan = factorize(&[1.0, f32::NAN, 0.0, 1.0], 2, 0.1);
         assert!(matches!(nan, Err(CodecError::NotFinite { index: 1, .. })));
         assert!(matches!(
@@ -373,51 +342,43 @@ mod tests {
     }
 
     #[test]
-    fn outputs_are_factored_in_blocks_with_one_damping_for_all() {
-        let (rows, last) = (BLOCK_ROWS + 5, 5);
-        let (upper, lower) = (hessian(BLOCK_ROWS, 300), hessian(last, 40));
-        let mut moments = upper.clone();
+    fn blocks_are_factored_by_themselves_with_one_damping_for_all() {
+        let (block, last) = (70, 5);
+        let (upper, lower) = (hessian(block, 300), hessian(last, 40));
+        let mut h = upper.clone();
         for row in lower.chunks(last) {
-            moments.extend(row);
-            moments.extend([0.0; BLOCK_ROWS - 5]);
+            h.extend(row);
+            h.extend(vec![0.0; block - last]);
         }
-        let found = factorize_outputs(&moments, rows, 0.1).unwrap();
+        let found = factorize(&h, block + last, 0.1).unwrap();
+        assert_eq!(
+            found.blocks().collect::<Vec<_>>(),
+            [(0, block), (block, last)]
+        );
         let trace = |h: &[f32], n: usize| (0..n).map(|i| f64::from(h[i * n + i])).sum::<f64>();
-        let mean = (trace(&upper, BLOCK_ROWS) + trace(&lower, last)) / rows as f64;
-        for (h, n, first) in [(upper, BLOCK_ROWS, 0), (lower, last, BLOCK_ROWS)] {
-            let factor = factorize_about(&h, n, 0.1, mean).unwrap();
-            assert_eq!(found.inv_diag[first..first + n], factor.inv_diag);
+        let mean = (trace(&upper, block) + trace(&lower, last)) / (block + last) as f64;
+        for (h, n, first) in [(upper, block, 0), (lower, last, block)] {
+            let factor = factorize(&h, n, 0.1 * mean * n as f64 / trace(&h, n)).unwrap();
             for k in 0..n {
-                let at = (first + k) * BLOCK_ROWS;
-                assert_eq!(found.b[at..at + n], factor.a[k * n..(k + 1) * n]);
-                assert!(found.b[at + n..at + BLOCK_ROWS].iter().all(|&b| b == 0.0));
+                let near = |a: f32, b: f32| (a - b).abs() <= 1e-6 * (1.0 + b.abs());
+                assert!(near(found.inv_diag[first + k], factor.inv_diag[k]));
+                let row = &found.a[(first + k) * block..(first + k + 1) * block];
+                assert!(
+                    row[..n]
+                        .iter()
+                        .zip(&factor.a[k * n..])
+                        .all(|(&a, &b)| near(a, b))
+                );
+                assert!(row[n..].iter().all(|&a| a == 0.0));
             }
         }
-        let product: f64 = found.inv_diag.iter().map(|&x| f64::from(x).ln()).sum();
-        let sensitivity = (-2.0 * product / rows as f64).exp();
-        assert!((found.sensitivity() / sensitivity - 1.0).abs() < 1e-9);
     }
 
     #[test]
-    fn outputs_without_gradients_count_the_same_and_bad_moments_are_refused() {
-        let silent = factorize_outputs(&[0.0; 2 * BLOCK_ROWS], 2, 0.1).unwrap();
-        assert_eq!(silent.inv_diag, [1.0, 1.0]);
-        assert_eq!(silent.sensitivity(), 1.0);
-        let mut moments = [0.0; 2 * BLOCK_ROWS];
-        moments[BLOCK_ROWS + 1] = -1.0;
-        let refused =
-            |moments: &[f32], damping| factorize_outputs(moments, 2, damping).unwrap_err();
-        assert!(matches!(refused(&moments, 0.1), CodecError::Range { .. }));
-        moments[BLOCK_ROWS + 1] = f32::NAN;
-        assert!(matches!(
-            refused(&moments, 0.1),
-            CodecError::NotFinite { .. }
-        ));
-        assert!(matches!(refused(&[0.0; 3], 0.1), CodecError::Shape { .. }));
-        assert!(matches!(
-            refused(&[0.0; 2 * BLOCK_ROWS], -1.0),
-            CodecError::Range { .. }
-        ));
+    fn the_sensitivity_is_the_geometric_mean_of_the_factors_diagonal() {
+        let factor = factorize(&[4.0, 0.0, 0.0, 16.0], 2, 0.0).unwrap();
+        assert!((factor.sensitivity() - 8.0).abs() < 1e-5);
+        assert_eq!(factorize(&[0.0; 256], 2, 0.1).unwrap().sensitivity(), 1.0);
     }
 
     #[test]

@@ -13,7 +13,7 @@
 //! the bits do not depend on the number of threads.
 
 use crate::bf16;
-use crate::factor::{Factor, OutputFactor};
+use crate::factor::Factor;
 use crate::failure::{CodecError, check_finite, check_len, check_matrix};
 use crate::product::{View, multiply};
 use crate::simd::{Kernel, dispatch};
@@ -36,7 +36,7 @@ pub fn is_zero(row: &[f32]) -> bool {
 /// level saturate, and their error is fed back as any other.
 ///
 /// The search takes every row's error as equally grave in units of its step: with outputs, the row steps should be
-/// proportional to [`OutputFactor::inv_diag`].
+/// proportional to its [`Factor::inv_diag`].
 ///
 /// # Errors
 /// [`CodecError::Shape`], [`CodecError::NotFinite`] (weights, steps), [`CodecError::Range`] for a
@@ -46,14 +46,14 @@ pub fn quantize(
     m: usize,
     n: usize,
     factor: &Factor,
-    outputs: Option<&OutputFactor>,
+    outputs: Option<&Factor>,
     steps: &Steps,
 ) -> Result<Vec<i16>, CodecError> {
     check_matrix("weights", w.len(), m, n)?;
     check_len("factor", factor.n, n)?;
-    check_matrix("factor", factor.a.len(), n, n)?;
+    check_matrix("factor", factor.a.len(), n, factor.block)?;
     if let Some(outputs) = outputs {
-        check_matrix("output factor", outputs.b.len(), m, BLOCK_ROWS)?;
+        check_matrix("output factor", outputs.a.len(), m, BLOCK_ROWS)?;
     }
     check_finite("weights", w)?;
     for (what, steps, count) in [
@@ -84,7 +84,7 @@ pub fn quantize(
                 .filter(|&row| !is_zero(&w[row * n..(row + 1) * n]))
                 .collect();
             let coupling = outputs.map(|outputs| {
-                let b = &outputs.b[block * BLOCK_ROWS * BLOCK_ROWS..];
+                let b = &outputs.a[block * BLOCK_ROWS * BLOCK_ROWS..];
                 coupling_of(b, row_steps, &active)
             });
             let rows = Rows {
@@ -93,7 +93,7 @@ pub fn quantize(
                 steps: row_steps,
                 coupling,
             };
-            quantize_rows(&rows, q, &factor.a, &steps.columns);
+            quantize_rows(&rows, q, factor, &steps.columns);
         });
     Ok(q)
 }
@@ -110,7 +110,7 @@ struct Rows<'a> {
     coupling: Option<Box<Coupling>>,
 }
 
-/// How the errors of active rows, in units of their steps, enter the rows below: from the rows of `b`, [`OutputFactor::b`].
+/// How the errors of active rows, in units of their steps, enter the rows below: from the rows of `b` in the factor of the outputs.
 fn coupling_of(b: &[f32], steps: &[f32], active: &[usize]) -> Box<Coupling> {
     let mut coupling = Box::new([[0.0; BLOCK_ROWS]; BLOCK_ROWS]);
     for (lane, &k) in active.iter().enumerate() {
@@ -122,42 +122,42 @@ fn coupling_of(b: &[f32], steps: &[f32], active: &[usize]) -> Box<Coupling> {
 }
 
 /// Quantizes a block of rows to `q` [rows, n].
-fn quantize_rows(rows: &Rows<'_>, q: &mut [i16], a: &[f32], steps: &[f32]) {
+fn quantize_rows(rows: &Rows<'_>, q: &mut [i16], factor: &Factor, steps: &[f32]) {
     let n = steps.len();
     let (w, active) = (rows.w, &rows.active);
     let mut left = vec![0.0f32; active.len() * n]; // w − ŵ of the columns done, [active, n]
     let mut target = vec![0.0f32; active.len() * BLOCK]; // what a block is to be quantized from, [active, width]
     let mut work = Work::new();
-    for first in (0..n).step_by(BLOCK) {
-        let width = BLOCK.min(n - first);
-        let target = &mut target[..active.len() * width];
-        for (&row, target) in active.iter().zip(target.chunks_mut(width)) {
-            target.copy_from_slice(&w[row * n + first..row * n + first + width]);
-        }
-        if first > 0 {
-            let before = View::new(&left, active.len(), first, n);
-            multiply(
+    for (start, size) in factor.blocks() {
+        // Rows and columns of `a` are those of the factor's block.
+        let (a, stride) = (&factor.a[start * factor.block..], factor.block);
+        for done in (0..size).step_by(BLOCK) {
+            let (first, width) = (start + done, BLOCK.min(size - done));
+            let target = &mut target[..active.len() * width];
+            for (&row, target) in active.iter().zip(target.chunks_mut(width)) {
+                target.copy_from_slice(&w[row * n + first..row * n + first + width]);
+            }
+            if done > 0 && !active.is_empty() {
+                let before = View::new(&left[start..], active.len(), done, n);
+                let onto = View::new(&a[done..], done, width, stride);
+                multiply(target, width, before, onto, true);
+            }
+            let corner: Vec<f32> = (done..done + width)
+                .flat_map(|k| &a[k * stride + done..k * stride + done + width])
+                .copied()
+                .collect();
+            dispatch(Block {
+                rows,
+                q,
+                left: &mut left,
                 target,
+                corner: &corner,
+                steps,
+                first,
                 width,
-                before,
-                View::new(&a[first..], first, width, n),
-                true,
-            );
+                work: &mut work,
+            });
         }
-        let corner: Vec<f32> = (first..first + width)
-            .flat_map(|k| &a[k * n + first..k * n + first + width])
-            .copied()
-            .collect();
-        dispatch(Block {
-            rows,
-            q,
-            left: &mut left,
-            target,
-            corner: &corner,
-            steps,
-            first,
-            work: &mut work,
-        });
     }
 }
 
@@ -186,7 +186,7 @@ impl Work {
     }
 }
 
-/// The columns `first..` of a block of rows.
+/// The columns `first..first + width` of a block of rows.
 struct Block<'a> {
     rows: &'a Rows<'a>,
     q: &'a mut [i16],
@@ -196,6 +196,7 @@ struct Block<'a> {
     corner: &'a [f32],
     steps: &'a [f32],
     first: usize,
+    width: usize,
     work: &'a mut Work,
 }
 
@@ -205,7 +206,7 @@ impl Kernel for Block<'_> {
     #[inline(always)]
     fn run(self) {
         let n = self.steps.len();
-        let (first, width) = (self.first, BLOCK.min(n - self.first));
+        let (first, width) = (self.first, self.width);
         let Work {
             aim,
             own,
@@ -283,7 +284,7 @@ fn pass_on(errors: &[Column<f32>], aim: &mut [Column<f32>], a: &[f32], stride: u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::factor::{factorize, factorize_outputs};
+    use crate::factor::factorize;
     use crate::trellis::levels;
     use crate::trellis::tests::column_indices;
 
@@ -378,7 +379,7 @@ mod tests {
                     moments[i * BLOCK_ROWS + k] = 0.7f32.powi(i.abs_diff(k) as i32);
                 }
             }
-            factorize_outputs(&moments, m, 0.1).unwrap()
+            factorize(&moments, m, 0.1).unwrap()
         };
         let q = quantize(&w, 4, n, &factor, None, &columns(vec![0.1; 3], 4)).unwrap();
         let mut expected = q.clone();
@@ -393,6 +394,40 @@ mod tests {
     }
 
     #[test]
+    fn inputs_in_blocks_are_quantized_as_matrices_by_themselves() {
+        let (m, n, block) = (40, 300, 170);
+        let whole = neighbours(n);
+        let mut h = vec![0.0; n * block];
+        for j in 0..n {
+            let start = j - j % block;
+            for k in start..n.min(start + block) {
+                h[j * block + k - start] = whole[j * n + k];
+            }
+        }
+        let factor = factorize(&h, n, 0.01).unwrap();
+        let w = noise(m * n, 6);
+        let found = quantize(&w, m, n, &factor, None, &columns(vec![0.05; n], m)).unwrap();
+        for (start, size) in factor.blocks() {
+            let part = |values: &[f32]| -> Vec<f32> {
+                values
+                    .chunks(n)
+                    .flat_map(|row| &row[start..start + size])
+                    .copied()
+                    .collect()
+            };
+            let own = factorize(&neighbours(size), size, 0.01).unwrap();
+            let steps = columns(vec![0.05; size], m);
+            let alone = quantize(&part(&w), m, size, &own, None, &steps).unwrap();
+            let found: Vec<i16> = found
+                .chunks(n)
+                .flat_map(|row| &row[start..start + size])
+                .copied()
+                .collect();
+            assert!(found == alone, "block at {start}");
+        }
+    }
+
+    #[test]
     fn coupled_rows_leave_less_of_what_the_loss_minds() {
         let (m, n) = (160, 40);
         let factor = factorize(&neighbours(n), n, 0.01).unwrap();
@@ -403,10 +438,10 @@ mod tests {
                 moments[i * BLOCK_ROWS + k % BLOCK_ROWS] = 0.9f32.powi(i.abs_diff(k) as i32);
             }
         }
-        let outputs = factorize_outputs(&moments, m, 0.01).unwrap();
+        let outputs = factorize(&moments, m, 0.01).unwrap();
         let w = noise(m * n, 5);
         let steps = columns(vec![0.05; n], m);
-        let loss = |outputs: Option<&OutputFactor>| -> f64 {
+        let loss = |outputs: Option<&Factor>| -> f64 {
             let q = quantize(&w, m, n, &factor, outputs, &steps).unwrap();
             let levels = levels(&q, n, &vec![1; m]);
             let left =

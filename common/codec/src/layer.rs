@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::classes::row_logs;
 use crate::code::TensorCode;
-use crate::factor::{Factor, OutputFactor};
+use crate::factor::Factor;
 use crate::failure::CodecError;
 use crate::rate::Subject;
 use crate::steps::{Steps, bound_levels, step_logs};
@@ -56,8 +56,8 @@ pub struct CodedLinear {
 pub struct Factors {
     /// By input.
     pub inputs: BTreeMap<String, Factor>,
-    /// By linear; the outputs of one without an entry count the same and by themselves.
-    pub outputs: BTreeMap<String, OutputFactor>,
+    /// By linear, of the gradients at its outputs in blocks of [`crate::trellis::BLOCK_ROWS`]; the outputs of one without an entry count the same and by themselves.
+    pub outputs: BTreeMap<String, Factor>,
 }
 
 impl Factors {

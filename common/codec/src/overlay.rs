@@ -164,12 +164,15 @@ fn times_factor(x: &[f32], n: usize, factor: &Factor) -> Vec<f32> {
         .zip(x.par_chunks(PIECE * n))
         .for_each(|(out, x)| {
             let rows = x.len() / n;
-            for first in (0..n).step_by(BLOCK) {
-                let width = BLOCK.min(n - first);
-                let depth = first + width; // nothing below the diagonal
-                let x = View::new(x, rows, depth, n);
-                let a = View::new(&factor.a[first..], depth, width, n);
-                multiply(&mut out[first..], n, x, a, false);
+            for (start, size) in factor.blocks() {
+                let a = &factor.a[start * factor.block..];
+                for done in (0..size).step_by(BLOCK) {
+                    let width = BLOCK.min(size - done);
+                    let depth = done + width; // nothing below the diagonal
+                    let x = View::new(&x[start..], rows, depth, n);
+                    let a = View::new(&a[done..], depth, width, factor.block);
+                    multiply(&mut out[start + done..], n, x, a, false);
+                }
             }
             for row in out.chunks_mut(n) {
                 row.iter_mut()
@@ -185,28 +188,27 @@ fn over_factor(x: &[f32], n: usize, factor: &Factor) -> Vec<f32> {
     let rows = x.len() / n;
     let mut y = vec![0.0f32; x.len()];
     let mut sums = vec![0.0f32; rows * BLOCK];
-    for first in (0..n).step_by(BLOCK) {
-        let width = BLOCK.min(n - first);
-        let sums = &mut sums[..rows * width];
-        sums.fill(0.0);
-        if first > 0 {
-            let before = View::new(&y, rows, first, n);
-            multiply(
-                sums,
-                width,
-                before,
-                View::new(&factor.a[first..], first, width, n),
-                false,
-            );
-        }
-        for row in 0..rows {
-            for j in first..first + width {
-                let mut sum = f64::from(sums[row * width + j - first]);
-                for k in first..j {
-                    sum += f64::from(y[row * n + k]) * f64::from(factor.a[k * n + j]);
+    for (start, size) in factor.blocks() {
+        let (a, stride) = (&factor.a[start * factor.block..], factor.block);
+        for done in (0..size).step_by(BLOCK) {
+            let width = BLOCK.min(size - done);
+            let sums = &mut sums[..rows * width];
+            sums.fill(0.0);
+            if done > 0 {
+                let before = View::new(&y[start..], rows, done, n);
+                let onto = View::new(&a[done..], done, width, stride);
+                multiply(sums, width, before, onto, false);
+            }
+            for row in 0..rows {
+                let at = row * n + start;
+                for j in done..done + width {
+                    let mut sum = f64::from(sums[row * width + j - done]);
+                    for k in done..j {
+                        sum += f64::from(y[at + k]) * f64::from(a[k * stride + j]);
+                    }
+                    let own = f64::from(x[at + j]) * f64::from(factor.inv_diag[start + j]);
+                    y[at + j] = (own - sum) as f32;
                 }
-                let own = f64::from(x[row * n + j]) * f64::from(factor.inv_diag[j]);
-                y[row * n + j] = (own - sum) as f32;
             }
         }
     }

@@ -92,7 +92,7 @@ pub(crate) fn eighths(ratio: f64) -> i32 {
 }
 
 /// Logarithms of the steps that suit a factor: the steps are to be proportional to `inv_diag` (positive and finite), of
-/// columns to that of [`crate::factor::Factor`], of rows to that of [`crate::factor::OutputFactor`].
+/// columns to that of the inputs' [`crate::factor::Factor`], of rows to that of the outputs'.
 ///
 /// Returns `(logs, base)`: base is the smallest entry, entries below [`FINEST`] of the median being raised to it, and
 /// `logs[j] = min(255, round(8 · log2(inv_diag[j] / base)))`, so that with the tensor step `lambda · base` column j has the

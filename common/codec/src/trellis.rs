@@ -23,7 +23,7 @@
 //! for each of the 32 histories, two candidates each, one decision bit per row and history.
 //!
 //! [`Path::quantize_coupled`] does so where the errors of a row enter the targets of the rows below it
-//! ([`crate::factor::OutputFactor`]). Then every history carries what its own best way has left for the rows to come
+//! ([`crate::factor`]). Then every history carries what its own best way has left for the rows to come
 //! (per-survivor processing, Raheli, Polydoros and Tzou 1995): no longer the best of all ways, but near to it.
 //!
 //! Safety: each vector form runs behind the check that the processor has its instruction set; loads and stores go to arrays

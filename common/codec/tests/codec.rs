@@ -177,7 +177,7 @@ fn one_and_three_threads_give_the_same_bits() {
     let work = || {
         let found = factor::factorize(&h, n, 0.01).expect("factor");
         let (column_log, base) = steps::step_logs(&found.inv_diag).expect("logarithms");
-        let outputs = factor::factorize_outputs(&gradients(m), m, 0.1).expect("outputs");
+        let outputs = factor::factorize(&gradients(m), m, 0.1).expect("outputs");
         let (row_step_log, _) = steps::step_logs(&outputs.inv_diag).expect("logarithms");
         let subject = Subject {
             w: &w,
@@ -275,7 +275,7 @@ fn a_layer_meets_its_budget_from_below_and_an_impossible_one_is_refused() {
     let n = 96;
     let h = correlated(n, &mut random);
     let input = factor::factorize(&h, n, 0.01).expect("factor");
-    let outputs = factor::factorize_outputs(&gradients(320), 320, 0.1).expect("outputs");
+    let outputs = factor::factorize(&gradients(320), 320, 0.1).expect("outputs");
     let factors = Factors {
         inputs: BTreeMap::from([("x".to_owned(), input)]),
         outputs: BTreeMap::from([("a".to_owned(), outputs)]),

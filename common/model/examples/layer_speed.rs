@@ -70,7 +70,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let mut all: Vec<_> = plan
                 .inputs
                 .iter()
-                .map(|input| Moments::new(input.width))
+                .map(|input| Moments::new(input.width, input.width))
                 .collect();
             let mut index = 0;
             let observe: Observer<'_, Cpu> = &mut |_, x| {

@@ -1,6 +1,6 @@
 //! Second moments `XᵀX` of the inputs of a layer and of the gradients at its outputs, accumulated in a fixed order.
 //!
-//! One call of [`Moments::add`] makes one product per 256 columns and adds it to the sums, in the
+//! One call of [`Moments::add`] makes one product per 256 columns of a block and adds it to the sums, in the
 //! order of the calls; only the upper triangle is computed. The products give the same bits for any
 //! number of threads, so the sums do too. Nothing is regularised or normalised beyond the mean over
 //! tokens.
@@ -43,35 +43,24 @@ pub enum MomentsError {
     },
 }
 
-/// Running sums over tokens.
+/// Running sums over tokens, of the whole matrix or of its diagonal blocks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moments {
     /// Width of one token's vector.
     pub n: usize,
-    /// `[n, n]` row-major, sum over tokens of `x xᵀ`; below the diagonal blocks it stays zero.
-    pub sum: Vec<f32>,
-    /// Number of tokens.
-    pub count: u64,
-}
-
-/// Running sums over tokens of the products of a vector's entries with those of the same block: the diagonal blocks of a
-/// second moment.
-#[derive(Debug, Clone, PartialEq)]
-pub struct BlockMoments {
-    /// Width of one token's vector.
-    pub n: usize,
-    /// Entries of a block; the last may have fewer.
+    /// Width of a block; the last may be narrower. With n, the whole matrix.
     pub block: usize,
-    /// `[n, block]`: in row i the sums over tokens of `x_i x_k`, k running over the block of i; 0 beyond the width.
+    /// `[n, block]`: in row i the sums over tokens of `x_i x_k`, k running over the block of i; zeros below the diagonal
+    /// panels and beyond the width.
     pub sum: Vec<f32>,
     /// Number of tokens.
     pub count: u64,
 }
 
-impl BlockMoments {
-    /// Empty sums.
+impl Moments {
+    /// Empty sums of width `n` in blocks of `block`.
     pub fn new(n: usize, block: usize) -> Self {
-        BlockMoments {
+        Moments {
             n,
             block,
             sum: vec![0.0; n * block],
@@ -89,98 +78,35 @@ impl BlockMoments {
         if found != expected {
             return Err(MomentsError::Width { found, expected });
         }
-        for first in (0..self.n).step_by(self.block) {
-            let last = (first + self.block).min(self.n);
-            let part = x.clone().slice([0..tokens, first..last]);
-            let products = values(part.clone().transpose().matmul(part).into_data());
-            let rows = self.sum[first * self.block..].chunks_mut(self.block);
-            for (sums, products) in rows.zip(products.chunks_exact(last - first)) {
-                sums.iter_mut()
-                    .zip(products)
-                    .for_each(|(sum, product)| *sum += product);
-            }
-        }
-        self.count += tokens as u64;
-        Ok(())
-    }
-
-    /// Means over the tokens added, `[n, block]`, blocks exactly symmetric.
-    ///
-    /// # Errors
-    /// [`MomentsError::Empty`], [`MomentsError::NonFinite`].
-    pub fn finish(self) -> Result<Vec<f32>, MomentsError> {
-        let (n, block) = (self.n, self.block);
-        if self.count == 0 {
-            return Err(MomentsError::Empty { n });
-        }
-        let scale = 1.0 / self.count as f64;
-        let mut mean = vec![0.0; n * block];
-        for row in 0..n {
-            let first = row - row % block;
-            for col in row..(first + block).min(n) {
-                let sum = f64::from(self.sum[row * block + col - first]);
-                let found = (sum * scale) as f32;
-                if !found.is_finite() {
-                    return Err(MomentsError::NonFinite { n, row, col, found });
+        for start in (0..self.n).step_by(self.block) {
+            let end = (start + self.block).min(self.n);
+            for first in (start..end).step_by(PANEL) {
+                let last = (first + PANEL).min(end);
+                let left = x.clone().slice([0..tokens, first..last]).transpose();
+                let right = x.clone().slice([0..tokens, first..end]);
+                let panel = values(left.matmul(right).into_data());
+                let width = end - first;
+                for (row, products) in panel.chunks_exact(width).enumerate() {
+                    let at = (first + row) * self.block + first - start;
+                    let sums = &mut self.sum[at..at + width];
+                    sums.iter_mut()
+                        .zip(products)
+                        .for_each(|(sum, product)| *sum += product);
                 }
-                mean[row * block + col - first] = found;
-                mean[col * block + row - first] = found;
-            }
-        }
-        Ok(mean)
-    }
-}
-
-impl Moments {
-    /// Empty sums of width `n`.
-    pub fn new(n: usize) -> Self {
-        Moments {
-            n,
-            sum: vec![0.0; n * n],
-            count: 0,
-        }
-    }
-
-    /// Adds the rows of `x: [tokens, n]`.
-    ///
-    /// # Errors
-    /// [`MomentsError::Width`].
-    pub fn add<B: Backend>(&mut self, x: Tensor<B, 2>) -> Result<(), MomentsError> {
-        let [tokens, found] = x.dims();
-        if found != self.n {
-            return Err(MomentsError::Width {
-                found,
-                expected: self.n,
-            });
-        }
-        let n = self.n;
-        for first in (0..n).step_by(PANEL) {
-            let last = (first + PANEL).min(n);
-            let left = x.clone().slice([0..tokens, first..last]).transpose();
-            let panel = values(
-                left.matmul(x.clone().slice([0..tokens, first..n]))
-                    .into_data(),
-            );
-            let width = n - first;
-            for (row, products) in panel.chunks_exact(width).enumerate() {
-                let start = (first + row) * n + first;
-                let sums = &mut self.sum[start..start + width];
-                sums.iter_mut()
-                    .zip(products)
-                    .for_each(|(sum, product)| *sum += product);
             }
         }
         self.count += tokens as u64;
         Ok(())
     }
 
-    /// Means over the tokens added, `[n, n]`, exactly symmetric.
+    /// Means over the tokens added, `[n, block]`, every block exactly symmetric.
     ///
     /// # Errors
     /// [`MomentsError::Empty`], [`MomentsError::NonFinite`].
     pub fn finish(self) -> Result<Vec<f32>, MomentsError> {
         let Moments {
             n,
+            block,
             sum: mut second,
             count,
         } = self;
@@ -189,13 +115,15 @@ impl Moments {
         }
         let scale = 1.0 / count as f64;
         for row in 0..n {
-            for col in row..n {
-                let found = (f64::from(second[row * n + col]) * scale) as f32;
+            let start = row - row % block;
+            for col in row..(start + block).min(n) {
+                let at = row * block + col - start;
+                let found = (f64::from(second[at]) * scale) as f32;
                 if !found.is_finite() {
                     return Err(MomentsError::NonFinite { n, row, col, found });
                 }
-                second[row * n + col] = found;
-                second[col * n + row] = found;
+                second[at] = found;
+                second[col * block + row - start] = found;
             }
         }
         Ok(second)
@@ -206,4 +134,61 @@ impl Moments {
 fn values(data: TensorData) -> Vec<f32> {
     data.into_vec()
         .expect("backends of this crate compute in f32")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Cpu;
+
+    /// Rows of fixed small integers.
+    fn tokens(count: usize, n: usize) -> Tensor<Cpu, 2> {
+        let values: Vec<f32> = (0..count * n)
+            .map(|i| ((i * 7919) % 13) as f32 - 6.0)
+            .collect();
+        Tensor::from_data(TensorData::new(values, [count, n]), &Default::default())
+    }
+
+    #[test]
+    fn blocks_are_those_of_the_whole_matrix() {
+        let (n, block) = (700, 300);
+        let (mut whole, mut parts) = (Moments::new(n, n), Moments::new(n, block));
+        for count in [5, 9] {
+            whole.add(tokens(count, n)).unwrap();
+            parts.add(tokens(count, n)).unwrap();
+        }
+        let (whole, parts) = (whole.finish().unwrap(), parts.finish().unwrap());
+        for row in 0..n {
+            let start = row - row % block;
+            for col in 0..block {
+                let expected = if start + col < n {
+                    whole[row * n + start + col]
+                } else {
+                    0.0
+                };
+                assert_eq!(parts[row * block + col], expected, "[{row}, {col}]");
+            }
+        }
+        assert_eq!(whole[3 * n + 650], whole[650 * n + 3]);
+    }
+
+    #[test]
+    fn other_widths_no_tokens_and_infinities_are_refused() {
+        let mut moments = Moments::new(3, 3);
+        let width = moments.add(tokens(2, 4)).unwrap_err();
+        assert_eq!(
+            width,
+            MomentsError::Width {
+                found: 4,
+                expected: 3
+            }
+        );
+        assert_eq!(moments.finish().unwrap_err(), MomentsError::Empty { n: 3 });
+        let mut moments = Moments::new(3, 3);
+        moments.add(tokens(2, 3) * 1e30).unwrap();
+        assert!(matches!(
+            moments.finish(),
+            Err(MomentsError::NonFinite { n: 3, .. })
+        ));
+    }
 }

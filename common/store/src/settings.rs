@@ -58,6 +58,8 @@ pub struct CalibrationSettings {
     pub seed: u64,
     /// Share of the second moments in which tokens count by the loss's gradient at them, 0 to 1.
     pub loss_share: f64,
+    /// Inputs wider than this keep their second moments in diagonal blocks of this width.
+    pub widest: u32,
 }
 
 /// Section `allocation`.
@@ -144,6 +146,7 @@ impl Default for CalibrationSettings {
             length: 1024,
             seed: 42,
             loss_share: 0.2,
+            widest: 16_384,
         }
     }
 }
@@ -285,6 +288,12 @@ impl Settings {
             self.calibration.loss_share,
             0.0,
             1.0,
+        )?;
+        range(
+            "calibration.widest",
+            self.calibration.widest.into(),
+            16.0,
+            262_144.0,
         )?;
         range("quantize.bpw", self.quantize.bpw, 2.0, 8.0)?;
         range("quantize.damping", self.quantize.damping, 1e-6, 10.0)?;

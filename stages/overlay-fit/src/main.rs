@@ -106,7 +106,7 @@ fn fit(job: &mut Job<'_>, draft: &LayerDraft) -> anyhow::Result<Vec<CodedLinear>
         let sensitivity = TensorFile::open(&job.input("sensitivity")?)?;
         for linear in &plan.linears {
             let moments = sensitivity.read_f32(&format!("{}.output_moment", linear.name))?;
-            let found = factor::factorize_outputs(&moments, linear.rows, quantize.output_damping)?;
+            let found = factor::factorize(&moments, linear.rows, quantize.output_damping)?;
             factors.outputs.insert(linear.name.clone(), found);
         }
     }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use uc_codec::allocate::Allocation;
-use uc_codec::factor::{self, OutputFactor};
+use uc_codec::factor::{self, Factor};
 use uc_codec::layer::{self, CodedLinear, Factors, LayerWork, LinearShape};
 use uc_codec::{CodecError, TensorCode};
 use uc_model::{LayerPlan, ModelConfig};
@@ -139,10 +139,10 @@ fn output_factors(
     sensitivity: &TensorFile,
     plan: &LayerPlan,
     damping: f64,
-) -> anyhow::Result<BTreeMap<String, OutputFactor>> {
+) -> anyhow::Result<BTreeMap<String, Factor>> {
     let of_linear = |linear: &uc_model::LinearSpec| {
         let moments = sensitivity.read_f32(&format!("{}.output_moment", linear.name))?;
-        let found = factor::factorize_outputs(&moments, linear.rows, damping)
+        let found = factor::factorize(&moments, linear.rows, damping)
             .with_context(|| linear.name.clone())?;
         Ok((linear.name.clone(), found))
     };

@@ -15,7 +15,7 @@ use burn::tensor::{Int, Tensor, TensorData, activation};
 use uc_codec::trellis::BLOCK_ROWS;
 use uc_model::device::OnDevice;
 use uc_model::llama::{Head, Tap};
-use uc_model::moments::BlockMoments;
+use uc_model::moments::Moments;
 use uc_model::text::split_mix;
 use uc_model::{LayerPlan, ModelConfig, ModelError, Rope};
 use uc_store::stage::Job;
@@ -188,7 +188,7 @@ impl OnDevice for BackwardPass<'_, '_> {
 /// Sums of one layer over the tokens of the survey.
 struct Found {
     /// By linear, of the gradients at its outputs.
-    moments: BTreeMap<String, BlockMoments>,
+    moments: BTreeMap<String, Moments>,
     /// By input, per token: squared gradient at the outputs of its linears.
     squares: BTreeMap<String, Vec<f32>>,
     /// By input, per token: its squared length.
@@ -198,7 +198,7 @@ struct Found {
 impl Found {
     fn new(plan: &LayerPlan) -> Self {
         let moments = plan.linears.iter().map(|linear| {
-            let moments = BlockMoments::new(linear.rows, BLOCK_ROWS);
+            let moments = Moments::new(linear.rows, BLOCK_ROWS);
             (linear.name.clone(), moments)
         });
         Found {

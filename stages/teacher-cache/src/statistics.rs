@@ -55,10 +55,14 @@ impl OnDevice for LayerPass<'_, '_> {
             Pass::Main => emphases(job, &plan, windows, length)?,
             Pass::Survey => BTreeMap::new(),
         };
+        let widest = job.settings().calibration.widest as usize;
         let mut moments: BTreeMap<String, Moments> = plan
             .inputs
             .iter()
-            .map(|input| (input.name.clone(), Moments::new(input.width)))
+            .map(|input| {
+                let moments = Moments::new(input.width, input.width.min(widest));
+                (input.name.clone(), moments)
+            })
             .collect();
 
         let mut output =
@@ -95,11 +99,7 @@ impl OnDevice for LayerPass<'_, '_> {
             },
         )?;
         job.commit_tensors(states, output)?;
-        let finished = moments
-            .into_iter()
-            .map(|(name, sums)| Ok((name, sums.finish().map_err(ModelError::from)?)))
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        write(job, statistics, &finished, &plan)
+        write(job, statistics, moments)
     }
 }
 
@@ -184,27 +184,20 @@ fn values_of<B: Backend>(y: Tensor<B, 3>) -> anyhow::Result<Vec<f32>> {
     }
 }
 
-/// `<input>.second_moment` [n, n] for every input.
+/// `<input>.second_moment` [n, block] for every input.
 fn write(
     job: &mut Job<'_>,
     output: &str,
-    moments: &[(String, Vec<f32>)],
-    plan: &LayerPlan,
+    moments: BTreeMap<String, Moments>,
 ) -> anyhow::Result<()> {
-    let decls: Vec<TensorDecl> = moments
-        .iter()
-        .map(|(name, _)| {
-            let width = plan
-                .inputs
-                .iter()
-                .find(|input| input.name == *name)
-                .map_or(0, |input| input.width);
-            TensorDecl::new(format!("{name}.second_moment"), Dtype::F32, &[width, width])
-        })
-        .collect();
+    let decl = |(name, moments): (&String, &Moments)| {
+        let name = format!("{name}.second_moment");
+        TensorDecl::new(name, Dtype::F32, &[moments.n, moments.block])
+    };
+    let decls: Vec<TensorDecl> = moments.iter().map(decl).collect();
     let mut file = job.output_tensors(output, &decls)?;
-    for (_, second) in moments {
-        file.append(&f32_bytes(second))?;
+    for sums in moments.into_values() {
+        file.append(&f32_bytes(&sums.finish().map_err(ModelError::from)?))?;
     }
     job.commit_tensors(output, file)?;
     Ok(())
