@@ -15,6 +15,7 @@ use uc_codec::classes::row_logs;
 use uc_codec::rate::{self, Subject};
 use uc_codec::steps::{Steps, step_logs};
 use uc_codec::{TensorCode, factor, feedback, overlay};
+use uc_model::text::split_mix;
 
 /// Rate of the indices, bits per weight.
 const BITS: f64 = 5.0;
@@ -32,15 +33,13 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// SplitMix64 with about normal deviates.
-struct Random(u64);
+/// A seed, how many numbers were drawn from it, and about normal deviates.
+struct Random(u64, u64);
 
 impl Random {
     fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.1 += 1;
+        split_mix(self.0, self.1)
     }
 
     fn normals(&mut self, count: usize) -> Vec<f32> {
@@ -112,7 +111,7 @@ fn weights(n: usize, random: &mut Random) -> Vec<f32> {
 }
 
 fn measure(n: usize) -> anyhow::Result<serde_json::Value> {
-    let mut random = Random(n as u64);
+    let mut random = Random(n as u64, 0);
     let factor = factor::factorize(&moments(n, &mut random), n, 0.001)?;
     let w = weights(n, &mut random);
     let (column_log, base) = step_logs(&factor.inv_diag)?;
