@@ -1,5 +1,6 @@
 //! What quantization does to a layer's output.
 
+use crate::factor::block_width;
 use crate::failure::{CodecError, check_finite, check_matrix};
 use crate::product::{View, multiply};
 use rayon::prelude::*;
@@ -23,8 +24,7 @@ pub fn relative_output_error(
 ) -> Result<f64, CodecError> {
     check_matrix("weights", weights.len(), m, n)?;
     check_matrix("approximation", approximation.len(), m, n)?;
-    let block = h.len() / n.max(1);
-    check_matrix("Hessian", h.len(), n, block)?;
+    let block = block_width("Hessian", h.len(), n)?;
     check_finite("weights", weights)?;
     check_finite("approximation", approximation)?;
     check_finite("Hessian", h)?;
@@ -93,6 +93,14 @@ mod tests {
             short,
             Err(CodecError::Shape {
                 what: "weights",
+                ..
+            })
+        ));
+        let none = relative_output_error(&[0.0], &[0.0], 1, 1, &[]);
+        assert!(matches!(
+            none,
+            Err(CodecError::Shape {
+                what: "Hessian",
                 ..
             })
         ));

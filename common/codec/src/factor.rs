@@ -81,11 +81,7 @@ impl Factor {
 /// [`CodecError::Shape`]; [`CodecError::NotFinite`]; [`CodecError::Range`] for a negative diagonal
 /// entry or a damping that is negative or not finite; [`CodecError::NotPositiveDefinite`].
 pub fn factorize(h: &[f32], n: usize, damping: f64) -> Result<Factor, CodecError> {
-    let block = h.len() / n.max(1);
-    check_matrix("second moments", h.len(), n, block)?;
-    if n > 0 && block == 0 {
-        check_matrix("second moments", h.len(), n, n)?;
-    }
+    let block = block_width("second moments", h.len(), n)?;
     if !(0.0..=1e6).contains(&damping) {
         let expected = "0 to 1e6";
         return Err(CodecError::Range {
@@ -119,6 +115,13 @@ pub fn factorize(h: &[f32], n: usize, damping: f64) -> Result<Factor, CodecError
         unit_factor(buffer, size, block, a, inv_diag);
     }
     Ok(factor)
+}
+
+/// Width, at least 1, of the blocks in which `len` values hold a matrix of `n` rows.
+pub(crate) fn block_width(what: &'static str, len: usize, n: usize) -> Result<usize, CodecError> {
+    let block = (len / n.max(1)).max(1);
+    check_matrix(what, len, n, block)?;
+    Ok(block)
 }
 
 /// Mean of the diagonal of a finite matrix [n, block], which may not have a negative entry; 0 of nothing.
