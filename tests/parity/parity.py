@@ -1,12 +1,17 @@
-"""Compares the product's forward pass with Hugging Face transformers, an independent implementation.
+"""Compares the product's forward passes with Hugging Face transformers, an independent implementation.
 
 Needs: pip install torch transformers safetensors numpy; cargo build --release -p uc-model --example logits
 Usage: python3 tests/parity/parity.py MODEL TEXT [--windows N] [--length N]     a real model
-       python3 tests/parity/parity.py --random                                 small random models, each switch
-       python3 tests/parity/parity.py --golden tests/golden                    writes the cases of common/model/tests/golden.rs
+       python3 tests/parity/parity.py --random [PATTERN]                        tiny random models, each switch
+       python3 tests/parity/parity.py --golden tests/golden [PATTERN]           writes the cases of the Rust tests
+       python3 tests/parity/parity.py --check tests/golden [PATTERN]            recomputes what is stored there
+PATTERN, such as 'phi3-*', chooses among the cases of cases.py. Each case names the major versions of transformers that
+read it as its authors meant; --golden writes those whose newest is the installed one, so it is run once with 4.57 and
+once with 5, and --check compares all that the installed one reads.
 Prints the largest difference of any logit and the perplexity of both. Exits with 1 where they disagree.
 """
 import argparse
+import fnmatch
 import json
 import pathlib
 import subprocess
@@ -15,21 +20,22 @@ import tempfile
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
+
+import reference
+from cases import cases
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LOGITS = ROOT / "target/release/examples/logits"
+# Of the largest value: what a change of the order of summation may do to a float32 result.
+ROUNDING = 1e-5
+# Of the largest value, where every weight moves by a millionth: more means that a choice of experts is too close.
+STEADY = 1e-3
 
 
 def ours(model, ids, vocab):
     done = subprocess.run([LOGITS, model], input=json.dumps(ids).encode(), capture_output=True, check=True)
     return np.frombuffer(done.stdout, dtype="<f4").reshape(len(ids), vocab)
-
-
-def theirs(model, ids):
-    with torch.no_grad():
-        return model(torch.tensor([ids])).logits[0].float().numpy()
 
 
 def negative_log_likelihood(logits, ids):
@@ -39,11 +45,11 @@ def negative_log_likelihood(logits, ids):
     return (log_sum - logits[np.arange(len(ids) - 1), ids[1:]]).sum()
 
 
-def compare(path, windows, name, tolerance):
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+def compare(path, model, windows, name, tolerance):
     worst, scale, sums, count = 0.0, 0.0, [0.0, 0.0], 0
     for ids in windows:
-        expected = theirs(model, ids)
+        with torch.no_grad():
+            expected = model(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
         found = ours(path, ids, expected.shape[1])
         worst = max(worst, float(np.abs(found - expected).max()))
         scale = max(scale, float(np.abs(expected).max()))
@@ -55,72 +61,75 @@ def compare(path, windows, name, tolerance):
     return worst <= tolerance * max(scale, 1.0)
 
 
-def random_models():
-    base = dict(
-        vocab_size=96, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False,
-    )
-    llama3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                  original_max_position_embeddings=64, rope_theta=10000.0)
-    yield "plain", base
-    yield "tied head", base | dict(tie_word_embeddings=True)
-    yield "biases", base | dict(attention_bias=True, mlp_bias=True)
-    yield "wide heads", base | dict(head_dim=16)
-    yield "rope llama3", base | dict(rope_scaling=llama3)
-    yield "rope linear", base | dict(rope_scaling=dict(rope_type="linear", factor=4.0, rope_theta=10000.0))
-    yield "all heads", base | dict(num_key_value_heads=6)
+def chosen(pattern):
+    return [case for case in cases() if fnmatch.fnmatch(case.name, pattern) and reference.VERSION in case.versions]
 
 
-def check_random():
+def check_random(pattern):
+    """Twice the window of the golden files, where a family has no last position."""
     good = True
-    for index, (name, settings) in enumerate(random_models()):
-        torch.manual_seed(index)
-        model = LlamaForCausalLM(LlamaConfig(**settings)).eval()
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-        with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
-            ids = torch.randint(0, settings["vocab_size"], (200,)).tolist()
-            good &= compare(folder, [ids], name, 2e-5)
+    for case in chosen(pattern):
+        with tempfile.TemporaryDirectory() as root:
+            folder = pathlib.Path(root)
+            reference.write_model(case, folder)
+            ids = reference.tokens(case, min(2 * case.length, case.config.get("n_positions", 2 * case.length)))
+            try:
+                good &= compare(folder, reference.load(folder), [ids.tolist()], case.name, 2e-5)
+            except subprocess.CalledProcessError as error:
+                print(f"{case.name}: {error.stderr.decode().strip()}")
+                good = False
     return good
 
 
-def write_golden(root):
-    """Tiny random models with the logits that transformers computes: enough for every path of the forward pass."""
-    tiny = dict(vocab_size=40, hidden_size=24, intermediate_size=32, num_hidden_layers=2)
-    cases = {name: settings | tiny for name, settings in random_models()}
-    cases["wide heads"] |= dict(head_dim=8)
-    for index, (name, settings) in enumerate(cases.items()):
-        torch.manual_seed(index)
-        model = LlamaForCausalLM(LlamaConfig(**settings)).eval()
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-        folder = root / f"llama-{name.replace(' ', '-')}"
-        model.save_pretrained(folder)
-        (folder / "generation_config.json").unlink(missing_ok=True)
-        ids = torch.randint(0, settings["vocab_size"], (70,))
-        logits = torch.from_numpy(theirs(model, ids.tolist())).contiguous()
-        save_file({"ids": ids.to(torch.int32), "logits": logits}, folder / "golden.safetensors")
+def write_golden(root, pattern):
+    good = True
+    for case in chosen(pattern):
+        if reference.VERSION != max(case.versions):
+            continue
+        largest, moved = reference.write_case(case, root)
+        size = sum(file.stat().st_size for file in (root / case.name).iterdir())
+        print(f"{case.name}: {size / 1000:.0f} kB, largest logit {largest:.1f}, moves by {moved:.0e} of it")
+        good &= moved <= STEADY
+    return good
+
+
+def check_golden(root, pattern):
+    good = True
+    for case in chosen(pattern):
+        differences = reference.check_case(root / case.name)
+        print(f"{case.name}: " + ", ".join(f"{key} {value:.0e}" for key, value in differences.items()))
+        good &= max(differences.values()) <= ROUNDING
+    return good
+
+
+def compare_real(arguments):
+    tokens = subprocess.run([LOGITS, arguments.model, "--tokens", arguments.text], capture_output=True, check=True)
+    ids = json.loads(tokens.stdout)
+    windows = [ids[i * arguments.length:(i + 1) * arguments.length] for i in range(arguments.windows)]
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    return compare(arguments.model, model, windows, arguments.model, 2e-5)
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model", nargs="?")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", help="a folder; a pattern of cases with the options below")
     parser.add_argument("text", nargs="?")
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--random", action="store_true")
     parser.add_argument("--golden", type=pathlib.Path)
+    parser.add_argument("--check", type=pathlib.Path)
     arguments = parser.parse_args()
+    pattern = arguments.model or "*"
     if arguments.golden:
-        write_golden(arguments.golden)
-        return True
+        return write_golden(arguments.golden, pattern)
+    if arguments.check:
+        return check_golden(arguments.check, pattern)
     if arguments.random:
-        return check_random()
-    tokens = subprocess.run([LOGITS, arguments.model, "--tokens", arguments.text], capture_output=True, check=True)
-    ids = json.loads(tokens.stdout)
-    windows = [ids[i * arguments.length:(i + 1) * arguments.length] for i in range(arguments.windows)]
-    return compare(arguments.model, windows, arguments.model, 2e-5)
+        return check_random(pattern)
+    if not arguments.text:
+        parser.error("a model and a text, or one of --random, --golden and --check")
+    return compare_real(arguments)
 
 
 if __name__ == "__main__":

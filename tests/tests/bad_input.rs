@@ -121,10 +121,12 @@ fn a_bad_config_is_refused_with_the_key_and_both_values() {
         configure(
             model,
             "rope_scaling",
-            serde_json::json!({"rope_type": "yarn", "factor": 2.0}),
+            serde_json::json!({"rope_type": "dynamic", "factor": 2.0}),
         )
     });
-    refused(&case, BAD_INPUT, &["config.json", "yarn"]);
+    refused(&case, BAD_INPUT, &["config.json", "dynamic"]);
+    let case = broken(|model| configure(model, "attention_chunk_size", 8192.into()));
+    refused(&case, BAD_INPUT, &["config.json", "attention_chunk_size"]);
     let case = broken(|model| std::fs::write(model.join("config.json"), "{").expect("written"));
     refused(&case, BAD_INPUT, &["config.json"]);
 }

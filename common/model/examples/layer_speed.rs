@@ -9,19 +9,19 @@
 use std::time::Instant;
 
 use burn::tensor::{Distribution, Tensor};
-use uc_model::llama::{LlamaLayer, Observer};
+use uc_model::forward::{Layer, NoTap, Tap, Values};
 use uc_model::moments::Moments;
-use uc_model::{Cpu, ModelConfig, ModelError, Rope};
+use uc_model::{Cpu, ModelConfig, ModelError};
 
 const CONFIG: &str = r#"{"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536,
     "num_hidden_layers": 1, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 512,
-    "max_position_embeddings": 8192}"#;
+    "max_position_embeddings": 8192, "hidden_act": "silu"}"#;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let argument = |n: usize, default| std::env::args().nth(n).map_or(Ok(default), |t| t.parse());
     let (length, windows): (usize, usize) = (argument(1, 1024)?, argument(2, 1)?);
     let tokens = length * windows;
-    let config = ModelConfig::from_json(CONFIG.as_bytes(), "config.json".as_ref())?;
+    let config = ModelConfig::from_json(CONFIG.as_bytes(), "config.json".as_ref(), &|_| false)?;
     let device = Default::default();
     let random = |rows, cols| {
         Tensor::<Cpu, 2>::random([rows, cols], Distribution::Normal(0.0, 0.05), &device)
@@ -32,13 +32,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let count = spec.map_or(0, |spec| spec.parameters() as usize);
         Ok(random(1, count).into_data().into_vec().unwrap_or_default())
     };
-    let layer = LlamaLayer::<Cpu>::new(&config, &weights, &device)?;
-    let rope = Rope::new(&config, length, &device)?;
+    let weights = Values::<Cpu, _>::new(&weights, &device);
+    let layer = Layer::new(&config.layers[0], length, &weights, &device)?;
     let hidden = random(tokens, config.hidden);
     let batch = hidden.clone().reshape([windows, length, config.hidden]);
 
     let products = 2.0 * tokens as f64 * config.linear_parameters() as f64;
-    let scores = 2.0 * (tokens * length * config.query_width()) as f64;
+    let scores = 2.0 * (tokens * length * config.hidden) as f64;
     let inputs: Vec<_> = plan
         .linears
         .iter()
@@ -55,7 +55,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     });
     report("layer", products + scores, || {
-        layer.forward(batch.clone(), &rope, None);
+        layer.forward(batch.clone(), &mut NoTap).expect("weights");
     });
     let squares: usize = plan
         .inputs
@@ -67,20 +67,27 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "layer and statistics",
         products + scores + statistics,
         || {
-            let mut all: Vec<_> = plan
-                .inputs
-                .iter()
-                .map(|input| Moments::new(input.width, input.width))
-                .collect();
-            let mut index = 0;
-            let observe: Observer<'_, Cpu> = &mut |_, x| {
-                all[index].add(x).expect("widths of the plan");
-                index += 1;
-            };
-            layer.forward(batch.clone(), &rope, Some(observe));
+            let new = |input: &uc_model::InputSpec| Moments::new(input.width, input.width);
+            let mut all = Sums(plan.inputs.iter().map(new).collect());
+            layer.forward(batch.clone(), &mut all).expect("weights");
         },
     );
     Ok(())
+}
+
+/// Moments of the inputs in the order of the plan.
+struct Sums(Vec<Moments>);
+
+impl Tap<Cpu> for Sums {
+    fn input(&mut self, _: &str, x: &Tensor<Cpu, 2>, _: Option<&[usize]>) {
+        let index = self
+            .0
+            .iter()
+            .position(|sums| sums.count == 0 && sums.n == x.dims()[1]);
+        self.0[index.expect("one per input")]
+            .add(x.clone())
+            .expect("widths of the plan");
+    }
 }
 
 fn report(name: &str, operations: f64, mut work: impl FnMut()) {

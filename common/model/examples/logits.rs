@@ -9,8 +9,8 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 use burn::tensor::Tensor;
-use uc_model::llama::{Embedding, Head, LlamaLayer};
-use uc_model::{Cpu, ModelConfig, ModelError, Rope, SourceFolder, Tokenizer, text};
+use uc_model::forward::{Embedding, Head, Layer, NoTap, Values};
+use uc_model::{Cpu, ModelConfig, ModelError, SourceFolder, Tokenizer, text};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().collect();
@@ -32,16 +32,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     source.check(&config)?;
     let device = Default::default();
     let read = |name: &str| -> Result<Vec<f32>, ModelError> { Ok(source.read_f32(name)?) };
-    let embedding = Embedding::<Cpu>::new(&config, &read, &device)?;
-    let rope = Rope::new(&config, ids.len(), &device)?;
-    let mut hidden = embedding.lookup(&[&ids])?;
-    for index in 0..config.layers {
-        let prefix = config.layer_plan(index).prefix;
-        let of_layer = |name: &str| read(&format!("{prefix}{name}"));
-        let layer = LlamaLayer::new(&config, &of_layer, &device)?;
-        hidden = layer.forward(hidden, &rope, None);
+    let ends = Values::<Cpu, _>::new(&read, &device);
+    let mut hidden = Embedding::new(&config, &ends)?.lookup(&[&ids])?;
+    for (spec, plan) in config.layers.iter().zip(config.layer_plans()) {
+        let of_layer =
+            |name: &str| -> Result<_, ModelError> { Ok(source.read_planned_f32(&plan, name)?) };
+        let weights = Values::new(&of_layer, &device);
+        hidden = Layer::new(spec, ids.len(), &weights, &device)?.forward(hidden, &mut NoTap)?;
     }
-    let head = Head::new(&config, &read, &device)?;
+    let head = Head::new(&config, &ends)?;
     let hidden: Tensor<Cpu, 2> = hidden.reshape([ids.len(), config.hidden]);
     let values: Vec<f32> = head
         .logits(hidden)

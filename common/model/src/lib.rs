@@ -8,28 +8,31 @@
 //! pipeline, of codecs or of packs.
 //!
 //! Code map:
-//! - [`config`]: the validated [`ModelConfig`]; [`families`]: one file per family turns that
-//!   family's `config.json` into it; [`plan`]: tensor names and shapes derived from it.
+//! - [`spec`]: what a model is, as data; [`config`]: the validated [`ModelConfig`]; `families`: one file
+//!   per family turns that family's `config.json` into it; [`plan`]: tensor names and shapes derived from it.
 //! - [`source`]: the safetensors of a model folder, by positioned reads.
 //! - [`text`]: tokenizer, text files, evaluation and calibration windows.
-//! - [`llama`]: the forward pass; [`rope`]: rotary position tables.
+//! - [`forward`]: the forward pass, built from the description; [`rope`]: rotary position tables.
+//! - `mamba`: the selective scan and its gradient.
 //! - [`moments`]: second moments of layer inputs; [`device`]: CPU or CUDA.
 
 pub mod config;
 pub mod device;
 pub mod error;
-pub mod families;
-pub mod llama;
+mod families;
+pub mod forward;
+mod mamba;
 pub mod moments;
 pub mod plan;
 pub mod rope;
+mod simd;
 pub mod source;
+pub mod spec;
 pub mod text;
 
-pub use config::{Activation, Family, ModelConfig};
+pub use config::ModelConfig;
 pub use device::{Cpu, DeviceKind};
 pub use error::ModelError;
 pub use plan::{ExactSpec, InputSpec, LayerPlan, LinearSpec};
-pub use rope::{Rope, RopeScaling};
 pub use source::{SourceFolder, SourceTensor};
 pub use text::{Tokenizer, Window};

@@ -99,16 +99,55 @@ impl Moments {
         Ok(())
     }
 
+    /// Adds the sums of other moments of the same shape.
+    ///
+    /// # Errors
+    /// [`MomentsError::Width`].
+    pub fn absorb(&mut self, other: &Moments) -> Result<(), MomentsError> {
+        let (expected, found) = (self.n, other.n);
+        if found != expected || self.block != other.block {
+            return Err(MomentsError::Width { found, expected });
+        }
+        let pairs = self.sum.iter_mut().zip(&other.sum);
+        pairs.for_each(|(sum, other)| *sum += other);
+        self.count += other.count;
+        Ok(())
+    }
+
+    /// The same moments as if `count` tokens more had come, each with the mean of `others`.
+    ///
+    /// # Errors
+    /// [`MomentsError::Width`], [`MomentsError::Empty`] if `others` has no token.
+    pub fn fill(&mut self, count: u64, others: &Moments) -> Result<(), MomentsError> {
+        if others.count == 0 {
+            return Err(MomentsError::Empty { n: self.n });
+        }
+        let mut more = others.clone();
+        let scale = (count as f64 / others.count as f64) as f32;
+        more.sum.iter_mut().for_each(|sum| *sum *= scale);
+        more.count = count;
+        self.absorb(&more)
+    }
+
     /// Means over the tokens added, `[n, block]`, every block exactly symmetric.
     ///
     /// # Errors
     /// [`MomentsError::Empty`], [`MomentsError::NonFinite`].
     pub fn finish(self) -> Result<Vec<f32>, MomentsError> {
+        let count = self.count;
+        self.finish_over(count)
+    }
+
+    /// As [`Moments::finish`], with means over `count` tokens, of which those not added count as zeros.
+    ///
+    /// # Errors
+    /// As [`Moments::finish`].
+    pub fn finish_over(self, count: u64) -> Result<Vec<f32>, MomentsError> {
         let Moments {
             n,
             block,
             sum: mut second,
-            count,
+            ..
         } = self;
         if count == 0 {
             return Err(MomentsError::Empty { n });

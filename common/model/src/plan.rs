@@ -4,6 +4,10 @@
 //! The plan owns no data and opens no file.
 
 use crate::config::ModelConfig;
+use crate::spec::{
+    AttentionSpec, ExpertsSpec, LayerSpec, MambaSpec, Mixer, MlpSpec, NormKind, NormSpec,
+    Projection, QkvSpec, Stored, Widening,
+};
 
 /// A matrix that is compressed: `y = W x` with `W: [rows, cols]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +20,8 @@ pub struct LinearSpec {
     pub cols: usize,
     /// Name of the input that it reads; one of [`LayerPlan::inputs`].
     pub input: String,
+    /// How the source's files hold it.
+    pub stored: Stored,
 }
 
 /// A tensor that is kept exactly.
@@ -30,10 +36,12 @@ pub struct ExactSpec {
 /// An input shared by one or more linears of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InputSpec {
-    /// `attn_in`, `o_in`, `mlp_in` or `down_in`.
+    /// Name within the layer, e.g. `attn_in` or `experts.7.down_in`.
     pub name: String,
     /// Width of one token's vector.
     pub width: usize,
+    /// Only some tokens pass here: those that the router sends to this expert.
+    pub routed: bool,
 }
 
 /// Everything that one layer holds.
@@ -45,13 +53,123 @@ pub struct LayerPlan {
     pub prefix: String,
     /// Matrices to compress, in the order in which the layer uses them.
     pub linears: Vec<LinearSpec>,
-    /// Norms and biases, kept exactly.
+    /// Norms, biases, routers and the like, kept exactly.
     pub extras: Vec<ExactSpec>,
     /// Distinct inputs in the order in which the forward pass observes them.
     pub inputs: Vec<InputSpec>,
 }
 
 impl LayerPlan {
+    fn of(layer: &LayerSpec, index: usize) -> Self {
+        let mut plan = LayerPlan {
+            index,
+            prefix: layer.prefix.clone(),
+            linears: Vec::new(),
+            extras: Vec::new(),
+            inputs: Vec::new(),
+        };
+        for block in &layer.blocks {
+            plan.add_norm(block.before.as_ref());
+            match &block.mixer {
+                Mixer::Attention(attention) => plan.add_attention(attention),
+                Mixer::Mlp(mlp) => plan.add_mlp(mlp, false),
+                Mixer::Experts(experts) => plan.add_experts(experts),
+                Mixer::Mamba(mamba) => plan.add_mamba(mamba),
+            }
+            plan.add_norm(block.after.as_ref());
+        }
+        plan
+    }
+
+    fn add_norm(&mut self, norm: Option<&NormSpec>) {
+        self.extras
+            .extend(norm.into_iter().flat_map(NormSpec::tensors));
+    }
+
+    fn add_input(&mut self, name: &str, width: usize, routed: bool) {
+        self.inputs.push(InputSpec {
+            name: name.to_owned(),
+            width,
+            routed,
+        });
+    }
+
+    fn add_linear(&mut self, projection: &Projection, input: &str) {
+        self.linears.push(LinearSpec {
+            name: format!("{}.weight", projection.name),
+            rows: projection.rows,
+            cols: projection.cols,
+            input: input.to_owned(),
+            stored: projection.stored.clone(),
+        });
+        self.add_bias(projection);
+    }
+
+    fn add_bias(&mut self, projection: &Projection) {
+        if projection.bias {
+            let name = format!("{}.bias", projection.name);
+            self.extras.push(exact(&name, &[projection.rows]));
+        }
+    }
+
+    fn add_attention(&mut self, attention: &AttentionSpec) {
+        self.add_input("attn_in", attention.qkv.hidden(), false);
+        for projection in attention.qkv.projections() {
+            self.add_linear(projection, "attn_in");
+        }
+        if let Some(norms) = &attention.qk_norm {
+            self.add_norm(Some(&norms.q));
+            self.add_norm(Some(&norms.k));
+        }
+        self.add_input("o_in", attention.output.cols, false);
+        self.add_linear(&attention.output, "o_in");
+    }
+
+    fn add_mlp(&mut self, mlp: &MlpSpec, routed: bool) {
+        self.add_input(&mlp.input, mlp.down.rows, routed);
+        for projection in mlp.widening.projections() {
+            self.add_linear(projection, &mlp.input);
+        }
+        self.add_input(&mlp.inner, mlp.ffn, routed);
+        self.add_linear(&mlp.down, &mlp.inner);
+    }
+
+    fn add_experts(&mut self, experts: &ExpertsSpec) {
+        let Projection {
+            name, rows, cols, ..
+        } = &experts.router;
+        self.extras
+            .push(exact(&format!("{name}.weight"), &[*rows, *cols]));
+        self.add_bias(&experts.router);
+        for expert in &experts.experts {
+            self.add_mlp(expert, true);
+        }
+    }
+
+    fn add_mamba(&mut self, mamba: &MambaSpec) {
+        let &MambaSpec {
+            inner,
+            state,
+            kernel,
+            ..
+        } = mamba;
+        self.add_input("in_in", mamba.input.cols, false);
+        self.add_linear(&mamba.input, "in_in");
+        self.extras
+            .push(exact("mixer.conv1d.weight", &[inner, 1, kernel]));
+        if mamba.conv_bias {
+            self.extras.push(exact("mixer.conv1d.bias", &[inner]));
+        }
+        self.add_input("x_in", inner, false);
+        self.add_linear(&mamba.selection, "x_in");
+        self.add_input("dt_in", mamba.rank, false);
+        self.add_linear(&mamba.step, "dt_in");
+        self.extras.push(exact("mixer.A_log", &[inner, state]));
+        self.extras.push(exact("mixer.D", &[inner]));
+        self.add_input("out_in", inner, false);
+        self.add_linear(&mamba.output, "out_in");
+    }
+
     /// Weights of the linears of this layer.
     pub fn linear_parameters(&self) -> u64 {
         self.linears
@@ -65,7 +183,7 @@ impl LayerPlan {
         self.linear_parameters() + self.extras.iter().map(ExactSpec::parameters).sum::<u64>()
     }
 
-    /// Names (within the layer) and shapes of all tensors of this layer.
+    /// Names (within the layer) and shapes of all tensors of this layer, as the pipeline's files hold them.
     pub fn tensors(&self) -> impl Iterator<Item = ExactSpec> + '_ {
         self.linears
             .iter()
@@ -75,6 +193,60 @@ impl LayerPlan {
             })
             .chain(self.extras.iter().cloned())
     }
+
+    /// Full names and shapes of all tensors of this layer, as the source's files hold them. A tensor that
+    /// holds several linears comes once for each.
+    pub fn source_tensors(&self) -> impl Iterator<Item = ExactSpec> + '_ {
+        let linears = self.linears.iter().map(|linear| {
+            let (name, shape) = linear.in_source();
+            exact(&format!("{}{name}", self.prefix), &shape)
+        });
+        let extras = self
+            .extras
+            .iter()
+            .map(|extra| exact(&format!("{}{}", self.prefix, extra.name), &extra.shape));
+        linears.chain(extras)
+    }
+}
+
+impl LinearSpec {
+    /// Name within the layer and shape of the tensor that holds this linear in the source.
+    pub fn in_source(&self) -> (&str, Vec<usize>) {
+        match &self.stored {
+            Stored::Whole => (&self.name, vec![self.rows, self.cols]),
+            Stored::Transposed => (&self.name, vec![self.cols, self.rows]),
+            Stored::Slice { tensor, count, .. } => (tensor, vec![*count, self.rows, self.cols]),
+        }
+    }
+}
+
+impl LinearSpec {
+    /// The name without the number of its expert: the same for the linears of a layer's experts that do the
+    /// same.
+    pub fn role(&self) -> &str {
+        role(&self.name)
+    }
+}
+
+impl InputSpec {
+    /// As [`LinearSpec::role`].
+    pub fn role(&self) -> &str {
+        role(&self.name)
+    }
+}
+
+/// What follows the last number of a name.
+fn role(name: &str) -> &str {
+    let number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let mut rest = name;
+    let mut from = name;
+    while let Some((part, after)) = from.split_once('.') {
+        if number(part) {
+            rest = after;
+        }
+        from = after;
+    }
+    rest
 }
 
 impl ExactSpec {
@@ -84,99 +256,94 @@ impl ExactSpec {
     }
 }
 
+impl NormSpec {
+    /// The norm's tensors.
+    pub fn tensors(&self) -> Vec<ExactSpec> {
+        let tensor = |part: &str| exact(&format!("{}.{part}", self.name), &[self.width]);
+        match self.kind {
+            NormKind::Rms | NormKind::RmsOnePlus => vec![tensor("weight")],
+            NormKind::Layer => vec![tensor("weight"), tensor("bias")],
+        }
+    }
+}
+
+impl QkvSpec {
+    /// The matrices in the order in which the layer uses them.
+    pub fn projections(&self) -> Vec<&Projection> {
+        match self {
+            QkvSpec::Separate { q, k, v } => vec![q, k, v],
+            QkvSpec::Stacked(one) | QkvSpec::PerHead(one) => vec![one],
+        }
+    }
+
+    /// Width of their input.
+    pub fn hidden(&self) -> usize {
+        match self {
+            QkvSpec::Separate { q, .. } => q.cols,
+            QkvSpec::Stacked(one) | QkvSpec::PerHead(one) => one.cols,
+        }
+    }
+}
+
+impl Widening {
+    /// The matrices in the order in which the layer uses them.
+    pub fn projections(&self) -> Vec<&Projection> {
+        match self {
+            Widening::Gated { gate, up } => vec![gate, up],
+            Widening::GatedStacked(one) | Widening::Plain(one) => vec![one],
+        }
+    }
+}
+
 impl ModelConfig {
     /// Plan of layer `index`.
     ///
     /// # Panics
-    /// If `index` is not below [`ModelConfig::layers`].
+    /// If there is no such layer.
     pub fn layer_plan(&self, index: usize) -> LayerPlan {
-        assert!(
-            index < self.layers,
-            "layer {index} of a model of {} layers",
-            self.layers
-        );
-        let (d, q, kv, f) = (self.hidden, self.query_width(), self.kv_width(), self.ffn);
-        let linear = |name: &str, rows, cols, input: &str| LinearSpec {
-            name: format!("{name}.weight"),
-            rows,
-            cols,
-            input: input.to_owned(),
-        };
-        let linears = vec![
-            linear("self_attn.q_proj", q, d, "attn_in"),
-            linear("self_attn.k_proj", kv, d, "attn_in"),
-            linear("self_attn.v_proj", kv, d, "attn_in"),
-            linear("self_attn.o_proj", d, q, "o_in"),
-            linear("mlp.gate_proj", f, d, "mlp_in"),
-            linear("mlp.up_proj", f, d, "mlp_in"),
-            linear("mlp.down_proj", d, f, "down_in"),
-        ];
-        let mut extras = vec![
-            exact("input_layernorm.weight", &[d]),
-            exact("post_attention_layernorm.weight", &[d]),
-        ];
-        if self.attention_bias {
-            extras.extend(
-                [("q", q), ("k", kv), ("v", kv), ("o", d)]
-                    .map(|(part, width)| exact(&format!("self_attn.{part}_proj.bias"), &[width])),
-            );
-        }
-        if self.mlp_bias {
-            extras.extend(
-                [("gate", f), ("up", f), ("down", d)]
-                    .map(|(part, width)| exact(&format!("mlp.{part}_proj.bias"), &[width])),
-            );
-        }
-        let inputs = [("attn_in", d), ("o_in", q), ("mlp_in", d), ("down_in", f)]
-            .map(|(name, width)| InputSpec {
-                name: name.to_owned(),
-                width,
-            })
-            .to_vec();
-        LayerPlan {
-            index,
-            prefix: format!("model.layers.{index}."),
-            linears,
-            extras,
-            inputs,
-        }
+        LayerPlan::of(&self.layers[index], index)
     }
 
     /// Full names and shapes of the tensors outside the layers: embedding, final norm and, unless
-    /// the head is tied to the embedding, `lm_head.weight`.
+    /// the head is tied to the embedding, the output matrix.
     pub fn scaffold_plan(&self) -> Vec<ExactSpec> {
-        let mut scaffold = vec![
-            exact("model.embed_tokens.weight", &[self.vocab, self.hidden]),
-            exact("model.norm.weight", &[self.hidden]),
-        ];
-        if !self.tied_head {
-            scaffold.push(exact("lm_head.weight", &[self.vocab, self.hidden]));
+        let matrix = |name: &str, rows| exact(name, &[rows, self.hidden]);
+        let mut scaffold = vec![matrix(&self.embedding.weight, self.vocab)];
+        if let Some(positions) = &self.embedding.positions {
+            scaffold.push(matrix(positions, self.context));
+        }
+        scaffold.extend(self.head.norm.tensors());
+        if !self.head.tied {
+            scaffold.push(matrix(&self.head.weight, self.vocab));
+        }
+        if let Some(bias) = &self.head.bias {
+            scaffold.push(exact(bias, &[self.vocab]));
         }
         scaffold
     }
 
-    /// Name of the tensor that is the output matrix.
-    pub fn head_tensor(&self) -> &'static str {
-        if self.tied_head {
-            "model.embed_tokens.weight"
-        } else {
-            "lm_head.weight"
-        }
-    }
-
     /// Weights of all linears of all layers.
     pub fn linear_parameters(&self) -> u64 {
-        self.layers as u64 * self.layer_plan(0).linear_parameters()
+        self.layer_plans()
+            .map(|plan| plan.linear_parameters())
+            .sum()
     }
 
     /// All parameters; a tied head counts once.
     pub fn total_parameters(&self) -> u64 {
-        self.layers as u64 * self.layer_plan(0).parameters()
-            + self
-                .scaffold_plan()
-                .iter()
-                .map(ExactSpec::parameters)
-                .sum::<u64>()
+        let scaffold = self.scaffold_plan();
+        self.layer_plans()
+            .map(|plan| plan.parameters())
+            .sum::<u64>()
+            + scaffold.iter().map(ExactSpec::parameters).sum::<u64>()
+    }
+
+    /// The plans of all layers, one after another.
+    pub fn layer_plans(&self) -> impl Iterator<Item = LayerPlan> + '_ {
+        self.layers
+            .iter()
+            .enumerate()
+            .map(|(index, layer)| LayerPlan::of(layer, index))
     }
 }
 

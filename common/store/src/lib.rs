@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`atomic`] | the creation of files |
 //! | [`sha`], [`framed`], [`tensors`], [`stream`] | digests, typed binary files, tensor files, their batches |
+//! | [`spill`] | rows that wait on disk |
 //! | [`settings`], [`plan`], [`run`], [`source`] | what a run is, and where |
 //! | [`receipt`], [`freshness`] | what is done, what is stale and why |
 //! | [`events`], [`stage`] | the protocol between driver and stage, and the stage's side of it |
@@ -26,6 +27,7 @@ pub mod run;
 pub mod settings;
 pub mod sha;
 pub mod source;
+pub mod spill;
 pub mod stage;
 pub mod stream;
 pub mod tensors;

@@ -5,7 +5,7 @@
 use crossbeam_channel::bounded;
 
 use crate::error::StoreError;
-use crate::tensors::{TensorFile, TensorFileWriter, f32_bytes, to_f32};
+use crate::tensors::{TensorFile, TensorFileWriter, f32_bytes};
 
 /// Batches that wait in a channel.
 const WAITING: usize = 1;
@@ -25,23 +25,14 @@ pub fn map_rows<E: From<StoreError>>(
     mut compute: impl FnMut(Vec<f32>, usize, usize) -> Result<Vec<f32>, E>,
 ) -> Result<(), E> {
     let decl = input.tensor(name)?;
-    let (dtype, rows) = (decl.dtype, decl.shape.first().copied().unwrap_or(1));
+    let rows = decl.shape.first().copied().unwrap_or(1);
     let (read_in, read_out) = bounded::<Result<(usize, usize, Vec<f32>), StoreError>>(WAITING);
     let (write_in, write_out) = bounded::<Vec<f32>>(WAITING);
     std::thread::scope(|scope| {
         scope.spawn(move || {
             for first in (0..rows).step_by(batch.max(1)) {
                 let count = batch.max(1).min(rows - first);
-                let values = input.read_rows(name, first, count).and_then(|bytes| {
-                    to_f32(dtype, &bytes).ok_or_else(|| {
-                        StoreError::malformed(
-                            input.path(),
-                            "tensor file",
-                            format!("`{name}` of type {dtype:?}"),
-                            "a float type",
-                        )
-                    })
-                });
+                let values = input.read_rows_f32(name, first, count);
                 // A closed channel means that the computation failed; its error is the one that counts.
                 if read_in
                     .send(values.map(|values| (first, count, values)))

@@ -288,8 +288,22 @@ impl TensorFile {
     /// All values of one floating-point tensor as f32; exact for F32, F16 and BF16.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, StoreError> {
         let dtype = self.tensor(name)?.dtype;
-        let bytes = self.read(name)?;
-        to_f32(dtype, &bytes).ok_or_else(|| {
+        self.floats(name, dtype, &self.read(name)?)
+    }
+
+    /// Values of `count` rows of the leading dimension from row `first`, as f32.
+    pub fn read_rows_f32(
+        &self,
+        name: &str,
+        first: usize,
+        count: usize,
+    ) -> Result<Vec<f32>, StoreError> {
+        let dtype = self.tensor(name)?.dtype;
+        self.floats(name, dtype, &self.read_rows(name, first, count)?)
+    }
+
+    fn floats(&self, name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, StoreError> {
+        to_f32(dtype, bytes).ok_or_else(|| {
             StoreError::malformed(
                 &self.path,
                 "tensor file",

@@ -1,24 +1,28 @@
-//! Trains the embedded tiny model: text, tokenizer, weights, all from one seed.
+//! Trains the tiny models of the examples: text, tokenizer, weights, all from one seed.
 //!
 //! ```text
 //! cargo run --release -p uc-examples --bin train-tiny -- --out examples/tiny-stories
+//! cargo run --release -p uc-examples --bin train-tiny -- --family qwen3_moe --out examples/tiny-experts
+//! cargo run --release -p uc-examples --bin train-tiny -- --family mamba --out examples/tiny-mamba
 //! ```
-//! The forward pass is the product's own (`uc_model::llama`) on burn's autodiff backend; this file adds the loss, AdamW
+//! The forward pass is the product's own (`uc_model::forward`) on burn's autodiff backend; this file adds the loss, AdamW
 //! (Loshchilov and Hutter 2019) and the writing of a Hugging Face folder.
+
+use std::collections::BTreeMap;
 
 use anyhow::{Context, anyhow};
 use burn::backend::Autodiff;
 use burn::tensor::{ElementConversion, Int, Tensor, TensorData, activation};
 use camino::{Utf8Path, Utf8PathBuf};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{
     DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerBuilder,
 };
 use uc_examples::stories::{self, Random};
-use uc_model::llama::{Embedding, Head, Linear, LlamaLayer};
-use uc_model::{Cpu, ModelConfig, Rope, Tokenizer};
+use uc_model::forward::{Embedding, Head, Layer, NoTap, Weights};
+use uc_model::{Cpu, ModelConfig, Tokenizer};
 use uc_store::atomic;
 use uc_store::tensors::{Dtype, TensorDecl, TensorFileWriter};
 
@@ -35,9 +39,21 @@ const CALIBRATION_SEED: u64 = 2;
 const EVALUATION_SEED: u64 = 3;
 const TEXT_BYTES: usize = 200_000;
 
+/// The architectures that are trained here: one dense, one with experts, one with states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Family {
+    Llama,
+    #[value(name = "qwen3_moe")]
+    Qwen3Moe,
+    Mamba,
+}
+
 #[derive(Parser)]
-#[command(about = "Trains the embedded tiny model")]
+#[command(about = "Trains a tiny model")]
 struct Cli {
+    /// Architecture
+    #[arg(long, value_enum, default_value = "llama")]
+    family: Family,
     /// Folder of the model
     #[arg(long)]
     out: Utf8PathBuf,
@@ -59,8 +75,10 @@ fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     let training = stories::text(TRAINING_SEED, 40 * TEXT_BYTES);
     let evaluation = stories::text(EVALUATION_SEED, TEXT_BYTES);
-    write_texts(&cli.out, &evaluation)?;
-    write_description(&cli.out, &training)?;
+    if cli.family == Family::Llama {
+        write_texts(&cli.out, &evaluation)?;
+    }
+    write_description(cli.family, &cli.out, &training)?;
     let config = ModelConfig::load(cli.out.as_std_path())?;
     let tokenizer = Tokenizer::load(cli.out.as_std_path())?;
     let ids = tokenizer.encode(&training)?;
@@ -89,23 +107,8 @@ fn write_texts(out: &Utf8Path, evaluation: &str) -> anyhow::Result<()> {
 }
 
 /// config.json, tokenizer.json and tokenizer_config.json.
-fn write_description(out: &Utf8Path, training: &str) -> anyhow::Result<()> {
-    let config = serde_json::json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": HIDDEN,
-        "intermediate_size": FFN,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": VOCAB,
-        "max_position_embeddings": CONTEXT,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "tie_word_embeddings": true,
-        "torch_dtype": "bfloat16",
-    });
+fn write_description(family: Family, out: &Utf8Path, training: &str) -> anyhow::Result<()> {
+    let config = description(family);
     atomic::write_json(&out.join("config.json"), &config)?;
 
     let bytes = || ByteLevel::default().add_prefix_space(false);
@@ -142,6 +145,63 @@ fn write_description(out: &Utf8Path, training: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The config.json of a family's tiny model.
+fn description(family: Family) -> serde_json::Value {
+    let attention = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "intermediate_size": FFN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": true,
+        "torch_dtype": "bfloat16",
+    });
+    let changed = match family {
+        Family::Llama => return attention,
+        Family::Mamba => {
+            return serde_json::json!({
+                "architectures": ["MambaForCausalLM"],
+                "model_type": "mamba",
+                "hidden_size": HIDDEN,
+                "intermediate_size": 2 * HIDDEN,
+                "num_hidden_layers": LAYERS,
+                "state_size": 16,
+                "time_step_rank": 8,
+                "conv_kernel": 4,
+                "layer_norm_epsilon": 1e-5,
+                "vocab_size": VOCAB,
+                "hidden_act": "silu",
+                "use_bias": false,
+                "use_conv_bias": true,
+                "tie_word_embeddings": true,
+                "torch_dtype": "bfloat16",
+            });
+        }
+        Family::Qwen3Moe => serde_json::json!({
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "model_type": "qwen3_moe",
+            "head_dim": 32,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 96,
+            "norm_topk_prob": true,
+            "decoder_sparse_step": 1,
+        }),
+    };
+    let mut all = attention;
+    if let (Some(all), Some(changed)) = (all.as_object_mut(), changed.as_object()) {
+        all.extend(changed.clone());
+    }
+    all
+}
+
 /// Perplexity of the training text's token frequencies on other text, each count raised by one.
 fn unigram_perplexity(training: &[u32], held_out: &[u32]) -> f64 {
     let mut counts = vec![1.0f64; VOCAB];
@@ -165,12 +225,61 @@ struct Parameter {
 
 struct Parameters(Vec<Parameter>);
 
+/// Normal matrices scaled by the fan-in, gains at one, biases at zero; states that fade at 1 to N per unit of
+/// time and steps of 0.001 to 0.1, as in Mamba.
+fn initial(spec: &uc_model::ExactSpec, layers: usize, random: &mut Random) -> Vec<f32> {
+    let count: usize = spec.shape.iter().product();
+    let ends = |part: &str| spec.name.ends_with(part);
+    let last = spec.shape.last().copied().unwrap_or(1);
+    if ends("A_log") {
+        return (0..count).map(|i| ((i % last + 1) as f32).ln()).collect();
+    }
+    if ends("dt_proj.bias") {
+        let step = |uniform: usize| 0.001 * 100.0_f32.powf(uniform as f32 / 1000.0);
+        let before_softplus = |step: f32| step.exp_m1().ln();
+        return (0..count)
+            .map(|_| before_softplus(step(random.below(1000))))
+            .collect();
+    }
+    let residual = ["o_proj.weight", "down_proj.weight", "out_proj.weight"];
+    let scale = match spec.shape.len() {
+        1 if ends(".bias") => return vec![0.0; count],
+        1 => return vec![1.0; count],
+        _ if spec.name.contains("embed") => 0.05,
+        _ if residual.iter().any(|part| ends(part)) => 1.0 / ((last * 2 * layers) as f32).sqrt(),
+        _ => 1.0 / (last as f32).sqrt(),
+    };
+    (0..count).map(|_| scale * random.normal()).collect()
+}
+
+/// The leaves of a graph as the weights of a model, or of the layer whose names begin with a prefix.
+struct Leaves<'a> {
+    index: &'a BTreeMap<String, usize>,
+    leaves: &'a [Tensor<Train, 1>],
+    prefix: &'a str,
+}
+
+impl Weights<Train> for Leaves<'_> {
+    type Error = anyhow::Error;
+
+    fn tensor<const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+    ) -> anyhow::Result<Tensor<Train, D>> {
+        let full = format!("{}{name}", self.prefix);
+        let index = self.index.get(&full);
+        let index = *index.with_context(|| format!("no parameter {full}"))?;
+        Ok(self.leaves[index].clone().reshape(shape))
+    }
+}
+
 impl Parameters {
     /// Normal weights scaled by the fan-in, norms at one.
     fn new(config: &ModelConfig, seed: u64) -> Self {
         let mut random = Random::new(seed);
         let mut specs = config.scaffold_plan();
-        for layer in (0..config.layers).map(|index| config.layer_plan(index)) {
+        for layer in config.layer_plans() {
             specs.extend(layer.tensors().map(|mut spec| {
                 spec.name = format!("{}{}", layer.prefix, spec.name);
                 spec
@@ -179,17 +288,7 @@ impl Parameters {
         let device = Default::default();
         let parameter = |spec: uc_model::ExactSpec| {
             let count: usize = spec.shape.iter().product();
-            let residual = spec.name.contains("o_proj") || spec.name.contains("down_proj");
-            let scale = match spec.shape.as_slice() {
-                [_, _] if spec.name.contains("embed") => 0.05,
-                [_, cols] if residual => 1.0 / ((cols * 2 * config.layers) as f32).sqrt(),
-                [_, cols] => 1.0 / (*cols as f32).sqrt(),
-                _ => 0.0,
-            };
-            let values: Vec<f32> = match scale {
-                0.0 => vec![1.0; count],
-                scale => (0..count).map(|_| scale * random.normal()).collect(),
-            };
+            let values = initial(&spec, config.layers.len(), &mut random);
             let value = Tensor::from_data(TensorData::new(values, [count]), &device);
             let zeros = Tensor::zeros([count], &device);
             Parameter {
@@ -211,59 +310,43 @@ impl Parameters {
             .collect()
     }
 
-    /// The model over given leaves.
-    fn model(&self, config: &ModelConfig, leaves: &[Tensor<Train, 1>]) -> anyhow::Result<Model> {
-        let find = |name: &str| {
-            let index = self.0.iter().position(|p| p.name == name);
-            index.with_context(|| format!("no parameter {name}"))
+    /// Mean negative log-likelihood of every token but the first of each window, nats, by the model over the
+    /// given leaves.
+    fn loss(
+        &self,
+        config: &ModelConfig,
+        leaves: &[Tensor<Train, 1>],
+        windows: &[&[u32]],
+    ) -> anyhow::Result<Tensor<Train, 1>> {
+        let names = self.0.iter().map(|p| p.name.clone()).zip(0..);
+        let index = names.collect();
+        let weights = |prefix| Leaves {
+            index: &index,
+            leaves,
+            prefix,
         };
-        let vector =
-            |name: &str| -> anyhow::Result<Tensor<Train, 1>> { Ok(leaves[find(name)?].clone()) };
-        let matrix = |name: &str| -> anyhow::Result<Tensor<Train, 2>> {
-            let index = find(name)?;
-            let shape = &self.0[index].shape;
-            Ok(leaves[index].clone().reshape([shape[0], shape[1]]))
-        };
-        let mut layers = Vec::with_capacity(config.layers);
-        for index in 0..config.layers {
-            let name = |part: &str| format!("model.layers.{index}.{part}.weight");
-            let linear = |part: &str| -> anyhow::Result<Linear<Train>> {
-                Ok(Linear {
-                    weight: matrix(&name(part))?,
-                    bias: None,
-                })
-            };
-            layers.push(LlamaLayer {
-                attn_norm: vector(&name("input_layernorm"))?,
-                q: linear("self_attn.q_proj")?,
-                k: linear("self_attn.k_proj")?,
-                v: linear("self_attn.v_proj")?,
-                o: linear("self_attn.o_proj")?,
-                mlp_norm: vector(&name("post_attention_layernorm"))?,
-                gate: linear("mlp.gate_proj")?,
-                up: linear("mlp.up_proj")?,
-                down: linear("mlp.down_proj")?,
-                heads: config.heads,
-                kv_heads: config.kv_heads,
-                head_dim: config.head_dim,
-                eps: config.rms_eps,
-            });
+        let ends = weights("");
+        let embedding = Embedding::new(config, &ends)?;
+        let inputs: Vec<&[u32]> = windows.iter().map(|w| &w[..w.len() - 1]).collect();
+        let mut hidden = embedding.lookup(&inputs)?;
+        for spec in &config.layers {
+            let own = weights(&spec.prefix);
+            let layer = Layer::new(spec, inputs[0].len(), &own, &Default::default())?;
+            hidden = layer.forward(hidden, &mut NoTap)?;
         }
-        let embedding = Embedding {
-            weight: matrix("model.embed_tokens.weight")?,
-        };
-        let head = Head {
-            norm: vector("model.norm.weight")?,
-            weight: embedding.weight.clone(),
-            eps: config.rms_eps,
-        };
-        let rope = Rope::new(config, CONTEXT, &Default::default())?;
-        Ok(Model {
-            embedding,
-            layers,
-            head,
-            rope,
-        })
+        let head = Head::tied(config, &embedding, &ends)?;
+        let [count, length, width] = hidden.dims();
+        let targets: Vec<i32> = windows
+            .iter()
+            .flat_map(|w| w[1..].iter().map(|&id| id as i32))
+            .collect();
+        let targets = TensorData::new(targets, [count * length, 1]);
+        let targets = Tensor::<Train, 2, Int>::from_data(targets, &Default::default());
+        let logits = head.logits(hidden.reshape([count * length, width]));
+        Ok(activation::log_softmax(logits, 1)
+            .gather(1, targets)
+            .mean()
+            .neg())
     }
 
     /// Values as the file will hold them.
@@ -297,11 +380,11 @@ impl Parameters {
     }
 
     fn perplexity(&self, config: &ModelConfig, ids: &[u32]) -> anyhow::Result<f64> {
-        let model = self.model(config, &self.leaves())?;
+        let leaves = self.leaves();
         let windows: Vec<&[u32]> = ids.chunks_exact(CONTEXT).collect();
         let losses = windows
             .chunks(16)
-            .map(|batch| Ok(batch.len() as f64 * scalar(&model.loss(batch)?)))
+            .map(|batch| Ok(batch.len() as f64 * scalar(&self.loss(config, &leaves, batch)?)))
             .collect::<anyhow::Result<Vec<f64>>>()?;
         Ok((losses.iter().sum::<f64>() / windows.len() as f64).exp())
     }
@@ -323,36 +406,6 @@ fn values(tensor: &Tensor<Cpu, 1>) -> Vec<f32> {
 
 fn scalar(loss: &Tensor<Train, 1>) -> f64 {
     loss.clone().into_scalar().elem()
-}
-
-struct Model {
-    embedding: Embedding<Train>,
-    layers: Vec<LlamaLayer<Train>>,
-    head: Head<Train>,
-    rope: Rope<Train>,
-}
-
-impl Model {
-    /// Mean negative log-likelihood of every token but the first of each window, nats.
-    fn loss(&self, windows: &[&[u32]]) -> anyhow::Result<Tensor<Train, 1>> {
-        let inputs: Vec<&[u32]> = windows.iter().map(|w| &w[..w.len() - 1]).collect();
-        let mut hidden = self.embedding.lookup(&inputs)?;
-        for layer in &self.layers {
-            hidden = layer.forward(hidden, &self.rope, None);
-        }
-        let [count, length, width] = hidden.dims();
-        let targets: Vec<i32> = windows
-            .iter()
-            .flat_map(|w| w[1..].iter().map(|&id| id as i32))
-            .collect();
-        let targets = TensorData::new(targets, [count * length, 1]);
-        let targets = Tensor::<Train, 2, Int>::from_data(targets, &Default::default());
-        let logits = self.head.logits(hidden.reshape([count * length, width]));
-        Ok(activation::log_softmax(logits, 1)
-            .gather(1, targets)
-            .mean()
-            .neg())
-    }
 }
 
 fn train(
@@ -378,7 +431,7 @@ fn train(
             })
             .collect();
         let leaves = model.leaves();
-        let loss = model.model(config, &leaves)?.loss(&windows)?;
+        let loss = model.loss(config, &leaves, &windows)?;
         let value = scalar(&loss);
         smooth = if smooth.is_nan() {
             value
@@ -390,10 +443,10 @@ fn train(
         let decay = 0.5 + 0.5 * (std::f64::consts::PI * step as f64 / cli.steps as f64).cos();
         let rate = cli.rate * warm * (0.05 + 0.95 * decay);
         for (parameter, leaf) in model.0.iter_mut().zip(&leaves) {
-            let gradient = leaf
-                .grad(&gradients)
-                .context("a parameter without gradient")?;
-            adamw(parameter, gradient, rate, step + 1);
+            // An expert to which no token came has none.
+            if let Some(gradient) = leaf.grad(&gradients) {
+                adamw(parameter, gradient, rate, step + 1);
+            }
         }
         if step % 20 == 0 || step + 1 == cli.steps {
             println!(
@@ -426,18 +479,35 @@ fn write_readme(
     perplexity: f64,
     unigram: f64,
 ) -> anyhow::Result<()> {
+    let name = cli.out.file_name().unwrap_or("tiny");
+    let (purpose, family) = match cli.family {
+        Family::Llama => (
+            "The embedded model that `make run` compresses when no MODEL is given",
+            "Llama",
+        ),
+        Family::Qwen3Moe => (
+            "A tiny mixture of 8 experts, of which a token takes 2",
+            "Qwen3-MoE",
+        ),
+        Family::Mamba => ("A tiny selective state space model", "Mamba"),
+    };
+    let option = match cli.family {
+        Family::Llama => "",
+        Family::Qwen3Moe => "--family qwen3_moe ",
+        Family::Mamba => "--family mamba ",
+    };
     let text = format!(
-        "# tiny-stories\n\n\
-         The embedded model that `make run` compresses when no MODEL is given: {} parameters, {} layers, width {}, \
-         context {CONTEXT}, byte-level BPE vocabulary {VOCAB}, bfloat16, Llama layout. Apache-2.0, like the project.\n\n\
+        "# {name}\n\n\
+         {purpose}: {} parameters, {} layers, width {}, \
+         context {CONTEXT}, byte-level BPE vocabulary {VOCAB}, bfloat16, {family} layout. Apache-2.0, like the project.\n\n\
          Everything here was made by one command, with no data from outside:\n\n\
-         ```\ncargo run --release -p uc-examples --bin train-tiny -- --out examples/tiny-stories\n```\n\n\
+         ```\ncargo run --release -p uc-examples --bin train-tiny -- {option}--out examples/{name}\n```\n\n\
          The text is the story grammar of `examples/src/stories.rs`: seed {TRAINING_SEED} for training, \
-         {CALIBRATION_SEED} for `calibration.txt`, {EVALUATION_SEED} for `evaluation.txt` (never trained on). \
-         {} steps of {} tokens, AdamW, seed {}.\n\n\
+         {CALIBRATION_SEED} for `tiny-stories/calibration.txt`, {EVALUATION_SEED} for `tiny-stories/evaluation.txt` \
+         (never trained on). {} steps of {} tokens, AdamW, seed {}.\n\n\
          | on held-out text | perplexity |\n|---|---|\n| this model | {perplexity:.3} |\n| token frequencies (unigram) | {unigram:.1} |\n",
         model.count(),
-        config.layers,
+        config.layers.len(),
         config.hidden,
         cli.steps,
         cli.batch * CONTEXT,

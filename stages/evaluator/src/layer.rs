@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use anyhow::Context;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
+use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
-use uc_model::llama::LlamaLayer;
-use uc_model::{ModelConfig, Rope};
+use uc_model::forward::{Layer, NoTap, Values, Weights};
 use uc_pack::LayerFile;
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
@@ -39,7 +39,6 @@ impl OnDevice for LayerPass<'_, '_> {
                 hidden.path()
             );
         };
-        let rope = Rope::<B>::new(&config, length, &device)?;
         let decls = ["teacher", "pack"].map(|name| TensorDecl::new(name, Dtype::F32, &shape));
         let mut output = job.output_tensors("eval-hidden", &decls)?;
         let dims = [windows, length, width];
@@ -47,43 +46,37 @@ impl OnDevice for LayerPass<'_, '_> {
         // One after the other, so that one layer of one model is in memory.
         let weights = TensorFile::open(&job.input("weights")?)?;
         let teacher = |name: &str| -> anyhow::Result<Vec<f32>> { Ok(weights.read_f32(name)?) };
-        let layer = LlamaLayer::<B>::new(&config, &teacher, &device)?;
-        push(job, &layer, &rope, &hidden, "teacher", dims, 0, &mut output)?;
+        let spec = &config.layers[job.layer()? as usize];
+        let of_teacher = Values::<B, _>::new(&teacher, &device);
+        let layer = Layer::new(spec, length, &of_teacher, &device)?;
+        push(job, &layer, &hidden, "teacher", dims, 0, &mut output)?;
         drop(layer);
 
         let packed = PackedLayer::open(job)?;
-        let layer = LlamaLayer::<B>::new(&config, &|name: &str| packed.read_f32(name), &device)?;
-        push(
-            job,
-            &layer,
-            &rope,
-            &hidden,
-            "pack",
-            dims,
-            windows,
-            &mut output,
-        )?;
+        let reconstructed = |name: &str| packed.read_f32(name);
+        let of_pack = Values::<B, _>::new(&reconstructed, &device);
+        let layer = Layer::new(spec, length, &of_pack, &device)?;
+        push(job, &layer, &hidden, "pack", dims, windows, &mut output)?;
         job.commit_tensors("eval-hidden", output)?;
         Ok(())
     }
 }
 
 /// Sends one model's states through its layer; `before` windows were done already.
-fn push<B: Backend>(
+fn push<B: Backend, W: Weights<B, Error = anyhow::Error>>(
     job: &mut Job<'_>,
-    layer: &LlamaLayer<B>,
-    rope: &Rope<B>,
+    layer: &Layer<'_, B, W>,
     hidden: &TensorFile,
     name: &str,
     [windows, length, width]: [usize; 3],
     before: usize,
     output: &mut TensorFileWriter,
 ) -> anyhow::Result<()> {
-    let device = rope.cos.device();
     let batch = (BATCH_TOKENS / length).max(1);
     map_rows(hidden, name, batch, output, |values, count, first| {
-        let x = Tensor::<B, 3>::from_data(TensorData::new(values, [count, length, width]), &device);
-        let y = layer.forward(x, rope, None).into_data();
+        let states = TensorData::new(values, [count, length, width]);
+        let x = Tensor::<B, 3>::from_data(states, layer.device());
+        let y = layer.forward(x, &mut NoTap)?.into_data();
         job.progress(
             (before + first + count) as u64,
             2 * windows as u64,

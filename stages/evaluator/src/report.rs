@@ -6,7 +6,7 @@ use burn::tensor::{Tensor, TensorData};
 use serde::Serialize;
 use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
-use uc_model::llama::Head;
+use uc_model::forward::{Head, Values};
 use uc_model::text::WindowSet;
 use uc_pack::{Manifest, ScaffoldFile};
 use uc_store::stage::Job;
@@ -102,13 +102,11 @@ impl OnDevice for Comparison<'_, '_> {
         let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
         let scaffold = TensorFile::open(&job.input("scaffold")?)?;
         let packed = ScaffoldFile::open(job.input("pack-scaffold")?)?;
-        check_embedding(&scaffold, &packed)?;
-        let teacher = Head::<B>::new(
-            &config,
-            &|name: &str| -> anyhow::Result<Vec<f32>> { Ok(scaffold.read_f32(name)?) },
-            &device,
-        )?;
-        let pack = Head::<B>::new(&config, &|name: &str| read_packed(&packed, name), &device)?;
+        check_embedding(&config, &scaffold, &packed)?;
+        let of_teacher = |name: &str| -> anyhow::Result<_> { Ok(scaffold.read_f32(name)?) };
+        let of_pack = |name: &str| read_packed(&packed, name);
+        let teacher = Head::new(&config, &Values::<B, _>::new(&of_teacher, &device))?;
+        let pack = Head::new(&config, &Values::<B, _>::new(&of_pack, &device))?;
         let hidden = TensorFile::open(&job.input("eval-hidden")?)?;
         let mut all = Accumulator::default();
         for (index, window) in set.windows.iter().enumerate() {
@@ -179,13 +177,19 @@ fn compare(teacher: &[f32], pack: &[f32], targets: &[u32], vocab: usize) -> Vec<
     })
 }
 
-/// The states of the pack were embedded with the source's matrix: the pack's must be the same bytes.
-fn check_embedding(scaffold: &TensorFile, packed: &ScaffoldFile) -> anyhow::Result<()> {
-    const NAME: &str = "model.embed_tokens.weight";
-    ensure!(
-        scaffold.read(NAME)? == packed.read(NAME)?,
-        "the pack's {NAME} is not the source's; expected equal bytes"
-    );
+/// The states of the pack were embedded with the source's matrices: the pack's must be the same bytes.
+fn check_embedding(
+    config: &ModelConfig,
+    scaffold: &TensorFile,
+    packed: &ScaffoldFile,
+) -> anyhow::Result<()> {
+    let spec = &config.embedding;
+    for name in std::iter::once(&spec.weight).chain(&spec.positions) {
+        ensure!(
+            scaffold.read(name)? == packed.read(name)?,
+            "the pack's {name} is not the source's; expected equal bytes"
+        );
+    }
     Ok(())
 }
 

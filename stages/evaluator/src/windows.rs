@@ -5,7 +5,7 @@
 use uc_model::ModelConfig;
 use uc_model::text::{WindowChoice, WindowSet};
 use uc_store::stage::Job;
-use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes, to_f32};
+use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes};
 
 /// Writes `evaluation-windows` and `eval-hidden@0`.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
@@ -31,15 +31,16 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     job.commit("evaluation-windows", file)?;
 
     let scaffold = TensorFile::open(&job.input("scaffold")?)?;
-    let dtype = scaffold.tensor("model.embed_tokens.weight")?.dtype;
     let shape = [set.windows.len(), set.length, config.hidden];
     let decls = ["teacher", "pack"].map(|name| TensorDecl::new(name, Dtype::F32, &shape));
     let mut hidden = job.output_tensors("eval-hidden", &decls)?;
     for _ in &decls {
-        for id in set.windows.iter().flat_map(|window| &window.ids) {
-            let row = scaffold.read_rows("model.embed_tokens.weight", *id as usize, 1)?;
-            let values = to_f32(dtype, &row).expect("shard-loader admits floats only");
-            hidden.append(&f32_bytes(&values))?;
+        for window in &set.windows {
+            for (position, &id) in window.ids.iter().enumerate() {
+                let row = |name: &str, row| scaffold.read_rows_f32(name, row, 1);
+                let values = config.embedding.token(id, position, row)?;
+                hidden.append(&f32_bytes(&values))?;
+            }
         }
     }
     job.commit_tensors("eval-hidden", hidden)?;

@@ -46,7 +46,7 @@ impl StageProgram for Rates {
         for (index, linear) in plan.linears.iter().enumerate() {
             let factor = &factors.inputs[&linear.input];
             let (column_log, base) = step_logs(&factor.inv_diag)?;
-            let w = source.read_f32(&format!("{}{}", plan.prefix, linear.name))?;
+            let w = source.read_planned_f32(&plan, &linear.name)?;
             let subject = Subject {
                 w: &w,
                 m: linear.rows,

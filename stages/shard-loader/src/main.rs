@@ -9,7 +9,8 @@ use std::path::Path;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use crossbeam_channel::bounded;
-use uc_model::{ExactSpec, ModelConfig, SourceFolder};
+use uc_model::source::SourceError;
+use uc_model::{ExactSpec, ModelConfig, SourceFolder, SourceTensor};
 use uc_store::ExitCode;
 use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 use uc_store::tensors::{Dtype, TensorDecl};
@@ -106,7 +107,7 @@ fn describe(model: &Path) -> anyhow::Result<serde_json::Value> {
     files.dedup();
     Ok(serde_json::json!({
         "name": model.file_name().map(|name| name.to_string_lossy()),
-        "layers": config.layers,
+        "layers": config.layers.len(),
         "linear_parameters": config.linear_parameters(),
         "total_parameters": config.total_parameters(),
         "files": files,
@@ -138,11 +139,19 @@ impl StageProgram for Loader {
             }
         };
         match self.part {
-            Part::Scaffold => copy(job, &source, "scaffold", "", &config.scaffold_plan())?,
+            Part::Scaffold => {
+                let read = |name: &str| source.read(name);
+                copy(job, "scaffold", &config.scaffold_plan(), read, |name| {
+                    source.tensor(name).map(|info| info.dtype)
+                })?;
+            }
             Part::Layer => {
                 let plan = config.layer_plan(job.layer()? as usize);
                 let tensors: Vec<ExactSpec> = plan.tensors().collect();
-                copy(job, &source, "weights", &plan.prefix, &tensors)?;
+                let read = |name: &str| source.read_planned(&plan, name);
+                copy(job, "weights", &tensors, read, |name| {
+                    source.planned_dtype(&plan, name)
+                })?;
             }
         }
         self.source = Some((config, source));
@@ -157,18 +166,16 @@ impl StageProgram for Loader {
 /// Copies tensors, one thread reading and checking, one writing.
 fn copy(
     job: &mut Job<'_>,
-    source: &SourceFolder,
     output: &str,
-    prefix: &str,
     tensors: &[ExactSpec],
+    read: impl Fn(&str) -> Result<SourceTensor, SourceError> + Send,
+    dtype: impl Fn(&str) -> Option<uc_model::source::Dtype>,
 ) -> anyhow::Result<()> {
     let mut decls = Vec::with_capacity(tensors.len());
     for spec in tensors {
-        let name = format!("{prefix}{}", spec.name);
-        let info = source
-            .tensor(&name)
-            .with_context(|| format!("tensor {name} has vanished"))?;
-        let dtype = match info.dtype.name() {
+        let name = &spec.name;
+        let dtype = dtype(name).with_context(|| format!("tensor {name} has vanished"))?;
+        let dtype = match dtype.name() {
             "F32" => Dtype::F32,
             "F16" => Dtype::F16,
             "BF16" => Dtype::BF16,
@@ -181,8 +188,7 @@ fn copy(
     std::thread::scope(|scope| -> anyhow::Result<()> {
         scope.spawn(move || {
             for spec in tensors {
-                let name = format!("{prefix}{}", spec.name);
-                let tensor = source.read(&name).and_then(|tensor| {
+                let tensor = read(&spec.name).and_then(|tensor| {
                     tensor.to_f32()?; // refuses NaN and infinity by name and index
                     Ok(tensor.bytes)
                 });

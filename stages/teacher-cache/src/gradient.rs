@@ -9,20 +9,21 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Context;
 use burn::backend::Autodiff;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use uc_codec::trellis::BLOCK_ROWS;
 use uc_model::device::OnDevice;
-use uc_model::llama::{Head, Tap};
+use uc_model::forward::{Head, Layer, Tap, Values};
 use uc_model::moments::Moments;
 use uc_model::text::split_mix;
-use uc_model::{LayerPlan, ModelConfig, ModelError, Rope};
+use uc_model::{LayerPlan, LinearSpec, ModelConfig, ModelError};
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
-use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes, to_f32};
+use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes};
 
-use crate::statistics::{layer_of_source, sides};
+use crate::statistics::{sides, weights_of_source};
 
 /// Tokens whose graph is in memory at once. Part of the result: sums run batch after batch.
 const BATCH_TOKENS: usize = 1024;
@@ -43,7 +44,7 @@ impl OnDevice for LossPass<'_, '_> {
         let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
         let scaffold = TensorFile::open(&job.input("scaffold")?)?;
         let read = |name: &str| -> anyhow::Result<Vec<f32>> { Ok(scaffold.read_f32(name)?) };
-        let head = Head::<Autodiff<B>>::new(&config, &read, &device)?;
+        let head = Head::new(&config, &Values::<Autodiff<B>, _>::new(&read, &device))?;
         let hidden = TensorFile::open(&job.input("survey-hidden")?)?;
         let [windows, length, width] = sides(&hidden)?;
         let seed = job.settings().allocation.seed;
@@ -119,8 +120,10 @@ impl OnDevice for BackwardPass<'_, '_> {
     fn run<B: Backend>(self, device: B::Device) -> anyhow::Result<()> {
         let job = self.job;
         let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
-        let plan = config.layer_plan(job.layer()? as usize);
-        let layer = layer_of_source::<Autodiff<B>>(job, &config, &device)?;
+        let index = job.layer()? as usize;
+        let plan = config.layer_plan(index);
+        let read = weights_of_source(job, plan.clone())?;
+        let weights = Values::<Autodiff<B>, _>::new(&read, &device);
         let hidden = TensorFile::open(&job.input("survey-hidden")?)?;
         let above = TensorFile::open(&job.input("gradient")?)?;
         let [windows, length, width] = sides(&hidden)?;
@@ -130,8 +133,8 @@ impl OnDevice for BackwardPass<'_, '_> {
             above.path(),
             hidden.path()
         );
-        let rope = Rope::<Autodiff<B>>::new(&config, length, &device)?;
-        let mut found = Found::new(&plan);
+        let layer = Layer::new(&config.layers[index], length, &weights, &device)?;
+        let mut found = Found::new(&plan, windows * length);
         let decl = TensorDecl::new("hidden", Dtype::F32, &[windows, length, width]);
         let mut output = job.output_tensors("gradient", &[decl])?;
         let batch = (BATCH_TOKENS / length).max(1);
@@ -142,39 +145,14 @@ impl OnDevice for BackwardPass<'_, '_> {
             &mut output,
             |above, count, first| {
                 let shape = [count, length, width];
-                let states = hidden.read_rows("hidden", first, count)?;
-                let states = to_f32(Dtype::F32, &states).expect("hidden states are f32");
+                let states = hidden.read_rows_f32("hidden", first, count)?;
                 let tensor = |values| Tensor::from_data(TensorData::new(values, shape), &device);
                 let x: Tensor<Autodiff<B>, 3> = tensor(states).require_grad();
                 let mut taps = Taps::default();
-                let y = layer.forward_tapped(x.clone(), &rope, &mut taps);
+                let y = layer.forward(x.clone(), &mut taps)?;
                 // The gradient of y · above by anything is what `above` becomes there.
                 let gradients = (y * tensor(above)).sum().backward();
-                for (name, x) in taps.inputs {
-                    found
-                        .energies
-                        .entry(name)
-                        .or_default()
-                        .extend(row_energies(x.inner())?);
-                }
-                for ((name, tap), linear) in taps.outputs.iter().zip(&plan.linears) {
-                    anyhow::ensure!(
-                        *name == linear.name,
-                        "{name} where {} should be",
-                        linear.name
-                    );
-                    let g = gradient_of(tap, &gradients)?;
-                    let squares = row_energies(g.clone())?;
-                    let sums = found.squares.entry(linear.input.clone()).or_default();
-                    let before = first * length;
-                    sums.resize(before + squares.len(), 0.0);
-                    sums[before..]
-                        .iter_mut()
-                        .zip(squares)
-                        .for_each(|(sum, square)| *sum += square);
-                    let moments = found.moments.get_mut(name).expect("a linear of the plan");
-                    moments.add(g).map_err(ModelError::from)?;
-                }
+                found.add(&plan, taps, &gradients, first * length, count * length)?;
                 job.progress((first + count) as u64, windows as u64, "windows");
                 vector(gradient_of(&x, &gradients)?)
             },
@@ -189,26 +167,94 @@ impl OnDevice for BackwardPass<'_, '_> {
 struct Found {
     /// By linear, of the gradients at its outputs.
     moments: BTreeMap<String, Moments>,
-    /// By input, per token: squared gradient at the outputs of its linears.
+    /// By input, per token: squared gradient at the outputs of its linears; 0 for a token that does not pass.
     squares: BTreeMap<String, Vec<f32>>,
-    /// By input, per token: its squared length.
+    /// By input, per token: its squared length; 0 for a token that does not pass.
     energies: BTreeMap<String, Vec<f32>>,
 }
 
 impl Found {
-    fn new(plan: &LayerPlan) -> Self {
+    fn new(plan: &LayerPlan, tokens: usize) -> Self {
         let moments = plan.linears.iter().map(|linear| {
             let moments = Moments::new(linear.rows, BLOCK_ROWS);
             (linear.name.clone(), moments)
         });
+        let zeros = plan
+            .inputs
+            .iter()
+            .map(|input| (input.name.clone(), vec![0.0; tokens]));
+        let zeros: BTreeMap<_, _> = zeros.collect();
         Found {
             moments: moments.collect(),
-            squares: BTreeMap::new(),
-            energies: BTreeMap::new(),
+            squares: zeros.clone(),
+            energies: zeros,
         }
     }
 
-    /// Writes `<linear>.output_moment` [rows, BLOCK_ROWS] and `<input>.token_weight` [windows, length].
+    /// Adds a batch of `count` tokens from token `first` on.
+    fn add<B: Backend>(
+        &mut self,
+        plan: &LayerPlan,
+        taps: Taps<Autodiff<B>>,
+        gradients: &<Autodiff<B> as AutodiffBackend>::Gradients,
+        first: usize,
+        count: usize,
+    ) -> anyhow::Result<()> {
+        for linear in &plan.linears {
+            let Some(tap) = taps.outputs.get(&linear.name) else {
+                continue; // no token of the batch came to this expert
+            };
+            let (_, tokens) = (taps.inputs.get(&linear.input))
+                .with_context(|| format!("{} without input", linear.name))?;
+            let g = gradient_of(tap, gradients)?;
+            let squares = row_energies(g.clone())?;
+            let sums = self
+                .squares
+                .get_mut(&linear.input)
+                .expect("an input of the plan");
+            add_rows(&mut sums[first..first + count], &squares, tokens.as_deref());
+            let moments = self
+                .moments
+                .get_mut(&linear.name)
+                .expect("a linear of the plan");
+            moments.add(g).map_err(ModelError::from)?;
+        }
+        for (name, (x, tokens)) in taps.inputs {
+            let energies = row_energies(x.inner())?;
+            let sums = self.energies.get_mut(&name).expect("an input of the plan");
+            add_rows(
+                &mut sums[first..first + count],
+                &energies,
+                tokens.as_deref(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Has linears to which no token came count as if one had come, with the mean gradient of its like.
+    fn fill(&mut self, plan: &LayerPlan) -> anyhow::Result<()> {
+        let role = |linear: &LinearSpec| (linear.role().to_owned(), linear.rows);
+        for linear in &plan.linears {
+            if self.moments[&linear.name].count > 0 {
+                continue;
+            }
+            let mut pool = Moments::new(linear.rows, BLOCK_ROWS);
+            for other in plan
+                .linears
+                .iter()
+                .filter(|other| role(other) == role(linear))
+            {
+                pool.absorb(&self.moments[&other.name])
+                    .map_err(ModelError::from)?;
+            }
+            let own = self.moments.get_mut(&linear.name).expect("one per linear");
+            own.fill(1, &pool).map_err(ModelError::from)?;
+        }
+        Ok(())
+    }
+
+    /// Writes `<linear>.output_moment` [rows, BLOCK_ROWS], means over all tokens, and `<input>.token_weight`
+    /// [windows, length].
     fn write(
         mut self,
         job: &mut Job<'_>,
@@ -223,10 +269,13 @@ impl Found {
             TensorDecl::new(format!("{}.token_weight", input.name), Dtype::F32, &sides)
         });
         let decls: Vec<_> = moments.chain(weights).collect();
+        self.fill(plan)?;
+        let tokens = (sides[0] * sides[1]) as u64;
         let mut file = job.output_tensors("sensitivity", &decls)?;
         for linear in &plan.linears {
             let moments = self.moments.remove(&linear.name).expect("one per linear");
-            file.append(&f32_bytes(&moments.finish().map_err(ModelError::from)?))?;
+            let means = moments.finish_over(tokens).map_err(ModelError::from)?;
+            file.append(&f32_bytes(&means))?;
         }
         for input in &plan.inputs {
             let (squares, energies) = (&self.squares[&input.name], &self.energies[&input.name]);
@@ -257,29 +306,42 @@ fn row_energies<B: Backend>(x: Tensor<B, 2>) -> anyhow::Result<Vec<f32>> {
     vector((x.clone() * x).sum_dim(1))
 }
 
-/// Keeps every input, and adds to every output a zero whose gradient is asked for afterwards.
+/// Adds a row's number to that of its token.
+fn add_rows(sums: &mut [f32], rows: &[f32], tokens: Option<&[usize]>) {
+    match tokens {
+        None => sums.iter_mut().zip(rows).for_each(|(sum, x)| *sum += x),
+        Some(tokens) => tokens
+            .iter()
+            .zip(rows)
+            .for_each(|(&token, x)| sums[token] += x),
+    }
+}
+
+/// Keeps every input with the tokens that it has, and adds to every output a zero whose gradient is asked for
+/// afterwards.
 struct Taps<B: AutodiffBackend> {
-    inputs: Vec<(String, Tensor<B, 2>)>,
-    outputs: Vec<(String, Tensor<B, 2>)>,
+    inputs: BTreeMap<String, (Tensor<B, 2>, Option<Vec<usize>>)>,
+    outputs: BTreeMap<String, Tensor<B, 2>>,
 }
 
 impl<B: AutodiffBackend> Default for Taps<B> {
     fn default() -> Self {
         Taps {
-            inputs: Vec::new(),
-            outputs: Vec::new(),
+            inputs: BTreeMap::new(),
+            outputs: BTreeMap::new(),
         }
     }
 }
 
 impl<B: AutodiffBackend> Tap<B> for Taps<B> {
-    fn input(&mut self, name: &str, x: &Tensor<B, 2>) {
-        self.inputs.push((name.to_owned(), x.clone()));
+    fn input(&mut self, name: &str, x: &Tensor<B, 2>, tokens: Option<&[usize]>) {
+        let tokens = tokens.map(<[usize]>::to_vec);
+        self.inputs.insert(name.to_owned(), (x.clone(), tokens));
     }
 
     fn output(&mut self, weight: &str, y: Tensor<B, 2>) -> Tensor<B, 2> {
         let zero = Tensor::zeros(y.dims(), &y.device()).require_grad();
-        self.outputs.push((weight.to_owned(), zero.clone()));
+        self.outputs.insert(weight.to_owned(), zero.clone());
         y + zero
     }
 }

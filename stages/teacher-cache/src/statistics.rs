@@ -1,15 +1,18 @@
 //! One layer of the teacher over all windows: hidden states out, second moments of every input.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use anyhow::Context;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
+use camino::Utf8Path;
 use uc_model::device::OnDevice;
-use uc_model::llama::LlamaLayer;
+use uc_model::forward::{Layer, Tap, Values};
 use uc_model::moments::Moments;
-use uc_model::{LayerPlan, ModelConfig, ModelError, Rope, SourceFolder};
+use uc_model::{InputSpec, LayerPlan, ModelConfig, ModelError, SourceFolder};
 use uc_store::settings::AllocationMode;
+use uc_store::spill::Spill;
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
 use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes};
@@ -19,6 +22,8 @@ use crate::windows::surveyed;
 
 /// Tokens that go through the layer at once. Part of the result: sums run batch after batch.
 const BATCH_TOKENS: usize = 4096;
+/// The same for a layer with experts, whose weights are read once for every batch.
+const ROUTED_BATCH_TOKENS: usize = 16384;
 
 /// The work of one job.
 pub struct LayerPass<'a, 'j> {
@@ -34,15 +39,8 @@ impl OnDevice for LayerPass<'_, '_> {
     fn run<B: Backend>(self, device: B::Device) -> anyhow::Result<()> {
         let job = self.job;
         let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
-        let plan = config.layer_plan(job.layer()? as usize);
-        let layer = match self.pass {
-            Pass::Main => {
-                let weights = TensorFile::open(&job.input("weights")?)?;
-                let read = |name: &str| -> anyhow::Result<Vec<f32>> { Ok(weights.read_f32(name)?) };
-                LlamaLayer::<B>::new(&config, &read, &device)?
-            }
-            Pass::Survey => layer_of_source(job, &config, &device)?,
-        };
+        let index = job.layer()? as usize;
+        let plan = config.layer_plan(index);
         let (states, statistics) = match self.pass {
             Pass::Main => ("hidden", "statistics"),
             Pass::Survey => ("survey-hidden", "survey-statistics"),
@@ -50,24 +48,30 @@ impl OnDevice for LayerPass<'_, '_> {
         let hidden = TensorFile::open(&job.input(states)?)?;
         let shape = sides(&hidden)?;
         let [windows, length, width] = shape;
-        let rope = Rope::<B>::new(&config, length, &device)?;
         let emphases = match self.pass {
             Pass::Main => emphases(job, &plan, windows, length)?,
             Pass::Survey => BTreeMap::new(),
         };
+        let read: Box<dyn Fn(&str) -> anyhow::Result<Vec<f32>>> = match self.pass {
+            Pass::Main => {
+                let weights = TensorFile::open(&job.input("weights")?)?;
+                Box::new(move |name| Ok(weights.read_f32(name)?))
+            }
+            Pass::Survey => Box::new(weights_of_source(job, plan.clone())?),
+        };
+        let weights = Values::new(&*read, &device);
+        let layer = Layer::<B, _>::new(&config.layers[index], length, &weights, &device)?;
         let widest = job.settings().calibration.widest as usize;
-        let mut moments: BTreeMap<String, Moments> = plan
-            .inputs
-            .iter()
-            .map(|input| {
-                let moments = Moments::new(input.width, input.width.min(widest));
-                (input.name.clone(), moments)
-            })
-            .collect();
+        let mut sums = Sums::new(&plan, widest, &emphases, &job.work_dir()?)?;
 
         let mut output =
             job.output_tensors(states, &[TensorDecl::new("hidden", Dtype::F32, &shape)])?;
-        let batch = (BATCH_TOKENS / length).max(1);
+        let tokens = if sums.routed() {
+            ROUTED_BATCH_TOKENS
+        } else {
+            BATCH_TOKENS
+        };
+        let batch = (tokens / length).max(1);
         map_rows(
             &hidden,
             "hidden",
@@ -78,28 +82,172 @@ impl OnDevice for LayerPass<'_, '_> {
                     TensorData::new(values, [count, length, width]),
                     &device,
                 );
-                let mut refused: Result<(), ModelError> = Ok(());
-                let mut observe = |name: &str, x: Tensor<B, 2>| {
-                    let x = match emphases.get(name) {
-                        None => x,
-                        Some(all) => {
-                            let own = all[first * length..(first + count) * length].to_vec();
-                            let own = TensorData::new(own, [count * length, 1]);
-                            x * Tensor::<B, 2>::from_data(own, &device)
-                        }
-                    };
-                    if let (Some(sums), Ok(())) = (moments.get_mut(name), &refused) {
-                        refused = sums.add(x).map_err(ModelError::from);
-                    }
-                };
-                let y = layer.forward(x, &rope, Some(&mut observe));
-                refused?;
+                sums.first = first * length;
+                let y = layer.forward(x, &mut sums)?;
+                std::mem::replace(&mut sums.refused, Ok(()))?;
                 job.progress((first + count) as u64, windows as u64, "windows");
                 values_of(y)
             },
         )?;
         job.commit_tensors(states, output)?;
-        write(job, statistics, moments)
+        sums.write::<B>(job, statistics, &device)
+    }
+}
+
+/// Sums over the tokens at the inputs of a layer's linears. The rows that come to an expert wait on disk until
+/// the last token is through: the sums of all experts at once would not fit.
+struct Sums<'a> {
+    plan: &'a LayerPlan,
+    /// Inputs wider than this have their moments in blocks.
+    widest: usize,
+    /// Of the inputs that all tokens pass.
+    moments: BTreeMap<&'a str, Moments>,
+    /// Rows of the other inputs.
+    spill: Option<Spill>,
+    /// What every token's vector is multiplied with, by input.
+    emphases: &'a BTreeMap<String, Vec<f32>>,
+    /// Number of the first token of the batch.
+    first: usize,
+    /// Why the batch's sums are not to be used.
+    refused: anyhow::Result<()>,
+}
+
+impl<'a> Sums<'a> {
+    fn new(
+        plan: &'a LayerPlan,
+        widest: usize,
+        emphases: &'a BTreeMap<String, Vec<f32>>,
+        folder: &Utf8Path,
+    ) -> anyhow::Result<Self> {
+        let dense = plan.inputs.iter().filter(|input| !input.routed);
+        let moments = dense.map(|input| {
+            let moments = Moments::new(input.width, input.width.min(widest));
+            (input.name.as_str(), moments)
+        });
+        let routed = plan.inputs.iter().any(|input| input.routed);
+        Ok(Sums {
+            plan,
+            widest,
+            moments: moments.collect(),
+            spill: routed.then(|| Spill::new(folder)).transpose()?,
+            emphases,
+            first: 0,
+            refused: Ok(()),
+        })
+    }
+
+    fn routed(&self) -> bool {
+        self.spill.is_some()
+    }
+
+    fn add<B: Backend>(
+        &mut self,
+        name: &str,
+        x: Tensor<B, 2>,
+        tokens: Option<&[usize]>,
+    ) -> anyhow::Result<()> {
+        let count = x.dims()[0];
+        let x = match self.emphases.get(name) {
+            None => x,
+            Some(all) => {
+                let all = &all[self.first..];
+                let own = match tokens {
+                    None => all[..count].to_vec(),
+                    Some(tokens) => tokens.iter().map(|&token| all[token]).collect(),
+                };
+                let own = TensorData::new(own, [count, 1]);
+                x.clone() * Tensor::<B, 2>::from_data(own, &x.device())
+            }
+        };
+        match (self.moments.get_mut(name), &mut self.spill) {
+            (Some(sums), _) => Ok(sums.add(x).map_err(ModelError::from)?),
+            (None, Some(spill)) => Ok(spill.append(name, &values_of(x)?)?),
+            (None, None) => anyhow::bail!("the layer has an input {name} that its plan lacks"),
+        }
+    }
+
+    /// Writes `<input>.second_moment` [n, block] for every input.
+    fn write<B: Backend>(
+        mut self,
+        job: &mut Job<'_>,
+        output: &str,
+        device: &B::Device,
+    ) -> anyhow::Result<()> {
+        let block = |input: &InputSpec| input.width.min(self.widest);
+        let decls: Vec<TensorDecl> = (self.plan.inputs.iter())
+            .map(|input| {
+                let name = format!("{}.second_moment", input.name);
+                TensorDecl::new(name, Dtype::F32, &[input.width, block(input)])
+            })
+            .collect();
+        let mut file = job.output_tensors(output, &decls)?;
+        let mut pools: BTreeMap<(&str, usize), Moments> = BTreeMap::new();
+        let (mut counts, mut short) = (BTreeMap::new(), Vec::new());
+        for input in &self.plan.inputs {
+            let sums = match self.moments.remove(input.name.as_str()) {
+                Some(sums) => sums,
+                None => {
+                    let mut own = self.of_table::<B>(&[input], device)?;
+                    let wanted = input.width as u64;
+                    counts.insert(input.name.clone(), own.count);
+                    if own.count < wanted {
+                        let role = (input.role(), input.width);
+                        let pool = match pools.entry(role) {
+                            Entry::Occupied(known) => known.into_mut(),
+                            Entry::Vacant(empty) => {
+                                let alike = self.plan.inputs.iter().filter(|other| {
+                                    other.routed && (other.role(), other.width) == role
+                                });
+                                empty
+                                    .insert(self.of_table::<B>(&alike.collect::<Vec<_>>(), device)?)
+                            }
+                        };
+                        own.fill(wanted - own.count, pool)
+                            .map_err(ModelError::from)?;
+                        short.push(input.name.clone());
+                    }
+                    own
+                }
+            };
+            file.append(&f32_bytes(&sums.finish().map_err(ModelError::from)?))?;
+        }
+        job.commit_tensors(output, file)?;
+        if self.routed() {
+            job.figure("tokens of experts", serde_json::to_value(counts)?);
+            job.figure(
+                "inputs filled up from the pool",
+                serde_json::to_value(short)?,
+            );
+        }
+        Ok(())
+    }
+
+    /// The moments of the rows that wait for these inputs, all in one.
+    fn of_table<B: Backend>(
+        &self,
+        inputs: &[&InputSpec],
+        device: &B::Device,
+    ) -> anyhow::Result<Moments> {
+        let width = inputs[0].width;
+        let mut sums = Moments::new(width, width.min(self.widest));
+        let spill = self.spill.as_ref().context("no input is routed")?;
+        for input in inputs {
+            for piece in spill.pieces(&input.name) {
+                let values = piece?;
+                let rows = values.len() / width;
+                let x = Tensor::<B, 2>::from_data(TensorData::new(values, [rows, width]), device);
+                sums.add(x).map_err(ModelError::from)?;
+            }
+        }
+        Ok(sums)
+    }
+}
+
+impl<B: Backend> Tap<B> for Sums<'_> {
+    fn input(&mut self, name: &str, x: &Tensor<B, 2>, tokens: Option<&[usize]>) {
+        if self.refused.is_ok() {
+            self.refused = self.add(name, x.clone(), tokens);
+        }
     }
 }
 
@@ -154,21 +302,16 @@ pub fn sides(file: &TensorFile) -> anyhow::Result<[usize; 3]> {
     })
 }
 
-/// The job's layer, its weights straight from the source.
-pub fn layer_of_source<B: Backend>(
+/// A layer's weights straight from the source.
+pub fn weights_of_source(
     job: &Job<'_>,
-    config: &ModelConfig,
-    device: &B::Device,
-) -> anyhow::Result<LlamaLayer<B>> {
+    plan: LayerPlan,
+) -> anyhow::Result<impl Fn(&str) -> anyhow::Result<Vec<f32>> + use<>> {
     let source = SourceFolder::open(job.plan().model.path.as_std_path())?;
-    let prefix = config.layer_plan(job.layer()? as usize).prefix;
-    let read = |name: &str| -> anyhow::Result<Vec<f32>> {
-        Ok(source.read_f32(&format!("{prefix}{name}"))?)
-    };
-    LlamaLayer::new(config, &read, device)
+    Ok(move |name: &str| Ok(source.read_planned_f32(&plan, name)?))
 }
 
-fn values_of<B: Backend>(y: Tensor<B, 3>) -> anyhow::Result<Vec<f32>> {
+fn values_of<B: Backend, const D: usize>(y: Tensor<B, D>) -> anyhow::Result<Vec<f32>> {
     let values: Vec<f32> = y
         .into_data()
         .into_vec()
@@ -177,28 +320,9 @@ fn values_of<B: Backend>(y: Tensor<B, 3>) -> anyhow::Result<Vec<f32>> {
     match bad {
         None => Ok(values),
         Some(index) => Err(anyhow::anyhow!(
-            "hidden state {index} of the batch is {}",
+            "value {index} of a batch of states is {}",
             values[index]
         ))
         .context("the teacher's own activations are not finite; the model cannot be calibrated"),
     }
-}
-
-/// `<input>.second_moment` [n, block] for every input.
-fn write(
-    job: &mut Job<'_>,
-    output: &str,
-    moments: BTreeMap<String, Moments>,
-) -> anyhow::Result<()> {
-    let decl = |(name, moments): (&String, &Moments)| {
-        let name = format!("{name}.second_moment");
-        TensorDecl::new(name, Dtype::F32, &[moments.n, moments.block])
-    };
-    let decls: Vec<TensorDecl> = moments.iter().map(decl).collect();
-    let mut file = job.output_tensors(output, &decls)?;
-    for sums in moments.into_values() {
-        file.append(&f32_bytes(&sums.finish().map_err(ModelError::from)?))?;
-    }
-    job.commit_tensors(output, file)?;
-    Ok(())
 }

@@ -4,7 +4,7 @@ use anyhow::Context;
 use uc_model::ModelConfig;
 use uc_model::text::{RecordedWindow, WindowChoice, WindowSet};
 use uc_store::stage::Job;
-use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes, to_f32};
+use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes};
 
 /// Writes the calibration windows and the hidden states before layer 0.
 pub fn draw(job: &mut Job<'_>) -> anyhow::Result<()> {
@@ -60,15 +60,16 @@ fn embed(
     hidden: &str,
 ) -> anyhow::Result<()> {
     let scaffold = TensorFile::open(&job.input("scaffold")?)?;
-    let dtype = scaffold.tensor("model.embed_tokens.weight")?.dtype;
     let length = windows.first().map_or(0, |window| window.ids.len());
     let shape = [windows.len(), length, config.hidden];
     let decl = TensorDecl::new("hidden", Dtype::F32, &shape);
     let mut file = job.output_tensors(hidden, &[decl])?;
-    for id in windows.iter().flat_map(|window| &window.ids) {
-        let row = scaffold.read_rows("model.embed_tokens.weight", *id as usize, 1)?;
-        let values = to_f32(dtype, &row).expect("shard-loader admits floats only");
-        file.append(&f32_bytes(&values))?;
+    for window in windows {
+        for (position, &id) in window.ids.iter().enumerate() {
+            let row = |name: &str, row| scaffold.read_rows_f32(name, row, 1);
+            let values = config.embedding.token(id, position, row)?;
+            file.append(&f32_bytes(&values))?;
+        }
     }
     job.commit_tensors(hidden, file)?;
     Ok(())

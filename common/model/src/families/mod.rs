@@ -1,6 +1,49 @@
-//! One file per model family: its `config.json` keys and what they mean.
+//! One file per model family: what its `config.json` says, as a description of layers.
 //!
-//! A family's file owns the wire type of its configuration and refuses, by name, every value that
-//! would change the forward pass in a way that is not implemented.
+//! A family's file is a function from the keys of a `config.json` to a [`ModelConfig`]: it reads every key
+//! that the forward pass depends on and refuses, by name, what is not implemented. `docs/adding-a-model.md`
+//! shows how to add one.
 
-pub mod llama;
+mod decoder;
+mod gemma;
+mod gpt2;
+mod gpt_neox;
+mod granite;
+mod keys;
+mod llama;
+mod mamba;
+mod mistral;
+mod mixtral;
+mod olmo2;
+mod phi3;
+mod phimoe;
+mod qwen2;
+mod qwen3;
+mod qwen3_moe;
+
+pub(crate) use keys::Keys;
+
+use crate::config::{ConfigError, ModelConfig};
+
+/// From the keys of a `config.json` to a model.
+type Describe = fn(&Keys<'_>) -> Result<ModelConfig, ConfigError>;
+
+/// The families by their `model_type`.
+pub(crate) const FAMILIES: [(&str, Describe); 16] = [
+    ("gemma2", gemma::gemma2),
+    ("gemma3_text", gemma::gemma3_text),
+    ("gpt2", gpt2::describe),
+    ("gpt_neox", gpt_neox::describe),
+    ("granite", granite::dense),
+    ("granitemoe", granite::mixture),
+    ("llama", llama::describe),
+    ("mamba", mamba::describe),
+    ("mistral", mistral::describe),
+    ("mixtral", mixtral::describe),
+    ("olmo2", olmo2::describe),
+    ("phi3", phi3::describe),
+    ("phimoe", phimoe::describe),
+    ("qwen2", qwen2::describe),
+    ("qwen3", qwen3::describe),
+    ("qwen3_moe", qwen3_moe::describe),
+];

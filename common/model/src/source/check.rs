@@ -10,7 +10,7 @@ const BLOCK: u64 = 4 << 20;
 
 impl SourceFolder {
     /// Checks that the folder has exactly the tensors of `config`, each with the right shape and a
-    /// weight type. Tolerated: `*.rotary_emb.inv_freq`, which older files carry and which follows
+    /// weight type. Tolerated: rotary frequencies and causal masks, which older files carry and which follow
     /// from the configuration, and a `lm_head.weight` that repeats a tied embedding bit for bit.
     ///
     /// # Errors
@@ -21,8 +21,8 @@ impl SourceFolder {
         for info in self.tensors() {
             match plan.remove(&info.name) {
                 Some(expected) => findings.extend(compare(info, expected)),
-                None if info.name.ends_with(".rotary_emb.inv_freq") => {}
-                None if config.tied_head && info.name == "lm_head.weight" => {
+                None if follows_from_config(&info.name) => {}
+                None if config.head.tied && info.name == "lm_head.weight" => {
                     findings.extend(self.compare_head(info, config)?);
                 }
                 None => findings.push(Finding::LeftOver {
@@ -51,7 +51,7 @@ impl SourceFolder {
         head: &TensorInfo,
         config: &ModelConfig,
     ) -> Result<Option<Finding>, SourceError> {
-        let name = config.head_tensor();
+        let name = config.head.weight.as_str();
         let Some(embedding) = self.tensor(name) else {
             return Ok(None); // reported as missing
         };
@@ -68,6 +68,18 @@ impl SourceFolder {
     }
 }
 
+/// Whether a tensor of older files repeats what the configuration says: rotary frequencies and causal masks.
+fn follows_from_config(name: &str) -> bool {
+    let buffers = [
+        ".rotary_emb.inv_freq",
+        ".attention.bias",
+        ".attention.masked_bias",
+        ".attn.bias",
+        ".attn.masked_bias",
+    ];
+    buffers.iter().any(|buffer| name.ends_with(buffer))
+}
+
 /// Full name and shape of every tensor of the model.
 fn planned(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
     let mut plan: BTreeMap<_, _> = config
@@ -75,9 +87,9 @@ fn planned(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
         .into_iter()
         .map(|spec| (spec.name, spec.shape))
         .collect();
-    for layer in (0..config.layers).map(|index| config.layer_plan(index)) {
-        let full = |name: String| format!("{}{name}", layer.prefix);
-        plan.extend(layer.tensors().map(|spec| (full(spec.name), spec.shape)));
+    for layer in config.layer_plans() {
+        let tensors = layer.source_tensors();
+        plan.extend(tensors.map(|spec| (spec.name, spec.shape)));
     }
     plan
 }

@@ -67,6 +67,11 @@ impl Index {
         self.map.values().map(String::as_str).collect()
     }
 
+    /// The tensors' names.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.map.keys().map(String::as_str)
+    }
+
     /// Checks that index and opened shards have the same tensors in the same places.
     pub(super) fn compare(&self, path: &Path, folder: &SourceFolder) -> Result<(), SourceError> {
         let mismatch = |name: &str, found: &str, expected: &str| SourceError::IndexMismatch {

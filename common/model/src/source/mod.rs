@@ -15,6 +15,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::plan::LayerPlan;
+use crate::spec::Stored;
 pub use dtype::Dtype;
 pub use error::{Finding, SourceError};
 
@@ -217,6 +219,47 @@ impl SourceFolder {
         self.read(name)?.to_f32()
     }
 
+    /// Reads one of a layer's own tensors: a linear as `[rows, cols]`, whatever way the files hold it.
+    ///
+    /// # Errors
+    /// As [`SourceFolder::read`].
+    pub fn read_planned(&self, plan: &LayerPlan, name: &str) -> Result<SourceTensor, SourceError> {
+        let linear = plan.linears.iter().find(|linear| linear.name == name);
+        let full = |name: &str| format!("{}{name}", plan.prefix);
+        let Some(linear) = linear else {
+            return self.read(&full(name));
+        };
+        let mut tensor = match &linear.stored {
+            Stored::Whole => return self.read(&full(name)),
+            Stored::Transposed => {
+                let mut tensor = self.read(&full(name))?;
+                let size = tensor.dtype.size() as usize;
+                tensor.bytes = transposed(&tensor.bytes, linear.rows, linear.cols, size);
+                tensor
+            }
+            Stored::Slice { tensor, index, .. } => self.read_rows(&full(tensor), *index, 1)?,
+        };
+        tensor.name = full(name);
+        tensor.shape = vec![linear.rows, linear.cols];
+        Ok(tensor)
+    }
+
+    /// Type of one of a layer's own tensors, if the folder has it.
+    pub fn planned_dtype(&self, plan: &LayerPlan, name: &str) -> Option<Dtype> {
+        let linear = plan.linears.iter().find(|linear| linear.name == name);
+        let stored = linear.map_or(name, |linear| linear.in_source().0);
+        let info = self.tensor(&format!("{}{stored}", plan.prefix));
+        info.map(|info| info.dtype)
+    }
+
+    /// As [`SourceFolder::read_planned`], as f32, refusing values that are not finite.
+    ///
+    /// # Errors
+    /// As [`SourceFolder::read_f32`].
+    pub fn read_planned_f32(&self, plan: &LayerPlan, name: &str) -> Result<Vec<f32>, SourceError> {
+        self.read_planned(plan, name)?.to_f32()
+    }
+
     fn info(&self, name: &str) -> Result<&TensorInfo, SourceError> {
         self.tensors.get(name).ok_or_else(|| SourceError::NoTensor {
             path: self.dir.clone(),
@@ -248,6 +291,29 @@ impl SourceFolder {
             bytes: data,
         })
     }
+}
+
+/// `[cols, rows]` elements of `size` bytes as `[rows, cols]`.
+fn transposed(bytes: &[u8], rows: usize, cols: usize, size: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes.len());
+    for row in 0..rows {
+        for col in 0..cols {
+            let at = (col * rows + row) * size;
+            out.extend_from_slice(&bytes[at..at + size]);
+        }
+    }
+    out
+}
+
+/// Whether the weights of the folder `dir` have a tensor whose name contains `part`. No, where nothing can be
+/// read: whoever opens the folder says why.
+pub(crate) fn names_contain(dir: &Path, part: &str) -> bool {
+    if !dir.join(SINGLE).exists()
+        && let Ok(index) = index::read(&dir.join(INDEX))
+    {
+        return index.names().any(|name| name.contains(part));
+    }
+    SourceFolder::open(dir).is_ok_and(|folder| folder.tensors().any(|t| t.name.contains(part)))
 }
 
 impl SourceTensor {

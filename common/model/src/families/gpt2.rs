@@ -1,0 +1,87 @@
+//! GPT-2: learned positions, layer norms, matrices stored with inputs first.
+
+use super::Keys;
+use super::decoder::{Tied, norm};
+use crate::config::{ConfigError, ModelConfig};
+use crate::spec::{
+    AttentionSpec, BlockSpec, EmbeddingSpec, HeadSpec, LayerSpec, Mixer, MlpSpec, NormKind,
+    Projection, QkvSpec, Stored, Widening,
+};
+
+pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
+    let (hidden, heads) = (keys.size("n_embd")?, keys.size("n_head")?);
+    if !hidden.is_multiple_of(heads) {
+        return Err(keys.refuse("n_embd", hidden, format!("a multiple of n_head, {heads}")));
+    }
+    let ffn = keys.size_if_any("n_inner")?.unwrap_or(4 * hidden);
+    let eps = keys
+        .number_if_any("layer_norm_epsilon", 0.0)?
+        .unwrap_or(1e-5);
+    keys.only("scale_attn_weights", true)?;
+    keys.only("scale_attn_by_inverse_layer_idx", false)?;
+    keys.ignore(&["reorder_and_upcast_attn"]);
+    let linear = |name: &str, rows, cols| Projection {
+        stored: Stored::Transposed,
+        ..Projection::new(name, rows, cols, true)
+    };
+    let attention = AttentionSpec {
+        heads,
+        kv_heads: heads,
+        head_dim: hidden / heads,
+        qkv: QkvSpec::Stacked(linear("attn.c_attn", 3 * hidden, hidden)),
+        output: linear("attn.c_proj", hidden, hidden),
+        qk_norm: None,
+        rope: None,
+        window: None,
+        scale: ((hidden / heads) as f64).sqrt().recip(),
+        softcap: None,
+    };
+    let mlp = MlpSpec {
+        widening: Widening::Plain(linear("mlp.c_fc", ffn, hidden)),
+        down: linear("mlp.c_proj", hidden, ffn),
+        ffn,
+        activation: keys.activation("activation_function")?,
+        input: "mlp_in".into(),
+        inner: "down_in".into(),
+    };
+    let layer_norm = |name: &str| norm(name, NormKind::Layer, hidden, eps);
+    // The oldest files have no common beginning of names.
+    let prefix = match keys.tensors_contain("transformer.") || !keys.tensors_contain("wte.weight") {
+        true => "transformer.",
+        false => "",
+    };
+    let layers = (0..keys.layers("n_layer")?).map(|index| LayerSpec {
+        prefix: format!("{prefix}h.{index}."),
+        blocks: vec![
+            BlockSpec::new(layer_norm("ln_1"), Mixer::Attention(attention.clone())),
+            BlockSpec::new(layer_norm("ln_2"), Mixer::Mlp(mlp.clone())),
+        ],
+        parallel: false,
+    });
+    let embedding = format!("{prefix}wte.weight");
+    let tied = Tied::Usually.read(keys)?;
+    Ok(ModelConfig {
+        family: "gpt2".into(),
+        hidden,
+        vocab: keys.size("vocab_size")?,
+        context: keys.size("n_positions")?,
+        layers: layers.collect(),
+        head: HeadSpec {
+            norm: layer_norm(&format!("{prefix}ln_f")),
+            weight: if tied {
+                embedding.clone()
+            } else {
+                "lm_head.weight".into()
+            },
+            tied,
+            bias: None,
+            scale: 1.0,
+            softcap: None,
+        },
+        embedding: EmbeddingSpec {
+            weight: embedding,
+            scale: 1.0,
+            positions: Some(format!("{prefix}wpe.weight")),
+        },
+    })
+}

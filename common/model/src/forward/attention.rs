@@ -1,0 +1,166 @@
+//! Causal grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), chunked over queries so that memory stays bounded.
+//!
+//! Layouts are chosen so that no key or value head is repeated in memory: the query heads that
+//! share a key head are laid out as one taller matrix, `[kv_heads, share * queries, head_dim]`.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData, activation};
+
+use super::cpu;
+use super::math::capped;
+use crate::rope::Rope;
+use crate::spec::AttentionSpec;
+
+/// Queries of one chunk. A chunk skips the keys after its last query.
+const QUERY_CHUNK: usize = 256;
+/// Scores held at once, in elements (256 MiB): larger batches go through window by window.
+const SCORE_BUDGET: usize = 1 << 26;
+
+/// `softmax(q kᵀ · scale + mask) v` for `windows` windows of `length` tokens.
+///
+/// `q: [windows * length, heads * head_dim]`, `k`, `v: [windows * length, kv_heads * head_dim]`,
+/// before rotation; the result has the shape of `q`.
+pub(super) fn attention<B: Backend>(
+    q: Tensor<B, 2>,
+    k: Tensor<B, 2>,
+    v: Tensor<B, 2>,
+    sides: [usize; 2],
+    spec: &AttentionSpec,
+    rope: Option<&Rope<B>>,
+) -> Tensor<B, 2> {
+    if cpu::is_cpu::<B>() {
+        return cpu::attention(q, k, v, sides, spec, rope);
+    }
+    reference(q, k, v, sides, spec, rope)
+}
+
+/// Attention as tensor operations.
+fn reference<B: Backend>(
+    q: Tensor<B, 2>,
+    k: Tensor<B, 2>,
+    v: Tensor<B, 2>,
+    [windows, length]: [usize; 2],
+    spec: &AttentionSpec,
+    rope: Option<&Rope<B>>,
+) -> Tensor<B, 2> {
+    let &AttentionSpec {
+        heads,
+        kv_heads,
+        head_dim,
+        ..
+    } = spec;
+    let turned = |x| match rope {
+        Some(rope) => rotate(x, rope),
+        None => x,
+    };
+    let q = turned(by_head(q * spec.scale, windows, length, heads, head_dim));
+    let k = turned(by_head(k, windows, length, kv_heads, head_dim));
+    let v = by_head(v, windows, length, kv_heads, head_dim);
+    let group = (SCORE_BUDGET / (heads * length * length.min(QUERY_CHUNK))).clamp(1, windows);
+    let mixed: Vec<Tensor<B, 4>> = (0..windows)
+        .step_by(group)
+        .map(|first| {
+            let pick = first..(first + group).min(windows);
+            let part = |t: &Tensor<B, 4>| t.clone().slice([pick.clone()]);
+            causal(part(&q), part(&k), part(&v), spec)
+        })
+        .collect();
+    let mixed = join(mixed, 0);
+    mixed
+        .swap_dims(1, 2)
+        .reshape([windows * length, heads * head_dim])
+}
+
+/// `[windows * length, heads * head_dim]` to `[windows, heads, length, head_dim]`.
+fn by_head<B: Backend>(
+    x: Tensor<B, 2>,
+    windows: usize,
+    length: usize,
+    heads: usize,
+    head_dim: usize,
+) -> Tensor<B, 4> {
+    x.reshape([windows, length, heads, head_dim])
+        .swap_dims(1, 2)
+}
+
+/// Turns the pairs `(i, i + width/2)` of every head by their position's angle; what lies behind the turned
+/// width stays.
+fn rotate<B: Backend>(x: Tensor<B, 4>, rope: &Rope<B>) -> Tensor<B, 4> {
+    let [windows, heads, length, head_dim] = x.dims();
+    let half = rope.cos.dims()[1];
+    let flat = [windows * heads, length * half];
+    let part = |first: usize, last: usize| {
+        x.clone()
+            .slice([0..windows, 0..heads, 0..length, first..last])
+    };
+    let table = |t: &Tensor<B, 2>| t.clone().narrow(0, 0, length).reshape([1, length * half]);
+    let low = part(0, half).reshape(flat);
+    let high = part(half, 2 * half).reshape(flat);
+    let (cos, sin) = (table(&rope.cos), table(&rope.sin));
+    let turned_low = low.clone() * cos.clone() - high.clone() * sin.clone();
+    let turned_high = high * cos + low * sin;
+    let shape = [windows, heads, length, half];
+    let mut parts = vec![turned_low.reshape(shape), turned_high.reshape(shape)];
+    if 2 * half < head_dim {
+        parts.push(part(2 * half, head_dim));
+    }
+    Tensor::cat(parts, 3)
+}
+
+/// Attention of rotated, scaled `q: [w, heads, t, hd]` over `k`, `v: [w, kv_heads, t, hd]`.
+fn causal<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    spec: &AttentionSpec,
+) -> Tensor<B, 4> {
+    let [windows, heads, length, head_dim] = q.dims();
+    let kv_heads = k.dims()[1];
+    let share = heads / kv_heads;
+    let chunks = (0..length).step_by(QUERY_CHUNK).map(|first| {
+        let last = (first + QUERY_CHUNK).min(length);
+        let queries = last - first;
+        let tall = [windows, kv_heads, share * queries, head_dim];
+        let q = q
+            .clone()
+            .slice([0..windows, 0..heads, first..last])
+            .reshape(tall);
+        let keys = [0..windows, 0..kv_heads, 0..last];
+        let scores = q.matmul(k.clone().slice(keys.clone()).transpose());
+        let scores = capped(
+            scores.reshape([windows * heads, queries * last]),
+            spec.softcap,
+        );
+        let scores = scores + mask(first, queries, spec.window, &v.device());
+        let weights = activation::softmax(scores.reshape([windows * heads, queries, last]), 2);
+        let weights = weights.reshape([windows, kv_heads, share * queries, last]);
+        let mixed = weights.matmul(v.clone().slice(keys));
+        mixed.reshape([windows, heads, queries, head_dim])
+    });
+    join(chunks.collect(), 2)
+}
+
+/// `[1, queries * (first + queries)]`: 0 where query `first + i` may see key `j`, else -inf.
+fn mask<B: Backend>(
+    first: usize,
+    queries: usize,
+    window: Option<usize>,
+    device: &B::Device,
+) -> Tensor<B, 2> {
+    let keys = first + queries;
+    let mut mask = vec![f32::NEG_INFINITY; queries * keys];
+    for (i, row) in mask.chunks_exact_mut(keys).enumerate() {
+        let last = first + i + 1;
+        row[last.saturating_sub(window.unwrap_or(last))..last].fill(0.0);
+    }
+    Tensor::from_data(TensorData::new(mask, [1, queries * keys]), device)
+}
+
+/// The parts joined along `dim`; a single part is passed on as it is.
+fn join<B: Backend>(mut parts: Vec<Tensor<B, 4>>, dim: usize) -> Tensor<B, 4> {
+    if parts.len() == 1 {
+        parts.remove(0)
+    } else {
+        Tensor::cat(parts, dim)
+    }
+}

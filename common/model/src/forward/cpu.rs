@@ -1,0 +1,219 @@
+//! The two slow spots of the forward pass as kernels of our own for the plain CPU backend:
+//! attention and the MLP gate.
+//!
+//! Written as tensor operations, they spend more time in scalar exponentials, masks and fresh
+//! memory than in products. The tensor formulation beside each (in `attention` and `math`) is the
+//! reference, and what runs on every other backend, autodiff included. Work is cut into pieces of
+//! fixed size, each computed by one thread: the bits do not depend on the number of threads.
+
+use std::any::TypeId;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+use rayon::prelude::*;
+
+use super::product::{View, multiply};
+use super::vector;
+use crate::device::Cpu;
+use crate::rope::Rope;
+use crate::spec::AttentionSpec;
+
+/// Queries of one piece of attention.
+const QUERIES: usize = 64;
+/// Elements of one piece of an elementwise loop.
+const ELEMENTS: usize = 1 << 14;
+
+/// Whether `B` is the plain CPU backend, so that its tensors may be opened as slices.
+pub(super) fn is_cpu<B: Backend>() -> bool {
+    TypeId::of::<B>() == TypeId::of::<Cpu>()
+}
+
+/// `silu(gate) * up`, all `[tokens, ffn]`.
+pub(super) fn silu_gate<B: Backend>(gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
+    let device = gate.device();
+    let (mut gate, up) = (gate.into_data(), up.into_data());
+    let values: &mut [f32] = gate.as_mut_slice().expect("the CPU backend holds f32");
+    values
+        .par_chunks_mut(ELEMENTS)
+        .zip(slice(&up).par_chunks(ELEMENTS))
+        .for_each(|(gate, up)| vector::silu_gate(gate, up));
+    Tensor::from_data(gate, &device)
+}
+
+/// As [`super::attention::attention`].
+pub(super) fn attention<B: Backend>(
+    q: Tensor<B, 2>,
+    k: Tensor<B, 2>,
+    v: Tensor<B, 2>,
+    [windows, length]: [usize; 2],
+    spec: &AttentionSpec,
+    rope: Option<&Rope<B>>,
+) -> Tensor<B, 2> {
+    let device = q.device();
+    let table = |t: &Tensor<B, 2>| t.clone().narrow(0, 0, length).into_data();
+    let tables = rope.map(|rope| [table(&rope.cos), table(&rope.sin)]);
+    let (q, k, v) = (q.into_data(), k.into_data(), v.into_data());
+    let angles = match &tables {
+        Some([cos, sin]) => Angles {
+            half: cos.shape[1],
+            cos: slice(cos),
+            sin: slice(sin),
+        },
+        None => Angles {
+            half: 0,
+            cos: &[],
+            sin: &[],
+        },
+    };
+    let keys = rotated_keys(slice(&k), length, spec, &angles);
+    let width = spec.heads * spec.head_dim;
+    let mut out = vec![0.0; windows * length * width];
+    let per_window = length * spec.kv_heads * spec.head_dim;
+    let per_window_windows = out.par_chunks_mut(length * width).enumerate();
+    per_window_windows.for_each(|(window, out)| {
+        let of_window = window * per_window..(window + 1) * per_window;
+        let input = Input {
+            q: &slice(&q)[window * length * width..][..length * width],
+            keys: &keys[of_window.clone()],
+            v: &slice(&v)[of_window],
+            length,
+            spec,
+            angles: &angles,
+        };
+        let pieces = out.par_chunks_mut(QUERIES * width).enumerate();
+        pieces.for_each_init(Vec::new, |scratch, (piece, out)| {
+            input.attend(piece * QUERIES, out, scratch);
+        });
+    });
+    Tensor::from_data(TensorData::new(out, [windows * length, width]), &device)
+}
+
+/// Cosines and sines, `[length, half]` each.
+struct Angles<'a> {
+    cos: &'a [f32],
+    sin: &'a [f32],
+    half: usize,
+}
+
+impl Angles<'_> {
+    /// `out <- x` turned to `position` and scaled; both of a head's width.
+    fn turn(&self, x: &[f32], position: usize, scale: f32, out: &mut [f32]) {
+        let row = position * self.half..(position + 1) * self.half;
+        let (cos, sin) = (&self.cos[row.clone()], &self.sin[row]);
+        let (turned, rest) = x.split_at(2 * self.half);
+        let (out_turned, out_rest) = out.split_at_mut(2 * self.half);
+        let (low, high) = turned.split_at(self.half);
+        let (out_low, out_high) = out_turned.split_at_mut(self.half);
+        for i in 0..self.half {
+            let (a, b) = (low[i] * scale, high[i] * scale);
+            out_low[i] = a * cos[i] - b * sin[i];
+            out_high[i] = b * cos[i] + a * sin[i];
+        }
+        for (out, x) in out_rest.iter_mut().zip(rest) {
+            *out = x * scale;
+        }
+    }
+}
+
+/// `k: [windows * length, kv_heads * head_dim]` turned, as `[windows, kv_heads, length, head_dim]`.
+fn rotated_keys(k: &[f32], length: usize, spec: &AttentionSpec, angles: &Angles<'_>) -> Vec<f32> {
+    let &AttentionSpec {
+        kv_heads, head_dim, ..
+    } = spec;
+    let mut out = vec![0.0; k.len()];
+    let per_head = out.par_chunks_mut(length * head_dim).enumerate();
+    per_head.for_each(|(index, out)| {
+        let (window, head) = (index / kv_heads, index % kv_heads);
+        for (position, out) in out.chunks_exact_mut(head_dim).enumerate() {
+            let start = ((window * length + position) * kv_heads + head) * head_dim;
+            angles.turn(&k[start..start + head_dim], position, 1.0, out);
+        }
+    });
+    out
+}
+
+/// One window's queries, turned keys and values.
+struct Input<'a> {
+    /// `[length, heads * head_dim]`
+    q: &'a [f32],
+    /// `[kv_heads, length, head_dim]`
+    keys: &'a [f32],
+    /// `[length, kv_heads * head_dim]`
+    v: &'a [f32],
+    length: usize,
+    spec: &'a AttentionSpec,
+    angles: &'a Angles<'a>,
+}
+
+impl Input<'_> {
+    /// Attention of the queries from `first` on, as many as `out: [queries, heads * head_dim]` has
+    /// rows. The query heads that share a key head form one taller matrix.
+    fn attend(&self, first: usize, out: &mut [f32], scratch: &mut Vec<f32>) {
+        let &AttentionSpec {
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } = self.spec;
+        let window = self.spec.window.unwrap_or(usize::MAX);
+        let (width, share) = (heads * head_dim, heads / kv_heads);
+        let queries = out.len() / width;
+        // The first key that any of these queries sees.
+        let start = (first + 1).saturating_sub(window);
+        let (rows, keys) = (share * queries, first + queries - start);
+        scratch.resize(rows * (2 * head_dim + keys + 1), 0.0);
+        let (turned, rest) = scratch.split_at_mut(rows * head_dim);
+        let (mixed, rest) = rest.split_at_mut(rows * head_dim);
+        let (sums, rest) = rest.split_at_mut(rows);
+        let scores = &mut rest[..rows * keys];
+        let scale = self.spec.scale as f32;
+        for group in 0..kv_heads {
+            let place = |row: usize| {
+                let (head, query) = (group * share + row / queries, row % queries);
+                (query, head * head_dim)
+            };
+            for (row, turned) in turned.chunks_exact_mut(head_dim).enumerate() {
+                let (query, column) = place(row);
+                let q = &self.q[(first + query) * width + column..][..head_dim];
+                self.angles.turn(q, first + query, scale, turned);
+            }
+            let all_keys = &self.keys[(group * self.length + start) * head_dim..];
+            let seen = View::new(all_keys, keys, head_dim, head_dim);
+            multiply(
+                scores,
+                View::new(turned, rows, head_dim, head_dim),
+                seen.transposed(),
+            );
+            if let Some(cap) = self.spec.softcap {
+                let cap = cap as f32;
+                scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
+            }
+            let seen = vector::Seen {
+                queries,
+                first: first - start,
+                window,
+            };
+            vector::attention_weights(scores, keys, seen, sums);
+            let values = View::new(
+                &self.v[(start * kv_heads + group) * head_dim..],
+                keys,
+                head_dim,
+                kv_heads * head_dim,
+            );
+            multiply(mixed, View::new(scores, rows, keys, keys), values);
+            for (row, (mixed, sum)) in mixed.chunks_exact(head_dim).zip(&*sums).enumerate() {
+                let (query, column) = place(row);
+                let out = &mut out[query * width + column..][..head_dim];
+                let inverse = 1.0 / sum;
+                out.iter_mut()
+                    .zip(mixed)
+                    .for_each(|(out, mixed)| *out = mixed * inverse);
+            }
+        }
+    }
+}
+
+/// The values of an f32 tensor.
+fn slice(data: &TensorData) -> &[f32] {
+    data.as_slice().expect("the CPU backend holds f32")
+}

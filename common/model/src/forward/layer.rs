@@ -1,0 +1,138 @@
+//! One layer: its blocks one after another (or side by side), each added to the residual stream.
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
+use super::experts::Experts;
+use super::linear::Tap;
+use super::mlp::Mlp;
+use super::norm::Norm;
+use super::self_attention::SelfAttention;
+use super::state_space::StateSpace;
+use super::weights::Weights;
+use crate::spec::{BlockSpec, LayerSpec, Mixer};
+
+/// A layer with its weights, for windows of one length.
+pub struct Layer<'a, B: Backend, W: Weights<B>> {
+    spec: &'a LayerSpec,
+    weights: &'a W,
+    length: usize,
+    device: B::Device,
+    blocks: Vec<Block<B>>,
+}
+
+/// A block with its weights.
+struct Block<B: Backend> {
+    before: Option<Norm<B>>,
+    mixing: Mixing<B>,
+    after: Option<Norm<B>>,
+}
+
+/// The weights of a block's computation.
+enum Mixing<B: Backend> {
+    Attention(SelfAttention<B>),
+    Mlp(Mlp<B>),
+    Experts(Experts<B>),
+    StateSpace(StateSpace<B>),
+}
+
+impl<'a, B: Backend, W: Weights<B>> Layer<'a, B, W> {
+    /// Builds a layer from its weights, for windows of `length` tokens. `weights` is asked for the tensors of
+    /// the layer's plan by their names within the layer; for those of experts later, by
+    /// [`Layer::forward`].
+    ///
+    /// # Errors
+    /// What `weights` returns.
+    pub fn new(
+        spec: &'a LayerSpec,
+        length: usize,
+        weights: &'a W,
+        device: &B::Device,
+    ) -> Result<Self, W::Error> {
+        let block = |spec: &BlockSpec| -> Result<Block<B>, W::Error> {
+            let norm = |norm: &Option<_>| norm.as_ref().map(|norm| Norm::new(norm, weights));
+            let before = norm(&spec.before).transpose()?;
+            let mixing = match &spec.mixer {
+                Mixer::Attention(spec) => {
+                    Mixing::Attention(SelfAttention::new(spec, length, weights, device)?)
+                }
+                Mixer::Mlp(spec) => Mixing::Mlp(Mlp::new(spec, weights)?),
+                Mixer::Experts(spec) => Mixing::Experts(Experts::new(spec, weights)?),
+                Mixer::Mamba(spec) => Mixing::StateSpace(StateSpace::new(spec, weights)?),
+            };
+            Ok(Block {
+                before,
+                mixing,
+                after: norm(&spec.after).transpose()?,
+            })
+        };
+        Ok(Layer {
+            spec,
+            weights,
+            length,
+            device: device.clone(),
+            blocks: spec.blocks.iter().map(block).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Where the layer computes.
+    pub fn device(&self) -> &B::Device {
+        &self.device
+    }
+
+    /// The layer applied to `hidden: [windows, length, hidden]`; same shape. Every input and output of a
+    /// linear passes through `tap`.
+    ///
+    /// # Errors
+    /// What the weights return for an expert.
+    ///
+    /// # Panics
+    /// If `hidden` has another length or width than the layer.
+    pub fn forward(
+        &self,
+        hidden: Tensor<B, 3>,
+        tap: &mut dyn Tap<B>,
+    ) -> Result<Tensor<B, 3>, W::Error> {
+        let [windows, length, width] = hidden.dims();
+        assert_eq!(length, self.length, "tokens of a window");
+        let input: Tensor<B, 2> = hidden.reshape([windows * length, width]);
+        let mut sum = input.clone();
+        for (spec, block) in self.spec.blocks.iter().zip(&self.blocks) {
+            let x = match self.spec.parallel {
+                true => input.clone(),
+                false => sum.clone(),
+            };
+            let added = block.forward(spec, x, [windows, length], self.weights, tap)?;
+            sum = match spec.scale {
+                1.0 => added + sum,
+                scale => added * scale + sum,
+            };
+        }
+        Ok(sum.reshape([windows, length, width]))
+    }
+}
+
+impl<B: Backend> Block<B> {
+    fn forward<W: Weights<B>>(
+        &self,
+        spec: &BlockSpec,
+        x: Tensor<B, 2>,
+        sides: [usize; 2],
+        weights: &W,
+        tap: &mut dyn Tap<B>,
+    ) -> Result<Tensor<B, 2>, W::Error> {
+        let normed = |norm: &Option<Norm<B>>, x| match norm {
+            Some(norm) => norm.forward(x),
+            None => x,
+        };
+        let x = normed(&self.before, x);
+        let y = match (&self.mixing, &spec.mixer) {
+            (Mixing::Attention(own), Mixer::Attention(spec)) => own.forward(spec, x, sides, tap),
+            (Mixing::Mlp(own), Mixer::Mlp(spec)) => own.forward(spec, x, None, tap),
+            (Mixing::Experts(own), Mixer::Experts(spec)) => own.forward(spec, x, weights, tap)?,
+            (Mixing::StateSpace(own), Mixer::Mamba(spec)) => own.forward(spec, x, sides, tap),
+            _ => unreachable!("a block was built from its own description"),
+        };
+        Ok(normed(&self.after, y))
+    }
+}

@@ -1,0 +1,47 @@
+//! Small differentiable pieces of the forward pass, each one formula.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, activation};
+
+use super::cpu;
+use crate::spec::Activation;
+
+/// `f(x)`, any shape.
+pub(crate) fn activated<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    function: Activation,
+) -> Tensor<B, D> {
+    match function {
+        Activation::Silu => activation::silu(x),
+        Activation::Gelu => activation::gelu(x),
+        Activation::GeluTanh => {
+            let cube = x.clone() * x.clone() * x.clone();
+            let inner = (x.clone() + cube * 0.044715) * (2.0 / std::f64::consts::PI).sqrt();
+            x * 0.5 * (inner.tanh() + 1.0)
+        }
+        Activation::Relu => activation::relu(x),
+    }
+}
+
+/// `f(gate) * up`, all `[tokens, ffn]`.
+pub(super) fn gated<B: Backend>(
+    gate: Tensor<B, 2>,
+    up: Tensor<B, 2>,
+    function: Activation,
+) -> Tensor<B, 2> {
+    if function == Activation::Silu && cpu::is_cpu::<B>() {
+        return cpu::silu_gate(gate, up);
+    }
+    activated(gate, function) * up
+}
+
+/// `cap · tanh(x / cap)`, or x without a cap.
+pub(super) fn capped<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    cap: Option<f64>,
+) -> Tensor<B, D> {
+    match cap {
+        Some(cap) => (x / cap).tanh() * cap,
+        None => x,
+    }
+}

@@ -1,0 +1,175 @@
+//! Elementwise loops of the CPU kernels.
+
+use crate::simd::{Kernel, LANES, dispatch, exp_below_zero};
+
+struct SiluGate<'a> {
+    gate: &'a mut [f32],
+    up: &'a [f32],
+}
+
+impl Kernel for SiluGate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (gate, &up) in self.gate.iter_mut().zip(self.up) {
+            let x = *gate;
+            let e = exp_below_zero(-x.abs());
+            let top = if x >= 0.0 { 1.0 } else { e };
+            *gate = x * (top / (1.0 + e)) * up;
+        }
+    }
+}
+
+/// `gate <- silu(gate) * up`.
+pub(super) fn silu_gate(gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len(), "gate and up differ in length");
+    dispatch(SiluGate { gate, up });
+}
+
+/// Which keys the rows of a matrix of scores see.
+#[derive(Clone, Copy)]
+pub(super) struct Seen {
+    /// Row `i` belongs to query `first + i % queries`, counted from the first key.
+    pub(super) queries: usize,
+    /// The first query.
+    pub(super) first: usize,
+    /// A query sees so many keys, the last of them its own.
+    pub(super) window: usize,
+}
+
+struct Weights<'a> {
+    scores: &'a mut [f32],
+    keys: usize,
+    seen: Seen,
+    sums: &'a mut [f32],
+}
+
+impl Kernel for Weights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let rows = self.scores.chunks_exact_mut(self.keys);
+        for (index, (row, sum)) in rows.zip(self.sums).enumerate() {
+            let end = self.seen.first + index % self.seen.queries + 1;
+            let (seen, future) = row.split_at_mut(end);
+            future.fill(0.0);
+            let (past, seen) = seen.split_at_mut(end.saturating_sub(self.seen.window));
+            past.fill(0.0);
+            *sum = exponentials(seen);
+        }
+    }
+}
+
+/// `row <- exp(row - max(row))`, giving the sum.
+#[inline(always)]
+fn exponentials(row: &mut [f32]) -> f32 {
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let mut peaks = [f32::NEG_INFINITY; LANES];
+    let (blocks, rest) = row.as_chunks::<LANES>();
+    for block in blocks {
+        for lane in 0..LANES {
+            peaks[lane] = larger(block[lane], peaks[lane]);
+        }
+    }
+    let peak = peaks
+        .iter()
+        .chain(rest)
+        .copied()
+        .fold(f32::NEG_INFINITY, larger);
+    let mut sums = [0.0_f32; LANES];
+    let (blocks, rest) = row.as_chunks_mut::<LANES>();
+    for block in blocks {
+        for lane in 0..LANES {
+            block[lane] = exp_below_zero(block[lane] - peak);
+            sums[lane] += block[lane];
+        }
+    }
+    let mut sum: f32 = sums.iter().sum();
+    for value in rest {
+        *value = exp_below_zero(*value - peak);
+        sum += *value;
+    }
+    sum
+}
+
+/// Attention weights before division: in every row of `scores: [heads * queries, keys]` the keys that its
+/// query sees become `exp(score - largest)`, the others 0; `sums[i]` becomes the row's sum.
+pub(super) fn attention_weights(scores: &mut [f32], keys: usize, seen: Seen, sums: &mut [f32]) {
+    assert_eq!(scores.len(), sums.len() * keys, "scores and sums differ");
+    assert!(seen.first + seen.queries <= keys, "queries beyond the keys");
+    dispatch(Weights {
+        scores,
+        keys,
+        seen,
+        sums,
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wide_and_plain_instruction_sets_give_the_same_bits() {
+        let scores: Vec<f32> = (0..6 * 77)
+            .map(|i| ((i * 131 % 997) as f32 - 500.0) / 30.0)
+            .collect();
+        let (mut wide, mut plain) = (scores.clone(), scores);
+        let (mut wide_sums, mut plain_sums) = ([0.0; 6], [0.0; 6]);
+        let seen = Seen {
+            queries: 3,
+            first: 70,
+            window: 41,
+        };
+        attention_weights(&mut wide, 77, seen, &mut wide_sums);
+        Weights {
+            scores: &mut plain,
+            keys: 77,
+            seen,
+            sums: &mut plain_sums,
+        }
+        .run();
+        assert_eq!(wide, plain);
+        assert_eq!(wide_sums, plain_sums);
+        let up = vec![0.7; wide.len()];
+        silu_gate(&mut wide, &up);
+        SiluGate {
+            gate: &mut plain,
+            up: &up,
+        }
+        .run();
+        assert_eq!(wide, plain);
+    }
+
+    #[test]
+    fn future_keys_and_those_before_the_window_get_no_weight() {
+        let mut sums = [0.0; 4];
+        let weights = |window, sums: &mut [f32]| {
+            let mut scores = vec![1.0; 2 * 2 * 5];
+            let seen = Seen {
+                queries: 2,
+                first: 3,
+                window,
+            };
+            attention_weights(&mut scores, 5, seen, sums);
+            scores
+        };
+        assert_eq!(weights(usize::MAX, &mut sums)[4], 0.0);
+        assert_eq!(sums, [4.0, 5.0, 4.0, 5.0]);
+        let scores = weights(2, &mut sums);
+        assert_eq!(scores[..10], [0., 0., 1., 1., 0., 0., 0., 0., 1., 1.]);
+        assert_eq!(sums, [2.0; 4]);
+    }
+
+    #[test]
+    fn silu_holds_at_the_ends() {
+        let mut gate = [-200.0, -1.0, 0.0, 1.0, 200.0];
+        silu_gate(&mut gate, &[1.0; 5]);
+        let exact = [0.0, -0.268_941_43, 0.0, 0.731_058_6, 200.0];
+        for (found, expected) in gate.iter().zip(exact) {
+            assert!((found - expected).abs() <= 1e-7, "{found} {expected}");
+        }
+    }
+}
