@@ -23,9 +23,17 @@ pub fn tiny_model() -> PathBuf {
 /// # Panics
 /// If it was not built: `make test` builds every program first.
 pub fn uc() -> Command {
+    program("uc")
+}
+
+/// A program that was built beside this test.
+///
+/// # Panics
+/// As [`uc`].
+pub fn program(name: &str) -> Command {
     let test = std::env::current_exe().expect("path of this test");
     let folder = test.ancestors().nth(2).expect("target folder");
-    let program = folder.join("uc");
+    let program = folder.join(name);
     assert!(
         program.exists(),
         "{} is missing; run `make test`",
@@ -56,6 +64,14 @@ pub fn compress(model: &Path, run: &Path) -> Command {
         .arg(run)
         .args(QUICK);
     command
+}
+
+/// The document on standard output.
+///
+/// # Panics
+/// If there is none.
+pub fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).expect("JSON on standard output")
 }
 
 /// Standard output and error together, for messages.

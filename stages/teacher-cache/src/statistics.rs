@@ -214,10 +214,7 @@ impl<'a> Sums<'a> {
         job.commit_tensors(output, file)?;
         if self.routed() {
             job.figure("tokens of experts", serde_json::to_value(counts)?);
-            job.figure(
-                "inputs filled up from the pool",
-                serde_json::to_value(short)?,
-            );
+            job.figure("inputs filled up", serde_json::to_value(short)?);
         }
         Ok(())
     }
