@@ -218,7 +218,7 @@ impl Widths {
         }
         let share = own_share.or(outer).unwrap_or(1.0);
         let width = (self.head_dim as f64 * share) as usize;
-        if width == 0 || width > self.head_dim || width % 2 != 0 {
+        if width == 0 || width > self.head_dim || !width.is_multiple_of(2) {
             let expected = "an even part of the head";
             return Err(keys.refuse("head_dim · partial_rotary_factor", width, expected));
         }
