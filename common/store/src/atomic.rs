@@ -6,7 +6,7 @@
 #![allow(clippy::disallowed_methods)] // the named exception: everything else publishes through here
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
@@ -16,6 +16,8 @@ use crate::sha::{Hasher, Sha256Digest};
 
 /// Suffix of scratch files; the prefix is a dot.
 const SCRATCH_SUFFIX: &str = ".partial";
+/// Suffix of files that grow over several processes; the sweep leaves them alone.
+const GROWING_SUFFIX: &str = ".growing";
 
 /// What was published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +105,122 @@ impl Drop for AtomicFile {
         }
         // After a commit the scratch no longer exists; an unfinished one must not stay.
         let _ = std::fs::remove_file(&self.scratch);
+    }
+}
+
+/// A file that grows over several attempts, and over several processes, until it is whole: a download.
+///
+/// The opposite of [`AtomicFile`] in one point: dropping it keeps what is there, so that the next attempt goes on from
+/// its end. What lies on disk is not trusted: whoever goes on reads it again ([`GrowingFile::read`]) and checks the
+/// whole against a digest before [`GrowingFile::commit`]. The tag, part of the scratch name, says of which version of
+/// the target this is the beginning: another version has another file.
+#[derive(Debug)]
+pub struct GrowingFile {
+    target: Utf8PathBuf,
+    scratch: Utf8PathBuf,
+    file: File,
+    size: u64,
+}
+
+impl GrowingFile {
+    /// Opens what is there of `target` under `tag`, or an empty file; its folder is made if it is missing.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] while another process grows the same file; [`StoreError::Io`].
+    pub fn open(target: &Utf8Path, tag: &str) -> Result<Self, StoreError> {
+        let (Some(folder), Some(name)) = (target.parent(), target.file_name()) else {
+            let source = io::Error::from(io::ErrorKind::InvalidInput);
+            return Err(StoreError::io("create", target)(source));
+        };
+        create_dir_all(folder)?;
+        let scratch = folder.join(format!(".{name}.{tag}{GROWING_SUFFIX}"));
+        let file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .append(true)
+            .open(&scratch)
+            .map_err(StoreError::io("open", &scratch))?;
+        match file.try_lock() {
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(StoreError::Locked {
+                    path: scratch,
+                    holder: "another download of the same file".into(),
+                });
+            }
+            Err(std::fs::TryLockError::Error(error)) => {
+                return Err(StoreError::io("lock", &scratch)(error));
+            }
+            Ok(()) => {}
+        }
+        let size = file
+            .metadata()
+            .map_err(StoreError::io("inspect", &scratch))?
+            .len();
+        Ok(Self {
+            target: target.to_owned(),
+            scratch,
+            file,
+            size,
+        })
+    }
+
+    /// Bytes that are there.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Hands what is there to `sink`, from the beginning, in pieces.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn read(&self, mut sink: impl FnMut(&[u8])) -> Result<(), StoreError> {
+        let mut reader = File::open(&self.scratch).map_err(StoreError::io("open", &self.scratch))?;
+        let mut piece = vec![0; 1 << 20];
+        loop {
+            match reader.read(&mut piece) {
+                Ok(0) => return Ok(()),
+                Ok(read) => sink(&piece[..read]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(StoreError::io("read", &self.scratch)(error)),
+            }
+        }
+    }
+
+    /// Appends data.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]; what was written before it stays.
+    pub fn append(&mut self, data: &[u8]) -> Result<(), StoreError> {
+        self.file
+            .write_all(data)
+            .map_err(StoreError::io("write", &self.scratch))?;
+        self.size += data.len() as u64;
+        Ok(())
+    }
+
+    /// Throws away what is there.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn restart(&mut self) -> Result<(), StoreError> {
+        self.file
+            .set_len(0)
+            .map_err(StoreError::io("cut", &self.scratch))?;
+        self.size = 0;
+        Ok(())
+    }
+
+    /// Publishes the file, which the caller has checked: from here on it exists whole, whatever happens.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn commit(self) -> Result<(), StoreError> {
+        self.file
+            .sync_all()
+            .map_err(StoreError::io("sync", &self.scratch))?;
+        std::fs::rename(&self.scratch, &self.target)
+            .map_err(StoreError::io("publish", &self.target))?;
+        sync_folder(self.target.parent().expect("checked by open"))
     }
 }
 
@@ -256,6 +374,45 @@ mod tests {
         assert_eq!(sweep_scratch(&folder).expect("swept"), 1);
         assert_eq!(std::fs::read(&target).expect("file"), b"whole");
         assert_eq!(sweep_scratch(&folder.join("absent")).expect("nothing"), 0);
+    }
+
+    #[test]
+    fn a_growing_file_outlives_its_process_and_appears_only_at_commit() {
+        let (_keep, folder) = folder();
+        let target = folder.join("deep/file");
+        let mut file = GrowingFile::open(&target, "v1").expect("opened");
+        file.append(b"ab").expect("appended");
+        assert!(matches!(
+            GrowingFile::open(&target, "v1"),
+            Err(StoreError::Locked { .. })
+        ));
+        drop(file); // the process ends; the sweep of a later one leaves the file alone
+        assert_eq!(sweep_scratch(&folder).expect("swept"), 0);
+        assert!(!target.exists());
+        let other = GrowingFile::open(&target, "v2").expect("opened");
+        assert_eq!(other.size(), 0, "another version begins anew");
+        let mut file = GrowingFile::open(&target, "v1").expect("opened");
+        assert_eq!(file.size(), 2);
+        file.append(b"c").expect("appended");
+        let mut seen = Vec::new();
+        file.read(|piece| seen.extend_from_slice(piece))
+            .expect("read");
+        assert_eq!(seen, b"abc");
+        file.commit().expect("published");
+        assert_eq!(std::fs::read(&target).expect("file"), b"abc");
+    }
+
+    #[test]
+    fn a_growing_file_can_begin_again() {
+        let (_keep, folder) = folder();
+        let target = folder.join("file");
+        let mut file = GrowingFile::open(&target, "v1").expect("opened");
+        file.append(b"wrong").expect("appended");
+        file.restart().expect("cut");
+        assert_eq!(file.size(), 0);
+        file.append(b"ok").expect("appended");
+        file.commit().expect("published");
+        assert_eq!(std::fs::read(&target).expect("file"), b"ok");
     }
 
     #[test]
