@@ -20,7 +20,7 @@ use uc_store::sha::{Sha256Digest, hash_file};
 use crate::digest::{self, FileId};
 use crate::error::{At, HubError};
 use crate::http::{Call, Payload, Reply, header};
-use crate::name::{BlobId, CommitId, RepoName, check_revision, encode, is_safe_path};
+use crate::name::{CommitId, RepoName, check_revision, encode, is_safe_path};
 use crate::watchdog::Attempt;
 use crate::{Hub, Progress};
 
@@ -167,8 +167,8 @@ pub struct Preupload {
     pub mode: Mode,
     /// Whether a .gitignore excludes it.
     pub ignored: bool,
-    /// The git blob under this path at present.
-    pub present: Option<BlobId>,
+    /// What stands under this path at present.
+    pub present: Option<FileId>,
 }
 
 /// Whereto a large file goes.
@@ -339,7 +339,7 @@ impl Hub {
                         found: format!("nothing about {}", file.path),
                         expected: "a mode for every file".into(),
                     })?;
-                let present = answer.oid.map(|oid| oid.parse()).transpose()?;
+                let present = answer.oid.as_deref().and_then(file_id);
                 modes.push(Preupload {
                     path: answer.path,
                     // Storage takes no empty objects.
@@ -641,6 +641,12 @@ impl Hub {
         let commit = answer.commit_oid.parse()?;
         Ok(Committed { commit })
     }
+}
+
+/// SHA-256 of a large file or git blob id of another, told apart by their length.
+fn file_id(text: &str) -> Option<FileId> {
+    let sha256 = text.parse().ok().map(FileId::Sha256);
+    sha256.or_else(|| text.parse().ok().map(FileId::Blob))
 }
 
 /// A refusal of storage means new URLs; everything else stays what it is.

@@ -174,7 +174,8 @@ impl GrowingFile {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn read(&self, mut sink: impl FnMut(&[u8])) -> Result<(), StoreError> {
-        let mut reader = File::open(&self.scratch).map_err(StoreError::io("open", &self.scratch))?;
+        let mut reader =
+            File::open(&self.scratch).map_err(StoreError::io("open", &self.scratch))?;
         let mut piece = vec![0; 1 << 20];
         loop {
             match reader.read(&mut piece) {
