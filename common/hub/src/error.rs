@@ -18,9 +18,9 @@ pub struct At {
     /// GET, HEAD, POST, PUT.
     pub method: &'static str,
     /// The URL without user, query and fragment.
-    pub url: String,
+    pub url: Box<str>,
     /// The server's id of the request, if it gave one.
-    pub request_id: Option<String>,
+    pub request_id: Option<Box<str>>,
 }
 
 impl fmt::Display for At {
@@ -37,9 +37,9 @@ impl fmt::Display for At {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Said {
     /// `X-Error-Code`, such as `RepoNotFound`.
-    pub code: Option<String>,
+    pub code: Option<Box<str>>,
     /// `X-Error-Message`, or the body's `error`.
-    pub message: Option<String>,
+    pub message: Option<Box<str>>,
 }
 
 impl fmt::Display for Said {

@@ -16,6 +16,15 @@ use ureq::{Agent, AsSendBody, Body, SendBody, Timeout};
 use crate::endpoint::{Endpoint, Origin};
 use crate::error::{At, HubError, Said};
 
+// The HTTP library would log the wire, token included: `log`'s features in Cargo.toml compile that out, here is the proof.
+const _: () = assert!(matches!(
+    log::STATIC_MAX_LEVEL,
+    log::LevelFilter::Off
+        | log::LevelFilter::Error
+        | log::LevelFilter::Warn
+        | log::LevelFilter::Info
+));
+
 /// Hops that a redirect may take.
 const HOPS: usize = 8;
 /// Bytes of an error's body that are read.
@@ -203,7 +212,17 @@ impl Http {
                 301 | 302 | 303 | 307 | 308 => {
                     url = self.next_hop(&reply, &origin, &url, &payload)?;
                 }
-                _ => return Err(self.refusal(reply)),
+                status => {
+                    let foreign = !self.endpoint.is_home(&origin);
+                    let error = self.refusal(reply);
+                    return Err(match error {
+                        // The link that the Hub has just given was too old: the next one is not.
+                        HubError::Forbidden { at, said } if foreign && method == "GET" => {
+                            HubError::Server { at, status, said }
+                        }
+                        error => error,
+                    });
+                }
             }
         }
         Err(HubError::Redirect {
@@ -276,7 +295,8 @@ impl Http {
             .map_err(|error| self.lost(error, at.clone(), limit))?;
         let (parts, body) = response.into_parts();
         let header = |name: &str| header(&parts.headers, name);
-        at.request_id = header("x-request-id").or_else(|| header("x-amz-request-id"));
+        let id = header("x-request-id").or_else(|| header("x-amz-request-id"));
+        at.request_id = id.map(|id| self.line(&id).into());
         linked.commit = linked.commit.take().or_else(|| header("x-repo-commit"));
         linked.etag = linked.etag.take().or_else(|| header("x-linked-etag"));
         let size = || header("x-linked-size")?.parse().ok();
@@ -334,7 +354,7 @@ impl Http {
     pub(crate) fn at(&self, method: &'static str, url: &str) -> At {
         At {
             method,
-            url: shown(url),
+            url: shown(url).into(),
             request_id: None,
         }
     }
@@ -412,13 +432,13 @@ impl Http {
     pub(crate) fn refused(&self, at: At, status: u16, message: &str) -> HubError {
         let said = Said {
             code: None,
-            message: Some(self.line(message)),
+            message: Some(self.line(message).into()),
         };
         of_status(at, status, &HeaderMap::new(), said)
     }
 
     fn said(&self, reply: &mut Reply) -> Said {
-        let word = |name: &str| header(&reply.headers, name).map(|text| self.line(&text));
+        let word = |name: &str| header(&reply.headers, name).map(|text| self.line(&text).into());
         let (code, message) = (word("x-error-code"), word("x-error-message"));
         let message = message.or_else(|| {
             let mut text = Vec::new();
@@ -434,7 +454,8 @@ impl Http {
                 error.as_str().map(ToOwned::to_owned)
             });
             let text = error.unwrap_or_else(|| String::from_utf8_lossy(&text).into_owned());
-            Some(self.line(&text)).filter(|text| !text.is_empty())
+            let text = self.line(&text);
+            (!text.is_empty()).then(|| text.into())
         });
         Said { code, message }
     }
@@ -507,7 +528,7 @@ fn of_status(at: At, status: u16, headers: &HeaderMap, said: Said) -> HubError {
         },
         416 => HubError::Range {
             at,
-            found: header(headers, "content-range").unwrap_or_else(|| "none".into()),
+            found: header(headers, "content-range").unwrap_or_else(|| "status 416".into()),
             expected: "the range asked for".into(),
         },
         408 | 500..=599 if status != 501 && status != 505 => {

@@ -65,6 +65,8 @@ pub struct Seen {
     pub authorization: Option<String>,
     /// The Range header.
     pub range: Option<String>,
+    /// The If-Range header.
+    pub if_range: Option<String>,
     /// The fault that it met.
     pub fault: Option<Fault>,
 }
@@ -219,6 +221,7 @@ fn serve(stream: &TcpStream, storage: bool, shared: &Shared) {
                 line: format!("{} {}", head.method, head.target),
                 authorization: head.header("authorization").map(ToOwned::to_owned),
                 range: head.header("range").map(ToOwned::to_owned),
+                if_range: head.header("if-range").map(ToOwned::to_owned),
                 fault: fault.clone(),
             });
         if !exchange(&mut connection, head, storage, route, fault, shared) {

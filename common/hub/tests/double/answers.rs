@@ -56,7 +56,7 @@ fn each_status_has_its_error() {
 fn what_is_missing_is_named_by_the_hub() {
     let fixture = Fixture::new();
     let code = |error: HubError| match error {
-        HubError::NotFound { said, .. } => said.code.unwrap_or_default(),
+        HubError::NotFound { said, .. } => said.code.unwrap_or_default().into_string(),
         other => panic!("{other}"),
     };
     let absent = "tester/absent".parse().expect("a name");
