@@ -38,8 +38,9 @@ stage: setup ## one STAGE of RUN=DIR for one LAYER, alone
 	$(UC) stage $(STAGE) --run $(RUN) $(if $(LAYER),--layer $(LAYER)) -v
 
 .PHONY: upload
-upload: setup ## prepare RUN=DIR's verified pack for a Hub repository (plan and model card)
+upload: setup ## prepare RUN=DIR's verified pack for a Hub repository (plan, model card); with REPO=OWNER/NAME send it
 	$(UC) stage hub-upload --run $(RUN)
+	$(if $(REPO),$(BIN)/hub-upload upload --run $(RUN) --repo $(REPO))
 
 .PHONY: test
 test: ## all tests but the slow ones
@@ -58,6 +59,11 @@ lint: ## formatting and clippy, warnings denied
 .PHONY: deny
 deny: ## licences, bans and sources of the dependency tree (needs cargo-deny)
 	cargo deny check bans licenses sources
+
+.PHONY: hub-check
+hub-check: ## the official Hub client against the tests' double (needs python3 with huggingface_hub)
+	cargo build --release --locked -p uc-hub-double
+	python3 tests/hub/with_huggingface_hub.py $(BIN)/hub-double
 
 .PHONY: bench
 bench: setup ## benchmark receipts into docs/benchmarks (BENCH_MODEL=DIR CALIBRATION=… EVALUATION=…)

@@ -30,13 +30,15 @@ pub enum ExitCode {
     StageFailed,
     /// Something that the job needs has not been made yet.
     MissingInput,
+    /// The Hub could not be reached, failed too often, or does not take what was sent.
+    Network,
     /// Stopped by SIGINT or SIGTERM; the run can be resumed.
     Interrupted,
 }
 
 impl ExitCode {
     /// Every code, in numerical order.
-    pub const ALL: [ExitCode; 12] = [
+    pub const ALL: [ExitCode; 13] = [
         Self::Ok,
         Self::Internal,
         Self::Usage,
@@ -48,6 +50,7 @@ impl ExitCode {
         Self::Permission,
         Self::StageFailed,
         Self::MissingInput,
+        Self::Network,
         Self::Interrupted,
     ];
 
@@ -65,6 +68,7 @@ impl ExitCode {
             Self::Permission => 8,
             Self::StageFailed => 9,
             Self::MissingInput => 10,
+            Self::Network => 11,
             Self::Interrupted => 130,
         }
     }
@@ -83,6 +87,7 @@ impl ExitCode {
             Self::Permission => "permission",
             Self::StageFailed => "stage-failed",
             Self::MissingInput => "missing-input",
+            Self::Network => "network",
             Self::Interrupted => "interrupted",
         }
     }
@@ -94,7 +99,7 @@ impl ExitCode {
 
     /// Whether trying the same thing again may help.
     pub fn is_transient(self) -> bool {
-        matches!(self, Self::Internal | Self::StageFailed)
+        matches!(self, Self::Internal | Self::StageFailed | Self::Network)
     }
 
     /// The class that an I/O error alone decides.

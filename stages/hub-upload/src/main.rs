@@ -1,11 +1,14 @@
-//! hub-upload: a verified pack → what a Hub repository would receive.
+//! hub-upload: a verified pack → a Hub repository.
 //!
 //! `package` verifies the pack, plans the upload (which files, in which commits, with which digests) and writes the
-//! model card. It is a dry run: nothing leaves the machine. A pack that does not verify is refused.
+//! model card. It is a dry run: nothing leaves the machine. `upload` sends by the same plan. Both refuse a pack that
+//! does not verify.
 
 mod card;
+mod upload;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
+use camino::{Utf8Path, Utf8PathBuf};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 use uc_pack::{Manifest, verify};
@@ -21,7 +24,7 @@ const LAYERS_PER_COMMIT: usize = 8;
 #[command(
     name = "hub-upload",
     version,
-    about = "Prepares a verified pack for a Hub repository"
+    about = "Prepares a verified pack for a Hub repository and sends it"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -32,10 +35,15 @@ struct Cli {
 enum Task {
     /// Verify, plan the commits, write the model card; sends nothing
     Package(StageArgs),
+    /// Send the verified pack of a run: what the repository lacks, a few layers per commit; a rerun goes on
+    Upload(upload::UploadArgs),
 }
 
 fn main() -> std::process::ExitCode {
-    let Task::Package(args) = Cli::parse().task;
+    let args = match Cli::parse().task {
+        Task::Package(args) => args,
+        Task::Upload(args) => return upload::main(&args).into(),
+    };
     let program = Program {
         name: "hub-upload",
         task: "package",
@@ -74,15 +82,7 @@ impl StageProgram for Package {
             .parent()
             .context("the manifest has no folder")?
             .to_owned();
-        let threads = uc_store::resources::available_cpus() as usize;
-        let report = verify::verify(&folder, threads, &|_| {});
-        ensure!(
-            report.verdict == verify::Verdict::Pass,
-            "the pack does not verify ({} findings); `uc verify {folder}` lists them",
-            report.findings.len()
-        );
-        let (manifest, fingerprint) = Manifest::read(&folder)?;
-        let plan = plan(&manifest, &folder, fingerprint.to_string())?;
+        let (manifest, plan) = verified_plan(&folder)?;
         job.figure("commits", plan.commits.len());
 
         let mut file = job.output("hub-plan")?;
@@ -92,7 +92,7 @@ impl StageProgram for Package {
         let metrics: serde_json::Value =
             serde_json::from_slice(&std::fs::read(job.input("metrics")?)?)?;
         let mut card = job.output("model-card")?;
-        card.append(card::write(&manifest, &fingerprint.to_string(), &metrics)?.as_bytes())?;
+        card.append(card::write(&manifest, &plan.pack_fingerprint, &metrics)?.as_bytes())?;
         job.commit("model-card", card)?;
         Ok(())
     }
@@ -100,16 +100,36 @@ impl StageProgram for Package {
     fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
         error
             .chain()
-            .any(|cause| cause.is::<uc_pack::PackError>())
+            .any(|cause| cause.is::<uc_pack::PackError>() || cause.is::<DoesNotVerify>())
             .then_some(ExitCode::Damaged)
     }
 }
 
-fn plan(
-    manifest: &Manifest,
-    folder: &camino::Utf8Path,
-    fingerprint: String,
-) -> anyhow::Result<UploadPlan> {
+/// A pack that must not leave the machine.
+#[derive(Debug, thiserror::Error)]
+#[error("the pack does not verify ({findings} findings); `uc verify {pack}` lists them")]
+struct DoesNotVerify {
+    pack: Utf8PathBuf,
+    findings: usize,
+}
+
+/// Manifest and commits of a pack, if it verifies.
+fn verified_plan(folder: &Utf8Path) -> anyhow::Result<(Manifest, UploadPlan)> {
+    let threads = uc_store::resources::available_cpus() as usize;
+    let report = verify::verify(folder, threads, &|_| {});
+    if report.verdict != verify::Verdict::Pass {
+        return Err(DoesNotVerify {
+            pack: folder.to_owned(),
+            findings: report.findings.len(),
+        }
+        .into());
+    }
+    let (manifest, fingerprint) = Manifest::read(folder)?;
+    let plan = plan(&manifest, folder, fingerprint.to_string())?;
+    Ok((manifest, plan))
+}
+
+fn plan(manifest: &Manifest, folder: &Utf8Path, fingerprint: String) -> anyhow::Result<UploadPlan> {
     let mut commits = Vec::new();
     let described = manifest.files.iter().map(|f| (&f.name, f.size, f.sha256));
     let scaffold = std::iter::once((

@@ -26,7 +26,11 @@ fn check_clean(seed: u64, error: &HubError) {
 fn run(seed: u64) -> (usize, usize) {
     let fixture = Fixture::new();
     // A few faults for most, a storm for some.
-    let (percent, most) = if seed.is_multiple_of(4) { (75, 60) } else { (25, 12) };
+    let (percent, most) = if seed.is_multiple_of(4) {
+        (75, 60)
+    } else {
+        (25, 12)
+    };
     let mut contents = BTreeMap::new();
     for (index, size) in [45_000, 9000, 700, 0].into_iter().enumerate() {
         let size = size + if size > 0 { seed as usize % 97 } else { 0 };
