@@ -95,7 +95,9 @@ fn a_pack_reaches_its_repository_whatever_happens_on_the_way() {
 
     // A process that is killed in the middle; its successor completes.
     let other = double();
-    let script = Schedule::script(Route::Part, [Fault::Drip(0), Fault::Drip(0), Fault::Stall]);
+    let mut faults = vec![Fault::Drip(0), Fault::Drip(0)];
+    faults.extend(vec![Fault::Stall; 20]);
+    let script = Schedule::script(Route::Part, faults);
     other.set_faults(script);
     let mut child = upload(&other, &run).spawn().expect("the program starts");
     let start = std::time::Instant::now();
@@ -105,6 +107,7 @@ fn a_pack_reaches_its_repository_whatever_happens_on_the_way() {
     child.kill().expect("killed");
     child.wait().expect("gone");
     assert!(remote(&other) != expected);
+    other.set_faults(Schedule::None);
     succeed(&mut upload(&other, &run));
     assert!(remote(&other) == expected);
 }

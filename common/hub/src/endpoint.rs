@@ -182,6 +182,11 @@ impl Endpoint {
         *origin == self.origin
     }
 
+    /// Whether nothing may go in the clear.
+    pub(crate) fn is_https(&self) -> bool {
+        self.origin.https
+    }
+
     /// A server's text without the token in it.
     pub(crate) fn scrub(&self, text: &str) -> String {
         match &self.token {

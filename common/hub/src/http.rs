@@ -250,6 +250,12 @@ impl Http {
             expected: "an absolute http or https URL".into(),
         };
         let origin = Origin::of(url).ok_or_else(|| malformed(shown(url)))?;
+        if self.endpoint.is_https() && !origin.https {
+            return Err(HubError::Insecure {
+                at,
+                reason: "the endpoint is https, this URL is not".into(),
+            });
+        }
         let mut request = Request::builder().method(method).uri(url);
         for (name, value) in headers {
             request = request.header(*name, value);
@@ -400,17 +406,15 @@ impl Http {
                 .into_inner()
                 .and_then(|inner| inner.downcast::<ureq::Error>().ok());
             return match inner.map(|inner| *inner) {
-                Some(ureq::Error::Io(error)) => HubError::Connection {
-                    at,
-                    reason: self.line(&error.to_string()),
-                },
                 Some(inner) => self.lost(inner, at, limit),
                 None => HubError::Timeout { at, limit },
             };
         }
-        HubError::Connection {
-            at,
-            reason: self.line(&error.to_string()),
+        let reason = self.line(&error.to_string());
+        match error.kind() {
+            // The TLS library's word for a bad certificate or a peer that does not speak TLS.
+            io::ErrorKind::InvalidData => HubError::Insecure { at, reason },
+            _ => HubError::Connection { at, reason },
         }
     }
 

@@ -47,7 +47,7 @@ pub enum Fault {
     CutBody,
     /// The connection is reset in the middle of the answer's body.
     ResetBody,
-    /// Half of the answer's body, then silence.
+    /// Half of the answer's body, then silence; silence alone where there is no body.
     Stall,
     /// The body in small pieces with a pause of so many milliseconds after each.
     Drip(u64),

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::faults::Fault;
 
 /// How long a silence lasts at most.
-const SILENCE: Duration = Duration::from_secs(10);
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// Method, target and headers.
 pub(crate) struct Head {
@@ -266,6 +266,10 @@ impl<'a> Connection<'a> {
         damage: Option<&Fault>,
         stopped: &dyn Fn() -> bool,
     ) -> bool {
+        if damage == Some(&Fault::Stall) && answer.body.is_empty() {
+            self.be_silent(stopped);
+            return false;
+        }
         let mut text = format!("HTTP/1.1 {} -\r\n", answer.status);
         text += &format!(
             "content-length: {}\r\nx-request-id: double\r\n",

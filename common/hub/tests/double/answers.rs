@@ -121,6 +121,18 @@ fn nobody_listening_is_a_connection_error() {
     assert!(error.is_transient());
 }
 
+#[test]
+fn a_server_without_tls_is_not_taken_for_a_hub_over_https() {
+    let repo = "a/b".parse().expect("a name");
+    let (hub, server) = fixed(&json("{}"));
+    let url = hub.endpoint().url().replace("http://", "https://");
+    let token = Token::new("hf_secret").expect("valid");
+    let hub = Hub::new(Endpoint::new(&url, token).expect("valid"), limits()).expect("client");
+    let error = hub.info(&repo, "main").expect_err("no TLS there");
+    assert!(matches!(error, HubError::Insecure { .. }), "{error}");
+    assert!(!server.join().expect("the server").contains("secret"));
+}
+
 /// A client of a server that gives one fixed answer, and what it was asked.
 fn fixed(answer: &str) -> (Hub, std::thread::JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
