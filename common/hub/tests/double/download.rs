@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use uc_hub::{FileId, HubError, Phase};
+use uc_hub::{FileId, HubError, Phase, RemoteFile};
 use uc_hub_double::faults::{Fault, Route, Schedule};
 
 use crate::support::{Fixture, REPO, TOKEN, client, limits, noise};
@@ -245,4 +245,37 @@ fn progress_is_told_and_starts_the_count_anew() {
     assert!(told.is_sorted());
     assert_eq!(told.last(), Some(&200_000));
     assert_eq!(watchdog.tried().len(), 6);
+}
+
+#[test]
+fn a_folder_is_fetched_at_one_commit_and_only_what_is_wanted() {
+    let fixture = Fixture::new();
+    fixture.double.put(REPO, "config.json", b"{}");
+    fixture
+        .double
+        .put(REPO, "deep/weights.safetensors", &noise(1, 50_000));
+    fixture.double.put(REPO, "other.bin", &noise(2, 50_000));
+    let from = format!("{REPO}@main").parse().expect("a reference");
+    let folder = fixture.folder.join("model");
+    let wanted =
+        |file: &RemoteFile| file.path.ends_with(".safetensors") || file.path == "config.json";
+    let script = Schedule::script(Route::Object, [Fault::ResetBody]);
+    fixture.double.set_faults(script);
+    let mut fetch = || {
+        let mut watchdog = fixture.watchdog();
+        let hub = &fixture.hub;
+        hub.fetch(&from, wanted, &folder, &mut watchdog, |_, _| {})
+    };
+    let snapshot = fetch().expect("fetched");
+    assert_eq!(snapshot, fetch().expect("there already"));
+    assert_eq!(snapshot.commit, fixture.snapshot().commit);
+    let paths: Vec<_> = snapshot
+        .files
+        .iter()
+        .map(|file| file.path.as_str())
+        .collect();
+    assert_eq!(paths, ["config.json", "deep/weights.safetensors"]);
+    assert!(folder.join("deep/weights.safetensors").exists());
+    assert!(!folder.join("other.bin").exists());
+    assert_eq!(fixture.count("GET /objects"), 2, "one broken, one whole");
 }
