@@ -10,9 +10,10 @@ use std::io::Read;
 use camino::Utf8Path;
 use uc_store::atomic::GrowingFile;
 
+use crate::answer::header;
 use crate::digest::{self, Running};
 use crate::error::HubError;
-use crate::http::{Call, Reply, header};
+use crate::http::{Call, Reply};
 use crate::listing::{RemoteFile, Snapshot};
 use crate::name::{CommitId, RepoName, RepoRef, encode};
 use crate::watchdog::{Attempt, Watchdog};

@@ -20,12 +20,14 @@
 //! | [`Watchdog`] | attempts, waits, their record |
 //! | [`HubError`] | what went wrong, and whether trying again may help |
 
+mod answer;
 mod digest;
 mod download;
 mod endpoint;
 mod error;
 mod http;
 mod listing;
+mod local;
 mod name;
 mod push;
 mod upload;
@@ -37,11 +39,10 @@ pub use endpoint::{Endpoint, Token};
 pub use error::{At, HubError, Said};
 pub use http::Limits;
 pub use listing::{RemoteFile, Snapshot};
+pub use local::LocalFile;
 pub use name::{BlobId, CommitId, RepoName, RepoRef};
 pub use push::{Difference, Pushed, differences};
-pub use upload::{
-    BatchAction, Committed, Created, LocalFile, Mode, Preupload, UploadState, Visibility,
-};
+pub use upload::{BatchAction, Committed, Created, Mode, Preupload, UploadState, Visibility};
 pub use watchdog::{Attempt, Clock, Phase, Policy, SystemClock, Tried, WatchState, Watchdog};
 
 /// Bytes done of bytes in all.

@@ -6,10 +6,11 @@ use serde::Deserialize;
 use uc_store::sha::Sha256Digest;
 
 use crate::Hub;
+use crate::answer::header;
 use crate::digest::FileId;
 use crate::endpoint::Origin;
 use crate::error::{At, HubError};
-use crate::http::{Call, header};
+use crate::http::Call;
 use crate::name::{BlobId, CommitId, RepoName, check_revision, encode, is_safe_path};
 
 /// Pages of a listing that are read before it counts as endless.

@@ -7,8 +7,9 @@
 use crate::digest::FileId;
 use crate::error::HubError;
 use crate::listing::RemoteFile;
+use crate::local::LocalFile;
 use crate::name::{CommitId, RepoName};
-use crate::upload::{LocalFile, Mode, UploadState};
+use crate::upload::{Mode, UploadState};
 use crate::watchdog::{Attempt, Watchdog};
 use crate::{Hub, Progress};
 

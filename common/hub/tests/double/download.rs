@@ -261,7 +261,7 @@ fn a_folder_is_fetched_at_one_commit_and_only_what_is_wanted() {
         |file: &RemoteFile| file.path.ends_with(".safetensors") || file.path == "config.json";
     let script = Schedule::script(Route::Object, [Fault::ResetBody]);
     fixture.double.set_faults(script);
-    let mut fetch = || {
+    let fetch = || {
         let mut watchdog = fixture.watchdog();
         let hub = &fixture.hub;
         hub.fetch(&from, wanted, &folder, &mut watchdog, |_, _| {})
