@@ -198,10 +198,12 @@ impl Hub {
                 Ok(Created::Existed)
             }
             // A token that may write to the repository, but not create one.
-            Err(error @ HubError::Forbidden { .. }) => match self.head(repo, "main") {
-                Ok(_) => Ok(Created::Existed),
-                Err(_) => Err(error),
-            },
+            Err(error @ (HubError::Unauthorised { .. } | HubError::Forbidden { .. })) => {
+                match self.head(repo, "main") {
+                    Ok(_) => Ok(Created::Existed),
+                    Err(_) => Err(error),
+                }
+            }
             Err(error) => Err(error),
         }
     }

@@ -123,7 +123,7 @@ pub struct GrowingFile {
 }
 
 impl GrowingFile {
-    /// Opens what is there of `target` under `tag`, or an empty file; its folder is made if it is missing.
+    /// Opens what is there of `target` under `tag` (without dots), or an empty file; its folder is made if it is missing.
     ///
     /// # Errors
     /// [`StoreError::Locked`] while another process grows the same file; [`StoreError::Io`].
@@ -221,7 +221,31 @@ impl GrowingFile {
             .map_err(StoreError::io("sync", &self.scratch))?;
         std::fs::rename(&self.scratch, &self.target)
             .map_err(StoreError::io("publish", &self.target))?;
-        sync_folder(self.target.parent().expect("checked by open"))
+        sync_folder(self.target.parent().expect("checked by open"))?;
+        self.remove_other_versions()
+    }
+
+    /// Removes what was begun of other versions of the target, unless another process is at work on it.
+    fn remove_other_versions(&self) -> Result<(), StoreError> {
+        let folder = self.target.parent().expect("checked by open");
+        let name = self.target.file_name().expect("checked by open");
+        let entries = folder.read_dir_utf8();
+        for entry in entries.map_err(StoreError::io("read folder", folder))? {
+            let entry = entry.map_err(StoreError::io("read folder", folder))?;
+            let tag = entry
+                .file_name()
+                .strip_prefix(&format!(".{name}."))
+                .and_then(|rest| rest.strip_suffix(GROWING_SUFFIX));
+            // A tag has no dot: `.a.b.TAG.growing` is of `a.b` and not of `a`.
+            if tag.is_none_or(|tag| tag.contains('.')) {
+                continue;
+            }
+            let unused = File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
+            if unused {
+                remove_file(entry.path())?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -401,6 +425,28 @@ mod tests {
         assert_eq!(seen, b"abc");
         file.commit().expect("published");
         assert_eq!(std::fs::read(&target).expect("file"), b"abc");
+    }
+
+    #[test]
+    fn what_was_begun_of_other_versions_goes_when_one_is_whole() {
+        let (_keep, folder) = folder();
+        let begin = |name: &str, tag| {
+            let mut file = GrowingFile::open(&folder.join(name), tag).expect("opened");
+            file.append(b"x").expect("appended");
+            file
+        };
+        drop(begin("a", "old"));
+        drop(begin("a.b", "old"));
+        let busy = begin("a", "busy");
+        begin("a", "new").commit().expect("published");
+        let mut left: Vec<_> = folder
+            .read_dir_utf8()
+            .expect("folder")
+            .map(|entry| entry.expect("entry").file_name().to_owned())
+            .collect();
+        left.sort();
+        assert_eq!(left, [".a.b.old.growing", ".a.busy.growing", "a"]);
+        drop(busy);
     }
 
     #[test]
