@@ -96,21 +96,29 @@ impl ModelConfig {
     /// # Errors
     /// [`ConfigError`], naming file, key, found and expected.
     pub fn load(dir: &Path) -> Result<ModelConfig, ConfigError> {
-        let path = dir.join("config.json");
+        let has = |name: &str| source::names_contain(dir, name);
+        ModelConfig::read(&dir.join("config.json"), &has)
+    }
+
+    /// Reads and validates a `config.json` alone; `has` as in [`ModelConfig::from_json`].
+    ///
+    /// # Errors
+    /// As [`ModelConfig::load`].
+    pub fn read(path: &Path, has: &dyn Fn(&str) -> bool) -> Result<ModelConfig, ConfigError> {
         let io = |source| ConfigError::Io {
-            path: path.clone(),
+            path: path.to_owned(),
             source,
         };
-        let size = std::fs::metadata(&path).map_err(io)?.len();
+        let size = std::fs::metadata(path).map_err(io)?.len();
         if size > MAX_CONFIG_BYTES {
             return Err(ConfigError::TooLarge {
-                path,
+                path: path.to_owned(),
                 found: size,
                 expected: MAX_CONFIG_BYTES,
             });
         }
-        let bytes = std::fs::read(&path).map_err(io)?;
-        ModelConfig::from_json(&bytes, &path, &|name| source::names_contain(dir, name))
+        let bytes = std::fs::read(path).map_err(io)?;
+        ModelConfig::from_json(&bytes, path, has)
     }
 
     /// Validates the bytes of a `config.json`; `path` is only used in errors. `has` says whether the

@@ -17,7 +17,9 @@ use std::path::{Path, PathBuf};
 
 use crate::plan::LayerPlan;
 use crate::spec::Stored;
+pub use check::{Agreement, planned};
 pub use dtype::Dtype;
+pub use index::{Index, read as read_index};
 pub use error::{Finding, SourceError};
 
 /// Name of the single weight file.
