@@ -14,7 +14,7 @@ use crate::config::{ConfigError, MAX_LAYERS, MAX_WIDTH};
 use crate::spec::Activation;
 
 /// Keys without influence on the forward pass of any family.
-const WITHOUT_INFLUENCE: [&str; 36] = [
+const WITHOUT_INFLUENCE: [&str; 38] = [
     "_attn_implementation",
     "_name_or_path",
     "add_cross_attention",
@@ -27,6 +27,7 @@ const WITHOUT_INFLUENCE: [&str; 36] = [
     "gradient_checkpointing",
     "initializer_range",
     "is_encoder_decoder",
+    "is_llama_config", // of SmolLM2's conversion
     "keys_to_ignore_at_inference",
     "label2id",
     "id2label",
@@ -48,6 +49,7 @@ const WITHOUT_INFLUENCE: [&str; 36] = [
     "time_step_scale",
     "tokenizer_class",
     "torch_dtype",
+    "transformers.js_config",
     "transformers_version",
     "unsloth_version",
     "use_cache",
