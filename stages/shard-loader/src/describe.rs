@@ -245,7 +245,10 @@ mod tests {
 
     #[test]
     fn numbers_in_names_give_way_to_a_star() {
-        assert_eq!(without_numbers("experts.12.w1.weight"), "experts.*.w1.weight");
+        assert_eq!(
+            without_numbers("experts.12.w1.weight"),
+            "experts.*.w1.weight"
+        );
         assert_eq!(without_numbers("mlp.up_proj.weight"), "mlp.up_proj.weight");
     }
 }

@@ -19,8 +19,8 @@ use crate::plan::LayerPlan;
 use crate::spec::Stored;
 pub use check::{Agreement, planned};
 pub use dtype::Dtype;
-pub use index::{Index, read as read_index};
 pub use error::{Finding, SourceError};
+pub use index::{Index, read as read_index};
 
 /// Name of the single weight file.
 const SINGLE: &str = "model.safetensors";
