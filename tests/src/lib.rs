@@ -19,13 +19,18 @@ pub fn tiny_model() -> PathBuf {
 }
 
 /// The `uc` that was built beside this test.
+pub fn uc() -> Command {
+    program("uc")
+}
+
+/// A program that was built beside this test.
 ///
 /// # Panics
 /// If it was not built: `make test` builds every program first.
-pub fn uc() -> Command {
+pub fn program(name: &str) -> Command {
     let test = std::env::current_exe().expect("path of this test");
     let folder = test.ancestors().nth(2).expect("target folder");
-    let program = folder.join("uc");
+    let program = folder.join(name);
     assert!(
         program.exists(),
         "{} is missing; run `make test`",

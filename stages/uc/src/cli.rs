@@ -135,25 +135,25 @@ pub struct PlanArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<Utf8PathBuf>,
     /// The model's model.safetensors.index.json, to compare with the plan
-    #[arg(long, value_name = "FILE", requires = "config")]
+    #[arg(long, value_name = "FILE", conflicts_with = "run")]
     pub index: Option<Utf8PathBuf>,
     /// Bits per weight of the linears, every byte of the layer files counted: 2 to 8
-    #[arg(long, value_name = "BITS", requires = "config")]
+    #[arg(long, value_name = "BITS", conflicts_with = "run")]
     pub bpw: Option<String>,
     /// Memory that jobs may claim together, for example "64 GiB"
-    #[arg(long, value_name = "SIZE", requires = "config")]
+    #[arg(long, value_name = "SIZE", conflicts_with = "run")]
     pub memory: Option<String>,
     /// What the machine sustains in matrix products, 10⁹ operations a second, for the estimate of time
-    #[arg(long, value_name = "N", requires = "config")]
+    #[arg(long, value_name = "N", conflicts_with = "run")]
     pub gflops: Option<f64>,
     /// Processor cores, for the estimate of time; by default those of the measured machine
-    #[arg(long, value_name = "N", requires = "config", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
     /// Another pipeline file than the built-in one
-    #[arg(long, value_name = "FILE", requires = "config")]
+    #[arg(long, value_name = "FILE", conflicts_with = "run")]
     pub pipeline: Option<Utf8PathBuf>,
     /// Print the plan as JSON
-    #[arg(long, requires = "config")]
+    #[arg(long, conflicts_with = "run")]
     pub json: bool,
     /// As if this setting were changed; nothing is written; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE")]

@@ -14,8 +14,10 @@ const BLOCK_ROWS: f64 = 128.0;
 const TRELLIS: f64 = 9400.0;
 /// Operations per weight and rank of the search for leading singular triples.
 const TRIPLES: f64 = 24.0;
-/// Bytes of the manifest and of a layer's record for one tensor (104 kB for 270 tensors of SmolLM2-135M).
-const RECORD: f64 = 385.0;
+/// Bytes of the manifest for one tensor of a layer (104 kB for 270 tensors of SmolLM2-135M).
+const MANIFEST_TEXT: f64 = 385.0;
+/// The same of a layer's record.
+const RECORD_TEXT: f64 = 325.0;
 /// Bytes of a token id in a list of windows.
 const TOKEN_TEXT: f64 = 6.0;
 /// Bytes of a linear in the JSON documents of the survey.
@@ -225,7 +227,7 @@ impl Arithmetic<'_> {
 
     /// Bytes of the manifest.
     pub fn manifest_bytes(&self) -> f64 {
-        (self.facts.linears + self.facts.extras) as f64 * RECORD
+        (self.facts.linears + self.facts.extras) as f64 * MANIFEST_TEXT
     }
 
     /// Work of a job; `kind` is that of its layer. Unknown for programs that this module does not know.
@@ -306,7 +308,7 @@ impl Arithmetic<'_> {
                 // None is worth its bits at the widths measured; then the file is empty.
                 Rank::Auto | Rank::Fixed(0) => 0.0,
             },
-            ("layer-record", Some(kind)) => (linears(kind) + kind.extras) as f64 * RECORD,
+            ("layer-record", Some(kind)) => (linears(kind) + kind.extras) as f64 * RECORD_TEXT,
             ("manifest", _) => self.manifest_bytes(),
             ("manifest-digest" | "pack-config" | "pack-generation-config" | "metrics", _) => 1e3,
             _ => return None,

@@ -155,13 +155,13 @@ fn run(run: &RunForecast, lines: &mut Vec<String>) {
     memory(run, lines);
     lines.push(String::new());
     lines.push(format!(
-        "{:<22}{:>6}{:>6}{:>12}{:>20}",
+        "{:<24}{:>6}{:>6}{:>12}{:>20}",
         "on disk", "keep", "files", "most", "when it is fullest"
     ));
     for artifact in &run.disk {
         let keep = if artifact.keep { "yes" } else { "no" };
         lines.push(format!(
-            "{:<22}{keep:>6}{:>6}{:>12}{:>20}",
+            "{:<24}{keep:>6}{:>6}{:>12}{:>20}",
             artifact.name,
             artifact.files,
             bytes(artifact.bytes),
