@@ -230,7 +230,10 @@ pub struct MambaSpec {
 
 /// What a block computes from its input.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(clippy::large_enum_variant, reason = "a model has a few hundred blocks")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a model has a few hundred blocks"
+)]
 pub enum Mixer {
     /// Attention over the tokens.
     Attention(AttentionSpec),
