@@ -24,7 +24,7 @@ use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 use uc_store::tensors::TensorFile;
 
 /// Raised whenever the same input gives other output.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 
 #[derive(Parser)]
 #[command(
