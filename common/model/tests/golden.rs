@@ -105,6 +105,7 @@ fn assert_close(folder: &Path, what: &str, found: &[f32], expected: &[f32]) {
 #[test]
 fn hidden_states_and_logits_equal_those_of_transformers() {
     let families = [
+        "deepseek_v3",
         "gemma2",
         "gemma3_text",
         "gpt2",
@@ -113,6 +114,7 @@ fn hidden_states_and_logits_equal_those_of_transformers() {
         "granitemoe",
         "llama",
         "mamba",
+        "mamba2",
         "mistral",
         "mixtral",
         "olmo2",
