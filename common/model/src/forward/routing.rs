@@ -160,7 +160,90 @@ pub(super) fn indices<B: Backend>(places: &[usize], device: &B::Device) -> Tenso
 
 #[cfg(test)]
 mod tests {
+    use burn::backend::Autodiff;
+
     use super::*;
+    use crate::device::Cpu;
+    use crate::spec::Projection;
+
+    /// Two tokens, clear of any tie.
+    const SCORES: [[f32; 4]; 2] = [[0.3, -0.9, 1.1, 0.1], [-1.4, 0.2, -0.3, 0.7]];
+
+    fn routings() -> [Routing; 5] {
+        let sigmoid = |renormalised| Routing::Sigmoid {
+            correction: "correction".into(),
+            groups: 2,
+            kept: 1,
+            renormalised,
+            scale: 2.5,
+        };
+        [
+            Routing::Softmax { renormalised: true },
+            Routing::Softmax {
+                renormalised: false,
+            },
+            Routing::SparseMixer { jitter: 0.6 },
+            sigmoid(true),
+            sigmoid(false),
+        ]
+    }
+
+    fn routed<B: Backend>(scores: Tensor<B, 2>, routing: &Routing) -> Routed<B> {
+        let spec = ExpertsSpec {
+            router: Projection::new("router", 4, 1, false),
+            chosen: 2,
+            routing: routing.clone(),
+            experts: Vec::new(),
+            shared: None,
+        };
+        route(scores, &spec, Some(&[0.0, 1.5, 0.0, 0.1]))
+    }
+
+    #[test]
+    fn gradients_flow_through_the_weights_of_the_chosen() {
+        const STEP: f32 = 1e-2;
+        // By how much each of the four weights counts.
+        let above = [0.7, -0.4, 1.3, 0.9];
+        let device = Default::default();
+        for routing in routings() {
+            let loss = |place: [usize; 2], step: f32| -> f32 {
+                let mut scores = SCORES;
+                scores[place[0]][place[1]] += step;
+                let factors = routed::<Cpu>(Tensor::from_data(scores, &device), &routing).factors;
+                let factors = on_host(factors);
+                factors.iter().zip(above).map(|(f, a)| f * a).sum()
+            };
+            let scores: Tensor<Autodiff<Cpu>, 2> = Tensor::from_data(SCORES, &Default::default());
+            let scores = scores.require_grad();
+            let factors = routed(scores.clone(), &routing).factors;
+            let above = Tensor::<_, 1>::from_data(above, &scores.device()).reshape([2, 2]);
+            let found = (factors * above).sum().backward();
+            let found = on_host(scores.grad(&found).expect("the weights depend on scores"));
+            assert!(
+                found.iter().any(|g| g.abs() > 0.01),
+                "{routing:?} {found:?}"
+            );
+            for (place, found) in found.iter().enumerate() {
+                let place = [place / 4, place % 4];
+                let expected = (loss(place, STEP) - loss(place, -STEP)) / (2.0 * STEP);
+                let error = (found - expected).abs();
+                assert!(error < 1e-3, "{routing:?} {place:?}: {found} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn experts_are_chosen_with_the_correction_and_weighed_without_it() {
+        let [.., corrected] = routings();
+        let scores: Tensor<Cpu, 2> = Tensor::from_data(SCORES, &Default::default());
+        let found = routed(scores, &corrected);
+        // Without it, the second group would be that of both tokens.
+        assert_eq!(found.experts, [1, 0, 1, 0]);
+        let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+        for (found, score) in on_host(found.factors).iter().zip([-0.9, 0.3, 0.2, -1.4]) {
+            assert!((found - 2.5 * sigmoid(score)).abs() < 1e-6);
+        }
+    }
 
     #[test]
     fn the_largest_are_chosen_within_the_groups_with_the_largest_pairs() {
