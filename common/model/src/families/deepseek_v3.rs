@@ -56,6 +56,7 @@ fn attention(keys: &Keys<'_>, widths: &Widths) -> Result<LatentAttentionSpec, Co
     let &Widths { hidden, heads, .. } = widths;
     let bias = keys.flag("attention_bias")?;
     let (plain, turned) = (keys.size("qk_nope_head_dim")?, widths.head_dim);
+    keys.only("qk_head_dim", plain + turned)?;
     let (value, rank) = (keys.size("v_head_dim")?, keys.size("kv_lora_rank")?);
     let rope = widths.rope(keys)?;
     if rope.width != turned {
