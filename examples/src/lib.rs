@@ -1,5 +1,6 @@
-//! What the example programs share: the story grammar of the embedded tiny model.
+//! What the example programs share: the story grammar of the tiny models, and weights before training.
 
+pub mod initial;
 pub mod stories;
 
 #[cfg(test)]

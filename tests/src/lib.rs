@@ -63,6 +63,14 @@ pub fn compress(model: &Path, run: &Path) -> Command {
     command
 }
 
+/// The document on standard output.
+///
+/// # Panics
+/// If there is none.
+pub fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).expect("JSON on standard output")
+}
+
 /// Standard output and error together, for messages.
 pub fn words(output: &Output) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

@@ -1,11 +1,7 @@
 //! The main job on the embedded model: pack within its budget, verified, evaluated, the same bytes every time.
 #![allow(clippy::disallowed_methods)]
 
-use uc_tests::{compress, contents, succeed, tiny_model, uc};
-
-fn json(output: &std::process::Output) -> serde_json::Value {
-    serde_json::from_slice(&output.stdout).expect("JSON on standard output")
-}
+use uc_tests::{compress, contents, json, succeed, tiny_model, uc};
 
 #[test]
 fn the_embedded_model_becomes_a_verified_pack_of_at_most_five_bits_that_predicts_like_its_teacher()

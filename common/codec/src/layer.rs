@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::classes::row_logs;
 use crate::code::TensorCode;
-use crate::factor::Factor;
+use crate::factors::Factors;
 use crate::failure::CodecError;
 use crate::rate::Subject;
 use crate::steps::{Steps, bound_levels, step_logs};
@@ -51,26 +51,6 @@ pub struct CodedLinear {
     pub code: TensorCode,
 }
 
-/// What is known of a layer's inputs and outputs.
-#[derive(Debug, Clone, Default)]
-pub struct Factors {
-    /// By input.
-    pub inputs: BTreeMap<String, Factor>,
-    /// By linear, of the gradients at its outputs in blocks of [`crate::trellis::BLOCK_ROWS`]; the outputs of one without an entry count the same and by themselves.
-    pub outputs: BTreeMap<String, Factor>,
-}
-
-impl Factors {
-    /// The factor of the input that a linear reads.
-    fn of(&self, shape: &LinearShape) -> Result<&Factor, CodecError> {
-        self.inputs.get(&shape.input).ok_or(CodecError::Shape {
-            what: "factors of this input",
-            found: 0,
-            expected: 1,
-        })
-    }
-}
-
 /// Where the layer's parts come from and how its result is measured.
 pub trait LayerWork {
     /// The caller's error.
@@ -103,7 +83,7 @@ pub trait LayerWork {
 /// [`CodecError::Budget`] where the budget cannot be met; the codec's and the caller's others.
 pub fn quantize<W: LayerWork>(
     shapes: &[LinearShape],
-    factors: &Factors,
+    factors: &Factors<'_, W::Error>,
     probe_rows: usize,
     work: &mut W,
 ) -> Result<Vec<CodedLinear>, W::Error> {
@@ -152,7 +132,7 @@ struct Start {
 
 fn first_steps<W: LayerWork>(
     shapes: &[LinearShape],
-    factors: &Factors,
+    factors: &Factors<'_, W::Error>,
     probe_rows: usize,
     work: &W,
 ) -> Result<Vec<Start>, W::Error> {
@@ -160,9 +140,9 @@ fn first_steps<W: LayerWork>(
     // Linears of one input share their logarithms: each bound holds for all of them.
     let mut shared: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
     for (index, shape) in shapes.iter().enumerate() {
-        let factor = factors.of(shape)?;
+        let factor = factors.input(&shape.input)?;
         let (column_log, base) = step_logs(&factor.inv_diag)?;
-        let row_step_log = match factors.outputs.get(&shape.name) {
+        let row_step_log = match factors.outputs(&shape.name)? {
             Some(outputs) => step_logs(&outputs.inv_diag)?.0,
             None => vec![0; shape.rows],
         };
@@ -171,7 +151,7 @@ fn first_steps<W: LayerWork>(
             w: &w,
             m: shape.rows,
             n: shape.cols,
-            factor,
+            factor: &factor,
             column_log: &column_log,
             row_step_log: &row_step_log,
         };
@@ -194,20 +174,21 @@ fn first_steps<W: LayerWork>(
 /// One quantization of the whole layer with all steps times `2^shift`.
 fn pass<W: LayerWork>(
     shapes: &[LinearShape],
-    factors: &Factors,
+    factors: &Factors<'_, W::Error>,
     starts: &[Start],
     shift: f64,
     work: &mut W,
 ) -> Result<Vec<CodedLinear>, W::Error> {
     let mut linears = Vec::with_capacity(shapes.len());
     for (index, (shape, start)) in shapes.iter().zip(starts).enumerate() {
-        let factor = factors.of(shape)?;
-        let outputs = factors.outputs.get(&shape.name);
+        let factor = factors.input(&shape.input)?;
+        let outputs = factors.outputs(&shape.name)?;
         let step = (f64::from(start.step) * shift.exp2()) as f32;
         crate::steps::check_step(step)?;
         let w = work.weights(index)?;
         let steps = Steps::new(step, &start.column_log, &start.row_step_log);
-        let q = feedback::quantize(&w, shape.rows, shape.cols, factor, outputs, &steps)?;
+        let (rows, cols) = (shape.rows, shape.cols);
+        let q = feedback::quantize(&w, rows, cols, &factor, outputs.as_ref(), &steps)?;
         let mut row_log = row_logs(&q, shape.rows, &start.column_log)?;
         for (log, w) in row_log.iter_mut().zip(w.chunks(shape.cols.max(1))) {
             if feedback::is_zero(w) {
@@ -215,7 +196,6 @@ fn pass<W: LayerWork>(
             }
         }
         let column_log = start.column_log.clone();
-        let (rows, cols) = (shape.rows, shape.cols);
         let mut code = TensorCode {
             rows,
             cols,

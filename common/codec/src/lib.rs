@@ -26,6 +26,7 @@ pub mod classes;
 mod code;
 pub mod error;
 pub mod factor;
+pub mod factors;
 mod failure;
 pub mod feedback;
 pub mod layer;

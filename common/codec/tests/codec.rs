@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use uc_codec::classes::{LayerTables, class_entropy, row_logs};
-use uc_codec::layer::{self, CodedLinear, Factors, LayerWork, LinearShape};
+use uc_codec::factors::Factors;
+use uc_codec::layer::{self, CodedLinear, LayerWork, LinearShape};
 use uc_codec::rate::Subject;
 use uc_codec::steps::Steps;
 use uc_codec::trellis::BLOCK_ROWS;
@@ -276,10 +277,8 @@ fn a_layer_meets_its_budget_from_below_and_an_impossible_one_is_refused() {
     let h = correlated(n, &mut random);
     let input = factor::factorize(&h, n, 0.01).expect("factor");
     let outputs = factor::factorize(&gradients(320), 320, 0.1).expect("outputs");
-    let factors = Factors {
-        inputs: BTreeMap::from([("x".to_owned(), input)]),
-        outputs: BTreeMap::from([("a".to_owned(), outputs)]),
-    };
+    let of_linear = |name: &str| Ok((name == "a").then(|| outputs.clone()));
+    let factors = Factors::new(|_: &str| Ok(input.clone()), of_linear, 0);
     let shapes = |bits: f64| {
         [("a", 320, 0.25), ("b", 128, -0.625)].map(|(name, rows, more)| LinearShape {
             name: name.into(),

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::families::{FAMILIES, Keys};
+use crate::families::{FAMILIES, Keys, tagged};
 use crate::source;
 use crate::spec::{EmbeddingSpec, HeadSpec, LayerSpec};
 
@@ -34,6 +34,9 @@ pub struct ModelConfig {
     pub layers: Vec<LayerSpec>,
     /// From the residual stream to logits.
     pub head: HeadSpec,
+    /// How the names of tensors begin that a checkpoint may hold beside those of the model: of layers that
+    /// predict tokens after the next one, which are not computed here.
+    pub beside: Vec<String>,
 }
 
 /// Why a `config.json` is refused.
@@ -131,7 +134,7 @@ impl ModelConfig {
         path: &Path,
         has: &dyn Fn(&str) -> bool,
     ) -> Result<ModelConfig, ConfigError> {
-        let map = serde_json::from_slice(bytes).map_err(|source| ConfigError::Json {
+        let map = serde_json::from_slice(&tagged(bytes)).map_err(|source| ConfigError::Json {
             path: path.to_owned(),
             source,
         })?;

@@ -20,6 +20,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{
     DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerBuilder,
 };
+use uc_examples::initial::initial;
 use uc_examples::stories::{self, Random};
 use uc_model::forward::{Embedding, Head, Layer, NoTap, Weights};
 use uc_model::{Cpu, ModelConfig, Tokenizer};
@@ -225,33 +226,6 @@ struct Parameter {
 
 struct Parameters(Vec<Parameter>);
 
-/// Normal matrices scaled by the fan-in, gains at one, biases at zero; states that fade at 1 to N per unit of
-/// time and steps of 0.001 to 0.1, as in Mamba.
-fn initial(spec: &uc_model::ExactSpec, layers: usize, random: &mut Random) -> Vec<f32> {
-    let count: usize = spec.shape.iter().product();
-    let ends = |part: &str| spec.name.ends_with(part);
-    let last = spec.shape.last().copied().unwrap_or(1);
-    if ends("A_log") {
-        return (0..count).map(|i| ((i % last + 1) as f32).ln()).collect();
-    }
-    if ends("dt_proj.bias") {
-        let step = |uniform: usize| 0.001 * 100.0_f32.powf(uniform as f32 / 1000.0);
-        let before_softplus = |step: f32| step.exp_m1().ln();
-        return (0..count)
-            .map(|_| before_softplus(step(random.below(1000))))
-            .collect();
-    }
-    let residual = ["o_proj.weight", "down_proj.weight", "out_proj.weight"];
-    let scale = match spec.shape.len() {
-        1 if ends(".bias") => return vec![0.0; count],
-        1 => return vec![1.0; count],
-        _ if spec.name.contains("embed") => 0.05,
-        _ if residual.iter().any(|part| ends(part)) => 1.0 / ((last * 2 * layers) as f32).sqrt(),
-        _ => 1.0 / (last as f32).sqrt(),
-    };
-    (0..count).map(|_| scale * random.normal()).collect()
-}
-
 /// The leaves of a graph as the weights of a model, or of the layer whose names begin with a prefix.
 struct Leaves<'a> {
     index: &'a BTreeMap<String, usize>,
@@ -288,7 +262,7 @@ impl Parameters {
         let device = Default::default();
         let parameter = |spec: uc_model::ExactSpec| {
             let count: usize = spec.shape.iter().product();
-            let values = initial(&spec, config.layers.len(), &mut random);
+            let values = initial(&spec.name, &spec.shape, config.layers.len(), &mut random);
             let value = Tensor::from_data(TensorData::new(values, [count]), &device);
             let zeros = Tensor::zeros([count], &device);
             Parameter {

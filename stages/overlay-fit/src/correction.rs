@@ -1,7 +1,8 @@
 //! The correction of single linears and the re-quantization of a layer that makes room for it.
 
 use uc_codec::factor::Factor;
-use uc_codec::layer::{CodedLinear, Factors, LayerWork, LinearShape};
+use uc_codec::factors::Factors;
+use uc_codec::layer::{CodedLinear, LayerWork, LinearShape};
 use uc_codec::overlay::{self, Fit};
 use uc_codec::{CodecError, TensorCode, bf16, error, reconstruct};
 use uc_pack::LayerDraft;
@@ -61,7 +62,7 @@ pub struct Refit<'a, 'j> {
     /// The linears.
     pub shapes: &'a [LinearShape],
     /// What is known of inputs and outputs.
-    pub factors: &'a Factors,
+    pub factors: &'a Factors<'a, anyhow::Error>,
     /// Rank of every linear.
     pub ranks: &'a [usize],
     /// The layer as quantized without overlays.
@@ -76,10 +77,10 @@ impl LayerWork for Refit<'_, '_> {
     }
 
     fn finish(&self, index: usize, w: &[f32], code: &mut TensorCode) -> anyhow::Result<()> {
-        let input = &self.shapes[index].input;
-        let (rank, factor) = (self.ranks[index], &self.factors.inputs[input]);
+        let rank = self.ranks[index];
         if rank > 0 {
-            code.overlay = fit(w, code, factor, rank)?.low_rank(rank);
+            let factor = self.factors.input(&self.shapes[index].input)?;
+            code.overlay = fit(w, code, &factor, rank)?.low_rank(rank);
         }
         Ok(())
     }

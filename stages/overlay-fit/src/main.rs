@@ -6,11 +6,11 @@
 
 mod correction;
 
-use std::collections::BTreeMap;
-
+use anyhow::Context;
 use clap::Parser;
 use uc_codec::allocate::Allocation;
-use uc_codec::layer::{self, CodedLinear, Factors, LinearShape};
+use uc_codec::factors::Factors;
+use uc_codec::layer::{self, CodedLinear, LinearShape};
 use uc_codec::{CodecError, factor};
 use uc_model::ModelConfig;
 use uc_pack::LayerDraft;
@@ -24,6 +24,8 @@ use correction::{Refit, output_error, worthwhile_rank};
 
 /// Raised whenever the same input gives other output.
 const VERSION: u32 = 4;
+/// Bytes of input factors that are kept for the next pass over a layer.
+const KEPT_FACTORS: usize = 4 << 30;
 
 #[derive(Parser)]
 #[command(
@@ -92,33 +94,43 @@ fn fit(job: &mut Job<'_>, draft: &LayerDraft) -> anyhow::Result<Vec<CodedLinear>
     let quantize = job.settings().quantize.clone();
     let weights = TensorFile::open(&job.input("weights")?)?;
     let statistics = TensorFile::open(&job.input("statistics")?)?;
-    let mut moments = BTreeMap::new();
-    let mut factors = Factors::default();
-    for input in &plan.inputs {
-        let h = statistics.read_f32(&format!("{}.second_moment", input.name))?;
-        factors.inputs.insert(
-            input.name.clone(),
-            factor::factorize(&h, input.width, quantize.damping)?,
-        );
-        moments.insert(input.name.clone(), h);
-    }
-    if job.settings().allocation.mode != AllocationMode::PerTensor {
-        let sensitivity = TensorFile::open(&job.input("sensitivity")?)?;
-        for linear in &plan.linears {
-            let moments = sensitivity.read_f32(&format!("{}.output_moment", linear.name))?;
-            let found = factor::factorize(&moments, linear.rows, quantize.output_damping)?;
-            factors.outputs.insert(linear.name.clone(), found);
-        }
-    }
+    let sensitivity = match job.settings().allocation.mode {
+        AllocationMode::PerTensor => None,
+        _ => Some(TensorFile::open(&job.input("sensitivity")?)?),
+    };
+    let moments = |input: &str| statistics.read_f32(&format!("{input}.second_moment"));
+    let of_input = |name: &str| {
+        let input = plan.inputs.iter().find(|input| input.name == name);
+        let width = input
+            .with_context(|| format!("no input {name} in the plan"))?
+            .width;
+        Ok(factor::factorize(&moments(name)?, width, quantize.damping)?)
+    };
+    let of_outputs = |name: &str| {
+        let Some(file) = &sensitivity else {
+            return Ok(None);
+        };
+        let linear = plan.linears.iter().find(|linear| linear.name == name);
+        let rows = linear
+            .with_context(|| format!("no linear {name} in the plan"))?
+            .rows;
+        let moments = file.read_f32(&format!("{name}.output_moment"))?;
+        Ok(Some(factor::factorize(
+            &moments,
+            rows,
+            quantize.output_damping,
+        )?))
+    };
+    let factors = Factors::new(of_input, of_outputs, KEPT_FACTORS);
     let mut ranks = Vec::with_capacity(draft.linears.len());
     let mut before = 0.0;
     for (index, linear) in draft.linears.iter().enumerate() {
         let w = weights.read_f32(&linear.name)?;
-        before += output_error(&w, &linear.code, &moments[&linear.input])?;
+        before += output_error(&w, &linear.code, &moments(&linear.input)?)?;
         ranks.push(match rank {
             Rank::Fixed(rank) => rank as usize,
             Rank::Auto => {
-                worthwhile_rank(&w, &linear.code, &factors.inputs[&linear.input], max_rank)?
+                worthwhile_rank(&w, &linear.code, &*factors.input(&linear.input)?, max_rank)?
             }
         });
         job.progress(index as u64 + 1, draft.linears.len() as u64, "linears");
@@ -160,7 +172,7 @@ fn fit(job: &mut Job<'_>, draft: &LayerDraft) -> anyhow::Result<Vec<CodedLinear>
         after += output_error(
             &weights.read_f32(&linear.name)?,
             &linear.code,
-            &moments[&linear.input],
+            &moments(&linear.input)?,
         )?;
     }
     job.figure("relative error with overlay", after);

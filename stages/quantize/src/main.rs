@@ -7,15 +7,17 @@
 
 mod survey;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use uc_codec::allocate::Allocation;
 use uc_codec::factor::{self, Factor};
-use uc_codec::layer::{self, CodedLinear, Factors, LayerWork, LinearShape};
+use uc_codec::factors::Factors;
+use uc_codec::layer::{self, CodedLinear, LayerWork, LinearShape};
 use uc_codec::{CodecError, TensorCode};
-use uc_model::{LayerPlan, ModelConfig};
+use uc_model::{InputSpec, LayerPlan, LinearSpec, ModelConfig};
 use uc_pack::{Dtype, ExactTensor, LayerDraft};
 use uc_store::ExitCode;
 use uc_store::framed::CODES;
@@ -24,7 +26,9 @@ use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 use uc_store::tensors::TensorFile;
 
 /// Raised whenever the same input gives other output.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
+/// Bytes of input factors that are kept for the next pass over a layer.
+const KEPT_FACTORS: usize = 4 << 30;
 
 #[derive(Parser)]
 #[command(
@@ -70,20 +74,27 @@ impl StageProgram for Quantize {
         let weights = TensorFile::open(&job.input("weights")?)?;
         let statistics = TensorFile::open(&job.input("statistics")?)?;
 
-        let mut factors = factors(&statistics, &plan, settings.damping)?;
-        if job.settings().allocation.mode != AllocationMode::PerTensor {
-            let sensitivity = TensorFile::open(&job.input("sensitivity")?)?;
-            factors.outputs = output_factors(&sensitivity, &plan, settings.output_damping)?;
-        }
-        for (name, found) in &factors.inputs {
-            if found.damping > settings.damping {
-                tracing::warn!(input = name, damping = found.damping, "damping was raised");
-                job.figure(&format!("damping of {name}"), found.damping);
-            }
-            if found.dead > 0 {
-                job.figure(&format!("dead inputs of {name}"), found.dead);
-            }
-        }
+        let sensitivity = match job.settings().allocation.mode {
+            AllocationMode::PerTensor => None,
+            _ => Some(TensorFile::open(&job.input("sensitivity")?)?),
+        };
+        let noted = RefCell::new(BTreeMap::new());
+        let of_input = |name: &str| {
+            let input = plan.inputs.iter().find(|input| input.name == name);
+            let input = input.with_context(|| format!("no input {name} in the plan"))?;
+            let found = input_factor(&statistics, input, settings.damping)?;
+            let notes = (found.damping, found.dead);
+            noted.borrow_mut().insert(name.to_owned(), notes);
+            Ok(found)
+        };
+        let of_outputs = |name: &str| {
+            let linear = plan.linears.iter().find(|linear| linear.name == name);
+            let linear = linear.with_context(|| format!("no linear {name} in the plan"))?;
+            let damping = settings.output_damping;
+            let of_file = |file| output_factor(file, linear, damping);
+            sensitivity.as_ref().map(of_file).transpose()
+        };
+        let factors = Factors::new(of_input, of_outputs, KEPT_FACTORS);
         let extras = extras(&weights, &plan)?;
         let shapes = shapes(job, &plan)?;
         let mut work = Work {
@@ -95,6 +106,15 @@ impl StageProgram for Quantize {
         };
         let linears = layer::quantize(&shapes, &factors, settings.probe_rows as usize, &mut work)?;
         let Work { extras, .. } = work;
+        for (name, (damping, dead)) in noted.take() {
+            if damping > settings.damping {
+                tracing::warn!(input = name, damping, "damping was raised");
+                job.figure(&format!("damping of {name}"), damping);
+            }
+            if dead > 0 {
+                job.figure(&format!("dead inputs of {name}"), dead);
+            }
+        }
         let draft = LayerDraft {
             layer: plan.index as u32,
             linears,
@@ -122,31 +142,25 @@ fn classify(error: &anyhow::Error) -> Option<ExitCode> {
     uc_model::error::is_model_error(chain()).then_some(ExitCode::BadInput)
 }
 
-/// The factor of every input of the layer, outputs counting the same.
-fn factors(statistics: &TensorFile, plan: &LayerPlan, damping: f64) -> anyhow::Result<Factors> {
-    let mut factors = Factors::default();
-    for input in &plan.inputs {
-        let h = statistics.read_f32(&format!("{}.second_moment", input.name))?;
-        let found = factor::factorize(&h, input.width, damping)
-            .with_context(|| format!("second moments of input {}", input.name))?;
-        factors.inputs.insert(input.name.clone(), found);
-    }
-    Ok(factors)
+/// The factor of an input's second moments.
+fn input_factor(
+    statistics: &TensorFile,
+    input: &InputSpec,
+    damping: f64,
+) -> anyhow::Result<Factor> {
+    let h = statistics.read_f32(&format!("{}.second_moment", input.name))?;
+    factor::factorize(&h, input.width, damping)
+        .with_context(|| format!("second moments of input {}", input.name))
 }
 
-/// The factor of every linear's outputs.
-fn output_factors(
+/// The factor of the gradients at a linear's outputs.
+fn output_factor(
     sensitivity: &TensorFile,
-    plan: &LayerPlan,
+    linear: &LinearSpec,
     damping: f64,
-) -> anyhow::Result<BTreeMap<String, Factor>> {
-    let of_linear = |linear: &uc_model::LinearSpec| {
-        let moments = sensitivity.read_f32(&format!("{}.output_moment", linear.name))?;
-        let found = factor::factorize(&moments, linear.rows, damping)
-            .with_context(|| linear.name.clone())?;
-        Ok((linear.name.clone(), found))
-    };
-    plan.linears.iter().map(of_linear).collect()
+) -> anyhow::Result<Factor> {
+    let moments = sensitivity.read_f32(&format!("{}.output_moment", linear.name))?;
+    factor::factorize(&moments, linear.rows, damping).with_context(|| linear.name.clone())
 }
 
 /// Whether the codec refused what it was given rather than failed.
@@ -168,7 +182,7 @@ fn shapes(job: &Job<'_>, plan: &LayerPlan) -> anyhow::Result<Vec<LinearShape>> {
             Allocation::read(&std::fs::read(job.input("allocation")?)?)?.of(plan.index, names)?
         }
     };
-    let shape = |(linear, bits): (&uc_model::LinearSpec, f64)| LinearShape {
+    let shape = |(linear, bits): (&LinearSpec, f64)| LinearShape {
         name: linear.name.clone(),
         input: linear.input.clone(),
         rows: linear.rows,

@@ -3,6 +3,7 @@
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use uc_codec::allocate::{Allocation, Due, Surveyed, allocate};
+use uc_codec::factors::Factors;
 use uc_codec::rate;
 use uc_codec::rate::Subject;
 use uc_codec::steps::step_logs;
@@ -41,17 +42,22 @@ impl StageProgram for Rates {
         let source = SourceFolder::open(dir)?;
         let settings = job.settings().quantize.clone();
         let statistics = TensorFile::open(&job.input("survey-statistics")?)?;
-        let factors = crate::factors(&statistics, &plan, settings.damping)?;
+        let of_input = |name: &str| {
+            let input = plan.inputs.iter().find(|input| input.name == name);
+            let input = input.with_context(|| format!("no input {name} in the plan"))?;
+            crate::input_factor(&statistics, input, settings.damping)
+        };
+        let factors = Factors::new(of_input, |_: &str| Ok(None), crate::KEPT_FACTORS);
         let mut linears = Vec::with_capacity(plan.linears.len());
         for (index, linear) in plan.linears.iter().enumerate() {
-            let factor = &factors.inputs[&linear.input];
+            let factor = factors.input(&linear.input)?;
             let (column_log, base) = step_logs(&factor.inv_diag)?;
             let w = source.read_planned_f32(&plan, &linear.name)?;
             let subject = Subject {
                 w: &w,
                 m: linear.rows,
                 n: linear.cols,
-                factor,
+                factor: &factor,
                 column_log: &column_log,
                 row_step_log: &vec![0; linear.rows],
             };
@@ -131,11 +137,10 @@ fn of_layer(job: &Job<'_>, plan: &LayerPlan) -> anyhow::Result<Vec<Surveyed>> {
     let rates: RatesFile = serde_json::from_slice(&text)?;
     let sensitivity = TensorFile::open(&job.input_at("sensitivity", layer)?)?;
     let damping = job.settings().quantize.output_damping;
-    let outputs = crate::output_factors(&sensitivity, plan, damping)?;
     let with_sensitivity = |rate: Rate| {
-        let outputs = outputs
-            .get(&rate.name)
-            .with_context(|| format!("no sensitivity of {} in layer {layer}", rate.name))?;
+        let linear = plan.linears.iter().find(|linear| linear.name == rate.name);
+        let linear = linear.with_context(|| format!("{} is not of layer {layer}", rate.name))?;
+        let outputs = crate::output_factor(&sensitivity, linear, damping)?;
         Ok(Surveyed {
             name: rate.name,
             weights: rate.weights,

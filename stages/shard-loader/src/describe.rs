@@ -48,7 +48,7 @@ struct Kind {
     extras: usize,
     extra_parameters: u64,
     inputs: Vec<InputGroup>,
-    /// Heads × width of a head, over the attention blocks.
+    /// Heads × width of a head (the mean of those of queries and values), over the attention blocks.
     attention_width: usize,
 }
 
@@ -156,10 +156,14 @@ fn kind(spec: &LayerSpec, plan: &LayerPlan) -> anyhow::Result<Kind> {
     for block in &spec.blocks {
         match &block.mixer {
             Mixer::Attention(attention) => attention_width += attention.heads * attention.head_dim,
+            Mixer::LatentAttention(attention) => {
+                let scored = attention.query.rows; // heads times both parts of a query
+                attention_width += (scored + attention.heads * attention.value) / 2;
+            }
             Mixer::Experts(mixture) => {
                 (experts, chosen) = (mixture.experts.len(), mixture.chosen);
             }
-            Mixer::Mlp(_) | Mixer::Mamba(_) => {}
+            Mixer::Mlp(_) | Mixer::Mamba(_) | Mixer::Mamba2(_) => {}
         }
     }
     let mut linears: Vec<LinearGroup> = Vec::new();

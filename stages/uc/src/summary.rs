@@ -9,7 +9,7 @@ use serde_json::Value;
 use uc_pack::totals::Totals;
 use uc_pack::verify::{Finding, Verdict};
 use uc_store::ExitCode;
-use uc_store::plan::ArtifactId;
+use uc_store::plan::{ArtifactId, JobId};
 
 use crate::failure::failure;
 use crate::journal::{self, StageCost};
@@ -27,12 +27,23 @@ pub struct Summary {
     pub pack: Option<PackSummary>,
     /// What the evaluator measured.
     pub metrics: Option<Value>,
+    /// Calibration of the experts by layer; empty without experts.
+    pub experts: BTreeMap<u32, Experts>,
     /// Wall seconds of all sessions of the run.
     pub wall_seconds: f64,
     /// What each stage took.
     pub stages: BTreeMap<String, StageCost>,
     /// The command to try next.
     pub next: String,
+}
+
+/// How the calibration text reached the experts of a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Experts {
+    /// Tokens at every input that only some tokens pass.
+    pub tokens: BTreeMap<String, u64>,
+    /// Inputs with fewer tokens than values: their second moments were filled up with the mean of all experts'.
+    pub filled_up: Vec<String>,
 }
 
 /// The pack's part.
@@ -92,6 +103,12 @@ fn summarise(session: &Session, threads: u32, display: &Display) -> anyhow::Resu
         }
         false => None,
     };
+    let mut experts = BTreeMap::new();
+    for layer in 0..plan.model.layers {
+        if let Some(found) = experts_of(session, layer)? {
+            experts.insert(layer, found);
+        }
+    }
     let next = match (&pack, &metrics) {
         (Some(pack), None) => {
             format!(
@@ -107,10 +124,34 @@ fn summarise(session: &Session, threads: u32, display: &Display) -> anyhow::Resu
         run: root.to_owned(),
         pack,
         metrics,
+        experts,
         wall_seconds: cost.wall_seconds,
         stages: cost.stages,
         next,
     })
+}
+
+/// What `teacher-cache` noted of a layer with experts.
+fn experts_of(session: &Session, layer: u32) -> anyhow::Result<Option<Experts>> {
+    let id = JobId {
+        stage: "teacher-cache".into(),
+        layer: Some(layer),
+    };
+    let path = session.run.figures_path(&id);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
+    let mut figures: BTreeMap<String, Value> =
+        serde_json::from_slice(&text).with_context(|| format!("{path} is no JSON"))?;
+    let Some(tokens) = figures.remove("tokens of experts") else {
+        return Ok(None);
+    };
+    let filled_up = figures.remove("inputs filled up").unwrap_or_default();
+    Ok(Some(Experts {
+        tokens: serde_json::from_value(tokens)?,
+        filled_up: serde_json::from_value(filled_up)?,
+    }))
 }
 
 fn pack_summary(session: &Session, threads: u32, display: &Display) -> anyhow::Result<PackSummary> {
@@ -146,6 +187,22 @@ fn text(summary: &Summary) -> String {
     }
     if let Some(metrics) = &summary.metrics {
         metric_rows(metrics, &mut row);
+    }
+    if !summary.experts.is_empty() {
+        let inputs: usize = summary.experts.values().map(|e| e.tokens.len()).sum();
+        let filled: usize = summary.experts.values().map(|e| e.filled_up.len()).sum();
+        let fewest = summary
+            .experts
+            .values()
+            .flat_map(|e| e.tokens.values())
+            .min();
+        row(
+            "experts",
+            format!(
+                "{filled} of {inputs} inputs had too few tokens (fewest {}); --json names them",
+                fewest.copied().unwrap_or(0)
+            ),
+        );
     }
     if let Some(pack) = &summary.pack {
         let verdict = match pack.verdict {

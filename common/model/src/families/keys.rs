@@ -10,11 +10,12 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::floats::float;
 use crate::config::{ConfigError, MAX_LAYERS, MAX_WIDTH};
 use crate::spec::Activation;
 
 /// Keys without influence on the forward pass of any family.
-const WITHOUT_INFLUENCE: [&str; 38] = [
+const WITHOUT_INFLUENCE: [&str; 37] = [
     "_attn_implementation",
     "_name_or_path",
     "add_cross_attention",
@@ -34,7 +35,6 @@ const WITHOUT_INFLUENCE: [&str; 38] = [
     "max_length",
     "model_type",
     "n_ctx",
-    "num_nextn_predict_layers",
     "pad_vocab_size_multiple",
     "pretraining_tp",
     "problem_type",
@@ -183,6 +183,26 @@ impl<'a> Keys<'a> {
         self.read(key, &format!("a finite number above {above}"), |value| {
             value.as_f64().filter(|x| x.is_finite() && *x > above)
         })
+    }
+
+    /// A finite number of at least `least`, if present.
+    pub(super) fn number_from(&self, key: &str, least: f64) -> Result<Option<f64>, ConfigError> {
+        self.read(key, &format!("a finite number from {least} on"), |value| {
+            value.as_f64().filter(|x| x.is_finite() && *x >= least)
+        })
+    }
+
+    /// The ends of a range from 0 on that is not empty, the upper of which may be infinite, if present.
+    pub(super) fn range_if_any(&self, key: &str) -> Result<Option<[f64; 2]>, ConfigError> {
+        self.read(
+            key,
+            "two numbers of 0 or more, the smaller one first",
+            |value| {
+                let ends: [Value; 2] = value.as_array()?.clone().try_into().ok()?;
+                let [low, high] = [float(&ends[0])?, float(&ends[1])?];
+                (0.0 <= low && low.is_finite() && low <= high).then_some([low, high])
+            },
+        )
     }
 
     /// A finite number above `above`.

@@ -29,6 +29,7 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
         chosen: keys.at_most("num_experts_per_tok", experts)?,
         routing: Routing::Softmax { renormalised: true },
         experts: (0..experts).map(of_expert).collect(),
+        shared: None,
     };
     let windows = widths.windows(keys, |_| true)?;
     widths.model(keys, Tied::Rarely, |layer| {

@@ -113,7 +113,7 @@ impl<B: Backend> Embedding<B> {
             let found = length;
             return Err(ModelError::TooManyPositions { found, expected });
         }
-        let positions: Tensor<B, 2> = positions.clone().slice([0..length]);
+        let positions: Tensor<B, 2> = positions.clone().narrow(0, 0, length);
         Ok(rows + positions.unsqueeze())
     }
 }

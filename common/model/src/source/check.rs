@@ -11,7 +11,9 @@ const BLOCK: u64 = 4 << 20;
 impl SourceFolder {
     /// Checks that the folder has exactly the tensors of `config`, each with the right shape and a
     /// weight type. Tolerated: rotary frequencies and causal masks, which older files carry and which follow
-    /// from the configuration, and a `lm_head.weight` that repeats a tied embedding bit for bit.
+    /// from the configuration; a `lm_head.weight` that repeats a tied embedding bit for bit; and, skipped in any
+    /// shape and type, the layers that predict further tokens where the configuration says that there are some
+    /// ([`ModelConfig::beside`]): a plain forward pass does not use them.
     ///
     /// # Errors
     /// [`SourceError::Mismatch`] with every difference, [`SourceError::Io`].
@@ -22,6 +24,7 @@ impl SourceFolder {
             match plan.remove(&info.name) {
                 Some(expected) => findings.extend(compare(info, expected)),
                 None if follows_from_config(&info.name) => {}
+                None if config.beside.iter().any(|part| info.name.starts_with(part)) => {}
                 None if config.head.tied && info.name == "lm_head.weight" => {
                     findings.extend(self.compare_head(info, config)?);
                 }

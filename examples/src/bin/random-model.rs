@@ -1,0 +1,112 @@
+//! Makes a model folder with random weights for a config.json, to try the pipeline on any architecture.
+//!
+//! ```text
+//! cargo run --release -p uc-examples --bin random-model -- --config examples/small-configs/mixtral.json --out DIR
+//! ```
+//! The tokenizer is that of the embedded tiny model, so the configuration's `vocab_size` must be at least 1024. Nothing
+//! is trained: what such a model says of a text is noise, but every tensor of the architecture is there, named and laid
+//! out as in its real checkpoints.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Context;
+use camino::{Utf8Path, Utf8PathBuf};
+use clap::{Parser, ValueEnum};
+use uc_examples::initial::initial;
+use uc_examples::stories::Random;
+use uc_model::ModelConfig;
+use uc_store::atomic;
+use uc_store::tensors::{Dtype, TensorDecl, TensorFileWriter};
+
+#[derive(Parser)]
+#[command(about = "Makes a model folder with random weights")]
+struct Cli {
+    /// The configuration
+    #[arg(long)]
+    config: Utf8PathBuf,
+    /// Folder of the model
+    #[arg(long)]
+    out: Utf8PathBuf,
+    /// Seed of the weights
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Shards; tensors are dealt out one by one, so that every layer lies in several
+    #[arg(long, default_value_t = 1)]
+    shards: usize,
+    /// Type of the weights; the values are the same
+    #[arg(long, value_enum, default_value = "bf16")]
+    dtype: Type,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Type {
+    Bf16,
+    F32,
+}
+
+fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    let text = std::fs::read(&cli.config).with_context(|| cli.config.to_string())?;
+    let config = ModelConfig::from_json(&text, cli.config.as_std_path(), &|_| false)?;
+    atomic::write_bytes(&cli.out.join("config.json"), &text)?;
+    let embedded = Path::new(env!("CARGO_MANIFEST_DIR")).join("tiny-stories/tokenizer.json");
+    let tokenizer = std::fs::read(&embedded).with_context(|| embedded.display().to_string())?;
+    atomic::write_bytes(&cli.out.join("tokenizer.json"), &tokenizer)?;
+
+    // A tensor that holds several linears comes once for each.
+    let mut tensors: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    let of_layers = config.layer_plans();
+    let of_layers = of_layers.flat_map(|plan| plan.source_tensors().collect::<Vec<_>>());
+    for spec in config.scaffold_plan().into_iter().chain(of_layers) {
+        tensors.insert(spec.name, spec.shape);
+    }
+    let mut random = Random::new(cli.seed);
+    let values: Vec<_> = tensors
+        .into_iter()
+        .map(|(name, shape)| {
+            let values = initial(&name, &shape, config.layers.len(), &mut random);
+            (name, shape, values)
+        })
+        .collect();
+    let file_name = |shard: usize| match cli.shards {
+        1 => "model.safetensors".to_owned(),
+        count => format!("model-{:05}-of-{count:05}.safetensors", shard + 1),
+    };
+    let mut map = serde_json::Map::new();
+    for shard in 0..cli.shards {
+        let own = values.iter().skip(shard).step_by(cli.shards);
+        write_shard(&cli.out.join(file_name(shard)), own.clone(), cli.dtype)?;
+        map.extend(own.map(|(name, ..)| (name.clone(), file_name(shard).into())));
+    }
+    if cli.shards > 1 {
+        let index = serde_json::json!({"metadata": {}, "weight_map": map});
+        atomic::write_json(&cli.out.join("model.safetensors.index.json"), &index)?;
+    }
+    Ok(())
+}
+
+/// Writes one file of weights, rounded to bfloat16.
+fn write_shard<'a>(
+    path: &Utf8Path,
+    tensors: impl Iterator<Item = &'a (String, Vec<usize>, Vec<f32>)> + Clone,
+    dtype: Type,
+) -> anyhow::Result<()> {
+    let of_file = match dtype {
+        Type::Bf16 => Dtype::BF16,
+        Type::F32 => Dtype::F32,
+    };
+    let decl = |(name, shape, _): &(String, Vec<usize>, _)| TensorDecl::new(name, of_file, shape);
+    let decls: Vec<_> = tensors.clone().map(decl).collect();
+    let mut file = TensorFileWriter::create(path, &decls)?;
+    for (_, _, values) in tensors {
+        let rounded = values.iter().map(|&x| half::bf16::from_f32(x));
+        let bytes: Vec<u8> = match dtype {
+            Type::Bf16 => rounded.flat_map(|x| x.to_le_bytes()).collect(),
+            Type::F32 => rounded.flat_map(|x| x.to_f32().to_le_bytes()).collect(),
+        };
+        file.append(&bytes)?;
+    }
+    file.commit()?;
+    Ok(())
+}

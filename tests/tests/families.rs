@@ -1,0 +1,126 @@
+//! Every family through the whole pipeline: a small model with random weights, calibrated, quantized, packed, verified
+//! and evaluated, within its budget and close to its teacher.
+#![allow(clippy::disallowed_methods)]
+
+use std::path::Path;
+
+use uc_tests::{compress, contents, json, program, repository, succeed};
+
+/// Makes a model of the family.
+fn make(family: &str, model: &Path, options: &[&str]) {
+    let config = repository().join(format!("examples/small-configs/{family}.json"));
+    let mut make = program("random-model");
+    make.arg("--config").arg(config).arg("--out").arg(model);
+    succeed(make.args(options));
+}
+
+/// Makes a model of the family and compresses it; gives the summary.
+fn summary(family: &str, folder: &Path) -> serde_json::Value {
+    let model = folder.join("model");
+    make(family, &model, &[]);
+    json(&succeed(
+        compress(&model, &folder.join("run")).arg("--json"),
+    ))
+}
+
+fn check(family: &str) {
+    let folder = tempfile::tempdir().expect("folder");
+    let summary = summary(family, folder.path());
+    let totals = &summary["pack"]["totals"];
+    let bits = totals["bits_per_weight_linears"].as_str().expect("bits");
+    let bits: f64 = bits.parse().expect("a number");
+    assert!((4.98..=5.0).contains(&bits), "{family}: {bits}");
+    assert_eq!(summary["pack"]["verdict"], "PASS", "{family}");
+    let figure = |name: &str| summary["metrics"][name]["value"].as_f64().expect(name);
+    // Where a token's experts are decided by random scores, a few tokens take others.
+    assert!(
+        (0.0..0.02).contains(&figure("median_kl")),
+        "{family}: {summary}"
+    );
+    assert!(
+        (0.0..0.1).contains(&figure("mean_kl")),
+        "{family}: {summary}"
+    );
+    assert!(
+        (0.9..1.1).contains(&figure("ppl_ratio")),
+        "{family}: {summary}"
+    );
+}
+
+macro_rules! families {
+    ($($family:ident)*) => {
+        const FAMILIES: &[&str] = &[$(stringify!($family)),*];
+        $(
+            #[test]
+            fn $family() {
+                check(stringify!($family));
+            }
+        )*
+    };
+}
+
+families!(
+    gemma2 gemma3_text gpt2 gpt_neox granite granitemoe llama mamba mistral mixtral olmo2 phi3 phimoe qwen2 qwen3
+    qwen3_moe
+);
+
+#[test]
+fn every_small_configuration_is_tested() {
+    let folder = repository().join("examples/small-configs");
+    let mut found: Vec<String> = std::fs::read_dir(folder)
+        .expect("folder")
+        .map(|entry| {
+            let path = entry.expect("entry").path();
+            path.file_stem()
+                .expect("name")
+                .to_string_lossy()
+                .into_owned()
+        })
+        .collect();
+    found.sort();
+    assert_eq!(found, FAMILIES);
+}
+
+#[test]
+fn the_summary_tells_how_the_calibration_reached_the_experts() {
+    let folder = tempfile::tempdir().expect("folder");
+    let summary = summary("qwen3_moe", folder.path());
+    let experts = &summary["experts"]["1"];
+    let tokens = experts["tokens"].as_object().expect("tokens of inputs");
+    // 8 experts with two inputs each; two experts for each of 6 windows of 128 tokens.
+    assert_eq!(tokens.len(), 16, "{experts}");
+    let into: u64 = (0..8)
+        .map(|e| tokens[&format!("experts.{e}.in")].as_u64().expect("count"))
+        .sum();
+    assert_eq!(into, 2 * 6 * 128, "{experts}");
+    let filled = experts["filled_up"].as_array().expect("list");
+    for (name, count) in tokens {
+        let width = if name.ends_with("down_in") { 96 } else { 128 };
+        let short = count.as_u64().expect("count") < width;
+        assert_eq!(filled.iter().any(|f| f == name.as_str()), short, "{name}");
+    }
+    assert!(summary["experts"].get("0").is_none(), "layer 0 is dense");
+}
+
+#[test]
+fn layers_that_lie_in_several_shards_give_the_same_pack_and_weights_may_be_f32() {
+    let folder = tempfile::tempdir().expect("folder");
+    let pack = |name: &str, options: &[&str]| {
+        let (model, run) = (
+            folder.path().join(name),
+            folder.path().join(format!("run-{name}")),
+        );
+        make("granitemoe", &model, options);
+        succeed(compress(&model, &run).arg("--no-eval"));
+        contents(&run.join("pack"))
+    };
+    let (single, shards) = (pack("single", &[]), pack("shards", &["--shards", "7"]));
+    for layer in ["layer_000.uc", "layer_001.uc", "scaffold.uc"] {
+        assert!(single[layer] == shards[layer], "{layer}");
+    }
+    // Norms and routers are kept as they are, in four bytes, so the layer's linears have a little less.
+    let wide = pack("f32", &["--dtype", "f32"]);
+    let lengths = [&single, &wide].map(|pack| pack["layer_000.uc"].len() as f64);
+    assert!((lengths[0] / lengths[1] - 1.0).abs() < 0.002, "{lengths:?}");
+    assert!(wide["scaffold.uc"].len() > 3 * single["scaffold.uc"].len() / 2);
+}
