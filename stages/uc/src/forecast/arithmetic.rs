@@ -3,7 +3,7 @@
 //! Operations are floating-point operations; a multiplication with an addition counts as two. Left out as small beside the
 //! rest: norms, rotations, softmax, routers, the scan of a state space (about 1 % of Mamba's), factors of output gradients.
 
-use uc_store::settings::{AllocationMode, Rank, Settings};
+use uc_store::settings::{Rank, Settings};
 
 use super::facts::{Facts, Kind};
 
@@ -202,10 +202,6 @@ impl Arithmetic<'_> {
         }
     }
 
-    fn surveys(&self) -> bool {
-        self.settings.allocation.mode != AllocationMode::PerTensor
-    }
-
     fn states(&self, tokens: f64) -> f64 {
         tokens * self.facts.hidden as f64 * F32
     }
@@ -329,7 +325,7 @@ impl Arithmetic<'_> {
     /// Bytes that a job needs on disk beside its files: rows that wait for the sums of their expert.
     pub fn scratch(&self, argv: &[String], kind: Option<&Kind>) -> f64 {
         let tokens = match argv.join(" ").as_str() {
-            "teacher-cache survey" if self.surveys() => self.survey_tokens(),
+            "teacher-cache survey" => self.survey_tokens(),
             "teacher-cache layer" => self.calibration_tokens(),
             _ => return 0.0,
         };

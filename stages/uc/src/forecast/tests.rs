@@ -27,6 +27,22 @@ fn the_measured_run_is_forecast_as_it_was_measured() {
 }
 
 #[test]
+fn rates_are_those_of_the_receipt_that_they_name() {
+    let receipt = include_str!("../../../../docs/benchmarks/smollm2-135m.json");
+    let receipt: serde_json::Value = serde_json::from_str(receipt).expect("JSON");
+    let measured = measured();
+    assert_eq!(measured.receipt, "smollm2-135m.json");
+    assert_eq!(receipt["wall_seconds"], measured.wall_seconds);
+    for (name, stage) in &measured.stages {
+        let found = &receipt["stages"][name]["seconds"];
+        assert_eq!(
+            *found, stage.seconds,
+            "{name}: run tests/benchmark/throughput.py"
+        );
+    }
+}
+
+#[test]
 fn layers_on_disk_stay_few_beside_the_states_of_the_survey() {
     let forecast = of_measured(&[], Machine::default());
     let files = |name: &str| {
