@@ -59,6 +59,8 @@ def origin(text):
     """Where a configuration came from, as the folder says."""
     if text == "real file":
         return "the published file"
+    if text.startswith("= "):
+        return f"that of {text.split()[1].split('/')[1]}"
     if "MEMORY" in text or "memory" in text:
         return "written from memory"
     return "as other software has it"
@@ -83,6 +85,8 @@ def planned(folder, config, real):
         "linear_parameters": plan["model"]["linear_parameters"],
         "tensors": len(tensors),
         "equal_to_transformers": described["tensors"] == tensors,
+        "source_bytes": plan["run"]["source_bytes"],
+        "source_bytes_per_weight": plan["pack"]["source_bytes_per_weight"],
         "pack_bytes": plan["pack"]["total_bytes"],
         "bits_per_weight_all": round(plan["pack"]["bits_per_weight_all"], 4),
         "peak_disk_bytes": plan["run"]["peak_disk_bytes"],
@@ -115,31 +119,48 @@ def names(facts, why):
     return text
 
 
-def whole_runs(family, receipt):
-    def of(entry):
-        ratio, divergence = (entry[key]["value"] if isinstance(entry[key], dict) else entry[key] for key in ["ppl_ratio", "mean_kl"])
-        return f"{entry['case'].split('/')[-1]}: {float(entry['bits_per_weight']):.4f} bpw, {entry['verdict']}, PPL ratio {ratio:.4f}, mean KL {divergence:.2e}"
-
-    entries = [entry for entry in receipt if entry["family"] == family]
-    return "; ".join(of(entry) for entry in entries) or "not yet"
+def cases(family):
+    return sorted(path.name.removeprefix(f"{family}-") for path in (ROOT / "tests/golden").glob(f"{family}-*"))
 
 
-def rows(known, receipt):
-    head = ["model", "family", "parameters", "linears", "tensor names and shapes", "forward pass", "whole pipeline, small model", "pack at 5 bpw", "peak disk, memory", "awaits hardware"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+def entries(family, receipt):
+    return [entry for entry in receipt if entry["family"] == family]
+
+
+def whole_run(entry):
+    ratio, divergence = (entry[key]["value"] if isinstance(entry[key], dict) else entry[key] for key in ["ppl_ratio", "mean_kl"])
+    return f"{entry['case'].split('/')[-1]}: {float(entry['bits_per_weight']):.4f} bpw, {entry['verdict']}, PPL ratio {ratio:.4f}, mean KL {divergence:.2e}"
+
+
+def table(head, rows):
+    return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+
+
+def by_model(known, receipt):
+    head = ["model", "family", "parameters", "linears", "tensor names and shapes", "forward pass", "whole pipeline", "pack at 5 bpw", "peak disk, memory", "awaits hardware"]
+    rows = []
     for model, config, why, _ in MODELS:
         facts = known.get(model)
         family = facts["family"] if facts else FAMILY_OF_UNPLANNED[model]
-        cases = sorted(path.name.removeprefix(f"{family}-") for path in (ROOT / "tests/golden").glob(f"{family}-*"))
+        waits = "compression and evaluation"
         if facts:
             parameters, linears = count(facts["parameters"]), f"{facts['linears']}, {count(facts['linear_parameters'])}"
-            pack = f"{size(facts['pack_bytes'])}, {facts['bits_per_weight_all']:.2f} bpw of all"
+            width = f" (scaffold of {facts['source_bytes_per_weight']:.0f} bytes a weight)" if facts["source_bytes_per_weight"] > 2.5 else ""
+            pack = f"{size(facts['pack_bytes'])}, {facts['bits_per_weight_all']:.2f} bpw of all{width}"
             needs = f"{size(facts['peak_disk_bytes'])}, {size(facts['largest_memory_bytes'])}"
+            waits += f"; source of {size(facts['source_bytes'])}"
         else:
             parameters = linears = pack = needs = "–"
-        cells = [model, f"`{family}`", parameters, linears, names(facts, why), f"{len(cases)} cases: {', '.join(cases)}", whole_runs(family, receipt), pack, needs, "its weights: compression, evaluation"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        done = f"{len(entries(family, receipt))} models" if entries(family, receipt) else "not yet"
+        rows.append([model, f"`{family}`", parameters, linears, names(facts, why), f"{len(cases(family))} cases", done, pack, needs, waits])
+    return table(head, rows)
+
+
+def by_family(known, receipt):
+    head = ["family", "forward pass equal to transformers, logits within " + TOLERANCE, "whole pipeline on a small model"]
+    families = sorted({facts["family"] for facts in known.values()} | set(FAMILY_OF_UNPLANNED.values()))
+    runs = lambda family: "; ".join(map(whole_run, entries(family, receipt))) or "not yet"
+    return table(head, [[f"`{family}`", ", ".join(cases(family)), runs(family)] for family in families])
 
 
 def main():
@@ -155,7 +176,7 @@ def main():
     runs = json.loads(families.read_text())["models"] if families.exists() else []
     before, rest = PAGE.read_text().split(MARKERS[0])
     after = rest.split(MARKERS[1])[1]
-    PAGE.write_text(before + "\n".join([MARKERS[0], *rows(known, runs), MARKERS[1]]) + after)
+    PAGE.write_text(before + "\n".join([MARKERS[0], *by_model(known, runs), "", "By family:", "", *by_family(known, runs), MARKERS[1]]) + after)
     print("docs/models.md")
 
 
