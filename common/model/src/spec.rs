@@ -227,9 +227,9 @@ pub enum Routing {
         /// Half of the relative distance.
         jitter: f64,
     },
-    /// A sigmoid of every score. Experts are chosen by its sum with a correction that keeps their loads
-    /// even: the groups with the largest two experts first, then the largest `k` in them. They are weighed without the
-    /// correction (DeepSeek-AI 2024, arXiv 2412.19437; Wang et al. 2024, arXiv 2408.15664).
+    /// A sigmoid of every score. Experts are chosen by its sum with a correction that keeps their loads even:
+    /// first the `kept` groups whose two best experts have the largest sum, then the largest `k` in them. They are
+    /// weighed without the correction (DeepSeek-AI 2024, arXiv 2412.19437; Wang et al. 2024, arXiv 2408.15664).
     Sigmoid {
         /// Name of the correction `[experts]` within the layer, kept exactly.
         correction: String,
