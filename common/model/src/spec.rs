@@ -1,6 +1,6 @@
 //! What a model is, as data: its two ends and, for every layer, the blocks that it is made of.
 //!
-//! A family's file (see [`crate::families`]) fills these types from its `config.json`; the plan of
+//! A family's file (see `families`) fills these types from its `config.json`; the plan of
 //! tensors ([`crate::plan`]) and the forward pass ([`crate::forward`]) are both derived from them, so
 //! that a family is described once and nothing else knows its name. No weight is read here.
 

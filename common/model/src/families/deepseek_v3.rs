@@ -11,7 +11,7 @@ use super::decoder::{Tied, Widths, all_dim_share, norm, yarn_length};
 use crate::config::{ConfigError, MAX_LAYERS, ModelConfig};
 use crate::rope::{RopeScaling, RopeSpec};
 use crate::spec::{
-    BlockSpec, ExpertsSpec, LatentAttentionSpec, LatentSpec, Mixer, NormKind, Projection, Routing,
+    ExpertsSpec, LatentAttentionSpec, LatentSpec, Mixer, NormKind, Projection, Routing,
 };
 
 /// Added inside the norms of the narrow vectors, whatever the file says of the others.
@@ -33,13 +33,7 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
             true => Mixer::Mlp(dense.clone()),
             false => Mixer::Experts(sparse.clone()),
         };
-        vec![
-            BlockSpec::new(
-                widths.rms("input_layernorm"),
-                Mixer::LatentAttention(attention.clone()),
-            ),
-            BlockSpec::new(widths.rms("post_attention_layernorm"), mixer),
-        ]
+        widths.blocks(Mixer::LatentAttention(attention.clone()), mixer)
     })?;
     let further = keys.whole_if_any("num_nextn_predict_layers")?.unwrap_or(0);
     if further as u64 > MAX_LAYERS {
