@@ -60,8 +60,8 @@ macro_rules! families {
 }
 
 families!(
-    gemma2 gemma3_text gpt2 gpt_neox granite granitemoe llama mamba mistral mixtral olmo2 phi3 phimoe qwen2 qwen3
-    qwen3_moe
+    deepseek_v3 gemma2 gemma3_text gpt2 gpt_neox granite granitemoe llama mamba mamba2 mistral mixtral olmo2 phi3 phimoe
+    qwen2 qwen3 qwen3_moe
 );
 
 #[test]

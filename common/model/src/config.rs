@@ -1,6 +1,6 @@
 //! The validated description of a model, and the way from `config.json` to it.
 //!
-//! This file picks the family by `model_type`; the family's own file (see [`crate::families`])
+//! This file picks the family by `model_type`; the family's own file (see `families`)
 //! reads its keys. Every range is checked there, once, so that no later code has to doubt a width.
 
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! What a model is, as data: its two ends and, for every layer, the blocks that it is made of.
 //!
-//! A family's file (see [`crate::families`]) fills these types from its `config.json`; the plan of
+//! A family's file (see `families`) fills these types from its `config.json`; the plan of
 //! tensors ([`crate::plan`]) and the forward pass ([`crate::forward`]) are both derived from them, so
 //! that a family is described once and nothing else knows its name. No weight is read here.
 
@@ -227,9 +227,9 @@ pub enum Routing {
         /// Half of the relative distance.
         jitter: f64,
     },
-    /// A sigmoid of every score. Experts are chosen by its sum with a correction that keeps their loads
-    /// even: the groups with the largest two experts first, then the largest `k` in them. They are weighed without the
-    /// correction (DeepSeek-AI 2024, arXiv 2412.19437; Wang et al. 2024, arXiv 2408.15664).
+    /// A sigmoid of every score. Experts are chosen by its sum with a correction that keeps their loads even:
+    /// first the `kept` groups whose two best experts have the largest sum, then the largest `k` in them. They are
+    /// weighed without the correction (DeepSeek-AI 2024, arXiv 2412.19437; Wang et al. 2024, arXiv 2408.15664).
     Sigmoid {
         /// Name of the correction `[experts]` within the layer, kept exactly.
         correction: String,

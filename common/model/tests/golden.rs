@@ -321,3 +321,44 @@ fn the_gradient_by_a_layers_input_equals_a_difference() {
         assert!(error < 2e-3, "{what}: {found} for {expected}, {error:.1e}");
     });
 }
+
+#[test]
+fn pairs_that_are_halves_apart_turn_as_neighbours_do() {
+    let folder = cases()
+        .into_iter()
+        .find(|case| case.ends_with("deepseek_v3-plain"));
+    let folder = folder.unwrap();
+    let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let text = text.replacen('{', "{\"rope_interleave\": false,", 1);
+    let config = ModelConfig::from_json(text.as_bytes(), &folder, &|_| false).unwrap();
+    let source = SourceFolder::open(&folder).unwrap();
+    let device = Default::default();
+    let (ids, expected) = golden(&folder);
+    let read = |name: &str| -> Result<Vec<f32>, ModelError> { Ok(source.read_f32(name)?) };
+    let ends = Values::<Cpu, _>::new(&read, &device);
+    let hidden = Embedding::new(&config, &ends)
+        .unwrap()
+        .lookup(&[&ids])
+        .unwrap();
+    // The rows of turned elements of every head, even ones first: what such a model would have in its file.
+    let moved = |name: &str| -> Result<Vec<f32>, ModelError> {
+        let values = source.read_f32(&format!("model.layers.0.{name}"))?;
+        let (before, cols, all) = match name {
+            "self_attn.q_b_proj.weight" => (6, 12, 14),
+            "self_attn.kv_a_proj_with_mqa.weight" => (10, 24, 18),
+            _ => return Ok(values),
+        };
+        let order = (0..before)
+            .chain((before..all).step_by(2))
+            .chain((before + 1..all).step_by(2));
+        let order: Vec<usize> = order.collect();
+        let heads = values.chunks_exact(all * cols);
+        let rows = heads.flat_map(|head| order.iter().map(|&row| &head[row * cols..][..cols]));
+        Ok(rows.flatten().copied().collect())
+    };
+    let weights = Values::new(&moved, &device);
+    let layer = Layer::new(&config.layers[0], ids.len(), &weights, &device).unwrap();
+    let found = layer.forward(hidden, &mut NoTap).unwrap();
+    let found: Vec<f32> = found.into_data().into_vec().unwrap();
+    assert_close(&folder, "hidden", &found, &expected.hidden[..found.len()]);
+}

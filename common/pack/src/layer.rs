@@ -215,8 +215,8 @@ fn check_linear(contents: &LayerContents, linear: &Linear, origin: &str) -> Resu
     Ok(())
 }
 
-/// Name, rows, group, rank, step, packed row logarithms and row step logarithms, length of each tile, factors of the
-/// overlay.
+/// Name, rows, group, rank, step, packed row logarithms with the row step logarithms added, packed row step logarithms,
+/// length of each tile, factors of the overlay.
 fn put_linear(
     out: &mut Vec<u8>,
     linear: &Linear,
@@ -230,7 +230,10 @@ fn put_linear(
     let rank = code.overlay.as_ref().map_or(0, |overlay| overlay.rank);
     out.extend(narrow::<u16>(rank, MAX_RANK, "rank", origin)?.to_le_bytes());
     out.extend(code.step.to_le_bytes());
-    put_small(out, &code.row_log, origin)?;
+    // The width of a row in its own steps follows the step; the sum of both is smoother.
+    let sums = code.row_log.iter().zip(&code.row_step_log);
+    let sums: Vec<u8> = sums.map(|(log, step)| log.wrapping_add(*step)).collect();
+    put_small(out, &sums, origin)?;
     put_small(out, &code.row_step_log, origin)?;
     let ends = encoded
         .tile_offsets
@@ -560,8 +563,11 @@ fn take_linear(
         ));
     }
     let step = cursor.f32("step")?;
-    let row_log = take_small(cursor, rows, &name, origin)?;
+    let mut row_log = take_small(cursor, rows, &name, origin)?;
     let row_step_log = take_small(cursor, rows, &name, origin)?;
+    for (log, step) in row_log.iter_mut().zip(&row_step_log) {
+        *log = log.wrapping_sub(*step);
+    }
     let tiles = rows.div_ceil(rans::tile_rows(rows, cols) as usize);
     let (mut tile_offsets, mut end) = (Vec::new(), 0u64);
     for _ in 0..tiles {

@@ -4,8 +4,8 @@ use super::Keys;
 use crate::config::{ConfigError, ModelConfig};
 use crate::rope::{RopeScaling, RopeSpec};
 use crate::spec::{
-    Activation, AttentionSpec, BlockSpec, EmbeddingSpec, HeadSpec, LayerSpec, MlpSpec, NormKind,
-    NormSpec, Projection, QkvSpec, Stored, Widening,
+    Activation, AttentionSpec, BlockSpec, EmbeddingSpec, HeadSpec, LayerSpec, Mixer, MlpSpec,
+    NormKind, NormSpec, Projection, QkvSpec, Stored, Widening,
 };
 
 /// `rope_theta` where the file gives none.
@@ -172,6 +172,14 @@ impl Widths {
             }
         };
         (0..count).map(of_expert).collect()
+    }
+
+    /// Two blocks, each behind a norm: `input_layernorm` and `post_attention_layernorm`.
+    pub(super) fn blocks(&self, first: Mixer, second: Mixer) -> Vec<BlockSpec> {
+        vec![
+            BlockSpec::new(self.rms("input_layernorm"), first),
+            BlockSpec::new(self.rms("post_attention_layernorm"), second),
+        ]
     }
 
     /// The model whose layers are `model.layers.N.` and whose ends are `model.embed_tokens`, `model.norm`

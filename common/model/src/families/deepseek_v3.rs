@@ -3,14 +3,15 @@
 //!
 //! The weights that DeepSeek published are in FP8 with a scale per tile (`quantization_config`,
 //! `weight_scale_inv`). They are refused by the name of that key; a conversion to bf16, such as the authors' own
-//! script makes, is what is read here. The layer that predicts a second token may be in the files and is skipped.
+//! script makes, without that key is what is read here. The layers that predict further tokens may be in the files
+//! and are skipped.
 
 use super::Keys;
 use super::decoder::{Tied, Widths, all_dim_share, norm, yarn_length};
 use crate::config::{ConfigError, MAX_LAYERS, ModelConfig};
 use crate::rope::{RopeScaling, RopeSpec};
 use crate::spec::{
-    BlockSpec, ExpertsSpec, LatentAttentionSpec, LatentSpec, Mixer, NormKind, Projection, Routing,
+    ExpertsSpec, LatentAttentionSpec, LatentSpec, Mixer, NormKind, Projection, Routing,
 };
 
 /// Added inside the norms of the narrow vectors, whatever the file says of the others.
@@ -32,13 +33,7 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
             true => Mixer::Mlp(dense.clone()),
             false => Mixer::Experts(sparse.clone()),
         };
-        vec![
-            BlockSpec::new(
-                widths.rms("input_layernorm"),
-                Mixer::LatentAttention(attention.clone()),
-            ),
-            BlockSpec::new(widths.rms("post_attention_layernorm"), mixer),
-        ]
+        widths.blocks(Mixer::LatentAttention(attention.clone()), mixer)
     })?;
     let further = keys.whole_if_any("num_nextn_predict_layers")?.unwrap_or(0);
     if further as u64 > MAX_LAYERS {
@@ -60,38 +55,22 @@ fn attention(keys: &Keys<'_>, widths: &Widths) -> Result<LatentAttentionSpec, Co
     let (value, rank) = (keys.size("v_head_dim")?, keys.size("kv_lora_rank")?);
     let rope = widths.rope(keys)?;
     if rope.width != turned {
-        return Err(keys.refuse(
-            "partial_rotary_factor",
-            rope.width,
-            "the whole of qk_rope_head_dim",
-        ));
+        let expected = "the whole of qk_rope_head_dim";
+        return Err(keys.refuse("partial_rotary_factor", rope.width, expected));
     }
-    let latent = |part: &str, rank, rows| LatentSpec {
-        down: Projection::new(format!("self_attn.{part}"), rows, hidden, bias),
-        norm: norm(
-            &format!(
-                "self_attn.{}_a_layernorm",
-                part.split_once('_').unwrap_or_default().0
-            ),
-            NormKind::Rms,
-            rank,
-            LATENT_EPS,
-        ),
+    let latent = |[down, gain]: [&str; 2], rows, rank| LatentSpec {
+        down: Projection::new(down, rows, hidden, bias),
+        norm: norm(gain, NormKind::Rms, rank, LATENT_EPS),
     };
-    let query = |name: &str, cols| {
-        Projection::new(
-            format!("self_attn.{name}"),
-            heads * (plain + turned),
-            cols,
-            false,
-        )
-    };
+    let of_queries = ["self_attn.q_a_proj", "self_attn.q_a_layernorm"];
+    let of_others = ["self_attn.kv_a_proj_with_mqa", "self_attn.kv_a_layernorm"];
+    let query = |name: &str, cols| Projection::new(name, heads * (plain + turned), cols, false);
     let (query_latent, query) = match keys.size_if_any("q_lora_rank")? {
         Some(rank) => (
-            Some(latent("q_a_proj", rank, rank)),
-            query("q_b_proj", rank),
+            Some(latent(of_queries, rank, rank)),
+            query("self_attn.q_b_proj", rank),
         ),
-        None => (None, query("q_proj", hidden)),
+        None => (None, query("self_attn.q_proj", hidden)),
     };
     Ok(LatentAttentionSpec {
         heads,
@@ -100,7 +79,7 @@ fn attention(keys: &Keys<'_>, widths: &Widths) -> Result<LatentAttentionSpec, Co
         neighbours: keys.flag_if_any("rope_interleave")?.unwrap_or(true),
         query_latent,
         query,
-        latent: latent("kv_a_proj_with_mqa", rank, rank + turned),
+        latent: latent(of_others, rank + turned, rank),
         key_value: Projection::new("self_attn.kv_b_proj", heads * (plain + value), rank, false),
         output: Projection::new("self_attn.o_proj", hidden, heads * value, bias),
         scale: scale(keys, &rope, plain + turned)?,

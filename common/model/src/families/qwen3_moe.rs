@@ -4,7 +4,7 @@ use super::Keys;
 use super::decoder::{Tied, Widths};
 use super::qwen3::attention;
 use crate::config::{ConfigError, ModelConfig};
-use crate::spec::{BlockSpec, ExpertsSpec, Mixer, Projection, Routing};
+use crate::spec::{ExpertsSpec, Mixer, Projection, Routing};
 
 pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let widths = Widths::read(keys)?;
@@ -34,12 +34,6 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
             true => Mixer::Experts(sparse.clone()),
             false => Mixer::Mlp(dense.clone()),
         };
-        vec![
-            BlockSpec::new(
-                widths.rms("input_layernorm"),
-                Mixer::Attention(attention.clone()),
-            ),
-            BlockSpec::new(widths.rms("post_attention_layernorm"), mixer),
-        ]
+        widths.blocks(Mixer::Attention(attention.clone()), mixer)
     })
 }

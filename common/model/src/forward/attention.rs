@@ -214,3 +214,85 @@ fn join<B: Backend>(mut parts: Vec<Tensor<B, 4>>, dim: usize) -> Tensor<B, 4> {
         Tensor::cat(parts, dim)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Cpu;
+    use crate::rope::{RopeScaling, RopeSpec};
+
+    /// Largest difference beside the largest value.
+    const ERROR: f32 = 2e-6;
+
+    fn random<const D: usize>(shape: [usize; D], step: usize) -> Tensor<Cpu, D> {
+        let number = |i: usize| (i * step % 1009) as f32 / 504.5 - 1.0;
+        let values: Vec<f32> = (1..=shape.iter().product()).map(number).collect();
+        Tensor::from_data(TensorData::new(values, shape), &Default::default())
+    }
+
+    #[test]
+    fn the_kernel_equals_the_tensor_formulation() {
+        let usual = Heads {
+            heads: 4,
+            kv_heads: 4,
+            width: 10,
+            value_width: 10,
+            window: None,
+            scale: 0.7,
+            softcap: None,
+        };
+        let cases = [
+            (usual, 0, QUERY_CHUNK + 40),
+            (
+                Heads {
+                    value_width: 3,
+                    ..usual
+                },
+                8,
+                70,
+            ),
+            (
+                Heads {
+                    kv_heads: 2,
+                    value_width: 17,
+                    window: Some(19),
+                    ..usual
+                },
+                10,
+                QUERY_CHUNK + 40,
+            ),
+            (
+                Heads {
+                    kv_heads: 1,
+                    softcap: Some(1.5),
+                    ..usual
+                },
+                4,
+                33,
+            ),
+        ];
+        for (heads, turned, length) in cases {
+            let rows = 2 * length;
+            let q = random([rows, heads.heads * heads.width], 7919);
+            let k = random([rows, heads.kv_heads * heads.width], 6421);
+            let v = random([rows, heads.kv_heads * heads.value_width], 4099);
+            let rope = RopeSpec {
+                width: turned,
+                theta: 100.0,
+                scaling: RopeScaling::Default,
+            };
+            let rope = Rope::new(&rope, length, &Default::default());
+            let rope = (turned > 0).then_some(&rope);
+            let run = |kernel: fn(_, _, _, _, &Heads, Option<&Rope<Cpu>>) -> Tensor<Cpu, 2>| {
+                let sides = [2, length];
+                kernel(q.clone(), k.clone(), v.clone(), sides, &heads, rope)
+            };
+            let (found, expected) = (run(cpu::attention), run(reference));
+            let shape = [rows, heads.heads * heads.value_width];
+            assert_eq!([found.dims(), expected.dims()], [shape; 2], "{heads:?}");
+            let largest = expected.clone().abs().max().into_scalar();
+            let error = (found - expected).abs().max().into_scalar() / largest;
+            assert!(error <= ERROR, "{heads:?}: {error:.1e}");
+        }
+    }
+}
