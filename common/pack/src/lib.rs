@@ -60,7 +60,7 @@ pub mod verify;
 mod wire;
 
 pub use digest::Digest;
-pub use draft::LayerDraft;
+pub use draft::{LayerDraft, encode_draft};
 pub use error::PackError;
 pub use exact::{Dtype, ExactDecl, ExactTensor};
 pub use layer::{ColumnGroup, LayerContents, LayerFile, Linear, LinearHeader, encode_layer};
