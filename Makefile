@@ -77,6 +77,14 @@ bench-speed: ## speed of the codec into docs/benchmarks (needs python3)
 bench-overlay: ## what a low-rank overlay would bring at large widths, into docs/benchmarks
 	cargo run --release --locked -p uc-examples --example overlay_width -- 1024 2048 4096 8192 > docs/benchmarks/overlay-width.json
 
+.PHONY: bench-families
+bench-families: setup ## a small model of every family through the pipeline, into docs/benchmarks (needs python3)
+	python3 tests/benchmark/families.py
+
+.PHONY: bench-models
+bench-models: setup ## the table of docs/models.md; with UC_MODELS=FOLDER of configurations the plans too (needs python3)
+	python3 tests/benchmark/models_table.py $(if $(UC_MODELS),--models $(UC_MODELS))
+
 .PHONY: bench-rates
 bench-rates: setup ## rate curve of BENCH_MODEL into docs/benchmarks (needs python3 with matplotlib)
 	python3 tests/benchmark/rates.py --model $(BENCH_MODEL) --calibration $(CALIBRATION) --text $(EVALUATION) $(if $(SET),--set $(SET))

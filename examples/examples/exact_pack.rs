@@ -8,6 +8,7 @@
 //! names. OUT has the scaffold of PACK and every linear of CANDIDATE as an exact tensor: it compresses nothing. A pack has
 //! at least one coded linear; here it is a single zero that no model reads.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
@@ -58,7 +59,7 @@ fn exact_layer(
     file: &LayerFile,
     prefix: &str,
     candidate: &SourceFolder,
-) -> anyhow::Result<LayerContents> {
+) -> anyhow::Result<LayerContents<'static>> {
     let mut extras = Vec::new();
     for linear in file.linears() {
         let name = format!("{prefix}{}", linear.name);
@@ -107,8 +108,8 @@ fn exact_layer(
         linears: vec![Linear {
             name: "none".into(),
             group: 0,
-            code,
+            code: Cow::Owned(code),
         }],
-        extras,
+        extras: extras.into(),
     })
 }

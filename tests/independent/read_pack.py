@@ -58,9 +58,9 @@ def read_tables(data):
         if half:
             parameter = bits.take(4)
             for sign in ([0] if mirrored else [-1, 1]):
-                previous = 0
+                previous = before = 0
                 for size in range(half, 0, -1):
-                    previous += unzigzag(bits.rice(parameter))
+                    previous, before = 2 * previous - before + unzigzag(bits.rice(parameter)), previous
                     for s in ([-size, size] if sign == 0 else [sign * size]):
                         frequency[s] = previous
         frequency[0] = 4096 - sum(f for s, f in frequency.items() if s != 0)
@@ -77,7 +77,13 @@ def read_tile(data, row_logs, column_logs, granularity, tables):
     columns = len(column_logs)
     lanes = min(32, columns)
     states = list(struct.unpack_from(f"<{lanes}I", data))
-    words = iter(struct.unpack(f"<{(len(data) - 4 * lanes) // 2}H", data[4 * lanes:]))
+    at = 4 * lanes
+
+    def take(form):
+        nonlocal at
+        at += struct.calcsize(form)
+        return struct.unpack_from(form, data, at - struct.calcsize(form))[0]
+
     out = []
     for row_log in row_logs:
         for first in range(0, columns, 32):
@@ -90,16 +96,17 @@ def read_tile(data, row_logs, column_logs, granularity, tables):
                 raw, slot = x & (1 << shift) - 1, x >> shift & 4095
                 s = owner[slot]
                 group.append((s << shift) + raw - (1 << shift >> 1))
-                escaped.append(s == -128)
+                escaped.append(shift if s == -128 else None)
                 states[lane] = frequency[s] * (x >> shift + 12) + slot - start[s]
             for lane in range(count):
                 if states[lane] < 1 << 16:
-                    states[lane] = states[lane] << 16 | next(words)
+                    states[lane] = states[lane] << 16 | take("<H")
             for lane in range(count):
-                if escaped[lane]:
-                    group[lane] = struct.unpack("<h", struct.pack("<H", next(words)))[0]
+                if escaped[lane] is not None:
+                    s = take("<b")
+                    group[lane] = take("<h") if s == -128 else group[lane] + (s + 128 << escaped[lane])
             out += group
-    assert all(x == 1 << 16 for x in states) and next(words, None) is None, "damaged tile"
+    assert all(x == 1 << 16 for x in states) and at == len(data), "damaged tile"
     return out
 
 
@@ -143,7 +150,7 @@ def levels(q, row_logs):
 def read_layer(data):
     assert data[:8] == b"UCLAYER\0"
     version, _, groups, linears, extras, zero, length = struct.unpack_from("<6HI", data, 8)
-    assert version == 5 and zero == 0
+    assert version == 6 and zero == 0
     at = 24
     granularity, tables = read_tables(data[at:at + length])
     at += length
@@ -181,9 +188,10 @@ def read_layer(data):
     for _ in range(linears):
         label, (rows, group, rank, step) = text(), take("IHHf")
         columns = column_logs[group]
-        row_logs = unpack(chunk(), rows)
+        row_sums = unpack(chunk(), rows)
         row_step_logs = unpack(chunk(), rows)
-        tile_rows = min(rows, 128 * max(1, (1 << 19) // (128 * len(columns))))
+        row_logs = [total - step & 255 for total, step in zip(row_sums, row_step_logs)]
+        tile_rows = min(rows, 128 * max(1, (1 << 20) // (128 * len(columns))))
         tiles = [take("I") for _ in range(0, rows, tile_rows)]
         u = words(rows * rank).reshape(rows, rank)
         v = words(rank * len(columns)).reshape(rank, len(columns))

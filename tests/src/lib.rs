@@ -19,9 +19,6 @@ pub fn tiny_model() -> PathBuf {
 }
 
 /// The `uc` that was built beside this test.
-///
-/// # Panics
-/// If it was not built: `make test` builds every program first.
 pub fn uc() -> Command {
     program("uc")
 }
@@ -29,7 +26,7 @@ pub fn uc() -> Command {
 /// A program that was built beside this test.
 ///
 /// # Panics
-/// As [`uc`].
+/// If it was not built: `make test` builds every program first.
 pub fn program(name: &str) -> Command {
     let test = std::env::current_exe().expect("path of this test");
     let folder = test.ancestors().nth(2).expect("target folder");

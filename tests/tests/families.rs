@@ -4,14 +4,20 @@
 
 use std::path::Path;
 
-use uc_tests::{compress, json, program, repository, succeed};
+use uc_tests::{compress, contents, json, program, repository, succeed};
+
+/// Makes a model of the family.
+fn make(family: &str, model: &Path, options: &[&str]) {
+    let config = repository().join(format!("examples/small-configs/{family}.json"));
+    let mut make = program("random-model");
+    make.arg("--config").arg(config).arg("--out").arg(model);
+    succeed(make.args(options));
+}
 
 /// Makes a model of the family and compresses it; gives the summary.
 fn summary(family: &str, folder: &Path) -> serde_json::Value {
-    let config = repository().join(format!("examples/small-configs/{family}.json"));
     let model = folder.join("model");
-    let mut make = program("random-model");
-    succeed(make.arg("--config").arg(config).arg("--out").arg(&model));
+    make(family, &model, &[]);
     json(&succeed(
         compress(&model, &folder.join("run")).arg("--json"),
     ))
@@ -54,8 +60,8 @@ macro_rules! families {
 }
 
 families!(
-    gemma2 gemma3_text gpt2 gpt_neox granite granitemoe llama mamba mistral mixtral olmo2 phi3 phimoe qwen2 qwen3
-    qwen3_moe
+    deepseek_v3 gemma2 gemma3_text gpt2 gpt_neox granite granitemoe llama mamba mamba2 mistral mixtral olmo2 phi3 phimoe
+    qwen2 qwen3 qwen3_moe
 );
 
 #[test]
@@ -94,4 +100,27 @@ fn the_summary_tells_how_the_calibration_reached_the_experts() {
         assert_eq!(filled.iter().any(|f| f == name.as_str()), short, "{name}");
     }
     assert!(summary["experts"].get("0").is_none(), "layer 0 is dense");
+}
+
+#[test]
+fn layers_that_lie_in_several_shards_give_the_same_pack_and_weights_may_be_f32() {
+    let folder = tempfile::tempdir().expect("folder");
+    let pack = |name: &str, options: &[&str]| {
+        let (model, run) = (
+            folder.path().join(name),
+            folder.path().join(format!("run-{name}")),
+        );
+        make("granitemoe", &model, options);
+        succeed(compress(&model, &run).arg("--no-eval"));
+        contents(&run.join("pack"))
+    };
+    let (single, shards) = (pack("single", &[]), pack("shards", &["--shards", "7"]));
+    for layer in ["layer_000.uc", "layer_001.uc", "scaffold.uc"] {
+        assert!(single[layer] == shards[layer], "{layer}");
+    }
+    // Norms and routers are kept as they are, in four bytes, so the layer's linears have a little less.
+    let wide = pack("f32", &["--dtype", "f32"]);
+    let lengths = [&single, &wide].map(|pack| pack["layer_000.uc"].len() as f64);
+    assert!((lengths[0] / lengths[1] - 1.0).abs() < 0.002, "{lengths:?}");
+    assert!(wide["scaffold.uc"].len() > 3 * single["scaffold.uc"].len() / 2);
 }

@@ -12,8 +12,8 @@
 //! # Symbols
 //! A table has a shift k of 0..=4. An index q becomes the symbol `s = (q + (2^k >> 1)) >> k`
 //! (arithmetic shift) and k raw bits, `(q + (2^k >> 1)) mod 2^k`. Symbols −127..=127 have frequencies
-//! in 4096ths; −128 is the escape, for an index whose symbol has no frequency: its k raw bits
-//! are 0 and the index follows as a raw 16-bit word ([`crate::rans`]).
+//! in 4096ths; −128 is the escape, for an index whose symbol has no frequency: a byte that names the symbol follows, and
+//! for an index beyond all symbols the index itself ([`crate::rans`]).
 //!
 //! # Bytes of the tables
 //! A bit stream, least significant bit first, zero padding to a whole byte:
@@ -30,8 +30,8 @@
 //!   12 escape    its frequency minus 1, if escapes
 //!   4  rice      Rice parameter 0..=12, if half > 0
 //!   …  one side if mirrored, else the negative side before the positive one: frequencies of
-//!      |s| = half, half−1, …, 1, each as the Rice code of zigzag(frequency − previous), the
-//!      previous of the first being 0
+//!      |s| = half, half−1, …, 1, each as the Rice code of zigzag(frequency − (2·previous − the one before that)),
+//!      both beginning at 0
 //! ```
 //! The frequency of the symbol 0 is what the others leave of 4096.
 //!

@@ -112,13 +112,10 @@ struct Rows<'a> {
 
 /// How the errors of active rows, in units of their steps, enter the rows below: from the rows of `b` in the factor of the outputs.
 fn coupling_of(b: &[f32], steps: &[f32], active: &[usize]) -> Box<Coupling> {
-    let mut coupling = Box::new([[0.0; BLOCK_ROWS]; BLOCK_ROWS]);
-    for (lane, &k) in active.iter().enumerate() {
-        for (later, &i) in active.iter().enumerate().skip(lane + 1) {
-            coupling[lane][later] = b[k * BLOCK_ROWS + i] * (steps[k] / steps[i]);
-        }
-    }
-    coupling
+    Coupling::new(|lane, later| match (active.get(lane), active.get(later)) {
+        (Some(&k), Some(&i)) => b[k * BLOCK_ROWS + i] * (steps[k] / steps[i]),
+        _ => 0.0,
+    })
 }
 
 /// Quantizes a block of rows to `q` [rows, n].

@@ -2,11 +2,11 @@
 //!
 //! # Tiles
 //! The indices of a tensor [rows, cols] are cut into tiles of `tile_rows` whole rows (the last may
-//! have fewer): whole blocks of the trellis ([`crate::trellis`]), `128 · max(1, 2^19 / (128 · cols))`. Tiles follow one another in the payload
+//! have fewer): whole blocks of the trellis ([`crate::trellis`]), `128 · max(1, 2^20 / (128 · cols))`. Tiles follow one another in the payload
 //! without gaps, each can be decoded alone, and a tile of R rows and C columns is:
 //! ```text
 //! u32 × min(32, C)   the first state of each lane, little endian, 2^16 or more
-//! u16 × …            words, little endian, up to the end of the tile
+//! u8 × …             words of 16 bits, little endian, and bytes of escapes, up to the end of the tile
 //! ```
 //!
 //! # Decoding a tile
@@ -18,15 +18,16 @@
 //!    `raw = x mod 2^k`, `slot = (x >> k) mod 4096`, s the symbol that owns the slot, `first` its
 //!    first slot; the index is `s·2^k + raw − (2^k >> 1)`; `x = f·(x >> (k+12)) + slot − first`;
 //! 2. the lanes whose x is now below 2^16, in order: `x = x·2^16 + next word`;
-//! 3. the lanes whose symbol was the escape −128, in order: the index is the next word, as i16.
+//! 3. the lanes whose symbol was the escape −128, in order: the next byte, as i8, takes the place of s in the index; where
+//!    it is −128 too, the index is the word behind it, as i16.
 //!
-//! After the last group every state is 2^16 and every word is used; anything else is damage. The
+//! After the last group every state is 2^16 and every byte is used; anything else is damage. The
 //! encoder does the same backwards. With k ≤ 4 one word restores any state, so that 32 lanes need
-//! at most 32 words per group.
+//! at most 32 words and 96 bytes of escapes per group.
 //!
 //! # Cost
-//! States carry 16 bits of their own each, so a full tile of 2^19 indices spends 64 bytes, 0.001
-//! bits per weight, and with an offset of 8 bytes less than 0.0015.
+//! States are stored with 32 bits and begin with 16 in the encoder: a full tile of 2^20 indices spends less than 128 bytes,
+//! 0.001 bits per weight.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -45,7 +46,7 @@ use crate::trellis::BLOCK_ROWS;
 /// Lanes of a tile.
 pub const LANES: usize = 32;
 /// Indices of a tile, about; more where so many make no block of the trellis.
-pub const TILE_SYMBOLS: usize = 1 << 19;
+pub const TILE_SYMBOLS: usize = 1 << 20;
 /// States stay at or above this between groups.
 pub(crate) const LOWEST_STATE: u32 = 1 << 16;
 
@@ -64,5 +65,5 @@ pub struct EncodedTensor {
 pub fn tile_rows(rows: usize, cols: usize) -> u32 {
     let blocks = (TILE_SYMBOLS / BLOCK_ROWS / cols.max(1)).max(1);
     let rows = (blocks * BLOCK_ROWS).min(rows).max(1);
-    u32::try_from(rows).expect("a tile has at most 2^19 rows")
+    u32::try_from(rows).expect("a tile has at most 2^20 rows")
 }

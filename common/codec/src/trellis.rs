@@ -23,16 +23,19 @@
 //! for each of the 32 histories, two candidates each, one decision bit per row and history.
 //!
 //! [`Path::quantize_coupled`] does so where the errors of a row enter the targets of the rows below it
-//! ([`crate::factor`]). Then every history carries what its own best way has left for the rows to come
-//! (per-survivor processing, Raheli, Polydoros and Tzou 1995): no longer the best of all ways, but near to it.
+//! ([`crate::factor`]): the module `coupled`.
 //!
 //! Safety: each vector form runs behind the check that the processor has its instruction set; loads and stores go to arrays
 //! or slices of the vectors' lengths.
 #![allow(unsafe_code)]
 
-use crate::simd::{Kernel, dispatch};
+mod coupled;
+
+pub(crate) use coupled::Coupling;
+
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{has_avx2, has_avx512};
+use crate::simd::has_avx2;
+use coupled::Survivors;
 
 /// Rows of a block.
 pub const BLOCK_ROWS: usize = 128;
@@ -92,7 +95,7 @@ pub fn levels(q: &[i16], cols: usize, row_log: &[u8]) -> Vec<i32> {
 
 /// The search for the best indices of a block of a column: what it needs beside the values.
 pub(crate) struct Path {
-    /// [rows] bit `i + 16·u`: does the best way to the history 2i + u come from i + 16 (instead of i)?
+    /// [rows] of the search without coupling, bit `i + 16·u`: does the best way to the history 2i + u come from i + 16 (instead of i)?
     decisions: [u32; BLOCK_ROWS],
     /// [rows] residue modulo 4 of the level chosen.
     residues: [f32; BLOCK_ROWS],
@@ -100,17 +103,8 @@ pub(crate) struct Path {
     pub(crate) indices: [i16; BLOCK_ROWS],
     /// [rows] level chosen.
     pub(crate) levels: [f32; BLOCK_ROWS],
-    /// [rows, histories] what the best way to each history adds to the values of the rows to come.
-    pending: [Histories; BLOCK_ROWS],
+    survivors: Survivors,
 }
-
-/// A number for every history, in one or two lines of the cache.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Histories([f32; STATES]);
-
-/// In row k and column i: how much of the error of row k, in units of its step, enters the value of a later row i.
-pub(crate) type Coupling = [[f32; BLOCK_ROWS]; BLOCK_ROWS];
 
 impl Path {
     pub(crate) fn new() -> Box<Self> {
@@ -119,7 +113,7 @@ impl Path {
             residues: [0.0; BLOCK_ROWS],
             indices: [0; BLOCK_ROWS],
             levels: [0.0; BLOCK_ROWS],
-            pending: [Histories([0.0; STATES]); BLOCK_ROWS],
+            survivors: Survivors::new(),
         })
     }
 
@@ -127,15 +121,17 @@ impl Path {
     #[inline(always)]
     pub(crate) fn quantize(&mut self, values: &[f32; BLOCK_ROWS], rows: usize) {
         let values = values.map(|value| value.clamp(-LARGEST_VALUE, LARGEST_VALUE));
-        let last = forward(&values[..rows], &mut self.decisions[..rows]);
-        self.trace_back(last, rows);
-        for row in 0..BLOCK_ROWS {
-            self.take(row, values[row]);
+        let mut history = forward(&values[..rows], &mut self.decisions[..rows]);
+        for row in (0..rows).rev() {
+            let (i, u) = (history >> 1, history & 1);
+            let before = i | (self.decisions[row] >> (i + 16 * u) & 1) << 4;
+            self.residues[row] = residue(before, history);
+            history = before;
         }
+        self.take(&values);
     }
 
-    /// As [`Path::quantize`], with the error `value − level` of row k adding `coupling[k][i]` times itself to the value of
-    /// every row i below it.
+    /// As [`Path::quantize`], with the error `value − level` of a row entering the values of the rows below it.
     #[inline(always)]
     pub(crate) fn quantize_coupled(
         &mut self,
@@ -143,41 +139,36 @@ impl Path {
         rows: usize,
         coupling: &Coupling,
     ) {
-        self.pending[..rows].fill(Histories([0.0; STATES]));
-        let decisions = &mut self.decisions[..rows];
-        let last = forward_coupled(&values[..rows], coupling, &mut self.pending, decisions);
-        self.trace_back(last, rows);
-        let mut aims = *values;
-        for row in 0..rows {
-            self.take(row, aims[row].clamp(-LARGEST_VALUE, LARGEST_VALUE));
-            let error = values[row] - self.levels[row];
-            for (aim, factor) in aims[row + 1..].iter_mut().zip(&coupling[row][row + 1..]) {
-                *aim = factor.mul_add(error, *aim);
-            }
-        }
-    }
-
-    /// Residues along the way to the history `last`.
-    #[inline(always)]
-    fn trace_back(&mut self, last: u32, rows: usize) {
-        let mut history = last;
-        for (residue, decisions) in self.residues[..rows].iter_mut().zip(&self.decisions).rev() {
-            let (i, u) = (history >> 1, history & 1);
-            let before = i | (decisions >> (i + 16 * u) & 1) << 4;
-            let parity = (history ^ before >> 1 ^ before >> 4) & 1;
-            *residue = (2 * parity + (before >> 2 & 1)) as f32;
+        let quarters = values.map(|value| 0.25 * value);
+        let survivors = &mut self.survivors;
+        let mut history = coupled::search(&quarters, rows, coupling, survivors);
+        let mut reached = [0.0; BLOCK_ROWS];
+        for row in (0..rows).rev() {
+            let at = history as usize % STATES;
+            let before = u32::from(survivors.before[row].0[at]);
+            self.residues[row] = residue(before, history);
+            reached[row] = 4.0 * (quarters[row] - survivors.errors[row].0[at]);
             history = before;
         }
+        self.take(&reached.map(|value| value.clamp(-LARGEST_VALUE, LARGEST_VALUE)));
     }
 
-    /// The level of the row's residue that is nearest to `value`, and its index.
+    /// The levels of the rows' residues that are nearest to `values`, and their indices.
     #[inline(always)]
-    fn take(&mut self, row: usize, value: f32) {
-        let residue = self.residues[row];
-        let level = residue + 4.0 * (0.25 * (value - residue)).round_ties_even();
-        self.levels[row] = level;
-        self.indices[row] = (level as i32 >> 1) as i16;
+    fn take(&mut self, values: &[f32; BLOCK_ROWS]) {
+        for (row, (value, residue)) in values.iter().zip(&self.residues).enumerate() {
+            let level = residue + 4.0 * (0.25 * (value - residue)).round_ties_even();
+            self.levels[row] = level;
+            self.indices[row] = (level as i32 >> 1) as i16;
+        }
     }
+}
+
+/// Residue modulo 4 of the level between two histories.
+#[inline(always)]
+fn residue(before: u32, history: u32) -> f32 {
+    let parity = (history ^ before >> 1 ^ before >> 4) & 1;
+    (2 * parity + (before >> 2 & 1)) as f32
 }
 
 /// Fills the decisions of rows with the given values; returns the history of least total cost after them. On ties the
@@ -231,259 +222,6 @@ fn forward_portably(values: &[f32], decisions: &mut [u32]) -> [f32; STATES] {
         metrics = next;
     }
     metrics
-}
-
-/// [`forward`] for coupled rows; `pending` begins as zeros.
-fn forward_coupled(
-    values: &[f32],
-    coupling: &Coupling,
-    pending: &mut [Histories; BLOCK_ROWS],
-    decisions: &mut [u32],
-) -> u32 {
-    #[cfg(target_arch = "x86_64")]
-    let metrics = if has_avx512() {
-        // SAFETY: the processor has the features named there.
-        unsafe { avx512::forward_coupled(values, coupling, pending, decisions) }
-    } else {
-        dispatch(Coupled {
-            values,
-            coupling,
-            pending,
-            decisions,
-        })
-    };
-    #[cfg(not(target_arch = "x86_64"))]
-    let metrics = dispatch(Coupled {
-        values,
-        coupling,
-        pending,
-        decisions,
-    });
-    least(&metrics)
-}
-
-/// The search of [`forward_coupled`] in plain loops.
-struct Coupled<'a> {
-    values: &'a [f32],
-    coupling: &'a Coupling,
-    pending: &'a mut [Histories; BLOCK_ROWS],
-    decisions: &'a mut [u32],
-}
-
-impl Kernel for Coupled<'_> {
-    type Output = [f32; STATES];
-
-    #[inline(always)]
-    fn run(self) -> [f32; STATES] {
-        let rows = self.values.len();
-        let mut metrics = [UNREACHED; STATES];
-        metrics[0] = 0.0;
-        for row in 0..rows {
-            let aims = self.pending[row]
-                .0
-                .map(|pending| (self.values[row] + pending).clamp(-LARGEST_VALUE, LARGEST_VALUE));
-            // Distance of a history's aim to the nearest level of a residue, with its sign.
-            let miss = |history: usize, residue: usize| {
-                let beyond = aims[history] - residue as f32;
-                beyond - 4.0 * (0.25 * beyond).round_ties_even()
-            };
-            let (mut next, mut errors) = ([0.0; STATES], [0.0; STATES]);
-            let mut decisions = 0;
-            for i in 0..HALF {
-                let [same, other] = RESIDUES[i & 7];
-                for (u, first, second) in [(0, same, other), (1, other, same)] {
-                    let (low_miss, high_miss) = (miss(i, first), miss(i + HALF, second));
-                    let low = low_miss.mul_add(low_miss, metrics[i]);
-                    let high = high_miss.mul_add(high_miss, metrics[i + HALF]);
-                    let better = high < low;
-                    next[2 * i + u] = if better { high } else { low };
-                    errors[2 * i + u] = if better {
-                        high_miss - self.pending[row].0[i + HALF]
-                    } else {
-                        low_miss - self.pending[row].0[i]
-                    };
-                    decisions |= u32::from(better) << (i + HALF * u);
-                }
-            }
-            metrics = next;
-            self.decisions[row] = decisions;
-            for (pending, &factor) in self.pending[row + 1..rows]
-                .iter_mut()
-                .zip(&self.coupling[row][row + 1..])
-            {
-                let before = pending.0;
-                for (history, pending) in pending.0.iter_mut().enumerate() {
-                    let (i, u) = (history >> 1, history & 1);
-                    let from = i + HALF * (decisions >> (i + HALF * u) & 1) as usize;
-                    *pending = factor.mul_add(errors[history], before[from]);
-                }
-            }
-        }
-        metrics
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use super::{
-        BLOCK_ROWS, Coupling, HALF, Histories, LARGEST_VALUE, RESIDUES, STATES, UNREACHED,
-    };
-    use std::arch::x86_64::*;
-
-    /// Round half to even, without exceptions.
-    const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-
-    /// Rows whose effects on the rows behind them are written together.
-    const GROUP: usize = 4;
-
-    /// What a row does to what waits for a later row: where each history comes from, and its error.
-    #[derive(Clone, Copy)]
-    struct Move {
-        errors: [__m512; 2],
-        from: [__m512i; 2],
-    }
-
-    impl Move {
-        #[inline]
-        #[target_feature(enable = "avx512f")]
-        fn none() -> Self {
-            Move {
-                errors: [_mm512_setzero_ps(); 2],
-                from: [_mm512_setzero_si512(); 2],
-            }
-        }
-
-        #[inline]
-        #[target_feature(enable = "avx512f")]
-        fn apply(&self, [low, high]: [__m512; 2], factor: f32) -> [__m512; 2] {
-            let factor = _mm512_set1_ps(factor);
-            let half = |half: usize| {
-                let moved = _mm512_permutex2var_ps(low, self.from[half], high);
-                _mm512_fmadd_ps(factor, self.errors[half], moved)
-            };
-            [half(0), half(1)]
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn load(Histories(numbers): &Histories) -> [__m512; 2] {
-        // SAFETY: twice sixteen numbers.
-        unsafe {
-            [
-                _mm512_loadu_ps(numbers.as_ptr()),
-                _mm512_loadu_ps(numbers.as_ptr().add(HALF)),
-            ]
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn store(Histories(numbers): &mut Histories, [low, high]: [__m512; 2]) {
-        // SAFETY: twice sixteen numbers.
-        unsafe {
-            _mm512_storeu_ps(numbers.as_mut_ptr(), low);
-            _mm512_storeu_ps(numbers.as_mut_ptr().add(HALF), high);
-        }
-    }
-
-    /// Distance of aims to the nearest level of their residues, with its sign.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn miss(aims: __m512, residues: __m512) -> __m512 {
-        let beyond = _mm512_sub_ps(aims, residues);
-        let quarters = _mm512_mul_ps(_mm512_set1_ps(0.25), beyond);
-        let nearest = _mm512_roundscale_ps::<NEAREST>(quarters);
-        _mm512_sub_ps(beyond, _mm512_mul_ps(_mm512_set1_ps(4.0), nearest))
-    }
-
-    /// [`super::Coupled`] with sixteen histories side by side, bit for bit.
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn forward_coupled(
-        values: &[f32],
-        coupling: &Coupling,
-        pending: &mut [Histories; BLOCK_ROWS],
-        decisions: &mut [u32],
-    ) -> [f32; STATES] {
-        let rows = values.len().min(decisions.len()).min(BLOCK_ROWS);
-        let residues = |u: usize| {
-            let residues: [f32; HALF] = std::array::from_fn(|i| RESIDUES[i & 7][u] as f32);
-            // SAFETY: sixteen numbers.
-            unsafe { _mm512_loadu_ps(residues.as_ptr()) }
-        };
-        let (same, other) = (residues(0), residues(1));
-        let index = |from: fn(usize) -> i32| {
-            let index: [i32; HALF] = std::array::from_fn(from);
-            // SAFETY: sixteen numbers.
-            unsafe { _mm512_loadu_si512(index.as_ptr().cast()) }
-        };
-        let own = index(|i| i as i32);
-        // Two vectors for newest bit 0 and 1 become the histories 0..16 and 16..32.
-        let (first, second) = (
-            index(|n| (n / 2 + 16 * (n % 2)) as i32),
-            index(|n| (8 + n / 2 + 16 * (n % 2)) as i32),
-        );
-        let (least, most) = (
-            _mm512_set1_ps(-LARGEST_VALUE),
-            _mm512_set1_ps(LARGEST_VALUE),
-        );
-        let mut high = _mm512_set1_ps(UNREACHED);
-        let mut low = _mm512_mask_mov_ps(high, 1, _mm512_setzero_ps());
-        for group in (0..rows).step_by(GROUP) {
-            let end = rows.min(group + GROUP);
-            let mut moves = [Move::none(); GROUP];
-            for row in group..end {
-                let value = _mm512_set1_ps(values[row]);
-                let waiting = load(&pending[row]);
-                let aims = waiting.map(|waiting| {
-                    let aims = _mm512_add_ps(value, waiting);
-                    _mm512_max_ps(_mm512_min_ps(aims, most), least)
-                });
-                let step = |low_residues, high_residues| {
-                    let (low_miss, high_miss) =
-                        (miss(aims[0], low_residues), miss(aims[1], high_residues));
-                    let low = _mm512_fmadd_ps(low_miss, low_miss, low);
-                    let high = _mm512_fmadd_ps(high_miss, high_miss, high);
-                    let better = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(high, low);
-                    let next = _mm512_mask_mov_ps(low, better, high);
-                    let error = _mm512_mask_sub_ps(
-                        _mm512_sub_ps(low_miss, waiting[0]),
-                        better,
-                        high_miss,
-                        waiting[1],
-                    );
-                    let from = _mm512_mask_add_epi32(own, better, own, _mm512_set1_epi32(16));
-                    (better, next, error, from)
-                };
-                let (even, odd) = (step(same, other), step(other, same));
-                decisions[row] = u32::from(even.0) | u32::from(odd.0) << HALF;
-                low = _mm512_permutex2var_ps(even.1, first, odd.1);
-                high = _mm512_permutex2var_ps(even.1, second, odd.1);
-                let passed = Move {
-                    errors: [first, second].map(|half| _mm512_permutex2var_ps(even.2, half, odd.2)),
-                    from: [first, second]
-                        .map(|half| _mm512_permutex2var_epi32(even.3, half, odd.3)),
-                };
-                for later in row + 1..end {
-                    let pending = &mut pending[later];
-                    store(pending, passed.apply(load(pending), coupling[row][later]));
-                }
-                moves[row - group] = passed;
-            }
-            // Rows behind the group are read and written once for all of its rows; in the last group there are none.
-            for later in end..rows {
-                let pending = &mut pending[later];
-                let mut waiting = load(pending);
-                for (passed, row) in moves.iter().zip(group..) {
-                    waiting = passed.apply(waiting, coupling[row][later]);
-                }
-                store(pending, waiting);
-            }
-        }
-        let mut metrics = Histories([0.0; STATES]);
-        store(&mut metrics, [low, high]);
-        metrics.0
-    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -555,6 +293,7 @@ mod avx2 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::simd::{Kernel, dispatch};
 
     /// The indices of least squared error for a column of `values` in units of the step, in blocks of [`BLOCK_ROWS`].
     pub(crate) fn column_indices(values: &[f32]) -> Vec<i16> {
@@ -583,7 +322,7 @@ pub(crate) mod tests {
     }
 
     /// About normal numbers of standard deviation `width`.
-    fn normals(count: usize, width: f32) -> Vec<f32> {
+    pub(crate) fn normals(count: usize, width: f32) -> Vec<f32> {
         let mut state = 1u64;
         let mut uniform = || {
             state = state
@@ -654,99 +393,6 @@ pub(crate) mod tests {
                 least(&forward_portably(&values, &mut plain[..rows]))
             );
             assert_eq!(fast, plain);
-        }
-    }
-
-    /// A coupling that decays with the distance of the rows.
-    fn neighbours(strength: f32) -> Box<Coupling> {
-        let mut coupling = Box::new([[0.0; BLOCK_ROWS]; BLOCK_ROWS]);
-        for k in 0..BLOCK_ROWS {
-            for i in k + 1..BLOCK_ROWS {
-                coupling[k][i] = strength.powi((i - k) as i32);
-            }
-        }
-        coupling
-    }
-
-    fn block(seed: usize, width: f32) -> [f32; BLOCK_ROWS] {
-        normals(BLOCK_ROWS * (seed + 1), width)[seed * BLOCK_ROWS..]
-            .try_into()
-            .unwrap()
-    }
-
-    /// Sum of squares of what every row is left with after the errors above it came in.
-    fn coupled_error(values: &[f32], levels: &[f32], coupling: &Coupling) -> f64 {
-        let errors: Vec<f64> = values
-            .iter()
-            .zip(levels)
-            .map(|(v, l)| f64::from(v - l))
-            .collect();
-        let left = |i: usize| {
-            errors[i]
-                + (0..i)
-                    .map(|k| f64::from(coupling[k][i]) * errors[k])
-                    .sum::<f64>()
-        };
-        (0..errors.len()).map(|i| left(i).powi(2)).sum()
-    }
-
-    #[test]
-    fn without_coupling_the_coupled_search_is_the_plain_one() {
-        let (mut plain, mut coupled) = (Path::new(), Path::new());
-        for seed in 0..20 {
-            let values = block(seed, 15.0);
-            plain.quantize(&values, BLOCK_ROWS);
-            coupled.quantize_coupled(&values, BLOCK_ROWS, &neighbours(0.0));
-            let error = |path: &Path| coupled_error(&values, &path.levels, &neighbours(0.0));
-            assert!((error(&plain) / error(&coupled) - 1.0).abs() < 1e-5);
-        }
-    }
-
-    #[test]
-    fn errors_that_enter_the_rows_below_are_counted_on() {
-        let coupling = neighbours(0.6);
-        let (mut plain, mut coupled) = (Path::new(), Path::new());
-        let (mut ignored, mut heeded, mut alone) = (0.0, 0.0, 0.0);
-        for seed in 0..20 {
-            let values = block(seed, 15.0);
-            plain.quantize(&values, BLOCK_ROWS);
-            coupled.quantize_coupled(&values, BLOCK_ROWS, &coupling);
-            ignored += coupled_error(&values, &plain.levels, &coupling);
-            heeded += coupled_error(&values, &coupled.levels, &coupling);
-            alone += coupled_error(&values, &plain.levels, &neighbours(0.0));
-        }
-        // Unheeded, the errors add up; heeded, every row is left with what it would be left with alone.
-        assert!(heeded < 0.7 * ignored, "{heeded} of {ignored}");
-        assert!(heeded < 1.05 * alone, "{heeded} against {alone}");
-    }
-
-    #[test]
-    fn the_coupled_search_is_the_same_bits_with_and_without_vectors() {
-        let coupling = neighbours(0.7);
-        for rows in [1, 2, 5, 127, 128] {
-            let mut values = block(rows, 900.0);
-            values[rows / 2] = 0.5;
-            values[0] = 1e9; // saturates
-            let values = &values[..rows];
-            let run = |vectors: bool| {
-                let mut pending = [Histories([0.0; STATES]); BLOCK_ROWS];
-                let mut decisions = [0; BLOCK_ROWS];
-                let taken = &mut decisions[..rows];
-                let last = match vectors {
-                    true => forward_coupled(values, &coupling, &mut pending, taken),
-                    false => least(
-                        &Coupled {
-                            values,
-                            coupling: &coupling,
-                            pending: &mut pending,
-                            decisions: taken,
-                        }
-                        .run(),
-                    ),
-                };
-                (last, decisions, pending.map(|row| row.0.map(f32::to_bits)))
-            };
-            assert!(run(true) == run(false), "{rows} rows");
         }
     }
 

@@ -1,7 +1,5 @@
 //! The codec from weights to bytes and back: gains, budgets, determinism, equal bits on every path, hostile bytes.
 
-use std::collections::BTreeMap;
-
 use proptest::prelude::*;
 use uc_codec::classes::{LayerTables, class_entropy, row_logs};
 use uc_codec::factors::Factors;

@@ -1,11 +1,11 @@
 //! The validated description of a model, and the way from `config.json` to it.
 //!
-//! This file picks the family by `model_type`; the family's own file (see [`crate::families`])
+//! This file picks the family by `model_type`; the family's own file (see `families`)
 //! reads its keys. Every range is checked there, once, so that no later code has to doubt a width.
 
 use std::path::{Path, PathBuf};
 
-use crate::families::{FAMILIES, Keys};
+use crate::families::{FAMILIES, Keys, tagged};
 use crate::source;
 use crate::spec::{EmbeddingSpec, HeadSpec, LayerSpec};
 
@@ -34,6 +34,9 @@ pub struct ModelConfig {
     pub layers: Vec<LayerSpec>,
     /// From the residual stream to logits.
     pub head: HeadSpec,
+    /// How the names of tensors begin that a checkpoint may hold beside those of the model: of layers that
+    /// predict tokens after the next one, which are not computed here.
+    pub beside: Vec<String>,
 }
 
 /// Why a `config.json` is refused.
@@ -96,21 +99,29 @@ impl ModelConfig {
     /// # Errors
     /// [`ConfigError`], naming file, key, found and expected.
     pub fn load(dir: &Path) -> Result<ModelConfig, ConfigError> {
-        let path = dir.join("config.json");
+        let has = |name: &str| source::names_contain(dir, name);
+        ModelConfig::read(&dir.join("config.json"), &has)
+    }
+
+    /// Reads and validates a `config.json` alone; `has` as in [`ModelConfig::from_json`].
+    ///
+    /// # Errors
+    /// As [`ModelConfig::load`].
+    pub fn read(path: &Path, has: &dyn Fn(&str) -> bool) -> Result<ModelConfig, ConfigError> {
         let io = |source| ConfigError::Io {
-            path: path.clone(),
+            path: path.to_owned(),
             source,
         };
-        let size = std::fs::metadata(&path).map_err(io)?.len();
+        let size = std::fs::metadata(path).map_err(io)?.len();
         if size > MAX_CONFIG_BYTES {
             return Err(ConfigError::TooLarge {
-                path,
+                path: path.to_owned(),
                 found: size,
                 expected: MAX_CONFIG_BYTES,
             });
         }
-        let bytes = std::fs::read(&path).map_err(io)?;
-        ModelConfig::from_json(&bytes, &path, &|name| source::names_contain(dir, name))
+        let bytes = std::fs::read(path).map_err(io)?;
+        ModelConfig::from_json(&bytes, path, has)
     }
 
     /// Validates the bytes of a `config.json`; `path` is only used in errors. `has` says whether the
@@ -123,7 +134,7 @@ impl ModelConfig {
         path: &Path,
         has: &dyn Fn(&str) -> bool,
     ) -> Result<ModelConfig, ConfigError> {
-        let map = serde_json::from_slice(bytes).map_err(|source| ConfigError::Json {
+        let map = serde_json::from_slice(&tagged(bytes)).map_err(|source| ConfigError::Json {
             path: path.to_owned(),
             source,
         })?;

@@ -5,8 +5,8 @@
 
 use crate::config::ModelConfig;
 use crate::spec::{
-    AttentionSpec, ExpertsSpec, LayerSpec, MambaSpec, Mixer, MlpSpec, NormKind, NormSpec,
-    Projection, QkvSpec, Stored, Widening,
+    AttentionSpec, ConvSpec, ExpertsSpec, LatentAttentionSpec, LayerSpec, Mamba2Spec, MambaSpec,
+    Mixer, MlpSpec, NormKind, NormSpec, Projection, QkvSpec, Routing, Stored, Widening,
 };
 
 /// A matrix that is compressed: `y = W x` with `W: [rows, cols]`.
@@ -72,9 +72,11 @@ impl LayerPlan {
             plan.add_norm(block.before.as_ref());
             match &block.mixer {
                 Mixer::Attention(attention) => plan.add_attention(attention),
+                Mixer::LatentAttention(attention) => plan.add_latent_attention(attention),
                 Mixer::Mlp(mlp) => plan.add_mlp(mlp, false),
                 Mixer::Experts(experts) => plan.add_experts(experts),
                 Mixer::Mamba(mamba) => plan.add_mamba(mamba),
+                Mixer::Mamba2(mamba) => plan.add_mamba2(mamba),
             }
             plan.add_norm(block.after.as_ref());
         }
@@ -125,6 +127,26 @@ impl LayerPlan {
         self.add_linear(&attention.output, "o_in");
     }
 
+    fn add_latent_attention(&mut self, attention: &LatentAttentionSpec) {
+        self.add_input("attn_in", attention.latent.down.cols, false);
+        let latents = [attention.query_latent.as_ref(), Some(&attention.latent)];
+        if attention.query_latent.is_none() {
+            self.add_linear(&attention.query, "attn_in");
+        }
+        for latent in latents.into_iter().flatten() {
+            self.add_linear(&latent.down, "attn_in");
+            self.add_norm(Some(&latent.norm));
+        }
+        if attention.query_latent.is_some() {
+            self.add_input("q_b_in", attention.query.cols, false);
+            self.add_linear(&attention.query, "q_b_in");
+        }
+        self.add_input("kv_b_in", attention.key_value.cols, false);
+        self.add_linear(&attention.key_value, "kv_b_in");
+        self.add_input("o_in", attention.output.cols, false);
+        self.add_linear(&attention.output, "o_in");
+    }
+
     fn add_mlp(&mut self, mlp: &MlpSpec, routed: bool) {
         self.add_input(&mlp.input, mlp.down.rows, routed);
         for projection in mlp.widening.projections() {
@@ -141,25 +163,22 @@ impl LayerPlan {
         self.extras
             .push(exact(&format!("{name}.weight"), &[*rows, *cols]));
         self.add_bias(&experts.router);
+        if let Routing::Sigmoid { correction, .. } = &experts.routing {
+            self.extras.push(exact(correction, &[*rows]));
+        }
+        if let Some(shared) = &experts.shared {
+            self.add_mlp(shared, false);
+        }
         for expert in &experts.experts {
             self.add_mlp(expert, true);
         }
     }
 
     fn add_mamba(&mut self, mamba: &MambaSpec) {
-        let &MambaSpec {
-            inner,
-            state,
-            kernel,
-            ..
-        } = mamba;
+        let &MambaSpec { inner, state, .. } = mamba;
         self.add_input("in_in", mamba.input.cols, false);
         self.add_linear(&mamba.input, "in_in");
-        self.extras
-            .push(exact("mixer.conv1d.weight", &[inner, 1, kernel]));
-        if mamba.conv_bias {
-            self.extras.push(exact("mixer.conv1d.bias", &[inner]));
-        }
+        self.add_conv(&mamba.conv);
         self.add_input("x_in", inner, false);
         self.add_linear(&mamba.selection, "x_in");
         self.add_input("dt_in", mamba.rank, false);
@@ -168,6 +187,30 @@ impl LayerPlan {
         self.extras.push(exact("mixer.D", &[inner]));
         self.add_input("out_in", inner, false);
         self.add_linear(&mamba.output, "out_in");
+    }
+
+    fn add_mamba2(&mut self, mamba: &Mamba2Spec) {
+        self.add_input("in_in", mamba.input.cols, false);
+        self.add_linear(&mamba.input, "in_in");
+        self.add_conv(&mamba.conv);
+        for name in ["mixer.dt_bias", "mixer.A_log", "mixer.D"] {
+            self.extras.push(exact(name, &[mamba.heads]));
+        }
+        self.add_norm(Some(&mamba.norm));
+        self.add_input("out_in", mamba.output.cols, false);
+        self.add_linear(&mamba.output, "out_in");
+    }
+
+    fn add_conv(&mut self, conv: &ConvSpec) {
+        let &ConvSpec {
+            channels, kernel, ..
+        } = conv;
+        let tensor = |part: &str| format!("{}.{part}", conv.name);
+        self.extras
+            .push(exact(&tensor("weight"), &[channels, 1, kernel]));
+        if conv.bias {
+            self.extras.push(exact(&tensor("bias"), &[channels]));
+        }
     }
 
     /// Weights of the linears of this layer.

@@ -1,6 +1,6 @@
 //! What a model is, as data: its two ends and, for every layer, the blocks that it is made of.
 //!
-//! A family's file (see [`crate::families`]) fills these types from its `config.json`; the plan of
+//! A family's file (see `families`) fills these types from its `config.json`; the plan of
 //! tensors ([`crate::plan`]) and the forward pass ([`crate::forward`]) are both derived from them, so
 //! that a family is described once and nothing else knows its name. No weight is read here.
 
@@ -141,6 +141,45 @@ pub struct AttentionSpec {
     pub softcap: Option<f64>,
 }
 
+/// A narrow copy of a vector, from which a wider one is made again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LatentSpec {
+    /// Into the narrow width.
+    pub down: Projection,
+    /// Norm of what is made wider again: of the first `norm.width` values that `down` gives.
+    pub norm: NormSpec,
+}
+
+/// Causal attention whose keys and values are made from one narrow vector per token (multi-head latent
+/// attention, DeepSeek-AI 2024, arXiv 2405.04434). A head's queries and keys have a part without positions,
+/// made from the narrow vector, and a part that is turned; the turned part of the keys is the same for all heads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LatentAttentionSpec {
+    /// Heads of queries, keys and values.
+    pub heads: usize,
+    /// Width of a head's queries and keys that is not turned.
+    pub plain: usize,
+    /// Width of a head's values.
+    pub value: usize,
+    /// Rotary positions of the other part; its width is that part's.
+    pub rope: RopeSpec,
+    /// The pairs that turn together are neighbours, not halves apart.
+    pub neighbours: bool,
+    /// Narrow vector of the queries, if they have one; `down: [rank, hidden]`.
+    pub query_latent: Option<LatentSpec>,
+    /// `[heads · (plain + turned), rank or hidden]`, for each head its plain part, then the turned one.
+    pub query: Projection,
+    /// Narrow vector of keys and values; `down: [rank + turned, hidden]`, behind the narrow vector the turned
+    /// part of the keys.
+    pub latent: LatentSpec,
+    /// `[heads · (plain + value), rank]`, for each head the plain part of its key, then its value.
+    pub key_value: Projection,
+    /// Output matrix, `[hidden, heads · value]`.
+    pub output: Projection,
+    /// Factor of the scores `q·k`.
+    pub scale: f64,
+}
+
 /// The first half of an MLP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Widening {
@@ -175,7 +214,7 @@ pub struct MlpSpec {
 }
 
 /// How a token's experts and their weights follow from the router's scores.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Routing {
     /// Softmax over all experts; the largest `k`, if `renormalised` divided by their sum.
     Softmax {
@@ -187,6 +226,21 @@ pub enum Routing {
     SparseMixer {
         /// Half of the relative distance.
         jitter: f64,
+    },
+    /// A sigmoid of every score. Experts are chosen by its sum with a correction that keeps their loads even:
+    /// first the `kept` groups whose two best experts have the largest sum, then the largest `k` in them. They are
+    /// weighed without the correction (DeepSeek-AI 2024, arXiv 2412.19437; Wang et al. 2024, arXiv 2408.15664).
+    Sigmoid {
+        /// Name of the correction `[experts]` within the layer, kept exactly.
+        correction: String,
+        /// Equal groups of experts, in order.
+        groups: usize,
+        /// Groups from which a token may choose.
+        kept: usize,
+        /// Whether the chosen weights are made to sum to one.
+        renormalised: bool,
+        /// Factor of the weights.
+        scale: f64,
     },
 }
 
@@ -201,6 +255,22 @@ pub struct ExpertsSpec {
     pub routing: Routing,
     /// The experts.
     pub experts: Vec<MlpSpec>,
+    /// An MLP that every token passes, added to what its experts give.
+    pub shared: Option<MlpSpec>,
+}
+
+/// A short causal convolution of every channel on its own: tensors `<name>.weight` `[channels, 1, kernel]` and
+/// `<name>.bias` `[channels]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConvSpec {
+    /// Name within the layer.
+    pub name: String,
+    /// Number of channels.
+    pub channels: usize,
+    /// Taps: the token and those just before it.
+    pub kernel: usize,
+    /// Whether there is a bias.
+    pub bias: bool,
 }
 
 /// A selective state space block (Mamba: Gu and Dao 2023, arXiv 2312.00752).
@@ -212,10 +282,8 @@ pub struct MambaSpec {
     pub state: usize,
     /// Width of the step's low-rank input.
     pub rank: usize,
-    /// Taps of the convolution.
-    pub kernel: usize,
-    /// The convolution has a bias.
-    pub conv_bias: bool,
+    /// Convolution of the inner width.
+    pub conv: ConvSpec,
     /// `[2 · inner, hidden]`: what is convolved, then the gate.
     pub input: Projection,
     /// `[rank + 2 · state, inner]`: step, B, C.
@@ -228,6 +296,39 @@ pub struct MambaSpec {
     pub activation: Activation,
 }
 
+/// A selective state space block with one decay and one step per head (Mamba-2: Dao and Gu 2024,
+/// arXiv 2405.21060). The extras `mixer.A_log`, `mixer.D` and `mixer.dt_bias` are `[heads]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mamba2Spec {
+    /// Heads, a multiple of `groups`.
+    pub heads: usize,
+    /// Channels of a head.
+    pub head_dim: usize,
+    /// Groups of heads that share B and C, and over each of which `norm` takes its mean.
+    pub groups: usize,
+    /// Values of state per channel.
+    pub state: usize,
+    /// Convolution of channels, B and C, `heads · head_dim + 2 · groups · state`.
+    pub conv: ConvSpec,
+    /// `[2 · heads · head_dim + 2 · groups · state + heads, hidden]`: the gate, what is convolved, then the steps.
+    pub input: Projection,
+    /// Steps are held between these, the upper of which may be infinite.
+    pub step_limits: [f64; 2],
+    /// Norm of the gated channels.
+    pub norm: NormSpec,
+    /// `[hidden, heads · head_dim]`
+    pub output: Projection,
+    /// Function after the convolution and of the gate.
+    pub activation: Activation,
+}
+
+impl Mamba2Spec {
+    /// Channels of all heads.
+    pub fn inner(&self) -> usize {
+        self.heads * self.head_dim
+    }
+}
+
 /// What a block computes from its input.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(
@@ -237,12 +338,16 @@ pub struct MambaSpec {
 pub enum Mixer {
     /// Attention over the tokens.
     Attention(AttentionSpec),
+    /// Attention with narrow keys and values.
+    LatentAttention(LatentAttentionSpec),
     /// An MLP for every token.
     Mlp(MlpSpec),
     /// An MLP that is chosen for every token.
     Experts(ExpertsSpec),
     /// A selective state space.
     Mamba(MambaSpec),
+    /// A selective state space of heads.
+    Mamba2(Mamba2Spec),
 }
 
 /// One block: `after(mixer(before(x))) · scale`, added to the residual stream.

@@ -2,6 +2,8 @@
 //!
 //! Owns the grouping of linears by input, so that rate control and the final writer count the same bytes.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use uc_codec::layer::CodedLinear;
 
@@ -26,36 +28,43 @@ impl LayerDraft {
     /// # Errors
     /// As [`encode_layer`].
     pub fn encode(&self) -> Result<Vec<u8>, PackError> {
-        encode_layer(&self.contents())
+        encode_draft(self.layer, &self.linears, &self.extras)
     }
+}
 
-    /// Linears that read the same input and have the same column logarithms share a group.
-    fn contents(&self) -> LayerContents {
-        let mut groups: Vec<ColumnGroup> = Vec::new();
-        let mut linears = Vec::with_capacity(self.linears.len());
-        for linear in &self.linears {
-            let same = |group: &ColumnGroup| {
-                group.input == linear.input && group.column_log == linear.code.column_log
-            };
-            let group = groups.iter().position(same).unwrap_or_else(|| {
-                let column_log = linear.code.column_log.clone();
-                groups.push(ColumnGroup {
-                    input: linear.input.clone(),
-                    column_log,
-                });
-                groups.len() - 1
+/// The bytes of the file of a layer with these linears and exact tensors, of which no copy is made. Linears that read
+/// the same input and have the same column logarithms share a group.
+///
+/// # Errors
+/// As [`encode_layer`].
+pub fn encode_draft(
+    layer: u32,
+    coded: &[CodedLinear],
+    extras: &[ExactTensor],
+) -> Result<Vec<u8>, PackError> {
+    let mut groups: Vec<ColumnGroup> = Vec::new();
+    let mut linears = Vec::with_capacity(coded.len());
+    for linear in coded {
+        let same = |group: &ColumnGroup| {
+            group.input == linear.input && group.column_log == linear.code.column_log
+        };
+        let group = groups.iter().position(same).unwrap_or_else(|| {
+            groups.push(ColumnGroup {
+                input: linear.input.clone(),
+                column_log: linear.code.column_log.clone(),
             });
-            linears.push(Linear {
-                name: linear.name.clone(),
-                group,
-                code: linear.code.clone(),
-            });
-        }
-        LayerContents {
-            layer: self.layer,
-            groups,
-            linears,
-            extras: self.extras.clone(),
-        }
+            groups.len() - 1
+        });
+        linears.push(Linear {
+            name: linear.name.clone(),
+            group,
+            code: Cow::Borrowed(&linear.code),
+        });
     }
+    encode_layer(&LayerContents {
+        layer,
+        groups,
+        linears,
+        extras: Cow::Borrowed(extras),
+    })
 }

@@ -3,6 +3,7 @@
 //! Owns: the writer, the reader that validates everything before use, and the way from a file to codes and weights.
 //! The byte layout is in the crate's documentation. It neither quantizes nor writes to disk.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
@@ -20,15 +21,15 @@ use crate::{
 
 /// Everything that a layer file holds.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LayerContents {
+pub struct LayerContents<'a> {
     /// Position of the layer in the model.
     pub layer: u32,
     /// Inputs and the column logarithms that their linears share.
     pub groups: Vec<ColumnGroup>,
     /// The coded matrices.
-    pub linears: Vec<Linear>,
+    pub linears: Vec<Linear<'a>>,
     /// The exact tensors.
-    pub extras: Vec<ExactTensor>,
+    pub extras: Cow<'a, [ExactTensor]>,
 }
 
 /// Linears that read the same input.
@@ -42,13 +43,13 @@ pub struct ColumnGroup {
 
 /// A coded matrix.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Linear {
+pub struct Linear<'a> {
     /// Name relative to the layer's prefix.
     pub name: String,
     /// Index of its group.
     pub group: usize,
     /// Its code; `column_log` equals the group's.
-    pub code: TensorCode,
+    pub code: Cow<'a, TensorCode>,
 }
 
 /// What is known of a linear without decoding it.
@@ -72,10 +73,14 @@ pub struct LinearHeader {
 ///
 /// # Errors
 /// `Invalid` for what exceeds a limit or contradicts itself, `Codec`.
-pub fn encode_layer(contents: &LayerContents) -> Result<Vec<u8>, PackError> {
+pub fn encode_layer(contents: &LayerContents<'_>) -> Result<Vec<u8>, PackError> {
     let origin = format!("layer {}", contents.layer);
     let origin = origin.as_str();
-    let codes: Vec<&TensorCode> = contents.linears.iter().map(|linear| &linear.code).collect();
+    let codes: Vec<&TensorCode> = contents
+        .linears
+        .iter()
+        .map(|linear| &*linear.code)
+        .collect();
     let codec = |tensor: &str| {
         let tensor = tensor.to_owned();
         move |source| PackError::Codec {
@@ -146,7 +151,7 @@ pub fn encode_layer(contents: &LayerContents) -> Result<Vec<u8>, PackError> {
         put_linear(&mut out, linear, &encoded, origin)?;
         payloads.push(encoded.payload);
     }
-    for extra in &contents.extras {
+    for extra in contents.extras.iter() {
         let decl = extra.decl();
         decl.put(&mut out, origin)?;
         let expected = decl.byte_len(origin)?;
@@ -198,7 +203,11 @@ fn put_small(out: &mut Vec<u8>, values: &[u8], origin: &str) -> Result<(), PackE
     Ok(())
 }
 
-fn check_linear(contents: &LayerContents, linear: &Linear, origin: &str) -> Result<(), PackError> {
+fn check_linear(
+    contents: &LayerContents<'_>,
+    linear: &Linear<'_>,
+    origin: &str,
+) -> Result<(), PackError> {
     let group = contents.groups.get(linear.group).ok_or_else(|| {
         let expected = format!("below {}", contents.groups.len());
         invalid(
@@ -215,11 +224,11 @@ fn check_linear(contents: &LayerContents, linear: &Linear, origin: &str) -> Resu
     Ok(())
 }
 
-/// Name, rows, group, rank, step, packed row logarithms and row step logarithms, length of each tile, factors of the
-/// overlay.
+/// Name, rows, group, rank, step, packed row logarithms with the row step logarithms added, packed row step logarithms,
+/// length of each tile, factors of the overlay.
 fn put_linear(
     out: &mut Vec<u8>,
-    linear: &Linear,
+    linear: &Linear<'_>,
     encoded: &rans::EncodedTensor,
     origin: &str,
 ) -> Result<(), PackError> {
@@ -230,7 +239,10 @@ fn put_linear(
     let rank = code.overlay.as_ref().map_or(0, |overlay| overlay.rank);
     out.extend(narrow::<u16>(rank, MAX_RANK, "rank", origin)?.to_le_bytes());
     out.extend(code.step.to_le_bytes());
-    put_small(out, &code.row_log, origin)?;
+    // The width of a row in its own steps follows the step; the sum of both is smoother.
+    let sums = code.row_log.iter().zip(&code.row_step_log);
+    let sums: Vec<u8> = sums.map(|(log, step)| log.wrapping_add(*step)).collect();
+    put_small(out, &sums, origin)?;
     put_small(out, &code.row_step_log, origin)?;
     let ends = encoded
         .tile_offsets
@@ -560,8 +572,11 @@ fn take_linear(
         ));
     }
     let step = cursor.f32("step")?;
-    let row_log = take_small(cursor, rows, &name, origin)?;
+    let mut row_log = take_small(cursor, rows, &name, origin)?;
     let row_step_log = take_small(cursor, rows, &name, origin)?;
+    for (log, step) in row_log.iter_mut().zip(&row_step_log) {
+        *log = log.wrapping_sub(*step);
+    }
     let tiles = rows.div_ceil(rans::tile_rows(rows, cols) as usize);
     let (mut tile_offsets, mut end) = (Vec::new(), 0u64);
     for _ in 0..tiles {

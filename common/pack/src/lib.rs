@@ -12,7 +12,7 @@
 //! ```text
 //! offset  bytes  content
 //! 0       8      magic "UCLAYER\0"
-//! 8       2      format version, u16: 5
+//! 8       2      format version, u16: 6
 //! 10      2      layer index, u16
 //! 12      2      number of groups, u16
 //! 14      2      number of linears, u16
@@ -22,20 +22,21 @@
 //! 24      T      class tables (uc_codec::classes)
 //! …       …      groups: name of the input; columns u32; length u32 and packed column logarithms (uc_codec::packed)
 //! …       …      linears: name; rows u32; group u16; rank R u16; tensor step f32;
-//!                length u32 and packed row logarithms; the same of row step logarithms; length u32 of each tile; with R > 0 the overlay's
-//!                factors U [rows, R] and V [R, columns] in bfloat16
+//!                length u32 and packed sums modulo 256 of row logarithms and row step logarithms; length u32 and packed row
+//!                step logarithms; length u32 of each tile; with R > 0 the overlay's factors U [rows, R] and V [R, columns]
+//!                in bfloat16
 //! …       …      extras: name; dtype u8 (position in Dtype::ALL); number of dimensions u8; dimensions u32 each;
 //!                the values
 //! …       …      per linear: zero bytes up to a multiple of 8, then its tiles (uc_codec::rans)
 //! ```
-//! A linear has `columns` of its group and `ceil(rows / tile_rows)` tiles, `tile_rows = 128 · max(1, 2^19 / (128 ·
+//! A linear has `columns` of its group and `ceil(rows / tile_rows)` tiles, `tile_rows = 128 · max(1, 2^20 / (128 ·
 //! columns))` but at most `rows`. A tile of `n` weights takes at least 4·min(32, columns) bytes, so that what a reader
-//! allocates is bounded by 2^19 times the file's size however it lies.
+//! allocates is bounded by 2^20 times the file's size however it lies.
 //!
 //! # scaffold.uc
 //! ```text
 //! 0       8      magic "UCSCAFF\0"
-//! 8       2      format version, u16: 5
+//! 8       2      format version, u16: 6
 //! 10      2      number of tensors, u16
 //! 12      4      length of the head (this and the descriptors), u32
 //! 16      …      descriptors: name; dtype u8; number of dimensions u8; dimensions u32 each
@@ -59,7 +60,7 @@ pub mod verify;
 mod wire;
 
 pub use digest::Digest;
-pub use draft::LayerDraft;
+pub use draft::{LayerDraft, encode_draft};
 pub use error::PackError;
 pub use exact::{Dtype, ExactDecl, ExactTensor};
 pub use layer::{ColumnGroup, LayerContents, LayerFile, Linear, LinearHeader, encode_layer};
@@ -70,7 +71,7 @@ pub use scaffold::{ScaffoldFile, write_scaffold};
 use wire::Cursor;
 
 /// Version of every file of the format.
-pub const FORMAT_VERSION: u16 = 5;
+pub const FORMAT_VERSION: u16 = 6;
 /// First bytes of a layer file.
 pub const LAYER_MAGIC: [u8; 8] = *b"UCLAYER\0";
 /// First bytes of a scaffold file.

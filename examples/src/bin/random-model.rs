@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context;
-use camino::Utf8PathBuf;
-use clap::Parser;
+use camino::{Utf8Path, Utf8PathBuf};
+use clap::{Parser, ValueEnum};
 use uc_examples::initial::initial;
 use uc_examples::stories::Random;
 use uc_model::ModelConfig;
@@ -31,6 +31,18 @@ struct Cli {
     /// Seed of the weights
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    /// Shards; tensors are dealt out one by one, so that every layer lies in several
+    #[arg(long, default_value_t = 1)]
+    shards: usize,
+    /// Type of the weights; the values are the same
+    #[arg(long, value_enum, default_value = "bf16")]
+    dtype: Type,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Type {
+    Bf16,
+    F32,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -49,18 +61,51 @@ fn main() -> anyhow::Result<()> {
     for spec in config.scaffold_plan().into_iter().chain(of_layers) {
         tensors.insert(spec.name, spec.shape);
     }
-    let decls: Vec<_> = tensors
-        .iter()
-        .map(|(name, shape)| TensorDecl::new(name, Dtype::BF16, shape))
-        .collect();
     let mut random = Random::new(cli.seed);
-    let mut file = TensorFileWriter::create(&cli.out.join("model.safetensors"), &decls)?;
-    for (name, shape) in &tensors {
-        let values = initial(name, shape, config.layers.len(), &mut random);
-        let bytes = values
-            .into_iter()
-            .flat_map(|x| half::bf16::from_f32(x).to_le_bytes());
-        file.append(&bytes.collect::<Vec<u8>>())?;
+    let values: Vec<_> = tensors
+        .into_iter()
+        .map(|(name, shape)| {
+            let values = initial(&name, &shape, config.layers.len(), &mut random);
+            (name, shape, values)
+        })
+        .collect();
+    let file_name = |shard: usize| match cli.shards {
+        1 => "model.safetensors".to_owned(),
+        count => format!("model-{:05}-of-{count:05}.safetensors", shard + 1),
+    };
+    let mut map = serde_json::Map::new();
+    for shard in 0..cli.shards {
+        let own = values.iter().skip(shard).step_by(cli.shards);
+        write_shard(&cli.out.join(file_name(shard)), own.clone(), cli.dtype)?;
+        map.extend(own.map(|(name, ..)| (name.clone(), file_name(shard).into())));
+    }
+    if cli.shards > 1 {
+        let index = serde_json::json!({"metadata": {}, "weight_map": map});
+        atomic::write_json(&cli.out.join("model.safetensors.index.json"), &index)?;
+    }
+    Ok(())
+}
+
+/// Writes one file of weights, rounded to bfloat16.
+fn write_shard<'a>(
+    path: &Utf8Path,
+    tensors: impl Iterator<Item = &'a (String, Vec<usize>, Vec<f32>)> + Clone,
+    dtype: Type,
+) -> anyhow::Result<()> {
+    let of_file = match dtype {
+        Type::Bf16 => Dtype::BF16,
+        Type::F32 => Dtype::F32,
+    };
+    let decl = |(name, shape, _): &(String, Vec<usize>, _)| TensorDecl::new(name, of_file, shape);
+    let decls: Vec<_> = tensors.clone().map(decl).collect();
+    let mut file = TensorFileWriter::create(path, &decls)?;
+    for (_, _, values) in tensors {
+        let rounded = values.iter().map(|&x| half::bf16::from_f32(x));
+        let bytes: Vec<u8> = match dtype {
+            Type::Bf16 => rounded.flat_map(|x| x.to_le_bytes()).collect(),
+            Type::F32 => rounded.flat_map(|x| x.to_f32().to_le_bytes()).collect(),
+        };
+        file.append(&bytes)?;
     }
     file.commit()?;
     Ok(())

@@ -5,7 +5,7 @@ use uc_codec::factors::Factors;
 use uc_codec::layer::{CodedLinear, LayerWork, LinearShape};
 use uc_codec::overlay::{self, Fit};
 use uc_codec::{CodecError, TensorCode, bf16, error, reconstruct};
-use uc_pack::LayerDraft;
+use uc_pack::{LayerDraft, encode_draft};
 use uc_store::stage::Job;
 use uc_store::tensors::TensorFile;
 
@@ -86,15 +86,8 @@ impl LayerWork for Refit<'_, '_> {
     }
 
     fn measure(&self, linears: &[CodedLinear]) -> anyhow::Result<u64> {
-        let (layer, extras) = (self.draft.layer, self.draft.extras.clone());
-        Ok(LayerDraft {
-            layer,
-            linears: linears.to_vec(),
-            extras,
-        }
-        .encode()?
-        .len() as u64
-            * 8)
+        let bytes = encode_draft(self.draft.layer, linears, &self.draft.extras)?;
+        Ok(bytes.len() as u64 * 8)
     }
 
     fn progress(&mut self, done: usize, total: usize) {

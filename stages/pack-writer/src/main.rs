@@ -17,7 +17,7 @@ use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 use uc_store::tensors::TensorFile;
 
 /// Raised whenever the same input gives other output.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 #[derive(Parser)]
 #[command(name = "pack-writer", version, about = "Writes the files of a pack")]

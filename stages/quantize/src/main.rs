@@ -18,7 +18,7 @@ use uc_codec::factors::Factors;
 use uc_codec::layer::{self, CodedLinear, LayerWork, LinearShape};
 use uc_codec::{CodecError, TensorCode};
 use uc_model::{InputSpec, LayerPlan, LinearSpec, ModelConfig};
-use uc_pack::{Dtype, ExactTensor, LayerDraft};
+use uc_pack::{Dtype, ExactTensor, LayerDraft, encode_draft};
 use uc_store::ExitCode;
 use uc_store::framed::CODES;
 use uc_store::settings::AllocationMode;
@@ -26,7 +26,7 @@ use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 use uc_store::tensors::TensorFile;
 
 /// Raised whenever the same input gives other output.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 /// Bytes of input factors that are kept for the next pass over a layer.
 const KEPT_FACTORS: usize = 4 << 30;
 
@@ -235,12 +235,7 @@ impl LayerWork for Work<'_, '_> {
     }
 
     fn measure(&self, linears: &[CodedLinear]) -> anyhow::Result<u64> {
-        let draft = LayerDraft {
-            layer: self.layer,
-            linears: linears.to_vec(),
-            extras: self.extras.clone(),
-        };
-        Ok(draft.encode()?.len() as u64 * 8)
+        Ok(encode_draft(self.layer, linears, &self.extras)?.len() as u64 * 8)
     }
 
     fn progress(&mut self, done: usize, total: usize) {

@@ -4,7 +4,9 @@
 //! finiteness is checked here, once, so that no later stage doubts a weight. It converts nothing: bytes stay as they
 //! are in the source.
 
-use std::path::Path;
+mod describe;
+
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -36,7 +38,19 @@ enum Task {
     /// Check a model folder and print its facts as JSON
     Inspect {
         /// The model folder
-        model: std::path::PathBuf,
+        model: PathBuf,
+    },
+    /// Describe a model from its config.json, without weights, as JSON
+    Describe {
+        /// The config.json
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The model.safetensors.index.json
+        #[arg(long, value_name = "FILE")]
+        index: Option<PathBuf>,
+        /// List every tensor with its shape
+        #[arg(long)]
+        tensors: bool,
     },
     /// Embeddings, final norm and head → scaffold
     Scaffold(StageArgs),
@@ -46,7 +60,15 @@ enum Task {
 
 fn main() -> std::process::ExitCode {
     match Cli::parse().task {
-        Task::Inspect { model } => inspect(&model).into(),
+        Task::Inspect { model } => say(inspect(&model)).into(),
+        Task::Describe {
+            config,
+            index,
+            tensors,
+        } => {
+            let found = describe::describe(&config, index.as_deref(), tensors);
+            say(found.and_then(|found| Ok(serde_json::to_value(found)?))).into()
+        }
         Task::Scaffold(args) => run("scaffold", &args, Part::Scaffold),
         Task::Layer(args) => run("layer", &args, Part::Layer),
     }
@@ -61,9 +83,9 @@ fn run(task: &'static str, args: &StageArgs, part: Part) -> std::process::ExitCo
     stage::main(program, args, Loader { part, source: None }).into()
 }
 
-/// Prints what the driver needs to plan a run; the whole model is checked against its config.json first.
-fn inspect(model: &Path) -> ExitCode {
-    match describe(model) {
+/// Prints facts as JSON on standard output, or why there are none.
+fn say(facts: anyhow::Result<serde_json::Value>) -> ExitCode {
+    match facts {
         Ok(facts) => {
             println!("{facts}");
             ExitCode::Ok
@@ -75,7 +97,8 @@ fn inspect(model: &Path) -> ExitCode {
     }
 }
 
-fn describe(model: &Path) -> anyhow::Result<serde_json::Value> {
+/// What the driver needs to plan a run; the whole model is checked against its config.json first.
+fn inspect(model: &Path) -> anyhow::Result<serde_json::Value> {
     let model = model
         .canonicalize()
         .with_context(|| format!("cannot open the model folder {}", model.display()))?;

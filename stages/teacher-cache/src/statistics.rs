@@ -25,6 +25,9 @@ const BATCH_TOKENS: usize = 4096;
 /// The same for a layer with experts, whose weights are read once for every batch.
 const ROUTED_BATCH_TOKENS: usize = 16384;
 
+/// Gives a tensor of the layer by its name.
+type Read = dyn Fn(&str) -> anyhow::Result<Vec<f32>>;
+
 /// The work of one job.
 pub struct LayerPass<'a, 'j> {
     /// The job.
@@ -52,7 +55,7 @@ impl OnDevice for LayerPass<'_, '_> {
             Pass::Main => emphases(job, &plan, windows, length)?,
             Pass::Survey => BTreeMap::new(),
         };
-        let read: Box<dyn Fn(&str) -> anyhow::Result<Vec<f32>>> = match self.pass {
+        let read: Box<Read> = match self.pass {
             Pass::Main => {
                 let weights = TensorFile::open(&job.input("weights")?)?;
                 Box::new(move |name| Ok(weights.read_f32(name)?))

@@ -1,7 +1,7 @@
 //! The command line. `docs/cli.md` describes it; a test compares the two.
 
 use camino::Utf8PathBuf;
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use uc_store::logging::LogFormat;
 
 /// Compress language models into packs that reconstruct bit for bit, verify and evaluate them.
@@ -39,7 +39,7 @@ pub enum Verb {
     Resume(ResumeArgs),
     /// Show what of a run is done
     Status(StatusArgs),
-    /// Show what is stale and why, and what would be done
+    /// Show what is stale in a run and why; or, without weights, what a model's run would take
     Plan(PlanArgs),
     /// Do one job of one stage, alone, with its logs on the terminal
     Stage(StageArgs),
@@ -125,11 +125,36 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
-/// `uc plan`.
+/// `uc plan`: of a run, or of a model by its configuration.
 #[derive(Debug, Clone, Args)]
+#[command(group(ArgGroup::new("subject").required(true).args(["run", "config"])))]
 pub struct PlanArgs {
     /// The run directory
-    pub run: Utf8PathBuf,
+    pub run: Option<Utf8PathBuf>,
+    /// A model's config.json, in place of a run; needs no weights
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<Utf8PathBuf>,
+    /// The model's model.safetensors.index.json, to compare with the plan
+    #[arg(long, value_name = "FILE", conflicts_with = "run")]
+    pub index: Option<Utf8PathBuf>,
+    /// Bits per weight of the linears, every byte of the layer files counted: 2 to 8
+    #[arg(long, value_name = "BITS", conflicts_with = "run")]
+    pub bpw: Option<String>,
+    /// Memory that jobs may claim together, for example "64 GiB"
+    #[arg(long, value_name = "SIZE", conflicts_with = "run")]
+    pub memory: Option<String>,
+    /// What the machine sustains in matrix products, 10⁹ operations a second, for the estimate of time
+    #[arg(long, value_name = "N", conflicts_with = "run")]
+    pub gflops: Option<f64>,
+    /// Processor cores, for the estimate of time; by default those of the measured machine
+    #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub threads: Option<u32>,
+    /// Another pipeline file than the built-in one
+    #[arg(long, value_name = "FILE", conflicts_with = "run")]
+    pub pipeline: Option<Utf8PathBuf>,
+    /// Print the plan as JSON
+    #[arg(long, conflicts_with = "run")]
+    pub json: bool,
     /// As if this setting were changed; nothing is written; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,

@@ -6,6 +6,7 @@ use uc_store::ExitCode;
 use uc_store::plan::ModelSource;
 
 use crate::failure::failure;
+use crate::forecast::facts::Facts;
 use crate::programs::{Programs, own_folder};
 use crate::runner;
 
@@ -18,7 +19,7 @@ const EMBEDDED: &str = "examples/tiny-stories";
 
 /// What `shard-loader inspect MODEL` prints. It may say more than the driver needs.
 #[derive(Debug, Deserialize)]
-struct Facts {
+struct FolderFacts {
     name: String,
     layers: u32,
     linear_parameters: u64,
@@ -65,12 +66,34 @@ impl Model {
         Self::from_facts(path, &output)
     }
 
+    /// Asks the stage program about a configuration alone.
+    pub fn describe(
+        config: &Utf8Path,
+        index: Option<&Utf8Path>,
+        programs: &Programs,
+    ) -> anyhow::Result<Facts> {
+        let program = programs
+            .find(INSPECTOR)
+            .map_err(|message| failure(ExitCode::BadPipeline, message))?;
+        let mut arguments = vec!["describe".into(), "--config".into(), config.to_string()];
+        if let Some(index) = index {
+            arguments.extend(["--index".into(), index.to_string()]);
+        }
+        let output = runner::capture(&program, &arguments, &[])?;
+        serde_json::from_slice(&output).map_err(|error| {
+            let message = format!(
+                "{INSPECTOR} describe {config}: found {error}, expected the description as JSON"
+            );
+            failure(ExitCode::StageFailed, message)
+        })
+    }
+
     fn from_facts(path: Utf8PathBuf, output: &[u8]) -> anyhow::Result<Self> {
         let refuse = |found: String, expected: &str| {
             let message = format!("{INSPECTOR} inspect {path}: found {found}, expected {expected}");
             failure(ExitCode::StageFailed, message)
         };
-        let facts: Facts = serde_json::from_slice(output)
+        let facts: FolderFacts = serde_json::from_slice(output)
             .map_err(|error| refuse(error.to_string(), "the model's facts as JSON"))?;
         if facts.layers == 0 || facts.files.is_empty() {
             let found = format!("{} layers in {} files", facts.layers, facts.files.len());

@@ -109,6 +109,14 @@ enum Memory {
     Layers(f64),
 }
 
+/// Bytes of a size such as "6 GiB"; none if it is not one.
+pub fn bytes_of(text: &str) -> Option<u64> {
+    match wire::memory_of(text)? {
+        Memory::Bytes(bytes) => Some(bytes),
+        Memory::Layers(_) => None,
+    }
+}
+
 impl Pipeline {
     /// Reads a file, or takes the embedded pipeline.
     pub fn load(path: Option<&Utf8Path>) -> anyhow::Result<Self> {

@@ -9,8 +9,10 @@ use std::collections::BinaryHeap;
 
 /// One bit of cost.
 pub(crate) const ONE_BIT: u64 = 1 << 16;
-/// Bits of an escaped index beside its symbol.
-const ESCAPED_BITS: u64 = 16;
+/// Bits that name the symbol of an escaped index.
+const NAMED_BITS: u64 = 8;
+/// Bits of an index beyond all symbols, beside those that say so.
+const BEYOND_BITS: u64 = 16;
 /// Below this half width a coarser alphabet cannot save anything worth having.
 const FINE_ENOUGH: i32 = 24;
 
@@ -222,7 +224,7 @@ fn cost(table: &ClassTable, bins: &[u64], outside: u64) -> u64 {
     }
     if escaped > 0 {
         let escape = u64::from(COST[table.of(ESCAPE) as usize]);
-        cost += escaped * (escape + ESCAPED_BITS * ONE_BIT);
+        cost += escaped * (escape + NAMED_BITS * ONE_BIT) + outside * BEYOND_BITS * ONE_BIT;
     }
     cost + total * u64::from(table.shift) * ONE_BIT
 }

@@ -15,8 +15,8 @@ pub(crate) const LARGEST_SYMBOL: i32 = 127;
 pub(crate) const LARGEST_SHIFT: u32 = 4;
 /// Largest Rice parameter of the frequencies.
 const LARGEST_RICE: u32 = 12;
-/// Largest zigzag of a difference of frequencies.
-const LARGEST_DIFFERENCE: u32 = 2 * SCALE;
+/// Largest zigzag of what a frequency differs by from the line through the two before it.
+const LARGEST_DIFFERENCE: u32 = 8 * SCALE;
 
 /// Frequencies of the symbols of a class.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,9 +88,10 @@ impl ClassTable {
             return Err(reader.damaged(rice.into(), "a Rice parameter of 0..=12"));
         }
         for sign in if mirrored { &[-1][..] } else { &[-1, 1][..] } {
-            let mut previous = 0i32;
+            let (mut previous, mut before) = (0i32, 0i32);
             for magnitude in (1..=half).rev() {
-                previous += unzigzag(reader.take_rice(rice, LARGEST_DIFFERENCE)?);
+                let difference = unzigzag(reader.take_rice(rice, LARGEST_DIFFERENCE)?);
+                (previous, before) = (2 * previous - before + difference, previous);
                 left -= if mirrored { 2 * previous } else { previous };
                 if previous < 0 || left < 0 {
                     let found = previous.unsigned_abs().into();
@@ -127,11 +128,11 @@ impl ClassTable {
     fn differences(&self, half: i32, mirrored: bool) -> Vec<u32> {
         let mut differences = Vec::with_capacity(2 * half as usize);
         for sign in if mirrored { &[-1][..] } else { &[-1, 1][..] } {
-            let mut previous = 0;
+            let (mut previous, mut before) = (0, 0);
             for magnitude in (1..=half).rev() {
                 let frequency = self.of(sign * magnitude) as i32;
-                differences.push(zigzag(frequency - previous));
-                previous = frequency;
+                differences.push(zigzag(frequency - (2 * previous - before)));
+                (previous, before) = (frequency, previous);
             }
         }
         differences

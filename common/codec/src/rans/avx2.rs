@@ -120,7 +120,7 @@ unsafe fn groups<const SHIFTED: bool>(
             }
         }
         if escapes != 0 {
-            cursor.escapes(escapes, out)?;
+            cursor.escapes(escapes, shift, out)?;
         }
         done += 1;
     }

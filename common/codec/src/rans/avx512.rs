@@ -101,7 +101,7 @@ unsafe fn groups<const SHIFTED: bool>(
             }
         }
         if escapes != 0 {
-            cursor.escapes(escapes, out)?;
+            cursor.escapes(escapes, shift, out)?;
         }
         done += 1;
     }

@@ -9,8 +9,8 @@ use crate::classes::{DecodeTables, ESCAPE, LayerTables, PROBABILITY_BITS, check_
 use crate::failure::CodecError;
 use rayon::prelude::*;
 
-/// Most bytes that one group can take: a word to restore each state and a word per escaped index.
-pub(super) const GROUP_BYTES: usize = 4 * LANES;
+/// Most bytes that one group can take: a word to restore each state, a byte and a word per escaped index.
+pub(super) const GROUP_BYTES: usize = 5 * LANES;
 
 /// Decodes the indices [rows, cols] of a tensor, in parallel over its tiles.
 ///
@@ -278,8 +278,8 @@ impl Tile<'_> {
     pub(super) fn begin(&self) -> Result<Cursor<'_>, CodecError> {
         let lanes = self.lines.cols.min(LANES);
         let length = self.bytes.len() as u64;
-        if self.bytes.len() < 4 * lanes || !self.bytes.len().is_multiple_of(2) {
-            let expected = "its states and whole words";
+        if self.bytes.len() < 4 * lanes {
+            let expected = "its states";
             return Err(CodecError::Damaged {
                 what: "length of a tile",
                 found: length,
@@ -333,7 +333,7 @@ impl Cursor<'_> {
         if escapes == 0 {
             Ok(())
         } else {
-            self.escapes(escapes, out)
+            self.escapes(escapes, shift, out)
         }
     }
 
@@ -370,26 +370,45 @@ impl Cursor<'_> {
         escapes
     }
 
-    /// Step 3: the indices of the lanes in `escapes` are the next words.
+    /// Step 3: the symbols of the lanes in `escapes` are the next bytes.
     #[cold]
-    pub(super) fn escapes(&mut self, mut escapes: u32, out: &mut [i16]) -> Result<(), CodecError> {
+    pub(super) fn escapes(
+        &mut self,
+        mut escapes: u32,
+        shift: &[u8],
+        out: &mut [i16],
+    ) -> Result<(), CodecError> {
         while escapes != 0 {
             let lane = escapes.trailing_zeros() as usize;
-            let Some(word) = self.bytes.get(self.position..self.position + 2) else {
-                return Err(self.truncated());
+            let [symbol] = self.take()?;
+            let symbol = i32::from(symbol as i8);
+            out[lane] = if symbol == ESCAPE {
+                i16::from_le_bytes(self.take()?)
+            } else {
+                let shift = shift.get(lane).copied().unwrap_or(0);
+                out[lane] + ((symbol - ESCAPE) << shift) as i16
             };
-            out[lane] = i16::from_le_bytes([word[0], word[1]]);
-            self.position += 2;
             escapes &= escapes - 1;
         }
         Ok(())
+    }
+
+    /// The next `N` bytes.
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], CodecError> {
+        let bytes = self
+            .bytes
+            .get(self.position..)
+            .and_then(|rest| rest.first_chunk());
+        let bytes = *bytes.ok_or_else(|| self.truncated())?;
+        self.position += N;
+        Ok(bytes)
     }
 
     /// Checks that the tile ends where its words end, in the state where the encoder began.
     pub(super) fn finish(&self) -> Result<(), CodecError> {
         if self.position != self.bytes.len() {
             let found = (self.bytes.len() - self.position) as u64;
-            let expected = "no bytes after the last word";
+            let expected = "no bytes after the last index";
             return Err(CodecError::Damaged {
                 what: "end of a tile",
                 found,

@@ -81,25 +81,22 @@ fn encode_tile(
 ) -> Result<Vec<u8>, (usize, i16)> {
     let cols = column_log.len();
     let mut states = [LOWEST_STATE; LANES];
-    let mut words: Vec<u16> = Vec::with_capacity(q.len() / 2);
+    let mut backwards = Vec::with_capacity(q.len());
     for (q, &row_log) in q.chunks(cols).zip(row_log).rev() {
         for (q, column_log) in q.chunks(LANES).zip(column_log.chunks(LANES)).rev() {
-            encode_group(q, row_log, column_log, fine, &mut states, &mut words)?;
+            encode_group(q, row_log, column_log, fine, &mut states, &mut backwards)?;
         }
     }
     let states = &states[..cols.min(LANES)];
-    let mut bytes = Vec::with_capacity(4 * states.len() + 2 * words.len());
+    let mut bytes = Vec::with_capacity(4 * states.len() + backwards.len());
     states
         .iter()
         .for_each(|state| bytes.extend(state.to_le_bytes()));
-    words
-        .iter()
-        .rev()
-        .for_each(|word| bytes.extend(word.to_le_bytes()));
+    bytes.extend(backwards.iter().rev());
     Ok(bytes)
 }
 
-/// Encodes one group, last lane first: escaped indices, then symbols.
+/// Encodes one group, last lane first: the bytes of escapes, then symbols. Bytes are put down last first.
 #[inline(always)]
 fn encode_group(
     q: &[i16],
@@ -107,7 +104,7 @@ fn encode_group(
     column_log: &[u8],
     fine: &[Option<Coder>],
     states: &mut [u32; LANES],
-    words: &mut Vec<u16>,
+    backwards: &mut Vec<u8>,
 ) -> Result<(), (usize, i16)> {
     let mut steps = [(0u32, 0u32, 0u32); LANES]; // frequency and first slot, raw bits, shift
     for lane in (0..q.len()).rev() {
@@ -129,8 +126,14 @@ fn encode_group(
             if escape == 0 {
                 return Err((class, q[lane]));
             }
-            words.push(q[lane] as u16);
-            steps[lane] = (escape, 0, shift);
+            steps[lane] = if symbol > ESCAPE && symbol < -ESCAPE {
+                backwards.push(symbol as u8);
+                (escape, raw, shift)
+            } else {
+                backwards.extend(q[lane].to_be_bytes());
+                backwards.push(ESCAPE as u8);
+                (escape, 0, shift)
+            };
         }
     }
     for lane in (0..q.len()).rev() {
@@ -139,7 +142,7 @@ fn encode_group(
         let mut x = states[lane];
         // The state after this symbol must fit 32 bits.
         if x >> (32 - PROBABILITY_BITS - shift) >= frequency {
-            words.push(x as u16);
+            backwards.extend((x as u16).to_be_bytes());
             x >>= 16;
         }
         let slot = x % frequency + first;

@@ -4,8 +4,8 @@ use super::Keys;
 use crate::config::{ConfigError, ModelConfig};
 use crate::rope::{RopeScaling, RopeSpec};
 use crate::spec::{
-    Activation, AttentionSpec, BlockSpec, EmbeddingSpec, HeadSpec, LayerSpec, MlpSpec, NormKind,
-    NormSpec, Projection, QkvSpec, Stored, Widening,
+    Activation, AttentionSpec, BlockSpec, EmbeddingSpec, HeadSpec, LayerSpec, Mixer, MlpSpec,
+    NormKind, NormSpec, Projection, QkvSpec, Stored, Widening,
 };
 
 /// `rope_theta` where the file gives none.
@@ -47,11 +47,6 @@ impl Widths {
     pub(super) fn read(keys: &Keys<'_>) -> Result<Self, ConfigError> {
         let hidden = keys.size("hidden_size")?;
         let heads = keys.size("num_attention_heads")?;
-        let kv_heads = keys.size_if_any("num_key_value_heads")?.unwrap_or(heads);
-        if !heads.is_multiple_of(kv_heads) {
-            let expected = format!("a divisor of num_attention_heads, {heads}");
-            return Err(keys.refuse("num_key_value_heads", kv_heads, expected));
-        }
         let head_dim = match keys.size_if_any("head_dim")? {
             Some(given) => given,
             None if hidden.is_multiple_of(heads) => hidden / heads,
@@ -60,6 +55,18 @@ impl Widths {
                 return Err(keys.refuse("hidden_size", hidden, expected));
             }
         };
+        Widths::with_head_dim(keys, head_dim)
+    }
+
+    /// Widths of a family that gives the width of its heads elsewhere.
+    pub(super) fn with_head_dim(keys: &Keys<'_>, head_dim: usize) -> Result<Self, ConfigError> {
+        let hidden = keys.size("hidden_size")?;
+        let heads = keys.size("num_attention_heads")?;
+        let kv_heads = keys.size_if_any("num_key_value_heads")?.unwrap_or(heads);
+        if !heads.is_multiple_of(kv_heads) {
+            let expected = format!("a divisor of num_attention_heads, {heads}");
+            return Err(keys.refuse("num_key_value_heads", kv_heads, expected));
+        }
         Ok(Widths {
             hidden,
             layers: keys.layers("num_hidden_layers")?,
@@ -109,19 +116,70 @@ impl Widths {
 
     /// `mlp.{gate,up,down}_proj`.
     pub(super) fn gated_mlp(&self, activation: Activation, bias: bool) -> MlpSpec {
-        let into =
-            |part: &str| Projection::new(format!("mlp.{part}_proj"), self.ffn, self.hidden, bias);
         MlpSpec {
-            widening: Widening::Gated {
-                gate: into("gate"),
-                up: into("up"),
-            },
-            down: Projection::new("mlp.down_proj", self.hidden, self.ffn, bias),
-            ffn: self.ffn,
-            activation,
             input: "mlp_in".into(),
             inner: "down_in".into(),
+            ..self.gated("mlp", self.ffn, activation, bias)
         }
+    }
+
+    /// `mlp.shared_experts.{gate,up,down}_proj`, of inner width `ffn`, which every token passes beside its
+    /// experts.
+    pub(super) fn shared_experts(&self, ffn: usize, activation: Activation) -> MlpSpec {
+        MlpSpec {
+            input: "shared.in".into(),
+            inner: "shared.down_in".into(),
+            ..self.gated("mlp.shared_experts", ffn, activation, false)
+        }
+    }
+
+    /// `{gate,up,down}_proj` of inner width `ffn` within `prefix`.
+    fn gated(&self, prefix: &str, ffn: usize, activation: Activation, bias: bool) -> MlpSpec {
+        let matrix = |part: &str, rows, cols| {
+            Projection::new(format!("{prefix}.{part}_proj"), rows, cols, bias)
+        };
+        MlpSpec {
+            widening: Widening::Gated {
+                gate: matrix("gate", ffn, self.hidden),
+                up: matrix("up", ffn, self.hidden),
+            },
+            down: matrix("down", self.hidden, ffn),
+            ffn,
+            activation,
+            input: format!("{prefix}.in"),
+            inner: format!("{prefix}.down_in"),
+        }
+    }
+
+    /// `mlp.experts.N.{gate,up,down}_proj`, `count` of them of inner width `ffn`, or where the checkpoint has them
+    /// `mlp.experts.{gate_up,down}_proj` with all in one.
+    pub(super) fn experts(
+        &self,
+        keys: &Keys<'_>,
+        [count, ffn]: [usize; 2],
+        activation: Activation,
+    ) -> Vec<MlpSpec> {
+        let sides = [self.hidden, ffn];
+        let fused = keys.tensors_contain("mlp.experts.gate_up_proj");
+        let of_expert = |index| match fused {
+            true => {
+                let tensors = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"];
+                fused_expert(tensors, [index, count], sides, activation)
+            }
+            false => {
+                let names = ["gate_proj", "up_proj", "down_proj"];
+                expert("mlp.experts", index, names, sides, activation)
+            }
+        };
+        (0..count).map(of_expert).collect()
+    }
+
+    /// Two blocks, each behind a norm: `input_layernorm` and `post_attention_layernorm`.
+    pub(super) fn blocks(&self, first: Mixer, second: Mixer) -> Vec<BlockSpec> {
+        vec![
+            BlockSpec::new(self.rms("input_layernorm"), first),
+            BlockSpec::new(self.rms("post_attention_layernorm"), second),
+        ]
     }
 
     /// The model whose layers are `model.layers.N.` and whose ends are `model.embed_tokens`, `model.norm`
@@ -158,6 +216,7 @@ impl Widths {
                 scale: 1.0,
                 softcap: None,
             },
+            beside: Vec::new(),
         })
     }
 
@@ -270,21 +329,11 @@ impl Widths {
 
     fn yarn(&self, settings: &Keys<'_>) -> Result<RopeScaling, ConfigError> {
         let factor = settings.number("factor", 0.0)?;
-        let length = |factor: f64, share: f64| {
-            if factor > 1.0 {
-                0.1 * share * factor.ln() + 1.0
-            } else {
-                1.0
-            }
-        };
-        let shares = [
-            settings.number_if_any("mscale", 0.0)?,
-            settings.number_if_any("mscale_all_dim", 0.0)?,
-        ];
+        let shares = [yarn_share(settings, "mscale")?, all_dim_share(settings)?];
         let lengthening = match (settings.number_if_any("attention_factor", 0.0)?, shares) {
             (Some(given), _) => given,
-            (None, [Some(one), Some(all)]) => length(factor, one) / length(factor, all),
-            (None, _) => length(factor, 1.0),
+            (None, [Some(one), Some(all)]) => yarn_length(factor, one) / yarn_length(factor, all),
+            (None, _) => yarn_length(factor, 1.0),
         };
         let original = settings.number_if_any("original_max_position_embeddings", 0.0)?;
         Ok(RopeScaling::Yarn {
@@ -338,6 +387,26 @@ impl Widths {
             lengthening,
         })
     }
+}
+
+/// How much longer vectors get where YaRN stretches by `factor`, weighed by `share`.
+pub(super) fn yarn_length(factor: f64, share: f64) -> f64 {
+    if factor > 1.0 {
+        0.1 * share * factor.ln() + 1.0
+    } else {
+        1.0
+    }
+}
+
+/// The share by which YaRN lengthens all elements of queries and keys; 0 means none.
+pub(super) fn all_dim_share(settings: &Keys<'_>) -> Result<Option<f64>, ConfigError> {
+    yarn_share(settings, "mscale_all_dim")
+}
+
+fn yarn_share(settings: &Keys<'_>, key: &str) -> Result<Option<f64>, ConfigError> {
+    Ok(settings
+        .number_from(key, 0.0)?
+        .filter(|share| *share != 0.0))
 }
 
 /// `w1` (gate), `w3` (up) and `w2` (down), or other names in this order, of expert `index`.

@@ -78,6 +78,7 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
             scale: 1.0,
             softcap: None,
         },
+        beside: Vec::new(),
         embedding: EmbeddingSpec {
             weight: embedding,
             scale: 1.0,

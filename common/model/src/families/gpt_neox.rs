@@ -63,6 +63,7 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
             scale: 1.0,
             softcap: None,
         },
+        beside: Vec::new(),
     })
 }
 

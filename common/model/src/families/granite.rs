@@ -31,6 +31,7 @@ pub(super) fn mixture(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
         // The softmax over the chosen is that over all, divided by the sum of the chosen.
         routing: Routing::Softmax { renormalised: true },
         experts: (0..experts).map(of_expert).collect(),
+        shared: None,
     };
     describe(keys, &widths, Mixer::Experts(sparse))
 }

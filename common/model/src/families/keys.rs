@@ -10,59 +10,91 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::floats::float;
 use crate::config::{ConfigError, MAX_LAYERS, MAX_WIDTH};
 use crate::spec::Activation;
 
-/// Keys without influence on the forward pass of any family.
-const WITHOUT_INFLUENCE: [&str; 36] = [
-    "_attn_implementation",
-    "_name_or_path",
+/// Keys without influence on the forward pass of any family: what the file is and who wrote it; how the model
+/// was initialised and trained; how text is drawn from it.
+const WITHOUT_INFLUENCE: [&str; 64] = [
     "add_cross_attention",
     "architectures",
     "attn_implementation",
     "auto_map",
-    "chunk_size_feed_forward",
+    "custom_pipelines",
     "dtype",
     "finetuning_task",
-    "gradient_checkpointing",
-    "initializer_range",
+    "id2label",
+    "is_decoder",
     "is_encoder_decoder",
+    "is_llama_config", // of SmolLM2's conversion
     "keys_to_ignore_at_inference",
     "label2id",
-    "id2label",
+    "license",
     "max_length",
+    "model_max_length",
     "model_type",
     "n_ctx",
-    "num_nextn_predict_layers",
     "pad_vocab_size_multiple",
-    "pretraining_tp",
     "problem_type",
-    "rescale_prenorm_residual",
     "return_dict",
-    "rescale_layer",
+    "return_dict_in_generate",
     "task_specific_params",
+    "tf_legacy_loss",
+    "tokenizer_class",
+    "torch_dtype",
+    "torchscript",
+    "transformers.js_config",
+    "transformers_version",
+    "use_bfloat16",
+    "use_cache",
+    "use_flash_attn",
+    "use_mambapy",
+    // initialisation and training
+    "chunk_size_feed_forward",
+    "gradient_checkpointing",
+    "neftune_noise_alpha",
+    "pretraining_tp",
+    "pruned_heads",
+    "rescale_layer",
+    "rescale_prenorm_residual",
+    "tie_encoder_decoder",
     "time_step_floor",
     "time_step_init_scheme",
     "time_step_max",
     "time_step_min",
     "time_step_scale",
-    "tokenizer_class",
-    "torch_dtype",
-    "transformers_version",
-    "unsloth_version",
-    "use_cache",
+    // generation
+    "bad_words_ids",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "length_penalty",
+    "max_new_tokens",
+    "min_length",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "prefix",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
 ];
-/// Beginnings and ends of such keys.
-const PREFIXES: [&str; 4] = ["summary_", "output_", "router_z_loss", "use_mambapy"];
-const SUFFIXES: [&str; 8] = [
+/// Beginnings of such keys.
+const PREFIXES: [&str; 5] = ["_", "output_", "router_z_loss", "summary_", "unsloth_"];
+/// Ends of such keys.
+const SUFFIXES: [&str; 7] = [
     "_token_id",
     "_dropout",
-    "_pdrop",
     "_dropout_prob",
-    "aux_loss_coef",
+    "_pdrop",
     "_jitter_noise",
-    "initializer_range",
     "_loss_coef",
+    "initializer_range",
 ];
 
 /// The keys of a `config.json`, or of an object in it.
@@ -181,6 +213,26 @@ impl<'a> Keys<'a> {
         self.read(key, &format!("a finite number above {above}"), |value| {
             value.as_f64().filter(|x| x.is_finite() && *x > above)
         })
+    }
+
+    /// A finite number of at least `least`, if present.
+    pub(super) fn number_from(&self, key: &str, least: f64) -> Result<Option<f64>, ConfigError> {
+        self.read(key, &format!("a finite number from {least} on"), |value| {
+            value.as_f64().filter(|x| x.is_finite() && *x >= least)
+        })
+    }
+
+    /// The ends of a range from 0 on that is not empty, the upper of which may be infinite, if present.
+    pub(super) fn range_if_any(&self, key: &str) -> Result<Option<[f64; 2]>, ConfigError> {
+        self.read(
+            key,
+            "two numbers of 0 or more, the smaller one first",
+            |value| {
+                let ends: [Value; 2] = value.as_array()?.clone().try_into().ok()?;
+                let [low, high] = [float(&ends[0])?, float(&ends[1])?];
+                (0.0 <= low && low.is_finite() && low <= high).then_some([low, high])
+            },
+        )
     }
 
     /// A finite number above `above`.

@@ -3,7 +3,7 @@
 use super::Keys;
 use super::decoder::{Tied, Widths};
 use crate::config::{ConfigError, ModelConfig};
-use crate::spec::{BlockSpec, Mixer};
+use crate::spec::Mixer;
 
 pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let widths = Widths::read(keys)?;
@@ -11,15 +11,6 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let attention = widths.attention([bias; 2], widths.rope(keys)?);
     let mlp = widths.gated_mlp(keys.activation("hidden_act")?, keys.flag("mlp_bias")?);
     widths.model(keys, Tied::Rarely, |_| {
-        vec![
-            BlockSpec::new(
-                widths.rms("input_layernorm"),
-                Mixer::Attention(attention.clone()),
-            ),
-            BlockSpec::new(
-                widths.rms("post_attention_layernorm"),
-                Mixer::Mlp(mlp.clone()),
-            ),
-        ]
+        widths.blocks(Mixer::Attention(attention.clone()), Mixer::Mlp(mlp.clone()))
     })
 }

@@ -4,7 +4,7 @@ use super::Keys;
 use super::decoder::{Tied, norm};
 use crate::config::{ConfigError, ModelConfig};
 use crate::spec::{
-    BlockSpec, EmbeddingSpec, HeadSpec, LayerSpec, MambaSpec, Mixer, NormKind, Projection,
+    BlockSpec, ConvSpec, EmbeddingSpec, HeadSpec, LayerSpec, MambaSpec, Mixer, NormKind, Projection,
 };
 
 /// Longest window: the state has no limit, the pipeline wants one.
@@ -25,29 +25,48 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
         .number_if_any("layer_norm_epsilon", 0.0)?
         .unwrap_or(1e-5);
     let bias = keys.flag("use_bias")?;
-    keys.only("rms_norm", true)?;
-    keys.ignore(&[
-        "residual_in_fp32",
-        "n_layer",
-        "use_mambapy",
-        "d_inner",
-        "d_model",
-    ]);
-    keys.ignore(&["fused_add_norm", "time_step_init_scheme", "ssm_cfg"]);
+    let layers = keys.layers("num_hidden_layers")?;
+    keys.ignore(&["n_layer", "use_mambapy", "d_inner", "d_model", "ssm_cfg"]);
     let mixer = Mixer::Mamba(MambaSpec {
         inner,
         state,
         rank,
-        kernel: keys.size_if_any("conv_kernel")?.unwrap_or(4),
-        conv_bias: keys.flag_if_any("use_conv_bias")?.unwrap_or(true),
+        conv: conv(keys, inner)?,
         input: Projection::new("mixer.in_proj", 2 * inner, hidden, bias),
         selection: Projection::new("mixer.x_proj", rank + 2 * state, inner, false),
         step: Projection::new("mixer.dt_proj", inner, rank, true),
         output: Projection::new("mixer.out_proj", hidden, inner, bias),
         activation: keys.activation("hidden_act")?,
     });
+    model(keys, [hidden, layers], eps, Tied::Usually, &mixer)
+}
+
+/// The convolution of `channels` channels.
+pub(super) fn conv(keys: &Keys<'_>, channels: usize) -> Result<ConvSpec, ConfigError> {
+    Ok(ConvSpec {
+        name: "mixer.conv1d".into(),
+        channels,
+        kernel: keys.size_if_any("conv_kernel")?.unwrap_or(4),
+        bias: keys.flag_if_any("use_conv_bias")?.unwrap_or(true),
+    })
+}
+
+/// A model of layers `backbone.layers.N.` of one block each.
+pub(super) fn model(
+    keys: &Keys<'_>,
+    [hidden, layers]: [usize; 2],
+    eps: f64,
+    tied: Tied,
+    mixer: &Mixer,
+) -> Result<ModelConfig, ConfigError> {
+    keys.only("rms_norm", true)?;
+    keys.ignore(&[
+        "residual_in_fp32",
+        "fused_add_norm",
+        "time_step_init_scheme",
+    ]);
     let rms = |name: &str| norm(name, NormKind::Rms, hidden, eps);
-    let layers = (0..keys.layers("num_hidden_layers")?).map(|index| LayerSpec {
+    let layers = (0..layers).map(|index| LayerSpec {
         prefix: format!("backbone.layers.{index}."),
         blocks: vec![BlockSpec::new(rms("norm"), mixer.clone())],
         parallel: false,
@@ -57,9 +76,9 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
         true => "backbone.embedding.weight",
         false => "backbone.embeddings.weight",
     };
-    let tied = Tied::Usually.read(keys)?;
+    let tied = tied.read(keys)?;
     Ok(ModelConfig {
-        family: "mamba".into(),
+        family: keys.text("model_type")?.unwrap_or_default().to_owned(),
         hidden,
         vocab: keys.size("vocab_size")?,
         context: CONTEXT,
@@ -77,5 +96,6 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
             scale: 1.0,
             softcap: None,
         },
+        beside: Vec::new(),
     })
 }

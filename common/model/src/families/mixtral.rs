@@ -3,7 +3,7 @@
 use super::Keys;
 use super::decoder::{Tied, Widths, expert, fused_expert};
 use crate::config::{ConfigError, ModelConfig};
-use crate::spec::{BlockSpec, ExpertsSpec, Mixer, Projection, Routing};
+use crate::spec::{ExpertsSpec, Mixer, Projection, Routing};
 
 pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let widths = Widths::read(keys)?;
@@ -29,17 +29,12 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
         chosen: keys.at_most("num_experts_per_tok", experts)?,
         routing: Routing::Softmax { renormalised: true },
         experts: (0..experts).map(of_expert).collect(),
+        shared: None,
     };
     let windows = widths.windows(keys, |_| true)?;
     widths.model(keys, Tied::Rarely, |layer| {
         attention.window = windows[layer];
         let experts = Mixer::Experts(sparse.clone());
-        vec![
-            BlockSpec::new(
-                widths.rms("input_layernorm"),
-                Mixer::Attention(attention.clone()),
-            ),
-            BlockSpec::new(widths.rms("post_attention_layernorm"), experts),
-        ]
+        widths.blocks(Mixer::Attention(attention.clone()), experts)
     })
 }

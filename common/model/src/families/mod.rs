@@ -5,6 +5,8 @@
 //! shows how to add one.
 
 mod decoder;
+mod deepseek_v3;
+mod floats;
 mod gemma;
 mod gpt2;
 mod gpt_neox;
@@ -12,6 +14,7 @@ mod granite;
 mod keys;
 mod llama;
 mod mamba;
+mod mamba2;
 mod mistral;
 mod mixtral;
 mod olmo2;
@@ -21,6 +24,7 @@ mod qwen2;
 mod qwen3;
 mod qwen3_moe;
 
+pub(crate) use floats::tagged;
 pub(crate) use keys::Keys;
 
 use crate::config::{ConfigError, ModelConfig};
@@ -29,7 +33,8 @@ use crate::config::{ConfigError, ModelConfig};
 type Describe = fn(&Keys<'_>) -> Result<ModelConfig, ConfigError>;
 
 /// The families by their `model_type`.
-pub(crate) const FAMILIES: [(&str, Describe); 16] = [
+pub(crate) const FAMILIES: [(&str, Describe); 18] = [
+    ("deepseek_v3", deepseek_v3::describe),
     ("gemma2", gemma::gemma2),
     ("gemma3_text", gemma::gemma3_text),
     ("gpt2", gpt2::describe),
@@ -38,6 +43,7 @@ pub(crate) const FAMILIES: [(&str, Describe); 16] = [
     ("granitemoe", granite::mixture),
     ("llama", llama::describe),
     ("mamba", mamba::describe),
+    ("mamba2", mamba2::describe),
     ("mistral", mistral::describe),
     ("mixtral", mixtral::describe),
     ("olmo2", olmo2::describe),

@@ -3,7 +3,7 @@
 use super::Keys;
 use super::decoder::{Tied, Widths};
 use crate::config::{ConfigError, ModelConfig};
-use crate::spec::{AttentionSpec, BlockSpec, Mixer, MlpSpec, Projection, QkvSpec, Widening};
+use crate::spec::{AttentionSpec, Mixer, MlpSpec, Projection, QkvSpec, Widening};
 
 pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let widths = Widths::read(keys)?;
@@ -23,15 +23,6 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let windows = widths.windows(keys, |_| true)?;
     widths.model(keys, Tied::Rarely, |layer| {
         attention.window = windows[layer];
-        vec![
-            BlockSpec::new(
-                widths.rms("input_layernorm"),
-                Mixer::Attention(attention.clone()),
-            ),
-            BlockSpec::new(
-                widths.rms("post_attention_layernorm"),
-                Mixer::Mlp(mlp.clone()),
-            ),
-        ]
+        widths.blocks(Mixer::Attention(attention.clone()), Mixer::Mlp(mlp.clone()))
     })
 }

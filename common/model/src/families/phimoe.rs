@@ -29,6 +29,7 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
             jitter: jitter.unwrap_or(0.01),
         },
         experts: (0..experts).map(of_expert).collect(),
+        shared: None,
     };
     let windows = widths.windows(keys, |_| true)?;
     let layer_norm = |name| norm(name, NormKind::Layer, widths.hidden, widths.eps);

@@ -3,7 +3,7 @@
 use super::Keys;
 use super::decoder::{Tied, Widths};
 use crate::config::{ConfigError, ModelConfig};
-use crate::spec::{BlockSpec, Mixer};
+use crate::spec::Mixer;
 
 pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let widths = Widths::read(keys)?;
@@ -12,16 +12,7 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let windows = windows(keys, &widths)?;
     widths.model(keys, Tied::Rarely, |layer| {
         attention.window = windows[layer];
-        vec![
-            BlockSpec::new(
-                widths.rms("input_layernorm"),
-                Mixer::Attention(attention.clone()),
-            ),
-            BlockSpec::new(
-                widths.rms("post_attention_layernorm"),
-                Mixer::Mlp(mlp.clone()),
-            ),
-        ]
+        widths.blocks(Mixer::Attention(attention.clone()), Mixer::Mlp(mlp.clone()))
     })
 }
 

@@ -4,7 +4,7 @@ use super::Keys;
 use super::decoder::{Tied, Widths, norm};
 use super::qwen2::windows;
 use crate::config::{ConfigError, ModelConfig};
-use crate::spec::{AttentionSpec, BlockSpec, Mixer, NormKind, QkNorm};
+use crate::spec::{AttentionSpec, Mixer, NormKind, QkNorm};
 
 pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let widths = Widths::read(keys)?;
@@ -13,16 +13,7 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let windows = windows(keys, &widths)?;
     widths.model(keys, Tied::Rarely, |layer| {
         attention.window = windows[layer];
-        vec![
-            BlockSpec::new(
-                widths.rms("input_layernorm"),
-                Mixer::Attention(attention.clone()),
-            ),
-            BlockSpec::new(
-                widths.rms("post_attention_layernorm"),
-                Mixer::Mlp(mlp.clone()),
-            ),
-        ]
+        widths.blocks(Mixer::Attention(attention.clone()), Mixer::Mlp(mlp.clone()))
     })
 }
 

@@ -1,10 +1,10 @@
 //! Qwen3-MoE: Qwen3 whose MLPs are mixtures of experts, save in some layers.
 
 use super::Keys;
-use super::decoder::{Tied, Widths, expert, fused_expert};
+use super::decoder::{Tied, Widths};
 use super::qwen3::attention;
 use crate::config::{ConfigError, ModelConfig};
-use crate::spec::{BlockSpec, ExpertsSpec, Mixer, Projection, Routing};
+use crate::spec::{ExpertsSpec, Mixer, Projection, Routing};
 
 pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let widths = Widths::read(keys)?;
@@ -12,25 +12,15 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let activation = keys.activation("hidden_act")?;
     let dense = widths.gated_mlp(activation, false);
     let experts = keys.size("num_experts")?;
-    let sides = [widths.hidden, keys.size("moe_intermediate_size")?];
-    let fused = keys.tensors_contain("mlp.experts.gate_up_proj");
-    let of_expert = |index| match fused {
-        true => {
-            let tensors = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"];
-            fused_expert(tensors, [index, experts], sides, activation)
-        }
-        false => {
-            let names = ["gate_proj", "up_proj", "down_proj"];
-            expert("mlp.experts", index, names, sides, activation)
-        }
-    };
+    let sides = [experts, keys.size("moe_intermediate_size")?];
     let sparse = ExpertsSpec {
         router: Projection::new("mlp.gate", experts, widths.hidden, false),
         chosen: keys.at_most("num_experts_per_tok", experts)?,
         routing: Routing::Softmax {
             renormalised: keys.flag("norm_topk_prob")?,
         },
-        experts: (0..experts).map(of_expert).collect(),
+        experts: widths.experts(keys, sides, activation),
+        shared: None,
     };
     let step = keys.size_if_any("decoder_sparse_step")?.unwrap_or(1);
     let only_dense = keys.indices_if_any("mlp_only_layers")?.unwrap_or_default();
@@ -44,12 +34,6 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
             true => Mixer::Experts(sparse.clone()),
             false => Mixer::Mlp(dense.clone()),
         };
-        vec![
-            BlockSpec::new(
-                widths.rms("input_layernorm"),
-                Mixer::Attention(attention.clone()),
-            ),
-            BlockSpec::new(widths.rms("post_attention_layernorm"), mixer),
-        ]
+        widths.blocks(Mixer::Attention(attention.clone()), mixer)
     })
 }

@@ -1,7 +1,8 @@
 //! Causal grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), chunked over queries so that memory stays bounded.
 //!
 //! Layouts are chosen so that no key or value head is repeated in memory: the query heads that
-//! share a key head are laid out as one taller matrix, `[kv_heads, share * queries, head_dim]`.
+//! share a key head are laid out as one taller matrix, `[kv_heads, share * queries, width]`. Values may have
+//! another width than queries and keys.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData, activation};
@@ -9,23 +10,71 @@ use burn::tensor::{Tensor, TensorData, activation};
 use super::cpu;
 use super::math::capped;
 use crate::rope::Rope;
-use crate::spec::AttentionSpec;
+use crate::spec::{AttentionSpec, LatentAttentionSpec};
 
 /// Queries of one chunk. A chunk skips the keys after its last query.
 const QUERY_CHUNK: usize = 256;
 /// Scores held at once, in elements (256 MiB): larger batches go through window by window.
 const SCORE_BUDGET: usize = 1 << 26;
 
+/// What the kernels need to know of an attention block.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Heads {
+    /// Query heads, a multiple of `kv_heads`.
+    pub(super) heads: usize,
+    /// Key and value heads.
+    pub(super) kv_heads: usize,
+    /// Width of a head's queries and keys, of which the first values turn.
+    pub(super) width: usize,
+    /// Width of a head's values.
+    pub(super) value_width: usize,
+    /// A token sees so many tokens, itself included; all earlier ones if none.
+    pub(super) window: Option<usize>,
+    /// Factor of the scores.
+    pub(super) scale: f64,
+    /// Scores become `cap · tanh(score / cap)`.
+    pub(super) softcap: Option<f64>,
+}
+
+impl From<&AttentionSpec> for Heads {
+    fn from(spec: &AttentionSpec) -> Self {
+        Heads {
+            heads: spec.heads,
+            kv_heads: spec.kv_heads,
+            width: spec.head_dim,
+            value_width: spec.head_dim,
+            window: spec.window,
+            scale: spec.scale,
+            softcap: spec.softcap,
+        }
+    }
+}
+
+impl From<&LatentAttentionSpec> for Heads {
+    fn from(spec: &LatentAttentionSpec) -> Self {
+        Heads {
+            heads: spec.heads,
+            kv_heads: spec.heads,
+            width: spec.plain + spec.rope.width,
+            value_width: spec.value,
+            window: None,
+            scale: spec.scale,
+            softcap: None,
+        }
+    }
+}
+
 /// `softmax(q kᵀ · scale + mask) v` for `windows` windows of `length` tokens.
 ///
-/// `q: [windows * length, heads * head_dim]`, `k`, `v: [windows * length, kv_heads * head_dim]`,
-/// before rotation; the result has the shape of `q`.
+/// `q: [windows * length, heads * width]`, `k: [windows * length, kv_heads * width]`,
+/// `v: [windows * length, kv_heads * value_width]`, before rotation; the result is
+/// `[windows * length, heads * value_width]`.
 pub(super) fn attention<B: Backend>(
     q: Tensor<B, 2>,
     k: Tensor<B, 2>,
     v: Tensor<B, 2>,
     sides: [usize; 2],
-    spec: &AttentionSpec,
+    spec: &Heads,
     rope: Option<&Rope<B>>,
 ) -> Tensor<B, 2> {
     if cpu::is_cpu::<B>() {
@@ -40,22 +89,23 @@ fn reference<B: Backend>(
     k: Tensor<B, 2>,
     v: Tensor<B, 2>,
     [windows, length]: [usize; 2],
-    spec: &AttentionSpec,
+    spec: &Heads,
     rope: Option<&Rope<B>>,
 ) -> Tensor<B, 2> {
-    let &AttentionSpec {
+    let &Heads {
         heads,
         kv_heads,
-        head_dim,
+        width,
+        value_width,
         ..
     } = spec;
     let turned = |x| match rope {
         Some(rope) => rotate(x, rope),
         None => x,
     };
-    let q = turned(by_head(q * spec.scale, windows, length, heads, head_dim));
-    let k = turned(by_head(k, windows, length, kv_heads, head_dim));
-    let v = by_head(v, windows, length, kv_heads, head_dim);
+    let q = turned(by_head(q * spec.scale, windows, length, heads, width));
+    let k = turned(by_head(k, windows, length, kv_heads, width));
+    let v = by_head(v, windows, length, kv_heads, value_width);
     let group = (SCORE_BUDGET / (heads * length * length.min(QUERY_CHUNK))).clamp(1, windows);
     let mixed: Vec<Tensor<B, 4>> = (0..windows)
         .step_by(group)
@@ -68,25 +118,24 @@ fn reference<B: Backend>(
     let mixed = join(mixed, 0);
     mixed
         .swap_dims(1, 2)
-        .reshape([windows * length, heads * head_dim])
+        .reshape([windows * length, heads * value_width])
 }
 
-/// `[windows * length, heads * head_dim]` to `[windows, heads, length, head_dim]`.
+/// `[windows * length, heads * width]` to `[windows, heads, length, width]`.
 fn by_head<B: Backend>(
     x: Tensor<B, 2>,
     windows: usize,
     length: usize,
     heads: usize,
-    head_dim: usize,
+    width: usize,
 ) -> Tensor<B, 4> {
-    x.reshape([windows, length, heads, head_dim])
-        .swap_dims(1, 2)
+    x.reshape([windows, length, heads, width]).swap_dims(1, 2)
 }
 
 /// Turns the pairs `(i, i + width/2)` of every head by their position's angle; what lies behind the turned
 /// width stays.
 fn rotate<B: Backend>(x: Tensor<B, 4>, rope: &Rope<B>) -> Tensor<B, 4> {
-    let [windows, heads, length, head_dim] = x.dims();
+    let [windows, heads, length, width] = x.dims();
     let half = rope.cos.dims()[1];
     let flat = [windows * heads, length * half];
     let part = |first: usize, last: usize| {
@@ -101,26 +150,27 @@ fn rotate<B: Backend>(x: Tensor<B, 4>, rope: &Rope<B>) -> Tensor<B, 4> {
     let turned_high = high * cos + low * sin;
     let shape = [windows, heads, length, half];
     let mut parts = vec![turned_low.reshape(shape), turned_high.reshape(shape)];
-    if 2 * half < head_dim {
-        parts.push(part(2 * half, head_dim));
+    if 2 * half < width {
+        parts.push(part(2 * half, width));
     }
     Tensor::cat(parts, 3)
 }
 
-/// Attention of rotated, scaled `q: [w, heads, t, hd]` over `k`, `v: [w, kv_heads, t, hd]`.
+/// Attention of rotated, scaled `q: [w, heads, t, width]` over `k: [w, kv_heads, t, width]` and
+/// `v: [w, kv_heads, t, value_width]`.
 fn causal<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,
-    spec: &AttentionSpec,
+    spec: &Heads,
 ) -> Tensor<B, 4> {
-    let [windows, heads, length, head_dim] = q.dims();
+    let [windows, heads, length, width] = q.dims();
     let kv_heads = k.dims()[1];
     let share = heads / kv_heads;
     let chunks = (0..length).step_by(QUERY_CHUNK).map(|first| {
         let last = (first + QUERY_CHUNK).min(length);
         let queries = last - first;
-        let tall = [windows, kv_heads, share * queries, head_dim];
+        let tall = [windows, kv_heads, share * queries, width];
         let q = q
             .clone()
             .slice([0..windows, 0..heads, first..last])
@@ -135,7 +185,7 @@ fn causal<B: Backend>(
         let weights = activation::softmax(scores.reshape([windows * heads, queries, last]), 2);
         let weights = weights.reshape([windows, kv_heads, share * queries, last]);
         let mixed = weights.matmul(v.clone().slice(keys));
-        mixed.reshape([windows, heads, queries, head_dim])
+        mixed.reshape([windows, heads, queries, spec.value_width])
     });
     join(chunks.collect(), 2)
 }
@@ -162,5 +212,87 @@ fn join<B: Backend>(mut parts: Vec<Tensor<B, 4>>, dim: usize) -> Tensor<B, 4> {
         parts.remove(0)
     } else {
         Tensor::cat(parts, dim)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Cpu;
+    use crate::rope::{RopeScaling, RopeSpec};
+
+    /// Largest difference beside the largest value.
+    const ERROR: f32 = 2e-6;
+
+    fn random<const D: usize>(shape: [usize; D], step: usize) -> Tensor<Cpu, D> {
+        let number = |i: usize| (i * step % 1009) as f32 / 504.5 - 1.0;
+        let values: Vec<f32> = (1..=shape.iter().product()).map(number).collect();
+        Tensor::from_data(TensorData::new(values, shape), &Default::default())
+    }
+
+    #[test]
+    fn the_kernel_equals_the_tensor_formulation() {
+        let usual = Heads {
+            heads: 4,
+            kv_heads: 4,
+            width: 10,
+            value_width: 10,
+            window: None,
+            scale: 0.7,
+            softcap: None,
+        };
+        let cases = [
+            (usual, 0, QUERY_CHUNK + 40),
+            (
+                Heads {
+                    value_width: 3,
+                    ..usual
+                },
+                8,
+                70,
+            ),
+            (
+                Heads {
+                    kv_heads: 2,
+                    value_width: 17,
+                    window: Some(19),
+                    ..usual
+                },
+                10,
+                QUERY_CHUNK + 40,
+            ),
+            (
+                Heads {
+                    kv_heads: 1,
+                    softcap: Some(1.5),
+                    ..usual
+                },
+                4,
+                33,
+            ),
+        ];
+        for (heads, turned, length) in cases {
+            let rows = 2 * length;
+            let q = random([rows, heads.heads * heads.width], 7919);
+            let k = random([rows, heads.kv_heads * heads.width], 6421);
+            let v = random([rows, heads.kv_heads * heads.value_width], 4099);
+            let rope = RopeSpec {
+                width: turned,
+                theta: 100.0,
+                scaling: RopeScaling::Default,
+            };
+            let rope = Rope::new(&rope, length, &Default::default());
+            let rope = (turned > 0).then_some(&rope);
+            let run = |kernel: fn(_, _, _, _, &Heads, Option<&Rope<Cpu>>) -> Tensor<Cpu, 2>| {
+                let sides = [2, length];
+                kernel(q.clone(), k.clone(), v.clone(), sides, &heads, rope)
+            };
+            let (found, expected) = (run(cpu::attention), run(reference));
+            let shape = [rows, heads.heads * heads.value_width];
+            assert_eq!([found.dims(), expected.dims()], [shape; 2], "{heads:?}");
+            let largest = expected.clone().abs().max().into_scalar();
+            let error = (found - expected).abs().max().into_scalar() / largest;
+            assert!(error <= ERROR, "{heads:?}: {error:.1e}");
+        }
     }
 }

@@ -12,11 +12,11 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 
+use super::attention::Heads;
 use super::product::{View, multiply};
 use super::vector;
 use crate::device::Cpu;
 use crate::rope::Rope;
-use crate::spec::AttentionSpec;
 
 /// Queries of one piece of attention.
 const QUERIES: usize = 64;
@@ -46,7 +46,7 @@ pub(super) fn attention<B: Backend>(
     k: Tensor<B, 2>,
     v: Tensor<B, 2>,
     [windows, length]: [usize; 2],
-    spec: &AttentionSpec,
+    spec: &Heads,
     rope: Option<&Rope<B>>,
 ) -> Tensor<B, 2> {
     let device = q.device();
@@ -66,26 +66,26 @@ pub(super) fn attention<B: Backend>(
         },
     };
     let keys = rotated_keys(slice(&k), length, spec, &angles);
-    let width = spec.heads * spec.head_dim;
-    let mut out = vec![0.0; windows * length * width];
-    let per_window = length * spec.kv_heads * spec.head_dim;
-    let per_window_windows = out.par_chunks_mut(length * width).enumerate();
-    per_window_windows.for_each(|(window, out)| {
-        let of_window = window * per_window..(window + 1) * per_window;
+    let out_width = spec.heads * spec.value_width;
+    let mut out = vec![0.0; windows * length * out_width];
+    let per_window = out.par_chunks_mut(length * out_width).enumerate();
+    per_window.for_each(|(window, out)| {
+        let of_window = |width: usize| window * length * width..(window + 1) * length * width;
         let input = Input {
-            q: &slice(&q)[window * length * width..][..length * width],
-            keys: &keys[of_window.clone()],
-            v: &slice(&v)[of_window],
+            q: &slice(&q)[of_window(spec.heads * spec.width)],
+            keys: &keys[of_window(spec.kv_heads * spec.width)],
+            v: &slice(&v)[of_window(spec.kv_heads * spec.value_width)],
             length,
             spec,
             angles: &angles,
         };
-        let pieces = out.par_chunks_mut(QUERIES * width).enumerate();
+        let pieces = out.par_chunks_mut(QUERIES * out_width).enumerate();
         pieces.for_each_init(Vec::new, |scratch, (piece, out)| {
             input.attend(piece * QUERIES, out, scratch);
         });
     });
-    Tensor::from_data(TensorData::new(out, [windows * length, width]), &device)
+    let shape = [windows * length, out_width];
+    Tensor::from_data(TensorData::new(out, shape), &device)
 }
 
 /// Cosines and sines, `[length, half]` each.
@@ -115,18 +115,18 @@ impl Angles<'_> {
     }
 }
 
-/// `k: [windows * length, kv_heads * head_dim]` turned, as `[windows, kv_heads, length, head_dim]`.
-fn rotated_keys(k: &[f32], length: usize, spec: &AttentionSpec, angles: &Angles<'_>) -> Vec<f32> {
-    let &AttentionSpec {
-        kv_heads, head_dim, ..
+/// `k: [windows * length, kv_heads * width]` turned, as `[windows, kv_heads, length, width]`.
+fn rotated_keys(k: &[f32], length: usize, spec: &Heads, angles: &Angles<'_>) -> Vec<f32> {
+    let &Heads {
+        kv_heads, width, ..
     } = spec;
     let mut out = vec![0.0; k.len()];
-    let per_head = out.par_chunks_mut(length * head_dim).enumerate();
+    let per_head = out.par_chunks_mut(length * width).enumerate();
     per_head.for_each(|(index, out)| {
         let (window, head) = (index / kv_heads, index % kv_heads);
-        for (position, out) in out.chunks_exact_mut(head_dim).enumerate() {
-            let start = ((window * length + position) * kv_heads + head) * head_dim;
-            angles.turn(&k[start..start + head_dim], position, 1.0, out);
+        for (position, out) in out.chunks_exact_mut(width).enumerate() {
+            let start = ((window * length + position) * kv_heads + head) * width;
+            angles.turn(&k[start..start + width], position, 1.0, out);
         }
     });
     out
@@ -134,56 +134,52 @@ fn rotated_keys(k: &[f32], length: usize, spec: &AttentionSpec, angles: &Angles<
 
 /// One window's queries, turned keys and values.
 struct Input<'a> {
-    /// `[length, heads * head_dim]`
+    /// `[length, heads * width]`
     q: &'a [f32],
-    /// `[kv_heads, length, head_dim]`
+    /// `[kv_heads, length, width]`
     keys: &'a [f32],
-    /// `[length, kv_heads * head_dim]`
+    /// `[length, kv_heads * value_width]`
     v: &'a [f32],
     length: usize,
-    spec: &'a AttentionSpec,
+    spec: &'a Heads,
     angles: &'a Angles<'a>,
 }
 
 impl Input<'_> {
-    /// Attention of the queries from `first` on, as many as `out: [queries, heads * head_dim]` has
+    /// Attention of the queries from `first` on, as many as `out: [queries, heads * value_width]` has
     /// rows. The query heads that share a key head form one taller matrix.
     fn attend(&self, first: usize, out: &mut [f32], scratch: &mut Vec<f32>) {
-        let &AttentionSpec {
+        let &Heads {
             heads,
             kv_heads,
-            head_dim,
+            width,
+            value_width,
             ..
         } = self.spec;
         let window = self.spec.window.unwrap_or(usize::MAX);
-        let (width, share) = (heads * head_dim, heads / kv_heads);
-        let queries = out.len() / width;
+        let share = heads / kv_heads;
+        let queries = out.len() / (heads * value_width);
         // The first key that any of these queries sees.
         let start = (first + 1).saturating_sub(window);
         let (rows, keys) = (share * queries, first + queries - start);
-        scratch.resize(rows * (2 * head_dim + keys + 1), 0.0);
-        let (turned, rest) = scratch.split_at_mut(rows * head_dim);
-        let (mixed, rest) = rest.split_at_mut(rows * head_dim);
+        scratch.resize(rows * (width + value_width + keys + 1), 0.0);
+        let (turned, rest) = scratch.split_at_mut(rows * width);
+        let (mixed, rest) = rest.split_at_mut(rows * value_width);
         let (sums, rest) = rest.split_at_mut(rows);
         let scores = &mut rest[..rows * keys];
         let scale = self.spec.scale as f32;
         for group in 0..kv_heads {
-            let place = |row: usize| {
-                let (head, query) = (group * share + row / queries, row % queries);
-                (query, head * head_dim)
-            };
-            for (row, turned) in turned.chunks_exact_mut(head_dim).enumerate() {
-                let (query, column) = place(row);
-                let q = &self.q[(first + query) * width + column..][..head_dim];
+            // Query and head of a row.
+            let place = |row: usize| (row % queries, group * share + row / queries);
+            for (row, turned) in turned.chunks_exact_mut(width).enumerate() {
+                let (query, head) = place(row);
+                let q = &self.q[((first + query) * heads + head) * width..][..width];
                 self.angles.turn(q, first + query, scale, turned);
             }
-            let all_keys = &self.keys[(group * self.length + start) * head_dim..];
-            let seen = View::new(all_keys, keys, head_dim, head_dim);
-            multiply(
-                scores,
-                View::new(turned, rows, head_dim, head_dim),
-                seen.transposed(),
-            );
+            let all_keys = &self.keys[(group * self.length + start) * width..];
+            let seen = View::new(all_keys, keys, width, width);
+            let turned = View::new(turned, rows, width, width);
+            multiply(scores, turned, seen.transposed());
             if let Some(cap) = self.spec.softcap {
                 let cap = cap as f32;
                 scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
@@ -194,16 +190,12 @@ impl Input<'_> {
                 window,
             };
             vector::attention_weights(scores, keys, seen, sums);
-            let values = View::new(
-                &self.v[(start * kv_heads + group) * head_dim..],
-                keys,
-                head_dim,
-                kv_heads * head_dim,
-            );
+            let all_values = &self.v[(start * kv_heads + group) * value_width..];
+            let values = View::new(all_values, keys, value_width, kv_heads * value_width);
             multiply(mixed, View::new(scores, rows, keys, keys), values);
-            for (row, (mixed, sum)) in mixed.chunks_exact(head_dim).zip(&*sums).enumerate() {
-                let (query, column) = place(row);
-                let out = &mut out[query * width + column..][..head_dim];
+            for (row, (mixed, sum)) in mixed.chunks_exact(value_width).zip(&*sums).enumerate() {
+                let (query, head) = place(row);
+                let out = &mut out[(query * heads + head) * value_width..][..value_width];
                 let inverse = 1.0 / sum;
                 out.iter_mut()
                     .zip(mixed)

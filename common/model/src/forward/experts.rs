@@ -1,35 +1,35 @@
 //! The mixture of experts: a router sends every token to a few of many MLPs.
 //!
 //! An expert's weights are asked for when the tokens that come to it are known, and dropped when they have
-//! passed. Which experts a token takes is decided on the host from the router's scores; the weights of the
-//! chosen are functions of the scores, through which gradients flow.
+//! passed; those of the MLP that all tokens pass, if there is one, stay.
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData, activation};
+use burn::tensor::{IndexingUpdateOp, Tensor};
 
 use super::linear::{Linear, Tap};
 use super::mlp::Mlp;
+use super::routing::{correction, indices, route};
 use super::weights::Weights;
-use crate::spec::{ExpertsSpec, Routing};
+use crate::spec::ExpertsSpec;
 
-/// The router; the experts are asked for as tokens come to them.
+/// The router and what all tokens pass; the experts are asked for as tokens come to them.
 #[derive(Debug, Clone)]
 pub(super) struct Experts<B: Backend> {
     router: Linear<B>,
-}
-
-/// Where the tokens of a batch go.
-struct Routed<B: Backend> {
-    /// `[tokens · chosen]` experts of token 0, of token 1, …
-    experts: Vec<usize>,
-    /// `[tokens, chosen]` factors of their outputs.
-    factors: Tensor<B, 2>,
+    /// `[experts]`, added to the scores for the choice.
+    correction: Option<Vec<f32>>,
+    shared: Option<Mlp<B>>,
 }
 
 impl<B: Backend> Experts<B> {
     pub(super) fn new<W: Weights<B>>(spec: &ExpertsSpec, weights: &W) -> Result<Self, W::Error> {
-        let router = Linear::new(&spec.router, weights)?;
-        Ok(Experts { router })
+        let shared = spec.shared.as_ref();
+        let shared = shared.map(|shared| Mlp::new(shared, weights));
+        Ok(Experts {
+            router: Linear::new(&spec.router, weights)?,
+            correction: correction(spec, weights)?,
+            shared: shared.transpose()?,
+        })
     }
 
     /// `x: [tokens, hidden]` to the same shape.
@@ -42,9 +42,13 @@ impl<B: Backend> Experts<B> {
     ) -> Result<Tensor<B, 2>, W::Error> {
         let device = x.device();
         let [tokens, _] = x.dims();
-        let routed = route(self.router.apply(x.clone()), spec);
+        let scores = self.router.apply(x.clone());
+        let routed = route(scores, spec, self.correction.as_deref());
         let factors = routed.factors.reshape([tokens * spec.chosen, 1]);
-        let mut y = x.zeros_like();
+        let mut y = match (&self.shared, &spec.shared) {
+            (Some(own), Some(spec)) => own.forward(spec, x.clone(), None, tap),
+            _ => x.zeros_like(),
+        };
         for (number, expert) in spec.experts.iter().enumerate() {
             let places: Vec<usize> = (0..routed.experts.len())
                 .filter(|&place| routed.experts[place] == number)
@@ -61,72 +65,4 @@ impl<B: Backend> Experts<B> {
         }
         Ok(y)
     }
-}
-
-/// Chooses experts by `scores: [tokens, experts]`.
-fn route<B: Backend>(scores: Tensor<B, 2>, spec: &ExpertsSpec) -> Routed<B> {
-    let device = scores.device();
-    let [tokens, experts] = scores.dims();
-    let values: Vec<f32> = scores
-        .clone()
-        .into_data()
-        .into_vec()
-        .expect("backends of this crate compute in f32");
-    let rows = values.chunks_exact(experts);
-    match spec.routing {
-        Routing::Softmax { renormalised } => {
-            let chosen: Vec<usize> = rows.flat_map(|row| largest(row, spec.chosen)).collect();
-            let at = indices(&chosen, &device).reshape([tokens, spec.chosen]);
-            let factors = activation::softmax(scores, 1).gather(1, at);
-            let factors = match renormalised {
-                true => factors.clone() / factors.sum_dim(1),
-                false => factors,
-            };
-            Routed {
-                experts: chosen,
-                factors,
-            }
-        }
-        Routing::SparseMixer { jitter } => {
-            let mut chosen = Vec::with_capacity(2 * tokens);
-            let mut hidden = [Vec::new(), Vec::new()];
-            for row in rows {
-                let pair = largest(row, 2);
-                for (turn, hidden) in hidden.iter_mut().enumerate() {
-                    let peak = row[pair[turn]];
-                    hidden.extend(row.iter().enumerate().map(|(expert, &score)| {
-                        let gone = turn == 1 && expert == pair[0];
-                        let far = (peak - score) / score.abs().max(peak) > 2.0 * jitter as f32;
-                        if gone || far { f32::NEG_INFINITY } else { 0.0 }
-                    }));
-                }
-                chosen.extend(pair);
-            }
-            let at = indices(&chosen, &device).reshape([tokens, 2]);
-            let factors = hidden.into_iter().enumerate().map(|(turn, hidden)| {
-                let hidden = TensorData::new(hidden, [tokens, experts]);
-                let seen = scores.clone() + Tensor::from_data(hidden, &device);
-                let at = at.clone().slice([0..tokens, turn..turn + 1]);
-                activation::softmax(seen, 1).gather(1, at)
-            });
-            Routed {
-                experts: chosen,
-                factors: Tensor::cat(factors.collect(), 1),
-            }
-        }
-    }
-}
-
-/// The places of the `count` largest values, largest first, earlier ones first among equals.
-fn largest(row: &[f32], count: usize) -> Vec<usize> {
-    let mut places: Vec<usize> = (0..row.len()).collect();
-    places.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
-    places.truncate(count);
-    places
-}
-
-fn indices<B: Backend>(places: &[usize], device: &B::Device) -> Tensor<B, 1, Int> {
-    let places: Vec<i32> = places.iter().map(|&place| place as i32).collect();
-    let count = places.len();
-    Tensor::from_data(TensorData::new(places, [count]), device)
 }

@@ -4,7 +4,9 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::experts::Experts;
+use super::latent_attention::LatentAttention;
 use super::linear::Tap;
+use super::mamba2::Mamba2;
 use super::mlp::Mlp;
 use super::norm::Norm;
 use super::self_attention::SelfAttention;
@@ -31,9 +33,11 @@ struct Block<B: Backend> {
 /// The weights of a block's computation.
 enum Mixing<B: Backend> {
     Attention(SelfAttention<B>),
+    LatentAttention(LatentAttention<B>),
     Mlp(Mlp<B>),
     Experts(Experts<B>),
     StateSpace(StateSpace<B>),
+    Mamba2(Mamba2<B>),
 }
 
 impl<'a, B: Backend, W: Weights<B>> Layer<'a, B, W> {
@@ -56,9 +60,13 @@ impl<'a, B: Backend, W: Weights<B>> Layer<'a, B, W> {
                 Mixer::Attention(spec) => {
                     Mixing::Attention(SelfAttention::new(spec, length, weights, device)?)
                 }
+                Mixer::LatentAttention(spec) => {
+                    Mixing::LatentAttention(LatentAttention::new(spec, length, weights, device)?)
+                }
                 Mixer::Mlp(spec) => Mixing::Mlp(Mlp::new(spec, weights)?),
                 Mixer::Experts(spec) => Mixing::Experts(Experts::new(spec, weights)?),
                 Mixer::Mamba(spec) => Mixing::StateSpace(StateSpace::new(spec, weights)?),
+                Mixer::Mamba2(spec) => Mixing::Mamba2(Mamba2::new(spec, weights)?),
             };
             Ok(Block {
                 before,
@@ -128,9 +136,13 @@ impl<B: Backend> Block<B> {
         let x = normed(&self.before, x);
         let y = match (&self.mixing, &spec.mixer) {
             (Mixing::Attention(own), Mixer::Attention(spec)) => own.forward(spec, x, sides, tap),
+            (Mixing::LatentAttention(own), Mixer::LatentAttention(spec)) => {
+                own.forward(spec, x, sides, tap)
+            }
             (Mixing::Mlp(own), Mixer::Mlp(spec)) => own.forward(spec, x, None, tap),
             (Mixing::Experts(own), Mixer::Experts(spec)) => own.forward(spec, x, weights, tap)?,
             (Mixing::StateSpace(own), Mixer::Mamba(spec)) => own.forward(spec, x, sides, tap),
+            (Mixing::Mamba2(own), Mixer::Mamba2(spec)) => own.forward(spec, x, sides, tap),
             _ => unreachable!("a block was built from its own description"),
         };
         Ok(normed(&self.after, y))

@@ -31,6 +31,18 @@ impl<B: Backend> Norm<B> {
         })
     }
 
+    /// A norm each for `count` parts of a row, with their parts of the gain; of a kind without bias.
+    pub(super) fn parts(&self, count: usize) -> Vec<Self> {
+        assert!(self.bias.is_none(), "a bias is not taken apart");
+        let width = self.gain.dims()[0] / count;
+        let part = |index| Norm {
+            gain: self.gain.clone().narrow(0, index * width, width),
+            bias: None,
+            eps: self.eps,
+        };
+        (0..count).map(part).collect()
+    }
+
     /// Applies the norm to every row of `x: [rows, width]`, or to every part of a row that is as wide as the
     /// norm.
     pub(super) fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {

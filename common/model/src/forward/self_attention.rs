@@ -71,7 +71,7 @@ impl<B: Backend> SelfAttention<B> {
             Some([of_q, of_k]) => [of_q.forward(q), of_k.forward(k)],
             None => [q, k],
         };
-        let mixed = attention(q, k, v, [windows, length], spec, self.rope.as_ref());
+        let mixed = attention(q, k, v, [windows, length], &spec.into(), self.rope.as_ref());
         tap.input("o_in", &mixed, None);
         self.output.forward(mixed, tap)
     }

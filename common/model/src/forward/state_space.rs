@@ -5,18 +5,16 @@ use burn::tensor::{Tensor, activation};
 
 use super::linear::{Linear, Tap};
 use super::math::{activated, gated};
+use super::short_conv::ShortConv;
 use super::weights::Weights;
-use crate::mamba::{causal_conv, selective_scan};
+use crate::mamba::selective_scan;
 use crate::spec::MambaSpec;
 
 /// The weights of a Mamba block.
 #[derive(Debug, Clone)]
 pub(super) struct StateSpace<B: Backend> {
     input: Linear<B>,
-    /// `[inner, kernel]`
-    taps: Tensor<B, 2>,
-    /// `[inner]`
-    conv_bias: Option<Tensor<B, 1>>,
+    conv: ShortConv<B>,
     selection: Linear<B>,
     step: Linear<B>,
     /// `[inner, state]`, negative: how fast a state fades.
@@ -28,21 +26,14 @@ pub(super) struct StateSpace<B: Backend> {
 
 impl<B: Backend> StateSpace<B> {
     pub(super) fn new<W: Weights<B>>(spec: &MambaSpec, weights: &W) -> Result<Self, W::Error> {
-        let &MambaSpec { inner, kernel, .. } = spec;
-        let taps: Tensor<B, 3> = weights.tensor("mixer.conv1d.weight", [inner, 1, kernel])?;
-        let conv_bias = match spec.conv_bias {
-            true => Some(weights.tensor("mixer.conv1d.bias", [inner])?),
-            false => None,
-        };
-        let log: Tensor<B, 2> = weights.tensor("mixer.A_log", [inner, spec.state])?;
+        let log: Tensor<B, 2> = weights.tensor("mixer.A_log", [spec.inner, spec.state])?;
         Ok(StateSpace {
             input: Linear::new(&spec.input, weights)?,
-            taps: taps.reshape([inner, kernel]),
-            conv_bias,
+            conv: ShortConv::new(&spec.conv, weights)?,
             selection: Linear::new(&spec.selection, weights)?,
             step: Linear::new(&spec.step, weights)?,
             decay: log.exp().neg(),
-            skip: weights.tensor("mixer.D", [inner])?,
+            skip: weights.tensor("mixer.D", [spec.inner])?,
             output: Linear::new(&spec.output, weights)?,
         })
     }
@@ -65,12 +56,7 @@ impl<B: Backend> StateSpace<B> {
         tap.input("in_in", &x, None);
         let both = self.input.forward(x, tap);
         let (u, gate) = (part(&both, 0, inner), part(&both, inner, inner));
-        let u = causal_conv(
-            u.reshape([windows, length, inner]),
-            self.taps.clone(),
-            self.conv_bias.clone(),
-        );
-        let u = activated(u, spec.activation).reshape([tokens, inner]);
+        let u = activated(self.conv.forward(u, [windows, length]), spec.activation);
         tap.input("x_in", &u, None);
         let selected = self.selection.forward(u.clone(), tap);
         let step = part(&selected, 0, rank);

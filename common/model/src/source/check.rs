@@ -1,8 +1,8 @@
-//! Comparison of a folder's tensors with the plan of the configured model.
+//! Comparison of a folder's tensors, or of an index alone, with the plan of the configured model.
 
 use std::collections::BTreeMap;
 
-use super::{Finding, SourceError, SourceFolder, TensorInfo};
+use super::{Finding, Index, SourceError, SourceFolder, TensorInfo};
 use crate::config::ModelConfig;
 
 /// Bytes compared at a time.
@@ -11,7 +11,9 @@ const BLOCK: u64 = 4 << 20;
 impl SourceFolder {
     /// Checks that the folder has exactly the tensors of `config`, each with the right shape and a
     /// weight type. Tolerated: rotary frequencies and causal masks, which older files carry and which follow
-    /// from the configuration, and a `lm_head.weight` that repeats a tied embedding bit for bit.
+    /// from the configuration; a `lm_head.weight` that repeats a tied embedding bit for bit; and, skipped in any
+    /// shape and type, the layers that predict further tokens where the configuration says that there are some
+    /// ([`ModelConfig::beside`]): a plain forward pass does not use them.
     ///
     /// # Errors
     /// [`SourceError::Mismatch`] with every difference, [`SourceError::Io`].
@@ -22,6 +24,7 @@ impl SourceFolder {
             match plan.remove(&info.name) {
                 Some(expected) => findings.extend(compare(info, expected)),
                 None if follows_from_config(&info.name) => {}
+                None if config.beside.iter().any(|part| info.name.starts_with(part)) => {}
                 None if config.head.tied && info.name == "lm_head.weight" => {
                     findings.extend(self.compare_head(info, config)?);
                 }
@@ -68,6 +71,39 @@ impl SourceFolder {
     }
 }
 
+/// How the names of an index and those of the plan agree.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Agreement {
+    /// Planned, with shape, but not in the index.
+    pub missing: Vec<(String, Vec<usize>)>,
+    /// In the index, but neither planned nor tolerated.
+    pub left_over: Vec<String>,
+    /// Not planned and tolerated as in [`SourceFolder::check`]. Whether a `lm_head.weight` repeats the embedding shows only
+    /// when both are read.
+    pub tolerated: Vec<String>,
+}
+
+impl Index {
+    /// Compares the names of the index with those of the plan of `config`.
+    pub fn agreement(&self, config: &ModelConfig) -> Agreement {
+        let mut plan = planned(config);
+        let mut found = Agreement::default();
+        for name in self.names() {
+            if plan.remove(name).is_some() {
+                continue;
+            }
+            let repeats = config.head.tied && name == "lm_head.weight";
+            let list = match repeats || follows_from_config(name) {
+                true => &mut found.tolerated,
+                false => &mut found.left_over,
+            };
+            list.push(name.to_owned());
+        }
+        found.missing = plan.into_iter().collect();
+        found
+    }
+}
+
 /// Whether a tensor of older files repeats what the configuration says: rotary frequencies and causal masks.
 fn follows_from_config(name: &str) -> bool {
     let buffers = [
@@ -80,8 +116,8 @@ fn follows_from_config(name: &str) -> bool {
     buffers.iter().any(|buffer| name.ends_with(buffer))
 }
 
-/// Full name and shape of every tensor of the model.
-fn planned(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
+/// Full name and shape of every tensor of the model, as the source's files hold it.
+pub fn planned(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
     let mut plan: BTreeMap<_, _> = config
         .scaffold_plan()
         .into_iter()

@@ -1,4 +1,4 @@
-//! `model.safetensors.index.json`: which shard holds which tensor.
+//! `model.safetensors.index.json`: which shard holds which tensor. It can be read without any shard.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
@@ -10,20 +10,27 @@ use super::{SourceError, SourceFolder};
 /// Largest index that is read, in bytes.
 const MAX_INDEX: u64 = 100_000_000;
 
-/// The index as it is written. Its `metadata` is not needed.
+/// The index as it is written.
 #[derive(Debug, Deserialize)]
 struct IndexWire {
+    #[serde(default)]
+    metadata: serde_json::Value,
     weight_map: BTreeMap<String, String>,
 }
 
 /// Tensor name to shard file name, every file name a plain one.
 #[derive(Debug)]
-pub(super) struct Index {
+pub struct Index {
     map: BTreeMap<String, String>,
+    /// Bytes of all tensors, where the index says so.
+    pub total_size: Option<u64>,
 }
 
 /// Reads the index at `path`.
-pub(super) fn read(path: &Path) -> Result<Index, SourceError> {
+///
+/// # Errors
+/// [`SourceError::Io`], [`SourceError::IndexTooLarge`], [`SourceError::IndexJson`], [`SourceError::ShardPath`].
+pub fn read(path: &Path) -> Result<Index, SourceError> {
     let io = |source| SourceError::Io {
         path: path.to_owned(),
         source,
@@ -49,8 +56,14 @@ pub(super) fn read(path: &Path) -> Result<Index, SourceError> {
             return Err(SourceError::ShardPath { path, name, shard });
         }
     }
+    // Some writers have it as a float.
+    let total_size = wire.metadata.get("total_size").and_then(|size| {
+        let float = || size.as_f64().filter(|x| *x >= 0.0 && *x < 1e18);
+        size.as_u64().or_else(|| float().map(|x| x as u64))
+    });
     Ok(Index {
         map: wire.weight_map,
+        total_size,
     })
 }
 
@@ -63,13 +76,18 @@ fn is_plain(shard: &str) -> bool {
 
 impl Index {
     /// The shards, each once, in order of name.
-    pub(super) fn file_names(&self) -> BTreeSet<&str> {
+    pub fn file_names(&self) -> BTreeSet<&str> {
         self.map.values().map(String::as_str).collect()
     }
 
     /// The tensors' names.
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+    pub fn names(&self) -> impl Iterator<Item = &str> {
         self.map.keys().map(String::as_str)
+    }
+
+    /// The shard that holds a tensor.
+    pub fn shard(&self, name: &str) -> Option<&str> {
+        self.map.get(name).map(String::as_str)
     }
 
     /// Checks that index and opened shards have the same tensors in the same places.

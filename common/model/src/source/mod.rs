@@ -17,8 +17,10 @@ use std::path::{Path, PathBuf};
 
 use crate::plan::LayerPlan;
 use crate::spec::Stored;
+pub use check::{Agreement, planned};
 pub use dtype::Dtype;
 pub use error::{Finding, SourceError};
+pub use index::{Index, read as read_index};
 
 /// Name of the single weight file.
 const SINGLE: &str = "model.safetensors";

@@ -254,24 +254,26 @@ fn cpus(value: &Spanned<Value>) -> Result<Cpus, Mistake> {
 }
 
 fn memory(value: &Spanned<String>) -> Result<Memory, Mistake> {
-    let parse = |text: &str| {
-        let (number, unit) = text.split_once(' ')?;
-        let number: f64 = number.parse().ok()?;
-        if !(0.0..=1e9).contains(&number) {
-            return None;
-        }
-        let bytes = |shift: u32| Some(Memory::Bytes((number * f64::from(1u32 << shift)) as u64));
-        match unit {
-            "layers" => Some(Memory::Layers(number)),
-            "MiB" => bytes(20),
-            "GiB" => bytes(30),
-            _ => None,
-        }
-    };
-    parse(value.get_ref()).ok_or_else(|| {
+    memory_of(value.get_ref()).ok_or_else(|| {
         let message = format!("found \"{value}\", expected \"6 GiB\", \"512 MiB\" or \"4 layers\"");
         (value.span().start, message)
     })
+}
+
+/// A number with its unit.
+pub fn memory_of(text: &str) -> Option<Memory> {
+    let (number, unit) = text.split_once(' ')?;
+    let number: f64 = number.parse().ok()?;
+    if !(0.0..=1e9).contains(&number) {
+        return None;
+    }
+    let bytes = |shift: u32| Some(Memory::Bytes((number * f64::from(1u32 << shift)) as u64));
+    match unit {
+        "layers" => Some(Memory::Layers(number)),
+        "MiB" => bytes(20),
+        "GiB" => bytes(30),
+        _ => None,
+    }
 }
 
 fn duration(value: &Spanned<String>) -> Result<u64, Mistake> {

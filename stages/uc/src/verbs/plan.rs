@@ -1,17 +1,33 @@
-//! `uc plan RUN`: what is stale and why, and the work to be done. Writes nothing.
+//! `uc plan`: of a run, what is stale and why, and the work to be done; of a model's configuration, what there is and what a
+//! run would take. Writes nothing.
 
+use camino::Utf8Path;
+use uc_store::ExitCode;
 use uc_store::freshness;
 use uc_store::run::RunDir;
 
 use crate::cli::PlanArgs;
+use crate::failure::failure;
+use crate::forecast::{self, Machine};
+use crate::model::Model;
+use crate::pipeline::{self, Pipeline};
 use crate::planning;
 use crate::programs::Programs;
 use crate::progress::Display;
 use crate::session::explain;
+use crate::verbs::print_json;
 
 /// Runs the verb.
 pub fn run(args: &PlanArgs, display: &Display) -> anyhow::Result<()> {
-    let (run, mut plan) = RunDir::open(&args.run)?;
+    match (&args.run, &args.config) {
+        (Some(run), _) => of_run(run, args, display),
+        (None, Some(config)) => of_config(config, args),
+        (None, None) => Err(failure(ExitCode::Usage, "expected a run or --config FILE")),
+    }
+}
+
+fn of_run(root: &Utf8Path, args: &PlanArgs, display: &Display) -> anyhow::Result<()> {
+    let (run, mut plan) = RunDir::open(root)?;
     planning::apply(&mut plan.settings, &args.set)?;
     Programs::of_this_process().refresh_versions(&mut plan)?;
     let work = freshness::plan_work(&plan, &run)?;
@@ -25,7 +41,58 @@ pub fn run(args: &PlanArgs, display: &Display) -> anyhow::Result<()> {
     }
     if !to_do.is_empty() {
         let set: Vec<String> = args.set.iter().map(|set| format!(" --set {set}")).collect();
-        println!("do it: uc resume {}{}", args.run, set.concat());
+        println!("do it: uc resume {root}{}", set.concat());
     }
     Ok(())
+}
+
+fn of_config(config: &Utf8Path, args: &PlanArgs) -> anyhow::Result<()> {
+    let pipeline = Pipeline::load(args.pipeline.as_deref())?;
+    let mut settings = pipeline.settings().clone();
+    if let Some(bpw) = &args.bpw {
+        settings.set("quantize.bpw", bpw)?;
+    }
+    planning::apply(&mut settings, &args.set)?;
+    let machine = machine(args)?;
+    let programs = Programs::of_this_process();
+    let facts = Model::describe(config, args.index.as_deref(), &programs)?;
+    let forecast = forecast::forecast(facts, &pipeline, &settings, machine)?;
+    match args.json {
+        true => print_json(&forecast)?,
+        false => print!("{}", forecast.text()),
+    }
+    let index = forecast.model.index.as_ref();
+    let differences = index.map_or_else(Vec::new, |index| index.differences());
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let file = args.index.as_deref().unwrap_or(config);
+    let message = format!(
+        "{file}: {} differences from the plan of {config}:\n  {}",
+        differences.len(),
+        differences.join("\n  ")
+    );
+    Err(failure(ExitCode::BadInput, message))
+}
+
+fn machine(args: &PlanArgs) -> anyhow::Result<Machine> {
+    let refuse = |option: &str, found: &str, expected: &str| {
+        let message = format!("{option}: found {found}, expected {expected}");
+        failure(ExitCode::Usage, message)
+    };
+    if let Some(gflops) = args.gflops
+        && !(gflops.is_finite() && gflops > 0.0)
+    {
+        return Err(refuse("--gflops", &gflops.to_string(), "a number above 0"));
+    }
+    let memory = args.memory.as_deref();
+    let memory = memory.map(|text| {
+        let bytes = pipeline::bytes_of(text).filter(|bytes| *bytes > 0);
+        bytes.ok_or_else(|| refuse("--memory", text, "a size such as \"64 GiB\""))
+    });
+    Ok(Machine {
+        threads: args.threads,
+        gflops: args.gflops,
+        memory: memory.transpose()?,
+    })
 }

@@ -1,0 +1,352 @@
+//! What a run takes, as formulas: operations, sizes of artifacts, bytes. Nothing here knows seconds or a machine.
+//!
+//! Operations are floating-point operations; a multiplication with an addition counts as two. Left out as small beside the
+//! rest: norms, rotations, softmax, routers, the scan of a state space (about 1 % of Mamba's), factors of output gradients.
+
+use uc_store::settings::{Rank, Settings};
+
+use super::facts::{Facts, Kind};
+
+/// Rows that the trellis ties together: the width of the moments of output gradients.
+const BLOCK_ROWS: f64 = 128.0;
+/// What the trellis takes per weight, in operations of the error feedback beside it: `docs/benchmarks/codec-speed.json` has
+/// 124 ns a weight at 576 inputs and 168 ns at 4096, which is 117 ns and 0.0125 ns per input.
+const TRELLIS: f64 = 9400.0;
+/// Operations per weight and rank of the search for leading singular triples.
+const TRIPLES: f64 = 24.0;
+/// Bytes of the manifest for one tensor of a layer (104 kB for 270 tensors of SmolLM2-135M).
+const MANIFEST_TEXT: f64 = 385.0;
+/// The same of a layer's record.
+const RECORD_TEXT: f64 = 325.0;
+/// Bytes of a token id in a list of windows.
+const TOKEN_TEXT: f64 = 6.0;
+/// Bytes of a linear in the JSON documents of the survey.
+const RATE_TEXT: f64 = 110.0;
+/// Bytes of an f32.
+const F32: f64 = 4.0;
+
+/// What bounds a stage.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Work {
+    /// Operations of matrix products of the forward and backward passes.
+    Product(f64),
+    /// Operations of the codec, on the processor.
+    Codec(f64),
+    /// Bytes to move.
+    Bytes(f64),
+}
+
+impl Work {
+    /// The number, whatever it counts.
+    pub fn amount(self) -> f64 {
+        match self {
+            Work::Product(amount) | Work::Codec(amount) | Work::Bytes(amount) => amount,
+        }
+    }
+
+    /// What it counts.
+    pub fn bound(self) -> &'static str {
+        match self {
+            Work::Product(_) => "products",
+            Work::Codec(_) => "codec",
+            Work::Bytes(_) => "bytes",
+        }
+    }
+}
+
+/// A model under settings.
+#[derive(Debug, Clone, Copy)]
+pub struct Arithmetic<'a> {
+    /// The model.
+    pub facts: &'a Facts,
+    /// The run's settings.
+    pub settings: &'a Settings,
+    /// Bytes of one weight in the source's files.
+    pub source_width: f64,
+}
+
+impl Kind {
+    /// Weights of the linears of one layer.
+    pub fn linear_parameters(&self) -> f64 {
+        let linears = self.linears.iter();
+        linears
+            .map(|group| (group.count * group.rows * group.cols) as f64)
+            .sum()
+    }
+
+    /// Share of the tokens that pass a linear or an input.
+    fn share(&self, routed: bool) -> f64 {
+        match routed && self.experts > 0 {
+            true => self.chosen as f64 / self.experts as f64,
+            false => 1.0,
+        }
+    }
+
+    /// Weights that a token meets.
+    pub fn active_parameters(&self) -> f64 {
+        let linears = self.linears.iter();
+        linears
+            .map(|group| self.share(group.routed) * (group.count * group.rows * group.cols) as f64)
+            .sum()
+    }
+
+    /// Operations of a token in the forward pass, in windows of `length`: two per weight, and the scores and mixtures of
+    /// causal attention.
+    pub fn forward(&self, length: f64) -> f64 {
+        2.0 * self.active_parameters() + 2.0 * length * self.attention_width as f64
+    }
+
+    /// Operations of a token in a recorded forward pass and its gradients by the inputs, and in the second moments of the
+    /// gradients at the outputs.
+    pub fn backward(&self, length: f64) -> f64 {
+        let outputs = self.linears.iter();
+        let outputs: f64 = outputs
+            .map(|group| self.share(group.routed) * (group.count * group.rows) as f64)
+            .sum();
+        4.0 * self.active_parameters()
+            + 6.0 * length * self.attention_width as f64
+            + BLOCK_ROWS * outputs
+    }
+
+    /// Operations of a token in the second moments of the inputs, of which one triangle is computed.
+    pub fn moments(&self, widest: usize) -> f64 {
+        let inputs = self.inputs.iter();
+        inputs
+            .map(|input| {
+                let entries = (input.count * input.width * input.width.min(widest)) as f64;
+                self.share(input.routed) * entries
+            })
+            .sum()
+    }
+
+    /// Entries of the second moments of all inputs.
+    pub fn moment_entries(&self, widest: usize) -> f64 {
+        let inputs = self.inputs.iter();
+        inputs
+            .map(|input| (input.count * input.width * input.width.min(widest)) as f64)
+            .sum()
+    }
+
+    /// Operations of the Cholesky factors of the second moments.
+    pub fn factors(&self, widest: usize) -> f64 {
+        let inputs = self.inputs.iter();
+        inputs
+            .map(|input| {
+                let block = input.width.min(widest) as f64;
+                (input.count * input.width) as f64 * block * block / 3.0
+            })
+            .sum()
+    }
+
+    /// Operations of error feedback and trellis on at most `rows` rows of every linear.
+    pub fn feedback(&self, widest: usize, rows: usize) -> f64 {
+        let linears = self.linears.iter();
+        linears
+            .map(|group| {
+                let weights = (group.count * group.rows.min(rows) * group.cols) as f64;
+                weights * (group.cols.min(widest) as f64 + TRELLIS)
+            })
+            .sum()
+    }
+
+    /// Operations of the search for an overlay.
+    pub fn overlay(&self, widest: usize, rank: u32) -> f64 {
+        let linears = self.linears.iter();
+        linears
+            .map(|group| {
+                let weights = (group.count * group.rows * group.cols) as f64;
+                weights * (group.cols.min(widest) as f64 + TRIPLES * f64::from(rank))
+            })
+            .sum()
+    }
+}
+
+impl Arithmetic<'_> {
+    /// Tokens of the calibration windows.
+    pub fn calibration_tokens(&self) -> f64 {
+        f64::from(self.settings.calibration.windows) * self.length()
+    }
+
+    /// Tokens of the survey's windows.
+    pub fn survey_tokens(&self) -> f64 {
+        let all = self.settings.calibration.windows;
+        let windows = match self.settings.allocation.windows {
+            0 => all,
+            windows => windows.min(all),
+        };
+        f64::from(windows) * self.length()
+    }
+
+    /// Tokens of the evaluation windows.
+    pub fn evaluation_tokens(&self) -> f64 {
+        f64::from(self.settings.evaluation.windows) * self.evaluation_length()
+    }
+
+    fn length(&self) -> f64 {
+        f64::from(self.settings.calibration.length).min(self.facts.context as f64)
+    }
+
+    fn evaluation_length(&self) -> f64 {
+        f64::from(self.settings.evaluation.length).min(self.facts.context as f64)
+    }
+
+    fn widest(&self) -> usize {
+        self.settings.calibration.widest as usize
+    }
+
+    /// The largest rank that is looked at; 0 for none.
+    fn rank(&self) -> u32 {
+        match self.settings.overlay.rank {
+            Rank::Auto => self.settings.overlay.max_rank,
+            Rank::Fixed(rank) => rank,
+        }
+    }
+
+    fn states(&self, tokens: f64) -> f64 {
+        tokens * self.facts.hidden as f64 * F32
+    }
+
+    /// Bytes of a layer's tensors in the source.
+    pub fn layer_bytes(&self, kind: &Kind) -> f64 {
+        (kind.linear_parameters() + kind.extra_parameters as f64) * self.source_width
+    }
+
+    /// Bytes of a layer's file in the pack: the budget, from which everything in it is paid.
+    pub fn pack_layer_bytes(&self, kind: &Kind) -> f64 {
+        kind.linear_parameters() * self.settings.quantize.bpw / 8.0
+    }
+
+    /// Bytes of the exact tensors outside the layers.
+    pub fn scaffold_bytes(&self) -> f64 {
+        self.facts.scaffold_parameters as f64 * self.source_width
+    }
+
+    /// Bytes of the manifest.
+    pub fn manifest_bytes(&self) -> f64 {
+        (self.facts.linears + self.facts.extras) as f64 * MANIFEST_TEXT
+    }
+
+    /// Work of a job; `kind` is that of its layer. Unknown for programs that this module does not know.
+    pub fn work(&self, argv: &[String], kind: Option<&Kind>) -> Option<Work> {
+        let (length, widest) = (self.length(), self.widest());
+        let head = 2.0 * self.facts.hidden as f64 * self.facts.vocab as f64;
+        let all = |of: &dyn Fn(&Kind) -> f64| -> f64 {
+            let kinds = self.facts.kinds.iter();
+            kinds.map(|kind| kind.layers.len() as f64 * of(kind)).sum()
+        };
+        let work = match (argv.join(" ").as_str(), kind) {
+            ("shard-loader scaffold", _) => Work::Bytes(self.scaffold_bytes()),
+            ("teacher-cache windows", _) => Work::Bytes(self.states(self.calibration_tokens())),
+            ("teacher-cache survey-windows", _) => Work::Bytes(self.states(self.survey_tokens())),
+            ("teacher-cache survey", Some(kind)) => {
+                Work::Product(self.survey_tokens() * (kind.forward(length) + kind.moments(widest)))
+            }
+            ("quantize rates", Some(kind)) => {
+                let rows = self.settings.quantize.probe_rows as usize;
+                Work::Codec(kind.factors(widest) + kind.feedback(widest, rows))
+            }
+            ("teacher-cache loss", _) => Work::Product(2.0 * head * self.survey_tokens()),
+            ("teacher-cache backward", Some(kind)) => {
+                Work::Product(self.survey_tokens() * kind.backward(length))
+            }
+            ("quantize allocate", _) => Work::Bytes(all(&|kind| self.sensitivity(kind))),
+            ("shard-loader layer", Some(kind)) => Work::Bytes(self.layer_bytes(kind)),
+            ("teacher-cache layer", Some(kind)) => Work::Product(
+                self.calibration_tokens() * (kind.forward(length) + kind.moments(widest)),
+            ),
+            ("quantize layer", Some(kind)) => {
+                Work::Codec(kind.factors(widest) + kind.feedback(widest, usize::MAX))
+            }
+            ("overlay-fit", Some(_)) if self.rank() == 0 => Work::Codec(0.0),
+            ("overlay-fit", Some(kind)) => {
+                Work::Codec(kind.factors(widest) + kind.overlay(widest, self.rank()))
+            }
+            ("pack-writer layer", Some(kind)) => {
+                Work::Bytes(self.layer_bytes(kind) + self.pack_layer_bytes(kind))
+            }
+            ("pack-writer manifest", _) => {
+                let layers = all(&|kind| self.pack_layer_bytes(kind));
+                Work::Bytes(self.scaffold_bytes() + layers)
+            }
+            ("evaluator windows", _) => Work::Bytes(2.0 * self.states(self.evaluation_tokens())),
+            ("evaluator layer", Some(kind)) => {
+                let forward = kind.forward(self.evaluation_length());
+                Work::Product(2.0 * self.evaluation_tokens() * forward)
+            }
+            ("evaluator report", _) => Work::Product(2.0 * head * self.evaluation_tokens()),
+            _ => return None,
+        };
+        Some(work)
+    }
+
+    /// Bytes of one instance of an artifact of the built-in pipeline; `kind` is that of its layer.
+    pub fn artifact(&self, name: &str, kind: Option<&Kind>) -> Option<f64> {
+        let linears = |kind: &Kind| kind.linears.iter().map(|group| group.count).sum::<usize>();
+        let bytes = match (name, kind) {
+            ("scaffold" | "pack-scaffold", _) => self.scaffold_bytes(),
+            ("weights", Some(kind)) => self.layer_bytes(kind),
+            // Below the last layer there is one more instance of the states.
+            ("survey-hidden" | "gradient", _) => self.states(self.survey_tokens()),
+            ("hidden", _) => self.states(self.calibration_tokens()),
+            ("eval-hidden", _) => 2.0 * self.states(self.evaluation_tokens()),
+            ("survey-statistics" | "statistics", Some(kind)) => {
+                F32 * kind.moment_entries(self.widest())
+            }
+            ("sensitivity", Some(kind)) => self.sensitivity(kind),
+            ("rates", Some(kind)) => linears(kind) as f64 * RATE_TEXT,
+            ("allocation", _) => self.facts.linears as f64 * RATE_TEXT,
+            ("calibration-windows", _) => self.calibration_tokens() * TOKEN_TEXT,
+            ("evaluation-windows", _) => self.evaluation_tokens() * TOKEN_TEXT,
+            // Indices as they are coded, so about what the layer's file takes.
+            ("codes" | "pack-layer", Some(kind)) => self.pack_layer_bytes(kind),
+            ("overlay", Some(kind)) => match self.settings.overlay.rank {
+                Rank::Fixed(1..) => self.pack_layer_bytes(kind),
+                // None is worth its bits at the widths measured; then the file is empty.
+                Rank::Auto | Rank::Fixed(0) => 0.0,
+            },
+            ("layer-record", Some(kind)) => (linears(kind) + kind.extras) as f64 * RECORD_TEXT,
+            ("manifest", _) => self.manifest_bytes(),
+            ("manifest-digest" | "pack-config" | "pack-generation-config" | "metrics", _) => 1e3,
+            _ => return None,
+        };
+        Some(bytes)
+    }
+
+    fn sensitivity(&self, kind: &Kind) -> f64 {
+        let rows: usize = kind
+            .linears
+            .iter()
+            .map(|group| group.count * group.rows)
+            .sum();
+        let inputs: usize = kind.inputs.iter().map(|input| input.count).sum();
+        F32 * (rows as f64 * BLOCK_ROWS + inputs as f64 * self.survey_tokens())
+    }
+
+    /// Bytes that a job needs on disk beside its files: rows that wait for the sums of their expert.
+    pub fn scratch(&self, argv: &[String], kind: Option<&Kind>) -> f64 {
+        let tokens = match argv.join(" ").as_str() {
+            "teacher-cache survey" => self.survey_tokens(),
+            "teacher-cache layer" => self.calibration_tokens(),
+            _ => return 0.0,
+        };
+        let Some(kind) = kind else { return 0.0 };
+        let routed = kind.inputs.iter().filter(|input| input.routed);
+        let width: f64 = routed
+            .map(|input| kind.share(true) * (input.count * input.width) as f64)
+            .sum();
+        tokens * width * F32
+    }
+
+    /// Bytes of the source's weights that a job reads.
+    pub fn source_read(&self, argv: &[String], kind: Option<&Kind>) -> f64 {
+        match (argv.join(" ").as_str(), kind) {
+            ("shard-loader scaffold", _) => self.scaffold_bytes(),
+            ("teacher-cache survey" | "teacher-cache backward" | "quantize rates", Some(kind))
+            | ("shard-loader layer", Some(kind)) => self.layer_bytes(kind),
+            _ => 0.0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

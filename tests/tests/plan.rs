@@ -1,0 +1,346 @@
+//! Plans without weights: names, shapes and parameters are those of real checkpoints, sizes those of a run, and an index that
+//! says otherwise is refused.
+#![allow(clippy::disallowed_methods)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use uc_tests::{QUICK, contents, fail_with, program, repository, succeed, tiny_model, uc};
+
+const USAGE: i32 = 2;
+const BAD_INPUT: i32 = 4;
+
+type Tensors = BTreeMap<String, Vec<u64>>;
+
+fn read(path: &Path) -> Value {
+    let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_slice(&bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn shape(value: &Value) -> Vec<u64> {
+    serde_json::from_value(value["shape"].clone()).expect("a shape")
+}
+
+/// The plan's full names and shapes, and the whole description.
+fn described(config: &Path, index: &Path) -> (Tensors, Value) {
+    let mut describe = program("shard-loader");
+    describe.args(["describe", "--tensors", "--config"]);
+    let output = succeed(describe.arg(config).arg("--index").arg(index));
+    let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let tensors = serde_json::from_value(found["tensors"].clone()).expect("shapes");
+    (tensors, found)
+}
+
+/// An index of these names, all in one shard.
+fn index_of<'a>(names: impl Iterator<Item = &'a String>) -> Value {
+    let map: BTreeMap<&String, &str> = names.map(|name| (name, "model.safetensors")).collect();
+    json!({"metadata": {}, "weight_map": map})
+}
+
+fn agrees(found: &Value, what: &str) {
+    for list in ["missing", "left_over"] {
+        assert_eq!(found["index"][list], json!([]), "{what}");
+    }
+}
+
+/// Configurations of real models with the names and shapes of their tensors; they are not part of the project.
+fn real_models() -> Option<PathBuf> {
+    let named = std::env::var_os("UC_MODELS").map(PathBuf::from);
+    let folder = named.unwrap_or_else(|| repository().join("../shared/models"));
+    let there = folder.join("configs").is_dir();
+    if !there {
+        eprintln!(
+            "{} is not there: plans of real models are not tested; UC_MODELS names the folder",
+            folder.display()
+        );
+    }
+    there.then_some(folder)
+}
+
+#[test]
+fn plans_of_real_models_have_the_names_and_shapes_of_their_checkpoints() {
+    let Some(folder) = real_models() else { return };
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder.join("configs")).expect("configs") {
+        let config = entry.expect("entry").path();
+        if config.extension().is_none_or(|ending| ending != "json") {
+            continue;
+        }
+        let name = config
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .expect("name");
+        let own = folder.join("indexes/generated").join(name);
+        let index = own.join("model.safetensors.index.json");
+        let expected: BTreeMap<String, Value> =
+            serde_json::from_value(read(&own.join("tensors.json"))).expect("tensors");
+        let expected: Tensors = expected
+            .into_iter()
+            .map(|(tensor, facts)| (tensor, shape(&facts)))
+            .collect();
+        let (tensors, found) = described(&config, &index);
+        assert!(tensors == expected, "{name}: tensors differ");
+        let parameters: u64 = expected.values().map(|s| s.iter().product::<u64>()).sum();
+        assert_eq!(found["total_parameters"], parameters, "{name}");
+        agrees(&found, name);
+        let real = folder.join("indexes/real").join(name);
+        let real = real.join("model.safetensors.index.json");
+        if real.exists() {
+            agrees(&described(&config, &real).1, name);
+        }
+        count += 1;
+    }
+    assert_eq!(count, 33);
+}
+
+#[test]
+fn plans_of_small_models_of_every_family_have_the_names_and_shapes_of_their_files() {
+    let keep = tempfile::tempdir().expect("folder");
+    let mut count = 0;
+    for entry in std::fs::read_dir(repository().join("tests/golden")).expect("golden") {
+        let case = entry.expect("entry").path();
+        let bytes = std::fs::read(case.join("model.safetensors")).expect("weights");
+        let length = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+        let mut header: BTreeMap<String, Value> =
+            serde_json::from_slice(&bytes[8..8 + length]).expect("header");
+        header.remove("__metadata__");
+        let index = keep.path().join("index.json");
+        std::fs::write(&index, index_of(header.keys()).to_string()).expect("written");
+        let (tensors, found) = described(&case.join("config.json"), &index);
+        let expected: Tensors = header
+            .into_iter()
+            .map(|(name, facts)| (name, shape(&facts)))
+            .collect();
+        assert_eq!(tensors, expected, "{}", case.display());
+        agrees(&found, &case.display().to_string());
+        count += 1;
+    }
+    assert!(count > 40, "{count} cases");
+}
+
+/// A small dense model.
+fn dense() -> Value {
+    json!({
+        "model_type": "llama", "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 3,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 4096, "hidden_act": "silu",
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true
+    })
+}
+
+/// A small mixture of experts.
+fn mixture() -> Value {
+    json!({
+        "model_type": "qwen3_moe", "hidden_size": 128, "intermediate_size": 384, "moe_intermediate_size": 96,
+        "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": true, "mlp_only_layers": [0],
+        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 1024,
+        "hidden_act": "silu", "max_position_embeddings": 1024, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+        "tie_word_embeddings": false
+    })
+}
+
+/// A configuration as a file.
+struct Case {
+    keep: tempfile::TempDir,
+    config: PathBuf,
+}
+
+impl Case {
+    fn new(config: &Value) -> Self {
+        let keep = tempfile::tempdir().expect("folder");
+        let path = keep.path().join("config.json");
+        std::fs::write(&path, config.to_string()).expect("written");
+        Case { config: path, keep }
+    }
+
+    /// An index of all tensors of the plan, after `change`.
+    fn index(&self, change: impl FnOnce(&mut serde_json::Map<String, Value>)) -> PathBuf {
+        let mut describe = program("shard-loader");
+        describe.args(["describe", "--tensors", "--config"]);
+        let output = succeed(describe.arg(&self.config));
+        let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let tensors: Tensors = serde_json::from_value(found["tensors"].clone()).expect("shapes");
+        let mut index = index_of(tensors.keys());
+        change(index["weight_map"].as_object_mut().expect("map"));
+        let path = self.keep.path().join("model.safetensors.index.json");
+        std::fs::write(&path, index.to_string()).expect("written");
+        path
+    }
+
+    fn plan(&self) -> std::process::Command {
+        let mut plan = uc();
+        plan.args(["plan", "--config"]).arg(&self.config);
+        plan
+    }
+
+    /// The text without what changes with the receipt of measured rates: hours, and what order they make.
+    fn text(&self, index: &Path) -> String {
+        let output = succeed(self.plan().arg("--index").arg(index));
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        for part in ["peak disk", "bytes in all", "estimated time", "  measured"] {
+            assert!(text.contains(part), "`{part}` is missing in: {text}");
+        }
+        let (sizes, _) = text.split_once("peak memory").expect("memory");
+        let (model, stages) = sizes.split_once("\nstage").expect("stages");
+        let stages = stages.trim_end().lines();
+        let without_hours = stages.map(|line| line.rsplit_once(' ').expect("columns").0.trim_end());
+        format!(
+            "{model}\nstage{}",
+            without_hours.collect::<Vec<_>>().join("\n")
+        )
+    }
+}
+
+#[test]
+fn the_plan_of_a_dense_model_is_printed() {
+    let case = Case::new(&dense());
+    let index = case.index(|_| {});
+    insta::assert_snapshot!(case.text(&index));
+}
+
+#[test]
+fn the_plan_of_a_mixture_of_experts_is_printed() {
+    let case = Case::new(&mixture());
+    let index = case.index(|map| {
+        map["model.norm.weight"] = "model-2.safetensors".into();
+        map["model.layers.3.mlp.gate.weight"] = "model-2.safetensors".into();
+    });
+    insta::assert_snapshot!(case.text(&index));
+}
+
+#[test]
+fn an_index_that_differs_from_the_plan_is_refused_with_every_difference() {
+    let case = Case::new(&dense());
+    let missing = "model.layers.1.mlp.up_proj.weight";
+    let extra = "model.layers.1.mlp.up_proj.bias";
+    let index = case.index(|map| {
+        map.remove(missing);
+        map.insert(extra.into(), "model.safetensors".into());
+        map.insert("model.norm.bias".into(), "model.safetensors".into());
+        // These are tolerated: the head is tied, and frequencies follow from the configuration.
+        map.insert("lm_head.weight".into(), "model.safetensors".into());
+        let frequencies = "model.layers.0.self_attn.rotary_emb.inv_freq";
+        map.insert(frequencies.into(), "model.safetensors".into());
+    });
+    let said = fail_with(case.plan().arg("--index").arg(&index), BAD_INPUT);
+    for word in [
+        "3 differences",
+        &format!("{missing}: missing, expected [688, 256]"),
+        &format!("{extra}: left over"),
+        "model.norm.bias: left over",
+        "tolerated             2",
+    ] {
+        assert!(said.contains(word), "`{word}` is missing in: {said}");
+    }
+    assert!(!said.contains("inv_freq: left over"), "{said}");
+}
+
+#[test]
+fn configurations_and_options_that_cannot_be_planned_are_refused() {
+    let mut other = dense();
+    other["model_type"] = "gpt_oss".into();
+    let said = fail_with(&mut Case::new(&other).plan(), BAD_INPUT);
+    assert!(said.contains("gpt_oss") && said.contains("llama"), "{said}");
+    let case = Case::new(&dense());
+    let absent = case.keep.path().join("absent.json");
+    let said = fail_with(case.plan().arg("--index").arg(&absent), BAD_INPUT);
+    assert!(said.contains("absent.json"), "{said}");
+    for (arguments, word) in [
+        (["--memory", "much"], "--memory"),
+        (["--gflops", "0"], "--gflops"),
+        (["--set", "calibration.windows=0"], "calibration.windows"),
+    ] {
+        let said = fail_with(case.plan().args(arguments), USAGE);
+        assert!(said.contains(word), "{said}");
+    }
+    fail_with(case.plan().arg("some-run"), USAGE);
+    fail_with(uc().arg("plan"), USAGE);
+    fail_with(uc().args(["plan", "some-run", "--json"]), USAGE);
+}
+
+/// Bytes of the files below a folder by the artifact that `pipeline.toml` puts there.
+fn artifact_bytes(run: &Path, artifact: &str) -> u64 {
+    let folders = |folder: &str, file: &str| -> u64 {
+        let entries = std::fs::read_dir(run.join(folder)).expect("folder");
+        let layers = entries.map(|entry| entry.expect("entry").path());
+        layers
+            .filter_map(|layer| Some(layer.join(file).metadata().ok()?.len()))
+            .sum()
+    };
+    let flat = |folder: &str, start: &str| -> u64 {
+        let files = contents(&run.join(folder)).into_iter();
+        let chosen = files.filter(|(name, _)| name.starts_with(start));
+        chosen.map(|(_, bytes)| bytes.len() as u64).sum()
+    };
+    match artifact {
+        "weights" => folders("layers", "weights.safetensors"),
+        "statistics" => folders("layers", "statistics.safetensors"),
+        "codes" => folders("layers", "codes.bin"),
+        "layer-record" => folders("layers", "record.json"),
+        "sensitivity" => folders("survey", "sensitivity.safetensors"),
+        "rates" => folders("survey", "rates.json"),
+        "hidden" => flat("hidden", ""),
+        "survey-hidden" => flat("survey/hidden", ""),
+        "survey-statistics" => flat("survey/statistics", ""),
+        "gradient" => flat("survey/gradient", ""),
+        "eval-hidden" => flat("eval/hidden", ""),
+        "pack-layer" => flat("pack", "layer_"),
+        "pack-scaffold" => flat("pack", "scaffold.uc"),
+        "scaffold" => run
+            .join("scaffold.safetensors")
+            .metadata()
+            .expect("file")
+            .len(),
+        other => panic!("{other} is not looked at"),
+    }
+}
+
+#[test]
+fn sizes_are_those_of_a_run_that_keeps_everything() {
+    let keep = tempfile::tempdir().expect("folder");
+    let pipeline = std::fs::read_to_string(repository().join("pipeline.toml")).expect("pipeline");
+    let path = keep.path().join("pipeline.toml");
+    std::fs::write(&path, pipeline.replace("keep = false", "keep = true")).expect("written");
+    let run = keep.path().join("run");
+    let mut compress = uc();
+    compress
+        .arg("compress")
+        .arg(tiny_model())
+        .arg("--run")
+        .arg(&run);
+    succeed(compress.arg("--pipeline").arg(&path).args(QUICK));
+    let mut plan = uc();
+    plan.args(["plan", "--json", "--config"]);
+    plan.arg(tiny_model().join("config.json"));
+    let output = succeed(plan.arg("--pipeline").arg(&path).args(QUICK));
+    let forecast: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let predicted: BTreeMap<&str, u64> = forecast["run"]["disk"]
+        .as_array()
+        .expect("list")
+        .iter()
+        .map(|artifact| {
+            let name = artifact["name"].as_str().expect("name");
+            (name, artifact["bytes"].as_u64().expect("bytes"))
+        })
+        .collect();
+    for name in [
+        "weights",
+        "statistics",
+        "codes",
+        "layer-record",
+        "sensitivity",
+        "rates",
+        "hidden",
+        "survey-hidden",
+        "survey-statistics",
+        "gradient",
+        "eval-hidden",
+        "pack-layer",
+        "pack-scaffold",
+        "scaffold",
+    ] {
+        let found = artifact_bytes(&run, name) as f64;
+        let share = predicted[name] as f64 / found;
+        assert!((0.85..1.15).contains(&share), "{name}: {share} of {found}");
+    }
+}
