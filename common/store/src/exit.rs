@@ -30,13 +30,15 @@ pub enum ExitCode {
     StageFailed,
     /// Something that the job needs has not been made yet.
     MissingInput,
+    /// The system failed to read or write a file, for no reason that has a class of its own.
+    Io,
     /// Stopped by SIGINT or SIGTERM; the run can be resumed.
     Interrupted,
 }
 
 impl ExitCode {
     /// Every code, in numerical order.
-    pub const ALL: [ExitCode; 12] = [
+    pub const ALL: [ExitCode; 13] = [
         Self::Ok,
         Self::Internal,
         Self::Usage,
@@ -48,6 +50,7 @@ impl ExitCode {
         Self::Permission,
         Self::StageFailed,
         Self::MissingInput,
+        Self::Io,
         Self::Interrupted,
     ];
 
@@ -65,6 +68,7 @@ impl ExitCode {
             Self::Permission => 8,
             Self::StageFailed => 9,
             Self::MissingInput => 10,
+            Self::Io => 11,
             Self::Interrupted => 130,
         }
     }
@@ -83,6 +87,7 @@ impl ExitCode {
             Self::Permission => "permission",
             Self::StageFailed => "stage-failed",
             Self::MissingInput => "missing-input",
+            Self::Io => "io",
             Self::Interrupted => "interrupted",
         }
     }
@@ -94,7 +99,7 @@ impl ExitCode {
 
     /// Whether trying the same thing again may help.
     pub fn is_transient(self) -> bool {
-        matches!(self, Self::Internal | Self::StageFailed)
+        matches!(self, Self::Internal | Self::StageFailed | Self::Io)
     }
 
     /// The class that an I/O error alone decides.
@@ -107,6 +112,11 @@ impl ExitCode {
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Some(Self::Permission),
             _ => None,
         }
+    }
+
+    /// Whether the class says nothing of the cause, so that whoever knows more may name another.
+    pub fn is_vague(self) -> bool {
+        matches!(self, Self::Internal | Self::Io)
     }
 
     /// The class of an error chain: the system's word first, then the store's; `None` when neither speaks.
@@ -125,7 +135,8 @@ impl ExitCode {
 
     fn of_store(error: &StoreError) -> Self {
         match error {
-            StoreError::Io { .. } | StoreError::OutputNotCommitted { .. } => Self::Internal,
+            StoreError::Io { .. } => Self::Io,
+            StoreError::OutputNotCommitted { .. } => Self::Internal,
             StoreError::Malformed { .. } | StoreError::Hash { .. } | StoreError::Size { .. } => {
                 Self::Damaged
             }
@@ -167,6 +178,10 @@ mod tests {
         assert_eq!(ExitCode::of_error(&error), Some(ExitCode::Permission));
         let bad = anyhow::Error::from(StoreError::malformed(path, "receipt", "a", "b"));
         assert_eq!(ExitCode::of_error(&bad), Some(ExitCode::Damaged));
+        let broken = std::io::Error::from_raw_os_error(5); // EIO
+        let error = anyhow::Error::from(StoreError::io("read", path)(broken));
+        assert_eq!(ExitCode::of_error(&error), Some(ExitCode::Io));
+        assert!(ExitCode::Io.is_transient() && ExitCode::Io.is_vague());
         assert_eq!(ExitCode::of_error(&anyhow::anyhow!("other")), None);
     }
 }

@@ -7,6 +7,7 @@ mod board;
 mod cli;
 mod drive;
 mod failure;
+mod history;
 mod journal;
 mod model;
 mod packs;
