@@ -341,10 +341,7 @@ mod tests {
         let run = RunDir::create(&folder, &small_plan()).expect("created");
         let driver = run.lock().expect("driver");
         assert_eq!(run.lock_holder(), Some(std::process::id()));
-        assert!(matches!(
-            run.lock_by_hand(),
-            Err(StoreError::Locked { .. })
-        ));
+        assert!(matches!(run.lock_by_hand(), Err(StoreError::Locked { .. })));
         drop(driver);
         let hand = run.lock_by_hand().expect("free").expect("its own");
         assert!(matches!(run.lock(), Err(StoreError::Locked { .. })));

@@ -110,7 +110,10 @@ mod tests {
             known.digest
         );
         // A writer that gives the file its old time back is seen all the same.
-        let then = std::fs::metadata(&path).expect("file").modified().expect("time");
+        let then = std::fs::metadata(&path)
+            .expect("file")
+            .modified()
+            .expect("time");
         crate::atomic::write_bytes(&path, b"abd").expect("other bytes");
         let file = std::fs::File::open(&path).expect("file");
         file.set_modified(then).expect("set back");

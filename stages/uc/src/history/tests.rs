@@ -55,7 +55,8 @@ fn sessions_and_jobs_are_summed_and_cut_lines_left_out() {
 
 #[test]
 fn every_job_has_the_state_that_its_last_event_gave_it() {
-    let found = "\"event\":\"found\",\"stage\":\"a\",\"done\":[0],\"stale\":[1],\"waiting\":[2,3,4]";
+    let found =
+        "\"event\":\"found\",\"stage\":\"a\",\"done\":[0],\"stale\":[1],\"waiting\":[2,3,4]";
     let mishap = "\"event\":\"mishap\",\"stage\":\"a\",\"layer\":3,\"class\":\"disk-full\",\"message\":\"full\"";
     let progress = "\"event\":\"progress\",\"stage\":\"a\",\"layer\":2,\"done\":1,\"total\":9,\"unit\":\"rows\"";
     let text = [
@@ -94,7 +95,11 @@ fn a_log_cut_anywhere_gives_what_its_whole_lines_say() {
         let rest = &text[whole.len()..end];
         let is_whole = serde_json::from_str::<Value>(rest).is_ok();
         if !is_whole {
-            assert_eq!(History::of(&text[..end]), History::of(whole), "cut at {end}");
+            assert_eq!(
+                History::of(&text[..end]),
+                History::of(whole),
+                "cut at {end}"
+            );
         }
     }
 }
@@ -114,9 +119,17 @@ fn a_clock_that_is_set_back_makes_no_duration_negative() {
     assert!(history.jobs.values().all(|job| job.began >= 0.0));
     assert_eq!(history.costs()["a"].seconds, 1.0);
     assert_eq!(history.rate("a"), Some(1.0));
-    let back = [session(50.0), started(9.0, "a", 0), finished(8.0, "a", 0, 1.0, 5)].concat();
+    let back = [
+        session(50.0),
+        started(9.0, "a", 0),
+        finished(8.0, "a", 0, 1.0, 5),
+    ]
+    .concat();
     let back = History::of(&back);
-    assert_eq!((back.rate("a"), back.seconds_for("a", 2)), (None, Some(2.0)));
+    assert_eq!(
+        (back.rate("a"), back.seconds_for("a", 2)),
+        (None, Some(2.0))
+    );
 }
 
 #[test]
@@ -127,7 +140,10 @@ fn events_of_unknown_kinds_and_lines_without_sense_are_skipped() {
         line(1.0, "\"event\":\"found\",\"stage\":7"),
         "[]\n7\nnull\n\u{0}\u{0}\u{0}\n{\"event\":7,\"time\":7}\n".to_owned(),
     ];
-    assert_eq!(History::of(&(text.clone() + &more.concat())), History::of(&text));
+    assert_eq!(
+        History::of(&(text.clone() + &more.concat())),
+        History::of(&text)
+    );
 }
 
 #[test]
@@ -146,5 +162,8 @@ fn rates_count_this_session_and_earlier_ones_help_where_there_is_none() {
     assert_eq!((history.rate("a"), history.rate("b")), (None, Some(0.5)));
     assert_eq!(history.seconds_for("a", 2), Some(16.0));
     assert_eq!(history.seconds_for("b", 2), Some(4.0));
-    assert_eq!((history.seconds_for("c", 1), history.seconds_for("c", 0)), (None, Some(0.0)));
+    assert_eq!(
+        (history.seconds_for("c", 1), history.seconds_for("c", 0)),
+        (None, Some(0.0))
+    );
 }

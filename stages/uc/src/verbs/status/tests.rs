@@ -139,7 +139,10 @@ fn many_layers_share_cells_and_the_worst_is_shown() {
     let mut status = assess(&plan(126), History::of(LOG), now);
     status.stages[0].jobs = jobs;
     let text = text::of(&status);
-    let row = text.lines().find(|line| line.starts_with("load")).expect("row");
+    let row = text
+        .lines()
+        .find(|line| line.starts_with("load"))
+        .expect("row");
     assert!(row.contains("#!####"), "{row}");
     assert!(text.lines().all(|line| line.chars().count() < 200));
 }

@@ -73,9 +73,9 @@ fn disk(status: &Status) -> String {
         .map(|(name, bytes)| format!("{name} {}", BinaryBytes(*bytes)))
         .collect();
     parts.push(format!("other {}", BinaryBytes(disk.other)));
-    let free = disk.free.map_or_else(String::new, |free| {
-        format!(", {} free", BinaryBytes(free))
-    });
+    let free = disk
+        .free
+        .map_or_else(String::new, |free| format!(", {} free", BinaryBytes(free)));
     format!("{}{free}: {}", BinaryBytes(disk.total()), parts.join(", "))
 }
 
@@ -125,13 +125,15 @@ fn row(stage: &StageStatus, width: usize, cells: usize) -> String {
 fn strip(jobs: &[JobState]) -> String {
     let per_cell = jobs.len().div_ceil(CELLS).max(1);
     jobs.chunks(per_cell)
-        .map(|jobs| match jobs.iter().max().unwrap_or(&JobState::Waiting) {
-            JobState::Done => '#',
-            JobState::Waiting => '.',
-            JobState::Stale => '~',
-            JobState::Running => '>',
-            JobState::Failed => '!',
-        })
+        .map(
+            |jobs| match jobs.iter().max().unwrap_or(&JobState::Waiting) {
+                JobState::Done => '#',
+                JobState::Waiting => '.',
+                JobState::Stale => '~',
+                JobState::Running => '>',
+                JobState::Failed => '!',
+            },
+        )
         .collect()
 }
 
@@ -161,7 +163,10 @@ fn mishap(mishap: &Mishap) -> String {
 }
 
 fn place(stage: &str, layer: Option<u32>) -> String {
-    layer.map_or_else(|| stage.to_owned(), |layer| format!("{stage} layer {layer}"))
+    layer.map_or_else(
+        || stage.to_owned(),
+        |layer| format!("{stage} layer {layer}"),
+    )
 }
 
 /// Jobs per second, minute or hour, whichever reads best.
