@@ -77,12 +77,15 @@ impl Series {
         let end = self.kills + kills;
         while self.kills < end {
             let mut command: Command = begin(&["-q"]);
-            command.stdout(Stdio::null()).stderr(Stdio::null());
+            let said = run.with_extension("said");
+            let file = std::fs::File::create(&said).expect("file");
+            command.stdout(Stdio::null()).stderr(file);
             let mut driver = command.spawn().expect("uc starts");
             std::thread::sleep(Duration::from_millis(5 + random.below(900)));
             if let Some(status) = driver.try_wait().expect("state") {
                 // It got to the end: start over, so that every kill finds work in progress.
-                assert!(status.success(), "{status} after {self:?}");
+                let said = std::fs::read_to_string(&said).expect("text");
+                assert!(status.success(), "{said} after {self:?}");
                 self.complete(run, expected);
                 std::fs::remove_dir_all(run).expect("removed");
                 continue;
@@ -96,7 +99,8 @@ impl Series {
                 std::thread::sleep(Duration::from_millis(random.below(400)));
                 if random.below(4) == 0 {
                     let status = driver.wait().expect("ended");
-                    assert!(status.success(), "{status} after {self:?}");
+                    let said = std::fs::read_to_string(&said).expect("text");
+                    assert!(status.success(), "{said} after {self:?}");
                     continue;
                 }
             }
