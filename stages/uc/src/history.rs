@@ -4,7 +4,7 @@
 //! Time is counted from line to line within a session; a clock that was set back adds nothing, so no duration is
 //! negative.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,8 @@ use serde_json::Value;
 use uc_store::events::{Event, EventKind};
 use uc_store::plan::JobId;
 
+/// Ends of jobs over which a rate is taken, the last ones.
+const PACE: usize = 5;
 /// Mishaps that are remembered, the last ones.
 const MISHAPS: usize = 5;
 
@@ -83,11 +85,12 @@ pub struct StageCost {
 }
 
 /// How fast a stage is in the session that is described.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 struct Pace {
+    /// When its first job began.
     began: f64,
-    last_end: f64,
-    jobs: u64,
+    /// When its last few jobs ended, oldest first: a stage that waited for others once is not slow for ever.
+    ends: VecDeque<f64>,
 }
 
 /// A run, as its log tells it.
@@ -250,8 +253,7 @@ impl History {
                 (job.state, job.progress, job.began) = (JobState::Running, None, now);
                 self.paces.entry(stage).or_insert(Pace {
                     began: now,
-                    last_end: now,
-                    jobs: 0,
+                    ends: VecDeque::new(),
                 });
             }
             EventKind::Progress { done, total, unit } => {
@@ -265,7 +267,10 @@ impl History {
                 (job.state, job.progress) = (JobState::Done, None);
                 job.took = Some((seconds.max(0.0), peak_rss_bytes));
                 let pace = self.paces.entry(stage).or_default();
-                (pace.last_end, pace.jobs) = (now, pace.jobs + 1);
+                if pace.ends.len() == PACE {
+                    pace.ends.pop_front();
+                }
+                pace.ends.push_back(now);
             }
             EventKind::Failed { .. } => {
                 let job = self.job(&stage, layer);
@@ -289,11 +294,15 @@ impl History {
         stages
     }
 
-    /// Jobs of a stage per second in the last session, pauses between them counted; `None` before there is one.
+    /// Jobs of a stage per second, of late in the last session, pauses between them counted; `None` before there is one.
     pub fn rate(&self, stage: &str) -> Option<f64> {
         let pace = self.paces.get(stage)?;
-        let seconds = pace.last_end - pace.began;
-        (pace.jobs > 0 && seconds > 0.0).then(|| pace.jobs as f64 / seconds)
+        let last = pace.ends.back()?;
+        let (jobs, seconds) = match pace.ends.len() {
+            1 => (1, last - pace.began),
+            count => (count - 1, last - pace.ends[0]),
+        };
+        (seconds > 0.0).then(|| jobs as f64 / seconds)
     }
 
     /// Seconds that `jobs` more jobs of a stage take: at its rate, else at the mean of what its jobs took before.

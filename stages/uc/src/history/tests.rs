@@ -118,7 +118,7 @@ fn a_clock_that_is_set_back_makes_no_duration_negative() {
     assert_eq!(history.wall_seconds, 3.0);
     assert!(history.jobs.values().all(|job| job.began >= 0.0));
     assert_eq!(history.costs()["a"].seconds, 1.0);
-    assert_eq!(history.rate("a"), Some(1.0));
+    assert_eq!(history.rate("a"), Some(0.5));
     let back = [
         session(50.0),
         started(9.0, "a", 0),
@@ -166,4 +166,15 @@ fn rates_count_this_session_and_earlier_ones_help_where_there_is_none() {
         (history.seconds_for("c", 1), history.seconds_for("c", 0)),
         (None, Some(0.0))
     );
+}
+
+#[test]
+fn a_stage_that_waited_long_has_the_rate_of_its_last_jobs() {
+    let seconds = [1, 2, 3, 40, 41, 42, 43, 44];
+    let ends = seconds.into_iter().zip(0..);
+    let lines: Vec<String> = ends
+        .map(|(second, layer)| finished(f64::from(second), "a", layer, 1.0, 5))
+        .collect();
+    let history = History::of(&(session(0.0) + &lines.concat()));
+    assert_eq!(history.rate("a"), Some(1.0));
 }
