@@ -11,7 +11,7 @@ use uc_tests::{compress, contents, copy_model, fail_with, json, succeed, uc, wor
 
 const BAD_INPUT: i32 = 4;
 const DISK_FULL: i32 = 7;
-const IO: i32 = 11;
+const IO: i32 = 12;
 const INTERRUPTED: i32 = 130;
 /// Longer than any step takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(300);

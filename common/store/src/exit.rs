@@ -68,7 +68,7 @@ impl ExitCode {
             Self::Permission => 8,
             Self::StageFailed => 9,
             Self::MissingInput => 10,
-            Self::Io => 11,
+            Self::Io => 12,
             Self::Interrupted => 130,
         }
     }
