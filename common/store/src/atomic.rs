@@ -264,9 +264,16 @@ pub fn write_json<T: Serialize>(target: &Utf8Path, value: &T) -> Result<Written,
     write_bytes(target, &text)
 }
 
-/// Makes a folder and its parents.
+/// Makes a folder and its parents; those that are new outlive a loss of power like the files in them.
 pub fn create_dir_all(folder: &Utf8Path) -> Result<(), StoreError> {
-    std::fs::create_dir_all(folder).map_err(StoreError::io("create folder", folder))
+    let new: Vec<&Utf8Path> = folder
+        .ancestors()
+        .take_while(|path| !path.as_str().is_empty() && !path.exists())
+        .collect();
+    std::fs::create_dir_all(folder).map_err(StoreError::io("create folder", folder))?;
+    new.into_iter()
+        .filter_map(Utf8Path::parent)
+        .try_for_each(sync_folder)
 }
 
 /// Removes a file; one that is already gone is no error.

@@ -32,13 +32,15 @@ pub enum ExitCode {
     MissingInput,
     /// The Hub could not be reached, failed too often, or does not take what was sent.
     Network,
+    /// The system failed to read or write a file, for no reason that has a class of its own.
+    Io,
     /// Stopped by SIGINT or SIGTERM; the run can be resumed.
     Interrupted,
 }
 
 impl ExitCode {
     /// Every code, in numerical order.
-    pub const ALL: [ExitCode; 13] = [
+    pub const ALL: [ExitCode; 14] = [
         Self::Ok,
         Self::Internal,
         Self::Usage,
@@ -51,6 +53,7 @@ impl ExitCode {
         Self::StageFailed,
         Self::MissingInput,
         Self::Network,
+        Self::Io,
         Self::Interrupted,
     ];
 
@@ -69,6 +72,7 @@ impl ExitCode {
             Self::StageFailed => 9,
             Self::MissingInput => 10,
             Self::Network => 11,
+            Self::Io => 12,
             Self::Interrupted => 130,
         }
     }
@@ -88,6 +92,7 @@ impl ExitCode {
             Self::StageFailed => "stage-failed",
             Self::MissingInput => "missing-input",
             Self::Network => "network",
+            Self::Io => "io",
             Self::Interrupted => "interrupted",
         }
     }
@@ -99,7 +104,10 @@ impl ExitCode {
 
     /// Whether trying the same thing again may help.
     pub fn is_transient(self) -> bool {
-        matches!(self, Self::Internal | Self::StageFailed | Self::Network)
+        matches!(
+            self,
+            Self::Internal | Self::StageFailed | Self::Network | Self::Io
+        )
     }
 
     /// The class that an I/O error alone decides.
@@ -112,6 +120,11 @@ impl ExitCode {
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Some(Self::Permission),
             _ => None,
         }
+    }
+
+    /// Whether the class says nothing of the cause, so that whoever knows more may name another.
+    pub fn is_vague(self) -> bool {
+        matches!(self, Self::Internal | Self::Io)
     }
 
     /// The class of an error chain: the system's word first, then the store's; `None` when neither speaks.
@@ -130,7 +143,8 @@ impl ExitCode {
 
     fn of_store(error: &StoreError) -> Self {
         match error {
-            StoreError::Io { .. } | StoreError::OutputNotCommitted { .. } => Self::Internal,
+            StoreError::Io { .. } => Self::Io,
+            StoreError::OutputNotCommitted { .. } => Self::Internal,
             StoreError::Malformed { .. } | StoreError::Hash { .. } | StoreError::Size { .. } => {
                 Self::Damaged
             }
@@ -172,6 +186,10 @@ mod tests {
         assert_eq!(ExitCode::of_error(&error), Some(ExitCode::Permission));
         let bad = anyhow::Error::from(StoreError::malformed(path, "receipt", "a", "b"));
         assert_eq!(ExitCode::of_error(&bad), Some(ExitCode::Damaged));
+        let broken = std::io::Error::from_raw_os_error(5); // EIO
+        let error = anyhow::Error::from(StoreError::io("read", path)(broken));
+        assert_eq!(ExitCode::of_error(&error), Some(ExitCode::Io));
+        assert!(ExitCode::Io.is_transient() && ExitCode::Io.is_vague());
         assert_eq!(ExitCode::of_error(&anyhow::anyhow!("other")), None);
     }
 }

@@ -83,7 +83,7 @@ pub struct ExternalFile {
     pub size: u64,
     /// Digest of the whole file when the run was planned.
     pub sha256: Sha256Digest,
-    /// Modification time then, nanoseconds since 1970; decides whether to hash again.
+    /// Time of its last change then, nanoseconds since 1970; decides whether to hash again.
     pub mtime_ns: i64,
 }
 

@@ -1,7 +1,7 @@
 //! The run directory: where everything of a run is, and who may work on it.
 //!
 //! ```text
-//! run.json            the plan
+//! run.json            the plan, with a seal over its text
 //! lock                held by the driver
 //! locks/<stage>.lock  held by a stage process
 //! receipts/<stage>/<NNN|run>.receipt, .figures.json
@@ -12,12 +12,21 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::atomic;
 use crate::error::StoreError;
 use crate::plan::{ArtifactId, JobId, PLAN_VERSION, Plan};
+use crate::sha::{Sha256Digest, hash_bytes};
+
+/// What stands before and after the digest that closes `run.json`.
+const SEAL: (&str, &str) = (",\n  \"seal\": \"", "\"\n}\n");
+/// Digits of the digest.
+const SEAL_DIGITS: usize = 64;
+/// How long a lock that is held is tried again: whoever asks for the state of a run holds it for an instant.
+const LOCK_PATIENCE: Duration = Duration::from_millis(200);
 
 /// A run directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +49,25 @@ impl RunDir {
         let run = Self {
             root: root.to_owned(),
         };
-        atomic::write_json(&run.plan_path(), plan)?;
+        let text = sealed(plan).map_err(StoreError::io("encode", &run.plan_path()))?;
+        atomic::write_bytes(&run.plan_path(), text.as_bytes())?;
         Ok(run)
+    }
+
+    /// The directory of a run that may not have a plan yet.
+    pub fn at(root: &Utf8Path) -> Self {
+        Self {
+            root: root.to_owned(),
+        }
+    }
+
+    /// Opens a directory for work: what is read after the lock is taken nobody else changes.
+    pub fn open_locked(root: &Utf8Path) -> Result<(Self, Plan, Lock), StoreError> {
+        // A folder that is no run gets no lock file.
+        Self::open(root)?;
+        let lock = Self::at(root).lock()?;
+        let (run, plan) = Self::open(root)?;
+        Ok((run, plan, lock))
     }
 
     /// Opens a directory and checks its plan.
@@ -68,7 +94,7 @@ impl RunDir {
                 supported: PLAN_VERSION.0,
             });
         }
-        let plan: Plan = serde_json::from_slice(&text).map_err(bad)?;
+        let plan: Plan = serde_json::from_slice(&unsealed(&text, &path)?).map_err(bad)?;
         plan.validate()?;
         plan.settings.validate()?;
         Ok((run, plan))
@@ -137,6 +163,23 @@ impl RunDir {
         Ok(lock)
     }
 
+    /// The driver's lock for a stage program that was started by hand: a driver and it must not work side by side.
+    /// `None` where `uc stage` started it and holds the lock for it.
+    pub fn lock_by_hand(&self) -> Result<Option<Lock>, StoreError> {
+        let path = self.root.join("lock");
+        match take_once(&path) {
+            Err(StoreError::Locked { .. }) if self.lock_holder() == parent_process() => Ok(None),
+            Err(StoreError::Locked { .. }) => take(&path).map(Some),
+            other => other.map(Some),
+        }
+    }
+
+    /// The process that wrote into the driver's lock last, whether or not it still holds it.
+    pub fn lock_holder(&self) -> Option<u32> {
+        let note = std::fs::read_to_string(self.root.join("lock")).ok()?;
+        note.trim().strip_prefix("process ")?.parse().ok()
+    }
+
     /// Takes the lock of one stage, so that two processes never write the same checkpoint.
     pub fn stage_lock(&self, stage: &str) -> Result<Lock, StoreError> {
         take(&self.root.join("locks").join(format!("{stage}.lock")))
@@ -147,7 +190,60 @@ fn layer_name(layer: Option<u32>) -> String {
     layer.map_or_else(|| "run".into(), |layer| format!("{layer:03}"))
 }
 
+/// The process that started this one.
+pub fn parent_process() -> Option<u32> {
+    let parent = rustix::process::getppid()?;
+    u32::try_from(parent.as_raw_nonzero().get()).ok()
+}
+
+/// A plan as `run.json` holds it: as its last field the digest of the text without it, so that no flipped byte passes
+/// for another setting.
+fn sealed(plan: &Plan) -> std::io::Result<String> {
+    let text = serde_json::to_string_pretty(plan)?;
+    let digest = hash_bytes(text.as_bytes());
+    let open = text.trim_end_matches("\n}");
+    Ok(format!("{open}{}{digest}{}", SEAL.0, SEAL.1))
+}
+
+/// The plan's text once its seal is found to be right.
+fn unsealed(text: &[u8], path: &Utf8Path) -> Result<Vec<u8>, StoreError> {
+    let no_seal = || {
+        let found = format!("{} bytes without a seal at their end", text.len());
+        StoreError::malformed(path, "plan", found, "a plan as `uc` writes it")
+    };
+    let parts = text.strip_suffix(SEAL.1.as_bytes()).and_then(|text| {
+        let (text, digits) = text.split_at_checked(text.len().checked_sub(SEAL_DIGITS)?)?;
+        let open = text.strip_suffix(SEAL.0.as_bytes())?;
+        let digest: Sha256Digest = std::str::from_utf8(digits).ok()?.parse().ok()?;
+        Some((open, digest))
+    });
+    let (open, expected) = parts.ok_or_else(no_seal)?;
+    let plan = [open, b"\n}"].concat();
+    let found = hash_bytes(&plan);
+    if found != expected {
+        return Err(StoreError::Hash {
+            path: path.to_owned(),
+            found,
+            expected,
+        });
+    }
+    Ok(plan)
+}
+
+/// Takes a lock; one that is held for an instant only is waited for.
 fn take(path: &Utf8Path) -> Result<Lock, StoreError> {
+    let start = Instant::now();
+    loop {
+        match take_once(path) {
+            Err(StoreError::Locked { .. }) if start.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
+}
+
+fn take_once(path: &Utf8Path) -> Result<Lock, StoreError> {
     let mut file = atomic::open_lock(path)?;
     match file.try_lock() {
         Ok(()) => {}
@@ -202,6 +298,61 @@ mod tests {
             RunDir::open(&folder.join("absent")),
             Err(StoreError::Io { .. })
         ));
+    }
+
+    #[test]
+    fn no_change_of_a_byte_of_the_plan_goes_unnoticed() {
+        let (_keep, folder) = folder();
+        let run = RunDir::create(&folder, &small_plan()).expect("created");
+        let text = std::fs::read(run.plan_path()).expect("text");
+        let path = run.plan_path();
+        for at in 0..text.len() {
+            let mut flipped = text.clone();
+            flipped[at] ^= 1;
+            unsealed(&flipped, &path).expect_err("damaged");
+            unsealed(&text[..at], &path).expect_err("cut");
+        }
+        atomic::write_bytes(&path, &text[..text.len() - 9]).expect("written");
+        let error = RunDir::open(&folder).expect_err("cut").to_string();
+        assert!(error.contains("run.json"), "{error}");
+        // Whole but without its seal: not what `uc` wrote.
+        atomic::write_json(&run.plan_path(), &small_plan()).expect("written");
+        RunDir::open(&folder).expect_err("no seal");
+    }
+
+    #[test]
+    fn a_lock_that_is_held_for_an_instant_is_waited_for() {
+        let (_keep, folder) = folder();
+        let run = RunDir::create(&folder, &small_plan()).expect("created");
+        drop(run.lock().expect("file"));
+        let question = File::open(folder.join("lock")).expect("file");
+        question.lock_shared().expect("held");
+        let answer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(30));
+            drop(question);
+        });
+        run.lock().expect("free again");
+        answer.join().expect("ended");
+    }
+
+    #[test]
+    fn a_stage_by_hand_is_refused_beside_a_driver_and_keeps_drivers_away() {
+        let (_keep, folder) = folder();
+        let run = RunDir::create(&folder, &small_plan()).expect("created");
+        let driver = run.lock().expect("driver");
+        assert_eq!(run.lock_holder(), Some(std::process::id()));
+        assert!(matches!(run.lock_by_hand(), Err(StoreError::Locked { .. })));
+        drop(driver);
+        let hand = run.lock_by_hand().expect("free").expect("its own");
+        assert!(matches!(run.lock(), Err(StoreError::Locked { .. })));
+        // Held by the process that started this one: that is `uc stage`.
+        drop(hand);
+        let parent = take_once(&folder.join("lock")).expect("held");
+        let note = format!("process {}\n", parent_process().expect("parent"));
+        (&parent._file).seek(SeekFrom::Start(0)).expect("start");
+        parent._file.set_len(0).expect("cut");
+        (&parent._file).write_all(note.as_bytes()).expect("note");
+        assert!(run.lock_by_hand().expect("allowed").is_none());
     }
 
     #[test]

@@ -1,4 +1,7 @@
-//! Outside inputs: hashed whole when a run is planned, recognised by size and modification time afterwards.
+//! Outside inputs: hashed whole when a run is planned, recognised by size and time of change afterwards.
+//!
+//! The time is that of the inode's last change (ctime), which the system sets: a file that was written and then got
+//! its old modification time back is not taken for the old file.
 
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -6,15 +9,15 @@ use crate::error::StoreError;
 use crate::plan::{External, ExternalFile};
 use crate::sha::{Hasher, hash_file};
 
-/// Size and modification time (nanoseconds since 1970) of a file.
+/// Size and time of the last change (nanoseconds since 1970) of a file.
 fn stamp(path: &Utf8Path) -> Result<(u64, i64), StoreError> {
     use std::os::unix::fs::MetadataExt;
     let metadata = std::fs::metadata(path).map_err(StoreError::io("open", path))?;
-    let mtime = metadata
-        .mtime()
+    let changed = metadata
+        .ctime()
         .saturating_mul(1_000_000_000)
-        .saturating_add(metadata.mtime_nsec());
-    Ok((metadata.len(), mtime))
+        .saturating_add(metadata.ctime_nsec());
+    Ok((metadata.len(), changed))
 }
 
 /// Hashes a file from outside.
@@ -45,7 +48,7 @@ pub fn external(files: Vec<ExternalFile>) -> External {
     External { files, digest }
 }
 
-/// Describes files again, hashing only those whose size or modification time differ from `known`.
+/// Describes files again, hashing only those whose size or time of change differ from `known`.
 pub fn refresh(known: &External, paths: &[Utf8PathBuf]) -> Result<External, StoreError> {
     let mut files = Vec::with_capacity(paths.len());
     for path in paths {
@@ -106,7 +109,14 @@ mod tests {
             refresh(&known, &paths).expect("hashed").digest,
             known.digest
         );
+        // A writer that gives the file its old time back is seen all the same.
+        let then = std::fs::metadata(&path)
+            .expect("file")
+            .modified()
+            .expect("time");
         crate::atomic::write_bytes(&path, b"abd").expect("other bytes");
+        let file = std::fs::File::open(&path).expect("file");
+        file.set_modified(then).expect("set back");
         assert!(matches!(
             verify_external(&known),
             Err(StoreError::Changed {

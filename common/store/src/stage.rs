@@ -21,7 +21,7 @@ use crate::logging::{self, LogFormat};
 use crate::plan::{ArtifactId, External, JobId, Plan, StagePlan};
 use crate::receipt::{Key, OutputRecord, Receipt, job_key};
 use crate::resources;
-use crate::run::RunDir;
+use crate::run::{RunDir, parent_process};
 use crate::settings::Settings;
 use crate::sha::{Sha256Digest, verify_file};
 use crate::source::verify_external;
@@ -102,9 +102,11 @@ pub fn main(program: Program, args: &StageArgs, mut stage: impl StageProgram) ->
 
 fn classify(stage: &impl StageProgram, error: &anyhow::Error) -> ExitCode {
     // A full disk or a denied file is that, whatever library met it.
-    let by_store = ExitCode::of_error(error).filter(|code| *code != ExitCode::Internal);
+    let by_store = ExitCode::of_error(error);
     by_store
+        .filter(|code| !code.is_vague())
         .or_else(|| stage.classify(error))
+        .or(by_store)
         .unwrap_or(ExitCode::Internal)
 }
 
@@ -149,6 +151,11 @@ fn once(
     stage: &mut impl StageProgram,
 ) -> anyhow::Result<ExitCode> {
     let (run, plan, name) = open(program, args)?;
+    let _run_lock = run.lock_by_hand()?;
+    if _run_lock.is_none() {
+        // `uc stage` holds it; without its parent this process would write beside the next driver.
+        die_with_parent(&run)?;
+    }
     let _lock = run.stage_lock(&name)?;
     let id = JobId {
         stage: name,
@@ -162,16 +169,27 @@ fn once(
     Ok(ExitCode::Ok)
 }
 
+/// Ties this process to its driver: an orphan would write checkpoints beside a resumed run.
+fn die_with_parent(run: &RunDir) -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .context("cannot tie this process to its driver")?;
+    // A driver that died before that line sends no signal: then the parent is no longer who wrote into the lock.
+    let holder = run.lock_holder();
+    anyhow::ensure!(
+        holder.is_none() || holder == parent_process(),
+        "the driver that started this process is gone"
+    );
+    Ok(())
+}
+
 /// Jobs from the driver until standard input ends.
 fn serve(
     program: Program,
     args: &StageArgs,
     stage: &mut impl StageProgram,
 ) -> anyhow::Result<ExitCode> {
-    // A stage must not outlive its driver: an orphan would write checkpoints beside a resumed run.
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-        .context("cannot tie this process to its driver")?;
     let (run, plan, name) = open(program, args)?;
+    die_with_parent(&run)?;
     let _lock = run.stage_lock(&name)?;
     for line in std::io::stdin().lock().lines() {
         let line = line.context("cannot read jobs from standard input")?;

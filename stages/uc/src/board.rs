@@ -50,6 +50,8 @@ pub struct Board<'p> {
     nodes: Vec<Node>,
     places: BTreeMap<JobId, usize>,
     consumers: BTreeMap<ArtifactId, Vec<usize>>,
+    /// For every job of a stage with a bound on its distance the jobs that cannot start before it; else empty.
+    downstream: Vec<BTreeSet<usize>>,
 }
 
 impl<'p> Board<'p> {
@@ -96,9 +98,18 @@ impl<'p> Board<'p> {
             .iter()
             .enumerate()
             .map(|(place, node)| (node.id.clone(), place));
+        let downstream = nodes
+            .iter()
+            .enumerate()
+            .map(|(place, node)| match plan.stages[node.stage].ahead {
+                Some(_) => downstream(place, &nodes, &consumers),
+                None => BTreeSet::new(),
+            })
+            .collect();
         let mut board = Self {
             plan,
             budget,
+            downstream,
             places: places.collect(),
             nodes,
             consumers,
@@ -223,16 +234,21 @@ impl<'p> Board<'p> {
     }
 
     /// Whether a job would be more than its stage's `ahead` layers before the slowest per-layer reader.
+    ///
+    /// A reader that itself waits for the job does not count: the backward sweep of the survey reads what the forward
+    /// sweep wrote only after all of it, and waiting for it would be waiting for ever.
     fn is_too_far_ahead(&self, node: &Node) -> bool {
         let (Some(ahead), Some(layer)) = (self.plan.stages[node.stage].ahead, node.id.layer) else {
             return false;
         };
+        let behind = &self.downstream[self.places[&node.id]];
         let has_slow_reader = |sibling: &&Node| {
             let readers = sibling
                 .outputs
                 .iter()
                 .filter_map(|id| self.consumers.get(id))
                 .flatten();
+            let readers = readers.filter(|place| !behind.contains(place));
             let mut readers = readers.map(|place| &self.nodes[*place]);
             readers.any(|reader| {
                 let counts = reader.id.layer.is_some() && reader.stage != node.stage;
@@ -287,6 +303,22 @@ impl<'p> Board<'p> {
                     .all(|place| self.nodes[*place].status == Status::Done)
             })
     }
+}
+
+/// The jobs that read what a job makes, what is made of that, and so on.
+fn downstream(
+    place: usize,
+    nodes: &[Node],
+    consumers: &BTreeMap<ArtifactId, Vec<usize>>,
+) -> BTreeSet<usize> {
+    let mut found = BTreeSet::new();
+    let mut pending = vec![place];
+    while let Some(place) = pending.pop() {
+        let outputs = nodes[place].outputs.iter();
+        let readers = outputs.filter_map(|id| consumers.get(id)).flatten();
+        pending.extend(readers.filter(|reader| found.insert(**reader)));
+    }
+    found
 }
 
 /// Whether all that is known of a job is that it waits.

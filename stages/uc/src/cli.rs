@@ -37,7 +37,7 @@ pub enum Verb {
     Compress(CompressArgs),
     /// Continue an interrupted run, or bring it up to date after a changed setting
     Resume(ResumeArgs),
-    /// Show what of a run is done
+    /// Show where a run stands: what is done, what runs, how fast, what went wrong
     Status(StatusArgs),
     /// Show what is stale in a run and why; or, without weights, what a model's run would take
     Plan(PlanArgs),
@@ -120,6 +120,12 @@ pub struct ResumeArgs {
 pub struct StatusArgs {
     /// The run directory
     pub run: Utf8PathBuf,
+    /// Show it again and again until no driver works on the run any more
+    #[arg(long)]
+    pub watch: bool,
+    /// Seconds between two looks of --watch
+    #[arg(long, value_name = "S", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub interval: u32,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

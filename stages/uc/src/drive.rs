@@ -14,6 +14,7 @@ use uc_store::sha::Sha256Digest;
 
 use crate::board::{Board, Budget, Status};
 use crate::failure::failure;
+use crate::history::{Found, MISHAP, SESSION_END};
 use crate::journal::Journal;
 use crate::programs::Programs;
 use crate::progress::Display;
@@ -99,6 +100,7 @@ impl<'a> Driver<'a> {
     /// Works until everything is done.
     pub fn run(mut self) -> anyhow::Result<()> {
         self.show_stages();
+        self.note_found(&self.work.states.keys().cloned().collect::<Vec<_>>());
         let outcome = self.work_on();
         if outcome.is_err() {
             self.stop_workers();
@@ -106,7 +108,7 @@ impl<'a> Driver<'a> {
         self.signals.detach();
         self.display.end_stages();
         self.journal
-            .note("session-end", serde_json::json!({"ok": outcome.is_ok()}));
+            .note(SESSION_END, serde_json::json!({"ok": outcome.is_ok()}));
         outcome
     }
 
@@ -289,6 +291,12 @@ impl<'a> Driver<'a> {
         if key.as_ref() != Ok(&receipt.key) {
             // An input was made again while the job ran, with other bytes.
             self.board.set(id, Status::Stale);
+            let layers = vec![id.layer];
+            self.journal.found(&Found {
+                stage: id.stage.clone(),
+                stale: layers,
+                ..Found::default()
+            });
             return Ok(());
         }
         let changed = self.take_digests(&receipt);
@@ -302,6 +310,7 @@ impl<'a> Driver<'a> {
             ));
             self.work = freshness::plan_work(self.plan, self.run)?;
             self.board.update(&self.work);
+            self.note_found(&self.work.states.keys().cloned().collect::<Vec<_>>());
         }
         self.decide()?;
         self.retire(Some(id))?;
@@ -347,7 +356,8 @@ impl<'a> Driver<'a> {
                 } else {
                     self.display.detail(&format!("{id}: {}", reasons(&state)));
                 }
-                self.work.states.insert(id, state);
+                self.work.states.insert(id.clone(), state);
+                self.note_found(&[id]);
             }
         }
         if retired {
@@ -363,6 +373,7 @@ impl<'a> Driver<'a> {
         for id in self.work.to_run(self.plan) {
             if !before.contains(&id) && self.board.status(&id) == Some(Status::Done) {
                 self.board.set(&id, Status::Stale);
+                self.note_found(&[id]);
             }
         }
         Ok(())
@@ -390,6 +401,25 @@ impl<'a> Driver<'a> {
                 artifact: id.to_string(),
             },
         });
+    }
+
+    /// Notes for those who watch what the walk says of jobs.
+    fn note_found(&mut self, jobs: &[JobId]) {
+        let mut stages: BTreeMap<&str, Found> = BTreeMap::new();
+        for id in jobs {
+            let found = stages.entry(&id.stage).or_default();
+            let is_new = |reason: &Reason| matches!(reason, Reason::NoReceipt | Reason::Waits(_));
+            let list = match self.work.states.get(id) {
+                Some(Freshness::Fresh | Freshness::Retired) => &mut found.done,
+                Some(Freshness::Stale(reasons)) if !reasons.iter().all(is_new) => &mut found.stale,
+                _ => &mut found.waiting,
+            };
+            list.push(id.layer);
+        }
+        for (stage, mut found) in stages {
+            found.stage = stage.to_owned();
+            self.journal.found(&found);
+        }
     }
 
     fn end_hung_jobs(&mut self) -> anyhow::Result<()> {
@@ -425,7 +455,7 @@ impl<'a> Driver<'a> {
         };
         let id = job.id;
         self.journal.note(
-            "mishap",
+            MISHAP,
             serde_json::json!({"stage": id.stage, "layer": id.layer,
                                "class": mishap.class, "message": mishap.message}),
         );

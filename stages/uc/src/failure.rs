@@ -50,8 +50,10 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
             })
             .then_some(ExitCode::BadInput)
     };
-    own.or_else(|| ExitCode::of_error(error).filter(|code| *code != ExitCode::Internal))
+    let by_store = ExitCode::of_error(error);
+    own.or(by_store.filter(|code| !code.is_vague()))
         .or_else(missing)
+        .or(by_store)
         .unwrap_or(ExitCode::Internal)
 }
 

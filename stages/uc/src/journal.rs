@@ -1,52 +1,43 @@
-//! `events.jsonl`: every event of every session with its time, and what can be summed up from it.
+//! `events.jsonl`: every event of every session with its time. `history` reads it.
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
-use std::time::{Duration, SystemTime};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::time::SystemTime;
 
-use serde::Serialize;
+use camino::Utf8Path;
 use serde_json::Value;
 use uc_store::StoreError;
-use uc_store::events::{Event, EventKind};
+use uc_store::events::Event;
 use uc_store::run::RunDir;
 
-/// The event with which the driver opens a session.
-const SESSION: &str = "session";
+use crate::history::{Found, History, SESSION};
 
 /// The open log.
 #[derive(Debug)]
 pub struct Journal {
     file: File,
-}
-
-/// What the jobs of one stage took.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct StageCost {
-    /// Jobs.
-    pub jobs: u64,
-    /// Wall seconds of all jobs together.
-    pub seconds: f64,
-    /// Largest resident memory of a process, bytes.
-    pub peak_rss_bytes: u64,
-}
-
-/// What a run took, over all sessions.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Cost {
-    /// Per stage; a job that was done again counts as it was done last.
-    pub stages: BTreeMap<String, StageCost>,
-    /// Seconds from the first to the last event of each session, summed.
-    pub wall_seconds: f64,
+    /// Whether the last line has no end.
+    torn: bool,
 }
 
 impl Journal {
     /// Opens the log of a run for appending and notes that a session begins.
     pub fn open(run: &RunDir) -> Result<Self, StoreError> {
-        let file = uc_store::atomic::open_log(&run.events_path())?;
-        let mut journal = Self { file };
+        let mut journal = Self::at(&run.events_path())?;
         journal.note(SESSION, serde_json::json!({"pid": std::process::id()}));
         Ok(journal)
+    }
+
+    fn at(path: &Utf8Path) -> Result<Self, StoreError> {
+        let file = uc_store::atomic::open_log(path)?;
+        let torn = is_torn(path).map_err(StoreError::io("read", path))?;
+        Ok(Self { file, torn })
+    }
+
+    /// Notes what was found of the jobs of a stage.
+    pub fn found(&mut self, found: &Found) {
+        let value = serde_json::to_value(found).expect("plain data");
+        self.note(Found::EVENT, value);
     }
 
     /// Notes an event of a job.
@@ -66,57 +57,29 @@ impl Journal {
         value["time"] = humantime::format_rfc3339_millis(SystemTime::now())
             .to_string()
             .into();
+        let start = if self.torn { "\n" } else { "" };
         // The log is for people: a full disk shows where it matters, in the stages' own files.
-        let _ = self.file.write_all(format!("{value}\n").as_bytes());
+        let written = self.file.write_all(format!("{start}{value}\n").as_bytes());
+        self.torn = written.is_err();
     }
 }
 
-/// Sums up a log; lines that a crash cut are left out.
-pub fn cost(run: &RunDir) -> Cost {
+/// What the log of a run tells; nothing where there is none.
+pub fn history(run: &RunDir) -> History {
     let text = std::fs::read(run.events_path()).unwrap_or_default();
-    cost_of(&String::from_utf8_lossy(&text))
+    History::of(&String::from_utf8_lossy(&text))
 }
 
-fn cost_of(text: &str) -> Cost {
-    let mut jobs: BTreeMap<(String, Option<u32>), (f64, u64)> = BTreeMap::new();
-    let mut wall = Duration::ZERO;
-    let mut last: Option<SystemTime> = None;
-    for value in text
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-    {
-        let time = value["time"]
-            .as_str()
-            .and_then(|time| humantime::parse_rfc3339(time).ok());
-        if let Some(time) = time {
-            if let Some(last) = last.filter(|_| value["event"] != SESSION) {
-                // A clock that was set back adds nothing.
-                wall += time.duration_since(last).unwrap_or_default();
-            }
-            last = Some(time);
-        }
-        let Ok(event) = serde_json::from_value::<Event>(value) else {
-            continue;
-        };
-        if let EventKind::Finished {
-            seconds,
-            peak_rss_bytes,
-        } = event.kind
-        {
-            jobs.insert((event.stage, event.layer), (seconds, peak_rss_bytes));
-        }
+/// Whether a log ends in the middle of a line.
+fn is_torn(path: &Utf8Path) -> std::io::Result<bool> {
+    let mut file = File::open(path)?;
+    if file.seek(SeekFrom::End(0))? == 0 {
+        return Ok(false);
     }
-    let mut stages: BTreeMap<String, StageCost> = BTreeMap::new();
-    for ((stage, _), (seconds, peak)) in jobs {
-        let cost = stages.entry(stage).or_default();
-        cost.jobs += 1;
-        cost.seconds += seconds;
-        cost.peak_rss_bytes = cost.peak_rss_bytes.max(peak);
-    }
-    Cost {
-        stages,
-        wall_seconds: wall.as_secs_f64(),
-    }
+    let mut last = [0];
+    file.seek(SeekFrom::End(-1))?;
+    file.read_exact(&mut last)?;
+    Ok(last != *b"\n")
 }
 
 #[cfg(test)]
@@ -124,32 +87,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sessions_and_jobs_are_summed_and_cut_lines_left_out() {
-        let finished = |time: &str, layer: u32, seconds: f64, peak: u64| {
-            format!(
-                "{{\"time\":\"2026-01-01T00:00:{time}Z\",\"stage\":\"a\",\"layer\":{layer},\
-                 \"event\":\"finished\",\"seconds\":{seconds},\"peak_rss_bytes\":{peak}}}\n"
-            )
-        };
-        let session = |time: &str| {
-            format!("{{\"time\":\"2026-01-01T00:00:{time}Z\",\"event\":\"session\",\"pid\":1}}\n")
-        };
-        let text = [
-            session("00.000"),
-            finished("05.000", 0, 5.0, 10),
-            "{\"time\":\"2026-01-01T00:00:09.000Z\",\"ev\n".into(),
-            session("20.000"),
-            finished("22.500", 0, 2.5, 30),
-            finished("23.000", 1, 0.5, 20),
-        ]
-        .concat();
-        let cost = cost_of(&text);
-        let expected = StageCost {
-            jobs: 2,
-            seconds: 3.0,
-            peak_rss_bytes: 30,
-        };
-        assert_eq!(cost.stages["a"], expected);
-        assert_eq!(cost.wall_seconds, 8.0);
+    fn a_line_that_a_crash_cut_does_not_spoil_the_next_one() {
+        let keep = tempfile::tempdir().expect("folder");
+        let path = Utf8Path::from_path(keep.path()).expect("utf-8").join("log");
+        for (text, torn) in [("", false), ("{}\n", false), ("{}\n{\"ev", true)] {
+            uc_store::atomic::write_bytes(&path, text.as_bytes()).expect("written");
+            assert_eq!(is_torn(&path).expect("read"), torn);
+        }
+        let mut journal = Journal::at(&path).expect("opened");
+        journal.note(SESSION, serde_json::json!({"pid": 1}));
+        let text = std::fs::read_to_string(&path).expect("log");
+        let last = text.lines().last().expect("a line");
+        serde_json::from_str::<Value>(last).expect("whole");
+        assert_eq!(text.lines().count(), 3);
     }
 }

@@ -8,6 +8,7 @@ mod cli;
 mod drive;
 mod failure;
 mod forecast;
+mod history;
 mod journal;
 mod model;
 mod packs;

@@ -1,12 +1,12 @@
 //! From a command line to a planned, locked run directory; shared by the verbs that begin runs.
 
 use camino::{Utf8Path, Utf8PathBuf};
-use uc_store::ExitCode;
 use uc_store::plan::{External, Plan};
 use uc_store::run::RunDir;
 use uc_store::settings::Settings;
 use uc_store::sha::hash_bytes;
 use uc_store::source;
+use uc_store::{ExitCode, StoreError};
 
 use crate::failure::failure;
 use crate::progress::Display;
@@ -68,13 +68,22 @@ pub fn default_run(prefix: &str, identity: &[&External], settings: &Settings) ->
 
 /// Makes the run directory, or continues the one that is there if it is the same model's.
 pub fn enter(root: &Utf8Path, plan: Plan, display: &Display) -> anyhow::Result<Session> {
+    // The lock comes first: of two that begin at once, one alone writes the plan.
+    let _lock = RunDir::at(root).lock()?;
     if !root.join("run.json").exists() {
         let run = RunDir::create(root, &plan)?;
-        let _lock = run.lock()?;
         return Ok(Session { run, plan, _lock });
     }
-    let (run, old) = RunDir::open(root)?;
-    let _lock = run.lock()?;
+    let old = match RunDir::open(root) {
+        Ok((_, old)) => old,
+        // The receipts say by themselves what they are good for; the plan is at hand.
+        Err(error @ (StoreError::Malformed { .. } | StoreError::Hash { .. })) => {
+            display.warn(&format!("{error}; it is written anew"));
+            let run = RunDir::create(root, &plan)?;
+            return Ok(Session { run, plan, _lock });
+        }
+        Err(error) => return Err(error.into()),
+    };
     let digest = |plan: &Plan| plan.externals.get("source").map(|source| source.digest);
     if digest(&old) != digest(&plan) {
         let message = format!(

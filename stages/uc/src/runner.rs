@@ -319,14 +319,19 @@ pub fn describe(program: &Utf8Path, arguments: &[String]) -> anyhow::Result<u32>
     Ok(description.version)
 }
 
-/// Standard output of a short program; its failure is passed on with its own class and words.
+/// Standard output of a short program; its failure is passed on with its own class and words. One that was killed is
+/// asked once more.
 pub fn capture(program: &Utf8Path, arguments: &[String], more: &[&str]) -> anyhow::Result<Vec<u8>> {
-    let output = Command::new(program)
-        .args(arguments)
-        .args(more)
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot start {program}"))?;
+    let ask = || {
+        let mut command = Command::new(program);
+        command.args(arguments).args(more).stdin(Stdio::null());
+        let output = command.output();
+        output.with_context(|| format!("cannot start {program}"))
+    };
+    let mut output = ask()?;
+    if matches!(Ending::of(output.status), Ending::Signal(_)) {
+        output = ask()?;
+    }
     if output.status.success() {
         return Ok(output.stdout);
     }

@@ -12,7 +12,8 @@ use uc_store::ExitCode;
 use uc_store::plan::{ArtifactId, JobId};
 
 use crate::failure::failure;
-use crate::journal::{self, StageCost};
+use crate::history::StageCost;
+use crate::journal;
 use crate::packs;
 use crate::progress::Display;
 use crate::session::Session;
@@ -105,7 +106,7 @@ fn summarise(session: &Session, threads: u32, display: &Display) -> anyhow::Resu
     };
     let mut experts = BTreeMap::new();
     for layer in 0..plan.model.layers {
-        if let Some(found) = experts_of(session, layer)? {
+        if let Some(found) = experts_of(session, layer) {
             experts.insert(layer, found);
         }
     }
@@ -119,39 +120,34 @@ fn summarise(session: &Session, threads: u32, display: &Display) -> anyhow::Resu
         (Some(pack), Some(_)) => format!("uc inspect {} --layer 0", pack.path),
         (None, _) => format!("uc status {root}"),
     };
-    let cost = journal::cost(&session.run);
+    let history = journal::history(&session.run);
     Ok(Summary {
         run: root.to_owned(),
         pack,
         metrics,
         experts,
-        wall_seconds: cost.wall_seconds,
-        stages: cost.stages,
+        wall_seconds: history.wall_seconds,
+        stages: history.costs(),
         next,
     })
 }
 
 /// What `teacher-cache` noted of a layer with experts.
-fn experts_of(session: &Session, layer: u32) -> anyhow::Result<Option<Experts>> {
+fn experts_of(session: &Session, layer: u32) -> Option<Experts> {
     let id = JobId {
         stage: "teacher-cache".into(),
         layer: Some(layer),
     };
     let path = session.run.figures_path(&id);
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
-    let mut figures: BTreeMap<String, Value> =
-        serde_json::from_slice(&text).with_context(|| format!("{path} is no JSON"))?;
-    let Some(tokens) = figures.remove("tokens of experts") else {
-        return Ok(None);
-    };
+    let text = std::fs::read(&path).unwrap_or_default();
+    // Figures are for people and no hash covers them: damaged ones are left out, the pack does not depend on them.
+    let mut figures: BTreeMap<String, Value> = serde_json::from_slice(&text).ok()?;
+    let tokens = figures.remove("tokens of experts")?;
     let filled_up = figures.remove("inputs filled up").unwrap_or_default();
-    Ok(Some(Experts {
-        tokens: serde_json::from_value(tokens)?,
-        filled_up: serde_json::from_value(filled_up)?,
-    }))
+    Some(Experts {
+        tokens: serde_json::from_value(tokens).ok()?,
+        filled_up: serde_json::from_value(filled_up).ok()?,
+    })
 }
 
 fn pack_summary(session: &Session, threads: u32, display: &Display) -> anyhow::Result<PackSummary> {

@@ -183,6 +183,51 @@ fn a_stage_stays_within_its_distance_of_the_slowest_reader() {
 }
 
 #[test]
+fn a_reader_that_waits_for_the_whole_sweep_does_not_count_and_nobody_else_runs_ahead() {
+    // A sweep forward, then one backward over what the first wrote; beside it a loader for what comes later.
+    let mut plan = plan(6);
+    let artifact = |path: &str| Artifact {
+        path: path.into(),
+        keep: false,
+    };
+    for (name, path) in [("states", "s/{layer}"), ("gradient", "g/{layer}")] {
+        plan.artifacts.insert(name.into(), artifact(path));
+    }
+    let mut sweep = stage("sweep", Per::Layer, &["source", "states"], &["states+1"]);
+    sweep.ahead = Some(0);
+    let mut load = stage("load", Per::Layer, &["source"], &["weights"]);
+    load.ahead = Some(0);
+    plan.stages = vec![
+        stage("begin", Per::Run, &["source"], &["states@0"]),
+        sweep,
+        stage("turn", Per::Run, &["states@last"], &["gradient@last"]),
+        stage("back", Per::Layer, &["states", "gradient+1"], &["gradient"]),
+        load,
+        stage("teach", Per::Layer, &["weights", "gradient"], &["codes"]),
+    ];
+    let mut board = board(&plan, 8);
+    let mut order = Vec::new();
+    loop {
+        let started = start_all(&mut board);
+        if started.is_empty() {
+            break;
+        }
+        order.extend(started);
+        let running: Vec<JobId> = board
+            .jobs()
+            .filter(|(_, status)| *status == Status::Running)
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in running {
+            board.set(&id, Status::Done);
+        }
+    }
+    assert!(board.is_complete(), "{order:?}");
+    let at = |what: &str| order.iter().position(|job| job == what).expect("started");
+    assert!(at("load of layer 1") > at("back of layer 0"), "{order:?}");
+}
+
+#[test]
 fn distance_gives_way_when_nothing_else_can_go_on() {
     let mut plan = plan(3);
     plan.stages[1].ahead = Some(0);

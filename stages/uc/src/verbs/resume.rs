@@ -13,8 +13,7 @@ use crate::{planning, sources, summary};
 pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
     let programs = Programs::of_this_process();
     let threads = session::threads(args.threads);
-    let (run, mut plan) = RunDir::open(&args.run)?;
-    let _lock = run.lock()?;
+    let (run, mut plan, _lock) = RunDir::open_locked(&args.run)?;
     let before = plan.clone();
     planning::apply(&mut plan.settings, &args.set)?;
     programs.refresh_versions(&mut plan)?;

@@ -13,8 +13,7 @@ use crate::{runner, session};
 /// Runs the verb. The job is done even if its result is up to date.
 pub fn run(args: &StageArgs, display: &Display, signals: &Listener) -> anyhow::Result<()> {
     let programs = Programs::of_this_process();
-    let (run, mut plan) = RunDir::open(&args.run)?;
-    let _lock = run.lock()?;
+    let (_, mut plan, _lock) = RunDir::open_locked(&args.run)?;
     if programs.refresh_versions(&mut plan)? {
         RunDir::create(&args.run, &plan)?;
     }

@@ -1,19 +1,27 @@
-//! `uc status RUN`: what is done, by the receipts. Hashes no outputs: that is `uc plan`'s work.
+//! `uc status RUN`: where a run stands, once or again and again. Hashes no outputs: that is `uc plan`'s work.
+//!
+//! What is done the receipts say; what runs, how fast, and what went wrong the log of events says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::TryLockError;
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, SystemTime};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 use uc_store::freshness::topological;
-use uc_store::plan::{ArtifactId, Plan};
+use uc_store::plan::{ArtifactId, JobId, Plan, StagePlan};
 use uc_store::receipt::{Receipt, job_key};
 use uc_store::run::RunDir;
 use uc_store::sha::Sha256Digest;
 
 use crate::cli::StatusArgs;
-use crate::journal::{self, StageCost};
+use crate::history::{History, JobState, JobView, Mishap, StageCost};
+use crate::journal;
 use crate::verbs::print_json;
+
+mod disk;
+mod text;
 
 /// The state of a run.
 #[derive(Debug, Serialize)]
@@ -22,12 +30,38 @@ struct Status {
     model: String,
     layers: u32,
     pack: Utf8PathBuf,
+    state: RunState,
     /// Whether a driver works on it now.
     active: bool,
+    /// The driver, while it works.
+    process: Option<u32>,
     done: u64,
     total: u64,
     wall_seconds: f64,
+    /// Since the driver or a stage last said something, while a driver works.
+    silent_seconds: Option<f64>,
+    /// Seconds that the slowest stage still takes; the run takes at least as long.
+    seconds_left: Option<f64>,
+    /// Whether a stage that has work left has no figure yet, so that more may be left than is said.
+    seconds_left_partial: bool,
+    disk: disk::Disk,
     stages: Vec<StageStatus>,
+    running: Vec<Running>,
+    mishaps: Vec<Mishap>,
+}
+
+/// How a run stands as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum RunState {
+    /// Everything is done.
+    Complete,
+    /// A driver is at work.
+    Running,
+    /// The last session ended in order before everything was done.
+    Stopped,
+    /// The last session left no word of its end: its driver was killed, or the machine went down.
+    Died,
 }
 
 /// The state of one stage.
@@ -37,28 +71,198 @@ struct StageStatus {
     optional: bool,
     done: u64,
     total: u64,
+    /// State of every job, layer by layer.
+    jobs: Vec<JobState>,
+    /// Jobs per second in this session.
+    rate: Option<f64>,
+    seconds_left: Option<f64>,
     /// What its jobs took, by the log of events.
     cost: StageCost,
     /// What its jobs reported of themselves, by layer.
     figures: BTreeMap<String, serde_json::Value>,
 }
 
+/// A job in progress.
+#[derive(Debug, Serialize)]
+struct Running {
+    stage: String,
+    layer: Option<u32>,
+    seconds: f64,
+    #[serde(flatten)]
+    view: JobView,
+}
+
 /// Runs the verb.
 pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
-    let (run, plan) = RunDir::open(&args.run)?;
-    let status = status(&run, &plan)?;
-    match args.json {
-        true => print_json(&status),
-        false => {
-            print!("{}", text(&status));
+    let mut first = true;
+    loop {
+        // Everything is read anew each time: the plan too may be another by now.
+        let (run, plan) = RunDir::open(&args.run)?;
+        let status = look(&run, &plan)?;
+        show(&status, args, first)?;
+        if !args.watch || !status.active {
+            return Ok(());
+        }
+        first = false;
+        std::thread::sleep(Duration::from_secs(args.interval.into()));
+    }
+}
+
+fn show(status: &Status, args: &StatusArgs, first: bool) -> anyhow::Result<()> {
+    match (args.json, args.watch) {
+        (true, false) => print_json(status),
+        (true, true) => {
+            println!("{}", serde_json::to_string(status)?);
             Ok(())
+        }
+        (false, _) => {
+            let mut out = std::io::stdout().lock();
+            let text = text::of(status);
+            match (args.watch && out.is_terminal(), first) {
+                // Cursor home, clear the screen: the table stays in its place.
+                (true, _) => write!(out, "\x1b[H\x1b[2J{text}")?,
+                (false, true) => write!(out, "{text}")?,
+                (false, false) => write!(out, "\n{text}")?,
+            }
+            Ok(out.flush()?)
         }
     }
 }
 
-fn status(run: &RunDir, plan: &Plan) -> anyhow::Result<Status> {
-    let mut cost = journal::cost(run);
-    let mut done: BTreeMap<String, u64> = BTreeMap::new();
+fn look(run: &RunDir, plan: &Plan) -> anyhow::Result<Status> {
+    let active = is_locked(&run.root().join("lock"));
+    let seen = Seen {
+        root: run.root(),
+        process: active.then(|| run.lock_holder()).flatten(),
+        active,
+        done: done(run, plan)?,
+        disk: disk::measure(run, plan),
+        now: SystemTime::now(),
+    };
+    let mut status = assess(plan, journal::history(run), seen);
+    for stage in &mut status.stages {
+        stage.figures = figures(run, plan, &stage.name);
+    }
+    Ok(status)
+}
+
+/// What was seen of a run besides its log.
+struct Seen<'a> {
+    root: &'a Utf8Path,
+    active: bool,
+    process: Option<u32>,
+    /// The jobs whose receipts are up to date.
+    done: BTreeSet<JobId>,
+    disk: disk::Disk,
+    now: SystemTime,
+}
+
+/// Puts together plan, log and what was seen; reads nothing.
+fn assess(plan: &Plan, mut history: History, seen: Seen<'_>) -> Status {
+    // The clock may have been set back since the last event.
+    let silent = |last: SystemTime| seen.now.duration_since(last).unwrap_or_default();
+    let silent_seconds = history
+        .last
+        .filter(|_| seen.active)
+        .map(|last| silent(last).as_secs_f64());
+    if !seen.active {
+        history.cut_off();
+    }
+    let costs = history.costs();
+    let stages: Vec<StageStatus> = plan
+        .stages
+        .iter()
+        .map(|stage| {
+            let jobs = job_states(plan, stage, &history, &seen.done);
+            let done = jobs.iter().filter(|state| **state == JobState::Done);
+            let (done, total) = (done.count() as u64, jobs.len() as u64);
+            StageStatus {
+                name: stage.name.clone(),
+                optional: stage.optional,
+                done,
+                total,
+                jobs,
+                rate: history.rate(&stage.name).filter(|_| seen.active),
+                seconds_left: history.seconds_for(&stage.name, total - done),
+                cost: costs.get(&stage.name).cloned().unwrap_or_default(),
+                figures: BTreeMap::new(),
+            }
+        })
+        .collect();
+    let counted = || stages.iter().filter(|stage| !stage.optional);
+    let (done, total) = (
+        counted().map(|stage| stage.done).sum(),
+        counted().map(|stage| stage.total).sum(),
+    );
+    let now = history.wall_seconds + silent_seconds.unwrap_or(0.0);
+    let running = history
+        .jobs
+        .iter()
+        .filter(|(_, job)| job.state == JobState::Running)
+        .map(|(id, job)| Running {
+            stage: id.stage.clone(),
+            layer: id.layer,
+            seconds: now - job.began,
+            view: job.clone(),
+        })
+        .collect();
+    let known = counted().filter_map(|stage| stage.seconds_left);
+    Status {
+        run: seen.root.to_owned(),
+        model: plan.model.name.clone(),
+        layers: plan.model.layers,
+        pack: seen.root.join(&plan.pack_dir),
+        state: match (seen.active, done == total, history.ended) {
+            (true, ..) => RunState::Running,
+            (false, true, _) => RunState::Complete,
+            (false, false, Some(_)) => RunState::Stopped,
+            (false, false, None) => RunState::Died,
+        },
+        active: seen.active,
+        process: seen.process,
+        done,
+        total,
+        wall_seconds: now,
+        silent_seconds,
+        seconds_left: known.reduce(f64::max),
+        seconds_left_partial: counted().any(|stage| stage.seconds_left.is_none()),
+        disk: seen.disk,
+        stages,
+        running,
+        mishaps: history.mishaps,
+    }
+}
+
+/// State of every job of a stage: the receipts say what is done, the log what became of the others.
+fn job_states(
+    plan: &Plan,
+    stage: &StagePlan,
+    history: &History,
+    done: &BTreeSet<JobId>,
+) -> Vec<JobState> {
+    let layers = stage.layers(plan.model.layers).into_iter();
+    layers
+        .map(|layer| {
+            let id = JobId {
+                stage: stage.name.clone(),
+                layer,
+            };
+            let logged = history.jobs.get(&id).map(|job| job.state);
+            match (logged, done.contains(&id)) {
+                (Some(JobState::Running), _) => JobState::Running,
+                // Made again for a later job that needs its deleted outputs.
+                (Some(JobState::Stale), true) => JobState::Stale,
+                (_, true) => JobState::Done,
+                (Some(JobState::Done), false) => JobState::Stale,
+                (logged, false) => logged.unwrap_or(JobState::Waiting),
+            }
+        })
+        .collect()
+}
+
+/// The jobs whose receipts belong to the plan as it is.
+fn done(run: &RunDir, plan: &Plan) -> anyhow::Result<BTreeSet<JobId>> {
+    let mut done = BTreeSet::new();
     let mut digests: BTreeMap<ArtifactId, Sha256Digest> = BTreeMap::new();
     for id in topological(plan, &plan.jobs()) {
         let Ok(key) = job_key(plan, &id, |input| digests.get(input).copied())? else {
@@ -67,35 +271,12 @@ fn status(run: &RunDir, plan: &Plan) -> anyhow::Result<Status> {
         // An unreadable receipt is as good as none; `uc plan` says what is wrong with it.
         let receipt = Receipt::read(run, &id).ok().flatten();
         if let Some(receipt) = receipt.filter(|receipt| receipt.key == key) {
-            *done.entry(id.stage.clone()).or_default() += 1;
+            done.insert(id);
             let outputs = receipt.outputs.into_iter();
             digests.extend(outputs.map(|o| (o.artifact, Sha256Digest(o.sha256))));
         }
     }
-    let stages: Vec<StageStatus> = plan
-        .stages
-        .iter()
-        .map(|stage| StageStatus {
-            name: stage.name.clone(),
-            optional: stage.optional,
-            done: done.get(&stage.name).copied().unwrap_or(0),
-            total: stage.layers(plan.model.layers).len() as u64,
-            cost: cost.stages.remove(&stage.name).unwrap_or_default(),
-            figures: figures(run, plan, &stage.name),
-        })
-        .collect();
-    let counted = || stages.iter().filter(|stage| !stage.optional);
-    Ok(Status {
-        run: run.root().to_owned(),
-        model: plan.model.name.clone(),
-        layers: plan.model.layers,
-        pack: run.root().join(&plan.pack_dir),
-        active: is_locked(&run.root().join("lock")),
-        done: counted().map(|stage| stage.done).sum(),
-        total: counted().map(|stage| stage.total).sum(),
-        wall_seconds: cost.wall_seconds,
-        stages,
-    })
+    Ok(done)
 }
 
 fn figures(run: &RunDir, plan: &Plan, stage: &str) -> BTreeMap<String, serde_json::Value> {
@@ -118,41 +299,5 @@ fn is_locked(path: &Utf8Path) -> bool {
     matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
-fn text(status: &Status) -> String {
-    let state = match (status.done == status.total, status.active) {
-        (true, _) => "complete",
-        (false, true) => "running",
-        (false, false) => "stopped",
-    };
-    let mut lines = vec![
-        format!("run    {}", status.run),
-        format!("model  {} ({} layers)", status.model, status.layers),
-        format!("pack   {}", status.pack),
-        format!(
-            "state  {state}, {} of {} jobs done",
-            status.done, status.total
-        ),
-    ];
-    let width = status
-        .stages
-        .iter()
-        .map(|stage| stage.name.len())
-        .max()
-        .unwrap_or(0);
-    for stage in &status.stages {
-        let note = if stage.optional && stage.done == 0 {
-            "  (only when asked for)"
-        } else {
-            ""
-        };
-        let seconds = stage.cost.seconds;
-        lines.push(format!(
-            "  {:width$}  {:>4}/{:<4} {seconds:>9.1} s{note}",
-            stage.name, stage.done, stage.total
-        ));
-    }
-    if state == "stopped" {
-        lines.push(format!("continue with: uc resume {}", status.run));
-    }
-    lines.join("\n") + "\n"
-}
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,148 @@
+//! A run that is alive, one that ended, one that died: the page and the figures behind it.
+
+use uc_store::plan::{Artifact, ModelSource, PLAN_VERSION, Per};
+use uc_store::settings::Settings;
+
+use super::*;
+
+fn stage(name: &str, per: Per, optional: bool) -> StagePlan {
+    StagePlan {
+        name: name.into(),
+        argv: vec![name.into()],
+        per,
+        reads: Vec::new(),
+        writes: Vec::new(),
+        settings: Vec::new(),
+        version: 1,
+        cpus: 1,
+        memory: 0,
+        ahead: None,
+        optional,
+        retries: 1,
+        stall_timeout: 0,
+    }
+}
+
+fn plan(layers: u32) -> Plan {
+    Plan {
+        version: PLAN_VERSION,
+        tool_version: "0".into(),
+        model: ModelSource {
+            name: "model".into(),
+            path: "/model".into(),
+            layers,
+            linear_parameters: 1,
+            total_parameters: 1,
+        },
+        pack_dir: "pack".into(),
+        settings: Settings::default(),
+        externals: BTreeMap::new(),
+        artifacts: BTreeMap::<String, Artifact>::new(),
+        stages: vec![
+            stage("load", Per::Layer, false),
+            stage("quantize", Per::Layer, false),
+            stage("report", Per::Run, false),
+            stage("upload", Per::Run, true),
+        ],
+    }
+}
+
+const LOG: &str = r#"{"time":"2026-01-01T00:00:00.000Z","event":"session","pid":7}
+{"time":"2026-01-01T00:00:00.000Z","event":"found","stage":"load","waiting":[0,1,2,3]}
+{"time":"2026-01-01T00:00:00.000Z","event":"found","stage":"quantize","stale":[3],"waiting":[0,1,2]}
+{"time":"2026-01-01T00:00:00.000Z","event":"started","stage":"load","layer":0}
+{"time":"2026-01-01T00:00:02.000Z","event":"finished","stage":"load","layer":0,"seconds":2.0,"peak_rss_bytes":1048576}
+{"time":"2026-01-01T00:00:02.000Z","event":"started","stage":"load","layer":1}
+{"time":"2026-01-01T00:00:02.000Z","event":"started","stage":"quantize","layer":0}
+{"time":"2026-01-01T00:00:04.000Z","event":"finished","stage":"load","layer":1,"seconds":2.0,"peak_rss_bytes":2097152}
+{"time":"2026-01-01T00:00:05.000Z","event":"mishap","stage":"quantize","layer":0,"class":"stage-failed","message":"it was killed by signal 9 (the system does that when memory runs out)"}
+{"time":"2026-01-01T00:00:05.000Z","event":"started","stage":"quantize","layer":1}
+{"time":"2026-01-01T00:00:09.000Z","event":"progress","stage":"quantize","layer":1,"done":5,"total":9,"unit":"tensors"}
+{"time":"2026-01-01T00:00:1"#;
+
+fn seen(active: bool, done: &[(&str, Option<u32>)], now: &str) -> Seen<'static> {
+    Seen {
+        root: Utf8Path::new("/run"),
+        active,
+        process: active.then_some(7),
+        done: done
+            .iter()
+            .map(|(stage, layer)| JobId {
+                stage: (*stage).into(),
+                layer: *layer,
+            })
+            .collect(),
+        disk: disk::Disk {
+            artifacts: BTreeMap::from([("codes".into(), 3 << 20), ("weights".into(), 9 << 20)]),
+            other: 4096,
+            free: Some(5 << 30),
+        },
+        now: humantime::parse_rfc3339(now).expect("time"),
+    }
+}
+
+const LOADED: [(&str, Option<u32>); 2] = [("load", Some(0)), ("load", Some(1))];
+
+#[test]
+fn a_run_that_is_alive_shows_what_runs_how_fast_and_what_went_wrong() {
+    let now = seen(true, &LOADED, "2026-01-01T00:00:30.000Z");
+    let status = assess(&plan(4), History::of(LOG), now);
+    insta::assert_snapshot!("alive", text::of(&status));
+    let json = serde_json::to_string_pretty(&status).expect("plain data");
+    insta::assert_snapshot!("alive-json", json);
+}
+
+#[test]
+fn a_run_that_died_is_told_from_one_that_was_stopped() {
+    let now = || seen(false, &LOADED, "2026-01-01T00:10:00.000Z");
+    let died = assess(&plan(4), History::of(LOG), now());
+    insta::assert_snapshot!("died", text::of(&died));
+    let end = "\n{\"time\":\"2026-01-01T00:00:10.000Z\",\"event\":\"session-end\",\"ok\":false}\n";
+    let stopped = assess(&plan(4), History::of(&format!("{LOG}{end}")), now());
+    assert_eq!(stopped.state, RunState::Stopped);
+    assert!(died.running.is_empty() && stopped.running.is_empty());
+}
+
+#[test]
+fn a_finished_run_whose_log_is_gone_is_complete_by_its_receipts() {
+    let mut done: Vec<(&str, Option<u32>)> = vec![("report", None)];
+    for layer in 0..4 {
+        done.extend([("load", Some(layer)), ("quantize", Some(layer))]);
+    }
+    let now = seen(false, &done, "2026-01-01T00:10:00.000Z");
+    let status = assess(&plan(4), History::default(), now);
+    insta::assert_snapshot!("complete", text::of(&status));
+}
+
+#[test]
+fn a_clock_that_was_set_back_shows_no_negative_time() {
+    let now = seen(true, &LOADED, "2025-01-01T00:00:00.000Z");
+    let status = assess(&plan(4), History::of(LOG), now);
+    assert_eq!(status.silent_seconds, Some(0.0));
+    assert!(status.running.iter().all(|job| job.seconds >= 0.0));
+}
+
+#[test]
+fn a_receipt_that_the_log_has_but_the_disk_has_not_makes_a_job_stale() {
+    let now = seen(false, &[("load", Some(0))], "2026-01-01T00:10:00.000Z");
+    let status = assess(&plan(4), History::of(LOG), now);
+    use JobState::*;
+    assert_eq!(status.stages[0].jobs, [Done, Stale, Waiting, Waiting]);
+    assert_eq!(status.stages[1].jobs, [Failed, Waiting, Waiting, Stale]);
+}
+
+#[test]
+fn many_layers_share_cells_and_the_worst_is_shown() {
+    let mut jobs = vec![JobState::Done; 126];
+    jobs[5] = JobState::Failed;
+    let now = seen(true, &[], "2026-01-01T00:00:30.000Z");
+    let mut status = assess(&plan(126), History::of(LOG), now);
+    status.stages[0].jobs = jobs;
+    let text = text::of(&status);
+    let row = text
+        .lines()
+        .find(|line| line.starts_with("load"))
+        .expect("row");
+    assert!(row.contains("#!####"), "{row}");
+    assert!(text.lines().all(|line| line.chars().count() < 200));
+}

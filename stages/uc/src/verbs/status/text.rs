@@ -1,0 +1,188 @@
+//! The state of a run for people.
+
+use indicatif::BinaryBytes;
+
+use super::{RunState, Running, StageStatus, Status};
+use crate::history::{JobState, Mishap};
+
+/// Cells in which a stage's layers are drawn; more layers share cells.
+const CELLS: usize = 48;
+/// Characters of a mishap's message that are shown; the log has the rest.
+const MESSAGE: usize = 160;
+
+/// The whole page.
+pub fn of(status: &Status) -> String {
+    let mut lines = vec![
+        format!("run    {}", status.run),
+        format!("model  {} ({} layers)", status.model, status.layers),
+        format!("pack   {}", status.pack),
+        format!("state  {}", state(status)),
+        format!("disk   {}", disk(status)),
+    ];
+    lines.push(String::new());
+    lines.extend(table(status));
+    if !status.running.is_empty() {
+        lines.push(String::new());
+        lines.extend(status.running.iter().map(running));
+    }
+    if !status.mishaps.is_empty() {
+        lines.push(String::new());
+        lines.extend(status.mishaps.iter().map(mishap));
+    }
+    if matches!(status.state, RunState::Stopped | RunState::Died) {
+        lines.push(String::new());
+        lines.push(format!("continue with: uc resume {}", status.run));
+    }
+    lines.join("\n") + "\n"
+}
+
+fn state(status: &Status) -> String {
+    let word = match status.state {
+        RunState::Complete => "complete".to_owned(),
+        RunState::Running => match status.process {
+            Some(process) => format!("running (process {process})"),
+            None => "running".to_owned(),
+        },
+        RunState::Stopped => "stopped".to_owned(),
+        RunState::Died => "died: no driver works on it and the last one left no word".to_owned(),
+    };
+    let mut parts = vec![
+        word,
+        format!("{} of {} jobs done", status.done, status.total),
+        format!("{} of work", duration(status.wall_seconds)),
+    ];
+    if status.active && status.done < status.total {
+        parts.push(match (status.seconds_left, status.seconds_left_partial) {
+            (None, _) => "no estimate yet".to_owned(),
+            (Some(left), true) => format!("more than {} left", duration(left)),
+            (Some(left), false) => format!("about {} left", duration(left)),
+        });
+    }
+    if let Some(silent) = status.silent_seconds.filter(|silent| *silent >= 10.0) {
+        parts.push(format!("last word {} ago", duration(silent)));
+    }
+    parts.join(", ")
+}
+
+fn disk(status: &Status) -> String {
+    let disk = &status.disk;
+    let mut artifacts: Vec<_> = disk.artifacts.iter().collect();
+    artifacts.sort_by_key(|(name, bytes)| (std::cmp::Reverse(**bytes), name.as_str()));
+    let mut parts: Vec<String> = artifacts
+        .into_iter()
+        .map(|(name, bytes)| format!("{name} {}", BinaryBytes(*bytes)))
+        .collect();
+    parts.push(format!("other {}", BinaryBytes(disk.other)));
+    let free = disk
+        .free
+        .map_or_else(String::new, |free| format!(", {} free", BinaryBytes(free)));
+    format!("{}{free}: {}", BinaryBytes(disk.total()), parts.join(", "))
+}
+
+fn table(status: &Status) -> Vec<String> {
+    let width = status.stages.iter().map(|stage| stage.name.len()).max();
+    let width = width.unwrap_or(0);
+    let cells = (status.layers as usize).clamp(1, CELLS);
+    let head = format!(
+        "{:width$}  {:>9}  {:cells$}  {:>9}  {:>8}  {:>8}  {:>10}",
+        "stage", "done", "layers", "rate", "left", "took", "peak"
+    );
+    let mut lines = vec![head.trim_end().to_owned()];
+    lines.extend(status.stages.iter().map(|stage| row(stage, width, cells)));
+    lines.push("# done  > running  . waiting  ~ stale  ! failed".to_owned());
+    lines
+}
+
+fn row(stage: &StageStatus, width: usize, cells: usize) -> String {
+    let left = match stage.seconds_left {
+        _ if stage.optional || stage.done == stage.total => String::new(),
+        Some(left) => duration(left),
+        None => "?".to_owned(),
+    };
+    let peak = match stage.cost.peak_rss_bytes {
+        0 => String::new(),
+        bytes => BinaryBytes(bytes).to_string(),
+    };
+    let took = match stage.cost.jobs {
+        0 => String::new(),
+        _ => duration(stage.cost.seconds),
+    };
+    let note = match stage.optional && stage.done == 0 {
+        true => "  (only when asked for)",
+        false => "",
+    };
+    let line = format!(
+        "{:width$}  {:>9}  {:cells$}  {:>9}  {left:>8}  {took:>8}  {peak:>10}{note}",
+        stage.name,
+        format!("{}/{}", stage.done, stage.total),
+        strip(&stage.jobs),
+        stage.rate.map_or_else(String::new, rate),
+    );
+    line.trim_end().to_owned()
+}
+
+/// One sign per layer; where several share a cell, the one that wants attention most is shown.
+fn strip(jobs: &[JobState]) -> String {
+    let per_cell = jobs.len().div_ceil(CELLS).max(1);
+    jobs.chunks(per_cell)
+        .map(
+            |jobs| match jobs.iter().max().unwrap_or(&JobState::Waiting) {
+                JobState::Done => '#',
+                JobState::Waiting => '.',
+                JobState::Stale => '~',
+                JobState::Running => '>',
+                JobState::Failed => '!',
+            },
+        )
+        .collect()
+}
+
+fn running(job: &Running) -> String {
+    let progress = job.view.progress.as_ref().map_or_else(String::new, |at| {
+        format!("{}/{} {}, ", at.done, at.total, at.unit)
+    });
+    format!(
+        "now    {}: {progress}for {}",
+        place(&job.stage, job.layer),
+        duration(job.seconds)
+    )
+}
+
+fn mishap(mishap: &Mishap) -> String {
+    let first = mishap.message.lines().next().unwrap_or_default();
+    let mut message: String = first.chars().take(MESSAGE).collect();
+    if message.len() < mishap.message.len() {
+        message.push('…');
+    }
+    format!(
+        "error  {} {} ({}): {message}",
+        mishap.time,
+        place(&mishap.stage, mishap.layer),
+        mishap.class
+    )
+}
+
+fn place(stage: &str, layer: Option<u32>) -> String {
+    layer.map_or_else(
+        || stage.to_owned(),
+        |layer| format!("{stage} layer {layer}"),
+    )
+}
+
+/// Jobs per second, minute or hour, whichever reads best.
+fn rate(per_second: f64) -> String {
+    match per_second {
+        fast if fast >= 0.5 => format!("{fast:.1}/s"),
+        middle if middle * 60.0 >= 0.5 => format!("{:.1}/min", middle * 60.0),
+        slow => format!("{:.1}/h", slow * 3600.0),
+    }
+}
+
+/// Seconds in the unit that reads best.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        seconds if seconds < 120.0 => format!("{seconds:.1} s"),
+        seconds if seconds < 7200.0 => format!("{:.1} min", seconds / 60.0),
+        seconds => format!("{:.1} h", seconds / 3600.0),
+    }
+}
