@@ -3,6 +3,7 @@
 //! This file picks the family by `model_type`; the family's own file (see `families`)
 //! reads its keys. Every range is checked there, once, so that no later code has to doubt a width.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
 use crate::families::{FAMILIES, Keys, tagged};
@@ -99,7 +100,11 @@ impl ModelConfig {
     /// # Errors
     /// [`ConfigError`], naming file, key, found and expected.
     pub fn load(dir: &Path) -> Result<ModelConfig, ConfigError> {
-        let has = |name: &str| source::names_contain(dir, name);
+        let names = OnceCell::new();
+        let has = |part: &str| {
+            let names = names.get_or_init(|| source::names(dir));
+            names.iter().any(|name: &String| name.contains(part))
+        };
         ModelConfig::read(&dir.join("config.json"), &has)
     }
 

@@ -3,9 +3,11 @@
 //! Owns the choice of backend and the look for the CUDA driver before its first use (burn would
 //! panic). It computes nothing.
 
+use std::any::TypeId;
 use std::fmt;
 use std::str::FromStr;
 
+use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
 
 /// The CPU backend.
@@ -39,6 +41,16 @@ pub enum DeviceError {
     /// The driver's library is not on this machine.
     #[error("device \"cuda\" was asked for, but the NVIDIA driver (libcuda) cannot be loaded here")]
     NoDriver,
+}
+
+/// Whether `B` is the backend `C`, so that code generic in `B` may do what only `C` can.
+pub(crate) fn is<B: Backend, C: Backend>() -> bool {
+    TypeId::of::<B>() == TypeId::of::<C>()
+}
+
+/// The values of a tensor of the plain CPU backend.
+pub(crate) fn slice(data: &TensorData) -> &[f32] {
+    data.as_slice().expect("the CPU backend holds f32")
 }
 
 impl FromStr for DeviceKind {

@@ -213,6 +213,16 @@ impl LayerPlan {
         }
     }
 
+    /// The linear of this name.
+    pub fn linear(&self, name: &str) -> Option<&LinearSpec> {
+        self.linears.iter().find(|linear| linear.name == name)
+    }
+
+    /// The input of this name.
+    pub fn input(&self, name: &str) -> Option<&InputSpec> {
+        self.inputs.iter().find(|input| input.name == name)
+    }
+
     /// Weights of the linears of this layer.
     pub fn linear_parameters(&self) -> u64 {
         self.linears

@@ -70,7 +70,7 @@ pub enum RopeScaling {
     },
 }
 
-/// Cosines and sines for positions `0..positions()`.
+/// Cosines and sines for the positions of a window.
 #[derive(Debug, Clone)]
 pub struct Rope<B: Backend> {
     /// `[positions, width / 2]`

@@ -7,7 +7,6 @@
 //! is trained: what such a model says of a text is noise, but every tensor of the architecture is there, named and laid
 //! out as in its real checkpoints.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context;
@@ -15,7 +14,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use clap::{Parser, ValueEnum};
 use uc_examples::initial::initial;
 use uc_examples::stories::Random;
-use uc_model::ModelConfig;
+use uc_model::{ModelConfig, source};
 use uc_store::atomic;
 use uc_store::tensors::{Dtype, TensorDecl, TensorFileWriter};
 
@@ -54,15 +53,8 @@ fn main() -> anyhow::Result<()> {
     let tokenizer = std::fs::read(&embedded).with_context(|| embedded.display().to_string())?;
     atomic::write_bytes(&cli.out.join("tokenizer.json"), &tokenizer)?;
 
-    // A tensor that holds several linears comes once for each.
-    let mut tensors: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    let of_layers = config.layer_plans();
-    let of_layers = of_layers.flat_map(|plan| plan.source_tensors().collect::<Vec<_>>());
-    for spec in config.scaffold_plan().into_iter().chain(of_layers) {
-        tensors.insert(spec.name, spec.shape);
-    }
     let mut random = Random::new(cli.seed);
-    let values: Vec<_> = tensors
+    let values: Vec<_> = source::planned(&config)
         .into_iter()
         .map(|(name, shape)| {
             let values = initial(&name, &shape, config.layers.len(), &mut random);

@@ -100,24 +100,26 @@ fn fit(job: &mut Job<'_>, draft: &LayerDraft) -> anyhow::Result<Vec<CodedLinear>
     };
     let moments = |input: &str| statistics.read_f32(&format!("{input}.second_moment"));
     let of_input = |name: &str| {
-        let input = plan.inputs.iter().find(|input| input.name == name);
-        let width = input
-            .with_context(|| format!("no input {name} in the plan"))?
-            .width;
-        Ok(factor::factorize(&moments(name)?, width, quantize.damping)?)
+        let input = plan
+            .input(name)
+            .with_context(|| format!("no input {name} in the plan"))?;
+        Ok(factor::factorize(
+            &moments(name)?,
+            input.width,
+            quantize.damping,
+        )?)
     };
     let of_outputs = |name: &str| {
         let Some(file) = &sensitivity else {
             return Ok(None);
         };
-        let linear = plan.linears.iter().find(|linear| linear.name == name);
-        let rows = linear
-            .with_context(|| format!("no linear {name} in the plan"))?
-            .rows;
+        let linear = plan
+            .linear(name)
+            .with_context(|| format!("no linear {name} in the plan"))?;
         let moments = file.read_f32(&format!("{name}.output_moment"))?;
         Ok(Some(factor::factorize(
             &moments,
-            rows,
+            linear.rows,
             quantize.output_damping,
         )?))
     };

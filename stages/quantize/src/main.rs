@@ -80,16 +80,18 @@ impl StageProgram for Quantize {
         };
         let noted = RefCell::new(BTreeMap::new());
         let of_input = |name: &str| {
-            let input = plan.inputs.iter().find(|input| input.name == name);
-            let input = input.with_context(|| format!("no input {name} in the plan"))?;
+            let input = plan
+                .input(name)
+                .with_context(|| format!("no input {name} in the plan"))?;
             let found = input_factor(&statistics, input, settings.damping)?;
             let notes = (found.damping, found.dead);
             noted.borrow_mut().insert(name.to_owned(), notes);
             Ok(found)
         };
         let of_outputs = |name: &str| {
-            let linear = plan.linears.iter().find(|linear| linear.name == name);
-            let linear = linear.with_context(|| format!("no linear {name} in the plan"))?;
+            let linear = plan
+                .linear(name)
+                .with_context(|| format!("no linear {name} in the plan"))?;
             let damping = settings.output_damping;
             let of_file = |file| output_factor(file, linear, damping);
             sensitivity.as_ref().map(of_file).transpose()

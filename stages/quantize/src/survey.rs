@@ -43,8 +43,9 @@ impl StageProgram for Rates {
         let settings = job.settings().quantize.clone();
         let statistics = TensorFile::open(&job.input("survey-statistics")?)?;
         let of_input = |name: &str| {
-            let input = plan.inputs.iter().find(|input| input.name == name);
-            let input = input.with_context(|| format!("no input {name} in the plan"))?;
+            let input = plan
+                .input(name)
+                .with_context(|| format!("no input {name} in the plan"))?;
             crate::input_factor(&statistics, input, settings.damping)
         };
         let factors = Factors::new(of_input, |_: &str| Ok(None), crate::KEPT_FACTORS);
@@ -138,8 +139,9 @@ fn of_layer(job: &Job<'_>, plan: &LayerPlan) -> anyhow::Result<Vec<Surveyed>> {
     let sensitivity = TensorFile::open(&job.input_at("sensitivity", layer)?)?;
     let damping = job.settings().quantize.output_damping;
     let with_sensitivity = |rate: Rate| {
-        let linear = plan.linears.iter().find(|linear| linear.name == rate.name);
-        let linear = linear.with_context(|| format!("{} is not of layer {layer}", rate.name))?;
+        let linear = plan
+            .linear(&rate.name)
+            .with_context(|| format!("{} is not of layer {layer}", rate.name))?;
         let outputs = crate::output_factor(&sensitivity, linear, damping)?;
         Ok(Surveyed {
             name: rate.name,

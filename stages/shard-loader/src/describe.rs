@@ -168,8 +168,10 @@ fn kind(spec: &LayerSpec, plan: &LayerPlan) -> anyhow::Result<Kind> {
     }
     let mut linears: Vec<LinearGroup> = Vec::new();
     for linear in &plan.linears {
-        let input = plan.inputs.iter().find(|input| input.name == linear.input);
-        let routed = input.context("a linear without input")?.routed;
+        let input = plan
+            .input(&linear.input)
+            .context("a linear without input")?;
+        let routed = input.routed;
         let group = LinearGroup {
             name: without_numbers(&linear.name),
             rows: linear.rows,

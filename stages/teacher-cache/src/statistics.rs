@@ -184,34 +184,22 @@ impl<'a> Sums<'a> {
             })
             .collect();
         let mut file = job.output_tensors(output, &decls)?;
-        let mut pools: BTreeMap<(&str, usize), Moments> = BTreeMap::new();
+        let mut pools = BTreeMap::new();
         let (mut counts, mut short) = (BTreeMap::new(), Vec::new());
         for input in &self.plan.inputs {
-            let sums = match self.moments.remove(input.name.as_str()) {
+            let mut sums = match self.moments.remove(input.name.as_str()) {
                 Some(sums) => sums,
-                None => {
-                    let mut own = self.of_table::<B>(&[input], device)?;
-                    let wanted = input.width as u64;
-                    counts.insert(input.name.clone(), own.count);
-                    if own.count < wanted {
-                        let role = (input.role(), input.width);
-                        let pool = match pools.entry(role) {
-                            Entry::Occupied(known) => known.into_mut(),
-                            Entry::Vacant(empty) => {
-                                let alike = self.plan.inputs.iter().filter(|other| {
-                                    other.routed && (other.role(), other.width) == role
-                                });
-                                empty
-                                    .insert(self.of_table::<B>(&alike.collect::<Vec<_>>(), device)?)
-                            }
-                        };
-                        own.fill(wanted - own.count, pool)
-                            .map_err(ModelError::from)?;
-                        short.push(input.name.clone());
-                    }
-                    own
-                }
+                None => self.of_table::<B>(&[input], device)?,
             };
+            if input.routed {
+                counts.insert(input.name.clone(), sums.count);
+                let missing = (input.width as u64).saturating_sub(sums.count);
+                if missing > 0 {
+                    let pool = self.pool::<B>(input, &mut pools, device)?;
+                    sums.fill(missing, pool).map_err(ModelError::from)?;
+                    short.push(input.name.clone());
+                }
+            }
             file.append(&f32_bytes(&sums.finish().map_err(ModelError::from)?))?;
         }
         job.commit_tensors(output, file)?;
@@ -220,6 +208,26 @@ impl<'a> Sums<'a> {
             job.figure("inputs filled up", serde_json::to_value(short)?);
         }
         Ok(())
+    }
+
+    /// The moments of all experts' inputs that are like `input`, made when first asked for.
+    fn pool<'p, B: Backend>(
+        &self,
+        input: &'a InputSpec,
+        pools: &'p mut BTreeMap<(&'a str, usize), Moments>,
+        device: &B::Device,
+    ) -> anyhow::Result<&'p Moments> {
+        let role = (input.role(), input.width);
+        match pools.entry(role) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(empty) => {
+                let alike = self.plan.inputs.iter();
+                let alike =
+                    alike.filter(|other| other.routed && (other.role(), other.width) == role);
+                let alike: Vec<_> = alike.collect();
+                Ok(empty.insert(self.of_table::<B>(&alike, device)?))
+            }
+        }
     }
 
     /// The moments of the rows that wait for these inputs, all in one.

@@ -10,6 +10,8 @@ use crate::spec::{
 
 /// `rope_theta` where the file gives none.
 const DEFAULT_THETA: f64 = 10_000.0;
+/// The usual names of an MLP's gate, up and down.
+const USUAL: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 
 /// Whether the head is the embedding where the file does not say it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,7 +121,7 @@ impl Widths {
         MlpSpec {
             input: "mlp_in".into(),
             inner: "down_in".into(),
-            ..self.gated("mlp", self.ffn, activation, bias)
+            ..gated("mlp", USUAL, [self.hidden, self.ffn], activation, bias)
         }
     }
 
@@ -129,25 +131,13 @@ impl Widths {
         MlpSpec {
             input: "shared.in".into(),
             inner: "shared.down_in".into(),
-            ..self.gated("mlp.shared_experts", ffn, activation, false)
-        }
-    }
-
-    /// `{gate,up,down}_proj` of inner width `ffn` within `prefix`.
-    fn gated(&self, prefix: &str, ffn: usize, activation: Activation, bias: bool) -> MlpSpec {
-        let matrix = |part: &str, rows, cols| {
-            Projection::new(format!("{prefix}.{part}_proj"), rows, cols, bias)
-        };
-        MlpSpec {
-            widening: Widening::Gated {
-                gate: matrix("gate", ffn, self.hidden),
-                up: matrix("up", ffn, self.hidden),
-            },
-            down: matrix("down", self.hidden, ffn),
-            ffn,
-            activation,
-            input: format!("{prefix}.in"),
-            inner: format!("{prefix}.down_in"),
+            ..gated(
+                "mlp.shared_experts",
+                USUAL,
+                [self.hidden, ffn],
+                activation,
+                false,
+            )
         }
     }
 
@@ -166,10 +156,7 @@ impl Widths {
                 let tensors = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"];
                 fused_expert(tensors, [index, count], sides, activation)
             }
-            false => {
-                let names = ["gate_proj", "up_proj", "down_proj"];
-                expert("mlp.experts", index, names, sides, activation)
-            }
+            false => expert("mlp.experts", index, USUAL, sides, activation),
         };
         (0..count).map(of_expert).collect()
     }
@@ -409,16 +396,15 @@ fn yarn_share(settings: &Keys<'_>, key: &str) -> Result<Option<f64>, ConfigError
         .filter(|share| *share != 0.0))
 }
 
-/// `w1` (gate), `w3` (up) and `w2` (down), or other names in this order, of expert `index`.
-pub(super) fn expert(
+/// The MLP within `prefix` whose gate, up and down have these names.
+fn gated(
     prefix: &str,
-    index: usize,
     names: [&str; 3],
     [hidden, ffn]: [usize; 2],
     activation: Activation,
+    bias: bool,
 ) -> MlpSpec {
-    let within = format!("{prefix}.{index}");
-    let matrix = |name, rows, cols| Projection::new(format!("{within}.{name}"), rows, cols, false);
+    let matrix = |name, rows, cols| Projection::new(format!("{prefix}.{name}"), rows, cols, bias);
     let [gate, up, down] = names;
     MlpSpec {
         widening: Widening::Gated {
@@ -428,8 +414,29 @@ pub(super) fn expert(
         down: matrix(down, hidden, ffn),
         ffn,
         activation,
+        input: format!("{prefix}.in"),
+        inner: format!("{prefix}.down_in"),
+    }
+}
+
+/// Expert `index` of those within `prefix`, whose gate, up and down have these names.
+pub(super) fn expert(
+    prefix: &str,
+    index: usize,
+    names: [&str; 3],
+    sides: [usize; 2],
+    activation: Activation,
+) -> MlpSpec {
+    MlpSpec {
         input: format!("experts.{index}.in"),
         inner: format!("experts.{index}.down_in"),
+        ..gated(
+            &format!("{prefix}.{index}"),
+            names,
+            sides,
+            activation,
+            false,
+        )
     }
 }
 

@@ -9,6 +9,7 @@ use burn::tensor::{Tensor, TensorData, activation};
 
 use super::cpu;
 use super::math::capped;
+use crate::device::{Cpu, is};
 use crate::rope::Rope;
 use crate::spec::{AttentionSpec, LatentAttentionSpec};
 
@@ -77,7 +78,7 @@ pub(super) fn attention<B: Backend>(
     spec: &Heads,
     rope: Option<&Rope<B>>,
 ) -> Tensor<B, 2> {
-    if cpu::is_cpu::<B>() {
+    if is::<B, Cpu>() {
         return cpu::attention(q, k, v, sides, spec, rope);
     }
     reference(q, k, v, sides, spec, rope)

@@ -6,8 +6,6 @@
 //! reference, and what runs on every other backend, autodiff included. Work is cut into pieces of
 //! fixed size, each computed by one thread: the bits do not depend on the number of threads.
 
-use std::any::TypeId;
-
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
@@ -15,18 +13,13 @@ use rayon::prelude::*;
 use super::attention::Heads;
 use super::product::{View, multiply};
 use super::vector;
-use crate::device::Cpu;
+use crate::device::slice;
 use crate::rope::Rope;
 
 /// Queries of one piece of attention.
 const QUERIES: usize = 64;
 /// Elements of one piece of an elementwise loop.
 const ELEMENTS: usize = 1 << 14;
-
-/// Whether `B` is the plain CPU backend, so that its tensors may be opened as slices.
-pub(super) fn is_cpu<B: Backend>() -> bool {
-    TypeId::of::<B>() == TypeId::of::<Cpu>()
-}
 
 /// `silu(gate) * up`, all `[tokens, ffn]`.
 pub(super) fn silu_gate<B: Backend>(gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
@@ -203,9 +196,4 @@ impl Input<'_> {
             }
         }
     }
-}
-
-/// The values of an f32 tensor.
-fn slice(data: &TensorData) -> &[f32] {
-    data.as_slice().expect("the CPU backend holds f32")
 }

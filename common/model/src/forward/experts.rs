@@ -49,10 +49,11 @@ impl<B: Backend> Experts<B> {
             (Some(own), Some(spec)) => own.forward(spec, x.clone(), None, tap),
             _ => x.zeros_like(),
         };
-        for (number, expert) in spec.experts.iter().enumerate() {
-            let places: Vec<usize> = (0..routed.experts.len())
-                .filter(|&place| routed.experts[place] == number)
-                .collect();
+        let mut places = vec![Vec::new(); spec.experts.len()];
+        for (place, &expert) in routed.experts.iter().enumerate() {
+            places[expert].push(place);
+        }
+        for (expert, places) in spec.experts.iter().zip(places) {
             if places.is_empty() {
                 continue;
             }

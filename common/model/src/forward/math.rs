@@ -4,6 +4,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, activation};
 
 use super::cpu;
+use crate::device::{Cpu, is};
 use crate::spec::Activation;
 
 /// `f(x)`, any shape.
@@ -29,7 +30,7 @@ pub(super) fn gated<B: Backend>(
     up: Tensor<B, 2>,
     function: Activation,
 ) -> Tensor<B, 2> {
-    if function == Activation::Silu && cpu::is_cpu::<B>() {
+    if function == Activation::Silu && is::<B, Cpu>() {
         return cpu::silu_gate(gate, up);
     }
     activated(gate, function) * up

@@ -5,7 +5,7 @@
 //! avoided: the backends of this crate are a closed list ([`crate::device`], each plain and with
 //! [`Autodiff`]), so the type is looked up and the tensors are moved through [`Any`].
 
-use std::any::{Any, TypeId};
+use std::any::Any;
 use std::ops::Range;
 
 use burn::backend::Autodiff;
@@ -18,9 +18,9 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 
 use super::{blocks, kernel};
-use crate::device::Cpu;
 #[cfg(feature = "cuda")]
 use crate::device::Cuda;
+use crate::device::{Cpu, is, slice};
 
 /// The selective scan of Mamba (Gu & Dao 2023, algorithm 2): in every window and channel
 /// `h[t] = exp(delta[t] a) h[t-1] + delta[t] u[t] b[t]` from `h = 0`, `y[t] = <c[t], h[t]> + d u[t]`.
@@ -58,11 +58,6 @@ pub(crate) fn selective_scan<B: Backend>(
         return cast(record::<Cuda>(cast(scan)));
     }
     forward(&scan)
-}
-
-/// Whether `B` is the backend `C`.
-fn is<B: Backend, C: Backend>() -> bool {
-    TypeId::of::<B>() == TypeId::of::<C>()
 }
 
 /// A value whose type has two names.
@@ -175,7 +170,7 @@ fn gradient<B: Backend>(scan: &Scan<B>, above: Tensor<B, 3>) -> Scan<B> {
         return blocks::gradient(scan, &above);
     }
     let above = above.into_data();
-    let found = on_slices(scan, |input| kernel::gradient(input, values(&above)));
+    let found = on_slices(scan, |input| kernel::gradient(input, slice(&above)));
     Scan {
         u: from_values(found.u, scan.u.dims(), &scan.u),
         delta: from_values(found.delta, scan.u.dims(), &scan.u),
@@ -193,20 +188,16 @@ fn on_slices<B: Backend, R>(scan: &Scan<B>, work: impl FnOnce(kernel::Input<'_>)
     let [b, c] = [&scan.b, &scan.c].map(|t| t.clone().into_data());
     let (a, d) = (scan.a.clone().into_data(), scan.d.clone().into_data());
     work(kernel::Input {
-        u: values(&u),
-        delta: values(&delta),
-        a: values(&a),
-        b: values(&b),
-        c: values(&c),
-        d: values(&d),
+        u: slice(&u),
+        delta: slice(&delta),
+        a: slice(&a),
+        b: slice(&b),
+        c: slice(&c),
+        d: slice(&d),
         length: scan.length(),
         inner,
         state,
     })
-}
-
-fn values(data: &TensorData) -> &[f32] {
-    data.as_slice().expect("the CPU backend holds f32")
 }
 
 /// A tensor on the device of `beside`.

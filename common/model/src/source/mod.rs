@@ -226,9 +226,8 @@ impl SourceFolder {
     /// # Errors
     /// As [`SourceFolder::read`].
     pub fn read_planned(&self, plan: &LayerPlan, name: &str) -> Result<SourceTensor, SourceError> {
-        let linear = plan.linears.iter().find(|linear| linear.name == name);
         let full = |name: &str| format!("{}{name}", plan.prefix);
-        let Some(linear) = linear else {
+        let Some(linear) = plan.linear(name) else {
             return self.read(&full(name));
         };
         let mut tensor = match &linear.stored {
@@ -248,8 +247,9 @@ impl SourceFolder {
 
     /// Type of one of a layer's own tensors, if the folder has it.
     pub fn planned_dtype(&self, plan: &LayerPlan, name: &str) -> Option<Dtype> {
-        let linear = plan.linears.iter().find(|linear| linear.name == name);
-        let stored = linear.map_or(name, |linear| linear.in_source().0);
+        let stored = plan
+            .linear(name)
+            .map_or(name, |linear| linear.in_source().0);
         let info = self.tensor(&format!("{}{stored}", plan.prefix));
         info.map(|info| info.dtype)
     }
@@ -307,15 +307,18 @@ fn transposed(bytes: &[u8], rows: usize, cols: usize, size: usize) -> Vec<u8> {
     out
 }
 
-/// Whether the weights of the folder `dir` have a tensor whose name contains `part`. No, where nothing can be
-/// read: whoever opens the folder says why.
-pub(crate) fn names_contain(dir: &Path, part: &str) -> bool {
+/// Names of the tensors of the folder `dir`. None, where nothing can be read: whoever opens the folder says why.
+pub(crate) fn names(dir: &Path) -> Vec<String> {
     if !dir.join(SINGLE).exists()
         && let Ok(index) = index::read(&dir.join(INDEX))
     {
-        return index.names().any(|name| name.contains(part));
+        return index.names().map(str::to_owned).collect();
     }
-    SourceFolder::open(dir).is_ok_and(|folder| folder.tensors().any(|t| t.name.contains(part)))
+    let folder = SourceFolder::open(dir);
+    folder.map_or_else(
+        |_| Vec::new(),
+        |folder| folder.tensors.into_keys().collect(),
+    )
 }
 
 impl SourceTensor {
