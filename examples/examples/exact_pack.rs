@@ -8,16 +8,16 @@
 //! names. OUT has the scaffold of PACK and every linear of CANDIDATE as an exact tensor: it compresses nothing. A pack has
 //! at least one coded linear; here it is a single zero that no model reads.
 
-use std::borrow::Cow;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
 use uc_codec::TensorCode;
+use uc_codec::layer::CodedLinear;
 use uc_model::SourceFolder;
 use uc_pack::totals::Totals;
 use uc_pack::{
-    ColumnGroup, DIGEST_FILE, Digest, Dtype, ExactTensor, LayerContents, LayerEntry, LayerFile,
-    Linear, MANIFEST_FILE, Manifest, Pack, encode_layer,
+    DIGEST_FILE, Digest, Dtype, ExactTensor, LayerEntry, LayerFile, MANIFEST_FILE, Manifest, Pack,
+    encode_layer,
 };
 
 #[expect(
@@ -40,7 +40,8 @@ fn main() -> anyhow::Result<()> {
     }
     for entry in &mut manifest.layers {
         let file = pack.layer(entry.index)?;
-        let bytes = encode_layer(&exact_layer(&file, &entry.prefix, &candidate)?)?;
+        let (linear, extras) = exact_layer(&file, &entry.prefix, &candidate)?;
+        let bytes = encode_layer(entry.index, &[linear], &extras)?;
         std::fs::write(out.join(&entry.file), &bytes)?;
         let file = LayerFile::from_bytes(bytes, &entry.file)?;
         *entry = LayerEntry::measure(&file, &entry.prefix, |_| Some(Digest::of(&[])))?;
@@ -59,7 +60,7 @@ fn exact_layer(
     file: &LayerFile,
     prefix: &str,
     candidate: &SourceFolder,
-) -> anyhow::Result<LayerContents<'static>> {
+) -> anyhow::Result<(CodedLinear, Vec<ExactTensor>)> {
     let mut extras = Vec::new();
     for linear in file.linears() {
         let name = format!("{prefix}{}", linear.name);
@@ -99,17 +100,10 @@ fn exact_layer(
         q: vec![0],
         overlay: None,
     };
-    Ok(LayerContents {
-        layer: file.layer(),
-        groups: vec![ColumnGroup {
-            input: "none".into(),
-            column_log: vec![0],
-        }],
-        linears: vec![Linear {
-            name: "none".into(),
-            group: 0,
-            code: Cow::Owned(code),
-        }],
-        extras: extras.into(),
-    })
+    let linear = CodedLinear {
+        name: "none".into(),
+        input: "none".into(),
+        code,
+    };
+    Ok((linear, extras))
 }

@@ -9,7 +9,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 /// The project's crates that each crate may use. A stage never uses a stage.
 fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
     let of = |names: &[&'static str]| names.iter().copied().collect::<BTreeSet<_>>();
-    let every = of(&["uc-store", "uc-codec", "uc-pack", "uc-model"]);
+    let every = of(&["uc-store", "uc-codec", "uc-pack", "uc-model", "uc-draft"]);
     // The network is for the stages that load and upload, and for nobody else.
     let mut with_hub = every.clone();
     with_hub.insert("uc-hub");
@@ -20,6 +20,10 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("uc-hub", of(&["uc-store"])),
         ("uc-hub-double", of(&[])),
         ("uc-pack", of(&["uc-codec"])),
+        (
+            "uc-draft",
+            of(&["uc-store", "uc-codec", "uc-pack", "uc-model"]),
+        ),
         ("uc", of(&["uc-store", "uc-pack"])),
         ("uc-examples", every.clone()),
         ("uc-tests", of(&[])),

@@ -155,19 +155,25 @@ impl PartialEq for LayerTables {
     }
 }
 
-impl LayerTables {
-    /// The tables with which the indices of `tensors`, and the tables themselves, take the fewest
-    /// bits.
+/// Counts the indices of tensors that come one after another, and makes the tables for all of them.
+#[derive(Default)]
+pub struct TableBuilder {
+    tally: Tally,
+}
+
+impl TableBuilder {
+    /// Counts a tensor's indices.
     ///
     /// # Errors
     /// [`CodecError::Shape`].
-    pub fn build(tensors: &[&TensorCode]) -> Result<Self, CodecError> {
-        let mut tally = Tally::default();
-        for code in tensors {
-            tally.count(&code.q, &code.row_log, &code.column_log)?;
-        }
+    pub fn add(&mut self, code: &TensorCode) -> Result<(), CodecError> {
+        self.tally.count(&code.q, &code.row_log, &code.column_log)
+    }
+
+    /// The tables with which what was counted, and the tables themselves, take the fewest bits.
+    pub fn build(&self) -> LayerTables {
         let candidates = (0..=COARSEST).map(|granularity| {
-            let classes = tally.classes(granularity);
+            let classes = self.tally.classes(granularity);
             let fitted: Vec<_> = classes
                 .par_iter()
                 .map(|class| class.as_ref().map(fit::best_table))
@@ -186,11 +192,25 @@ impl LayerTables {
             .into_iter()
             .map(|fitted| fitted.map(|(table, _)| table))
             .collect();
-        Ok(LayerTables {
+        LayerTables {
             granularity,
             classes,
             decode: OnceLock::new(),
-        })
+        }
+    }
+}
+
+impl LayerTables {
+    /// The tables of [`TableBuilder`] for tensors that are all at hand.
+    ///
+    /// # Errors
+    /// [`CodecError::Shape`].
+    pub fn build(tensors: &[&TensorCode]) -> Result<Self, CodecError> {
+        let mut builder = TableBuilder::default();
+        for code in tensors {
+            builder.add(code)?;
+        }
+        Ok(builder.build())
     }
 
     /// Classes span `2^granularity` eighths of an octave.

@@ -51,7 +51,8 @@ pub struct CodedLinear {
     pub code: TensorCode,
 }
 
-/// Where the layer's parts come from and how its result is measured.
+/// Where the layer's parts come from, where its linears go, and how the result is measured. Never more than one linear
+/// is in memory here.
 pub trait LayerWork {
     /// The caller's error.
     type Error: From<CodecError>;
@@ -59,23 +60,19 @@ pub trait LayerWork {
     /// Weights of linear `index`, `[rows, cols]`.
     fn weights(&self, index: usize) -> Result<Vec<f32>, Self::Error>;
 
-    /// May add a correction to linear `index`, whose weights are given.
-    fn finish(
-        &self,
-        index: usize,
-        weights: &[f32],
-        code: &mut TensorCode,
-    ) -> Result<(), Self::Error>;
+    /// Takes the next linear of the pass under way; may first add a correction to it, its weights being `w`. The first
+    /// of a pass takes the place of what an earlier pass left.
+    fn store(&mut self, index: usize, w: &[f32], linear: CodedLinear) -> Result<(), Self::Error>;
 
-    /// Bits of the file that the linears make, everything counted.
-    fn measure(&self, linears: &[CodedLinear]) -> Result<u64, Self::Error>;
+    /// Bits of the file that the linears of the pass make, everything counted.
+    fn measure(&mut self) -> Result<u64, Self::Error>;
 
-    /// Told after each linear: done and total of this pass.
-    fn progress(&mut self, done: usize, total: usize);
+    /// The pass that was just measured is the best so far: it outlives the next ones.
+    fn keep(&mut self);
 }
 
 /// Quantizes every linear of a layer so that [`LayerWork::measure`] is at most the bits that the linears are due
-/// together, and as near to them as [`TOLERANCE`].
+/// together, and as near to them as [`TOLERANCE`]; the result is the pass that the work was last told to keep.
 ///
 /// The first guess of each step is probed on `probe_rows` rows.
 ///
@@ -86,21 +83,21 @@ pub fn quantize<W: LayerWork>(
     factors: &Factors<'_, W::Error>,
     probe_rows: usize,
     work: &mut W,
-) -> Result<Vec<CodedLinear>, W::Error> {
+) -> Result<(), W::Error> {
     let weights: usize = shapes.iter().map(|shape| shape.rows * shape.cols).sum();
     let total = weights as f64;
     let due = |shape: &LinearShape| shape.bits * (shape.rows * shape.cols) as f64;
     let budget = shapes.iter().map(due).sum::<f64>().floor() as u64;
     let starts = first_steps(shapes, factors, probe_rows, work)?;
-    let mut best: Option<(u64, Vec<CodedLinear>)> = None;
+    let (mut most, mut smallest) = (None::<u64>, u64::MAX);
     let (mut shift, mut last) = (0.0f64, None::<(f64, f64)>);
-    let mut smallest = u64::MAX;
     for _ in 0..MOST_PASSES {
-        let linears = pass(shapes, factors, &starts, shift, work)?;
-        let bits = work.measure(&linears)?;
+        pass(shapes, factors, &starts, shift, work)?;
+        let bits = work.measure()?;
         smallest = smallest.min(bits);
-        if bits <= budget && best.as_ref().is_none_or(|(most, _)| bits > *most) {
-            best = Some((bits, linears));
+        if bits <= budget && most.is_none_or(|most| bits > most) {
+            most = Some(bits);
+            work.keep();
         }
         let excess = (bits as f64 - budget as f64) / total;
         if (-TOLERANCE..=0.0).contains(&excess) {
@@ -113,8 +110,8 @@ pub fn quantize<W: LayerWork>(
         last = Some((shift, excess));
         shift -= (excess + MARGIN) / slope;
     }
-    match best {
-        Some((_, linears)) => Ok(linears),
+    match most {
+        Some(_) => Ok(()),
         None => Err(CodecError::Budget {
             found: smallest,
             expected: budget,
@@ -178,8 +175,7 @@ fn pass<W: LayerWork>(
     starts: &[Start],
     shift: f64,
     work: &mut W,
-) -> Result<Vec<CodedLinear>, W::Error> {
-    let mut linears = Vec::with_capacity(shapes.len());
+) -> Result<(), W::Error> {
     for (index, (shape, start)) in shapes.iter().zip(starts).enumerate() {
         let factor = factors.input(&shape.input)?;
         let outputs = factors.outputs(&shape.name)?;
@@ -196,7 +192,7 @@ fn pass<W: LayerWork>(
             }
         }
         let column_log = start.column_log.clone();
-        let mut code = TensorCode {
+        let code = TensorCode {
             rows,
             cols,
             step,
@@ -206,13 +202,12 @@ fn pass<W: LayerWork>(
             q,
             overlay: None,
         };
-        work.finish(index, &w, &mut code)?;
-        linears.push(CodedLinear {
+        let linear = CodedLinear {
             name: shape.name.clone(),
             input: shape.input.clone(),
             code,
-        });
-        work.progress(index + 1, shapes.len());
+        };
+        work.store(index, &w, linear)?;
     }
-    Ok(linears)
+    Ok(())
 }

@@ -240,8 +240,11 @@ fn a_correction_recovers_a_residual_of_low_rank_and_is_not_bought_for_noise() {
     );
 }
 
+#[derive(Default)]
 struct Layer {
     weights: Vec<Vec<f32>>,
+    linears: Vec<CodedLinear>,
+    kept: Vec<CodedLinear>,
 }
 
 impl LayerWork for Layer {
@@ -251,12 +254,14 @@ impl LayerWork for Layer {
         Ok(self.weights[index].clone())
     }
 
-    fn finish(&self, _: usize, _: &[f32], _: &mut TensorCode) -> Result<(), CodecError> {
+    fn store(&mut self, index: usize, _: &[f32], linear: CodedLinear) -> Result<(), CodecError> {
+        self.linears.truncate(index);
+        self.linears.push(linear);
         Ok(())
     }
 
-    fn measure(&self, linears: &[CodedLinear]) -> Result<u64, CodecError> {
-        let codes: Vec<&TensorCode> = linears.iter().map(|linear| &linear.code).collect();
+    fn measure(&mut self) -> Result<u64, CodecError> {
+        let codes: Vec<&TensorCode> = self.linears.iter().map(|linear| &linear.code).collect();
         let tables = LayerTables::build(&codes)?;
         let mut bytes = 100 + tables.to_bytes().len();
         for code in codes {
@@ -265,7 +270,9 @@ impl LayerWork for Layer {
         Ok(8 * bytes as u64)
     }
 
-    fn progress(&mut self, _: usize, _: usize) {}
+    fn keep(&mut self) {
+        self.kept.clone_from(&self.linears);
+    }
 }
 
 #[test]
@@ -287,12 +294,16 @@ fn a_layer_meets_its_budget_from_below_and_an_impossible_one_is_refused() {
         })
     };
     let weights = [320, 128].map(|rows| random.normals(rows * n)).into();
-    let mut work = Layer { weights };
+    let mut work = Layer {
+        weights,
+        ..Layer::default()
+    };
     let total = (320 + 128) * n;
     for bpw in [2.5, 5.0, 7.3] {
         let bits = (bpw * total as f64) as u64;
-        let linears = layer::quantize(&shapes(bpw), &factors, 64, &mut work).expect("met");
-        let found = work.measure(&linears).expect("measured");
+        layer::quantize(&shapes(bpw), &factors, 64, &mut work).expect("met");
+        work.linears.clone_from(&work.kept);
+        let found = work.measure().expect("measured");
         let below = (bits as f64 - found as f64) / total as f64;
         assert!((0.0..0.01).contains(&below), "{bpw}: {below} below");
     }

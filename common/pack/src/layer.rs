@@ -1,36 +1,33 @@
 //! layer_NNN.uc: the coded linears and the exact tensors of one layer.
 //!
 //! Owns: the writer, the reader that validates everything before use, and the way from a file to codes and weights.
-//! The byte layout is in the crate's documentation. It neither quantizes nor writes to disk.
+//! Both hold one linear at a time. The byte layout is in the crate's documentation. It neither quantizes nor writes to disk.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
+use std::fs::File;
+use std::io::Read;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use uc_codec::classes::LayerTables;
 use uc_codec::{CodecError, LowRank, TensorCode, pack_small, rans, reconstruct, unpack_small};
 
+use crate::digest::Digest;
 use crate::error::{self, PackError, invalid};
-use crate::exact::{ExactDecl, ExactTensor};
-use crate::wire::{Cursor, check_name, narrow, padding_to, put_name};
+use crate::exact::ExactDecl;
+use crate::wire::{Cursor, check_name, check_zero};
 use crate::{
-    FORMAT_VERSION, LAYER_ALIGNMENT, LAYER_MAGIC, MAX_COLUMNS, MAX_EXACT_TENSORS, MAX_GROUPS,
-    MAX_LAYERS, MAX_LINEARS, MAX_RANK, MAX_ROWS, check_magic,
+    LAYER_ALIGNMENT, LAYER_MAGIC, MAX_COLUMNS, MAX_EXACT_TENSORS, MAX_GROUPS, MAX_LAYERS,
+    MAX_LINEARS, MAX_RANK, MAX_ROWS, check_magic,
 };
 
-/// Everything that a layer file holds.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LayerContents<'a> {
-    /// Position of the layer in the model.
-    pub layer: u32,
-    /// Inputs and the column logarithms that their linears share.
-    pub groups: Vec<ColumnGroup>,
-    /// The coded matrices.
-    pub linears: Vec<Linear<'a>>,
-    /// The exact tensors.
-    pub extras: Cow<'a, [ExactTensor]>,
-}
+mod writer;
+
+pub use writer::{LayerCoder, Linears, encode_layer};
+
+/// Bytes of a layer file that are read at first.
+const FIRST_READ: u64 = 1 << 20;
 
 /// Linears that read the same input.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,17 +36,6 @@ pub struct ColumnGroup {
     pub input: String,
     /// [cols], see `uc_codec::steps`.
     pub column_log: Vec<u8>,
-}
-
-/// A coded matrix.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Linear<'a> {
-    /// Name relative to the layer's prefix.
-    pub name: String,
-    /// Index of its group.
-    pub group: usize,
-    /// Its code; `column_log` equals the group's.
-    pub code: Cow<'a, TensorCode>,
 }
 
 /// What is known of a linear without decoding it.
@@ -67,203 +53,6 @@ pub struct LinearHeader {
     pub rank: usize,
     /// Bytes that the file spends on this linear alone: descriptor, logarithms, factors, padding and payload.
     pub bytes: u64,
-}
-
-/// The bytes of a layer file.
-///
-/// # Errors
-/// `Invalid` for what exceeds a limit or contradicts itself, `Codec`.
-pub fn encode_layer(contents: &LayerContents<'_>) -> Result<Vec<u8>, PackError> {
-    let origin = format!("layer {}", contents.layer);
-    let origin = origin.as_str();
-    let codes: Vec<&TensorCode> = contents
-        .linears
-        .iter()
-        .map(|linear| &*linear.code)
-        .collect();
-    let codec = |tensor: &str| {
-        let tensor = tensor.to_owned();
-        move |source| PackError::Codec {
-            origin: origin.to_owned(),
-            tensor,
-            source,
-        }
-    };
-    let tables = LayerTables::build(&codes).map_err(codec("(all)"))?;
-    let table_bytes = tables.to_bytes();
-
-    let mut out = LAYER_MAGIC.to_vec();
-    out.extend(FORMAT_VERSION.to_le_bytes());
-    out.extend(
-        narrow::<u16>(
-            contents.layer as usize,
-            MAX_LAYERS - 1,
-            "layer index",
-            origin,
-        )?
-        .to_le_bytes(),
-    );
-    out.extend(
-        narrow::<u16>(
-            contents.groups.len(),
-            MAX_GROUPS,
-            "number of groups",
-            origin,
-        )?
-        .to_le_bytes(),
-    );
-    out.extend(
-        narrow::<u16>(
-            contents.linears.len(),
-            MAX_LINEARS,
-            "number of linears",
-            origin,
-        )?
-        .to_le_bytes(),
-    );
-    out.extend(
-        narrow::<u16>(
-            contents.extras.len(),
-            MAX_EXACT_TENSORS,
-            "number of extras",
-            origin,
-        )?
-        .to_le_bytes(),
-    );
-    out.extend([0; 2]);
-    out.extend(narrow::<u32>(table_bytes.len(), u32::MAX.into(), "tables", origin)?.to_le_bytes());
-    out.extend(&table_bytes);
-    for group in &contents.groups {
-        put_name(&mut out, &group.input, "group", origin)?;
-        put_dimension(
-            &mut out,
-            group.column_log.len(),
-            MAX_COLUMNS,
-            "columns",
-            origin,
-        )?;
-        put_small(&mut out, &group.column_log, origin)?;
-    }
-    let mut payloads = Vec::with_capacity(contents.linears.len());
-    for linear in &contents.linears {
-        check_linear(contents, linear, origin)?;
-        let encoded = rans::encode(&linear.code, &tables).map_err(codec(&linear.name))?;
-        put_linear(&mut out, linear, &encoded, origin)?;
-        payloads.push(encoded.payload);
-    }
-    for extra in contents.extras.iter() {
-        let decl = extra.decl();
-        decl.put(&mut out, origin)?;
-        let expected = decl.byte_len(origin)?;
-        if extra.bytes.len() as u64 != expected {
-            let found = format!("{} bytes", extra.bytes.len());
-            return Err(invalid(
-                origin,
-                &extra.name,
-                found,
-                format!("{expected} bytes"),
-            ));
-        }
-        out.extend(&extra.bytes);
-    }
-    for payload in payloads {
-        out.resize(
-            out.len() + padding_to(out.len() as u64, LAYER_ALIGNMENT) as usize,
-            0,
-        );
-        out.extend(payload);
-    }
-    check_names(
-        contents.linears.iter().map(|l| &l.name),
-        contents.extras.iter().map(|e| &e.name),
-        origin,
-    )?;
-    Ok(out)
-}
-
-fn put_dimension(
-    out: &mut Vec<u8>,
-    side: usize,
-    most: u64,
-    what: &str,
-    origin: &str,
-) -> Result<(), PackError> {
-    if side == 0 {
-        return Err(invalid(origin, what, 0, format!("1 to {most}")));
-    }
-    out.extend(narrow::<u32>(side, most, what, origin)?.to_le_bytes());
-    Ok(())
-}
-
-/// Small integers: length u32, then the packed form.
-fn put_small(out: &mut Vec<u8>, values: &[u8], origin: &str) -> Result<(), PackError> {
-    let packed = pack_small(values);
-    out.extend(narrow::<u32>(packed.len(), u32::MAX.into(), "logarithms", origin)?.to_le_bytes());
-    out.extend(packed);
-    Ok(())
-}
-
-fn check_linear(
-    contents: &LayerContents<'_>,
-    linear: &Linear<'_>,
-    origin: &str,
-) -> Result<(), PackError> {
-    let group = contents.groups.get(linear.group).ok_or_else(|| {
-        let expected = format!("below {}", contents.groups.len());
-        invalid(
-            origin,
-            format!("group of {}", linear.name),
-            linear.group,
-            expected,
-        )
-    })?;
-    if group.column_log != linear.code.column_log {
-        let what = format!("column logarithms of {}", linear.name);
-        return Err(invalid(origin, what, "others", "those of its group"));
-    }
-    Ok(())
-}
-
-/// Name, rows, group, rank, step, packed row logarithms with the row step logarithms added, packed row step logarithms,
-/// length of each tile, factors of the overlay.
-fn put_linear(
-    out: &mut Vec<u8>,
-    linear: &Linear<'_>,
-    encoded: &rans::EncodedTensor,
-    origin: &str,
-) -> Result<(), PackError> {
-    let code = &linear.code;
-    put_name(out, &linear.name, "linear", origin)?;
-    put_dimension(out, code.rows, MAX_ROWS, "rows", origin)?;
-    out.extend(narrow::<u16>(linear.group, MAX_GROUPS, "group", origin)?.to_le_bytes());
-    let rank = code.overlay.as_ref().map_or(0, |overlay| overlay.rank);
-    out.extend(narrow::<u16>(rank, MAX_RANK, "rank", origin)?.to_le_bytes());
-    out.extend(code.step.to_le_bytes());
-    // The width of a row in its own steps follows the step; the sum of both is smoother.
-    let sums = code.row_log.iter().zip(&code.row_step_log);
-    let sums: Vec<u8> = sums.map(|(log, step)| log.wrapping_add(*step)).collect();
-    put_small(out, &sums, origin)?;
-    put_small(out, &code.row_step_log, origin)?;
-    let ends = encoded
-        .tile_offsets
-        .iter()
-        .skip(1)
-        .copied()
-        .chain([encoded.payload.len() as u64]);
-    for (start, end) in encoded.tile_offsets.iter().zip(ends) {
-        let length = (end - start) as usize;
-        out.extend(narrow::<u32>(length, u32::MAX.into(), "tile length", origin)?.to_le_bytes());
-    }
-    if let Some(overlay) = &code.overlay {
-        out.extend(
-            overlay
-                .u
-                .iter()
-                .chain(&overlay.v)
-                .flat_map(|word| word.to_le_bytes()),
-        );
-    }
-    Ok(())
 }
 
 /// Names of linears and extras are distinct, since they are names of one model's tensors.
@@ -290,40 +79,79 @@ struct Parsed {
     row_step_log: Vec<u8>,
     tile_offsets: Vec<u64>,
     overlay: Option<LowRank>,
-    payload: Range<usize>,
+    payload: Range<u64>,
 }
 
-/// A parsed layer file: every field was checked, indices are decoded on demand.
+/// Where the bytes of a layer file lie.
+#[derive(Debug)]
+enum Bytes {
+    /// In memory.
+    Held(Vec<u8>),
+    /// On disk; read when they are asked for.
+    OnDisk(File, u64),
+}
+
+impl Bytes {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Held(bytes) => bytes.len() as u64,
+            Self::OnDisk(_, length) => *length,
+        }
+    }
+
+    /// The bytes of a range that lies in the file.
+    fn read(&self, range: Range<u64>, origin: &str) -> Result<Vec<u8>, PackError> {
+        match self {
+            Self::Held(bytes) => Ok(bytes[range.start as usize..range.end as usize].to_vec()),
+            Self::OnDisk(file, _) => {
+                let mut bytes = vec![0; (range.end - range.start) as usize];
+                file.read_exact_at(&mut bytes, range.start)
+                    .map_err(error::io(origin))?;
+                Ok(bytes)
+            }
+        }
+    }
+}
+
+/// Reads a file from a place on, whatever place others have it at.
+struct ReadFrom<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for ReadFrom<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.file.read_at(buffer, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+/// A parsed layer file: every field was checked, indices are read and decoded on demand.
 #[derive(Debug)]
 pub struct LayerFile {
-    bytes: Vec<u8>,
+    bytes: Bytes,
     origin: String,
+    front: Front,
+}
+
+/// What stands before the payloads.
+#[derive(Debug)]
+struct Front {
     layer: u32,
     tables: LayerTables,
     groups: Vec<ColumnGroup>,
     headers: Vec<LinearHeader>,
     linears: Vec<Parsed>,
     extras: Vec<ExactDecl>,
-    extra_ranges: Vec<Range<usize>>,
+    extra_bytes: Vec<Vec<u8>>,
+    length: u64,
 }
 
-impl LayerFile {
-    /// Reads and parses a file.
-    ///
-    /// # Errors
-    /// `Io` and those of [`LayerFile::from_bytes`].
-    pub fn open(path: impl AsRef<Path>) -> Result<Self, PackError> {
-        let origin = path.as_ref().display().to_string();
-        let bytes = std::fs::read(path.as_ref()).map_err(error::io(&origin))?;
-        Self::from_bytes(bytes, &origin)
-    }
-
-    /// Parses the bytes of a layer file; `origin` names them in errors.
-    ///
-    /// # Errors
-    /// `Magic`, `Version`, `Truncated`, `Invalid`, `Codec`.
-    pub fn from_bytes(bytes: Vec<u8>, origin: &str) -> Result<Self, PackError> {
-        let mut cursor = Cursor::new(&bytes, origin);
+impl Front {
+    /// Parses the front, of which `bytes` may lack the end: then the error is `Truncated`.
+    fn parse(bytes: &[u8], origin: &str) -> Result<Self, PackError> {
+        let mut cursor = Cursor::new(bytes, origin);
         check_magic(&mut cursor, LAYER_MAGIC, "layer", origin)?;
         let counts = Counts::take(&mut cursor, origin)?;
         let length = cursor.u32("length of the tables")?;
@@ -342,46 +170,110 @@ impl LayerFile {
         for _ in 0..counts.linears {
             linears.push(take_linear(&mut cursor, &groups, origin)?);
         }
-        let (mut extras, mut extra_ranges) = (Vec::new(), Vec::new());
+        let (mut extras, mut extra_bytes) = (Vec::new(), Vec::new());
         for _ in 0..counts.extras {
             let decl = ExactDecl::take(&mut cursor, origin)?;
-            let start = cursor.at();
-            cursor.take(decl.byte_len(origin)?, &decl.name)?;
-            extra_ranges.push(start..cursor.at());
+            extra_bytes.push(cursor.take(decl.byte_len(origin)?, &decl.name)?.to_vec());
             extras.push(decl);
         }
-        for linear in &mut linears {
-            let before = cursor.at();
-            cursor.align(LAYER_ALIGNMENT, "payload")?;
-            let start = cursor.at();
-            cursor.take(linear.payload.len() as u64, "payload")?;
-            linear.payload = start..cursor.at();
-            linear.header.bytes += (cursor.at() - before) as u64;
-        }
-        cursor.finish("file length")?;
         check_names(
             linears.iter().map(|l| &l.header.name),
             extras.iter().map(|e| &e.name),
             origin,
         )?;
-        let headers = linears.iter().map(|linear| linear.header.clone()).collect();
-        let (origin, layer) = (origin.to_owned(), counts.layer);
+        Ok(Self {
+            layer: counts.layer,
+            tables,
+            groups,
+            headers: Vec::new(),
+            linears,
+            extras,
+            extra_bytes,
+            length: cursor.at() as u64,
+        })
+    }
+}
+
+impl LayerFile {
+    /// Parses a file; of its payloads nothing is read before a linear is asked for.
+    ///
+    /// # Errors
+    /// `Io` and those of [`LayerFile::from_bytes`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, PackError> {
+        let origin = path.as_ref().display().to_string();
+        let file = File::open(path.as_ref()).map_err(error::io(&origin))?;
+        let length = file.metadata().map_err(error::io(&origin))?.len();
+        Self::parse(Bytes::OnDisk(file, length), &origin)
+    }
+
+    /// Parses the bytes of a layer file; `origin` names them in errors.
+    ///
+    /// # Errors
+    /// `Magic`, `Version`, `Truncated`, `Invalid`, `Codec`.
+    pub fn from_bytes(bytes: Vec<u8>, origin: &str) -> Result<Self, PackError> {
+        Self::parse(Bytes::Held(bytes), origin)
+    }
+
+    fn parse(bytes: Bytes, origin: &str) -> Result<Self, PackError> {
+        // The length of the front shows only when it was parsed: a longer and longer beginning is tried.
+        let mut tried = FIRST_READ.min(bytes.len());
+        let mut front = loop {
+            match Front::parse(&bytes.read(0..tried, origin)?, origin) {
+                Err(PackError::Truncated { .. }) if tried < bytes.len() => {
+                    tried = tried.saturating_mul(4).min(bytes.len());
+                }
+                parsed => break parsed?,
+            }
+        };
+        let mut at = front.length;
+        for linear in &mut front.linears {
+            let start = at.next_multiple_of(LAYER_ALIGNMENT as u64);
+            let end = start.saturating_add(linear.payload.end - linear.payload.start);
+            if end > bytes.len() {
+                return Err(PackError::Truncated {
+                    origin: origin.to_owned(),
+                    what: "payload".to_owned(),
+                    offset: at,
+                    needed: end - at,
+                    available: bytes.len().saturating_sub(at),
+                });
+            }
+            check_zero(&bytes.read(at..start, origin)?, "payload", origin)?;
+            linear.payload = start..end;
+            linear.header.bytes += end - at;
+            at = end;
+        }
+        if at != bytes.len() {
+            let found = format!("{} bytes", bytes.len());
+            return Err(invalid(origin, "file length", found, format!("{at} bytes")));
+        }
+        let headers = front.linears.iter().map(|linear| linear.header.clone());
+        front.headers = headers.collect();
+        let origin = origin.to_owned();
         Ok(Self {
             bytes,
             origin,
-            layer,
-            tables,
-            groups,
-            headers,
-            linears,
-            extras,
-            extra_ranges,
+            front,
         })
     }
 
     /// Position of the layer in the model.
     pub fn layer(&self) -> u32 {
-        self.layer
+        self.front.layer
+    }
+
+    /// Size and digest of the file.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn digest(&self) -> Result<(u64, Digest), PackError> {
+        match &self.bytes {
+            Bytes::Held(bytes) => Ok((bytes.len() as u64, Digest::of(bytes))),
+            Bytes::OnDisk(file, _) => {
+                let whole = ReadFrom { file, at: 0 };
+                Digest::of_reader(whole).map_err(error::io(&self.origin))
+            }
+        }
     }
 
     /// Name of the file in errors.
@@ -389,24 +281,19 @@ impl LayerFile {
         &self.origin
     }
 
-    /// The file.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
     /// The groups of linears that share an input.
     pub fn groups(&self) -> &[ColumnGroup] {
-        &self.groups
+        &self.front.groups
     }
 
     /// The linears, in file order.
     pub fn linears(&self) -> &[LinearHeader] {
-        &self.headers
+        &self.front.headers
     }
 
     /// The exact tensors, in file order.
     pub fn extras(&self) -> &[ExactDecl] {
-        &self.extras
+        &self.front.extras
     }
 
     /// Bytes of exact tensor `index`.
@@ -414,7 +301,7 @@ impl LayerFile {
     /// # Panics
     /// If there is no such tensor.
     pub fn extra_bytes(&self, index: usize) -> &[u8] {
-        &self.bytes[self.extra_ranges[index].clone()]
+        &self.front.extra_bytes[index]
     }
 
     /// Decodes linear `index`.
@@ -425,7 +312,7 @@ impl LayerFile {
     /// # Panics
     /// If there is no such linear.
     pub fn codes(&self, index: usize) -> Result<TensorCode, PackError> {
-        let linear = &self.linears[index];
+        let linear = &self.front.linears[index];
         let LinearHeader {
             name,
             rows,
@@ -433,16 +320,17 @@ impl LayerFile {
             group,
             ..
         } = &linear.header;
-        let column_log = &self.groups[*group].column_log;
+        let column_log = &self.front.groups[*group].column_log;
+        let payload = self.bytes.read(linear.payload.clone(), &self.origin)?;
         let q = rans::decode(
             *rows,
             *cols,
             &linear.row_log,
             column_log,
-            &self.tables,
+            &self.front.tables,
             rans::tile_rows(*rows, *cols),
             &linear.tile_offsets,
-            &self.bytes[linear.payload.clone()],
+            &payload,
         )
         .map_err(|source| codec_error(&self.origin, name, source))?;
         Ok(TensorCode {
@@ -464,7 +352,7 @@ impl LayerFile {
     pub fn reconstruct(&self, index: usize) -> Result<Vec<u16>, PackError> {
         let code = self.codes(index)?;
         reconstruct::reconstruct(&code)
-            .map_err(|source| codec_error(&self.origin, &self.headers[index].name, source))
+            .map_err(|source| codec_error(&self.origin, &self.front.headers[index].name, source))
     }
 }
 
@@ -597,7 +485,7 @@ fn take_linear(
             .map_err(|source| codec_error(origin, &name, source))?;
     }
     let bytes = (cursor.at() - start) as u64;
-    let payload = 0..usize::try_from(end).unwrap_or(usize::MAX); // its length; placed after the extras
+    let payload = 0..end; // its length; placed after the extras
     let header = LinearHeader {
         name,
         rows,

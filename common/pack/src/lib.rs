@@ -44,11 +44,10 @@
 //! ```
 //!
 //! # Code map
-//! [`layer`] and [`draft`]: layer files; [`scaffold`]; [`manifest`] and [`totals`]: the manifest; [`pack`]: the folder;
+//! [`layer`]: layer files; [`scaffold`]; [`manifest`] and [`totals`]: the manifest; [`pack`]: the folder;
 //! [`verify`]: every check of a pack; [`exact`]: tensors stored as they are; [`digest`], [`error`].
 
 pub mod digest;
-pub mod draft;
 pub mod error;
 pub mod exact;
 pub mod layer;
@@ -60,10 +59,9 @@ pub mod verify;
 mod wire;
 
 pub use digest::Digest;
-pub use draft::{LayerDraft, encode_draft};
 pub use error::PackError;
 pub use exact::{Dtype, ExactDecl, ExactTensor};
-pub use layer::{ColumnGroup, LayerContents, LayerFile, Linear, LinearHeader, encode_layer};
+pub use layer::{ColumnGroup, LayerCoder, LayerFile, LinearHeader, Linears, encode_layer};
 pub use manifest::{LayerEntry, Manifest};
 pub use pack::Pack;
 pub use scaffold::{ScaffoldFile, write_scaffold};

@@ -69,9 +69,8 @@ impl Pack {
         let origin = path.display().to_string();
         let size = std::fs::metadata(&path).map_err(error::io(&origin))?.len();
         equal(&origin, "file length", size, entry.size)?;
-        let bytes = std::fs::read(&path).map_err(error::io(&origin))?;
-        check_digest(&origin, "the file", Digest::of(&bytes), entry.sha256)?;
-        let file = LayerFile::from_bytes(bytes, &origin)?;
+        let file = LayerFile::open(&path)?;
+        check_digest(&origin, "the file", file.digest()?.1, entry.sha256)?;
         first(compare_layer(&file, entry))?;
         Ok(file)
     }
@@ -95,7 +94,7 @@ impl Pack {
 
 impl LayerEntry {
     /// Makes the manifest entry of a layer from the file's own bytes: every linear is decoded and
-    /// reconstructed. `source(name)` gives the digest of the source tensor's bytes.
+    /// reconstructed, one at a time. `source(name)` gives the digest of the source tensor's bytes.
     ///
     /// # Errors
     /// The codec's, and `NoTensor` where `source` has nothing for a linear.
@@ -120,11 +119,12 @@ impl LayerEntry {
             });
         }
         let extras = file.extras().iter().enumerate();
+        let (size, sha256) = file.digest()?;
         Ok(Self {
             index: file.layer(),
             file: layer_file_name(file.layer()),
-            size: file.bytes().len() as u64,
-            sha256: Digest::of(file.bytes()),
+            size,
+            sha256,
             prefix: prefix.to_owned(),
             linears,
             extras: extras

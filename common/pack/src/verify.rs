@@ -1,8 +1,9 @@
 //! Verification: recomputes everything that the manifest says and lists every disagreement.
 //!
 //! Owns: `verify` and its report. It never stops at the first finding, never returns an error (what
-//! cannot be read is a finding), never draws, and holds at most `MEMORY` bytes of layers at a time, or
-//! one layer where a single one is larger.
+//! cannot be read is a finding), never draws, and holds at most `MEMORY` bytes of linears at a time, or
+//! one linear where a single one is larger. The digest of a layer's file and those of its tensors are taken in two
+//! readings of the same file.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -21,7 +22,7 @@ use crate::pack::{check_digest, compare_layer, compare_scaffold};
 use crate::scaffold::ScaffoldFile;
 use crate::{CONFIG_FILE, MANIFEST_FILE};
 
-/// Layers in flight may need this many bytes together; a larger single layer is checked alone.
+/// Linears in flight may need this many bytes together; a larger single one is checked alone.
 const MEMORY: u64 = 2 << 30;
 
 /// How far verification is.
@@ -369,11 +370,10 @@ impl Check<'_> {
         let path = self.dir.join(&entry.file);
         let origin = path.display().to_string();
         notes.keep(None, check_size(&path, &entry.file, entry.size))?;
-        let bytes = notes.keep(None, std::fs::read(&path).map_err(error::io(&origin)))?;
-        let found = Digest::of(&bytes);
-        self.advance(bytes.len() as u64);
+        let (size, found) = notes.keep(None, Digest::of_file(&path))?;
+        self.advance(size);
         notes.keep(None, check_digest(&origin, "the file", found, entry.sha256));
-        notes.keep(None, LayerFile::from_bytes(bytes, &origin))
+        notes.keep(None, LayerFile::open(&path))
     }
 
     fn check_scaffold(&self) -> Notes {
@@ -516,15 +516,12 @@ fn check_size(path: &Path, name: &str, expected: u64) -> Result<(), PackError> {
     equal(&origin, "file length", metadata.len(), expected)
 }
 
-/// Bytes that checking a layer may need: the file, and for its largest linear indices, entropy-decoded
-/// copies and reconstruction.
+/// Bytes that checking a layer may need: for its largest linear the payload, indices, entropy-decoded copies and
+/// reconstruction.
 fn memory_of(layer: &LayerEntry) -> u64 {
     let weights = layer
         .linears
         .iter()
         .map(|l| l.shape[0].saturating_mul(l.shape[1]));
-    layer
-        .size
-        .saturating_add(weights.max().unwrap_or(0).saturating_mul(6))
-        .max(1)
+    weights.max().unwrap_or(0).saturating_mul(7).max(1)
 }

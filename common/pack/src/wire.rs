@@ -77,12 +77,6 @@ impl<'a> Cursor<'a> {
         Ok(name)
     }
 
-    /// Skips to the next multiple of `alignment`; the skipped bytes must be zero.
-    pub(crate) fn align(&mut self, alignment: usize, what: &str) -> Result<(), PackError> {
-        let padding = self.take(padding_to(self.at as u64, alignment), what)?;
-        check_zero(padding, what, self.origin)
-    }
-
     /// Everything must have been read.
     ///
     /// # Errors

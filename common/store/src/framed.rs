@@ -1,4 +1,5 @@
-//! The framed file: a typed binary checkpoint that is checked before it is decoded.
+//! Frames: typed binary values that are checked before they are decoded. A file is one frame, or a row of them of which
+//! each can be read without the others.
 //!
 //! ```text
 //! offset  bytes  content
@@ -7,14 +8,17 @@
 //! 12      1      compression of the body: 0 none, 1 zstd
 //! 13      3      zero
 //! 16      8      length of the body before compression, u64 little-endian
-//! 24      32     SHA-256 of the body as stored
-//! 56      …      body: bincode 2, standard configuration
+//! 24      8      length of the body as stored, u64 little-endian
+//! 32      32     SHA-256 of the body as stored
+//! 64      …      body: bincode 2, standard configuration
 //! ```
 //! This is the only module that uses bincode; see docs/decisions/0003-bincode.md.
 
+use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -23,7 +27,7 @@ use crate::error::StoreError;
 use crate::sha::{Sha256Digest, hash_bytes};
 
 /// Bytes before the body.
-const HEADER: usize = 56;
+const HEADER: usize = 64;
 
 /// A kind of framed file.
 #[derive(Debug, Clone, Copy)]
@@ -39,23 +43,6 @@ pub struct Frame {
     /// zstd level, or `None` for a body that compression does not make smaller.
     pub zstd_level: Option<i32>,
 }
-
-/// The checkpoint of stage `quantize`. Indices stand in one byte each before compression; on the four layers of the
-/// embedded model at 5 bits zstd at level 1 made 799758 bytes 512213 (0.64).
-pub const CODES: Frame = Frame {
-    magic: *b"UCCODES\0",
-    version: 1,
-    what: "codes checkpoint",
-    max_body: 1 << 36,
-    zstd_level: Some(1),
-};
-
-/// The checkpoint of stage `overlay-fit`.
-pub const OVERLAY: Frame = Frame {
-    magic: *b"UCOVRLY\0",
-    what: "overlay checkpoint",
-    ..CODES
-};
 
 impl Frame {
     /// The file's bytes for a value.
@@ -76,12 +63,13 @@ impl Frame {
         bytes.extend_from_slice(&self.version.to_le_bytes());
         bytes.extend_from_slice(&[flag, 0, 0, 0]);
         bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
         bytes.extend_from_slice(&hash_bytes(&body).0);
         bytes.extend_from_slice(&body);
         Ok(bytes)
     }
 
-    /// The value in a file's bytes; every check comes before decoding.
+    /// The value in a frame's bytes; every check comes before decoding.
     pub fn decode<T: DeserializeOwned>(
         &self,
         bytes: &[u8],
@@ -90,61 +78,32 @@ impl Frame {
         let bad = |found: String, expected: String| {
             StoreError::malformed(path, self.what, found, expected)
         };
-        if bytes.len() < HEADER {
+        let header = Header::parse(self, bytes, path)?;
+        let body = &bytes[HEADER..];
+        if body.len() as u64 != header.stored {
             return Err(bad(
-                format!("{} bytes", bytes.len()),
-                format!("at least {HEADER} bytes"),
+                format!("a stored body of {} bytes", body.len()),
+                format!("{} bytes", header.stored),
             ));
         }
-        let (header, body) = bytes.split_at(HEADER);
-        if header[..8] != self.magic {
-            return Err(bad(
-                format!("magic {}", hex::encode(&header[..8])),
-                format!("magic {}", hex::encode(self.magic)),
-            ));
-        }
-        let version = u32::from_le_bytes(header[8..12].try_into().expect("4 bytes"));
-        if version > self.version {
-            return Err(StoreError::Newer {
-                path: path.to_owned(),
-                what: self.what,
-                found: version,
-                supported: self.version,
-            });
-        }
-        if version < self.version {
-            return Err(bad(
-                format!("version {version}"),
-                format!("version {}", self.version),
-            ));
-        }
-        let length = u64::from_le_bytes(header[16..24].try_into().expect("8 bytes"));
-        if length > self.max_body {
-            return Err(bad(
-                format!("a body of {length} bytes"),
-                format!("at most {}", self.max_body),
-            ));
-        }
-        let expected = Sha256Digest(header[24..56].try_into().expect("32 bytes"));
         let found = hash_bytes(body);
-        if found != expected {
+        if found != header.sha256 {
             return Err(StoreError::Hash {
                 path: path.to_owned(),
                 found,
-                expected,
+                expected: header.sha256,
             });
         }
-        let plain = match (header[12], &header[13..16]) {
-            (0, [0, 0, 0]) => std::borrow::Cow::Borrowed(body),
-            (1, [0, 0, 0]) => std::borrow::Cow::Owned(
-                decompress(body, length).map_err(StoreError::io("decompress", path))?,
+        let plain = match header.compression {
+            0 => std::borrow::Cow::Borrowed(body),
+            _ => std::borrow::Cow::Owned(
+                decompress(body, header.length).map_err(StoreError::io("decompress", path))?,
             ),
-            (flag, _) => return Err(bad(format!("compression {flag}"), "0 or 1".into())),
         };
-        if plain.len() as u64 != length {
+        if plain.len() as u64 != header.length {
             return Err(bad(
                 format!("a body of {} bytes", plain.len()),
-                format!("{length} bytes"),
+                format!("{} bytes", header.length),
             ));
         }
         let (value, used) = bincode::serde::decode_from_slice(&plain, bincode::config::standard())
@@ -164,10 +123,142 @@ impl Frame {
         file.append(&bytes)
     }
 
-    /// Reads a value from disk.
+    /// Reads the value of a file that is one frame.
     pub fn read<T: DeserializeOwned>(&self, path: &Utf8Path) -> Result<T, StoreError> {
         let bytes = std::fs::read(path).map_err(StoreError::io("read", path))?;
         self.decode(&bytes, path)
+    }
+}
+
+/// What a frame says of its body.
+struct Header {
+    compression: u8,
+    length: u64,
+    stored: u64,
+    sha256: Sha256Digest,
+}
+
+impl Header {
+    fn parse(frame: &Frame, bytes: &[u8], path: &Utf8Path) -> Result<Self, StoreError> {
+        let bad = |found: String, expected: String| {
+            StoreError::malformed(path, frame.what, found, expected)
+        };
+        let Some(header) = bytes.first_chunk::<HEADER>() else {
+            return Err(bad(
+                format!("{} bytes", bytes.len()),
+                format!("at least {HEADER} bytes"),
+            ));
+        };
+        if header[..8] != frame.magic {
+            return Err(bad(
+                format!("magic {}", hex::encode(&header[..8])),
+                format!("magic {}", hex::encode(frame.magic)),
+            ));
+        }
+        let version = u32::from_le_bytes(header[8..12].try_into().expect("4 bytes"));
+        if version > frame.version {
+            return Err(StoreError::Newer {
+                path: path.to_owned(),
+                what: frame.what,
+                found: version,
+                supported: frame.version,
+            });
+        }
+        if version < frame.version {
+            return Err(bad(
+                format!("version {version}"),
+                format!("version {}", frame.version),
+            ));
+        }
+        let u64_at = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("8"));
+        let length = u64_at(16);
+        if length > frame.max_body {
+            return Err(bad(
+                format!("a body of {length} bytes"),
+                format!("at most {}", frame.max_body),
+            ));
+        }
+        let compression = header[12];
+        if compression > 1 || header[13..16] != [0; 3] {
+            let found = format!("compression {}", hex::encode(&header[12..16]));
+            return Err(bad(found, "0 or 1".into()));
+        }
+        Ok(Self {
+            compression,
+            length,
+            stored: u64_at(24),
+            sha256: Sha256Digest(header[32..HEADER].try_into().expect("32 bytes")),
+        })
+    }
+}
+
+/// A file of frames of one kind, read one at a time.
+#[derive(Debug)]
+pub struct FramedFile {
+    frame: Frame,
+    path: Utf8PathBuf,
+    file: File,
+    /// Where each frame begins, and where the last one ends.
+    bounds: Vec<u64>,
+}
+
+impl FramedFile {
+    /// Opens a file and finds its frames by their headers.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]; those of a bad header, [`StoreError::Malformed`] where the last frame is not whole.
+    pub fn open(frame: Frame, path: &Utf8Path) -> Result<Self, StoreError> {
+        let file = File::open(path).map_err(StoreError::io("open", path))?;
+        let size = file.metadata().map_err(StoreError::io("inspect", path))?;
+        let size = size.len();
+        let mut bounds = vec![0u64];
+        let mut at = 0;
+        while at < size {
+            let mut header = vec![0; HEADER.min((size - at) as usize)];
+            file.read_exact_at(&mut header, at)
+                .map_err(StoreError::io("read", path))?;
+            let stored = Header::parse(&frame, &header, path)?.stored;
+            let end = (at + HEADER as u64).saturating_add(stored);
+            if end > size {
+                let found = format!("{size} bytes");
+                let expected = format!("at least {end} bytes");
+                return Err(StoreError::malformed(path, frame.what, found, expected));
+            }
+            bounds.push(end);
+            at = end;
+        }
+        Ok(Self {
+            frame,
+            path: path.to_owned(),
+            file,
+            bounds,
+        })
+    }
+
+    /// Number of frames.
+    pub fn len(&self) -> usize {
+        self.bounds.len() - 1
+    }
+
+    /// Whether there is no frame.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The value of a frame.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] and those of [`Frame::decode`].
+    ///
+    /// # Panics
+    /// If there is no such frame.
+    pub fn get<T: DeserializeOwned>(&self, index: usize) -> Result<T, StoreError> {
+        let (start, end) = (self.bounds[index], self.bounds[index + 1]);
+        let mut bytes = vec![0; (end - start) as usize];
+        self.file
+            .read_exact_at(&mut bytes, start)
+            .map_err(StoreError::io("read", &self.path))?;
+        self.frame.decode(&bytes, &self.path)
     }
 }
 
@@ -250,6 +341,32 @@ mod tests {
             .to_string()
             .contains("at most 10")
         );
+    }
+
+    #[test]
+    fn frames_in_a_row_are_read_in_any_order_and_a_cut_one_is_noticed() {
+        let keep = tempfile::tempdir().expect("folder");
+        let path = Utf8Path::from_path(keep.path()).expect("utf-8").join("row");
+        for frame in both() {
+            let rows: Vec<Vec<u32>> = (0..4).map(|n| (0..n * 9).collect()).collect();
+            let mut file = AtomicFile::create(&path).expect("made");
+            for row in &rows {
+                frame.write(&mut file, row).expect("written");
+            }
+            file.commit().expect("published");
+            let opened = FramedFile::open(frame, &path).expect("opened");
+            assert_eq!(opened.len(), 4);
+            for index in [3, 0, 2, 1] {
+                assert_eq!(opened.get::<Vec<u32>>(index).expect("read"), rows[index]);
+            }
+            let bytes = std::fs::read(&path).expect("read");
+            for end in [bytes.len() - 1, HEADER + 3, HEADER - 1] {
+                crate::atomic::write_bytes(&path, &bytes[..end]).expect("written");
+                assert!(FramedFile::open(frame, &path).is_err(), "cut at {end}");
+            }
+            crate::atomic::write_bytes(&path, &[]).expect("written");
+            assert!(FramedFile::open(frame, &path).expect("opened").is_empty());
+        }
     }
 
     proptest! {

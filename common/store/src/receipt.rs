@@ -16,7 +16,7 @@ use crate::sha::Sha256Digest;
 /// The receipt's file format.
 const FRAME: Frame = Frame {
     magic: *b"UCRECPT\0",
-    version: 1,
+    version: 2,
     what: "receipt",
     max_body: 64 << 20,
     zstd_level: None, // a few hundred bytes, mostly hashes

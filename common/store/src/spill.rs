@@ -1,4 +1,4 @@
-//! Rows of numbers that wait on disk, by table, until all of a table's rows are there.
+//! Bytes that wait on disk, by table, until all of a table are there.
 //!
 //! The file has no name: whatever ends the process, its space is free again, and no later process can take it for
 //! a result.
@@ -12,9 +12,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::atomic::create_dir_all;
 use crate::error::StoreError;
-use crate::tensors::f32_bytes;
 
-/// Tables of f32 rows in one nameless file.
+/// Tables in one nameless file.
 #[derive(Debug)]
 pub struct Spill {
     folder: Utf8PathBuf,
@@ -27,7 +26,7 @@ pub struct Spill {
 #[derive(Debug, Clone, Copy)]
 struct Piece {
     offset: u64,
-    values: usize,
+    length: usize,
 }
 
 impl Spill {
@@ -46,37 +45,35 @@ impl Spill {
         })
     }
 
-    /// Appends values to a table.
+    /// Appends bytes to a table.
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub fn append(&mut self, table: &str, values: &[f32]) -> Result<(), StoreError> {
-        let bytes = f32_bytes(values);
+    pub fn append(&mut self, table: &str, bytes: &[u8]) -> Result<(), StoreError> {
         self.file
-            .write_all(&bytes)
+            .write_all(bytes)
             .map_err(StoreError::io("write", &self.folder))?;
         let piece = Piece {
             offset: self.end,
-            values: values.len(),
+            length: bytes.len(),
         };
         self.end += bytes.len() as u64;
         self.tables.entry(table.to_owned()).or_default().push(piece);
         Ok(())
     }
 
-    /// The values of a table, piece by piece as they were appended.
+    /// The bytes of a table, piece by piece as they were appended.
     pub fn pieces<'a>(
         &'a self,
         table: &str,
-    ) -> impl Iterator<Item = Result<Vec<f32>, StoreError>> + 'a {
+    ) -> impl Iterator<Item = Result<Vec<u8>, StoreError>> + 'a {
         let pieces = self.tables.get(table).into_iter().flatten();
         pieces.map(|piece| {
-            let mut bytes = vec![0; 4 * piece.values];
+            let mut bytes = vec![0; piece.length];
             self.file
                 .read_exact_at(&mut bytes, piece.offset)
                 .map_err(StoreError::io("read", &self.folder))?;
-            let values = bytes.as_chunks::<4>().0.iter();
-            Ok(values.map(|&bytes| f32::from_le_bytes(bytes)).collect())
+            Ok(bytes)
         })
     }
 }
@@ -92,19 +89,19 @@ mod tests {
             .expect("utf-8")
             .join("work");
         let mut spill = Spill::new(&folder).expect("made");
-        spill.append("b", &[1.0, 2.0]).expect("written");
-        spill.append("a", &[3.0]).expect("written");
-        spill.append("b", &[4.0]).expect("written");
+        spill.append("b", &[1, 2]).expect("written");
+        spill.append("a", &[3]).expect("written");
+        spill.append("b", &[4]).expect("written");
         let table = |name: &str| {
             spill
                 .pieces(name)
                 .collect::<Result<Vec<_>, _>>()
                 .expect("read")
         };
-        assert_eq!(table("b"), [vec![1.0, 2.0], vec![4.0]]);
-        assert_eq!((table("a"), table("c")), (vec![vec![3.0]], vec![]));
-        let values = |name: &str| table(name).concat().len();
-        assert_eq!((values("b"), values("c")), (3, 0));
+        assert_eq!(table("b"), [vec![1, 2], vec![4]]);
+        assert_eq!((table("a"), table("c")), (vec![vec![3]], vec![]));
+        let bytes = |name: &str| table(name).concat().len();
+        assert_eq!((bytes("b"), bytes("c")), (3, 0));
         assert_eq!(folder.read_dir_utf8().expect("folder").count(), 0);
     }
 }

@@ -1,13 +1,8 @@
-//! The correction of single linears and the re-quantization of a layer that makes room for it.
+//! The correction of single linears, and what it leaves.
 
 use uc_codec::factor::Factor;
-use uc_codec::factors::Factors;
-use uc_codec::layer::{CodedLinear, LayerWork, LinearShape};
 use uc_codec::overlay::{self, Fit};
-use uc_codec::{CodecError, TensorCode, bf16, error, reconstruct};
-use uc_pack::{LayerDraft, encode_draft};
-use uc_store::stage::Job;
-use uc_store::tensors::TensorFile;
+use uc_codec::{CodecError, LowRank, TensorCode, bf16, error, reconstruct};
 
 /// Relative output error of a linear as a reader of the pack gets it, every row in units of its step.
 pub fn output_error(
@@ -37,60 +32,18 @@ pub fn worthwhile_rank(
     Ok(fit(w, code, factor, max_rank)?.best_rank())
 }
 
-/// Bits that the overlays of a layer take.
-pub fn overlay_bits(linears: &[CodedLinear]) -> f64 {
-    let factors = linears
-        .iter()
-        .filter_map(|linear| linear.code.overlay.as_ref());
-    factors
-        .map(|overlay| 16.0 * (overlay.u.len() + overlay.v.len()) as f64)
-        .sum()
+/// The correction of a given rank.
+pub fn correction(
+    w: &[f32],
+    code: &TensorCode,
+    factor: &Factor,
+    rank: usize,
+) -> Result<Option<LowRank>, CodecError> {
+    Ok(fit(w, code, factor, rank)?.low_rank(rank))
 }
 
 /// Corrections of what the indices of a linear leave.
 fn fit(w: &[f32], code: &TensorCode, factor: &Factor, rank: usize) -> Result<Fit, CodecError> {
     let (residual, rows) = (code.residual(w)?, code.steps().rows);
     overlay::fit(&residual, code.rows, code.cols, factor, &rows, rank)
-}
-
-/// Quantizes the layer again with overlays of given ranks.
-pub struct Refit<'a, 'j> {
-    /// The job, for progress.
-    pub job: &'a mut Job<'j>,
-    /// The layer's weights.
-    pub weights: &'a TensorFile,
-    /// The linears.
-    pub shapes: &'a [LinearShape],
-    /// What is known of inputs and outputs.
-    pub factors: &'a Factors<'a, anyhow::Error>,
-    /// Rank of every linear.
-    pub ranks: &'a [usize],
-    /// The layer as quantized without overlays.
-    pub draft: &'a LayerDraft,
-}
-
-impl LayerWork for Refit<'_, '_> {
-    type Error = anyhow::Error;
-
-    fn weights(&self, index: usize) -> anyhow::Result<Vec<f32>> {
-        Ok(self.weights.read_f32(&self.shapes[index].name)?)
-    }
-
-    fn finish(&self, index: usize, w: &[f32], code: &mut TensorCode) -> anyhow::Result<()> {
-        let rank = self.ranks[index];
-        if rank > 0 {
-            let factor = self.factors.input(&self.shapes[index].input)?;
-            code.overlay = fit(w, code, &factor, rank)?.low_rank(rank);
-        }
-        Ok(())
-    }
-
-    fn measure(&self, linears: &[CodedLinear]) -> anyhow::Result<u64> {
-        let bytes = encode_draft(self.draft.layer, linears, &self.draft.extras)?;
-        Ok(bytes.len() as u64 * 8)
-    }
-
-    fn progress(&mut self, done: usize, total: usize) {
-        self.job.progress(done as u64, total as u64, "linears");
-    }
 }

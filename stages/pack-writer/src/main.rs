@@ -7,12 +7,12 @@ mod manifest;
 
 use std::collections::BTreeMap;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
-use uc_codec::layer::CodedLinear;
+use uc_draft::Codes;
 use uc_model::ModelConfig;
-use uc_pack::{Digest, LayerDraft, LayerEntry, LayerFile};
+use uc_pack::{Digest, LayerCoder, LayerEntry, LayerFile, Linears};
 use uc_store::ExitCode;
-use uc_store::framed::{CODES, OVERLAY};
 use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 use uc_store::tensors::TensorFile;
 
@@ -65,43 +65,30 @@ impl StageProgram for Writer {
 fn layer(job: &mut Job<'_>) -> anyhow::Result<()> {
     let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
     let plan = config.layer_plan(job.layer()? as usize);
-    let mut draft: LayerDraft = CODES.read(&job.input("codes")?)?;
-    let replaced: Vec<CodedLinear> = OVERLAY.read(&job.input("overlay")?)?;
-    let mut replaced: BTreeMap<String, CodedLinear> = replaced
-        .into_iter()
-        .map(|linear| (linear.name.clone(), linear))
-        .collect();
-    for linear in &mut draft.linears {
-        if let Some(other) = replaced.remove(&linear.name) {
-            *linear = other;
-        }
-    }
-    anyhow::ensure!(
-        replaced.is_empty(),
-        "the overlay has linears that the codes lack: {:?}",
-        replaced.keys()
-    );
+    let codes = Codes::open(&job.input("codes")?)?;
+    let overlay = Codes::open(&job.input("overlay")?)?;
+    let linears = if overlay.count() > 0 { overlay } else { codes };
+    let weights = TensorFile::open(&job.input("weights")?)?;
+    let extras = uc_draft::exact_tensors(&weights, &plan)?;
 
-    let bytes = draft.encode()?;
+    let coder = LayerCoder::new(plan.index as u32, &linears, &extras)?;
     let mut file = job.output("pack-layer")?;
-    let origin = file.target().to_string();
-    file.append(&bytes)?;
-    let bits = bytes.len() as f64 * 8.0;
+    let target = file.target().to_owned();
+    coder
+        .write(&linears, &mut file)
+        .with_context(|| format!("cannot write {target}"))?;
+    job.commit("pack-layer", file)?;
+    let bits = 8.0 * coder.length() as f64;
     job.figure("bpw", bits / plan.linear_parameters() as f64);
 
-    // The record is measured on the bytes as a reader parses them, not on what was in memory before.
-    let weights = TensorFile::open(&job.input("weights")?)?;
+    // The record is measured on the file as a reader finds it, not on what was in memory before.
     let mut source = BTreeMap::new();
     for linear in &plan.linears {
-        source.insert(
-            linear.name.clone(),
-            Digest::of(&weights.read(&linear.name)?),
-        );
+        let digest = Digest::of(&weights.read(&linear.name)?);
+        source.insert(linear.name.clone(), digest);
     }
-    let parsed = LayerFile::from_bytes(bytes, &origin)?;
-    let entry = LayerEntry::measure(&parsed, &plan.prefix, |name| source.get(name).copied())?;
-    job.commit("pack-layer", file)?;
-
+    let written = LayerFile::open(&target)?;
+    let entry = LayerEntry::measure(&written, &plan.prefix, |name| source.get(name).copied())?;
     let mut record = job.output("layer-record")?;
     record.append(&serde_json::to_vec_pretty(&entry)?)?;
     job.commit("layer-record", record)?;

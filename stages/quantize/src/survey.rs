@@ -46,9 +46,9 @@ impl StageProgram for Rates {
             let input = plan
                 .input(name)
                 .with_context(|| format!("no input {name} in the plan"))?;
-            crate::input_factor(&statistics, input, settings.damping)
+            uc_draft::input_factor(&statistics, input, settings.damping)
         };
-        let factors = Factors::new(of_input, |_: &str| Ok(None), crate::KEPT_FACTORS);
+        let factors = Factors::new(of_input, |_: &str| Ok(None), uc_draft::KEPT_FACTORS);
         let mut linears = Vec::with_capacity(plan.linears.len());
         for (index, linear) in plan.linears.iter().enumerate() {
             let factor = factors.input(&linear.input)?;
@@ -79,7 +79,7 @@ impl StageProgram for Rates {
     }
 
     fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        crate::classify(error)
+        uc_draft::classify(error)
     }
 }
 
@@ -127,7 +127,7 @@ impl StageProgram for Allocate {
     }
 
     fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        crate::classify(error)
+        uc_draft::classify(error)
     }
 }
 
@@ -142,7 +142,7 @@ fn of_layer(job: &Job<'_>, plan: &LayerPlan) -> anyhow::Result<Vec<Surveyed>> {
         let linear = plan
             .linear(&rate.name)
             .with_context(|| format!("{} is not of layer {layer}", rate.name))?;
-        let outputs = crate::output_factor(&sensitivity, linear, damping)?;
+        let outputs = uc_draft::output_factor(&sensitivity, linear, damping)?;
         Ok(Surveyed {
             name: rate.name,
             weights: rate.weights,

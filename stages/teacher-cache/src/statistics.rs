@@ -15,7 +15,7 @@ use uc_store::settings::AllocationMode;
 use uc_store::spill::Spill;
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
-use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes};
+use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes, to_f32};
 
 use crate::Pass;
 use crate::windows::surveyed;
@@ -164,7 +164,7 @@ impl<'a> Sums<'a> {
         };
         match (self.moments.get_mut(name), &mut self.spill) {
             (Some(sums), _) => Ok(sums.add(x).map_err(ModelError::from)?),
-            (None, Some(spill)) => Ok(spill.append(name, &values_of(x)?)?),
+            (None, Some(spill)) => Ok(spill.append(name, &f32_bytes(&values_of(x)?))?),
             (None, None) => anyhow::bail!("the layer has an input {name} that its plan lacks"),
         }
     }
@@ -241,7 +241,7 @@ impl<'a> Sums<'a> {
         let spill = self.spill.as_ref().context("no input is routed")?;
         for input in inputs {
             for piece in spill.pieces(&input.name) {
-                let values = piece?;
+                let values = to_f32(Dtype::F32, &piece?).expect("f32 is a float type");
                 let rows = values.len() / width;
                 let x = Tensor::<B, 2>::from_data(TensorData::new(values, [rows, width]), device);
                 sums.add(x).map_err(ModelError::from)?;

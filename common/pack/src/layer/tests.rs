@@ -1,13 +1,9 @@
-use super::*;
-use crate::exact::Dtype;
+use uc_codec::layer::CodedLinear;
 
-fn linear(
-    name: &str,
-    group: usize,
-    rows: usize,
-    column_log: &[u8],
-    rank: usize,
-) -> Linear<'static> {
+use super::*;
+use crate::exact::{Dtype, ExactTensor};
+
+fn linear(name: &str, input: &str, rows: usize, column_log: &[u8], rank: usize) -> CodedLinear {
     let cols = column_log.len();
     let q: Vec<i16> = (0..rows * cols)
         .map(|i| ((i * 37 + rows) % 23) as i16 - 11)
@@ -30,14 +26,17 @@ fn linear(
         q,
         overlay,
     };
-    Linear {
+    CodedLinear {
         name: name.into(),
-        group,
-        code: Cow::Owned(code),
+        input: input.into(),
+        code,
     }
 }
 
-fn sample() -> LayerContents<'static> {
+/// Layer index, linears and extras.
+type Sample = (u32, Vec<CodedLinear>, Vec<ExactTensor>);
+
+fn sample() -> Sample {
     let columns: [Vec<u8>; 2] = [
         (0..40).map(|j| j % 9).collect(),
         (0..33).map(|j| 5 + j % 3).collect(),
@@ -52,70 +51,91 @@ fn sample() -> LayerContents<'static> {
             bytes,
         }
     };
-    LayerContents {
-        layer: 7,
-        groups: vec![
-            ColumnGroup {
-                input: "attn_in".into(),
-                column_log: columns[0].clone(),
-            },
-            ColumnGroup {
-                input: "o_in".into(),
-                column_log: columns[1].clone(),
-            },
-        ],
-        linears: vec![
-            linear("q.weight", 0, 24, &columns[0], 0),
-            linear("k.weight", 0, 8, &columns[0], 2),
-            linear("o.weight", 1, 40, &columns[1], 0),
-        ],
-        extras: Cow::Owned(vec![
-            extra("norm.weight", Dtype::BF16, &[40]),
-            extra("bias", Dtype::F32, &[3]),
-        ]),
-    }
+    let linears = vec![
+        linear("q.weight", "attn_in", 24, &columns[0], 0),
+        linear("k.weight", "attn_in", 8, &columns[0], 2),
+        linear("o.weight", "o_in", 40, &columns[1], 0),
+    ];
+    let extras = vec![
+        extra("norm.weight", Dtype::BF16, &[40]),
+        extra("bias", Dtype::F32, &[3]),
+    ];
+    (7, linears, extras)
+}
+
+fn encode((layer, linears, extras): &Sample) -> Result<Vec<u8>, PackError> {
+    encode_layer(*layer, linears, extras)
+}
+
+/// What a reader gets from a file.
+fn contents(file: &LayerFile) -> Sample {
+    let linears = file.linears().iter().enumerate().map(|(i, header)| {
+        let input = file.groups()[header.group].input.clone();
+        CodedLinear {
+            name: header.name.clone(),
+            input,
+            code: file.codes(i).expect("codes"),
+        }
+    });
+    let extras = file.extras().iter().enumerate();
+    let extras = extras.map(|(i, decl)| ExactTensor {
+        name: decl.name.clone(),
+        dtype: decl.dtype,
+        shape: decl.shape.clone(),
+        bytes: file.extra_bytes(i).to_vec(),
+    });
+    (file.layer(), linears.collect(), extras.collect())
 }
 
 #[test]
-fn a_layer_comes_back_whole_and_encodes_to_the_same_bytes() {
-    let contents = sample();
-    let bytes = encode_layer(&contents).expect("encoded");
-    let file = LayerFile::from_bytes(bytes.clone(), "test").expect("parsed");
-    assert_eq!(file.layer(), 7);
-    let again = LayerContents {
-        layer: file.layer(),
-        groups: file.groups().to_vec(),
-        linears: (0..3)
-            .map(|i| {
-                let header = &file.linears()[i];
-                Linear {
-                    name: header.name.clone(),
-                    group: header.group,
-                    code: Cow::Owned(file.codes(i).expect("codes")),
-                }
-            })
-            .collect(),
-        extras: file
-            .extras()
-            .iter()
-            .enumerate()
-            .map(|(i, decl)| ExactTensor {
-                name: decl.name.clone(),
-                dtype: decl.dtype,
-                shape: decl.shape.clone(),
-                bytes: file.extra_bytes(i).to_vec(),
-            })
-            .collect(),
-    };
-    assert_eq!(again, contents);
-    assert_eq!(encode_layer(&again).expect("encoded"), bytes);
-    let spent: u64 = file.linears().iter().map(|l| l.bytes).sum();
+fn a_layer_comes_back_whole_from_memory_and_from_disk() {
+    let sample = sample();
+    let bytes = encode(&sample).expect("encoded");
+    let held = LayerFile::from_bytes(bytes.clone(), "test").expect("parsed");
+    assert_eq!(contents(&held), sample);
+    assert_eq!(held.groups().len(), 2);
+    let spent: u64 = held.linears().iter().map(|l| l.bytes).sum();
     assert!(spent < bytes.len() as u64);
+
+    let keep = tempfile::tempdir().expect("folder");
+    let path = keep.path().join("layer.uc");
+    std::fs::write(&path, &bytes).expect("written");
+    let on_disk = LayerFile::open(&path).expect("parsed");
+    assert_eq!(contents(&on_disk), sample);
+    let digest = (bytes.len() as u64, Digest::of(&bytes));
+    assert_eq!(held.digest().expect("hashed"), digest);
+    assert_eq!(on_disk.digest().expect("hashed"), digest);
+}
+
+#[test]
+fn a_front_longer_than_the_first_read_is_read_to_its_end() {
+    let (layer, linears, mut extras) = sample();
+    extras[0].shape = vec![FIRST_READ];
+    extras[0].bytes = (0..2 * FIRST_READ).map(|b| b as u8).collect();
+    let sample = (layer, linears, extras);
+    let bytes = encode(&sample).expect("encoded");
+    let file = LayerFile::from_bytes(bytes, "test").expect("parsed");
+    assert_eq!(contents(&file), sample);
+}
+
+#[test]
+fn the_length_is_known_before_anything_is_written() {
+    let (layer, mut linears, extras) = sample();
+    let coder = LayerCoder::new(layer, linears.as_slice(), &extras).expect("counted");
+    let mut bytes = Vec::new();
+    coder
+        .write(linears.as_slice(), &mut bytes)
+        .expect("written");
+    assert_eq!(coder.length(), bytes.len() as u64);
+    linears[2].code.q.fill(2000);
+    let refused = coder.write(linears.as_slice(), &mut Vec::new());
+    let message = refused.expect_err("other indices").to_string();
+    assert!(message.contains("o.weight"), "{message}");
 }
 
 #[test]
 fn every_truncation_is_refused_and_no_flip_panics() {
-    let bytes = encode_layer(&sample()).expect("encoded");
+    let bytes = encode(&sample()).expect("encoded");
     for end in 0..bytes.len() {
         assert!(
             LayerFile::from_bytes(bytes[..end].to_vec(), "test").is_err(),
@@ -137,28 +157,25 @@ fn every_truncation_is_refused_and_no_flip_panics() {
 }
 
 /// The message of what the writer refuses after `damage`.
-fn refusal(damage: impl FnOnce(&mut LayerContents<'static>)) -> String {
-    let mut contents = sample();
-    damage(&mut contents);
-    encode_layer(&contents).expect_err("refused").to_string()
+fn refusal(damage: impl FnOnce(&mut Sample)) -> String {
+    let mut sample = sample();
+    damage(&mut sample);
+    encode(&sample).expect_err("refused").to_string()
 }
 
 #[test]
 fn the_writer_refuses_what_a_reader_could_not_take() {
-    assert!(refusal(|c| c.layer = 1000).contains("layer index"));
-    assert!(refusal(|c| c.linears[1].group = 9).contains("group of k.weight"));
-    assert!(refusal(|c| c.linears[1].name = "q.weight".into()).contains("every name once"));
-    assert!(refusal(|c| c.linears[1].name = "a/b".into()).contains("name \"a/b\""));
-    assert!(refusal(|c| c.groups[0].column_log[0] = 200).contains("column logarithms of q.weight"));
-    assert!(
-        refusal(|c| c.extras.to_mut()[0].bytes.truncate(79))
-            .contains("79 bytes, expected 80 bytes")
-    );
+    assert!(refusal(|s| s.0 = 1000).contains("layer index"));
+    assert!(refusal(|s| s.1[1].name = "q.weight".into()).contains("every name once"));
+    assert!(refusal(|s| s.1[1].name = "a/b".into()).contains("name \"a/b\""));
+    assert!(refusal(|s| s.1[0].code.row_log.truncate(3)).contains("q.weight"));
+    let message = refusal(|s| s.2[0].bytes.truncate(79));
+    assert!(message.contains("79 bytes, expected 80 bytes"), "{message}");
 }
 
 #[test]
 fn other_magic_and_versions_are_refused_by_name() {
-    let bytes = encode_layer(&sample()).expect("encoded");
+    let bytes = encode(&sample()).expect("encoded");
     let mut other = bytes.clone();
     other[0] = b'X';
     assert!(matches!(
