@@ -10,7 +10,7 @@ use burn::backend::Autodiff;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
 use safetensors::SafeTensors;
-use uc_model::forward::{Embedding, Head, Layer, NoTap, Tap, Values};
+use uc_model::forward::{Embedding, Head, Layer, NoTap, Tap, Traced, Values};
 use uc_model::spec::{LayerSpec, Mixer};
 use uc_model::{Cpu, LayerPlan, ModelConfig, ModelError, SourceFolder};
 
@@ -227,22 +227,50 @@ fn with_layers(
     }
 }
 
+type Graph = Autodiff<Cpu>;
+
+/// The graph of a layer as one, and the gradients in it.
+struct Whole {
+    x: Tensor<Graph, 3>,
+    above: Tensor<Cpu, 3>,
+    taps: Taps<Graph>,
+    gradients: <Graph as AutodiffBackend>::Gradients,
+}
+
+fn whole(
+    spec: &LayerSpec,
+    read: &dyn Fn(&str) -> Result<Vec<f32>, ModelError>,
+    x: &TensorData,
+) -> Whole {
+    let device = Default::default();
+    let above = scattered(x.shape.iter().product(), 7919);
+    let above = Tensor::from_data(TensorData::new(above, x.shape.clone()), &device);
+    let weights = Values::<Graph, _>::new(read, &device);
+    let layer = Layer::new(spec, x.shape[1], &weights, &device).unwrap();
+    let mut taps = Taps {
+        inputs: Vec::new(),
+        zeros: BTreeMap::new(),
+    };
+    let x = Tensor::<Graph, 3>::from_data(x.clone(), &device).require_grad();
+    let y = layer.forward(x.clone(), &mut taps).unwrap();
+    let loss = (y * Tensor::from_inner(above.clone())).sum();
+    let gradients = loss.backward();
+    Whole {
+        x,
+        above,
+        taps,
+        gradients,
+    }
+}
+
 #[test]
 fn every_linear_gets_a_gradient_and_every_input_passes_with_its_planned_width() {
-    type Graph = Autodiff<Cpu>;
     with_layers(|what, spec, plan, read, x| {
-        let device = Default::default();
-        let (tokens, count) = (x.shape[1], x.shape.iter().product());
-        let above = TensorData::new(scattered(count, 7919), x.shape.clone());
-        let weights = Values::<Graph, _>::new(read, &device);
-        let layer = Layer::new(spec, tokens, &weights, &device).unwrap();
-        let mut taps = Taps::<Graph> {
-            inputs: Vec::new(),
-            zeros: BTreeMap::new(),
-        };
-        let x = Tensor::<Graph, 3>::from_data(x, &device);
-        let y = layer.forward(x, &mut taps).unwrap();
-        let gradients = (y * Tensor::from_data(above, &device)).sum().backward();
+        let Whole {
+            mut taps,
+            gradients,
+            ..
+        } = whole(spec, read, &x);
 
         let mut seen = taps.inputs.into_iter().peekable();
         for input in &plan.inputs {
@@ -270,6 +298,54 @@ fn every_linear_gets_a_gradient_and_every_input_passes_with_its_planned_width() 
             assert!(found.iter().any(|g| *g != 0.0), "{what}: {name} gets none");
         }
         assert!(taps.zeros.is_empty(), "{what}: a linear beside the plan");
+    });
+}
+
+#[test]
+fn gradients_part_by_part_are_those_of_the_whole_graph() {
+    with_layers(|what, spec, plan, read, x| {
+        let Whole {
+            x: input,
+            above,
+            mut taps,
+            gradients,
+        } = whole(spec, read, &x);
+        let (tokens, device) = (x.shape[1], Default::default());
+
+        let compare = |name: &str, found: TensorData, expected: TensorData| {
+            assert_eq!(found.shape, expected.shape, "{what}: {name}");
+            let values = |data: TensorData| data.into_vec::<f32>().unwrap();
+            let (found, expected) = (values(found), values(expected));
+            let largest = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
+            let pairs = found.iter().zip(&expected);
+            let error = pairs.fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+            assert!(
+                error <= 2e-5 * largest,
+                "{what}: {name} {error} of {largest}"
+            );
+        };
+        let mut traced = |part: Traced<Cpu>| -> Result<(), ModelError> {
+            for (name, found) in part.outputs {
+                let zero = taps.zeros.remove(&name).expect(&name);
+                let expected = zero.grad(&gradients).expect(&name);
+                compare(&name, found.into_data(), expected.into_data());
+                let input = &plan.linear(&name).expect(&name).input;
+                let (x, own) = &part.inputs[input];
+                assert_eq!(x.dims()[0], own.as_ref().map_or(tokens, Vec::len));
+            }
+            for name in part.inputs.keys() {
+                let place = taps.inputs.iter().position(|(seen, ..)| seen == name);
+                taps.inputs.remove(place.expect(name));
+            }
+            Ok(())
+        };
+        let hidden = Tensor::<Cpu, 3>::from_data(x, &device);
+        let weights = Values::<Graph, _>::new(read, &device);
+        let layer = Layer::new(spec, tokens, &weights, &device).unwrap();
+        let found = layer.gradient(hidden, above, &mut traced).unwrap();
+        let expected = input.grad(&gradients).unwrap();
+        compare("the input", found.into_data(), expected.into_data());
+        assert!(taps.zeros.is_empty() && taps.inputs.is_empty(), "{what}");
     });
 }
 

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`atomic`] | the creation of files |
 //! | [`sha`], [`framed`], [`tensors`], [`stream`] | digests, typed binary files, tensor files, their batches |
-//! | [`spill`] | rows that wait on disk |
+//! | [`spill`] | bytes that wait on disk |
 //! | [`settings`], [`plan`], [`run`], [`source`] | what a run is, and where |
 //! | [`receipt`], [`freshness`] | what is done, what is stale and why |
 //! | [`events`], [`stage`] | the protocol between driver and stage, and the stage's side of it |

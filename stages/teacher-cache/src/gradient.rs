@@ -5,7 +5,7 @@
 //! an error causes. Kept are its blocks for the rows that the trellis ties together, and for every input the weight of each
 //! token: the squared gradient there at the linears of the input (as in GuidedQuant, Kim et al. 2025, arXiv 2505.07004),
 //! scaled so that the weighted energy of the input is the plain one. The hidden states wait on disk since the forward sweep; a layer is computed once
-//! more with its graph recorded, and only the gradient by its input is handed on.
+//! more with its graph recorded, block by block and expert by expert, and only the gradient by its input is handed on.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use uc_codec::trellis::BLOCK_ROWS;
 use uc_model::device::OnDevice;
-use uc_model::forward::{Head, Layer, Tap, Values};
+use uc_model::forward::{Head, Layer, Traced, Values};
 use uc_model::moments::Moments;
 use uc_model::text::split_mix;
 use uc_model::{LayerPlan, LinearSpec, ModelConfig, ModelError};
@@ -146,15 +146,12 @@ impl OnDevice for BackwardPass<'_, '_> {
             |above, count, first| {
                 let shape = [count, length, width];
                 let states = hidden.read_rows_f32("hidden", first, count)?;
-                let tensor = |values| Tensor::from_data(TensorData::new(values, shape), &device);
-                let x: Tensor<Autodiff<B>, 3> = tensor(states).require_grad();
-                let mut taps = Taps::default();
-                let y = layer.forward(x.clone(), &mut taps)?;
-                // The gradient of y · above by anything is what `above` becomes there.
-                let gradients = (y * tensor(above)).sum().backward();
-                found.add(&plan, taps, &gradients, first * length, count * length)?;
+                let tensor =
+                    |values| Tensor::<B, 3>::from_data(TensorData::new(values, shape), &device);
+                let mut traced = |part| found.add(&plan, part, first * length, count * length);
+                let gradient = layer.gradient(tensor(states), tensor(above), &mut traced)?;
                 job.progress((first + count) as u64, windows as u64, "windows");
-                vector(gradient_of(&x, &gradients)?)
+                vector(gradient)
             },
         )?;
         job.commit_tensors("gradient", output)?;
@@ -191,42 +188,31 @@ impl Found {
         }
     }
 
-    /// Adds a batch of `count` tokens from token `first` on.
+    /// Adds a part of the layer, in a batch of `count` tokens from token `first` on.
     fn add<B: Backend>(
         &mut self,
         plan: &LayerPlan,
-        taps: Taps<Autodiff<B>>,
-        gradients: &<Autodiff<B> as AutodiffBackend>::Gradients,
+        part: Traced<B>,
         first: usize,
         count: usize,
     ) -> anyhow::Result<()> {
-        for linear in &plan.linears {
-            let Some(tap) = taps.outputs.get(&linear.name) else {
-                continue; // no token of the batch came to this expert
-            };
-            let (_, tokens) = (taps.inputs.get(&linear.input))
-                .with_context(|| format!("{} without input", linear.name))?;
-            let g = gradient_of(tap, gradients)?;
-            let squares = row_energies(g.clone())?;
-            let sums = self
-                .squares
-                .get_mut(&linear.input)
-                .expect("an input of the plan");
-            add_rows(&mut sums[first..first + count], &squares, tokens.as_deref());
-            let moments = self
-                .moments
-                .get_mut(&linear.name)
-                .expect("a linear of the plan");
-            moments.add(g).map_err(ModelError::from)?;
+        let tokens = first..first + count;
+        for (name, gradient) in part.outputs {
+            let linear = plan.linear(&name);
+            let input = linear.map(|linear| &linear.input);
+            let (input, (_, own)) = input
+                .and_then(|input| part.inputs.get_key_value(input))
+                .with_context(|| format!("{name} without input"))?;
+            let squares = row_energies(gradient.clone())?;
+            let sums = self.squares.get_mut(input).expect("an input of the plan");
+            add_rows(&mut sums[tokens.clone()], &squares, own.as_deref());
+            let moments = self.moments.get_mut(&name).expect("a linear of the plan");
+            moments.add(gradient).map_err(ModelError::from)?;
         }
-        for (name, (x, tokens)) in taps.inputs {
-            let energies = row_energies(x.inner())?;
+        for (name, (x, own)) in part.inputs {
+            let energies = row_energies(x)?;
             let sums = self.energies.get_mut(&name).expect("an input of the plan");
-            add_rows(
-                &mut sums[first..first + count],
-                &energies,
-                tokens.as_deref(),
-            );
+            add_rows(&mut sums[tokens.clone()], &energies, own.as_deref());
         }
         Ok(())
     }
@@ -314,35 +300,6 @@ fn add_rows(sums: &mut [f32], rows: &[f32], tokens: Option<&[usize]>) {
             .iter()
             .zip(rows)
             .for_each(|(&token, x)| sums[token] += x),
-    }
-}
-
-/// Keeps every input with the tokens that it has, and adds to every output a zero whose gradient is asked for
-/// afterwards.
-struct Taps<B: AutodiffBackend> {
-    inputs: BTreeMap<String, (Tensor<B, 2>, Option<Vec<usize>>)>,
-    outputs: BTreeMap<String, Tensor<B, 2>>,
-}
-
-impl<B: AutodiffBackend> Default for Taps<B> {
-    fn default() -> Self {
-        Taps {
-            inputs: BTreeMap::new(),
-            outputs: BTreeMap::new(),
-        }
-    }
-}
-
-impl<B: AutodiffBackend> Tap<B> for Taps<B> {
-    fn input(&mut self, name: &str, x: &Tensor<B, 2>, tokens: Option<&[usize]>) {
-        let tokens = tokens.map(<[usize]>::to_vec);
-        self.inputs.insert(name.to_owned(), (x.clone(), tokens));
-    }
-
-    fn output(&mut self, weight: &str, y: Tensor<B, 2>) -> Tensor<B, 2> {
-        let zero = Tensor::zeros(y.dims(), &y.device()).require_grad();
-        self.outputs.insert(weight.to_owned(), zero.clone());
-        y + zero
     }
 }
 

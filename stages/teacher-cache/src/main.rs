@@ -19,7 +19,7 @@ use uc_store::settings::Device;
 use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 
 /// Raised whenever the same input gives other output.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 #[derive(Parser)]
 #[command(

@@ -470,11 +470,13 @@ impl<'a> Driver<'a> {
             message += &format!(" ({tries} tries)");
         }
         let lines = worker.last_lines();
-        if !lines.is_empty() {
-            message += &format!("\nlast lines of {}:", self.run.log_path(&stage));
-            for line in lines {
-                message += &format!("\n    {line}");
-            }
+        let log = self.run.log_path(&stage);
+        message += &match lines.is_empty() {
+            true => format!("\nthe last process added nothing to {log}"),
+            false => format!("\nlast lines of {log}:"),
+        };
+        for line in lines {
+            message += &format!("\n    {line}");
         }
         message += &format!("\nafter the cause is gone: uc resume {}", self.run.root());
         Err(failure(mishap.class, message))

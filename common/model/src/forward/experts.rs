@@ -18,7 +18,7 @@ pub(super) struct Experts<B: Backend> {
     router: Linear<B>,
     /// `[experts]`, added to the scores for the choice.
     correction: Option<Vec<f32>>,
-    shared: Option<Mlp<B>>,
+    pub(super) shared: Option<Mlp<B>>,
 }
 
 impl<B: Backend> Experts<B> {
@@ -32,6 +32,22 @@ impl<B: Backend> Experts<B> {
         })
     }
 
+    /// For every expert the places `token · chosen + choice` at which it was chosen, and `[tokens · chosen, 1]` by how
+    /// much each choice counts.
+    pub(super) fn route(
+        &self,
+        spec: &ExpertsSpec,
+        x: Tensor<B, 2>,
+    ) -> (Vec<Vec<usize>>, Tensor<B, 2>) {
+        let [tokens, _] = x.dims();
+        let routed = route(self.router.apply(x), spec, self.correction.as_deref());
+        let mut places = vec![Vec::new(); spec.experts.len()];
+        for (place, &expert) in routed.experts.iter().enumerate() {
+            places[expert].push(place);
+        }
+        (places, routed.factors.reshape([tokens * spec.chosen, 1]))
+    }
+
     /// `x: [tokens, hidden]` to the same shape.
     pub(super) fn forward<W: Weights<B>>(
         &self,
@@ -41,18 +57,11 @@ impl<B: Backend> Experts<B> {
         tap: &mut dyn Tap<B>,
     ) -> Result<Tensor<B, 2>, W::Error> {
         let device = x.device();
-        let [tokens, _] = x.dims();
-        let scores = self.router.apply(x.clone());
-        let routed = route(scores, spec, self.correction.as_deref());
-        let factors = routed.factors.reshape([tokens * spec.chosen, 1]);
+        let (places, factors) = self.route(spec, x.clone());
         let mut y = match (&self.shared, &spec.shared) {
             (Some(own), Some(spec)) => own.forward(spec, x.clone(), None, tap),
             _ => x.zeros_like(),
         };
-        let mut places = vec![Vec::new(); spec.experts.len()];
-        for (place, &expert) in routed.experts.iter().enumerate() {
-            places[expert].push(place);
-        }
         for (expert, places) in spec.experts.iter().zip(places) {
             if places.is_empty() {
                 continue;

@@ -16,22 +16,22 @@ use crate::spec::{BlockSpec, LayerSpec, Mixer};
 
 /// A layer with its weights, for windows of one length.
 pub struct Layer<'a, B: Backend, W: Weights<B>> {
-    spec: &'a LayerSpec,
-    weights: &'a W,
-    length: usize,
+    pub(super) spec: &'a LayerSpec,
+    pub(super) weights: &'a W,
+    pub(super) length: usize,
     device: B::Device,
-    blocks: Vec<Block<B>>,
+    pub(super) blocks: Vec<Block<B>>,
 }
 
 /// A block with its weights.
-struct Block<B: Backend> {
-    before: Option<Norm<B>>,
-    mixing: Mixing<B>,
-    after: Option<Norm<B>>,
+pub(super) struct Block<B: Backend> {
+    pub(super) before: Option<Norm<B>>,
+    pub(super) mixing: Mixing<B>,
+    pub(super) after: Option<Norm<B>>,
 }
 
 /// The weights of a block's computation.
-enum Mixing<B: Backend> {
+pub(super) enum Mixing<B: Backend> {
     Attention(SelfAttention<B>),
     LatentAttention(LatentAttention<B>),
     Mlp(Mlp<B>),
@@ -111,17 +111,29 @@ impl<'a, B: Backend, W: Weights<B>> Layer<'a, B, W> {
                 false => sum.clone(),
             };
             let added = block.forward(spec, x, [windows, length], self.weights, tap)?;
-            sum = match spec.scale {
-                1.0 => added + sum,
-                scale => added * scale + sum,
-            };
+            sum = spec.add(added, sum);
         }
         Ok(sum.reshape([windows, length, width]))
     }
 }
 
+impl BlockSpec {
+    /// What the block makes, as it counts in the residual stream.
+    pub(super) fn scaled<B: Backend>(&self, made: Tensor<B, 2>) -> Tensor<B, 2> {
+        match self.scale {
+            1.0 => made,
+            scale => made * scale,
+        }
+    }
+
+    /// The residual stream with what the block made.
+    pub(super) fn add<B: Backend>(&self, made: Tensor<B, 2>, stream: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.scaled(made) + stream
+    }
+}
+
 impl<B: Backend> Block<B> {
-    fn forward<W: Weights<B>>(
+    pub(super) fn forward<W: Weights<B>>(
         &self,
         spec: &BlockSpec,
         x: Tensor<B, 2>,
@@ -129,11 +141,7 @@ impl<B: Backend> Block<B> {
         weights: &W,
         tap: &mut dyn Tap<B>,
     ) -> Result<Tensor<B, 2>, W::Error> {
-        let normed = |norm: &Option<Norm<B>>, x| match norm {
-            Some(norm) => norm.forward(x),
-            None => x,
-        };
-        let x = normed(&self.before, x);
+        let x = Norm::or_not(&self.before, x);
         let y = match (&self.mixing, &spec.mixer) {
             (Mixing::Attention(own), Mixer::Attention(spec)) => own.forward(spec, x, sides, tap),
             (Mixing::LatentAttention(own), Mixer::LatentAttention(spec)) => {
@@ -145,6 +153,6 @@ impl<B: Backend> Block<B> {
             (Mixing::Mamba2(own), Mixer::Mamba2(spec)) => own.forward(spec, x, sides, tap),
             _ => unreachable!("a block was built from its own description"),
         };
-        Ok(normed(&self.after, y))
+        Ok(Norm::or_not(&self.after, y))
     }
 }

@@ -31,6 +31,14 @@ impl<B: Backend> Norm<B> {
         })
     }
 
+    /// Applies the norm to every row of `x`, where there is one.
+    pub(super) fn or_not(norm: &Option<Self>, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        match norm {
+            Some(norm) => norm.forward(x),
+            None => x,
+        }
+    }
+
     /// A norm each for `count` parts of a row, with their parts of the gain; of a kind without bias.
     pub(super) fn parts(&self, count: usize) -> Vec<Self> {
         assert!(self.bias.is_none(), "a bias is not taken apart");

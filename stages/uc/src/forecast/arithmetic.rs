@@ -322,14 +322,19 @@ impl Arithmetic<'_> {
         F32 * (rows as f64 * BLOCK_ROWS + inputs as f64 * self.survey_tokens())
     }
 
-    /// Bytes that a job needs on disk beside its files: rows that wait for the sums of their expert.
+    /// Bytes that a job needs on disk beside its files: rows that wait for the sums of their expert, or the linears of the
+    /// pass under way and of the best one.
     pub fn scratch(&self, argv: &[String], kind: Option<&Kind>) -> f64 {
+        let Some(kind) = kind else { return 0.0 };
         let tokens = match argv.join(" ").as_str() {
             "teacher-cache survey" => self.survey_tokens(),
             "teacher-cache layer" => self.calibration_tokens(),
+            "quantize layer" => return 2.0 * self.pack_layer_bytes(kind),
+            "overlay-fit" if matches!(self.settings.overlay.rank, Rank::Fixed(1..)) => {
+                return 2.0 * self.pack_layer_bytes(kind);
+            }
             _ => return 0.0,
         };
-        let Some(kind) = kind else { return 0.0 };
         let routed = kind.inputs.iter().filter(|input| input.routed);
         let width: f64 = routed
             .map(|input| kind.share(true) * (input.count * input.width) as f64)
