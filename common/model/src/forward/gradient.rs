@@ -23,11 +23,14 @@ use crate::spec::{BlockSpec, ExpertsSpec, Mixer};
 /// What passed in a part of a layer (a block without its experts, or an expert) and the gradients there.
 #[derive(Debug)]
 pub struct Traced<B: Backend> {
-    /// By name: the input `[tokens, width]`, and which tokens these are where not all of them pass.
-    pub inputs: BTreeMap<String, (Tensor<B, 2>, Option<Vec<usize>>)>,
+    /// The inputs of its linears by name.
+    pub inputs: BTreeMap<String, Passed<B>>,
     /// By weight: the gradient by the outputs of the linear, `[tokens, rows]`.
     pub outputs: BTreeMap<String, Tensor<B, 2>>,
 }
+
+/// An input `[tokens, width]`, and which tokens these are where not all of them pass.
+pub type Passed<B> = (Tensor<B, 2>, Option<Vec<usize>>);
 
 /// Told of every part of a layer.
 pub type OnTraced<'a, B, E> = &'a mut dyn FnMut(Traced<B>) -> Result<(), E>;
@@ -165,7 +168,7 @@ impl<B: Backend> Experts<Autodiff<B>> {
 /// Keeps every input with the tokens that it has, and adds to every output a zero whose gradient is asked for
 /// afterwards.
 struct Taps<B: AutodiffBackend> {
-    inputs: BTreeMap<String, (Tensor<B::InnerBackend, 2>, Option<Vec<usize>>)>,
+    inputs: BTreeMap<String, Passed<B::InnerBackend>>,
     outputs: BTreeMap<String, Tensor<B, 2>>,
 }
 

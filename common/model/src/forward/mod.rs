@@ -28,7 +28,7 @@ mod vector;
 mod weights;
 
 pub use ends::{Embedding, Head};
-pub use gradient::{OnTraced, Traced};
+pub use gradient::{OnTraced, Passed, Traced};
 pub use layer::Layer;
 pub use linear::{NoTap, Tap};
 pub use weights::{Values, Weights};

@@ -1,3 +1,5 @@
+#![allow(clippy::disallowed_methods)]
+
 use uc_codec::layer::CodedLinear;
 
 use super::*;
