@@ -115,7 +115,7 @@ pub struct StagePlan {
     pub settings: Vec<String>,
     /// Version of the program's output, as the program itself reports it.
     pub version: u32,
-    /// Processor cores a job takes; 0 takes all.
+    /// Processor cores a job takes at most; a job that only waits takes none.
     pub cpus: u32,
     /// Memory a job is expected to take at most, bytes; 0 when not declared.
     pub memory: u64,

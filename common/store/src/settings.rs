@@ -363,12 +363,14 @@ impl Settings {
             "upload.longest_wait",
             self.upload.longest_wait.into(),
             0.0,
-            86_400.0,
+            3600.0,
         )?;
         let repository = &self.upload.repository;
         let name = repository.split('@').next().unwrap_or_default();
         let parts: Vec<&str> = name.split('/').collect();
-        if repository.is_empty() || matches!(parts[..], [owner, name] if !owner.is_empty() && !name.is_empty()) {
+        if repository.is_empty()
+            || matches!(parts[..], [owner, name] if !owner.is_empty() && !name.is_empty())
+        {
             return Ok(());
         }
         Err(StoreError::Setting {

@@ -142,7 +142,13 @@ fn figures(card: &mut String, metrics: &Value) -> anyhow::Result<()> {
     let texts: Vec<String> = texts
         .unwrap_or_default()
         .iter()
-        .map(|text| format!("{} (SHA-256 `{}`)", word(&text["name"]), word(&text["sha256"])))
+        .map(|text| {
+            format!(
+                "{} (SHA-256 `{}`)",
+                word(&text["name"]),
+                word(&text["sha256"])
+            )
+        })
         .collect();
     writeln!(
         card,

@@ -89,7 +89,9 @@ impl StageProgram for HubUpload {
 enum Refused {
     #[error("an upload needs a token: set HF_TOKEN, or HF_TOKEN_PATH to a file that holds one")]
     NoToken,
-    #[error("{file} is not what its record says, and is not sent: found {found}, expected {expected}")]
+    #[error(
+        "{file} is not what its record says, and is not sent: found {found}, expected {expected}"
+    )]
     NotAsRecorded {
         file: String,
         found: String,
@@ -139,12 +141,21 @@ fn of_hub(error: &HubError) -> Option<ExitCode> {
 fn read_json<T: DeserializeOwned>(path: &Utf8Path) -> Result<T, StoreError> {
     let text = std::fs::read(path).map_err(StoreError::io("read", path))?;
     serde_json::from_slice(&text).map_err(|error| {
-        StoreError::malformed(path, "document", error.to_string(), "as its stage writes it")
+        StoreError::malformed(
+            path,
+            "document",
+            error.to_string(),
+            "as its stage writes it",
+        )
     })
 }
 
 /// Publishes a document.
-fn write_json(job: &mut Job<'_>, output: &str, value: &impl serde::Serialize) -> anyhow::Result<()> {
+fn write_json(
+    job: &mut Job<'_>,
+    output: &str,
+    value: &impl serde::Serialize,
+) -> anyhow::Result<()> {
     let mut text = serde_json::to_vec_pretty(value)?;
     text.push(b'\n');
     let mut file = job.output(output)?;

@@ -65,7 +65,10 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let ours = |path: &String| files.iter().any(|file| file.path == *path);
     let others = tree.iter().map(|file| &file.path);
     for path in others.filter(|path| !ours(path) && *path != OF_THE_HUB) {
-        tracing::warn!(path, "the repository also holds this file, which is not of the pack");
+        tracing::warn!(
+            path,
+            "the repository also holds this file, which is not of the pack"
+        );
     }
     let outcome = RemotePack {
         remote_pack_version: 1,
@@ -185,7 +188,10 @@ fn replace_lost(remote: &Remote<'_, '_>, layers: &[LocalFile]) -> anyhow::Result
             )?);
         }
         let names: Vec<&str> = again.iter().map(|file| file.path.as_str()).collect();
-        tracing::warn!(?names, "the repository lost these layers; they are sent again");
+        tracing::warn!(
+            ?names,
+            "the repository lost these layers; they are sent again"
+        );
         remote.bring("Layers that were lost", &again)?;
     }
     Ok(())

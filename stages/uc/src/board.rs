@@ -205,7 +205,9 @@ impl<'p> Board<'p> {
             Some(node) => self.fits(node, &running).then(|| node.id.clone()),
             // Bounds are wishes: when nothing else can go on, the first ready job does. But what the network did not take
             // fills no disk.
-            None if running.is_empty() && given_up.is_empty() => ready.first().map(|node| node.id.clone()),
+            None if running.is_empty() && given_up.is_empty() => {
+                ready.first().map(|node| node.id.clone())
+            }
             None => None,
         }
     }
@@ -224,10 +226,7 @@ impl<'p> Board<'p> {
     }
 
     fn claim(&self, node: &Node) -> u32 {
-        match self.plan.stages[node.stage].cpus {
-            0 => self.budget.cpus,
-            cpus => cpus.min(self.budget.cpus),
-        }
+        self.plan.stages[node.stage].cpus.min(self.budget.cpus)
     }
 
     /// Whether the claims fit; a job alone always may run.
@@ -308,7 +307,8 @@ impl<'p> Board<'p> {
     fn is_retirable(&self, id: &ArtifactId) -> bool {
         // What nobody reads is somebody's result.
         let readers = self.consumers.get(id).filter(|readers| !readers.is_empty());
-        self.goes(id) && self.plan.external(id).is_none()
+        self.goes(id)
+            && self.plan.external(id).is_none()
             && readers.is_some_and(|readers| {
                 readers
                     .iter()

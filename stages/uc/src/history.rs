@@ -254,7 +254,7 @@ impl History {
             message: text("message"),
         };
         let job = self.job(&mishap.stage, layer);
-        (job.state, job.progress) = (JobState::Failed, None);
+        (job.state, job.progress, job.retry) = (JobState::Failed, None, None);
         if self.mishaps.len() == MISHAPS {
             self.mishaps.remove(0);
         }

@@ -194,9 +194,9 @@ impl StageSpec {
                 .copied()
                 .unwrap_or(0),
             cpus: match self.cpus {
-                Cpus::All => 0,
+                Cpus::All => u32::MAX,
                 Cpus::Count(count) => count,
-                Cpus::Percent(percent) => (request.cpus * percent).div_ceil(100).max(1),
+                Cpus::Percent(percent) => (request.cpus * percent).div_ceil(100),
             },
             memory: match self.memory {
                 Memory::Bytes(bytes) => bytes,

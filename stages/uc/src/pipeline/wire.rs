@@ -249,7 +249,7 @@ fn cpus(value: &Spanned<Value>) -> Result<Cpus, Mistake> {
         Value::String(text) => text
             .strip_suffix('%')
             .and_then(|percent| percent.parse().ok())
-            .filter(|percent| (1..=100).contains(percent))
+            .filter(|percent| (0..=100).contains(percent))
             .map(Cpus::Percent)
             .ok_or_else(refuse),
         _ => Err(refuse()),

@@ -70,6 +70,9 @@ pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> an
     let default = || planning::default_run(&prefix, &[&source], &plan.settings);
     let root = args.run.clone().unwrap_or_else(default);
     let session = planning::enter(&root, plan, display)?;
+    if args.repository.is_some() {
+        planning::forget_upload(&session.plan, &session.run)?;
+    }
     let outcome = session.work(&programs, threads, display, signals);
     summary::finish(&session, outcome, threads, args.json, display)
 }

@@ -4,6 +4,7 @@ use indicatif::BinaryBytes;
 
 use super::{RunState, Running, StageStatus, Status};
 use crate::history::{JobState, Mishap};
+use crate::progress::amount;
 
 /// Cells in which a stage's layers are drawn; more layers share cells.
 const CELLS: usize = 48;
@@ -139,7 +140,7 @@ fn strip(jobs: &[JobState]) -> String {
 
 fn running(job: &Running) -> String {
     let progress = job.view.progress.as_ref().map_or_else(String::new, |at| {
-        format!("{}/{} {}, ", at.done, at.total, at.unit)
+        format!("{}, ", amount(at.done, at.total, &at.unit))
     });
     let now = job.view.began + job.seconds;
     let retry = job.view.retry.as_ref().map_or_else(String::new, |retry| {
