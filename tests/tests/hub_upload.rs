@@ -4,13 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use uc_hub_double::faults::{Fault, Route, Schedule};
 use uc_hub_double::{Double, Options};
-use uc_tests::kills::{children, losses, signal, workers_of};
+use uc_tests::kills::{losses, signal, workers_of};
 use uc_tests::{compress, contents, fail_with, json, program, repository, succeed, uc, words};
 use uc_tests::{copy_model, tiny_model};
 
@@ -193,27 +193,34 @@ fn whoever_is_killed_in_the_middle_the_next_one_completes() {
     double.set_faults(stalls());
     let begin = || {
         let mut command = compress_to(&double, &tiny_model(), &run);
+        command.args(["--attempts", "1000"]);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().expect("uc")
     };
-    let uploading = |child: &Child| {
+    let uploading = || {
         let mut found = None;
         await_that("a layer is being sent", || {
-            let all = children(child.id());
-            found = all.into_iter().find(|(_, name)| name == "hub-upload");
+            let sends = |id: &u32| {
+                let arguments = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+                let mut arguments = arguments.split(|byte| *byte == 0);
+                arguments.any(|word| word == b"upload-layer")
+            };
+            found = workers_of(&run).into_iter().find(sends);
             found.is_some() && count(&double, "PUT") > 0
         });
-        found.expect("just found").0
+        found.expect("just found")
     };
 
     // The stage: another process is started for its job.
     let mut driver = begin();
-    signal(uploading(&driver), "-9");
+    signal(uploading(), "-9");
     await_that("it is missed", || {
         !events(&run, &[("event", "mishap"), ("stage", "upload-layer")]).is_empty()
     });
+    let mishaps = events(&run, &[("event", "mishap"), ("stage", "upload-layer")]);
+    assert_eq!(mishaps[0].1["class"], "stage-failed");
     // The driver: its stages go with it.
-    uploading(&driver);
+    uploading();
     driver.kill().expect("killed");
     driver.wait().expect("gone");
     await_that("its stages are gone", || workers_of(&run).is_empty());
