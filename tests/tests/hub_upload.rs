@@ -373,6 +373,13 @@ fn many_layers(folder: &Path, layers: u64) -> PathBuf {
     model
 }
 
+fn bytes_below(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    // Files vanish while one looks.
+    let sizes = entries.filter_map(|entry| Some(entry.metadata().ok()?.len()));
+    sizes.sum()
+}
+
 fn layer_files(run: &Path) -> usize {
     let entries = std::fs::read_dir(run.join("pack")).into_iter().flatten();
     let names = entries.flatten().map(|entry| entry.file_name());
@@ -407,15 +414,25 @@ fn freed_layers_never_lie_here_in_greater_number_than_the_bound_says() {
     let mut command = compress_to(&double, &model, &run);
     command.args(["--free", "--set", "upload.longest_wait=1", "--json"]);
     let mut driver = command.stdout(Stdio::piped()).spawn().expect("uc");
-    let mut most = 0;
+    let (mut most, mut peak) = (0, 0);
     while driver.try_wait().expect("state").is_none() {
         most = most.max(layer_files(&run));
+        peak = peak.max(bytes_below(&run.join("pack")));
         std::thread::sleep(Duration::from_millis(2));
     }
     let output = driver.wait_with_output().expect("output");
     assert!(output.status.success(), "{}", words(&output));
     assert!((1..=BOUND).contains(&most), "{most} layers");
     assert_eq!(layer_files(&run), 0);
+    let whole = contents(&plain.join("pack"));
+    let sizes = whole.iter().map(|(name, bytes)| (name, bytes.len() as u64));
+    let (layers, others): (Vec<_>, Vec<_>) = sizes.partition(|(name, _)| name.contains("layer_"));
+    let largest = layers.iter().map(|(_, size)| *size).max().expect("layers");
+    let others: u64 = others.into_iter().map(|(_, size)| size).sum();
+    let note = bytes_below(&run.join("pack")) - others;
+    let bound = BOUND as u64 * largest + others + note;
+    println!("pack: peak {peak} of at most {bound} bytes, {most} layers of {LAYERS}");
+    assert!(peak <= bound, "{peak} > {bound}");
     let summary = json(&output);
     assert_eq!(summary["pack"]["freed_layers"], LAYERS);
     assert_eq!(summary["pack"]["verdict"], Value::Null);
@@ -442,7 +459,7 @@ fn freed_layers_never_lie_here_in_greater_number_than_the_bound_says() {
     );
 
     // What neither has is missed; the command that is named makes it again, the same as it was.
-    let empty = self::double();
+    let empty = Double::start(Options::default()); // takes files of this size into the commits themselves
     let said = fail_with(&mut upload(&empty, &run), 10);
     assert!(
         said.contains("layer_000.uc") && said.contains("uc compress"),
@@ -455,6 +472,8 @@ fn freed_layers_never_lie_here_in_greater_number_than_the_bound_says() {
     // A later upload of the whole run frees what it has sent.
     succeed(upload(&empty, &run).arg("--free"));
     assert_eq!(layer_files(&run), 0);
+    assert_eq!(count(&empty, "PUT"), 0);
+    succeed(&mut upload(&empty, &run));
     let mut there = remote(&empty);
     there.remove("README.md");
     assert!(there == contents(&plain.join("pack")));

@@ -133,7 +133,7 @@ pub struct EvaluationSettings {
     pub seed: u64,
 }
 
-/// Section `upload`: of the pipeline's stages only those that send list it.
+/// Section `upload`: of the pipeline's stages only the one that makes the repository lists it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UploadSettings {

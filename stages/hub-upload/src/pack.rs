@@ -158,7 +158,8 @@ fn layers(
             .into());
         }
         let (path, digest) = (folder.join(&entry.file), Sha256Digest(entry.sha256.0));
-        layers.push(LocalFile::known(&entry.file, &path, entry.size, digest)?);
+        let file = LocalFile::known(&entry.file, &path, entry.size, digest)?;
+        layers.push(file.with_blob(sent.git_blob.parse()?));
     }
     Ok(layers)
 }
