@@ -9,7 +9,7 @@ use uc_store::sha::{Sha256Digest, hash_file};
 
 use crate::digest::{self, FileId};
 use crate::error::HubError;
-use crate::name::{BlobId, is_safe_path};
+use crate::name::is_safe_path;
 
 /// A file to be uploaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,8 +22,6 @@ pub struct LocalFile {
     pub size: u64,
     /// Its SHA-256.
     pub sha256: Sha256Digest,
-    /// Its git blob id, where it is known without reading the file.
-    pub(crate) blob: Option<BlobId>,
 }
 
 impl LocalFile {
@@ -58,25 +56,16 @@ impl LocalFile {
             source: source.to_owned(),
             size,
             sha256,
-            blob: None,
         })
     }
 
-    /// With a git blob id that is known already: then the file need not be there to be compared.
-    #[must_use]
-    pub fn with_blob(mut self, id: BlobId) -> Self {
-        self.blob = Some(id);
-        self
-    }
-
-    /// Whether the file is what the Hub describes by `size` and `id`; reads it only for an unknown git blob id.
+    /// Whether the file is what the Hub describes by `size` and `id`; reads it only for a git blob id.
     pub(crate) fn is(&self, size: u64, id: &FileId) -> Result<bool, HubError> {
         if size != self.size {
             return Ok(false);
         }
         Ok(match id {
             FileId::Sha256(sha256) => *sha256 == self.sha256,
-            FileId::Blob(id) if self.blob.is_some() => self.blob == Some(*id),
             FileId::Blob(_) => digest::of_file(&self.source, self.size, id)? == *id,
         })
     }

@@ -24,10 +24,8 @@ pub struct RemoteLayer {
     pub file: String,
     /// Its size.
     pub size: u64,
-    /// Its SHA-256, by which large file storage knows it.
+    /// Its SHA-256.
     pub sha256: Digest,
-    /// Its git blob id, by which the Hub knows it where it is small.
-    pub git_blob: String,
 }
 
 /// Writes `remote-layer`.
@@ -36,9 +34,10 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let record: LayerEntry = read_json(&job.input("layer-record")?)?;
     let path = job.input("pack-layer")?;
     let bytes = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
-    let blob = uc_hub::blob_id(&bytes);
     check(LayerFile::from_bytes(bytes, path.as_str())?, &record)?;
 
+    // A layer begins with a magic that ends in a zero: the Hub takes it for binary however small it is, keeps it in large
+    // file storage and knows it by its SHA-256.
     let digest = Sha256Digest(record.sha256.0);
     let file = LocalFile::known(&record.file, &path, record.size, digest)?;
     let Repository {
@@ -53,7 +52,6 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
         file: record.file,
         size: record.size,
         sha256: record.sha256,
-        git_blob: blob.to_string(),
     };
     write_json(job, "remote-layer", &written)
 }

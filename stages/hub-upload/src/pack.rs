@@ -158,8 +158,7 @@ fn layers(
             .into());
         }
         let (path, digest) = (folder.join(&entry.file), Sha256Digest(entry.sha256.0));
-        let file = LocalFile::known(&entry.file, &path, entry.size, digest)?;
-        layers.push(file.with_blob(sent.git_blob.parse()?));
+        layers.push(LocalFile::known(&entry.file, &path, entry.size, digest)?);
     }
     Ok(layers)
 }
