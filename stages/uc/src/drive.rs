@@ -496,8 +496,8 @@ impl<'a> Driver<'a> {
             }
         }
         message += &format!("\nafter the cause is gone: uc resume {}", self.run.root());
-        if mishap.class == ExitCode::Network {
-            // Only what the network carries waits for it; everything else is done first.
+        if mishap.class == ExitCode::Network && self.board.status(&id).is_some() {
+            // Only what needs the network waits for it; everything else is done first.
             self.board.set(&id, Status::GivenUp);
             self.display.warn(&format!(
                 "{id}: {}; the rest goes on",
