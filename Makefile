@@ -38,9 +38,8 @@ stage: setup ## one STAGE of RUN=DIR for one LAYER, alone
 	$(UC) stage $(STAGE) --run $(RUN) $(if $(LAYER),--layer $(LAYER)) -v
 
 .PHONY: upload
-upload: setup ## prepare RUN=DIR's verified pack for a Hub repository (plan, model card); with REPO=OWNER/NAME send it
-	$(UC) stage hub-upload --run $(RUN)
-	$(if $(REPO),$(BIN)/hub-upload upload --run $(RUN) --repo $(REPO))
+upload: setup ## send the pack of RUN=DIR to REPO=OWNER/NAME of the Hub, verified (FREE=1 deletes here what is there)
+	$(UC) upload $(RUN) --repo $(REPO) $(if $(FREE),--free)
 
 .PHONY: test
 test: ## all tests but the slow ones

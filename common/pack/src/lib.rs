@@ -82,6 +82,8 @@ pub const MANIFEST_FILE: &str = "manifest.json";
 pub const DIGEST_FILE: &str = "manifest.sha256";
 /// Name of the model's configuration.
 pub const CONFIG_FILE: &str = "config.json";
+/// What may lie beside a pack that was sent: the repository that holds it. No part of the pack.
+pub const REMOTE_FILE: &str = "remote.json";
 /// Alignment of payloads in a layer file, bytes.
 pub const LAYER_ALIGNMENT: usize = 8;
 /// Alignment of tensors in the scaffold, bytes.

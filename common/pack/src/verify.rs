@@ -20,7 +20,7 @@ use crate::manifest::{
 };
 use crate::pack::{check_digest, compare_layer, compare_scaffold};
 use crate::scaffold::ScaffoldFile;
-use crate::{CONFIG_FILE, MANIFEST_FILE};
+use crate::{CONFIG_FILE, MANIFEST_FILE, REMOTE_FILE};
 
 /// Linears in flight may need this many bytes together; a larger single one is checked alone.
 const MEMORY: u64 = 2 << 30;
@@ -369,11 +369,25 @@ impl Check<'_> {
     fn open_layer(&self, entry: &LayerEntry, notes: &mut Notes) -> Option<LayerFile> {
         let path = self.dir.join(&entry.file);
         let origin = path.display().to_string();
+        if !path.exists()
+            && let Some(repository) = self.elsewhere()
+        {
+            let message = format!("not here; {REMOTE_FILE} says that {repository} holds it");
+            notes.add(Severity::Error, None, message);
+            return None;
+        }
         notes.keep(None, check_size(&path, &entry.file, entry.size))?;
         let (size, found) = notes.keep(None, Digest::of_file(&path))?;
         self.advance(size);
         notes.keep(None, check_digest(&origin, "the file", found, entry.sha256));
         notes.keep(None, LayerFile::open(&path))
+    }
+
+    /// The repository that the pack was sent to, as the note beside it says.
+    fn elsewhere(&self) -> Option<String> {
+        let text = read_bounded(&self.dir.join(REMOTE_FILE)).ok()?;
+        let note: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        Some(note.get("repository")?.as_str()?.to_owned())
     }
 
     fn check_scaffold(&self) -> Notes {
@@ -481,7 +495,7 @@ impl Check<'_> {
             .iter()
             .map(|e| e.file_name().to_string_lossy().into_owned())
             .collect();
-        extra.retain(|name| !named.contains(name.as_str()));
+        extra.retain(|name| !named.contains(name.as_str()) && name != REMOTE_FILE);
         extra.sort();
         for name in extra {
             let severity = if name.ends_with(".uc") {

@@ -40,6 +40,17 @@ pub enum EventKind {
         /// What a unit is.
         unit: String,
     },
+    /// The job tries again what failed for a cause outside of it.
+    Retrying {
+        /// The attempt that comes, or that began if nothing is waited for.
+        attempt: u32,
+        /// Attempts in a row that are allowed.
+        attempts: u32,
+        /// How long it waits before.
+        wait_seconds: f64,
+        /// What failed.
+        error: String,
+    },
     /// A figure worth reporting.
     Figure {
         /// Its name.
@@ -80,6 +91,12 @@ mod tests {
                 done: 1,
                 total: 2,
                 unit: "window".into(),
+            },
+            EventKind::Retrying {
+                attempt: 2,
+                attempts: 8,
+                wait_seconds: 1.5,
+                error: "a\nb".into(),
             },
             EventKind::Figure {
                 name: "bpw".into(),

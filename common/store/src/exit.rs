@@ -102,12 +102,9 @@ impl ExitCode {
         Self::ALL.into_iter().find(|known| known.code() == code)
     }
 
-    /// Whether trying the same thing again may help.
+    /// Whether starting the job again at once may help. Who speaks of the network has tried for long enough already.
     pub fn is_transient(self) -> bool {
-        matches!(
-            self,
-            Self::Internal | Self::StageFailed | Self::Network | Self::Io
-        )
+        matches!(self, Self::Internal | Self::StageFailed | Self::Io)
     }
 
     /// The class that an I/O error alone decides.

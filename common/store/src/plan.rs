@@ -115,13 +115,13 @@ pub struct StagePlan {
     pub settings: Vec<String>,
     /// Version of the program's output, as the program itself reports it.
     pub version: u32,
-    /// Processor cores a job takes; 0 takes all.
+    /// Processor cores a job takes at most; a job that only waits takes none.
     pub cpus: u32,
     /// Memory a job is expected to take at most, bytes; 0 when not declared.
     pub memory: u64,
     /// How many layers it may be ahead of the slowest reader of its outputs.
     pub ahead: Option<u32>,
-    /// Left out unless asked for by name.
+    /// Left out unless asked for, by its name or by what it makes.
     pub optional: bool,
     /// How often a died or hung job is started again.
     pub retries: u32,
@@ -274,6 +274,23 @@ impl Plan {
     /// The stage of a name.
     pub fn stage(&self, name: &str) -> Option<&StagePlan> {
         self.stages.iter().find(|stage| stage.name == name)
+    }
+
+    /// Has the optional stages run that an artifact needs: those that write it, and those that write what they read.
+    /// Whether any stage writes it.
+    pub fn ask_for(&mut self, artifact: &str) -> bool {
+        let mut wanted = vec![artifact.to_owned()];
+        let mut found = false;
+        while let Some(name) = wanted.pop() {
+            let writes = |stage: &&mut StagePlan| stage.writes.iter().any(|w| w.name == name);
+            for stage in self.stages.iter_mut().filter(writes) {
+                found = true;
+                if std::mem::take(&mut stage.optional) {
+                    wanted.extend(stage.reads.iter().map(|read| read.name.clone()));
+                }
+            }
+        }
+        found
     }
 
     /// Every job in an order in which each comes after what it reads, optional stages last in line like the others.

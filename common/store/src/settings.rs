@@ -26,6 +26,8 @@ pub struct Settings {
     pub overlay: OverlaySettings,
     /// What teacher and pack are compared on.
     pub evaluation: EvaluationSettings,
+    /// Where the pack goes; determines nothing of it.
+    pub upload: UploadSettings,
 }
 
 /// Section `model`.
@@ -131,6 +133,20 @@ pub struct EvaluationSettings {
     pub seed: u64,
 }
 
+/// Section `upload`: of the pipeline's stages only the one that makes the repository lists it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UploadSettings {
+    /// The repository, `OWNER/NAME` or `OWNER/NAME@BRANCH`; empty without an upload.
+    pub repository: String,
+    /// Whether a repository that has to be made is private.
+    pub private: bool,
+    /// Attempts in a row without progress before an upload gives up.
+    pub attempts: u32,
+    /// Longest wait between two attempts, seconds.
+    pub longest_wait: u32,
+}
+
 impl Default for ModelSettings {
     fn default() -> Self {
         Self {
@@ -191,6 +207,17 @@ impl Default for EvaluationSettings {
     }
 }
 
+impl Default for UploadSettings {
+    fn default() -> Self {
+        Self {
+            repository: String::new(),
+            private: false,
+            attempts: 8,
+            longest_wait: 300,
+        }
+    }
+}
+
 impl fmt::Display for Rank {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -244,13 +271,14 @@ impl<'de> Deserialize<'de> for Rank {
 
 impl Settings {
     /// The names of the sections.
-    pub const SECTIONS: [&'static str; 6] = [
+    pub const SECTIONS: [&'static str; 7] = [
         "model",
         "calibration",
         "allocation",
         "quantize",
         "overlay",
         "evaluation",
+        "upload",
     ];
 
     /// Checks every range.
@@ -329,7 +357,27 @@ impl Settings {
             self.evaluation.length.into(),
             16.0,
             1_048_576.0,
-        )
+        )?;
+        range("upload.attempts", self.upload.attempts.into(), 1.0, 1000.0)?;
+        range(
+            "upload.longest_wait",
+            self.upload.longest_wait.into(),
+            0.0,
+            3600.0,
+        )?;
+        let repository = &self.upload.repository;
+        let name = repository.split('@').next().unwrap_or_default();
+        let parts: Vec<&str> = name.split('/').collect();
+        if repository.is_empty()
+            || matches!(parts[..], [owner, name] if !owner.is_empty() && !name.is_empty())
+        {
+            return Ok(());
+        }
+        Err(StoreError::Setting {
+            key: "upload.repository".into(),
+            found: repository.clone(),
+            expected: "OWNER/NAME or OWNER/NAME@BRANCH".into(),
+        })
     }
 
     /// Sets `section.key` from text as given on a command line (a TOML scalar; a bare word is a string).
@@ -448,6 +496,8 @@ mod tests {
             ("calibration.length", "1", "from 16"),
             ("calibration.windows", "-3", "invalid"),
             ("model.device", "tpu", "unknown variant"),
+            ("upload.repository", "nobody", "OWNER/NAME"),
+            ("upload.attempts", "0", "from 1 to 1000"),
         ] {
             let mut settings = Settings::default();
             let error = settings.set(key, value).expect_err(key).to_string();

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use camino::Utf8PathBuf;
@@ -226,7 +226,7 @@ fn execute(
     plan: &Plan,
     id: &JobId,
     stage: &mut impl StageProgram,
-    emit: &mut dyn FnMut(Event),
+    emit: &mut (dyn FnMut(Event) + Send),
 ) -> anyhow::Result<()> {
     let start = Instant::now();
     let mut job = Job::begin(run, plan, id, emit)?;
@@ -259,7 +259,7 @@ pub struct Job<'a> {
     inputs: BTreeMap<ArtifactId, (Utf8PathBuf, Sha256Digest)>,
     outputs: Vec<OutputRecord>,
     figures: BTreeMap<String, Value>,
-    emit: &'a mut dyn FnMut(Event),
+    emit: &'a mut (dyn FnMut(Event) + Send),
 }
 
 impl<'a> Job<'a> {
@@ -268,7 +268,7 @@ impl<'a> Job<'a> {
         run: &'a RunDir,
         plan: &'a Plan,
         id: &JobId,
-        emit: &'a mut dyn FnMut(Event),
+        emit: &'a mut (dyn FnMut(Event) + Send),
     ) -> Result<Self, StoreError> {
         let mut records = BTreeMap::new();
         let mut failure = None;
@@ -492,6 +492,16 @@ impl<'a> Job<'a> {
             done,
             total,
             unit: unit.into(),
+        });
+    }
+
+    /// Tells that what failed for a cause outside of the job is tried again after a wait.
+    pub fn retrying(&mut self, attempt: u32, attempts: u32, wait: Duration, error: &str) {
+        self.event(EventKind::Retrying {
+            attempt,
+            attempts,
+            wait_seconds: wait.as_secs_f64(),
+            error: error.into(),
         });
     }
 

@@ -1,30 +1,30 @@
-//! hub-upload: a verified pack → a Hub repository.
+//! hub-upload: a pack → a Hub repository, layer by layer while later layers are still being made.
 //!
-//! `package` verifies the pack, plans the upload (which files, in which commits, with which digests) and writes the
-//! model card. It is a dry run: nothing leaves the machine. `upload` sends by the same plan. Both refuse a pack that
-//! does not verify.
+//! `repository` makes the repository, `layer` checks and commits one layer, `card` writes the model card, `pack` sends
+//! everything else, the manifest last, and is done when the remote tree equals the manifest, not before. What the
+//! remote holds decides what is sent, never what was done here before. Nothing leaves the machine that was not checked
+//! against its record first; this program deletes nothing.
 
 mod card;
-mod upload;
+mod layer;
+mod pack;
+mod remote;
 
-use anyhow::Context;
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 use clap::{Parser, Subcommand};
-use serde::Serialize;
-use uc_pack::{Manifest, verify};
-use uc_store::ExitCode;
+use serde::de::DeserializeOwned;
+use uc_hub::HubError;
 use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
+use uc_store::{ExitCode, StoreError};
 
 /// Raised whenever the same input gives other output.
-const VERSION: u32 = 1;
-/// Layers in one commit: a failed commit of a large pack then costs little.
-const LAYERS_PER_COMMIT: usize = 8;
+const VERSION: u32 = 2;
 
 #[derive(Parser)]
 #[command(
     name = "hub-upload",
     version,
-    about = "Prepares a verified pack for a Hub repository and sends it"
+    about = "Sends a pack to a Hub repository"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -33,146 +33,133 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Verify, plan the commits, write the model card; sends nothing
-    Package(StageArgs),
-    /// Send the verified pack of a run: what the repository lacks, a few layers per commit; a rerun goes on
-    Upload(upload::UploadArgs),
+    /// Make the repository, and ask whether the token may write to it
+    Repository(StageArgs),
+    /// Check a layer against its record and commit it
+    Layer(StageArgs),
+    /// Write the model card
+    Card(StageArgs),
+    /// Send what is left, the manifest last, and compare the remote tree with the manifest
+    Pack(StageArgs),
 }
 
 fn main() -> std::process::ExitCode {
-    let args = match Cli::parse().task {
-        Task::Package(args) => args,
-        Task::Upload(args) => return upload::main(&args).into(),
+    let (task, args, run): (_, _, fn(&mut Job<'_>) -> anyhow::Result<()>) = match Cli::parse().task
+    {
+        Task::Repository(args) => ("repository", args, remote::make),
+        Task::Layer(args) => ("layer", args, layer::run),
+        Task::Card(args) => ("card", args, card::run),
+        Task::Pack(args) => ("pack", args, pack::run),
     };
     let program = Program {
         name: "hub-upload",
-        task: "package",
+        task,
         version: VERSION,
     };
-    stage::main(program, &args, Package).into()
+    stage::main(program, &args, HubUpload { run }).into()
 }
 
-/// The commits of an upload, in order; the manifest comes last, so that a cut upload never looks whole.
-#[derive(Debug, Serialize)]
-struct UploadPlan {
-    plan_version: u32,
-    pack_fingerprint: String,
-    commits: Vec<Commit>,
+struct HubUpload {
+    run: fn(&mut Job<'_>) -> anyhow::Result<()>,
 }
 
-#[derive(Debug, Serialize)]
-struct Commit {
-    message: String,
-    files: Vec<File>,
-}
-
-#[derive(Debug, Serialize)]
-struct File {
-    name: String,
-    size: u64,
-    sha256: String,
-}
-
-struct Package;
-
-impl StageProgram for Package {
+impl StageProgram for HubUpload {
     fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
-        let manifest_path = job.input("manifest")?;
-        let folder = manifest_path
-            .parent()
-            .context("the manifest has no folder")?
-            .to_owned();
-        let (manifest, plan) = verified_plan(&folder)?;
-        job.figure("commits", plan.commits.len());
-
-        let mut file = job.output("hub-plan")?;
-        file.append(&serde_json::to_vec_pretty(&plan)?)?;
-        job.commit("hub-plan", file)?;
-
-        let metrics: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(job.input("metrics")?)?)?;
-        let mut card = job.output("model-card")?;
-        card.append(card::write(&manifest, &plan.pack_fingerprint, &metrics)?.as_bytes())?;
-        job.commit("model-card", card)?;
-        Ok(())
+        (self.run)(job)
     }
 
     fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        error
-            .chain()
-            .any(|cause| cause.is::<uc_pack::PackError>() || cause.is::<DoesNotVerify>())
-            .then_some(ExitCode::Damaged)
+        let of = |cause: &(dyn std::error::Error + 'static)| {
+            if let Some(error) = cause.downcast_ref::<HubError>() {
+                return of_hub(error);
+            }
+            if let Some(refused) = cause.downcast_ref::<Refused>() {
+                return Some(refused.class());
+            }
+            cause
+                .is::<uc_pack::PackError>()
+                .then_some(ExitCode::Damaged)
+        };
+        error.chain().find_map(of)
     }
 }
 
-/// A pack that must not leave the machine.
+/// Why something is not sent, or what was sent is not accepted.
 #[derive(Debug, thiserror::Error)]
-#[error("the pack does not verify ({findings} findings); `uc verify {pack}` lists them")]
-struct DoesNotVerify {
-    pack: Utf8PathBuf,
-    findings: usize,
+enum Refused {
+    #[error("an upload needs a token: set HF_TOKEN, or HF_TOKEN_PATH to a file that holds one")]
+    NoToken,
+    #[error(
+        "{file} is not what its record says, and is not sent: found {found}, expected {expected}"
+    )]
+    NotAsRecorded {
+        file: String,
+        found: String,
+        expected: String,
+    },
+    #[error("{repository} differs at commit {commit} from what was sent: {}", paths.join(", "))]
+    NotTheSame {
+        repository: String,
+        commit: String,
+        paths: Vec<String>,
+    },
+    #[error(
+        "{repository} does not hold {} (any more), and neither does this run: `uc compress` with the same --run makes \
+         it again",
+        paths.join(", ")
+    )]
+    Gone {
+        repository: String,
+        paths: Vec<String>,
+    },
 }
 
-/// Manifest and commits of a pack, if it verifies.
-fn verified_plan(folder: &Utf8Path) -> anyhow::Result<(Manifest, UploadPlan)> {
-    let threads = uc_store::resources::available_cpus() as usize;
-    let report = verify::verify(folder, threads, &|_| {});
-    if report.verdict != verify::Verdict::Pass {
-        return Err(DoesNotVerify {
-            pack: folder.to_owned(),
-            findings: report.findings.len(),
+impl Refused {
+    fn class(&self) -> ExitCode {
+        match self {
+            Self::NoToken => ExitCode::Permission,
+            Self::NotAsRecorded { .. } => ExitCode::Damaged,
+            Self::NotTheSame { .. } => ExitCode::Network,
+            Self::Gone { .. } => ExitCode::MissingInput,
         }
-        .into());
     }
-    let (manifest, fingerprint) = Manifest::read(folder)?;
-    let plan = plan(&manifest, folder, fingerprint.to_string())?;
-    Ok((manifest, plan))
 }
 
-fn plan(manifest: &Manifest, folder: &Utf8Path, fingerprint: String) -> anyhow::Result<UploadPlan> {
-    let mut commits = Vec::new();
-    let described = manifest.files.iter().map(|f| (&f.name, f.size, f.sha256));
-    let scaffold = std::iter::once((
-        &manifest.scaffold.file,
-        manifest.scaffold.size,
-        manifest.scaffold.sha256,
-    ));
-    let file = |(name, size, sha256): (&String, u64, uc_pack::Digest)| File {
-        name: name.clone(),
-        size,
-        sha256: sha256.to_string(),
-    };
-    commits.push(Commit {
-        message: "Scaffold and description".into(),
-        files: described.chain(scaffold).map(file).collect(),
-    });
-    for group in manifest.layers.chunks(LAYERS_PER_COMMIT) {
-        let (first, last) = (group[0].index, group[group.len() - 1].index);
-        let files = group
-            .iter()
-            .map(|layer| file((&layer.file, layer.size, layer.sha256)))
-            .collect();
-        commits.push(Commit {
-            message: format!("Layers {first} to {last}"),
-            files,
-        });
+fn of_hub(error: &HubError) -> Option<ExitCode> {
+    match error.cause() {
+        HubError::Unauthorised { .. } | HubError::Forbidden { .. } => Some(ExitCode::Permission),
+        HubError::NotFound { .. } | HubError::Name { .. } | HubError::Ignored { .. } => {
+            Some(ExitCode::BadInput)
+        }
+        HubError::LocalChanged { .. } => Some(ExitCode::Damaged),
+        HubError::Store(_) => None,
+        _ => Some(ExitCode::Network),
     }
-    let mut last = Vec::new();
-    for name in ["manifest.json", "manifest.sha256"] {
-        let (sha256, size) = uc_store::sha::hash_file(&folder.join(name))?;
-        last.push(File {
-            name: name.into(),
-            size,
-            sha256: sha256.to_string(),
-        });
-    }
-    commits.push(Commit {
-        message: "Manifest".into(),
-        files: last,
-    });
-    Ok(UploadPlan {
-        plan_version: 1,
-        pack_fingerprint: fingerprint,
-        commits,
+}
+
+/// A JSON document of the run; one that does not parse is damaged.
+fn read_json<T: DeserializeOwned>(path: &Utf8Path) -> Result<T, StoreError> {
+    let text = std::fs::read(path).map_err(StoreError::io("read", path))?;
+    serde_json::from_slice(&text).map_err(|error| {
+        StoreError::malformed(
+            path,
+            "document",
+            error.to_string(),
+            "as its stage writes it",
+        )
     })
+}
+
+/// Publishes a document.
+fn write_json(
+    job: &mut Job<'_>,
+    output: &str,
+    value: &impl serde::Serialize,
+) -> anyhow::Result<()> {
+    let mut text = serde_json::to_vec_pretty(value)?;
+    text.push(b'\n');
+    let mut file = job.output(output)?;
+    file.append(&text)?;
+    job.commit(output, file)?;
+    Ok(())
 }

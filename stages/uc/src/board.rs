@@ -27,6 +27,8 @@ pub enum Status {
     Stale,
     /// It runs.
     Running,
+    /// The network failed it; another session may try again.
+    GivenUp,
 }
 
 /// One job with its place in the graph.
@@ -118,10 +120,10 @@ impl<'p> Board<'p> {
         board
     }
 
-    /// Takes over the states of a walk; running jobs keep running.
+    /// Takes over the states of a walk; running jobs keep running, and what was given up stays so.
     pub fn update(&mut self, work: &Work) {
         for node in &mut self.nodes {
-            if node.status == Status::Running {
+            if matches!(node.status, Status::Running | Status::GivenUp) {
                 continue;
             }
             node.status = match work.states.get(&node.id) {
@@ -180,22 +182,32 @@ impl<'p> Board<'p> {
     /// The job to start next, if one may start now.
     ///
     /// Lower layers come first and later stages before earlier ones: what was begun is finished, and intermediate
-    /// files can go. The first job in that order that is ready but does not fit reserves the next free place.
+    /// files can go. The first job in that order that is ready but does not fit reserves the next free place. A stage that
+    /// gave up a job goes on only beside others: by itself it would wait for the network again and again.
     pub fn next(&self) -> Option<JobId> {
         let running = self.running();
+        let given_up = self
+            .nodes
+            .iter()
+            .filter(|node| node.status == Status::GivenUp);
+        let given_up: BTreeSet<usize> = given_up.map(|node| node.stage).collect();
         let busy: BTreeSet<usize> = running.iter().map(|node| node.stage).collect();
         let mut ready: Vec<&Node> = self
             .nodes
             .iter()
             .filter(|node| node.status == Status::Stale && !busy.contains(&node.stage))
             .filter(|node| self.inputs_done(node))
+            .filter(|node| !given_up.contains(&node.stage) || !running.is_empty())
             .collect();
         ready.sort_by_key(|node| (node.id.layer, std::cmp::Reverse(node.stage)));
         let first = ready.iter().find(|node| !self.is_too_far_ahead(node));
         match first {
             Some(node) => self.fits(node, &running).then(|| node.id.clone()),
-            // Bounds are wishes: when nothing else can go on, the first ready job does.
-            None if running.is_empty() => ready.first().map(|node| node.id.clone()),
+            // Bounds are wishes: when nothing else can go on, the first ready job does. But what the network did not take
+            // fills no disk.
+            None if running.is_empty() && given_up.is_empty() => {
+                ready.first().map(|node| node.id.clone())
+            }
             None => None,
         }
     }
@@ -214,10 +226,7 @@ impl<'p> Board<'p> {
     }
 
     fn claim(&self, node: &Node) -> u32 {
-        match self.plan.stages[node.stage].cpus {
-            0 => self.budget.cpus,
-            cpus => cpus.min(self.budget.cpus),
-        }
+        self.plan.stages[node.stage].cpus.min(self.budget.cpus)
     }
 
     /// Whether the claims fit; a job alone always may run.
@@ -233,7 +242,7 @@ impl<'p> Board<'p> {
         cpus.saturating_add(self.claim(node)) <= self.budget.cpus && memory_fits
     }
 
-    /// Whether a job would be more than its stage's `ahead` layers before the slowest per-layer reader.
+    /// Whether a job would be more than its stage's `ahead` layers before the slowest per-layer reader of what is not kept.
     ///
     /// A reader that itself waits for the job does not count: the backward sweep of the survey reads what the forward
     /// sweep wrote only after all of it, and waiting for it would be waiting for ever.
@@ -246,6 +255,7 @@ impl<'p> Board<'p> {
             let readers = sibling
                 .outputs
                 .iter()
+                .filter(|id| self.goes(id))
                 .filter_map(|id| self.consumers.get(id))
                 .flatten();
             let readers = readers.filter(|place| !behind.contains(place));
@@ -288,15 +298,17 @@ impl<'p> Board<'p> {
             .collect()
     }
 
+    /// Whether an artifact is deleted once nobody needs it.
+    fn goes(&self, id: &ArtifactId) -> bool {
+        let artifact = self.plan.artifacts.get(&id.name);
+        artifact.is_some_and(|artifact| !artifact.keep)
+    }
+
     fn is_retirable(&self, id: &ArtifactId) -> bool {
-        let goes = self
-            .plan
-            .artifacts
-            .get(&id.name)
-            .is_some_and(|artifact| !artifact.keep);
         // What nobody reads is somebody's result.
         let readers = self.consumers.get(id).filter(|readers| !readers.is_empty());
-        goes && self.plan.external(id).is_none()
+        self.goes(id)
+            && self.plan.external(id).is_none()
             && readers.is_some_and(|readers| {
                 readers
                     .iter()

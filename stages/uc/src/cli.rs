@@ -37,6 +37,8 @@ pub enum Verb {
     Compress(CompressArgs),
     /// Continue an interrupted run, or bring it up to date after a changed setting
     Resume(ResumeArgs),
+    /// Send the pack of a run to a repository of the Hub; run it again after whatever stopped it
+    Upload(UploadArgs),
     /// Show where a run stands: what is done, what runs, how fast, what went wrong
     Status(StatusArgs),
     /// Show what is stale in a run and why; or, without weights, what a model's run would take
@@ -65,6 +67,20 @@ pub struct PlanningArgs {
     pub threads: Option<u32>,
 }
 
+/// Options of verbs that send a pack.
+#[derive(Debug, Clone, Default, Args)]
+pub struct UploadOptions {
+    /// If the repository has to be made, it is private
+    #[arg(long, requires = "repository")]
+    pub private: bool,
+    /// Attempts in a row without progress before the upload gives up
+    #[arg(long, value_name = "N", requires = "repository", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub attempts: Option<u32>,
+    /// Delete a layer here once the repository holds it and nothing here reads it any more
+    #[arg(long, requires = "repository")]
+    pub free: bool,
+}
+
 /// `uc compress`.
 #[derive(Debug, Clone, Args)]
 pub struct CompressArgs {
@@ -91,6 +107,12 @@ pub struct CompressArgs {
     /// Leave the evaluation out
     #[arg(long)]
     pub no_eval: bool,
+    /// Send every layer to this repository of the Hub as soon as it is there, then the rest
+    #[arg(long = "upload", id = "repository", value_name = "OWNER/NAME[@BRANCH]")]
+    pub repository: Option<String>,
+    /// How it is sent.
+    #[command(flatten)]
+    pub upload: UploadOptions,
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,
@@ -107,6 +129,25 @@ pub struct ResumeArgs {
     /// Change a setting of the run; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
+    /// Processor cores to use; all by default
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub threads: Option<u32>,
+    /// Print the summary as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `uc upload`.
+#[derive(Debug, Clone, Args)]
+pub struct UploadArgs {
+    /// The run directory
+    pub run: Utf8PathBuf,
+    /// The repository, made if it is missing
+    #[arg(long = "repo", id = "repository", value_name = "OWNER/NAME[@BRANCH]")]
+    pub repo: String,
+    /// How it is sent.
+    #[command(flatten)]
+    pub upload: UploadOptions,
     /// Processor cores to use; all by default
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,

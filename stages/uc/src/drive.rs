@@ -43,6 +43,8 @@ pub struct Driver<'a> {
     /// Processes that were told to leave; their stage may not start another before they are gone.
     leaving: BTreeMap<String, Worker>,
     jobs: BTreeMap<String, RunningJob>,
+    /// What the network failed, in words; the first one ends the run once nothing else is left to do.
+    given_up: Vec<String>,
     started: u64,
     sender: Sender<Message>,
     receiver: Receiver<Message>,
@@ -90,6 +92,7 @@ impl<'a> Driver<'a> {
             workers: BTreeMap::new(),
             leaving: BTreeMap::new(),
             jobs: BTreeMap::new(),
+            given_up: Vec::new(),
             started: 0,
             sender,
             receiver,
@@ -140,6 +143,9 @@ impl<'a> Driver<'a> {
                 break;
             }
             if self.jobs.is_empty() {
+                if let Some(first) = self.given_up.first() {
+                    return Err(failure(ExitCode::Network, first.clone()));
+                }
                 let stuck = self
                     .board
                     .jobs()
@@ -258,6 +264,18 @@ impl<'a> Driver<'a> {
             EventKind::Progress { done, total, unit } => {
                 self.display.job_progress(&id, done, total, &unit);
             }
+            EventKind::Retrying {
+                attempt,
+                attempts,
+                wait_seconds,
+                error,
+            } => {
+                if wait_seconds > 0.0 {
+                    self.display.warn(&format!(
+                        "{id}: {error}; attempt {attempt} of {attempts} in {wait_seconds:.1} s"
+                    ));
+                }
+            }
             EventKind::Figure { name, value } => {
                 self.display.detail(&format!("{id}: {name} = {value}"));
             }
@@ -337,7 +355,7 @@ impl<'a> Driver<'a> {
 
     /// Decides for waiting jobs whose inputs are known by now whether they have to run.
     fn decide(&mut self) -> anyhow::Result<()> {
-        let mut retired = false;
+        let (mut retired, mut done) = (false, Vec::new());
         loop {
             let decidable = self.board.decidable();
             if decidable.is_empty() {
@@ -353,6 +371,7 @@ impl<'a> Driver<'a> {
                 self.board.set(&id, status);
                 if status == Status::Done {
                     self.display.job_done(&id, None);
+                    done.push(id.clone());
                 } else {
                     self.display.detail(&format!("{id}: {}", reasons(&state)));
                 }
@@ -363,7 +382,7 @@ impl<'a> Driver<'a> {
         if retired {
             self.demand()?;
         }
-        Ok(())
+        done.iter().try_for_each(|id| self.retire(Some(id)))
     }
 
     /// Marks jobs whose retired outputs are needed again.
@@ -479,6 +498,16 @@ impl<'a> Driver<'a> {
             message += &format!("\n    {line}");
         }
         message += &format!("\nafter the cause is gone: uc resume {}", self.run.root());
+        if mishap.class == ExitCode::Network && self.board.status(&id).is_some() {
+            // Only what needs the network waits for it; everything else is done first.
+            self.board.set(&id, Status::GivenUp);
+            self.display.warn(&format!(
+                "{id}: {}; the rest goes on",
+                mishap.message.lines().next().unwrap_or_default()
+            ));
+            self.given_up.push(message);
+            return Ok(());
+        }
         Err(failure(mishap.class, message))
     }
 

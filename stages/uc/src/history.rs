@@ -44,6 +44,19 @@ pub struct Progress {
     pub unit: String,
 }
 
+/// What a job waits for.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Retry {
+    /// The attempt that comes, or that is under way.
+    pub attempt: u32,
+    /// Attempts in a row that are allowed.
+    pub attempts: u32,
+    /// Wall time of the run at which it begins or began.
+    pub at: f64,
+    /// What failed.
+    pub error: String,
+}
+
 /// What is known of one job.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct JobView {
@@ -51,6 +64,9 @@ pub struct JobView {
     pub state: JobState,
     /// What it said last, while it runs.
     pub progress: Option<Progress>,
+    /// What failed on its way and is tried again, until it moves on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
     /// Wall time of the run at which its last try began.
     pub began: f64,
     /// What its last complete try took, seconds and peak memory in bytes.
@@ -192,7 +208,7 @@ impl History {
         for job in self.jobs.values_mut() {
             if job.state == JobState::Running {
                 job.state = JobState::Waiting;
-                job.progress = None;
+                (job.progress, job.retry) = (None, None);
             }
         }
     }
@@ -205,6 +221,7 @@ impl History {
         self.jobs.entry(id).or_insert(JobView {
             state: JobState::Waiting,
             progress: None,
+            retry: None,
             began: 0.0,
             took: None,
         })
@@ -237,7 +254,7 @@ impl History {
             message: text("message"),
         };
         let job = self.job(&mishap.stage, layer);
-        (job.state, job.progress) = (JobState::Failed, None);
+        (job.state, job.progress, job.retry) = (JobState::Failed, None, None);
         if self.mishaps.len() == MISHAPS {
             self.mishaps.remove(0);
         }
@@ -251,20 +268,35 @@ impl History {
             EventKind::Started => {
                 let job = self.job(&stage, layer);
                 (job.state, job.progress, job.began) = (JobState::Running, None, now);
+                job.retry = None;
                 self.paces.entry(stage).or_insert(Pace {
                     began: now,
                     ends: VecDeque::new(),
                 });
             }
             EventKind::Progress { done, total, unit } => {
-                self.job(&stage, layer).progress = Some(Progress { done, total, unit });
+                let job = self.job(&stage, layer);
+                (job.progress, job.retry) = (Some(Progress { done, total, unit }), None);
+            }
+            EventKind::Retrying {
+                attempt,
+                attempts,
+                wait_seconds,
+                error,
+            } => {
+                self.job(&stage, layer).retry = Some(Retry {
+                    attempt,
+                    attempts,
+                    at: now + wait_seconds,
+                    error,
+                });
             }
             EventKind::Finished {
                 seconds,
                 peak_rss_bytes,
             } => {
                 let job = self.job(&stage, layer);
-                (job.state, job.progress) = (JobState::Done, None);
+                (job.state, job.progress, job.retry) = (JobState::Done, None, None);
                 job.took = Some((seconds.max(0.0), peak_rss_bytes));
                 let pace = self.paces.entry(stage).or_default();
                 if pace.ends.len() == PACE {

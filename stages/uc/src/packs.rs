@@ -37,8 +37,9 @@ pub fn verify(dir: &Utf8Path, threads: u32, display: &Display) -> anyhow::Result
     Ok(report)
 }
 
-/// Bytes of every file of a pack, manifest and digest included.
-pub fn bytes_on_disk(dir: &Utf8Path, pack: &Pack) -> u64 {
+/// Bytes of every file of a pack, manifest and digest included, whether or not it lies here.
+pub fn bytes(dir: &Utf8Path, pack: &Pack) -> u64 {
     let size = |name| std::fs::metadata(dir.join(name)).map_or(0, |found| found.len());
-    pack.manifest().file_names().map(size).sum()
+    let own = [uc_pack::MANIFEST_FILE, uc_pack::DIGEST_FILE].map(size);
+    pack.manifest().totals.total_bytes + own.iter().sum::<u64>()
 }

@@ -68,6 +68,8 @@ struct StageSpec {
     argv: Spanned<Vec<String>>,
     per: Per,
     reads: Vec<Spanned<ArtifactRef>>,
+    /// Read too, in a run that makes them.
+    reads_if_made: Vec<Spanned<ArtifactRef>>,
     writes: Vec<Spanned<ArtifactRef>>,
     settings: Vec<Spanned<String>>,
     cpus: Cpus,
@@ -213,10 +215,17 @@ impl Pipeline {
         self.spec(stage).map_or(0, |spec| {
             spec.reads
                 .iter()
+                .chain(&spec.reads_if_made)
                 .chain(&spec.writes)
                 .find(|reference| wanted(reference.get_ref()))
                 .map_or(spec.name.span().start, |reference| reference.span().start)
         })
+    }
+
+    /// Whether a stage writes an artifact.
+    pub fn makes(&self, artifact: &str) -> bool {
+        let mut writes = self.stages.iter().flat_map(|spec| &spec.writes);
+        writes.any(|write| write.get_ref().name == artifact)
     }
 
     fn write_at(&self, stage: &str, wanted: impl Fn(&ArtifactRef) -> bool) -> usize {

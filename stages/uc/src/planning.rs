@@ -1,19 +1,24 @@
 //! From a command line to a planned, locked run directory; shared by the verbs that begin runs.
 
 use camino::{Utf8Path, Utf8PathBuf};
-use uc_store::plan::{External, Plan};
+use uc_store::plan::{External, Plan, StagePlan};
 use uc_store::run::RunDir;
 use uc_store::settings::Settings;
 use uc_store::sha::hash_bytes;
 use uc_store::source;
-use uc_store::{ExitCode, StoreError};
+use uc_store::{ExitCode, StoreError, atomic};
 
+use crate::cli::UploadOptions;
 use crate::failure::failure;
 use crate::progress::Display;
 use crate::session::Session;
 
 /// Where runs are unless `--run` says otherwise.
 const RUNS: &str = "runs";
+/// What an upload is for: the artifact that says that a repository holds the pack.
+pub const UPLOADED: &str = "remote-pack";
+/// What an upload may free.
+pub const LAYER: &str = "pack-layer";
 
 /// Applies `section.key=value` settings in their order.
 pub fn apply(settings: &mut Settings, assignments: &[String]) -> anyhow::Result<()> {
@@ -23,6 +28,50 @@ pub fn apply(settings: &mut Settings, assignments: &[String]) -> anyhow::Result<
             failure(ExitCode::Usage, message)
         })?;
         settings.set(key.trim(), value.trim())?;
+    }
+    Ok(())
+}
+
+/// Has a run send its pack.
+pub fn upload(plan: &mut Plan, repository: &str, options: &UploadOptions) -> anyhow::Result<()> {
+    if !plan.ask_for(UPLOADED) {
+        let message = format!(
+            "no stage of this run writes `{UPLOADED}`, which an upload is for; a run of an earlier version gets such \
+             stages by `uc compress` with the same --run"
+        );
+        return Err(failure(ExitCode::BadPipeline, message));
+    }
+    let mut settings = plan.settings.clone();
+    settings.upload.repository = repository.to_owned();
+    settings.upload.private |= options.private;
+    if let Some(attempts) = options.attempts {
+        settings.upload.attempts = attempts;
+    }
+    settings.validate()?;
+    plan.settings = settings;
+    if options.free
+        && let Some(layer) = plan.artifacts.get_mut(LAYER)
+    {
+        layer.keep = false;
+    }
+    Ok(())
+}
+
+/// Forgets what an upload did, as far as it can be done again: what was sent once says nothing of what the repository
+/// holds now.
+pub fn forget_upload(plan: &Plan, run: &RunDir) -> anyhow::Result<()> {
+    let writes = |stage: &&StagePlan| stage.writes.iter().any(|write| write.name == UPLOADED);
+    let program = plan.stages.iter().find(writes).map(|stage| &stage.argv[0]);
+    for job in plan.jobs() {
+        let stage = plan.stage(&job.stage).expect("a job of the plan");
+        if Some(&stage.argv[0]) != program {
+            continue;
+        }
+        let inputs = plan.inputs(stage, job.layer).into_iter();
+        let mut paths = inputs.filter_map(|id| plan.path(run.root(), &id));
+        if paths.all(|path| path.exists()) {
+            atomic::remove_file(&run.receipt_path(&job))?;
+        }
     }
     Ok(())
 }
@@ -60,8 +109,11 @@ pub fn prefix(kind: &str, model: &str) -> String {
 
 /// The default run directory: the same for the same outside bytes and settings.
 pub fn default_run(prefix: &str, identity: &[&External], settings: &Settings) -> Utf8PathBuf {
+    // Whereto the pack goes is no part of what it is.
+    let mut settings = settings.clone();
+    settings.upload = Default::default();
     let digests: Vec<String> = identity.iter().map(|e| e.digest.to_string()).collect();
-    let settings = serde_json::to_string(settings).expect("settings are plain data");
+    let settings = serde_json::to_string(&settings).expect("settings are plain data");
     let digest = hash_bytes(format!("{} {settings}", digests.join(" ")).as_bytes());
     Utf8Path::new(RUNS).join(format!("{prefix}{}", &digest.to_string()[..8]))
 }
@@ -129,5 +181,8 @@ mod tests {
         assert_eq!(run, default_run(&prefix, &[&source(b"a")], &settings));
         assert_ne!(run, default_run(&prefix, &[&source(b"b")], &settings));
         assert_ne!(run, default_run(&prefix, &[&source(b"a")], &other));
+        let mut sent = settings.clone();
+        sent.upload.repository = "owner/name".into();
+        assert_eq!(run, default_run(&prefix, &[&source(b"a")], &sent));
     }
 }

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use indicatif::{
+    BinaryBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
+};
 use uc_store::logging::LogFormat;
 use uc_store::plan::JobId;
 
@@ -166,7 +168,7 @@ impl Display {
         let Some(view) = self.stages.get_mut(&id.stage) else {
             return;
         };
-        let text = format!("{done}/{total} {unit}");
+        let text = amount(done, total, unit);
         if let Some(bar) = &view.bar {
             bar.set_message(format!("{} {text}", place(id)));
         }
@@ -270,6 +272,14 @@ impl Task<'_> {
             self.display
                 .say(&format!("{}: done in {seconds:.1} s", self.label));
         }
+    }
+}
+
+/// How much of what is done.
+pub fn amount(done: u64, total: u64, unit: &str) -> String {
+    match unit {
+        "bytes" => format!("{} of {}", BinaryBytes(done), BinaryBytes(total)),
+        _ => format!("{done}/{total} {unit}"),
     }
 }
 

@@ -1,11 +1,13 @@
 //! A working session on a run directory: what has to be done and why, then the doing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use uc_store::freshness::{self, Freshness, Reason, Work};
-use uc_store::plan::{JobId, Plan};
+use uc_store::freshness::{self, Freshness, Reason, Work, topological};
+use uc_store::plan::{ArtifactId, JobId, Plan};
+use uc_store::receipt::{Receipt, job_key};
 use uc_store::resources;
 use uc_store::run::{Lock, RunDir};
+use uc_store::sha::Sha256Digest;
 
 use crate::board::Budget;
 use crate::drive::Driver;
@@ -62,6 +64,25 @@ impl Session {
 /// The number of threads to use.
 pub fn threads(asked: Option<u32>) -> u32 {
     asked.unwrap_or_else(resources::available_cpus).max(1)
+}
+
+/// The jobs whose receipts belong to the plan as it is; hashes no outputs.
+pub fn done(run: &RunDir, plan: &Plan) -> anyhow::Result<BTreeSet<JobId>> {
+    let mut done = BTreeSet::new();
+    let mut digests: BTreeMap<ArtifactId, Sha256Digest> = BTreeMap::new();
+    for id in topological(plan, &plan.jobs()) {
+        let Ok(key) = job_key(plan, &id, |input| digests.get(input).copied())? else {
+            continue;
+        };
+        // An unreadable receipt is as good as none; `uc plan` says what is wrong with it.
+        let receipt = Receipt::read(run, &id).ok().flatten();
+        if let Some(receipt) = receipt.filter(|receipt| receipt.key == key) {
+            done.insert(id);
+            let outputs = receipt.outputs.into_iter();
+            digests.extend(outputs.map(|o| (o.artifact, Sha256Digest(o.sha256))));
+        }
+    }
+    Ok(done)
 }
 
 /// Why jobs that were done before have to run again, a line per stage and reason.

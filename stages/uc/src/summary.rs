@@ -6,18 +6,18 @@ use anyhow::Context;
 use camino::Utf8PathBuf;
 use serde::Serialize;
 use serde_json::Value;
+use uc_pack::Pack;
 use uc_pack::totals::Totals;
 use uc_pack::verify::{Finding, Verdict};
 use uc_store::ExitCode;
 use uc_store::plan::{ArtifactId, JobId};
 
-use crate::failure::failure;
+use crate::failure::{exit_code, failure};
 use crate::history::StageCost;
-use crate::journal;
-use crate::packs;
 use crate::progress::Display;
 use crate::session::Session;
 use crate::verbs::print_json;
+use crate::{journal, packs, planning, session};
 
 /// The summary of a run.
 #[derive(Debug, Clone, Serialize)]
@@ -28,6 +28,8 @@ pub struct Summary {
     pub pack: Option<PackSummary>,
     /// What the evaluator measured.
     pub metrics: Option<Value>,
+    /// Where the pack was sent, once the repository holds all of it.
+    pub upload: Option<Value>,
     /// Calibration of the experts by layer; empty without experts.
     pub experts: BTreeMap<u32, Experts>,
     /// Wall seconds of all sessions of the run.
@@ -54,35 +56,70 @@ pub struct PackSummary {
     pub path: Utf8PathBuf,
     /// Bytes of all of its files.
     pub bytes: u64,
+    /// Number of its layers.
+    pub layers: usize,
     /// Sums and ratios as the manifest states and verify recomputes them.
     pub totals: Totals,
     /// SHA-256 of the manifest.
     pub fingerprint: String,
-    /// Verdict of verify.
-    pub verdict: Verdict,
+    /// Layers that the repository holds and that were deleted here.
+    pub freed_layers: usize,
+    /// Verdict of verify; none where layers were freed, each of which was verified before it went.
+    pub verdict: Option<Verdict>,
     /// What verify found.
     pub findings: Vec<Finding>,
 }
 
 /// Verifies the pack and prints the summary; a pack that fails its verification is an error.
+///
+/// A run whose work failed has no summary, but one that was only not sent has: then that error is passed on after it.
 pub fn finish(
     session: &Session,
+    outcome: anyhow::Result<()>,
     threads: u32,
     json: bool,
     display: &Display,
 ) -> anyhow::Result<()> {
+    if let Err(error) = &outcome
+        && (exit_code(error) != ExitCode::Network || !is_measured(session)?)
+    {
+        return outcome;
+    }
     let summary = summarise(session, threads, display)?;
     match json {
         true => print_json(&summary)?,
         false => print!("{}", text(&summary)),
     }
     match summary.pack {
-        Some(pack) if pack.verdict == Verdict::Fail => {
+        Some(pack) if pack.verdict == Some(Verdict::Fail) => {
             let message = format!("{} does not verify: uc verify {0} says why", pack.path);
             Err(failure(ExitCode::Damaged, message))
         }
-        _ => Ok(()),
+        _ => outcome,
     }
+}
+
+/// Whether the run made and measured its pack, as far as it is to do either.
+fn is_measured(session: &Session) -> anyhow::Result<bool> {
+    let plan = &session.plan;
+    let done = session::done(&session.run, plan)?;
+    let made = ["manifest", "metrics"].map(|name| plan.producer(&whole(name)));
+    Ok(made.iter().flatten().all(|job| done.contains(job)))
+}
+
+/// An artifact that is one for all layers.
+fn whole(name: &str) -> ArtifactId {
+    ArtifactId {
+        name: name.into(),
+        layer: None,
+    }
+}
+
+/// The document of an artifact.
+fn document(session: &Session, name: &str) -> anyhow::Result<Value> {
+    let path = session.run.artifact_path(&session.plan, &whole(name))?;
+    let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
+    serde_json::from_slice(&text).with_context(|| format!("{path} is no JSON"))
 }
 
 fn summarise(session: &Session, threads: u32, display: &Display) -> anyhow::Result<Summary> {
@@ -92,17 +129,15 @@ fn summarise(session: &Session, threads: u32, display: &Display) -> anyhow::Resu
         true => Some(pack_summary(session, threads, display)?),
         false => None,
     };
-    let metrics = match plan.artifacts.contains_key("metrics") {
-        true => {
-            let id = ArtifactId {
-                name: "metrics".into(),
-                layer: None,
-            };
-            let path = session.run.artifact_path(plan, &id)?;
-            let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
-            Some(serde_json::from_slice(&text).with_context(|| format!("{path} is no JSON"))?)
+    let metrics = plan.artifacts.contains_key("metrics");
+    let metrics = metrics.then(|| document(session, "metrics")).transpose()?;
+    let sent = plan.producer(&whole(planning::UPLOADED));
+    let sent = sent.filter(|job| plan.stage(&job.stage).is_some_and(|stage| !stage.optional));
+    let upload = match sent {
+        Some(job) if session::done(&session.run, plan)?.contains(&job) => {
+            Some(document(session, planning::UPLOADED)?)
         }
-        false => None,
+        _ => None,
     };
     let mut experts = BTreeMap::new();
     for layer in 0..plan.model.layers {
@@ -125,6 +160,7 @@ fn summarise(session: &Session, threads: u32, display: &Display) -> anyhow::Resu
         run: root.to_owned(),
         pack,
         metrics,
+        upload,
         experts,
         wall_seconds: history.wall_seconds,
         stages: history.costs(),
@@ -152,16 +188,33 @@ fn experts_of(session: &Session, layer: u32) -> Option<Experts> {
 
 fn pack_summary(session: &Session, threads: u32, display: &Display) -> anyhow::Result<PackSummary> {
     let path = session.run.root().join(&session.plan.pack_dir);
-    let report = packs::verify(&path, threads, display)?;
     let pack = packs::open(&path)?;
+    let freed_layers = freed(session, &pack);
+    let report = match freed_layers {
+        0 => Some(packs::verify(&path, threads, display)?),
+        _ => None,
+    };
     Ok(PackSummary {
-        bytes: packs::bytes_on_disk(&path, &pack),
+        bytes: packs::bytes(&path, &pack),
+        layers: pack.manifest().layers.len(),
+        freed_layers,
         totals: pack.manifest().totals.clone(),
         fingerprint: pack.fingerprint().to_string(),
-        verdict: report.verdict,
-        findings: report.findings,
+        verdict: report.as_ref().map(|report| report.verdict),
+        findings: report.map_or_else(Vec::new, |report| report.findings),
         path,
     })
+}
+
+/// Layers that are not here because the retention rule deleted them.
+fn freed(session: &Session, pack: &Pack) -> usize {
+    let artifact = session.plan.artifacts.get(planning::LAYER);
+    let layers = pack.manifest().layers.iter();
+    let absent = layers.filter(|layer| !pack.path(&layer.file).exists());
+    match artifact.is_some_and(|artifact| !artifact.keep) {
+        true => absent.count(),
+        false => 0,
+    }
 }
 
 /// The summary for people.
@@ -202,11 +255,28 @@ fn text(summary: &Summary) -> String {
     }
     if let Some(pack) = &summary.pack {
         let verdict = match pack.verdict {
-            Verdict::Pass => "PASS, every file and every reconstructed tensor",
-            Verdict::Fail => "FAIL",
+            Some(Verdict::Pass) => "PASS, every file and every reconstructed tensor".into(),
+            Some(Verdict::Fail) => "FAIL".into(),
+            None => format!(
+                "{} of {} layers are only in the repository; each passed before it went",
+                pack.freed_layers, pack.layers
+            ),
         };
-        row("verify", verdict.into());
+        row("verify", verdict);
         row("fingerprint", pack.fingerprint.clone());
+    }
+    if let Some(upload) = &summary.upload {
+        let word = |key: &str| upload[key].as_str().unwrap_or_default().to_owned();
+        row(
+            "uploaded to",
+            format!(
+                "{} at commit {} ({} files, {} bytes)",
+                word("repository"),
+                word("commit"),
+                upload["files"],
+                upload["bytes"]
+            ),
+        );
     }
     row("wall time", minutes(summary.wall_seconds));
     let mut stages: Vec<_> = summary.stages.iter().collect();

@@ -7,6 +7,7 @@ pub mod plan;
 pub mod resume;
 pub mod stage;
 pub mod status;
+pub mod upload;
 pub mod verify;
 
 use serde::Serialize;

@@ -70,6 +70,23 @@ fn optional_consumers_count_only_when_asked() {
 }
 
 #[test]
+fn what_is_asked_for_takes_along_the_optional_stages_that_it_needs_and_no_others() {
+    let optional = |plan: &Plan| {
+        let stages = plan.stages.iter().filter(|stage| stage.optional);
+        stages.map(|stage| stage.name.clone()).collect::<Vec<_>>()
+    };
+    let mut plan = small_plan();
+    for stage in &mut plan.stages[1..] {
+        stage.optional = true;
+    }
+    assert!(!plan.ask_for("nothing"));
+    assert!(plan.ask_for("hidden"));
+    assert_eq!(optional(&plan), ["quantize", "finish"]);
+    assert!(plan.ask_for("manifest") && plan.ask_for("manifest"));
+    assert_eq!(optional(&plan), [""; 0]);
+}
+
+#[test]
 fn paths_fill_in_layer_and_pack() {
     let mut plan = small_plan();
     let root = Utf8Path::new("/run");

@@ -123,20 +123,23 @@ fn jobs_start_when_their_inputs_are_there_and_stages_overlap() {
 }
 
 #[test]
-fn claims_on_processors_are_kept_and_zero_means_all() {
+fn claims_on_processors_are_kept_and_who_claims_none_runs_beside_all() {
     let mut plan = plan(2);
-    plan.stages[0].cpus = 0;
+    plan.stages[0].cpus = u32::MAX;
     let mut board = board(&plan, 4);
     // embed wants every core and comes first: it runs alone.
     assert_eq!(start_all(&mut board), ["embed"]);
     board.set(&job("embed", None), Status::Done);
     assert_eq!(start_all(&mut board), ["load of layer 0"]);
+    plan.stages[1].cpus = 0;
+    let mut board = self::board(&plan, 4);
+    assert_eq!(start_all(&mut board), ["embed", "load of layer 0"]);
 }
 
 #[test]
 fn a_ready_job_that_does_not_fit_is_not_overtaken_for_ever() {
     let mut plan = plan(2);
-    plan.stages[3].cpus = 0;
+    plan.stages[3].cpus = u32::MAX;
     let mut board = board(&plan, 2);
     for id in [job("embed", None), job("load", 0)] {
         board.set(&id, Status::Done);
@@ -312,4 +315,62 @@ fn retries_are_counted_per_job() {
     assert!(board.retry(&job("load", 0)));
     assert!(!board.retry(&job("load", 0)));
     assert!(board.retry(&job("teach", 0)));
+}
+
+/// The plan with what is made per layer and sent from there.
+fn sending(layers: u32, keep: bool) -> Plan {
+    let mut plan = plan(layers);
+    let artifact = |path: &str, keep| Artifact {
+        path: path.into(),
+        keep,
+    };
+    plan.artifacts
+        .insert("codes".into(), artifact("c/{layer}", keep));
+    plan.artifacts
+        .insert("sent".into(), artifact("s/{layer}", true));
+    plan.stages[3].ahead = Some(1);
+    plan.stages[4].reads = vec!["hidden@last".parse().expect("ref")];
+    plan.stages
+        .push(stage("send", Per::Layer, &["codes"], &["sent"]));
+    plan
+}
+
+/// Runs everything but `send` of layer 0 until nothing starts; gives the layers of `code` that were done.
+fn without_sending(board: &mut Board<'_>, first: Status) -> usize {
+    board.set(&job("send", 0), first);
+    while let Some(id) = board.next() {
+        board.set(&id, Status::Done);
+    }
+    let done = board.jobs().filter(|(_, status)| *status == Status::Done);
+    done.filter(|(id, _)| id.stage == "code").count()
+}
+
+#[test]
+fn only_what_goes_away_holds_its_producer_back() {
+    let (kept, freed) = (sending(6, true), sending(6, false));
+    assert_eq!(without_sending(&mut board(&kept, 8), Status::Running), 6);
+    assert_eq!(without_sending(&mut board(&freed, 8), Status::Running), 2);
+}
+
+#[test]
+fn what_the_network_did_not_take_is_not_overrun_and_its_stage_does_not_go_on_alone() {
+    let freed = sending(6, false);
+    let mut waits = board(&freed, 8);
+    assert_eq!(without_sending(&mut waits, Status::GivenUp), 2);
+    assert_eq!(waits.next(), None);
+    assert!(!waits.is_complete());
+    // Beside others it goes on.
+    let kept = sending(6, true);
+    let mut waits = board(&kept, 8);
+    waits.set(&job("send", 0), Status::GivenUp);
+    for layer in 0..2 {
+        for stage in ["load", "teach", "code"] {
+            waits.set(&job(stage, layer), Status::Done);
+        }
+    }
+    waits.set(&job("load", 2), Status::Running);
+    assert!(start_all(&mut waits).contains(&"send of layer 1".to_owned()));
+    // A walk does not start it again.
+    waits.update(&all_stale(&kept));
+    assert_eq!(waits.status(&job("send", 0)), Some(Status::GivenUp));
 }

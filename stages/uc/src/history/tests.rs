@@ -178,3 +178,24 @@ fn a_stage_that_waited_long_has_the_rate_of_its_last_jobs() {
     let history = History::of(&(session(0.0) + &lines.concat()));
     assert_eq!(history.rate("a"), Some(1.0));
 }
+
+#[test]
+fn what_is_tried_again_is_known_until_the_job_moves_on() {
+    let retrying = "\"event\":\"retrying\",\"stage\":\"a\",\"layer\":0,\"attempt\":2,\"attempts\":8,\
+                    \"wait_seconds\":4.0,\"error\":\"status 503\"";
+    let progress = "\"event\":\"progress\",\"stage\":\"a\",\"layer\":0,\"done\":1,\"total\":9,\"unit\":\"bytes\"";
+    let text = [session(0.0), started(1.0, "a", 0), line(2.0, retrying)].concat();
+    let id = JobId {
+        stage: "a".into(),
+        layer: Some(0),
+    };
+    let expected = Retry {
+        attempt: 2,
+        attempts: 8,
+        at: 6.0,
+        error: "status 503".into(),
+    };
+    assert_eq!(History::of(&text).jobs[&id].retry, Some(expected));
+    let moved = History::of(&(text + &line(7.0, progress)));
+    assert_eq!(moved.jobs[&id].retry, None);
+}

@@ -107,7 +107,7 @@ impl Pipeline {
             .map(|(name, _)| name.as_str())
             .chain(unmade)
             .collect();
-        let stages: Vec<StagePlan> = self
+        let part: Vec<&StageSpec> = self
             .stages
             .iter()
             .filter(|spec| !switched_off(spec))
@@ -115,7 +115,16 @@ impl Pipeline {
                 let wanted = needed.as_ref();
                 wanted.is_none_or(|needed| needed.contains(spec.name.get_ref()))
             })
-            .map(|spec| spec.plan(request, &left_out))
+            .collect();
+        let made: BTreeSet<&str> = part
+            .iter()
+            .flat_map(|spec| &spec.writes)
+            .map(|write| write.get_ref().name.as_str())
+            .filter(|name| !left_out.contains(name))
+            .collect();
+        let stages: Vec<StagePlan> = part
+            .iter()
+            .map(|spec| spec.plan(request, &left_out, &made))
             .collect();
         let whole = needed.is_none();
         let mentioned: BTreeSet<&str> = stages
@@ -148,8 +157,7 @@ impl Pipeline {
 
     fn check_goals(&self, goals: &[&str]) -> Result<(), PipelineError> {
         for goal in goals {
-            let mut references = self.stages.iter().flat_map(|spec| &spec.writes);
-            if !references.any(|write| write.get_ref().name == *goal) {
+            if !self.makes(goal) {
                 let message = format!("no stage writes `{goal}`, which this command is for");
                 return Err(self.error(0, message));
             }
@@ -159,18 +167,25 @@ impl Pipeline {
 }
 
 impl StageSpec {
-    fn plan(&self, request: &Request<'_>, left_out: &BTreeSet<&str>) -> StagePlan {
+    fn plan(
+        &self,
+        request: &Request<'_>,
+        left_out: &BTreeSet<&str>,
+        made: &BTreeSet<&str>,
+    ) -> StagePlan {
         let present = |list: &[toml::Spanned<uc_store::plan::ArtifactRef>]| {
             list.iter()
                 .map(|reference| reference.get_ref().clone())
                 .filter(|reference| !left_out.contains(reference.name.as_str()))
-                .collect()
+                .collect::<Vec<_>>()
         };
+        let if_made = self.reads_if_made.iter().map(|read| read.get_ref().clone());
+        let if_made = if_made.filter(|read| made.contains(read.name.as_str()));
         StagePlan {
             name: self.name.get_ref().clone(),
             argv: self.argv.get_ref().clone(),
             per: self.per,
-            reads: present(&self.reads),
+            reads: present(&self.reads).into_iter().chain(if_made).collect(),
             writes: present(&self.writes),
             settings: self.settings.iter().map(|s| s.get_ref().clone()).collect(),
             version: request
@@ -179,9 +194,9 @@ impl StageSpec {
                 .copied()
                 .unwrap_or(0),
             cpus: match self.cpus {
-                Cpus::All => 0,
+                Cpus::All => u32::MAX,
                 Cpus::Count(count) => count,
-                Cpus::Percent(percent) => (request.cpus * percent).div_ceil(100).max(1),
+                Cpus::Percent(percent) => (request.cpus * percent).div_ceil(100),
             },
             memory: match self.memory {
                 Memory::Bytes(bytes) => bytes,

@@ -125,6 +125,43 @@ fn the_embedded_pipeline_is_valid_and_states_the_defaults_of_every_setting() {
 }
 
 #[test]
+fn an_upload_is_asked_for_by_its_goal_and_reads_the_metrics_where_they_are_made() {
+    let pipeline = Pipeline::load(None).expect("valid");
+    let mut request = Request::probe(&pipeline);
+    let sends = |plan: &uc_store::plan::Plan| {
+        let running = plan.stages.iter().filter(|stage| !stage.optional);
+        running
+            .filter(|stage| stage.argv[0] == "hub-upload")
+            .count()
+    };
+    let card = |plan: &uc_store::plan::Plan| {
+        let card = plan.stage("model-card").expect("stage");
+        card.reads.iter().any(|read| read.name == "metrics")
+    };
+    let mut whole = pipeline.assemble(&request).expect("plan");
+    assert_eq!(sends(&whole), 0);
+    assert!(whole.ask_for("remote-pack") && card(&whole));
+    assert_eq!(sends(&whole), 4);
+    request.goals = Goals::Only(&["manifest", "remote-pack"]);
+    let mut unmeasured = pipeline.assemble(&request).expect("plan");
+    assert!(unmeasured.stage("eval-report").is_none());
+    assert!(unmeasured.ask_for("remote-pack") && !card(&unmeasured));
+    assert_eq!(sends(&unmeasured), 4);
+    // The pack does not depend on any of it.
+    for stage in unmeasured
+        .stages
+        .iter()
+        .filter(|stage| stage.argv[0] != "hub-upload")
+    {
+        assert!(
+            !stage.settings.contains(&"upload".to_owned()),
+            "{}",
+            stage.name
+        );
+    }
+}
+
+#[test]
 fn a_stage_is_left_out_with_all_that_only_it_makes_where_its_condition_holds() {
     let pipeline = Pipeline::load(None).expect("valid");
     let mut request = Request::probe(&pipeline);

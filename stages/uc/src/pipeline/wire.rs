@@ -46,6 +46,8 @@ struct WireStage {
     per: Per,
     #[serde(default)]
     reads: Vec<Spanned<ArtifactRef>>,
+    #[serde(default)]
+    reads_if_made: Vec<Spanned<ArtifactRef>>,
     writes: Vec<Spanned<ArtifactRef>>,
     #[serde(default)]
     settings: Vec<Spanned<String>>,
@@ -178,7 +180,7 @@ fn stage_spec(name: Spanned<String>, wire: WireStage) -> Result<StageSpec, Mista
         let message = "found no program, expected its name first".into();
         return Err((wire.argv.span().start, message));
     }
-    for list in [&wire.reads, &wire.writes] {
+    for list in [&wire.reads, &wire.reads_if_made, &wire.writes] {
         let mut seen = BTreeSet::new();
         for reference in list {
             if !seen.insert(reference.get_ref()) {
@@ -207,6 +209,7 @@ fn stage_spec(name: Spanned<String>, wire: WireStage) -> Result<StageSpec, Mista
         argv: wire.argv,
         per: wire.per,
         reads: wire.reads,
+        reads_if_made: wire.reads_if_made,
         writes: wire.writes,
         settings: wire.settings,
         ahead: wire.ahead,
@@ -246,7 +249,7 @@ fn cpus(value: &Spanned<Value>) -> Result<Cpus, Mistake> {
         Value::String(text) => text
             .strip_suffix('%')
             .and_then(|percent| percent.parse().ok())
-            .filter(|percent| (1..=100).contains(percent))
+            .filter(|percent| (0..=100).contains(percent))
             .map(Cpus::Percent)
             .ok_or_else(refuse),
         _ => Err(refuse()),

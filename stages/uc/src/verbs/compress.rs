@@ -14,8 +14,8 @@ use crate::progress::Display;
 use crate::signals::Listener;
 use crate::{planning, session, sources, summary};
 
-/// What a run without evaluation is for.
-const WITHOUT_EVALUATION: [&str; 1] = ["manifest"];
+/// What a run without evaluation is for; an upload only where the pipeline has one.
+const WITHOUT_EVALUATION: [&str; 2] = ["manifest", planning::UPLOADED];
 
 /// Runs the verb.
 pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
@@ -27,6 +27,10 @@ pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> an
     let versions = programs.versions(pipeline.commands())?;
     let model = Model::inspect(&args.model, &programs)?;
     let texts = texts(args, &model, display)?;
+    let goals = WITHOUT_EVALUATION.into_iter();
+    let goals: Vec<&str> = goals
+        .filter(|goal| *goal != planning::UPLOADED || pipeline.makes(goal))
+        .collect();
 
     let mut request = Request {
         model: model.source.clone(),
@@ -38,7 +42,7 @@ pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> an
             .map(|name| (name.clone(), sources::unknown()))
             .collect(),
         goals: match args.no_eval {
-            true => Goals::Only(&WITHOUT_EVALUATION),
+            true => Goals::Only(&goals),
             false => Goals::Everything,
         },
         cpus: threads,
@@ -59,12 +63,18 @@ pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> an
         request.externals.insert(name, external);
     }
     warn_of_shared_texts(&request.externals, display);
-    let plan = pipeline.assemble(&request)?;
+    let mut plan = pipeline.assemble(&request)?;
+    if let Some(repository) = &args.repository {
+        planning::upload(&mut plan, repository, &args.upload)?;
+    }
     let default = || planning::default_run(&prefix, &[&source], &plan.settings);
     let root = args.run.clone().unwrap_or_else(default);
     let session = planning::enter(&root, plan, display)?;
-    session.work(&programs, threads, display, signals)?;
-    summary::finish(&session, threads, args.json, display)
+    if args.repository.is_some() {
+        planning::forget_upload(&session.plan, &session.run)?;
+    }
+    let outcome = session.work(&programs, threads, display, signals);
+    summary::finish(&session, outcome, threads, args.json, display)
 }
 
 fn settings(pipeline: &Pipeline, args: &CompressArgs) -> anyhow::Result<Settings> {

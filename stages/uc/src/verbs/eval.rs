@@ -63,8 +63,8 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
     let default = || planning::default_run(&prefix, &identity, &plan.settings);
     let root = args.run.clone().unwrap_or_else(default);
     let session = planning::enter(&root, plan, display)?;
-    session.work(&programs, threads, display, signals)?;
-    summary::finish(&session, threads, args.json, display)
+    let outcome = session.work(&programs, threads, display, signals);
+    summary::finish(&session, outcome, threads, args.json, display)
 }
 
 /// Verifies the pack and describes its files as outside inputs of the run.

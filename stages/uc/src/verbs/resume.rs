@@ -26,6 +26,6 @@ pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyh
         false => RunDir::create(&args.run, &plan)?,
     };
     let session = Session { run, plan, _lock };
-    session.work(&programs, threads, display, signals)?;
-    summary::finish(&session, threads, args.json, display)
+    let outcome = session.work(&programs, threads, display, signals);
+    summary::finish(&session, outcome, threads, args.json, display)
 }

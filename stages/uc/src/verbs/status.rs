@@ -9,16 +9,13 @@ use std::time::{Duration, SystemTime};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
-use uc_store::freshness::topological;
-use uc_store::plan::{ArtifactId, JobId, Plan, StagePlan};
-use uc_store::receipt::{Receipt, job_key};
+use uc_store::plan::{JobId, Plan, StagePlan};
 use uc_store::run::RunDir;
-use uc_store::sha::Sha256Digest;
 
 use crate::cli::StatusArgs;
 use crate::history::{History, JobState, JobView, Mishap, StageCost};
-use crate::journal;
 use crate::verbs::print_json;
+use crate::{journal, session};
 
 mod disk;
 mod text;
@@ -135,7 +132,7 @@ fn look(run: &RunDir, plan: &Plan) -> anyhow::Result<Status> {
         root: run.root(),
         process: active.then(|| run.lock_holder()).flatten(),
         active,
-        done: done(run, plan)?,
+        done: session::done(run, plan)?,
         disk: disk::measure(run, plan),
         now: SystemTime::now(),
     };
@@ -258,25 +255,6 @@ fn job_states(
             }
         })
         .collect()
-}
-
-/// The jobs whose receipts belong to the plan as it is.
-fn done(run: &RunDir, plan: &Plan) -> anyhow::Result<BTreeSet<JobId>> {
-    let mut done = BTreeSet::new();
-    let mut digests: BTreeMap<ArtifactId, Sha256Digest> = BTreeMap::new();
-    for id in topological(plan, &plan.jobs()) {
-        let Ok(key) = job_key(plan, &id, |input| digests.get(input).copied())? else {
-            continue;
-        };
-        // An unreadable receipt is as good as none; `uc plan` says what is wrong with it.
-        let receipt = Receipt::read(run, &id).ok().flatten();
-        if let Some(receipt) = receipt.filter(|receipt| receipt.key == key) {
-            done.insert(id);
-            let outputs = receipt.outputs.into_iter();
-            digests.extend(outputs.map(|o| (o.artifact, Sha256Digest(o.sha256))));
-        }
-    }
-    Ok(done)
 }
 
 fn figures(run: &RunDir, plan: &Plan, stage: &str) -> BTreeMap<String, serde_json::Value> {

@@ -20,7 +20,7 @@ pub fn run(args: &VerifyArgs, display: &Display) -> anyhow::Result<()> {
         Verdict::Pass => Ok(()),
         Verdict::Fail => Err(failure(
             ExitCode::Damaged,
-            format!("{} is damaged", args.pack),
+            format!("{} is not what its manifest says", args.pack),
         )),
     }
 }

@@ -4,6 +4,7 @@ use indicatif::BinaryBytes;
 
 use super::{RunState, Running, StageStatus, Status};
 use crate::history::{JobState, Mishap};
+use crate::progress::amount;
 
 /// Cells in which a stage's layers are drawn; more layers share cells.
 const CELLS: usize = 48;
@@ -139,21 +140,39 @@ fn strip(jobs: &[JobState]) -> String {
 
 fn running(job: &Running) -> String {
     let progress = job.view.progress.as_ref().map_or_else(String::new, |at| {
-        format!("{}/{} {}, ", at.done, at.total, at.unit)
+        format!("{}, ", amount(at.done, at.total, &at.unit))
+    });
+    let now = job.view.began + job.seconds;
+    let retry = job.view.retry.as_ref().map_or_else(String::new, |retry| {
+        let when = match retry.at - now {
+            wait if wait > 0.0 => format!("in {}", duration(wait)),
+            _ => "under way".to_owned(),
+        };
+        let error = first_line(&retry.error);
+        format!(
+            "; attempt {} of {} {when}: {error}",
+            retry.attempt, retry.attempts
+        )
     });
     format!(
-        "now    {}: {progress}for {}",
+        "now    {}: {progress}for {}{retry}",
         place(&job.stage, job.layer),
         duration(job.seconds)
     )
 }
 
-fn mishap(mishap: &Mishap) -> String {
-    let first = mishap.message.lines().next().unwrap_or_default();
-    let mut message: String = first.chars().take(MESSAGE).collect();
-    if message.len() < mishap.message.len() {
-        message.push('…');
+/// The beginning of a message.
+fn first_line(message: &str) -> String {
+    let first = message.lines().next().unwrap_or_default();
+    let mut text: String = first.chars().take(MESSAGE).collect();
+    if text.len() < message.len() {
+        text.push('…');
     }
+    text
+}
+
+fn mishap(mishap: &Mishap) -> String {
+    let message = first_line(&mishap.message);
     format!(
         "error  {} {} ({}): {message}",
         mishap.time,

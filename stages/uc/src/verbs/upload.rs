@@ -1,0 +1,23 @@
+//! `uc upload RUN --repo OWNER/NAME`: the pack of a run to a repository, by the upload's stages of the pipeline.
+
+use uc_store::run::RunDir;
+
+use crate::cli::UploadArgs;
+use crate::programs::Programs;
+use crate::progress::Display;
+use crate::session::{self, Session};
+use crate::signals::Listener;
+use crate::{planning, summary};
+
+/// Runs the verb.
+pub fn run(args: &UploadArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
+    let programs = Programs::of_this_process();
+    let threads = session::threads(args.threads);
+    let (run, mut plan, _lock) = RunDir::open_locked(&args.run)?;
+    planning::upload(&mut plan, &args.repo, &args.upload)?;
+    planning::forget_upload(&plan, &run)?;
+    let run = RunDir::create(&args.run, &plan)?;
+    let session = Session { run, plan, _lock };
+    let outcome = session.work(&programs, threads, display, signals);
+    summary::finish(&session, outcome, threads, args.json, display)
+}
