@@ -1,6 +1,5 @@
 //! One layer: checked, sent, found in the remote tree.
 
-use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use uc_hub::LocalFile;
 use uc_pack::{Digest, LayerEntry, LayerFile};
@@ -33,8 +32,7 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let layer = job.layer()?;
     let record: LayerEntry = read_json(&job.input("layer-record")?)?;
     let path = job.input("pack-layer")?;
-    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
-    check(LayerFile::from_bytes(bytes, path.as_str())?, &record)?;
+    check(LayerFile::open(&path)?, &record)?;
 
     // A layer begins with a magic that ends in a zero: the Hub takes it for binary however small it is, keeps it in large
     // file storage and knows it by its SHA-256.
