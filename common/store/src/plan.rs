@@ -61,6 +61,21 @@ pub struct ModelSource {
     pub linear_parameters: u64,
     /// Weights of the whole model.
     pub total_parameters: u64,
+    /// Where it came from, if it is a model of the Hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<HubSource>,
+}
+
+/// A model of the Hub, pinned to a commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HubSource {
+    /// `owner/name`.
+    pub repository: String,
+    /// The branch, tag or commit that was asked for.
+    pub revision: String,
+    /// The commit that it named when the run was planned; every byte is of that commit.
+    pub commit: String,
 }
 
 /// Files from outside, identified by their hashes when the run was planned.
@@ -85,6 +100,29 @@ pub struct ExternalFile {
     pub sha256: Sha256Digest,
     /// Time of its last change then, nanoseconds since 1970; decides whether to hash again.
     pub mtime_ns: i64,
+    /// Of a shard that comes and goes during the run: what it holds. Its absence is no change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<ShardContent>,
+}
+
+/// What a shard of the source holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardContent {
+    /// Layers with a tensor in it.
+    pub layers: Vec<u32>,
+    /// Whether embeddings, final norm or head have a tensor in it.
+    pub ends: bool,
+}
+
+/// Which tensors of the source a job reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Weights {
+    /// Those of its layer.
+    Layer,
+    /// Embeddings, final norm and head.
+    Ends,
 }
 
 /// Something that a stage makes.
@@ -127,6 +165,9 @@ pub struct StagePlan {
     pub retries: u32,
     /// Seconds without any event after which a job counts as hung; 0 never.
     pub stall_timeout: u64,
+    /// The tensors of the source that its jobs read; their shards are there while a job runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<Weights>,
 }
 
 /// How many jobs a stage has.
@@ -137,6 +178,9 @@ pub enum Per {
     Layer,
     /// One.
     Run,
+    /// One per shard of the source that is not there, whenever a job needs it; the job's number is that of the file in
+    /// the outside input `source`.
+    Shard,
 }
 
 /// Which instance of an artifact a stage means.
@@ -266,9 +310,14 @@ impl StagePlan {
         match self.per {
             Per::Run => vec![None],
             Per::Layer => (0..layers).map(Some).collect(),
+            // They come by need, not by plan.
+            Per::Shard => Vec::new(),
         }
     }
 }
+
+/// Name of the outside input that is the model.
+pub const SOURCE: &str = "source";
 
 impl Plan {
     /// The stage of a name.
@@ -342,6 +391,27 @@ impl Plan {
     /// The outside input behind an instance, if it is one.
     pub fn external(&self, id: &ArtifactId) -> Option<&External> {
         self.externals.get(&id.to_string())
+    }
+
+    /// The shards of the source, if they come and go: numbers of files of the outside input `source`.
+    pub fn shards(&self) -> impl Iterator<Item = (usize, &ExternalFile)> {
+        let files = self
+            .externals
+            .get(SOURCE)
+            .into_iter()
+            .flat_map(|source| &source.files);
+        files.enumerate().filter(|(_, file)| file.shard.is_some())
+    }
+
+    /// The shards that a job reads; none where the whole source stays.
+    pub fn shards_of(&self, stage: &StagePlan, layer: Option<u32>) -> Vec<usize> {
+        let holds = |file: &ExternalFile| match (stage.weights, layer, &file.shard) {
+            (Some(Weights::Ends), _, Some(shard)) => shard.ends,
+            (Some(Weights::Layer), Some(layer), Some(shard)) => shard.layers.contains(&layer),
+            _ => false,
+        };
+        let needed = self.shards().filter(|(_, file)| holds(file));
+        needed.map(|(number, _)| number).collect()
     }
 
     /// The job that makes an instance.

@@ -9,6 +9,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::error::StoreError;
+use crate::size::Size;
 
 /// All settings of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -26,6 +27,8 @@ pub struct Settings {
     pub overlay: OverlaySettings,
     /// What teacher and pack are compared on.
     pub evaluation: EvaluationSettings,
+    /// How much of a source from the Hub lies on disk; determines no output.
+    pub retention: RetentionSettings,
 }
 
 /// Section `model`.
@@ -129,6 +132,35 @@ pub struct EvaluationSettings {
     pub length: u32,
     /// Chooses the windows.
     pub seed: u64,
+}
+
+/// Section `retention`. No stage lists it: whatever it says, the outputs are the same bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionSettings {
+    /// What becomes of the shards of a model of the Hub.
+    pub source: SourceRetention,
+    /// Bytes that they may take together where they are evicted.
+    pub budget: Size,
+}
+
+/// What becomes of the shards of a model of the Hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceRetention {
+    /// All are downloaded before the run and stay.
+    Keep,
+    /// They come when a job needs them and go when there is no room.
+    Evict,
+}
+
+impl Default for RetentionSettings {
+    fn default() -> Self {
+        Self {
+            source: SourceRetention::Keep,
+            budget: Size(64 << 30),
+        }
+    }
 }
 
 impl Default for ModelSettings {
@@ -244,13 +276,14 @@ impl<'de> Deserialize<'de> for Rank {
 
 impl Settings {
     /// The names of the sections.
-    pub const SECTIONS: [&'static str; 6] = [
+    pub const SECTIONS: [&'static str; 7] = [
         "model",
         "calibration",
         "allocation",
         "quantize",
         "overlay",
         "evaluation",
+        "retention",
     ];
 
     /// Checks every range.
@@ -356,6 +389,14 @@ impl Settings {
         Ok(())
     }
 
+    /// The settings that determine outputs: the others are as by default.
+    pub fn determining(&self) -> Self {
+        Self {
+            retention: RetentionSettings::default(),
+            ..self.clone()
+        }
+    }
+
     /// Every key, as `section.field`.
     pub fn keys() -> Vec<String> {
         let settings = Self::default();
@@ -448,6 +489,9 @@ mod tests {
             ("calibration.length", "1", "from 16"),
             ("calibration.windows", "-3", "invalid"),
             ("model.device", "tpu", "unknown variant"),
+            ("retention.source", "drop", "unknown variant"),
+            ("retention.budget", "64", "such as"),
+            ("retention.budget", "-1 GiB", "such as"),
         ] {
             let mut settings = Settings::default();
             let error = settings.set(key, value).expect_err(key).to_string();

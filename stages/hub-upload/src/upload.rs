@@ -203,7 +203,7 @@ fn class(error: &anyhow::Error) -> ExitCode {
     let by_store = ExitCode::of_error(error).filter(|code| *code != ExitCode::Internal);
     let of = |cause: &(dyn std::error::Error + 'static)| {
         if let Some(error) = cause.downcast_ref::<HubError>() {
-            return of_hub(error);
+            return error.exit_code();
         }
         if cause.is::<NoToken>() {
             return Some(ExitCode::Permission);
@@ -217,16 +217,4 @@ fn class(error: &anyhow::Error) -> ExitCode {
     by_store
         .or_else(|| error.chain().find_map(of))
         .unwrap_or(ExitCode::Internal)
-}
-
-fn of_hub(error: &HubError) -> Option<ExitCode> {
-    match error.cause() {
-        HubError::Unauthorised { .. } | HubError::Forbidden { .. } => Some(ExitCode::Permission),
-        HubError::NotFound { .. } | HubError::Name { .. } | HubError::Ignored { .. } => {
-            Some(ExitCode::BadInput)
-        }
-        HubError::LocalChanged { .. } => Some(ExitCode::Damaged),
-        HubError::Store(_) => None,
-        _ => Some(ExitCode::Network),
-    }
 }

@@ -182,7 +182,57 @@ impl<'p> Board<'p> {
     /// Lower layers come first and later stages before earlier ones: what was begun is finished, and intermediate
     /// files can go. The first job in that order that is ready but does not fit reserves the next free place.
     pub fn next(&self) -> Option<JobId> {
+        self.next_if(|_| true)
+    }
+
+    /// The job to start next among those whose part of the source is there.
+    pub fn next_if(&self, is_there: impl Fn(&JobId) -> bool) -> Option<JobId> {
         let running = self.running();
+        let ready = self.ready(&running);
+        let mut near = ready
+            .iter()
+            .filter(|node| !self.is_too_far_ahead(node))
+            .peekable();
+        // Bounds are wishes: when nothing else can go on, the first ready job does.
+        if near.peek().is_none() && running.is_empty() {
+            let first = ready.iter().find(|node| is_there(&node.id));
+            return first.map(|node| node.id.clone());
+        }
+        let first = near.find(|node| is_there(&node.id))?;
+        self.fits(first, &running).then(|| first.id.clone())
+    }
+
+    /// The jobs that could start if their part of the source were there, the first one first.
+    pub fn wanted(&self) -> Vec<&JobId> {
+        let ready = self.ready(&self.running());
+        let mut near = ready
+            .iter()
+            .filter(|node| !self.is_too_far_ahead(node))
+            .peekable();
+        match near.peek() {
+            Some(_) => near.map(|node| &node.id).collect(),
+            None => ready.iter().map(|node| &node.id).collect(),
+        }
+    }
+
+    /// The jobs that are left, in the order in which they would run one at a time.
+    pub fn order(plan: &'p Plan, work: &Work, budget: Budget) -> Vec<JobId> {
+        let mut board = Self::new(plan, work, budget);
+        for node in &mut board.nodes {
+            if node.status == Status::Waiting {
+                node.status = Status::Stale;
+            }
+        }
+        let mut order = Vec::new();
+        while let Some(id) = board.next() {
+            board.set(&id, Status::Done);
+            order.push(id);
+        }
+        order
+    }
+
+    /// Jobs whose inputs are made and whose stage is idle, the first one first.
+    fn ready(&self, running: &[&Node]) -> Vec<&Node> {
         let busy: BTreeSet<usize> = running.iter().map(|node| node.stage).collect();
         let mut ready: Vec<&Node> = self
             .nodes
@@ -191,13 +241,7 @@ impl<'p> Board<'p> {
             .filter(|node| self.inputs_done(node))
             .collect();
         ready.sort_by_key(|node| (node.id.layer, std::cmp::Reverse(node.stage)));
-        let first = ready.iter().find(|node| !self.is_too_far_ahead(node));
-        match first {
-            Some(node) => self.fits(node, &running).then(|| node.id.clone()),
-            // Bounds are wishes: when nothing else can go on, the first ready job does.
-            None if running.is_empty() => ready.first().map(|node| node.id.clone()),
-            None => None,
-        }
+        ready
     }
 
     fn running(&self) -> Vec<&Node> {

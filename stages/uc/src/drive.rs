@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use uc_store::ExitCode;
+use uc_store::atomic;
 use uc_store::events::{Event, EventKind, JobRequest};
 use uc_store::freshness::{self, Freshness, Reason, Work};
-use uc_store::plan::{ArtifactId, JobId, Plan};
+use uc_store::plan::{ArtifactId, JobId, Plan, SOURCE};
 use uc_store::receipt::{Receipt, job_key};
 use uc_store::run::RunDir;
 use uc_store::sha::Sha256Digest;
@@ -19,7 +20,12 @@ use crate::journal::Journal;
 use crate::programs::Programs;
 use crate::progress::Display;
 use crate::runner::{Ending, Launch, Message, Worker, WorkerId};
+use crate::shards::{Place, Step};
 use crate::signals::Listener;
+
+pub mod source;
+
+use source::Source;
 
 /// How often the driver looks for hung jobs.
 const TICK: Duration = Duration::from_millis(200);
@@ -39,6 +45,8 @@ pub struct Driver<'a> {
     journal: Journal,
     board: Board<'a>,
     work: Work,
+    /// Where shards come and go.
+    source: Option<Source>,
     workers: BTreeMap<String, Worker>,
     /// Processes that were told to leave; their stage may not start another before they are gone.
     leaving: BTreeMap<String, Worker>,
@@ -73,6 +81,7 @@ impl<'a> Driver<'a> {
         programs: &'a Programs,
         budget: Budget,
         work: Work,
+        source: Option<Source>,
         display: &'a mut Display,
         signals: &'a Listener,
     ) -> anyhow::Result<Self> {
@@ -87,6 +96,7 @@ impl<'a> Driver<'a> {
             budget,
             display,
             work,
+            source,
             workers: BTreeMap::new(),
             leaving: BTreeMap::new(),
             jobs: BTreeMap::new(),
@@ -128,6 +138,9 @@ impl<'a> Driver<'a> {
             }
             stages.push((stage.name.clone(), done, total));
         }
+        if let Some(source) = &self.source {
+            stages.insert(0, (source.stage().to_owned(), 0, source.traffic().fetches));
+        }
         self.display.begin_stages(&stages);
     }
 
@@ -136,6 +149,7 @@ impl<'a> Driver<'a> {
         self.decide()?;
         loop {
             self.start_jobs()?;
+            self.move_shards()?;
             if self.board.is_complete() {
                 break;
             }
@@ -168,22 +182,85 @@ impl<'a> Driver<'a> {
 
     /// Starts every job that may start now.
     fn start_jobs(&mut self) -> anyhow::Result<()> {
-        while let Some(id) = self.board.next() {
-            if !self.workers.contains_key(&id.stage) {
-                let worker = self.start_worker(&id.stage)?;
-                self.workers.insert(id.stage.clone(), worker);
-            }
+        let is_there = |source: &Option<Source>, id: &JobId| {
+            source.as_ref().is_none_or(|source| source.is_there(id))
+        };
+        while let Some(id) = self.board.next_if(|id| is_there(&self.source, id)) {
             self.board.set(&id, Status::Running);
-            let running = RunningJob {
-                id: id.clone(),
-                heard: Instant::now(),
-            };
-            self.jobs.insert(id.stage.clone(), running);
-            let worker = self.workers.get_mut(&id.stage).expect("just there");
-            // A worker that is gone closes its output; that message decides what happens to the job.
-            let _ = worker.send(&JobRequest { layer: id.layer });
+            self.hand_over(id)?;
         }
         Ok(())
+    }
+
+    /// Gives a job to the process of its stage.
+    fn hand_over(&mut self, id: JobId) -> anyhow::Result<()> {
+        if !self.workers.contains_key(&id.stage) {
+            let worker = self.start_worker(&id.stage)?;
+            self.workers.insert(id.stage.clone(), worker);
+        }
+        let worker = self.workers.get_mut(&id.stage).expect("just there");
+        // A worker that is gone closes its output; that message decides what happens to the job.
+        let _ = worker.send(&JobRequest { layer: id.layer });
+        let heard = Instant::now();
+        self.jobs.insert(id.stage.clone(), RunningJob { id, heard });
+        Ok(())
+    }
+
+    /// Brings the shards that jobs will read, and removes those that are in the way or done with.
+    fn move_shards(&mut self) -> anyhow::Result<()> {
+        while let Some(source) = &mut self.source {
+            let running = self.jobs.values().map(|job| &job.id);
+            let step = source.shards.step(source.uses(&self.board, running));
+            match step {
+                None => break,
+                Some(Step::Fetch(shard)) => {
+                    source.shards.set(shard, Place::Coming);
+                    let id = source.job(shard);
+                    self.hand_over(id)?;
+                }
+                Some(Step::Evict(shard)) => {
+                    let path = &self.plan.externals[SOURCE].files[shard].path;
+                    atomic::remove_file(path)?;
+                    source.shards.set(shard, Place::Absent);
+                    let JobId { stage, layer } = source.job(shard);
+                    let artifact = path.file_name().unwrap_or_default().to_owned();
+                    let kind = EventKind::Retired { artifact };
+                    self.journal.event(&Event { stage, layer, kind });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A job in words.
+    fn title(&self, id: &JobId) -> String {
+        let fetched = self
+            .source
+            .as_ref()
+            .and_then(|source| source.fetched_by(id));
+        let file = fetched.map(|shard| &self.plan.externals[SOURCE].files[shard]);
+        match file.and_then(|file| file.path.file_name()) {
+            Some(name) => format!("{} of {name}", id.stage),
+            None => id.to_string(),
+        }
+    }
+
+    /// Counts another try of a job; `false` when its stage allows no more.
+    fn retry(&mut self, id: &JobId, class: ExitCode) -> bool {
+        let fetched = self.source.as_mut().and_then(|source| {
+            let shard = source.fetched_by(id)?;
+            source.shards.set(shard, Place::Absent);
+            source.retries += 1;
+            Some(source.retries)
+        });
+        match fetched {
+            // Where the network failed, the stage has tried again and again.
+            Some(retries) => {
+                let allowed = self.plan.stage(&id.stage).map_or(0, |stage| stage.retries);
+                class != ExitCode::Network && retries <= allowed
+            }
+            None => self.board.retry(id),
+        }
     }
 
     fn start_worker(&mut self, stage: &str) -> anyhow::Result<Worker> {
@@ -282,6 +359,14 @@ impl<'a> Driver<'a> {
     /// A job published its outputs: what waited for them may start, what only they needed may go.
     fn on_finished(&mut self, id: &JobId, seconds: f64) -> anyhow::Result<()> {
         self.jobs.remove(&id.stage);
+        if let Some(source) = &mut self.source
+            && let Some(shard) = source.fetched_by(id)
+        {
+            source.shards.set(shard, Place::Here);
+            source.retries = 0;
+            self.display.job_done(id, Some(seconds));
+            return Ok(());
+        }
         let Some(receipt) = Receipt::read(self.run, id)? else {
             let message = format!("{id} said that it finished, but left no receipt");
             return Err(failure(ExitCode::Internal, message));
@@ -459,13 +544,15 @@ impl<'a> Driver<'a> {
             serde_json::json!({"stage": id.stage, "layer": id.layer,
                                "class": mishap.class, "message": mishap.message}),
         );
-        if mishap.may_retry && self.board.retry(&id) {
+        let title = self.title(&id);
+        if mishap.may_retry && self.retry(&id, mishap.class) {
             self.display
-                .warn(&format!("{id}: {}; trying again", mishap.message));
+                .warn(&format!("{title}: {}; trying again", mishap.message));
             return Ok(());
         }
-        let mut message = format!("{id} failed ({}): {}", mishap.class.class(), mishap.message);
-        if mishap.may_retry {
+        let class = mishap.class.class();
+        let mut message = format!("{title} failed ({class}): {}", mishap.message);
+        if mishap.may_retry && mishap.class != ExitCode::Network {
             let tries = self.plan.stage(&stage).map_or(0, |stage| stage.retries) + 1;
             message += &format!(" ({tries} tries)");
         }

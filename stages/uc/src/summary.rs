@@ -9,7 +9,7 @@ use serde_json::Value;
 use uc_pack::totals::Totals;
 use uc_pack::verify::{Finding, Verdict};
 use uc_store::ExitCode;
-use uc_store::plan::{ArtifactId, JobId};
+use uc_store::plan::{ArtifactId, HubSource, JobId};
 
 use crate::failure::failure;
 use crate::history::StageCost;
@@ -24,6 +24,8 @@ use crate::verbs::print_json;
 pub struct Summary {
     /// The run directory.
     pub run: Utf8PathBuf,
+    /// Repository and commit of a model of the Hub.
+    pub hub: Option<HubSource>,
     /// The pack; absent in a run that only evaluates or whose pipeline makes none.
     pub pack: Option<PackSummary>,
     /// What the evaluator measured.
@@ -123,6 +125,7 @@ fn summarise(session: &Session, threads: u32, display: &Display) -> anyhow::Resu
     let history = journal::history(&session.run);
     Ok(Summary {
         run: root.to_owned(),
+        hub: plan.model.hub.clone(),
         pack,
         metrics,
         experts,
@@ -168,6 +171,9 @@ fn pack_summary(session: &Session, threads: u32, display: &Display) -> anyhow::R
 fn text(summary: &Summary) -> String {
     let mut lines = Vec::new();
     let mut row = |name: &str, value: String| lines.push(format!("{name:<22}{value}"));
+    if let Some(hub) = &summary.hub {
+        row("source", format!("{} at {}", hub.repository, hub.commit));
+    }
     if let Some(pack) = &summary.pack {
         row("pack", pack.path.to_string());
         row(

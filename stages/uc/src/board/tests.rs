@@ -26,6 +26,7 @@ fn stage(name: &str, per: Per, reads: &[&str], writes: &[&str]) -> StagePlan {
         optional: false,
         retries: 1,
         stall_timeout: 0,
+        weights: None,
     }
 }
 
@@ -44,6 +45,7 @@ fn plan(layers: u32) -> Plan {
             layers,
             linear_parameters: 1,
             total_parameters: 1,
+            hub: None,
         },
         pack_dir: "pack".into(),
         settings: Settings::default(),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 use toml::{Spanned, Value};
-use uc_store::plan::{Artifact, ArtifactRef, Per};
+use uc_store::plan::{Artifact, ArtifactRef, Per, Weights};
 use uc_store::settings::Settings;
 
 use super::{
@@ -57,6 +57,7 @@ struct WireStage {
     unless: Option<Spanned<String>>,
     retries: Option<Spanned<u32>>,
     stall_timeout: Option<Spanned<String>>,
+    weights: Option<Weights>,
 }
 
 /// Parses the text; references between stages are checked by the caller.
@@ -211,6 +212,7 @@ fn stage_spec(name: Spanned<String>, wire: WireStage) -> Result<StageSpec, Mista
         settings: wire.settings,
         ahead: wire.ahead,
         optional: wire.optional,
+        weights: wire.weights,
         retries,
     })
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 use uc_store::freshness::topological;
-use uc_store::plan::{ArtifactId, JobId, Plan, StagePlan};
+use uc_store::plan::{ArtifactId, HubSource, JobId, Plan, StagePlan};
 use uc_store::receipt::{Receipt, job_key};
 use uc_store::run::RunDir;
 use uc_store::sha::Sha256Digest;
@@ -28,6 +28,8 @@ mod text;
 struct Status {
     run: Utf8PathBuf,
     model: String,
+    /// Repository and commit of a model of the Hub.
+    hub: Option<HubSource>,
     layers: u32,
     pack: Utf8PathBuf,
     state: RunState,
@@ -210,6 +212,7 @@ fn assess(plan: &Plan, mut history: History, seen: Seen<'_>) -> Status {
     Status {
         run: seen.root.to_owned(),
         model: plan.model.name.clone(),
+        hub: plan.model.hub.clone(),
         layers: plan.model.layers,
         pack: seen.root.join(&plan.pack_dir),
         state: match (seen.active, done == total, history.ended) {

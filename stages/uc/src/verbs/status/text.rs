@@ -19,6 +19,9 @@ pub fn of(status: &Status) -> String {
         format!("state  {}", state(status)),
         format!("disk   {}", disk(status)),
     ];
+    if let Some(hub) = &status.hub {
+        lines.push(format!("source {} at {}", hub.repository, hub.commit));
+    }
     lines.push(String::new());
     lines.extend(table(status));
     if !status.running.is_empty() {

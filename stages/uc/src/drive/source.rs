@@ -1,0 +1,177 @@
+//! The source of a run as the driver sees it when shards come and go: who reads which, and what that takes.
+
+use std::collections::BTreeMap;
+
+use indicatif::BinaryBytes;
+use uc_store::ExitCode;
+use uc_store::freshness::Work;
+use uc_store::plan::{JobId, Per, Plan, SOURCE};
+use uc_store::settings::SourceRetention;
+
+use crate::board::{Board, Budget, Status};
+use crate::failure::failure;
+use crate::shards::{Shards, Traffic};
+
+/// The source of a run whose shards come and go.
+#[derive(Debug)]
+pub struct Source {
+    /// What is where.
+    pub shards: Shards,
+    /// Times in a row that a fetch was started again.
+    pub retries: u32,
+    /// The stage that fetches.
+    stage: String,
+    budget: u64,
+    /// The shards of every job that reads some.
+    needs: BTreeMap<JobId, Vec<usize>>,
+    /// The jobs that are left, in the order in which they are expected.
+    order: Vec<JobId>,
+}
+
+impl Source {
+    /// The source of a plan; none if all of it stays on disk.
+    ///
+    /// # Errors
+    /// For a plan that cannot fetch what it needs: no stage for it, or a budget smaller than what one job reads.
+    pub fn of(plan: &Plan, work: &Work, budget: Budget) -> anyhow::Result<Option<Self>> {
+        let retention = &plan.settings.retention;
+        let bytes = match retention.source {
+            SourceRetention::Evict => retention.budget.0,
+            SourceRetention::Keep => u64::MAX,
+        };
+        let there = |number: usize| plan.externals[SOURCE].files[number].path.exists();
+        let Some(shards) = Shards::of(plan, bytes, there) else {
+            return Ok(None);
+        };
+        let stage = plan.stages.iter().find(|stage| stage.per == Per::Shard);
+        let stage = stage.ok_or_else(|| {
+            let message = "found no stage with per = \"shard\", expected one: the source's shards come and go";
+            failure(ExitCode::BadPipeline, message)
+        })?;
+        let mut needs = BTreeMap::new();
+        for spec in &plan.stages {
+            for layer in spec.layers(plan.model.layers) {
+                let shards = plan.shards_of(spec, layer);
+                let id = JobId {
+                    stage: spec.name.clone(),
+                    layer,
+                };
+                if !shards.is_empty() {
+                    needs.insert(id, shards);
+                }
+            }
+        }
+        let source = Self {
+            shards,
+            retries: 0,
+            stage: stage.name.clone(),
+            budget: bytes,
+            needs,
+            order: Board::order(plan, work, budget),
+        };
+        source.check()?;
+        Ok(Some(source))
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        let sizes = self
+            .needs
+            .iter()
+            .map(|(id, shards)| (self.shards.bytes(shards), id));
+        let Some((bytes, id)) = sizes.max_by_key(|(bytes, _)| *bytes) else {
+            return Ok(());
+        };
+        if bytes <= self.budget {
+            return Ok(());
+        }
+        let message = format!(
+            "retention.budget: found {} ({} bytes), expected at least {} ({bytes} bytes), the {} shards that {id} reads",
+            BinaryBytes(self.budget),
+            self.budget,
+            BinaryBytes(bytes),
+            self.needs[id].len(),
+        );
+        Err(failure(ExitCode::BadPipeline, message))
+    }
+
+    /// What the jobs that are left will download.
+    pub fn traffic(&self) -> Traffic {
+        let jobs = self.order.iter().filter_map(|id| self.needs.get(id));
+        self.shards.forecast(jobs.map(Vec::as_slice))
+    }
+
+    /// What the run will move and hold, for people; `others` are the bytes of everything else on disk at most.
+    pub fn statement(&self, plan: &Plan, others: Option<u64>) -> String {
+        let shards: Vec<usize> = plan.shards().map(|(number, _)| number).collect();
+        let (all, traffic) = (self.shards.bytes(&shards), self.traffic());
+        let most = self.budget.min(all);
+        let disk = match others {
+            Some(others) => format!(
+                "{} at most with pack and intermediate files (estimated {})",
+                BinaryBytes(most.saturating_add(others)),
+                BinaryBytes(others)
+            ),
+            None => "that of pack and intermediate files on top".into(),
+        };
+        let mut reads: BTreeMap<usize, u64> = BTreeMap::new();
+        for id in &self.order {
+            for shard in self.needs.get(id).into_iter().flatten() {
+                *reads.entry(*shard).or_default() += 1;
+            }
+        }
+        format!(
+            "source: {} in {} shards, each read by up to {} jobs; {} fetches, {} to download; at most {} of them on disk, {disk}",
+            BinaryBytes(all),
+            shards.len(),
+            reads.values().max().unwrap_or(&0),
+            traffic.fetches,
+            BinaryBytes(traffic.bytes),
+            BinaryBytes(most),
+        )
+    }
+
+    /// The stage that fetches.
+    pub fn stage(&self) -> &str {
+        &self.stage
+    }
+
+    /// The job that fetches a shard.
+    pub fn job(&self, shard: usize) -> JobId {
+        JobId {
+            stage: self.stage.clone(),
+            layer: u32::try_from(shard).ok(),
+        }
+    }
+
+    /// The shard that a job fetches; none for any other job.
+    pub fn fetched_by(&self, id: &JobId) -> Option<usize> {
+        let layer = id.layer.filter(|_| id.stage == self.stage);
+        layer.map(|layer| layer as usize)
+    }
+
+    /// Whether all that a job reads is there.
+    pub fn is_there(&self, id: &JobId) -> bool {
+        let needs = self.needs.get(id);
+        needs.is_none_or(|shards| self.shards.are_here(shards))
+    }
+
+    /// The shards in the order in which they will be read: by what runs, by what could start, by what is expected.
+    pub fn uses<'a>(
+        &'a self,
+        board: &'a Board<'_>,
+        running: impl Iterator<Item = &'a JobId>,
+    ) -> Vec<usize> {
+        let left = |id: &&JobId| {
+            board
+                .status(id)
+                .is_some_and(|status| status != Status::Done)
+        };
+        let jobs = running
+            .chain(board.wanted())
+            .chain(self.order.iter().filter(left));
+        jobs.filter_map(|id| self.needs.get(id))
+            .flatten()
+            .copied()
+            .collect()
+    }
+}

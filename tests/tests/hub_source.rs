@@ -1,0 +1,227 @@
+//! A model of the Hub is compressed like a folder: downloaded, resumed, verified, pinned to its commit.
+#![allow(clippy::disallowed_methods)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use uc_hub_double::faults::{Fault, Route, Schedule};
+use uc_hub_double::{Double, Options};
+use uc_tests::{compress, contents, fail_with, program, succeed, tiny_model, uc, words};
+
+const REPO: &str = "tester/tiny-stories";
+
+/// A Hub that wants its token and has a repository with the files of a folder, and with others that are no model.
+fn double(model: &Path) -> Double {
+    let double = Double::start(Options {
+        private: true,
+        lfs_threshold: 20_000,
+        ..Options::default()
+    });
+    for (name, bytes) in contents(model) {
+        double.put(REPO, &name, &bytes);
+    }
+    for name in [
+        "README.md",
+        "pytorch_model.bin",
+        "onnx/model.safetensors",
+        "original/params.json",
+    ] {
+        double.put(REPO, name, b"not for this");
+    }
+    double
+}
+
+/// `uc compress` of the Hub's model; models go to a folder beside the run.
+fn from_hub(double: &Double, model: &str, run: &Path) -> Command {
+    let mut command = compress(Path::new(model), run);
+    at(&mut command, double, run);
+    command
+}
+
+fn at(command: &mut Command, double: &Double, run: &Path) {
+    command.env("HF_ENDPOINT", double.endpoint());
+    command.env("HF_TOKEN", Options::default().token);
+    command.env("UC_MODELS", run.parent().expect("folder").join("models"));
+    let texts = tiny_model();
+    command.env("UC_SHARE", texts.ancestors().nth(2).expect("repository"));
+}
+
+/// Every file below a folder.
+fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        match entry.path().is_dir() {
+            true => files(&entry.path(), found),
+            false => found.push(entry.path()),
+        }
+    }
+}
+
+/// The pack without its manifest, and the manifest without what only a model of the Hub has.
+fn comparable(run: &Path) -> (BTreeMap<String, Vec<u8>>, serde_json::Value) {
+    let mut pack = contents(&run.join("pack"));
+    pack.remove("manifest.sha256");
+    let manifest = pack.remove("manifest.json").expect("manifest");
+    let mut manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("JSON");
+    manifest["source"]
+        .as_object_mut()
+        .expect("object")
+        .remove("hub");
+    (pack, manifest)
+}
+
+fn assert_no_token(folder: &Path) {
+    let mut all = Vec::new();
+    files(folder, &mut all);
+    let token = Options::default().token;
+    for path in all {
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        let found = bytes
+            .windows(token.len())
+            .any(|part| part == token.as_bytes());
+        assert!(!found, "the token stands in {}", path.display());
+    }
+}
+
+#[test]
+fn a_model_by_its_name_gives_the_pack_of_its_folder_and_says_where_it_is_from() {
+    let folder = tempfile::tempdir().expect("folder");
+    let double = double(&tiny_model());
+    let local = folder.path().join("local");
+    succeed(&mut compress(&tiny_model(), &local));
+
+    // Faults of every kind on the way.
+    let run = folder.path().join("run");
+    double.set_faults(Schedule::script(
+        Route::Object,
+        [
+            Fault::ResetBody,
+            Fault::CutBody,
+            Fault::TooMany(0),
+            Fault::WrongByte,
+            Fault::Status(500),
+        ],
+    ));
+    let output = succeed(&mut from_hub(&double, REPO, &run));
+    assert!(!words(&output).contains(&Options::default().token));
+    let commit = succeed(uc().arg("inspect").arg(run.join("pack")));
+    assert!(
+        words(&commit).contains("tester/tiny-stories at "),
+        "{}",
+        words(&commit)
+    );
+    assert!(comparable(&run) == comparable(&local));
+    let status = succeed(uc().arg("status").arg(&run));
+    assert!(words(&status).contains("source tester/tiny-stories at"));
+    assert_no_token(folder.path());
+
+    // Only the model came.
+    let mut downloaded = Vec::new();
+    files(
+        &folder.path().join("models/tester--tiny-stories"),
+        &mut downloaded,
+    );
+    let names: Vec<_> = downloaded
+        .iter()
+        .filter_map(|path| path.file_name()?.to_str())
+        .collect();
+    assert!(names.contains(&"model.safetensors"), "{names:?}");
+    for other in [
+        "README.md",
+        "pytorch_model.bin",
+        "params.json",
+        "calibration.txt",
+    ] {
+        assert!(!names.contains(&other), "{names:?}");
+    }
+
+    // A second run downloads nothing again, and one by the commit is the same though the branch has moved.
+    let objects = |double: &Double| double.seen().iter().filter(|seen| seen.storage).count();
+    let before = objects(&double);
+    double.put(REPO, "config.json", b"{}");
+    let plan = std::fs::read_to_string(run.join("run.json")).expect("plan");
+    let plan: serde_json::Value = serde_json::from_str(&plan).expect("JSON");
+    let commit = plan["model"]["hub"]["commit"]
+        .as_str()
+        .expect("commit")
+        .to_owned();
+    let again = folder.path().join("again");
+    succeed(&mut from_hub(&double, &format!("{REPO}@{commit}"), &again));
+    assert_eq!(objects(&double), before);
+    assert!(contents(&run.join("pack")) == contents(&again.join("pack")));
+
+    // An existing folder wins over the Hub.
+    let inner = folder.path().join("here/tester/tiny-stories");
+    std::fs::create_dir_all(&inner).expect("folder");
+    let mut command = from_hub(&double, REPO, &folder.path().join("third"));
+    let said = fail_with(command.current_dir(folder.path().join("here")), 4);
+    assert!(said.contains("config.json"), "{said}");
+}
+
+#[test]
+fn what_cannot_be_downloaded_ends_with_its_class_and_a_rerun_goes_on() {
+    let folder = tempfile::tempdir().expect("folder");
+    let double = double(&tiny_model());
+    let run = folder.path().join("run");
+    for (model, code, word) in [
+        ("tester/absent", 4, "tester/absent"),
+        ("tester/tiny-stories@absent", 4, "absent"),
+        ("tester/tiny-stories@bad..name", 2, "bad..name"),
+    ] {
+        let said = fail_with(&mut from_hub(&double, model, &run), code);
+        assert!(said.contains(word), "{said}");
+    }
+    double.put("tester/other", "config.json", b"{}");
+    double.put("tester/other", "pytorch_model.bin", b"x");
+    let said = fail_with(&mut from_hub(&double, "tester/other", &run), 4);
+    assert!(
+        said.contains("pytorch_model.bin") && said.contains("model.safetensors"),
+        "{said}"
+    );
+
+    // A network that fails too often: exit status 11, what came stays, and the next one goes on from there.
+    let models = folder.path().join("models");
+    let fetch = |attempts: &str| {
+        let mut command = program("shard-loader");
+        command.args([
+            "fetch",
+            REPO,
+            "--attempts",
+            attempts,
+            "--longest-wait",
+            "0",
+            "--to",
+        ]);
+        command.arg(&models);
+        at(&mut command, &double, &run);
+        command
+    };
+    double.set_faults(Schedule::script(
+        Route::Object,
+        [Fault::CutBody, Fault::Reset],
+    ));
+    let said = fail_with(&mut fetch("1"), 11);
+    assert!(said.contains("download of "), "{said}");
+    double.set_faults(Schedule::None);
+    succeed(&mut fetch("1"));
+    assert!(
+        double
+            .seen()
+            .iter()
+            .any(|seen| seen.storage && seen.range.is_some())
+    );
+    // Bytes that are not those that the Hub names.
+    let config = contents(&tiny_model())
+        .remove("model.safetensors")
+        .expect("weights");
+    let mut other = config.clone();
+    other[9000] ^= 1;
+    double.tamper(&config, &other);
+    let mut fresh = program("shard-loader");
+    fresh
+        .args(["fetch", REPO, "--longest-wait", "0", "--to"])
+        .arg(folder.path().join("fresh"));
+    at(&mut fresh, &double, &run);
+    let said = fail_with(&mut fresh, 11);
+    assert!(said.contains("SHA-256"), "{said}");
+}
