@@ -7,7 +7,9 @@ use std::process::Command;
 
 use uc_hub_double::faults::{Fault, Route, Schedule};
 use uc_hub_double::{Double, Options};
-use uc_tests::{compress, contents, fail_with, program, succeed, tiny_model, uc, words};
+use uc_tests::{
+    compress, contents, fail_with, program, repository, succeed, tiny_model, uc, words,
+};
 
 const REPO: &str = "tester/tiny-stories";
 
@@ -224,4 +226,173 @@ fn what_cannot_be_downloaded_ends_with_its_class_and_a_rerun_goes_on() {
     at(&mut fresh, &double, &run);
     let said = fail_with(&mut fresh, 11);
     assert!(said.contains("SHA-256"), "{said}");
+}
+
+/// A model of many layers whose shards hold layers that follow one another, a few of them split between two.
+fn many_layers(folder: &Path) -> PathBuf {
+    let config = repository().join("examples/small-configs/llama.json");
+    let text = std::fs::read(config).expect("config");
+    let mut config: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    config["num_hidden_layers"] = 9.into();
+    let path = folder.join("config.json");
+    std::fs::write(&path, config.to_string()).expect("written");
+    let model = folder.join("tiny-stories");
+    succeed(
+        program("random-model")
+            .args(["--shards", "6", "--in-order", "--config"])
+            .arg(&path)
+            .arg("--out")
+            .arg(&model),
+    );
+    model
+}
+
+/// Bytes of shards in a run: those that are whole and those on their way.
+fn on_disk(run: &Path) -> u64 {
+    let entries = std::fs::read_dir(run.join("source"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    entries
+        .filter(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            name.ends_with(".safetensors") || name.ends_with(".growing")
+        })
+        .filter_map(|entry| Some(entry.metadata().ok()?.len()))
+        .sum()
+}
+
+/// The pipeline with a fetch that does not wait between its attempts.
+fn impatient(run: &Path, attempts: u32) -> PathBuf {
+    let text = std::fs::read_to_string(repository().join("pipeline.toml")).expect("pipeline");
+    let fetch = r#"["shard-loader", "shard""#;
+    assert!(text.contains(fetch));
+    let hasty = format!(r#"{fetch}, "--longest-wait", "0", "--attempts", "{attempts}""#);
+    let path = run.with_extension("toml");
+    std::fs::write(&path, text.replace(fetch, &hasty)).expect("written");
+    path
+}
+
+/// Settings of a quick run with a survey whose shards may take so many bytes.
+fn evicting(double: &Double, run: &Path, budget: u64) -> Command {
+    let mut command = from_hub(double, REPO, run);
+    command.arg("--pipeline").arg(impatient(run, 8));
+    command.args(["--set", "retention.source=evict", "--set"]);
+    command.arg(format!("retention.budget={budget} B"));
+    command
+}
+
+/// Runs to its end; the exit code and the most bytes of shards that were seen on disk.
+fn watched(mut command: Command, run: &Path) -> (Option<i32>, u64, String) {
+    let log = run.with_extension("log");
+    let file = std::fs::File::create(&log).expect("log");
+    let mut child = command
+        .stdout(std::process::Stdio::null())
+        .stderr(file)
+        .spawn()
+        .expect("uc");
+    let mut most = 0;
+    let status = loop {
+        most = most.max(on_disk(run));
+        if let Some(status) = child.try_wait().expect("state") {
+            break status;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    };
+    (
+        status.code(),
+        most,
+        std::fs::read_to_string(log).expect("log"),
+    )
+}
+
+#[test]
+fn a_source_larger_than_its_budget_comes_and_goes_and_the_pack_is_the_same() {
+    let folder = tempfile::tempdir().expect("folder");
+    let model = many_layers(folder.path());
+    let double = double(&model);
+    let shards: BTreeMap<String, Vec<u8>> = contents(&model)
+        .into_iter()
+        .filter(|(name, _)| name.ends_with(".safetensors"))
+        .collect();
+    let source: u64 = shards.values().map(|bytes| bytes.len() as u64).sum();
+    let largest = shards
+        .values()
+        .map(|bytes| bytes.len() as u64)
+        .max()
+        .expect("shards");
+    let local = folder.path().join("local");
+    let mut command = compress(&model, &local);
+    at(&mut command, &double, &local);
+    succeed(&mut command);
+
+    // Refused before anything starts: a budget that one job's shards exceed, and a folder of the user's.
+    let run = folder.path().join("run");
+    let said = fail_with(&mut evicting(&double, &run, largest), 3);
+    assert!(
+        said.contains("retention.budget") && said.contains("expected at least"),
+        "{said}"
+    );
+    let mut command = compress(&model, &run);
+    let said = fail_with(command.args(["--set", "retention.source=evict"]), 3);
+    assert!(said.contains("nothing is ever deleted"), "{said}");
+
+    // The branch moves while the run goes on; faults of every kind that passes.
+    let budget = 2 * largest + 4096;
+    assert!(budget < source / 2, "{budget} of {source}");
+    let faults = [
+        Fault::ResetBody,
+        Fault::CutBody,
+        Fault::TooMany(0),
+        Fault::WrongByte,
+        Fault::Status(500),
+        Fault::Drip(1),
+        Fault::IgnoreRange,
+        Fault::Reset,
+    ];
+    let mut command = evicting(&double, &run, budget);
+    command.env("UC_LOG", "warn");
+    let mut moved = false;
+    let command_run = run.clone();
+    std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| watched(command, &command_run));
+        while !watcher.is_finished() {
+            if !moved && run.join("run.json").exists() {
+                double.put(REPO, "config.json", b"{}");
+                double.put(REPO, "model-00001-of-00006.safetensors", &vec![7; 50_000]);
+                double.set_faults(Schedule::script(Route::Object, faults.clone()));
+                moved = true;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let (code, most, said) = watcher.join().expect("watched");
+        assert_eq!(code, Some(0), "{said}");
+        println!("source {source}, budget {budget}, most on disk {most}\n{said}");
+        assert!(most <= budget, "{most} of {budget}");
+        assert!(said.contains("to download"), "{said}");
+    });
+    assert!(moved);
+    assert!(comparable(&run) == comparable(&local));
+    assert_eq!(on_disk(&run), 0);
+    let digest = |run: &Path| {
+        let plan = std::fs::read_to_string(run.join("run.json")).expect("plan");
+        let plan: serde_json::Value = serde_json::from_str(&plan).expect("JSON");
+        plan["externals"]["source"]["digest"]
+            .as_str()
+            .map(str::to_owned)
+    };
+    assert_eq!(digest(&run), digest(&local));
+    assert_no_token(folder.path());
+
+    // Nothing is stale afterwards, also with another budget or none, and nothing comes again.
+    let objects = |double: &Double| double.seen().iter().filter(|seen| seen.storage).count();
+    let before = objects(&double);
+    for set in ["retention.budget=1 GiB", "retention.source=keep"] {
+        let mut command = uc();
+        command.arg("resume").arg(&run).args(["--set", set]);
+        at(&mut command, &double, &run);
+        let said = words(&succeed(&mut command));
+        assert!(said.contains(": 0 of "), "{said}");
+    }
+    assert_eq!(objects(&double), before);
 }

@@ -100,7 +100,9 @@ struct NoModel {
 
 /// A shard whose beginning is not the header that the run was planned with.
 #[derive(Debug, thiserror::Error)]
-#[error("{shard}: found another header than in {header}, expected the same bytes")]
+#[error(
+    "{shard}: found another header than in {header}, expected the same bytes; plan the run anew with uc compress"
+)]
 struct OtherHeader {
     shard: Utf8PathBuf,
     header: Utf8PathBuf,
@@ -252,14 +254,12 @@ impl<'a> Download<'a> {
         Ok(())
     }
 
-    /// The header of a shard, to a file beside where the shard would be.
+    /// The header of a shard, to a file beside where the shard would be. It has no digest of its own: it comes anew each
+    /// time that a run is planned, and the shard is compared with it.
     fn header(&mut self, file: &RemoteFile) -> anyhow::Result<()> {
         let path = self.folder.join(&file.path);
         let into = header_path(&path);
         self.progress.total -= file.size;
-        if into.exists() {
-            return Ok(()); // of this commit, and compared with the shard when that comes
-        }
         let what = format!("header of {}", file.path);
         let mut ask = |bytes| {
             let (hub, repo, commit) = (self.hub, self.repo, &self.snapshot.commit);

@@ -188,31 +188,15 @@ impl<'p> Board<'p> {
     /// The job to start next among those whose part of the source is there.
     pub fn next_if(&self, is_there: impl Fn(&JobId) -> bool) -> Option<JobId> {
         let running = self.running();
-        let ready = self.ready(&running);
-        let mut near = ready
-            .iter()
-            .filter(|node| !self.is_too_far_ahead(node))
-            .peekable();
-        // Bounds are wishes: when nothing else can go on, the first ready job does.
-        if near.peek().is_none() && running.is_empty() {
-            let first = ready.iter().find(|node| is_there(&node.id));
-            return first.map(|node| node.id.clone());
-        }
-        let first = near.find(|node| is_there(&node.id))?;
+        let mut candidates = self.candidates(&running).into_iter();
+        let first = candidates.find(|node| is_there(&node.id))?;
         self.fits(first, &running).then(|| first.id.clone())
     }
 
-    /// The jobs that could start if their part of the source were there, the first one first.
+    /// The jobs that could start if their part of the source were there and there were room, the first one first.
     pub fn wanted(&self) -> Vec<&JobId> {
-        let ready = self.ready(&self.running());
-        let mut near = ready
-            .iter()
-            .filter(|node| !self.is_too_far_ahead(node))
-            .peekable();
-        match near.peek() {
-            Some(_) => near.map(|node| &node.id).collect(),
-            None => ready.iter().map(|node| &node.id).collect(),
-        }
+        let candidates = self.candidates(&self.running()).into_iter();
+        candidates.map(|node| &node.id).collect()
     }
 
     /// The jobs that are left, in the order in which they would run one at a time.
@@ -231,8 +215,8 @@ impl<'p> Board<'p> {
         order
     }
 
-    /// Jobs whose inputs are made and whose stage is idle, the first one first.
-    fn ready(&self, running: &[&Node]) -> Vec<&Node> {
+    /// Jobs whose inputs are made, whose stage is idle and which are not too far ahead, the first one first.
+    fn candidates(&self, running: &[&Node]) -> Vec<&Node> {
         let busy: BTreeSet<usize> = running.iter().map(|node| node.stage).collect();
         let mut ready: Vec<&Node> = self
             .nodes
@@ -241,7 +225,16 @@ impl<'p> Board<'p> {
             .filter(|node| self.inputs_done(node))
             .collect();
         ready.sort_by_key(|node| (node.id.layer, std::cmp::Reverse(node.stage)));
-        ready
+        let far: Vec<bool> = ready
+            .iter()
+            .map(|node| self.is_too_far_ahead(node))
+            .collect();
+        // Bounds are wishes: when nothing else can go on, the first ready job does.
+        if running.is_empty() && far.iter().all(|far| *far) {
+            return ready;
+        }
+        let near = ready.into_iter().zip(far).filter(|(_, far)| !far);
+        near.map(|(node, _)| node).collect()
     }
 
     fn running(&self) -> Vec<&Node> {

@@ -34,11 +34,7 @@ impl Source {
     /// # Errors
     /// For a plan that cannot fetch what it needs: no stage for it, or a budget smaller than what one job reads.
     pub fn of(plan: &Plan, work: &Work, budget: Budget) -> anyhow::Result<Option<Self>> {
-        let retention = &plan.settings.retention;
-        let bytes = match retention.source {
-            SourceRetention::Evict => retention.budget.0,
-            SourceRetention::Keep => u64::MAX,
-        };
+        let bytes = budget_of(plan);
         let there = |number: usize| plan.externals[SOURCE].files[number].path.exists();
         let Some(shards) = Shards::of(plan, bytes, there) else {
             return Ok(None);
@@ -48,50 +44,16 @@ impl Source {
             let message = "found no stage with per = \"shard\", expected one: the source's shards come and go";
             failure(ExitCode::BadPipeline, message)
         })?;
-        let mut needs = BTreeMap::new();
-        for spec in &plan.stages {
-            for layer in spec.layers(plan.model.layers) {
-                let shards = plan.shards_of(spec, layer);
-                let id = JobId {
-                    stage: spec.name.clone(),
-                    layer,
-                };
-                if !shards.is_empty() {
-                    needs.insert(id, shards);
-                }
-            }
-        }
-        let source = Self {
+        let needs = needs(plan);
+        check(plan)?;
+        Ok(Some(Self {
             shards,
             retries: 0,
             stage: stage.name.clone(),
             budget: bytes,
             needs,
             order: Board::order(plan, work, budget),
-        };
-        source.check()?;
-        Ok(Some(source))
-    }
-
-    fn check(&self) -> anyhow::Result<()> {
-        let sizes = self
-            .needs
-            .iter()
-            .map(|(id, shards)| (self.shards.bytes(shards), id));
-        let Some((bytes, id)) = sizes.max_by_key(|(bytes, _)| *bytes) else {
-            return Ok(());
-        };
-        if bytes <= self.budget {
-            return Ok(());
-        }
-        let message = format!(
-            "retention.budget: found {} ({} bytes), expected at least {} ({bytes} bytes), the {} shards that {id} reads",
-            BinaryBytes(self.budget),
-            self.budget,
-            BinaryBytes(bytes),
-            self.needs[id].len(),
-        );
-        Err(failure(ExitCode::BadPipeline, message))
+        }))
     }
 
     /// What the jobs that are left will download.
@@ -173,5 +135,61 @@ impl Source {
             .flatten()
             .copied()
             .collect()
+    }
+}
+
+/// Bytes that the shards of a plan may take.
+fn budget_of(plan: &Plan) -> u64 {
+    let retention = &plan.settings.retention;
+    match retention.source {
+        SourceRetention::Evict => retention.budget.0,
+        SourceRetention::Keep => u64::MAX,
+    }
+}
+
+/// The shards of every job that reads some.
+fn needs(plan: &Plan) -> BTreeMap<JobId, Vec<usize>> {
+    let mut needs = BTreeMap::new();
+    for spec in &plan.stages {
+        for layer in spec.layers(plan.model.layers) {
+            let shards = plan.shards_of(spec, layer);
+            let id = JobId {
+                stage: spec.name.clone(),
+                layer,
+            };
+            if !shards.is_empty() {
+                needs.insert(id, shards);
+            }
+        }
+    }
+    needs
+}
+
+/// Whether the budget holds what any one job reads.
+///
+/// # Errors
+/// With the budget, the job that reads most, and its bytes.
+pub fn check(plan: &Plan) -> anyhow::Result<()> {
+    let files = plan
+        .externals
+        .get(SOURCE)
+        .map_or(&[][..], |source| &source.files);
+    let bytes_of = |shards: &[usize]| shards.iter().map(|shard| files[*shard].size).sum::<u64>();
+    let needs = needs(plan);
+    let needs = needs
+        .iter()
+        .map(|(id, shards)| (bytes_of(shards), id, shards.len()));
+    let budget = budget_of(plan);
+    match needs.max_by_key(|(bytes, ..)| *bytes) {
+        Some((bytes, id, count)) if bytes > budget => {
+            let message = format!(
+                "retention.budget: found {} ({budget} bytes), expected at least {} ({bytes} bytes) for the {count} \
+                 shards that {id} reads",
+                BinaryBytes(budget),
+                BinaryBytes(bytes),
+            );
+            Err(failure(ExitCode::BadPipeline, message))
+        }
+        _ => Ok(()),
     }
 }

@@ -15,7 +15,7 @@ use crate::pipeline::{Goals, Pipeline, Request};
 use crate::programs::Programs;
 use crate::progress::Display;
 use crate::signals::Listener;
-use crate::{planning, session, sources, summary};
+use crate::{drive, planning, session, sources, summary};
 
 /// What a run without evaluation is for.
 const WITHOUT_EVALUATION: [&str; 1] = ["manifest"];
@@ -82,6 +82,7 @@ pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> an
         false => Vec::new(),
     };
     let plan = pipeline.assemble(&request)?;
+    drive::source::check(&plan)?;
     let session = planning::enter(&root, plan, display)?;
     for (from, to) in copies {
         let bytes = std::fs::read(&from).with_context(|| format!("cannot read {from}"))?;
