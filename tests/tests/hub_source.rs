@@ -396,3 +396,115 @@ fn a_source_larger_than_its_budget_comes_and_goes_and_the_pack_is_the_same() {
     }
     assert_eq!(objects(&double), before);
 }
+
+/// Waits until something holds, for at most a minute.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !holds() {
+        assert!(start.elapsed().as_secs() < 60, "never: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn an_evicting_run_survives_kills_a_dead_network_and_wrong_bytes() {
+    let folder = tempfile::tempdir().expect("folder");
+    let model = many_layers(folder.path());
+    let double = double(&model);
+    let shards = contents(&model);
+    let largest = |name: &str| shards[name].len() as u64;
+    let budget = 2 * (1..=6)
+        .map(|shard| largest(&format!("model-{shard:05}-of-00006.safetensors")))
+        .max()
+        .expect("six");
+    let run = folder.path().join("run");
+    let objects = || {
+        let seen = double.seen();
+        seen.iter().filter(|seen| seen.storage).count()
+    };
+    let resume = |attempts: u32| {
+        let mut command = uc();
+        command.arg("resume").arg(&run);
+        at(&mut command, &double, &run);
+        impatient(&run, attempts);
+        command
+    };
+
+    // The driver is killed in the middle of a shard; its successor goes on in the middle of it.
+    let mut child = {
+        let mut command = evicting(&double, &run, budget);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command.spawn().expect("uc")
+    };
+    until("a plan", || run.join("run.json").exists());
+    double.set_faults(Schedule::script(Route::Object, vec![Fault::Stall; 9]));
+    let growing = || {
+        let mut all = Vec::new();
+        files(&run.join("source"), &mut all);
+        let is_growing = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "growing");
+        all.into_iter().find(is_growing)
+    };
+    until("a shard on its way", || {
+        growing().is_some_and(|path| std::fs::metadata(path).is_ok_and(|found| found.len() > 0))
+    });
+    child.kill().expect("killed");
+    child.wait().expect("gone");
+    until("the stages to be gone", || uc_tests::kills::workers_of(&run).is_empty());
+
+    // A network that is dead: exit status 11 and how to go on.
+    let before = double.seen().len();
+    double.set_faults(Schedule::script(Route::Resolve, vec![Fault::Reset; 99]));
+    let said = fail_with(resume(8).env("HF_ENDPOINT", "http://127.0.0.1:9"), 11);
+    assert!(said.contains("fetch of model-") && said.contains("uc resume"), "{said}");
+    assert_eq!(double.seen().len(), before);
+    let status = words(&succeed(uc().arg("status").arg(&run)));
+    assert!(status.contains("fetch"), "{status}");
+
+    // Bytes that are not those that the Hub names: refused, and nothing of them stays.
+    double.set_faults(Schedule::None);
+    let last = &shards["model-00006-of-00006.safetensors"];
+    let mut other = last.clone();
+    other[last.len() - 1] ^= 1;
+    double.tamper(last, &other);
+    let (code, most, said) = watched(resume(8), &run);
+    assert_eq!(code, Some(11), "{said}");
+    assert!(said.contains("SHA-256") && said.contains("00006-of-00006"), "{said}");
+    assert!(most <= budget, "{most} of {budget}");
+    let ranges = double.seen();
+    assert!(ranges.iter().any(|seen| seen.storage && seen.range.is_some()));
+    double.tamper(last, last);
+
+    // Seeded faults over the rest, once more with a driver that is killed now and then, and a shard that was damaged.
+    let mut random = uc_tests::kills::Random(7);
+    for _ in 0..3 {
+        let seen = objects();
+        let mut child = {
+            let mut command = resume(8);
+            command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+            command.spawn().expect("uc")
+        };
+        let more = 1 + random.below(3) as usize;
+        until("objects", || objects() >= seen + more || child.try_wait().is_ok_and(|e| e.is_some()));
+        let _ = child.kill();
+        child.wait().expect("gone");
+        until("the stages to be gone", || uc_tests::kills::workers_of(&run).is_empty());
+        let mut all = Vec::new();
+        files(&run.join("source"), &mut all);
+        let shard = all.into_iter().find(|path| path.extension().is_some_and(|e| e == "safetensors"));
+        if let Some(path) = shard {
+            let mut bytes = std::fs::read(&path).expect("shard");
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            std::fs::write(&path, bytes).expect("damaged");
+        }
+    }
+    let (code, most, said) = watched(resume(8), &run);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(most <= budget, "{most} of {budget}");
+    let local = folder.path().join("local");
+    let mut command = compress(&model, &local);
+    at(&mut command, &double, &local);
+    succeed(&mut command);
+    assert!(comparable(&run) == comparable(&local));
+    assert_no_token(folder.path());
+}
