@@ -263,11 +263,11 @@ fn on_disk(run: &Path) -> u64 {
 }
 
 /// The pipeline with a fetch that does not wait between its attempts.
-fn impatient(run: &Path, attempts: u32) -> PathBuf {
+fn impatient(run: &Path) -> PathBuf {
     let text = std::fs::read_to_string(repository().join("pipeline.toml")).expect("pipeline");
     let fetch = r#"["shard-loader", "shard""#;
     assert!(text.contains(fetch));
-    let hasty = format!(r#"{fetch}, "--longest-wait", "0", "--attempts", "{attempts}""#);
+    let hasty = format!(r#"{fetch}, "--longest-wait", "0""#);
     let path = run.with_extension("toml");
     std::fs::write(&path, text.replace(fetch, &hasty)).expect("written");
     path
@@ -276,7 +276,7 @@ fn impatient(run: &Path, attempts: u32) -> PathBuf {
 /// Settings of a quick run with a survey whose shards may take so many bytes.
 fn evicting(double: &Double, run: &Path, budget: u64) -> Command {
     let mut command = from_hub(double, REPO, run);
-    command.arg("--pipeline").arg(impatient(run, 8));
+    command.arg("--pipeline").arg(impatient(run));
     command.args(["--set", "retention.source=evict", "--set"]);
     command.arg(format!("retention.budget={budget} B"));
     command
@@ -413,27 +413,29 @@ fn an_evicting_run_survives_kills_a_dead_network_and_wrong_bytes() {
     let double = double(&model);
     let shards = contents(&model);
     let largest = |name: &str| shards[name].len() as u64;
-    let budget = 2 * (1..=6)
-        .map(|shard| largest(&format!("model-{shard:05}-of-00006.safetensors")))
-        .max()
-        .expect("six");
+    let budget = 2
+        * (1..=6)
+            .map(|shard| largest(&format!("model-{shard:05}-of-00006.safetensors")))
+            .max()
+            .expect("six");
     let run = folder.path().join("run");
     let objects = || {
         let seen = double.seen();
         seen.iter().filter(|seen| seen.storage).count()
     };
-    let resume = |attempts: u32| {
+    let resume = || {
         let mut command = uc();
         command.arg("resume").arg(&run);
         at(&mut command, &double, &run);
-        impatient(&run, attempts);
         command
     };
 
     // The driver is killed in the middle of a shard; its successor goes on in the middle of it.
     let mut child = {
         let mut command = evicting(&double, &run, budget);
-        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null());
         command.spawn().expect("uc")
     };
     until("a plan", || run.join("run.json").exists());
@@ -441,7 +443,8 @@ fn an_evicting_run_survives_kills_a_dead_network_and_wrong_bytes() {
     let growing = || {
         let mut all = Vec::new();
         files(&run.join("source"), &mut all);
-        let is_growing = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "growing");
+        let is_growing =
+            |path: &PathBuf| path.extension().is_some_and(|ending| ending == "growing");
         all.into_iter().find(is_growing)
     };
     until("a shard on its way", || {
@@ -449,13 +452,17 @@ fn an_evicting_run_survives_kills_a_dead_network_and_wrong_bytes() {
     });
     child.kill().expect("killed");
     child.wait().expect("gone");
-    until("the stages to be gone", || uc_tests::kills::workers_of(&run).is_empty());
+    until("the stages to be gone", || {
+        uc_tests::kills::workers_of(&run).is_empty()
+    });
 
     // A network that is dead: exit status 11 and how to go on.
     let before = double.seen().len();
-    double.set_faults(Schedule::script(Route::Resolve, vec![Fault::Reset; 99]));
-    let said = fail_with(resume(8).env("HF_ENDPOINT", "http://127.0.0.1:9"), 11);
-    assert!(said.contains("fetch of model-") && said.contains("uc resume"), "{said}");
+    let said = fail_with(resume().env("HF_ENDPOINT", "http://127.0.0.1:9"), 11);
+    assert!(
+        said.contains("fetch of model-") && said.contains("uc resume"),
+        "{said}"
+    );
     assert_eq!(double.seen().len(), before);
     let status = words(&succeed(uc().arg("status").arg(&run)));
     assert!(status.contains("fetch"), "{status}");
@@ -466,31 +473,50 @@ fn an_evicting_run_survives_kills_a_dead_network_and_wrong_bytes() {
     let mut other = last.clone();
     other[last.len() - 1] ^= 1;
     double.tamper(last, &other);
-    let (code, most, said) = watched(resume(8), &run);
+    let (code, most, said) = watched(resume(), &run);
     assert_eq!(code, Some(11), "{said}");
-    assert!(said.contains("SHA-256") && said.contains("00006-of-00006"), "{said}");
+    assert!(
+        said.contains("SHA-256") && said.contains("00006-of-00006"),
+        "{said}"
+    );
     assert!(most <= budget, "{most} of {budget}");
     let ranges = double.seen();
-    assert!(ranges.iter().any(|seen| seen.storage && seen.range.is_some()));
+    assert!(
+        ranges
+            .iter()
+            .any(|seen| seen.storage && seen.range.is_some())
+    );
     double.tamper(last, last);
 
-    // Seeded faults over the rest, once more with a driver that is killed now and then, and a shard that was damaged.
+    // Drivers that are killed now and then, connections that break, shards that are damaged while nobody looks.
     let mut random = uc_tests::kills::Random(7);
     for _ in 0..3 {
+        double.set_faults(Schedule::script(
+            Route::Object,
+            [Fault::ResetBody, Fault::CutBody, Fault::Status(503)],
+        ));
         let seen = objects();
         let mut child = {
-            let mut command = resume(8);
-            command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+            let mut command = resume();
+            command
+                .stdout(std::process::Stdio::null())
+                .stderr(std::process::Stdio::null());
             command.spawn().expect("uc")
         };
         let more = 1 + random.below(3) as usize;
-        until("objects", || objects() >= seen + more || child.try_wait().is_ok_and(|e| e.is_some()));
+        until("objects", || {
+            objects() >= seen + more || child.try_wait().is_ok_and(|e| e.is_some())
+        });
         let _ = child.kill();
         child.wait().expect("gone");
-        until("the stages to be gone", || uc_tests::kills::workers_of(&run).is_empty());
+        until("the stages to be gone", || {
+            uc_tests::kills::workers_of(&run).is_empty()
+        });
         let mut all = Vec::new();
         files(&run.join("source"), &mut all);
-        let shard = all.into_iter().find(|path| path.extension().is_some_and(|e| e == "safetensors"));
+        let shard = all
+            .into_iter()
+            .find(|path| path.extension().is_some_and(|e| e == "safetensors"));
         if let Some(path) = shard {
             let mut bytes = std::fs::read(&path).expect("shard");
             let middle = bytes.len() / 2;
@@ -498,7 +524,7 @@ fn an_evicting_run_survives_kills_a_dead_network_and_wrong_bytes() {
             std::fs::write(&path, bytes).expect("damaged");
         }
     }
-    let (code, most, said) = watched(resume(8), &run);
+    let (code, most, said) = watched(resume(), &run);
     assert_eq!(code, Some(0), "{said}");
     assert!(most <= budget, "{most} of {budget}");
     let local = folder.path().join("local");

@@ -142,6 +142,14 @@ impl<'a> Driver<'a> {
             stages.insert(0, (source.stage().to_owned(), 0, source.traffic().fetches));
         }
         self.display.begin_stages(&stages);
+        if let Some(source) = &self.source {
+            let files = self.plan.shards();
+            let named = files.filter_map(|(shard, file)| {
+                let name = file.path.file_name()?.to_owned();
+                Some((u32::try_from(shard).ok()?, name))
+            });
+            self.display.name_jobs(source.stage(), named.collect());
+        }
     }
 
     fn work_on(&mut self) -> anyhow::Result<()> {
@@ -230,19 +238,6 @@ impl<'a> Driver<'a> {
             }
         }
         Ok(())
-    }
-
-    /// A job in words.
-    fn title(&self, id: &JobId) -> String {
-        let fetched = self
-            .source
-            .as_ref()
-            .and_then(|source| source.fetched_by(id));
-        let file = fetched.map(|shard| &self.plan.externals[SOURCE].files[shard]);
-        match file.and_then(|file| file.path.file_name()) {
-            Some(name) => format!("{} of {name}", id.stage),
-            None => id.to_string(),
-        }
     }
 
     /// Counts another try of a job; `false` when its stage allows no more.
@@ -544,7 +539,7 @@ impl<'a> Driver<'a> {
             serde_json::json!({"stage": id.stage, "layer": id.layer,
                                "class": mishap.class, "message": mishap.message}),
         );
-        let title = self.title(&id);
+        let title = self.display.title(&id);
         if mishap.may_retry && self.retry(&id, mishap.class) {
             self.display
                 .warn(&format!("{title}: {}; trying again", mishap.message));

@@ -26,6 +26,8 @@ pub struct Summary {
     pub run: Utf8PathBuf,
     /// Repository and commit of a model of the Hub.
     pub hub: Option<HubSource>,
+    /// Bytes that came from the Hub while the run went on.
+    pub received_bytes: u64,
     /// The pack; absent in a run that only evaluates or whose pipeline makes none.
     pub pack: Option<PackSummary>,
     /// What the evaluator measured.
@@ -126,6 +128,7 @@ fn summarise(session: &Session, threads: u32, display: &Display) -> anyhow::Resu
     Ok(Summary {
         run: root.to_owned(),
         hub: plan.model.hub.clone(),
+        received_bytes: history.received,
         pack,
         metrics,
         experts,
@@ -173,6 +176,9 @@ fn text(summary: &Summary) -> String {
     let mut row = |name: &str, value: String| lines.push(format!("{name:<22}{value}"));
     if let Some(hub) = &summary.hub {
         row("source", format!("{} at {}", hub.repository, hub.commit));
+    }
+    if summary.received_bytes > 0 {
+        row("received from the Hub", size(summary.received_bytes));
     }
     if let Some(pack) = &summary.pack {
         row("pack", pack.path.to_string());
