@@ -10,11 +10,12 @@ use std::str::FromStr;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
+pub use outside::{External, ExternalFile, HubSource, ModelSource, SOURCE, ShardContent, Weights};
 pub use problem::PlanProblem;
 
 use crate::settings::Settings;
-use crate::sha::Sha256Digest;
 
+mod outside;
 mod problem;
 
 /// Version of `run.json`.
@@ -45,84 +46,6 @@ pub struct Plan {
     pub artifacts: BTreeMap<String, Artifact>,
     /// The stages in topological order.
     pub stages: Vec<StagePlan>,
-}
-
-/// The source model's facts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelSource {
-    /// Name for people: the folder's.
-    pub name: String,
-    /// Absolute folder.
-    pub path: Utf8PathBuf,
-    /// Number of transformer layers.
-    pub layers: u32,
-    /// Weights in the linears of all layers.
-    pub linear_parameters: u64,
-    /// Weights of the whole model.
-    pub total_parameters: u64,
-    /// Where it came from, if it is a model of the Hub.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hub: Option<HubSource>,
-}
-
-/// A model of the Hub, pinned to a commit.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HubSource {
-    /// `owner/name`.
-    pub repository: String,
-    /// The branch, tag or commit that was asked for.
-    pub revision: String,
-    /// The commit that it named when the run was planned; every byte is of that commit.
-    pub commit: String,
-}
-
-/// Files from outside, identified by their hashes when the run was planned.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct External {
-    /// The files, in a fixed order.
-    pub files: Vec<ExternalFile>,
-    /// Digest over names, sizes and hashes of the files; for a single file its own SHA-256.
-    pub digest: Sha256Digest,
-}
-
-/// One outside file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ExternalFile {
-    /// Absolute path.
-    pub path: Utf8PathBuf,
-    /// Bytes.
-    pub size: u64,
-    /// Digest of the whole file when the run was planned.
-    pub sha256: Sha256Digest,
-    /// Time of its last change then, nanoseconds since 1970; decides whether to hash again.
-    pub mtime_ns: i64,
-    /// Of a shard that comes and goes during the run: what it holds. Its absence is no change.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub shard: Option<ShardContent>,
-}
-
-/// What a shard of the source holds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ShardContent {
-    /// Layers with a tensor in it.
-    pub layers: Vec<u32>,
-    /// Whether embeddings, final norm or head have a tensor in it.
-    pub ends: bool,
-}
-
-/// Which tensors of the source a job reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Weights {
-    /// Those of its layer.
-    Layer,
-    /// Embeddings, final norm and head.
-    Ends,
 }
 
 /// Something that a stage makes.
@@ -316,9 +239,6 @@ impl StagePlan {
     }
 }
 
-/// Name of the outside input that is the model.
-pub const SOURCE: &str = "source";
-
 impl Plan {
     /// The stage of a name.
     pub fn stage(&self, name: &str) -> Option<&StagePlan> {
@@ -391,27 +311,6 @@ impl Plan {
     /// The outside input behind an instance, if it is one.
     pub fn external(&self, id: &ArtifactId) -> Option<&External> {
         self.externals.get(&id.to_string())
-    }
-
-    /// The shards of the source, if they come and go: numbers of files of the outside input `source`.
-    pub fn shards(&self) -> impl Iterator<Item = (usize, &ExternalFile)> {
-        let files = self
-            .externals
-            .get(SOURCE)
-            .into_iter()
-            .flat_map(|source| &source.files);
-        files.enumerate().filter(|(_, file)| file.shard.is_some())
-    }
-
-    /// The shards that a job reads; none where the whole source stays.
-    pub fn shards_of(&self, stage: &StagePlan, layer: Option<u32>) -> Vec<usize> {
-        let holds = |file: &ExternalFile| match (stage.weights, layer, &file.shard) {
-            (Some(Weights::Ends), _, Some(shard)) => shard.ends,
-            (Some(Weights::Layer), Some(layer), Some(shard)) => shard.layers.contains(&layer),
-            _ => false,
-        };
-        let needed = self.shards().filter(|(_, file)| holds(file));
-        needed.map(|(number, _)| number).collect()
     }
 
     /// The job that makes an instance.

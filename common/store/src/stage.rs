@@ -361,7 +361,10 @@ impl<'a> Job<'a> {
                 return Err(StoreError::MissingInput {
                     what: file.path.to_string(),
                     needed_by: id.to_string(),
-                    producer: "the stage that fetches shards".into(),
+                    producer: plan.fetcher().map_or_else(
+                        || "outside".into(),
+                        |fetcher| format!("{} --layer {number}", fetcher.name),
+                    ),
                 });
             }
             source::verify_file(file, verified)?;

@@ -188,15 +188,19 @@ impl<'p> Board<'p> {
     /// The job to start next among those whose part of the source is there.
     pub fn next_if(&self, is_there: impl Fn(&JobId) -> bool) -> Option<JobId> {
         let running = self.running();
-        let mut candidates = self.candidates(&running).into_iter();
-        let first = candidates.find(|node| is_there(&node.id))?;
+        let ready = self.ready(&running);
+        let first = self
+            .candidates(&ready, &running)
+            .find(|node| is_there(&node.id))?;
         self.fits(first, &running).then(|| first.id.clone())
     }
 
     /// The jobs that could start if their part of the source were there and there were room, the first one first.
-    pub fn wanted(&self) -> Vec<&JobId> {
-        let candidates = self.candidates(&self.running()).into_iter();
-        candidates.map(|node| &node.id).collect()
+    pub fn wanted(&self) -> Vec<JobId> {
+        let running = self.running();
+        let ready = self.ready(&running);
+        let candidates = self.candidates(&ready, &running);
+        candidates.map(|node| node.id.clone()).collect()
     }
 
     /// The jobs that are left, in the order in which they would run one at a time.
@@ -215,8 +219,8 @@ impl<'p> Board<'p> {
         order
     }
 
-    /// Jobs whose inputs are made, whose stage is idle and which are not too far ahead, the first one first.
-    fn candidates(&self, running: &[&Node]) -> Vec<&Node> {
+    /// Jobs whose inputs are made and whose stage is idle, the first one first.
+    fn ready(&self, running: &[&Node]) -> Vec<&Node> {
         let busy: BTreeSet<usize> = running.iter().map(|node| node.stage).collect();
         let mut ready: Vec<&Node> = self
             .nodes
@@ -225,16 +229,21 @@ impl<'p> Board<'p> {
             .filter(|node| self.inputs_done(node))
             .collect();
         ready.sort_by_key(|node| (node.id.layer, std::cmp::Reverse(node.stage)));
-        let far: Vec<bool> = ready
-            .iter()
-            .map(|node| self.is_too_far_ahead(node))
-            .collect();
-        // Bounds are wishes: when nothing else can go on, the first ready job does.
-        if running.is_empty() && far.iter().all(|far| *far) {
-            return ready;
-        }
-        let near = ready.into_iter().zip(far).filter(|(_, far)| !far);
-        near.map(|(node, _)| node).collect()
+        ready
+    }
+
+    /// Those of them that are not too far ahead. Bounds are wishes: when nothing else can go on, all of them.
+    fn candidates<'n>(
+        &'n self,
+        ready: &'n [&'n Node],
+        running: &[&Node],
+    ) -> impl Iterator<Item = &'n Node> {
+        let is_near = |node: &&&Node| !self.is_too_far_ahead(node);
+        let unbounded = running.is_empty() && ready.iter().find(is_near).is_none();
+        let ready = ready.iter();
+        ready
+            .filter(move |node| unbounded || is_near(node))
+            .copied()
     }
 
     fn running(&self) -> Vec<&Node> {

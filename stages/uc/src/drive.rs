@@ -47,6 +47,8 @@ pub struct Driver<'a> {
     work: Work,
     /// Where shards come and go.
     source: Option<Source>,
+    /// Whether something happened since shards were looked at.
+    unsettled: bool,
     workers: BTreeMap<String, Worker>,
     /// Processes that were told to leave; their stage may not start another before they are gone.
     leaving: BTreeMap<String, Worker>,
@@ -97,6 +99,7 @@ impl<'a> Driver<'a> {
             display,
             work,
             source,
+            unsettled: true,
             workers: BTreeMap::new(),
             leaving: BTreeMap::new(),
             jobs: BTreeMap::new(),
@@ -209,6 +212,7 @@ impl<'a> Driver<'a> {
         let worker = self.workers.get_mut(&id.stage).expect("just there");
         // A worker that is gone closes its output; that message decides what happens to the job.
         let _ = worker.send(&JobRequest { layer: id.layer });
+        self.unsettled = true;
         let heard = Instant::now();
         self.jobs.insert(id.stage.clone(), RunningJob { id, heard });
         Ok(())
@@ -216,11 +220,13 @@ impl<'a> Driver<'a> {
 
     /// Brings the shards that jobs will read, and removes those that are in the way or done with.
     fn move_shards(&mut self) -> anyhow::Result<()> {
-        while let Some(source) = &mut self.source {
+        while let Some(source) = &mut self.source
+            && self.unsettled
+        {
             let running = self.jobs.values().map(|job| &job.id);
             let step = source.shards.step(source.uses(&self.board, running));
             match step {
-                None => break,
+                None => self.unsettled = false,
                 Some(Step::Fetch(shard)) => {
                     source.shards.set(shard, Place::Coming);
                     let id = source.job(shard);
@@ -354,6 +360,7 @@ impl<'a> Driver<'a> {
     /// A job published its outputs: what waited for them may start, what only they needed may go.
     fn on_finished(&mut self, id: &JobId, seconds: f64) -> anyhow::Result<()> {
         self.jobs.remove(&id.stage);
+        self.unsettled = true;
         if let Some(source) = &mut self.source
             && let Some(shard) = source.fetched_by(id)
         {
@@ -534,6 +541,7 @@ impl<'a> Driver<'a> {
             return Ok(());
         };
         let id = job.id;
+        self.unsettled = true;
         self.journal.note(
             MISHAP,
             serde_json::json!({"stage": id.stage, "layer": id.layer,

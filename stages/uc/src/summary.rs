@@ -116,10 +116,17 @@ fn summarise(session: &Session, threads: u32, display: &Display) -> anyhow::Resu
     }
     let next = match (&pack, &metrics) {
         (Some(pack), None) => {
-            format!(
-                "uc eval {} --model {} --text FILE",
-                pack.path, plan.model.path
-            )
+            // Of a source that comes and goes no whole copy is here.
+            let gone = plan
+                .model
+                .hub
+                .as_ref()
+                .filter(|_| plan.shards().next().is_some());
+            let model = gone.map_or_else(
+                || plan.model.path.to_string(),
+                |hub| format!("{}@{}", hub.repository, hub.commit),
+            );
+            format!("uc eval {} --model {model} --text FILE", pack.path)
         }
         (Some(pack), Some(_)) => format!("uc inspect {} --layer 0", pack.path),
         (None, _) => format!("uc status {root}"),

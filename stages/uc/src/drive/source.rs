@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use indicatif::BinaryBytes;
 use uc_store::ExitCode;
 use uc_store::freshness::Work;
-use uc_store::plan::{JobId, Per, Plan, SOURCE};
+use uc_store::plan::{JobId, Plan, SOURCE};
 use uc_store::settings::SourceRetention;
 
 use crate::board::{Board, Budget, Status};
@@ -39,8 +39,7 @@ impl Source {
         let Some(shards) = Shards::of(plan, bytes, there) else {
             return Ok(None);
         };
-        let stage = plan.stages.iter().find(|stage| stage.per == Per::Shard);
-        let stage = stage.ok_or_else(|| {
+        let stage = plan.fetcher().ok_or_else(|| {
             let message = "found no stage with per = \"shard\", expected one: the source's shards come and go";
             failure(ExitCode::BadPipeline, message)
         })?;
@@ -119,22 +118,21 @@ impl Source {
 
     /// The shards in the order in which they will be read: by what runs, by what could start, by what is expected.
     pub fn uses<'a>(
-        &'a self,
-        board: &'a Board<'_>,
+        &self,
+        board: &Board<'_>,
         running: impl Iterator<Item = &'a JobId>,
     ) -> Vec<usize> {
-        let left = |id: &&JobId| {
+        let mut uses = Vec::new();
+        let mut add = |id: &JobId| uses.extend(self.needs.get(id).into_iter().flatten());
+        running.for_each(&mut add);
+        board.wanted().iter().for_each(&mut add);
+        let is_left = |id: &&JobId| {
             board
                 .status(id)
                 .is_some_and(|status| status != Status::Done)
         };
-        let jobs = running
-            .chain(board.wanted())
-            .chain(self.order.iter().filter(left));
-        jobs.filter_map(|id| self.needs.get(id))
-            .flatten()
-            .copied()
-            .collect()
+        self.order.iter().filter(is_left).for_each(add);
+        uses
     }
 }
 

@@ -1,7 +1,6 @@
 //! `uc resume RUN`: continues an interrupted run, or brings it up to date.
 
 use uc_store::ExitCode;
-use uc_store::plan::Per;
 use uc_store::run::RunDir;
 use uc_store::settings::SourceRetention;
 
@@ -11,7 +10,7 @@ use crate::programs::Programs;
 use crate::progress::Display;
 use crate::session::{self, Session};
 use crate::signals::Listener;
-use crate::{planning, sources, summary};
+use crate::{drive, planning, sources, summary};
 
 /// Runs the verb.
 pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
@@ -21,7 +20,7 @@ pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyh
     let before = plan.clone();
     planning::apply(&mut plan.settings, &args.set)?;
     let evicts = plan.settings.retention.source == SourceRetention::Evict;
-    if evicts && plan.stages.iter().all(|stage| stage.per != Per::Shard) {
+    if evicts && plan.fetcher().is_none() {
         let message =
             "retention.source: found evict for a run whose whole source is on disk; expected keep";
         return Err(failure(ExitCode::BadPipeline, message));
@@ -30,6 +29,7 @@ pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyh
     for change in sources::refresh(&mut plan, threads, display)? {
         display.say(&change);
     }
+    drive::source::check(&plan)?;
     plan.tool_version = env!("CARGO_PKG_VERSION").into();
     let run = match plan == before {
         true => run,

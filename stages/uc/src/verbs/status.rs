@@ -262,7 +262,7 @@ fn assess(plan: &Plan, mut history: History, seen: Seen<'_>) -> Status {
 /// The shards, if they come and go; looks at the files.
 fn shards(plan: &Plan, received: u64) -> Option<ShardsStatus> {
     let retention = &plan.settings.retention;
-    let stage = plan.stages.iter().find(|stage| stage.per == Per::Shard);
+    let stage = plan.fetcher();
     let mut status = ShardsStatus {
         stage: stage.map_or_else(String::new, |stage| stage.name.clone()),
         files: BTreeMap::new(),
