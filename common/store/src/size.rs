@@ -26,9 +26,10 @@ impl FromStr for Size {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parse = || {
-            let (number, unit) = text.trim().split_once(' ')?;
-            let number: f64 = number.parse().ok()?;
-            let (_, shift) = UNITS.iter().find(|(name, _)| *name == unit)?;
+            let text = text.trim();
+            let end = text.find(|c: char| c.is_ascii_alphabetic())?;
+            let number: f64 = text[..end].trim_end().parse().ok()?;
+            let (_, shift) = UNITS.iter().find(|(name, _)| *name == &text[end..])?;
             let bytes = number * 2f64.powi(*shift as i32);
             (0.0..=1e18).contains(&bytes).then_some(Self(bytes as u64))
         };
@@ -62,6 +63,7 @@ mod tests {
         for (text, bytes, shown) in [
             ("64 GiB", 64 << 30, "64 GiB"),
             ("0.5 GiB", 512 << 20, "512 MiB"),
+            ("200GiB", 200 << 30, "200 GiB"),
             ("1000 B", 1000, "1000 B"),
             ("2048 KiB", 2 << 20, "2 MiB"),
             ("0 B", 0, "0 B"),
@@ -69,7 +71,9 @@ mod tests {
             let size: Size = text.parse().expect(text);
             assert_eq!((size.0, size.to_string().as_str()), (bytes, shown));
         }
-        for bad in ["", "64", "64GiB", "64 GB", "-1 GiB", "NaN GiB", "1e9 TiB"] {
+        for bad in [
+            "", "64", "GiB", "64 GB", "64 gib", "-1 GiB", "NaN GiB", "9e9 TiB",
+        ] {
             assert!(bad.parse::<Size>().is_err(), "{bad}");
         }
     }
