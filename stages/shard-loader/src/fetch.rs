@@ -18,6 +18,7 @@ use uc_model::source;
 use uc_store::ExitCode;
 use uc_store::atomic;
 use uc_store::logging::{self, LogFormat};
+use uc_store::sha::verify_file;
 use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 
 use crate::DESCRIPTION;
@@ -348,6 +349,10 @@ impl StageProgram for Fetcher {
         let file = job.shard()?;
         let origin = job.plan().model.hub.as_ref();
         let origin = origin.context("the plan names no repository")?;
+        // One that is there and not whole would lie beside its successor, for which there is no room.
+        if file.path.exists() && verify_file(&file.path, file.size, &file.sha256).is_err() {
+            atomic::remove_file(&file.path)?;
+        }
         let hub = match self.hub.take() {
             Some(hub) => hub,
             None => hub()?,

@@ -250,7 +250,9 @@ impl<'a> Driver<'a> {
     fn retry(&mut self, id: &JobId, class: ExitCode) -> bool {
         let fetched = self.source.as_mut().and_then(|source| {
             let shard = source.fetched_by(id)?;
-            source.shards.set(shard, Place::Absent);
+            let is_whole = self.plan.externals[SOURCE].files[shard].path.exists();
+            let place = if is_whole { Place::Left } else { Place::Absent };
+            source.shards.set(shard, place);
             source.retries += 1;
             Some(source.retries)
         });

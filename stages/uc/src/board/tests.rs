@@ -315,3 +315,33 @@ fn retries_are_counted_per_job() {
     assert!(!board.retry(&job("load", 0)));
     assert!(board.retry(&job("teach", 0)));
 }
+
+#[test]
+fn a_job_whose_part_of_the_source_is_absent_is_wanted_and_does_not_start() {
+    let mut plan = plan(6);
+    plan.stages[1].ahead = Some(1);
+    let mut board = board(&plan, 8);
+    board.set(&job("embed", None), Status::Done);
+    assert_eq!(board.wanted(), [job("load", 0), job("load", 1)]);
+    // No later layer starts in their place: it would be too far ahead of those that read what it makes.
+    let is_there = |id: &JobId| id.layer > Some(1);
+    assert_eq!(board.next_if(is_there), None);
+    assert_eq!(board.next_if(|_| true), Some(job("load", 0)));
+    // Where only bounds are in the way, they give way; what is wanted then is what may start then.
+    board.set(&job("load", 0), Status::Done);
+    board.set(&job("load", 1), Status::Done);
+    board.set(&job("teach", 0), Status::Running);
+    assert_eq!(board.wanted(), [job("code", 0)]);
+}
+
+#[test]
+fn the_expected_order_is_that_of_one_job_at_a_time() {
+    let plan = plan(2);
+    let budget = Budget { cpus: 1, memory: 0 };
+    let order = Board::order(&plan, &all_stale(&plan), budget);
+    let order: Vec<String> = order.iter().map(ToString::to_string).collect();
+    assert_eq!(order.len(), 8);
+    let place = |id: &str| order.iter().position(|found| found == id);
+    assert!(place("teach of layer 0") < place("teach of layer 1"));
+    assert!(place("code of layer 1") < place("finish"));
+}

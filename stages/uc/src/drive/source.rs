@@ -43,14 +43,13 @@ impl Source {
             let message = "found no stage with per = \"shard\", expected one: the source's shards come and go";
             failure(ExitCode::BadPipeline, message)
         })?;
-        let needs = needs(plan);
         check(plan)?;
         Ok(Some(Self {
             shards,
             retries: 0,
             stage: stage.name.clone(),
             budget: bytes,
-            needs,
+            needs: needs(plan),
             order: Board::order(plan, work, budget),
         }))
     }
@@ -66,25 +65,29 @@ impl Source {
         let shards: Vec<usize> = plan.shards().map(|(number, _)| number).collect();
         let (all, traffic) = (self.shards.bytes(&shards), self.traffic());
         let most = self.budget.min(all);
+        let mut readers: Vec<&str> = Vec::new();
+        for id in self.order.iter().filter(|id| self.needs.contains_key(id)) {
+            if !readers.contains(&id.stage.as_str()) {
+                readers.push(&id.stage);
+            }
+        }
+        let readers = match readers.as_slice() {
+            [] => "no stage".into(),
+            readers => readers.join(", "),
+        };
         let disk = match others {
             Some(others) => format!(
-                "{} at most with pack and intermediate files (estimated {})",
+                "about {} of disk at most, {} of them pack and intermediate files",
                 BinaryBytes(most.saturating_add(others)),
                 BinaryBytes(others)
             ),
-            None => "that of pack and intermediate files on top".into(),
+            None => "pack and intermediate files on top".into(),
         };
-        let mut reads: BTreeMap<usize, u64> = BTreeMap::new();
-        for id in &self.order {
-            for shard in self.needs.get(id).into_iter().flatten() {
-                *reads.entry(*shard).or_default() += 1;
-            }
-        }
         format!(
-            "source: {} in {} shards, each read by up to {} jobs; {} fetches, {} to download; at most {} of them on disk, {disk}",
+            "source: {} in {} shards, still to be read by {readers}; about {} fetches, {} to download, {} of shards on disk \
+             at most; {disk}",
             BinaryBytes(all),
             shards.len(),
-            reads.values().max().unwrap_or(&0),
             traffic.fetches,
             BinaryBytes(traffic.bytes),
             BinaryBytes(most),

@@ -57,7 +57,7 @@ struct WireStage {
     unless: Option<Spanned<String>>,
     retries: Option<Spanned<u32>>,
     stall_timeout: Option<Spanned<String>>,
-    weights: Option<Weights>,
+    weights: Option<Spanned<Weights>>,
 }
 
 /// Parses the text; references between stages are checked by the caller.
@@ -188,6 +188,25 @@ fn stage_spec(name: Spanned<String>, wire: WireStage) -> Result<StageSpec, Mista
             }
         }
     }
+    if let Some(write) = wire.writes.first().filter(|_| wire.per == Per::Shard) {
+        let message = format!(
+            "found `{}`, expected nothing: a stage per shard fetches files of the source",
+            write.get_ref()
+        );
+        return Err((write.span().start, message));
+    }
+    let fits = |weights: &Weights| match weights {
+        Weights::Layer => wire.per == Per::Layer,
+        Weights::Ends => wire.per == Per::Run,
+    };
+    if let Some(weights) = wire
+        .weights
+        .as_ref()
+        .filter(|weights| !fits(weights.get_ref()))
+    {
+        let message = "expected \"layer\" in a stage per layer, \"ends\" in a stage per run".into();
+        return Err((weights.span().start, message));
+    }
     let retries = match &wire.retries {
         None => DEFAULT_RETRIES,
         Some(found) if *found.get_ref() <= MAX_RETRIES => *found.get_ref(),
@@ -212,7 +231,7 @@ fn stage_spec(name: Spanned<String>, wire: WireStage) -> Result<StageSpec, Mista
         settings: wire.settings,
         ahead: wire.ahead,
         optional: wire.optional,
-        weights: wire.weights,
+        weights: wire.weights.map(Spanned::into_inner),
         retries,
     })
 }
