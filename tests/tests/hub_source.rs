@@ -92,18 +92,10 @@ fn a_model_by_its_name_gives_the_pack_of_its_folder_and_says_where_it_is_from() 
     let local = folder.path().join("local");
     succeed(&mut compress(&tiny_model(), &local));
 
-    // Faults of every kind on the way.
+    // A broken connection and a busy Hub on the way; the other faults are those of the client's own tests.
     let run = folder.path().join("run");
-    double.set_faults(Schedule::script(
-        Route::Object,
-        [
-            Fault::ResetBody,
-            Fault::CutBody,
-            Fault::TooMany(0),
-            Fault::WrongByte,
-            Fault::Status(500),
-        ],
-    ));
+    let faults = [Fault::ResetBody, Fault::TooMany(0)];
+    double.set_faults(Schedule::script(Route::Object, faults));
     let output = succeed(&mut from_hub(&double, REPO, &run));
     assert!(!words(&output).contains(&Options::default().token));
     let commit = succeed(uc().arg("inspect").arg(run.join("pack")));
@@ -212,6 +204,34 @@ fn what_cannot_be_downloaded_ends_with_its_class_and_a_rerun_goes_on() {
             .iter()
             .any(|seen| seen.storage && seen.range.is_some())
     );
+    // Stopped by the user in the middle: 130 at once, no process is left behind, and what came stays.
+    let stopped = folder.path().join("stopped");
+    let mut command = from_hub(&double, REPO, &stopped.join("run"));
+    double.set_faults(Schedule::script(Route::Object, [Fault::Stall]));
+    let mut child = command
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("uc");
+    let is_growing = || {
+        let mut all = Vec::new();
+        files(&stopped, &mut all);
+        all.iter().any(|path| {
+            let growing = path.extension().is_some_and(|ending| ending == "growing");
+            growing && std::fs::metadata(path).is_ok_and(|found| found.len() > 0)
+        })
+    };
+    until("a file on its way", is_growing);
+    let children = uc_tests::kills::children(child.id());
+    assert!(!children.is_empty());
+    uc_tests::kills::signal(child.id(), "-INT");
+    assert_eq!(child.wait().expect("gone").code(), Some(130));
+    until("its process to be gone", || {
+        children
+            .iter()
+            .all(|(id, _)| !Path::new(&format!("/proc/{id}/fd")).exists())
+    });
+    assert!(is_growing());
+    double.set_faults(Schedule::None);
     // Bytes that are not those that the Hub names.
     let config = contents(&tiny_model())
         .remove("model.safetensors")

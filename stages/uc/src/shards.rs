@@ -145,7 +145,7 @@ impl Shards {
                 match step {
                     Step::Evict(shard) => shards.set(shard, Place::Absent),
                     // What is read later comes meanwhile, and is counted when its turn comes.
-                    Step::Fetch(_) if place < jobs.len() && shards.are_here(now) => break,
+                    Step::Fetch(_) if shards.are_here(now) => break,
                     Step::Fetch(shard) => {
                         if shards.place(shard) == Place::Absent {
                             traffic.fetches += 1;

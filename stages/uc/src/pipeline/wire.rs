@@ -195,17 +195,16 @@ fn stage_spec(name: Spanned<String>, wire: WireStage) -> Result<StageSpec, Mista
         );
         return Err((write.span().start, message));
     }
-    let fits = |weights: &Weights| match weights {
-        Weights::Layer => wire.per == Per::Layer,
-        Weights::Ends => wire.per == Per::Run,
-    };
-    if let Some(weights) = wire
-        .weights
-        .as_ref()
-        .filter(|weights| !fits(weights.get_ref()))
-    {
-        let message = "expected \"layer\" in a stage per layer, \"ends\" in a stage per run".into();
-        return Err((weights.span().start, message));
+    if let Some(weights) = &wire.weights {
+        let found = match (weights.get_ref(), wire.per) {
+            (Weights::Layer, Per::Layer) | (Weights::Ends, Per::Run) => None,
+            (Weights::Layer, _) => Some("found \"layer\" in a stage that is not per layer"),
+            (Weights::Ends, _) => Some("found \"ends\" in a stage that is not per run"),
+        };
+        if let Some(found) = found {
+            let message = format!("{found}, expected \"layer\" per layer, \"ends\" per run");
+            return Err((weights.span().start, message));
+        }
     }
     let retries = match &wire.retries {
         None => DEFAULT_RETRIES,
