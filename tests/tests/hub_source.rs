@@ -302,28 +302,41 @@ fn evicting(double: &Double, run: &Path, budget: u64) -> Command {
     command
 }
 
-/// Runs to its end; the exit code and the most bytes of shards that were seen on disk.
-fn watched(mut command: Command, run: &Path) -> (Option<i32>, u64, String) {
+/// How a run ended that was watched.
+struct Watched {
+    code: Option<i32>,
+    /// Most bytes of shards that were seen on disk, and of the whole run directory.
+    shards: u64,
+    disk: u64,
+    said: String,
+}
+
+/// Runs to its end and looks at the disk meanwhile.
+fn watched(mut command: Command, run: &Path) -> Watched {
     let log = run.with_extension("log");
     let file = std::fs::File::create(&log).expect("log");
-    let mut child = command
-        .stdout(std::process::Stdio::null())
-        .stderr(file)
-        .spawn()
-        .expect("uc");
-    let mut most = 0;
+    let quiet = command.stdout(std::process::Stdio::null()).stderr(file);
+    let mut child = quiet.spawn().expect("uc");
+    let (mut shards, mut disk) = (0, 0);
     let status = loop {
-        most = most.max(on_disk(run));
+        shards = shards.max(on_disk(run));
+        let mut all = Vec::new();
+        files(run, &mut all);
+        let sizes = all
+            .iter()
+            .filter_map(|path| Some(std::fs::metadata(path).ok()?.len()));
+        disk = disk.max(sizes.sum());
         if let Some(status) = child.try_wait().expect("state") {
             break status;
         }
         std::thread::sleep(std::time::Duration::from_millis(2));
     };
-    (
-        status.code(),
-        most,
-        std::fs::read_to_string(log).expect("log"),
-    )
+    Watched {
+        code: status.code(),
+        shards,
+        disk,
+        said: std::fs::read_to_string(log).expect("log"),
+    }
 }
 
 #[test]
@@ -385,11 +398,23 @@ fn a_source_larger_than_its_budget_comes_and_goes_and_the_pack_is_the_same() {
             }
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
-        let (code, most, said) = watcher.join().expect("watched");
+        let Watched {
+            code,
+            shards,
+            disk,
+            said,
+        } = watcher.join().expect("watched");
         assert_eq!(code, Some(0), "{said}");
-        println!("source {source}, budget {budget}, most on disk {most}\n{said}");
-        assert!(most <= budget, "{most} of {budget}");
-        assert!(said.contains("to download"), "{said}");
+        println!("source {source}, budget {budget}, most of shards {shards}, of the run {disk}");
+        assert!(shards <= budget, "{shards} of {budget}");
+        let statement = said.lines().find(|line| line.starts_with("source: "));
+        let statement = statement.expect("a statement before the run");
+        println!("{statement}");
+        assert!(statement.contains("to download"), "{statement}");
+        let stated = statement.split("about ").last();
+        let stated = stated.and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok());
+        let stated = stated.expect("MiB of disk") * f64::from(1 << 20);
+        assert!(disk as f64 <= stated, "{disk} of {statement}");
     });
     assert!(moved);
     assert!(comparable(&run) == comparable(&local));
@@ -493,7 +518,12 @@ fn an_evicting_run_survives_kills_a_dead_network_and_wrong_bytes() {
     let mut other = last.clone();
     other[last.len() - 1] ^= 1;
     double.tamper(last, &other);
-    let (code, most, said) = watched(resume(), &run);
+    let Watched {
+        code,
+        shards: most,
+        said,
+        ..
+    } = watched(resume(), &run);
     assert_eq!(code, Some(11), "{said}");
     assert!(
         said.contains("SHA-256") && said.contains("00006-of-00006"),
@@ -544,7 +574,12 @@ fn an_evicting_run_survives_kills_a_dead_network_and_wrong_bytes() {
             std::fs::write(&path, bytes).expect("damaged");
         }
     }
-    let (code, most, said) = watched(resume(), &run);
+    let Watched {
+        code,
+        shards: most,
+        said,
+        ..
+    } = watched(resume(), &run);
     assert_eq!(code, Some(0), "{said}");
     assert!(most <= budget, "{most} of {budget}");
     let local = folder.path().join("local");

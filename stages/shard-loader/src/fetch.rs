@@ -31,8 +31,10 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// What the first request for a shard's header asks for; most headers are smaller.
 const HEADER_GUESS: u64 = 256 << 10;
-/// How often progress is told.
+/// How often progress is told to the driver.
 const INTERVAL: Duration = Duration::from_millis(500);
+/// How often it is told to people.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How patient downloads are.
 #[derive(Debug, Clone, clap::Args)]
@@ -313,7 +315,8 @@ impl Progress {
 
     fn tell(&mut self, done: u64) {
         self.done = done;
-        if self.told.elapsed() < INTERVAL {
+        let interval = if self.tells { INTERVAL } else { LINE_INTERVAL };
+        if self.told.elapsed() < interval {
             return;
         }
         self.told = Instant::now();

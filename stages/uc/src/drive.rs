@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use uc_store::ExitCode;
-use uc_store::atomic;
 use uc_store::events::{Event, EventKind, JobRequest};
 use uc_store::freshness::{self, Freshness, Reason, Work};
-use uc_store::plan::{ArtifactId, JobId, Plan, SOURCE};
+use uc_store::plan::{ArtifactId, JobId, Plan};
 use uc_store::receipt::{Receipt, job_key};
 use uc_store::run::RunDir;
 use uc_store::sha::Sha256Digest;
@@ -20,7 +19,7 @@ use crate::journal::Journal;
 use crate::programs::Programs;
 use crate::progress::Display;
 use crate::runner::{Ending, Launch, Message, Worker, WorkerId};
-use crate::shards::{Place, Step};
+use crate::shards::Place;
 use crate::signals::Listener;
 
 pub mod source;
@@ -216,54 +215,6 @@ impl<'a> Driver<'a> {
         let heard = Instant::now();
         self.jobs.insert(id.stage.clone(), RunningJob { id, heard });
         Ok(())
-    }
-
-    /// Brings the shards that jobs will read, and removes those that are in the way or done with.
-    fn move_shards(&mut self) -> anyhow::Result<()> {
-        while let Some(source) = &mut self.source
-            && self.unsettled
-        {
-            let running = self.jobs.values().map(|job| &job.id);
-            let step = source.shards.step(source.uses(&self.board, running));
-            match step {
-                None => self.unsettled = false,
-                Some(Step::Fetch(shard)) => {
-                    source.shards.set(shard, Place::Coming);
-                    let id = source.job(shard);
-                    self.hand_over(id)?;
-                }
-                Some(Step::Evict(shard)) => {
-                    let path = &self.plan.externals[SOURCE].files[shard].path;
-                    atomic::remove_file(path)?;
-                    source.shards.set(shard, Place::Absent);
-                    let JobId { stage, layer } = source.job(shard);
-                    let artifact = path.file_name().unwrap_or_default().to_owned();
-                    let kind = EventKind::Retired { artifact };
-                    self.journal.event(&Event { stage, layer, kind });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Counts another try of a job; `false` when its stage allows no more.
-    fn retry(&mut self, id: &JobId, class: ExitCode) -> bool {
-        let fetched = self.source.as_mut().and_then(|source| {
-            let shard = source.fetched_by(id)?;
-            let is_whole = self.plan.externals[SOURCE].files[shard].path.exists();
-            let place = if is_whole { Place::Left } else { Place::Absent };
-            source.shards.set(shard, place);
-            source.retries += 1;
-            Some(source.retries)
-        });
-        match fetched {
-            // Where the network failed, the stage has tried again and again.
-            Some(retries) => {
-                let allowed = self.plan.stage(&id.stage).map_or(0, |stage| stage.retries);
-                class != ExitCode::Network && retries <= allowed
-            }
-            None => self.board.retry(id),
-        }
     }
 
     fn start_worker(&mut self, stage: &str) -> anyhow::Result<Worker> {

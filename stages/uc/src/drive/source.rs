@@ -1,16 +1,19 @@
-//! The source of a run as the driver sees it when shards come and go: who reads which, and what that takes.
+//! The source of a run as the driver sees it when shards come and go: who reads which, what that takes, and the moving.
 
 use std::collections::BTreeMap;
 
 use indicatif::BinaryBytes;
 use uc_store::ExitCode;
+use uc_store::atomic;
+use uc_store::events::{Event, EventKind};
 use uc_store::freshness::Work;
 use uc_store::plan::{JobId, Plan, SOURCE};
 use uc_store::settings::SourceRetention;
 
 use crate::board::{Board, Budget, Status};
+use crate::drive::Driver;
 use crate::failure::failure;
-use crate::shards::{Shards, Traffic};
+use crate::shards::{Place, Shards, Step, Traffic};
 
 /// The source of a run whose shards come and go.
 #[derive(Debug)]
@@ -136,6 +139,56 @@ impl Source {
         };
         self.order.iter().filter(is_left).for_each(add);
         uses
+    }
+}
+
+impl Driver<'_> {
+    /// Brings the shards that jobs will read, and removes those that are in the way or done with.
+    pub(super) fn move_shards(&mut self) -> anyhow::Result<()> {
+        while let Some(source) = &mut self.source
+            && self.unsettled
+        {
+            let running = self.jobs.values().map(|job| &job.id);
+            let step = source.shards.step(source.uses(&self.board, running));
+            match step {
+                None => self.unsettled = false,
+                Some(Step::Fetch(shard)) => {
+                    source.shards.set(shard, Place::Coming);
+                    let id = source.job(shard);
+                    self.hand_over(id)?;
+                }
+                Some(Step::Evict(shard)) => {
+                    let path = &self.plan.externals[SOURCE].files[shard].path;
+                    atomic::remove_file(path)?;
+                    source.shards.set(shard, Place::Absent);
+                    let JobId { stage, layer } = source.job(shard);
+                    let artifact = path.file_name().unwrap_or_default().to_owned();
+                    let kind = EventKind::Retired { artifact };
+                    self.journal.event(&Event { stage, layer, kind });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts another try of a job; `false` when its stage allows no more.
+    pub(super) fn retry(&mut self, id: &JobId, class: ExitCode) -> bool {
+        let fetched = self.source.as_mut().and_then(|source| {
+            let shard = source.fetched_by(id)?;
+            let is_whole = self.plan.externals[SOURCE].files[shard].path.exists();
+            let place = if is_whole { Place::Left } else { Place::Absent };
+            source.shards.set(shard, place);
+            source.retries += 1;
+            Some(source.retries)
+        });
+        match fetched {
+            // Where the network failed, the stage has tried again and again.
+            Some(retries) => {
+                let allowed = self.plan.stage(&id.stage).map_or(0, |stage| stage.retries);
+                class != ExitCode::Network && retries <= allowed
+            }
+            None => self.board.retry(id),
+        }
     }
 }
 
