@@ -409,7 +409,11 @@ fn a_source_larger_than_its_budget_comes_and_goes_and_the_pack_is_the_same() {
         assert!(shards <= budget, "{shards} of {budget}");
         let statement = said.lines().find(|line| line.starts_with("source: "));
         let statement = statement.expect("a statement before the run");
-        println!("{statement}");
+        let fetched = said
+            .lines()
+            .filter(|line| line.starts_with("fetch of "))
+            .count();
+        println!("{statement}\n{fetched} were fetched");
         assert!(statement.contains("to download"), "{statement}");
         let stated = statement.split("about ").last();
         let stated = stated.and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok());
@@ -574,12 +578,40 @@ fn an_evicting_run_survives_kills_a_dead_network_and_wrong_bytes() {
             std::fs::write(&path, bytes).expect("damaged");
         }
     }
+    // The last one loses the process that fetches, and starts another.
+    double.set_faults(Schedule::script(Route::Object, [Fault::Stall]));
+    let fetchers = || {
+        let mut all = uc_tests::kills::workers_of(&run);
+        all.retain(|id| {
+            let words = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+            words.split(|byte| *byte == 0).any(|word| word == b"shard")
+        });
+        all
+    };
+    let last = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| watched(resume(), &run));
+        let before = double.seen().len();
+        let stalls = || {
+            double.seen()[before..]
+                .iter()
+                .any(|seen| seen.fault.is_some())
+        };
+        until("a fetch that hangs", || stalls() || watcher.is_finished());
+        for id in fetchers() {
+            uc_tests::kills::signal(id, "-KILL");
+        }
+        watcher.join().expect("watched")
+    });
     let Watched {
         code,
         shards: most,
         said,
         ..
-    } = watched(resume(), &run);
+    } = last;
+    assert!(
+        said.contains("killed by signal 9") && said.contains("trying again"),
+        "{said}"
+    );
     assert_eq!(code, Some(0), "{said}");
     assert!(most <= budget, "{most} of {budget}");
     let local = folder.path().join("local");
