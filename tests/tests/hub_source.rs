@@ -173,6 +173,19 @@ fn what_cannot_be_downloaded_ends_with_its_class_and_a_rerun_goes_on() {
         "{said}"
     );
 
+    // Bytes behind the last tensor: seen by the header alone.
+    for (name, mut bytes) in contents(&tiny_model()) {
+        if name == "model.safetensors" {
+            bytes.extend([0; 3]);
+        }
+        double.put("tester/longer", &name, &bytes);
+    }
+    let mut command = program("shard-loader");
+    command.args(["fetch", "tester/longer", "--headers", "--to"]);
+    at(command.arg(folder.path().join("longer")), &double, &run);
+    let said = fail_with(&mut command, 4);
+    assert!(said.contains("by its header"), "{said}");
+
     // A network that fails too often: exit status 11, what came stays, and the next one goes on from there.
     let models = folder.path().join("models");
     let fetch = |attempts: &str| {
@@ -220,7 +233,13 @@ fn what_cannot_be_downloaded_ends_with_its_class_and_a_rerun_goes_on() {
             growing && std::fs::metadata(path).is_ok_and(|found| found.len() > 0)
         })
     };
-    until("a file on its way", is_growing);
+    let stalls = || {
+        double
+            .seen()
+            .iter()
+            .any(|seen| seen.fault == Some(Fault::Stall))
+    };
+    until("a file that does not come on", || stalls() && is_growing());
     let children = uc_tests::kills::children(child.id());
     assert!(!children.is_empty());
     uc_tests::kills::signal(child.id(), "-INT");

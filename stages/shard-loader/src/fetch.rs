@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -14,6 +15,7 @@ use uc_hub::{
     CommitId, Endpoint, FileId, Hub, HubError, Limits, Policy, RemoteFile, RepoName, RepoRef,
     Snapshot, Watchdog,
 };
+use uc_model::SourceFolder;
 use uc_model::source;
 use uc_store::ExitCode;
 use uc_store::atomic;
@@ -148,7 +150,7 @@ pub fn fetch(args: &FetchArgs) -> anyhow::Result<serde_json::Value> {
     };
     let weights = download.description()?;
     let mut shards = BTreeMap::new();
-    for file in weights {
+    for file in weights.iter().copied() {
         match (&file.id, args.headers) {
             (FileId::Sha256(sha256), true) => {
                 download.header(file)?;
@@ -158,6 +160,9 @@ pub fn fetch(args: &FetchArgs) -> anyhow::Result<serde_json::Value> {
             // The Hub keeps no SHA-256 of small files; a model so small needs no headers.
             _ => download.file(file)?,
         }
+    }
+    if args.headers {
+        download.sizes(&weights)?;
     }
     Ok(json!({
         "folder": folder.canonicalize_utf8().with_context(|| format!("cannot open {folder}"))?,
@@ -286,6 +291,29 @@ impl<'a> Download<'a> {
         }
         bytes.truncate(length as usize);
         atomic::write_bytes(&into, &bytes)?;
+        Ok(())
+    }
+
+    /// Whether every shard is as large as its header and the tensors that it names: a folder with all of it would be
+    /// refused otherwise.
+    fn sizes(&self, weights: &[&RemoteFile]) -> anyhow::Result<()> {
+        let source = SourceFolder::open(self.folder.as_std_path())?;
+        let mut data: BTreeMap<&Path, u64> = BTreeMap::new();
+        for info in source.tensors() {
+            *data.entry(source.file_of(info).0).or_default() += info.bytes;
+        }
+        for file in weights {
+            let path = self.folder.join(&file.path);
+            let Ok(header) = std::fs::metadata(header_path(&path)) else {
+                continue; // it came whole
+            };
+            let data = data.get(path.as_std_path()).unwrap_or(&0);
+            if header.len() + data != file.size {
+                let (name, size) = (&file.path, header.len() + data);
+                let found = format!("{} bytes in {name}, {size} by its header", file.size);
+                return Err(self.refuse(found, "as many as the header says"));
+            }
+        }
         Ok(())
     }
 }
