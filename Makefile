@@ -15,7 +15,7 @@ TEST := $(shell command -v cargo-nextest >/dev/null 2>&1 && echo "cargo nextest 
 .PHONY: help
 help: ## this list
 	@echo "make run                        compress, pack, verify and evaluate the embedded tiny model"
-	@echo "make run MODEL=DIR [CALIBRATION=FILE] [EVALUATION=FILE] [BPW=5.0] [RUN=DIR] [OUT=PACK] [SET='evaluation.windows=0 …'] [THREADS=N]"
+	@echo "make run MODEL=DIR|OWNER/NAME[@REVISION] [CALIBRATION=FILE] [EVALUATION=FILE] [BPW=5.0] [RUN=DIR] [OUT=PACK] [SET='evaluation.windows=0 …'] [THREADS=N]"
 	@echo "make resume RUN=DIR             continue an interrupted run"
 	@echo "make stage STAGE=quantize LAYER=3 RUN=DIR   one stage, one layer, full logs"
 	@echo

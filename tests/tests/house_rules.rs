@@ -135,6 +135,7 @@ fn the_top_level_holds_what_the_house_plan_names() {
         "rustfmt.toml",
         "target",
         "runs",
+        "models",
     ];
     for entry in std::fs::read_dir(uc_tests::repository())
         .expect("root")

@@ -141,6 +141,61 @@ impl Hub {
         Ok(snapshot)
     }
 
+    /// The first bytes of a file of a commit, in one request; they carry no digest of their own.
+    ///
+    /// # Errors
+    /// What the request met; nothing is tried again here.
+    pub fn beginning(
+        &self,
+        repo: &RepoName,
+        commit: &CommitId,
+        file: &RemoteFile,
+        bytes: u64,
+    ) -> Result<Vec<u8>, HubError> {
+        let bytes = bytes.min(file.size);
+        if bytes == 0 {
+            return Ok(Vec::new());
+        }
+        let mut call = Call::get(self.resolved(repo, commit, file));
+        call.expected = bytes;
+        call.headers.push(("accept-encoding", "identity".into()));
+        call.headers
+            .push(("range", format!("bytes=0-{}", bytes - 1)));
+        let mut reply = self.http.send(call)?;
+        self.check_version(&reply, commit, file)?;
+        let range = header(&reply.headers, "content-range").unwrap_or_default();
+        let expected = format!("bytes 0-{}/{}", bytes - 1, file.size);
+        // A server without ranges sends the whole, of which the rest is not read.
+        if reply.status == 206 && range != expected {
+            let at = reply.at.clone();
+            let found = range;
+            return Err(HubError::Range {
+                at,
+                found,
+                expected,
+            });
+        }
+        let (at, limit) = (reply.at.clone(), reply.limit());
+        let mut data = Vec::new();
+        let read = reply.body.as_reader().take(bytes).read_to_end(&mut data);
+        let found = data.len() as u64;
+        read.map_err(|error| self.http.cut(error, at.clone(), limit, found, Some(bytes)))?;
+        match found == bytes {
+            true => Ok(data),
+            false => Err(HubError::Cut {
+                at,
+                found,
+                expected: bytes,
+            }),
+        }
+    }
+
+    /// The URL of a file of a commit.
+    fn resolved(&self, repo: &RepoName, commit: &CommitId, file: &RemoteFile) -> String {
+        let path = encode(&file.path, "/");
+        format!("{}/{repo}/resolve/{commit}/{path}", self.endpoint().url())
+    }
+
     /// One request for what is missing.
     fn attempt(
         &self,
@@ -173,9 +228,7 @@ impl Hub {
         commit: &CommitId,
         state: &mut State<'_>,
     ) -> Result<Reply, HubError> {
-        let path = encode(&state.file.path, "/");
-        let url = format!("{}/{repo}/resolve/{commit}/{path}", self.endpoint().url());
-        let mut call = Call::get(url);
+        let mut call = Call::get(self.resolved(repo, commit, state.file));
         call.expected = state.file.size - state.growing.size();
         // A compressed body has neither the size nor the ranges of the file.
         call.headers.push(("accept-encoding", "identity".into()));

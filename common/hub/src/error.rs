@@ -8,7 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
-use uc_store::StoreError;
+use uc_store::{ExitCode, StoreError};
 
 use crate::watchdog::Tried;
 
@@ -307,6 +307,19 @@ fn summary(tried: &[Tried]) -> String {
 }
 
 impl HubError {
+    /// The class of the failure for an exit status; `None` where the store's error says it.
+    pub fn exit_code(&self) -> Option<ExitCode> {
+        match self.cause() {
+            Self::Unauthorised { .. } | Self::Forbidden { .. } => Some(ExitCode::Permission),
+            Self::NotFound { .. } | Self::Name { .. } | Self::Ignored { .. } => {
+                Some(ExitCode::BadInput)
+            }
+            Self::LocalChanged { .. } => Some(ExitCode::Damaged),
+            Self::Store(_) => None,
+            _ => Some(ExitCode::Network),
+        }
+    }
+
     /// Whether trying the same thing again may help.
     pub fn is_transient(&self) -> bool {
         match self {

@@ -93,6 +93,24 @@ pub struct WatchState {
     pub next_try_at_ms: Option<u64>,
 }
 
+impl WatchState {
+    /// After a failure: the attempt that comes or has begun, how long it waits, and what failed.
+    pub fn retry(&self) -> Option<(u32, Duration, &str)> {
+        let error = self.last_error.as_deref()?;
+        match self.phase {
+            Phase::Waiting => Some((self.attempt + 1, self.wait(), error)),
+            Phase::Trying => Some((self.attempt, Duration::ZERO, error)),
+            Phase::Done | Phase::GivenUp => None,
+        }
+    }
+
+    fn wait(&self) -> Duration {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let until = Duration::from_millis(self.next_try_at_ms.unwrap_or(0));
+        until.saturating_sub(now.unwrap_or_default())
+    }
+}
+
 /// What the watchdog is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

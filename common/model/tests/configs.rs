@@ -303,3 +303,42 @@ fn layers_that_predict_further_tokens_are_skipped_where_the_configuration_has_th
     let refused = check(0).unwrap_err().to_string();
     assert_eq!(refused.matches("left over").count(), 2, "{refused}");
 }
+
+#[test]
+fn a_folder_opens_by_headers_alone_and_reads_a_tensor_once_its_shard_is_there() {
+    let case = golden("llama-plain");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("headers-alone");
+    std::fs::create_dir_all(&folder).unwrap();
+    let (shard, bytes) = (
+        folder.join("model.safetensors"),
+        std::fs::read(case.join("model.safetensors")).unwrap(),
+    );
+    let _ = std::fs::remove_file(&shard);
+    let header = uc_model::source::header_path(&shard);
+    let length = uc_model::source::header_length(*bytes.first_chunk().unwrap(), &shard).unwrap();
+    std::fs::write(&header, &bytes[..length as usize]).unwrap();
+    let whole = SourceFolder::open(&case).unwrap();
+    let source = SourceFolder::open(&folder).unwrap();
+    assert!(source.tensors().eq(whole.tensors()));
+    source
+        .check(&parsed(&config_of("llama-plain").to_string()).unwrap())
+        .unwrap();
+    let name = "model.norm.weight";
+    let absent = source.read(name).unwrap_err().to_string();
+    assert!(absent.contains("model.safetensors"), "{absent}");
+    assert!(!source.file_of(source.tensor(name).unwrap()).1);
+    std::fs::write(&shard, &bytes).unwrap();
+    assert_eq!(
+        source.read(name).unwrap().bytes,
+        whole.read(name).unwrap().bytes
+    );
+    // A header that is cut, or followed by more.
+    for wrong in [
+        &bytes[..length as usize - 1],
+        &bytes[..length as usize + 1],
+        &bytes[..4],
+    ] {
+        std::fs::write(&header, wrong).unwrap();
+        SourceFolder::open(&folder).unwrap_err();
+    }
+}

@@ -79,6 +79,19 @@ pub struct Source {
     pub files: Vec<FileEntry>,
     /// Number of source tensors of each dtype.
     pub dtypes: BTreeMap<String, u64>,
+    /// Where the source came from, if it is a model of the Hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<HubSource>,
+}
+
+/// A repository of the Hub at a commit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HubSource {
+    /// `owner/name`.
+    pub repository: String,
+    /// The commit.
+    pub commit: String,
 }
 
 /// On which text the codec was calibrated.

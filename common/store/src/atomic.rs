@@ -249,6 +249,26 @@ impl GrowingFile {
     }
 }
 
+/// Removes what was begun of other targets in the folder of `target`. Only for the one process that downloads into it.
+pub fn sweep_growing(target: &Utf8Path) -> Result<(), StoreError> {
+    let (Some(folder), Some(name)) = (target.parent(), target.file_name()) else {
+        return Ok(());
+    };
+    let entries = match folder.read_dir_utf8() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(StoreError::io("read folder", folder))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(StoreError::io("read folder", folder))?;
+        let of = entry.file_name().strip_suffix(GROWING_SUFFIX);
+        let of = of.and_then(|rest| rest.rsplit_once('.')?.0.strip_prefix('.'));
+        if of.is_some_and(|of| of != name) {
+            remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Publishes a small file in one call.
 pub fn write_bytes(target: &Utf8Path, data: &[u8]) -> Result<Written, StoreError> {
     let mut file = AtomicFile::create(target)?;

@@ -26,6 +26,7 @@ pub mod resources;
 pub mod run;
 pub mod settings;
 pub mod sha;
+pub mod size;
 pub mod source;
 pub mod spill;
 pub mod stage;

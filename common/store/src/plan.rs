@@ -10,11 +10,12 @@ use std::str::FromStr;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
+pub use outside::{External, ExternalFile, HubSource, ModelSource, SOURCE, ShardContent, Weights};
 pub use problem::PlanProblem;
 
 use crate::settings::Settings;
-use crate::sha::Sha256Digest;
 
+mod outside;
 mod problem;
 
 /// Version of `run.json`.
@@ -45,46 +46,6 @@ pub struct Plan {
     pub artifacts: BTreeMap<String, Artifact>,
     /// The stages in topological order.
     pub stages: Vec<StagePlan>,
-}
-
-/// The source model's facts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelSource {
-    /// Name for people: the folder's.
-    pub name: String,
-    /// Absolute folder.
-    pub path: Utf8PathBuf,
-    /// Number of transformer layers.
-    pub layers: u32,
-    /// Weights in the linears of all layers.
-    pub linear_parameters: u64,
-    /// Weights of the whole model.
-    pub total_parameters: u64,
-}
-
-/// Files from outside, identified by their hashes when the run was planned.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct External {
-    /// The files, in a fixed order.
-    pub files: Vec<ExternalFile>,
-    /// Digest over names, sizes and hashes of the files; for a single file its own SHA-256.
-    pub digest: Sha256Digest,
-}
-
-/// One outside file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ExternalFile {
-    /// Absolute path.
-    pub path: Utf8PathBuf,
-    /// Bytes.
-    pub size: u64,
-    /// Digest of the whole file when the run was planned.
-    pub sha256: Sha256Digest,
-    /// Time of its last change then, nanoseconds since 1970; decides whether to hash again.
-    pub mtime_ns: i64,
 }
 
 /// Something that a stage makes.
@@ -127,6 +88,9 @@ pub struct StagePlan {
     pub retries: u32,
     /// Seconds without any event after which a job counts as hung; 0 never.
     pub stall_timeout: u64,
+    /// The tensors of the source that its jobs read; their shards are there while a job runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<Weights>,
 }
 
 /// How many jobs a stage has.
@@ -137,6 +101,9 @@ pub enum Per {
     Layer,
     /// One.
     Run,
+    /// One per shard of the source that is not there, whenever a job needs it; the job's number is that of the file in
+    /// the outside input `source`.
+    Shard,
 }
 
 /// Which instance of an artifact a stage means.
@@ -266,6 +233,8 @@ impl StagePlan {
         match self.per {
             Per::Run => vec![None],
             Per::Layer => (0..layers).map(Some).collect(),
+            // They come by need, not by plan.
+            Per::Shard => Vec::new(),
         }
     }
 }

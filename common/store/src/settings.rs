@@ -9,6 +9,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::error::StoreError;
+use crate::size::Size;
 
 /// All settings of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -28,6 +29,8 @@ pub struct Settings {
     pub evaluation: EvaluationSettings,
     /// Where the pack goes; determines nothing of it.
     pub upload: UploadSettings,
+    /// How much of a source from the Hub lies on disk; determines no output.
+    pub retention: RetentionSettings,
 }
 
 /// Section `model`.
@@ -145,6 +148,35 @@ pub struct UploadSettings {
     pub attempts: u32,
     /// Longest wait between two attempts, seconds.
     pub longest_wait: u32,
+}
+
+/// Section `retention`. No stage lists it: whatever it says, the outputs are the same bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionSettings {
+    /// What becomes of the shards of a model of the Hub.
+    pub source: SourceRetention,
+    /// Bytes that they may take together where they are evicted.
+    pub budget: Size,
+}
+
+/// What becomes of the shards of a model of the Hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceRetention {
+    /// All are downloaded before the run and stay.
+    Keep,
+    /// They come when a job needs them and go when there is no room.
+    Evict,
+}
+
+impl Default for RetentionSettings {
+    fn default() -> Self {
+        Self {
+            source: SourceRetention::Keep,
+            budget: Size(64 << 30),
+        }
+    }
 }
 
 impl Default for ModelSettings {
@@ -271,7 +303,7 @@ impl<'de> Deserialize<'de> for Rank {
 
 impl Settings {
     /// The names of the sections.
-    pub const SECTIONS: [&'static str; 7] = [
+    pub const SECTIONS: [&'static str; 8] = [
         "model",
         "calibration",
         "allocation",
@@ -279,6 +311,7 @@ impl Settings {
         "overlay",
         "evaluation",
         "upload",
+        "retention",
     ];
 
     /// Checks every range.
@@ -404,6 +437,15 @@ impl Settings {
         Ok(())
     }
 
+    /// The settings that determine outputs: the others are as by default.
+    pub fn determining(&self) -> Self {
+        Self {
+            retention: RetentionSettings::default(),
+            upload: UploadSettings::default(),
+            ..self.clone()
+        }
+    }
+
     /// Every key, as `section.field`.
     pub fn keys() -> Vec<String> {
         let settings = Self::default();
@@ -498,6 +540,9 @@ mod tests {
             ("model.device", "tpu", "unknown variant"),
             ("upload.repository", "nobody", "OWNER/NAME"),
             ("upload.attempts", "0", "from 1 to 1000"),
+            ("retention.source", "drop", "unknown variant"),
+            ("retention.budget", "64", "such as"),
+            ("retention.budget", "-1 GiB", "such as"),
         ] {
             let mut settings = Settings::default();
             let error = settings.set(key, value).expect_err(key).to_string();

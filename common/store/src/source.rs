@@ -3,6 +3,8 @@
 //! The time is that of the inode's last change (ctime), which the system sets: a file that was written and then got
 //! its old modification time back is not taken for the old file.
 
+use std::collections::BTreeMap;
+
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::error::StoreError;
@@ -29,6 +31,7 @@ pub fn describe_file(path: &Utf8Path) -> Result<ExternalFile, StoreError> {
         size,
         sha256,
         mtime_ns,
+        shard: None,
     })
 }
 
@@ -65,27 +68,39 @@ pub fn refresh(known: &External, paths: &[Utf8PathBuf]) -> Result<External, Stor
     Ok(external(files))
 }
 
+/// The files that a process has hashed and found to be those of the plan, with their time of change.
+#[derive(Debug, Default)]
+pub struct Verified(BTreeMap<Utf8PathBuf, i64>);
+
 /// Checks that the files are still those of the plan: size and time, and the hash where the time differs.
-pub fn verify_external(external: &External) -> Result<(), StoreError> {
-    for file in &external.files {
-        let (size, mtime_ns) = stamp(&file.path)?;
-        let changed = |what, found: String, expected: String| {
-            Err(StoreError::Changed {
-                path: file.path.clone(),
-                what,
-                found,
-                expected,
-            })
-        };
-        if size != file.size {
-            return changed("size", size.to_string(), file.size.to_string());
+///
+/// Shards that come and go are left out: [`verify_file`] is for those that are needed.
+pub fn verify_external(external: &External, verified: &mut Verified) -> Result<(), StoreError> {
+    let mut files = external.files.iter().filter(|file| file.shard.is_none());
+    files.try_for_each(|file| verify_file(file, verified))
+}
+
+/// Checks one file; a file that came again after the run was planned is hashed once by each process that reads it.
+pub fn verify_file(file: &ExternalFile, verified: &mut Verified) -> Result<(), StoreError> {
+    let (size, mtime_ns) = stamp(&file.path)?;
+    let changed = |what, found: String, expected: String| {
+        Err(StoreError::Changed {
+            path: file.path.clone(),
+            what,
+            found,
+            expected,
+        })
+    };
+    if size != file.size {
+        return changed("size", size.to_string(), file.size.to_string());
+    }
+    let known = verified.0.get(&file.path).copied();
+    if mtime_ns != file.mtime_ns && known != Some(mtime_ns) {
+        let (found, _) = hash_file(&file.path)?;
+        if found != file.sha256 {
+            return changed("SHA-256", found.to_string(), file.sha256.to_string());
         }
-        if mtime_ns != file.mtime_ns {
-            let (found, _) = hash_file(&file.path)?;
-            if found != file.sha256 {
-                return changed("SHA-256", found.to_string(), file.sha256.to_string());
-            }
-        }
+        verified.0.insert(file.path.clone(), mtime_ns);
     }
     Ok(())
 }
@@ -97,6 +112,7 @@ mod tests {
 
     #[test]
     fn a_changed_file_is_noticed_and_a_touched_one_is_not_mistaken() {
+        let verify_external = |known: &External| verify_external(known, &mut Verified::default());
         let (_keep, folder) = folder();
         let path = folder.join("model.safetensors");
         crate::atomic::write_bytes(&path, b"abc").expect("written");

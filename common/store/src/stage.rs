@@ -18,13 +18,13 @@ use crate::error::StoreError;
 use crate::events::{Event, EventKind, JobRequest};
 use crate::exit::ExitCode;
 use crate::logging::{self, LogFormat};
-use crate::plan::{ArtifactId, External, JobId, Plan, StagePlan};
+use crate::plan::{ArtifactId, External, ExternalFile, JobId, Per, Plan, SOURCE, StagePlan};
 use crate::receipt::{Key, OutputRecord, Receipt, job_key};
 use crate::resources;
 use crate::run::{RunDir, parent_process};
 use crate::settings::Settings;
 use crate::sha::{Sha256Digest, verify_file};
-use crate::source::verify_external;
+use crate::source::{self, Verified};
 use crate::tensors::{TensorDecl, TensorFileWriter};
 
 /// Arguments that every stage program takes.
@@ -161,18 +161,33 @@ fn once(
         stage: name,
         layer: args.layer,
     };
-    execute(&run, &plan, &id, stage, &mut |event| {
-        if let EventKind::Figure { name, value } = event.kind {
-            println!("{name}: {value}");
-        }
-    })?;
+    execute(
+        &run,
+        &plan,
+        &id,
+        stage,
+        &mut Verified::default(),
+        &mut |event| {
+            if let EventKind::Figure { name, value } = event.kind {
+                println!("{name}: {value}");
+            }
+        },
+    )?;
     Ok(ExitCode::Ok)
+}
+
+/// Asks the kernel to end this process with the one that started it.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn end_with_parent() -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .context("cannot tie this process to its driver")
 }
 
 /// Ties this process to its driver: an orphan would write checkpoints beside a resumed run.
 fn die_with_parent(run: &RunDir) -> anyhow::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-        .context("cannot tie this process to its driver")?;
+    end_with_parent()?;
     // A driver that died before that line sends no signal: then the parent is no longer who wrote into the lock.
     let holder = run.lock_holder();
     anyhow::ensure!(
@@ -191,6 +206,7 @@ fn serve(
     let (run, plan, name) = open(program, args)?;
     die_with_parent(&run)?;
     let _lock = run.stage_lock(&name)?;
+    let mut verified = Verified::default();
     for line in std::io::stdin().lock().lines() {
         let line = line.context("cannot read jobs from standard input")?;
         let request: JobRequest = serde_json::from_str(&line)
@@ -199,7 +215,7 @@ fn serve(
             stage: name.clone(),
             layer: request.layer,
         };
-        if let Err(error) = execute(&run, &plan, &id, stage, &mut emit) {
+        if let Err(error) = execute(&run, &plan, &id, stage, &mut verified, &mut emit) {
             eprintln!("error: {id}: {error:#}");
             let class = classify(stage, &error);
             let message = format!("{error:#}");
@@ -226,10 +242,11 @@ fn execute(
     plan: &Plan,
     id: &JobId,
     stage: &mut impl StageProgram,
+    verified: &mut Verified,
     emit: &mut (dyn FnMut(Event) + Send),
 ) -> anyhow::Result<()> {
     let start = Instant::now();
-    let mut job = Job::begin(run, plan, id, emit)?;
+    let mut job = Job::begin(run, plan, id, verified, emit)?;
     job.event(EventKind::Started);
     let _span = tracing::info_span!("job", stage = %id.stage, layer = ?id.layer).entered();
     tracing::info!("started");
@@ -268,6 +285,7 @@ impl<'a> Job<'a> {
         run: &'a RunDir,
         plan: &'a Plan,
         id: &JobId,
+        verified: &mut Verified,
         emit: &'a mut (dyn FnMut(Event) + Send),
     ) -> Result<Self, StoreError> {
         let mut records = BTreeMap::new();
@@ -298,25 +316,28 @@ impl<'a> Job<'a> {
                 .map_or_else(|| "outside".into(), |job| job.to_string()),
         };
         let key = key.map_err(|artifact| missing(&artifact))?;
-        let expected_layer = stage.layers(plan.model.layers).contains(&id.layer);
-        if !expected_layer {
+        let shard = |number: u32| plan.shards().any(|(shard, _)| shard == number as usize);
+        let is_expected = match stage.per {
+            Per::Shard => id.layer.is_some_and(shard),
+            _ => stage.layers(plan.model.layers).contains(&id.layer),
+        };
+        if !is_expected {
             return Err(StoreError::Layer {
                 stage: stage.name.clone(),
                 found: id
                     .layer
                     .map_or_else(|| "none".into(), |layer| layer.to_string()),
                 expected: match stage.per {
-                    crate::plan::Per::Run => "none (the stage has one job for the run)".into(),
-                    crate::plan::Per::Layer => {
-                        format!("0 to {}", plan.model.layers.saturating_sub(1))
-                    }
+                    Per::Run => "none (the stage has one job for the run)".into(),
+                    Per::Layer => format!("0 to {}", plan.model.layers.saturating_sub(1)),
+                    Per::Shard => "the number of a shard that comes and goes".into(),
                 },
             });
         }
         let mut inputs = BTreeMap::new();
         for artifact in plan.inputs(stage, id.layer) {
             if let Some(external) = plan.external(&artifact) {
-                verify_external(external)?;
+                source::verify_external(external, verified)?;
                 let path = external
                     .files
                     .first()
@@ -333,6 +354,20 @@ impl<'a> Job<'a> {
             }
             verify_file(&path, record.size, &digest)?;
             inputs.insert(artifact, (path, digest));
+        }
+        for number in plan.shards_of(stage, id.layer) {
+            let file = &plan.externals[SOURCE].files[number];
+            if !file.path.exists() {
+                return Err(StoreError::MissingInput {
+                    what: file.path.to_string(),
+                    needed_by: id.to_string(),
+                    producer: plan.fetcher().map_or_else(
+                        || "outside".into(),
+                        |fetcher| format!("{} --layer {number}", fetcher.name),
+                    ),
+                });
+            }
+            source::verify_file(file, verified)?;
         }
         let (outputs, figures) = (Vec::new(), BTreeMap::new());
         Ok(Self {
@@ -392,6 +427,14 @@ impl<'a> Job<'a> {
             .filter(|_| self.inputs.contains_key(&id));
         external
             .ok_or_else(|| self.unknown("outside input of this stage", name, self.inputs.keys()))
+    }
+
+    /// The shard of the source that a job of a stage per shard is about.
+    pub fn shard(&self) -> Result<&'a ExternalFile, StoreError> {
+        let number = self.layer()? as usize;
+        let mut shards = self.plan.shards();
+        let found = shards.find(|(shard, _)| *shard == number);
+        Ok(found.expect("checked by begin").1)
     }
 
     /// The digest of an input that the job reads once.

@@ -33,6 +33,9 @@ struct Cli {
     /// Shards; tensors are dealt out one by one, so that every layer lies in several
     #[arg(long, default_value_t = 1)]
     shards: usize,
+    /// Shards hold tensors that follow one another, by about as many bytes, as published models have them
+    #[arg(long)]
+    in_order: bool,
     /// Type of the weights; the values are the same
     #[arg(long, value_enum, default_value = "bf16")]
     dtype: Type,
@@ -65,9 +68,13 @@ fn main() -> anyhow::Result<()> {
         1 => "model.safetensors".to_owned(),
         count => format!("model-{:05}-of-{count:05}.safetensors", shard + 1),
     };
+    let shard_of = dealt(&values, cli.shards, cli.in_order);
     let mut map = serde_json::Map::new();
     for shard in 0..cli.shards {
-        let own = values.iter().skip(shard).step_by(cli.shards);
+        let own = values.iter().zip(&shard_of);
+        let own = own
+            .filter(|(_, of)| **of == shard)
+            .map(|(tensor, _)| tensor);
         write_shard(&cli.out.join(file_name(shard)), own.clone(), cli.dtype)?;
         map.extend(own.map(|(name, ..)| (name.clone(), file_name(shard).into())));
     }
@@ -76,6 +83,23 @@ fn main() -> anyhow::Result<()> {
         atomic::write_json(&cli.out.join("model.safetensors.index.json"), &index)?;
     }
     Ok(())
+}
+
+/// The shard of every tensor: one after another, or by the layer and the bytes before it.
+fn dealt(values: &[(String, Vec<usize>, Vec<f32>)], shards: usize, in_order: bool) -> Vec<usize> {
+    if !in_order {
+        return (0..values.len()).map(|place| place % shards).collect();
+    }
+    let layer = |name: &str| -> Option<u32> { name.split('.').find_map(|part| part.parse().ok()) };
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by_key(|place| layer(&values[*place].0));
+    let total: usize = values.iter().map(|(.., values)| values.len()).sum();
+    let (mut before, mut shard_of) = (0, vec![0; values.len()]);
+    for place in order {
+        shard_of[place] = before * shards / total.max(1);
+        before += values[place].2.len();
+    }
+    shard_of
 }
 
 /// Writes one file of weights, rounded to bfloat16.

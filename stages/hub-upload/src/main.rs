@@ -71,7 +71,7 @@ impl StageProgram for HubUpload {
     fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
         let of = |cause: &(dyn std::error::Error + 'static)| {
             if let Some(error) = cause.downcast_ref::<HubError>() {
-                return of_hub(error);
+                return error.exit_code();
             }
             if let Some(refused) = cause.downcast_ref::<Refused>() {
                 return Some(refused.class());
@@ -122,18 +122,6 @@ impl Refused {
             Self::NotTheSame { .. } => ExitCode::Network,
             Self::Gone { .. } => ExitCode::MissingInput,
         }
-    }
-}
-
-fn of_hub(error: &HubError) -> Option<ExitCode> {
-    match error.cause() {
-        HubError::Unauthorised { .. } | HubError::Forbidden { .. } => Some(ExitCode::Permission),
-        HubError::NotFound { .. } | HubError::Name { .. } | HubError::Ignored { .. } => {
-            Some(ExitCode::BadInput)
-        }
-        HubError::LocalChanged { .. } => Some(ExitCode::Damaged),
-        HubError::Store(_) => None,
-        _ => Some(ExitCode::Network),
     }
 }
 

@@ -3,11 +3,11 @@
 //! How far a file is and what the watchdog waits for go out as the job's events.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use uc_hub::{
-    CommitId, Endpoint, Hub, Limits, LocalFile, Phase, Policy, RemoteFile, RepoRef, Visibility,
+    CommitId, Endpoint, Hub, Limits, LocalFile, Policy, RemoteFile, RepoRef, Visibility,
     WatchState, Watchdog, differences,
 };
 use uc_store::settings::UploadSettings;
@@ -118,15 +118,9 @@ impl<'a, 'j> Remote<'a, 'j> {
     }
 
     fn tell(&self, state: &WatchState) {
-        let Some(error) = &state.last_error else {
-            return;
-        };
-        let (attempt, wait) = match state.phase {
-            Phase::Waiting => (state.attempt + 1, wait_until(state.next_try_at_ms)),
-            Phase::Trying => (state.attempt, Duration::ZERO),
-            Phase::Done | Phase::GivenUp => return,
-        };
-        self.job().retrying(attempt, state.attempts, wait, error);
+        if let Some((attempt, wait, error)) = state.retry() {
+            self.job().retrying(attempt, state.attempts, wait, error);
+        }
     }
 
     /// Commits those of the files that the branch lacks, and makes sure that it holds all of them then.
@@ -177,10 +171,4 @@ impl<'a, 'j> Remote<'a, 'j> {
         })?;
         Ok(found)
     }
-}
-
-fn wait_until(moment: Option<u64>) -> Duration {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let until = Duration::from_millis(moment.unwrap_or(0));
-    until.saturating_sub(now.unwrap_or_default())
 }

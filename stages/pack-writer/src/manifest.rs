@@ -7,7 +7,7 @@ use anyhow::Context;
 use camino::Utf8Path;
 use uc_model::SourceFolder;
 use uc_model::text::WindowSet;
-use uc_pack::manifest::{Calibration, Codec, FileEntry, ScaffoldEntry, Source, Tool};
+use uc_pack::manifest::{Calibration, Codec, FileEntry, HubSource, ScaffoldEntry, Source, Tool};
 use uc_pack::totals::Totals;
 use uc_pack::{Digest, Dtype, ExactDecl, FORMAT_VERSION, LayerEntry, Manifest, write_scaffold};
 use uc_store::atomic::Written;
@@ -139,6 +139,10 @@ fn compose(
         config_sha256: config.sha256,
         files: labels(job.external("source")?),
         dtypes: dtypes(&plan.model.path)?,
+        hub: plan.model.hub.as_ref().map(|hub| HubSource {
+            repository: hub.repository.clone(),
+            commit: hub.commit.clone(),
+        }),
     };
     let settings = ["quantize", "overlay"].into_iter().flat_map(|section| {
         let fields = plan.settings.fields(section);

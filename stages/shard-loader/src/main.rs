@@ -2,10 +2,12 @@
 //!
 //! Owns the way from a Hugging Face folder to the pipeline's own files: everything about names, shapes, types and
 //! finiteness is checked here, once, so that no later stage doubts a weight. It converts nothing: bytes stay as they
-//! are in the source.
+//! are in the source. A model of the Hub comes here too: its files before the run, or shard by shard while it goes on.
 
 mod describe;
+mod fetch;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -14,11 +16,21 @@ use crossbeam_channel::bounded;
 use uc_model::source::SourceError;
 use uc_model::{ExactSpec, ModelConfig, SourceFolder, SourceTensor};
 use uc_store::ExitCode;
+use uc_store::plan::ShardContent;
 use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 use uc_store::tensors::{Dtype, TensorDecl};
 
 /// Raised whenever the same source gives other files.
 const VERSION: u32 = 1;
+/// The files beside the weights that a run uses.
+const DESCRIPTION: [&str; 6] = [
+    "config.json",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+];
 /// Tensors that wait between reader and writer.
 const WAITING: usize = 2;
 
@@ -52,6 +64,10 @@ enum Task {
         #[arg(long)]
         tensors: bool,
     },
+    /// Download a model of the Hub into a folder, verified; a rerun goes on. Prints what it is as JSON
+    Fetch(fetch::FetchArgs),
+    /// Download one shard of a run whose shards come and go
+    Shard(fetch::ShardArgs),
     /// Embeddings, final norm and head → scaffold
     Scaffold(StageArgs),
     /// One layer's tensors → weights
@@ -69,6 +85,8 @@ fn main() -> std::process::ExitCode {
             let found = describe::describe(&config, index.as_deref(), tensors);
             say(found.and_then(|found| Ok(serde_json::to_value(found)?))).into()
         }
+        Task::Fetch(args) => say(fetch::fetch(&args)).into(),
+        Task::Shard(args) => fetch::shard(&args).into(),
         Task::Scaffold(args) => run("scaffold", &args, Part::Scaffold),
         Task::Layer(args) => run("layer", &args, Part::Layer),
     }
@@ -92,7 +110,13 @@ fn say(facts: anyhow::Result<serde_json::Value>) -> ExitCode {
         }
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::of_error(&error).unwrap_or(ExitCode::BadInput)
+            let by_store = ExitCode::of_error(&error);
+            let vague = |code: &ExitCode| code.is_vague();
+            by_store
+                .filter(|code| !vague(code))
+                .or_else(|| fetch::class(&error))
+                .or(by_store)
+                .unwrap_or(ExitCode::BadInput)
         }
     }
 }
@@ -112,16 +136,8 @@ fn inspect(model: &Path) -> anyhow::Result<serde_json::Value> {
         let name = path.file_name().and_then(|name| name.to_str());
         files.push(name.context("a shard's name is not UTF-8")?.into());
     }
-    let described = [
-        "config.json",
-        "model.safetensors.index.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "generation_config.json",
-    ];
     files.extend(
-        described
+        DESCRIPTION
             .iter()
             .filter(|name| model.join(name).is_file())
             .map(|name| (*name).into()),
@@ -134,7 +150,47 @@ fn inspect(model: &Path) -> anyhow::Result<serde_json::Value> {
         "linear_parameters": config.linear_parameters(),
         "total_parameters": config.total_parameters(),
         "files": files,
+        "shards": contents(&config, &source),
     }))
+}
+
+/// What every shard holds that a run reads: tensors of which layers, and of the model's ends.
+fn contents(config: &ModelConfig, source: &SourceFolder) -> BTreeMap<String, ShardContent> {
+    let mut contents: BTreeMap<String, ShardContent> = BTreeMap::new();
+    for path in source.files() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let nothing = ShardContent {
+            layers: Vec::new(),
+            ends: false,
+        };
+        contents.insert(name.into_owned(), nothing);
+    }
+    let mut holds = |tensor: &str, note: &dyn Fn(&mut ShardContent)| {
+        let Some(info) = source.tensor(tensor) else {
+            return;
+        };
+        let name = source.file_of(info).0.file_name().unwrap_or_default();
+        if let Some(content) = contents.get_mut(name.to_string_lossy().as_ref()) {
+            note(content);
+        }
+    };
+    for spec in config.scaffold_plan() {
+        holds(&spec.name, &|content| content.ends = true);
+    }
+    if config.head.tied {
+        // Compared with the embedding where an older file repeats it.
+        holds("lm_head.weight", &|content| content.ends = true);
+    }
+    for (layer, plan) in (0..).zip(config.layer_plans()) {
+        for spec in plan.source_tensors() {
+            holds(&spec.name, &|content| {
+                if content.layers.last() != Some(&layer) {
+                    content.layers.push(layer);
+                }
+            });
+        }
+    }
+    contents
 }
 
 /// Which tensors a job copies.

@@ -185,12 +185,46 @@ impl<'p> Board<'p> {
     /// files can go. The first job in that order that is ready but does not fit reserves the next free place. A stage that
     /// gave up a job goes on only beside others: by itself it would wait for the network again and again.
     pub fn next(&self) -> Option<JobId> {
+        self.next_if(|_| true)
+    }
+
+    /// The job to start next among those whose part of the source is there.
+    pub fn next_if(&self, is_there: impl Fn(&JobId) -> bool) -> Option<JobId> {
         let running = self.running();
-        let given_up = self
-            .nodes
-            .iter()
-            .filter(|node| node.status == Status::GivenUp);
-        let given_up: BTreeSet<usize> = given_up.map(|node| node.stage).collect();
+        let ready = self.ready(&running);
+        let first = self
+            .candidates(&ready, &running)
+            .find(|node| is_there(&node.id))?;
+        self.fits(first, &running).then(|| first.id.clone())
+    }
+
+    /// The jobs that could start if their part of the source were there and there were room, the first one first.
+    pub fn wanted(&self) -> Vec<JobId> {
+        let running = self.running();
+        let ready = self.ready(&running);
+        let candidates = self.candidates(&ready, &running);
+        candidates.map(|node| node.id.clone()).collect()
+    }
+
+    /// The jobs that are left, in the order in which they would run one at a time.
+    pub fn order(plan: &'p Plan, work: &Work, budget: Budget) -> Vec<JobId> {
+        let mut board = Self::new(plan, work, budget);
+        for node in &mut board.nodes {
+            if node.status == Status::Waiting {
+                node.status = Status::Stale;
+            }
+        }
+        let mut order = Vec::new();
+        while let Some(id) = board.next() {
+            board.set(&id, Status::Done);
+            order.push(id);
+        }
+        order
+    }
+
+    /// Jobs whose inputs are made and whose stage is idle, the first one first.
+    fn ready(&self, running: &[&Node]) -> Vec<&Node> {
+        let given_up = self.given_up();
         let busy: BTreeSet<usize> = running.iter().map(|node| node.stage).collect();
         let mut ready: Vec<&Node> = self
             .nodes
@@ -200,16 +234,32 @@ impl<'p> Board<'p> {
             .filter(|node| !given_up.contains(&node.stage) || !running.is_empty())
             .collect();
         ready.sort_by_key(|node| (node.id.layer, std::cmp::Reverse(node.stage)));
-        let first = ready.iter().find(|node| !self.is_too_far_ahead(node));
-        match first {
-            Some(node) => self.fits(node, &running).then(|| node.id.clone()),
-            // Bounds are wishes: when nothing else can go on, the first ready job does. But what the network did not take
-            // fills no disk.
-            None if running.is_empty() && given_up.is_empty() => {
-                ready.first().map(|node| node.id.clone())
-            }
-            None => None,
-        }
+        ready
+    }
+
+    /// The stages that gave up a job.
+    fn given_up(&self) -> BTreeSet<usize> {
+        let nodes = self.nodes.iter();
+        nodes
+            .filter(|node| node.status == Status::GivenUp)
+            .map(|node| node.stage)
+            .collect()
+    }
+
+    /// Those of them that are not too far ahead. Bounds are wishes: when nothing else can go on, all of them; but what the
+    /// network did not take fills no disk.
+    fn candidates<'n>(
+        &'n self,
+        ready: &'n [&'n Node],
+        running: &[&Node],
+    ) -> impl Iterator<Item = &'n Node> {
+        let is_near = |node: &&&Node| !self.is_too_far_ahead(node);
+        let idle = running.is_empty() && self.given_up().is_empty();
+        let unbounded = idle && ready.iter().find(is_near).is_none();
+        let ready = ready.iter();
+        ready
+            .filter(move |node| unbounded || is_near(node))
+            .copied()
     }
 
     fn running(&self) -> Vec<&Node> {

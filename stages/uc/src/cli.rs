@@ -84,7 +84,7 @@ pub struct UploadOptions {
 /// `uc compress`.
 #[derive(Debug, Clone, Args)]
 pub struct CompressArgs {
-    /// A Hugging Face model folder: config.json, tokenizer.json, safetensors
+    /// A Hugging Face model folder (config.json, tokenizer.json, safetensors), or OWNER/NAME[@REVISION] of the Hub
     pub model: Utf8PathBuf,
     /// Where the pack goes; by default the folder `pack` in the run directory
     #[arg(long, value_name = "PACK")]
@@ -254,7 +254,7 @@ pub struct InspectArgs {
 pub struct EvalArgs {
     /// The pack's folder
     pub pack: Utf8PathBuf,
-    /// The model folder that the pack was made from
+    /// The model that the pack was made from: a folder, or OWNER/NAME[@REVISION] of the Hub
     #[arg(long, value_name = "MODEL")]
     pub model: Utf8PathBuf,
     /// Text to evaluate on (.txt .utf8 .raw .jsonl); repeatable

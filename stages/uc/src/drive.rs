@@ -19,7 +19,12 @@ use crate::journal::Journal;
 use crate::programs::Programs;
 use crate::progress::Display;
 use crate::runner::{Ending, Launch, Message, Worker, WorkerId};
+use crate::shards::Place;
 use crate::signals::Listener;
+
+pub mod source;
+
+use source::Source;
 
 /// How often the driver looks for hung jobs.
 const TICK: Duration = Duration::from_millis(200);
@@ -39,6 +44,10 @@ pub struct Driver<'a> {
     journal: Journal,
     board: Board<'a>,
     work: Work,
+    /// Where shards come and go.
+    source: Option<Source>,
+    /// Whether something happened since shards were looked at.
+    unsettled: bool,
     workers: BTreeMap<String, Worker>,
     /// Processes that were told to leave; their stage may not start another before they are gone.
     leaving: BTreeMap<String, Worker>,
@@ -75,6 +84,7 @@ impl<'a> Driver<'a> {
         programs: &'a Programs,
         budget: Budget,
         work: Work,
+        source: Option<Source>,
         display: &'a mut Display,
         signals: &'a Listener,
     ) -> anyhow::Result<Self> {
@@ -89,6 +99,8 @@ impl<'a> Driver<'a> {
             budget,
             display,
             work,
+            source,
+            unsettled: true,
             workers: BTreeMap::new(),
             leaving: BTreeMap::new(),
             jobs: BTreeMap::new(),
@@ -131,7 +143,18 @@ impl<'a> Driver<'a> {
             }
             stages.push((stage.name.clone(), done, total));
         }
+        if let Some(source) = &self.source {
+            stages.insert(0, (source.stage().to_owned(), 0, source.traffic().fetches));
+        }
         self.display.begin_stages(&stages);
+        if let Some(source) = &self.source {
+            let files = self.plan.shards();
+            let named = files.filter_map(|(shard, file)| {
+                let name = file.path.file_name()?.to_owned();
+                Some((u32::try_from(shard).ok()?, name))
+            });
+            self.display.name_jobs(source.stage(), named.collect());
+        }
     }
 
     fn work_on(&mut self) -> anyhow::Result<()> {
@@ -139,6 +162,7 @@ impl<'a> Driver<'a> {
         self.decide()?;
         loop {
             self.start_jobs()?;
+            self.move_shards()?;
             if self.board.is_complete() {
                 break;
             }
@@ -160,6 +184,8 @@ impl<'a> Driver<'a> {
                 Err(RecvTimeoutError::Disconnected) => unreachable!("this driver holds a sender"),
             }
             self.end_hung_jobs()?;
+            // Those that have left are taken note of, or the system keeps their entries until the end of the run.
+            self.leaving.retain(|_, worker| worker.ended().is_none());
         }
         for worker in self.workers.values_mut() {
             worker.close();
@@ -174,21 +200,28 @@ impl<'a> Driver<'a> {
 
     /// Starts every job that may start now.
     fn start_jobs(&mut self) -> anyhow::Result<()> {
-        while let Some(id) = self.board.next() {
-            if !self.workers.contains_key(&id.stage) {
-                let worker = self.start_worker(&id.stage)?;
-                self.workers.insert(id.stage.clone(), worker);
-            }
+        let is_there = |source: &Option<Source>, id: &JobId| {
+            source.as_ref().is_none_or(|source| source.is_there(id))
+        };
+        while let Some(id) = self.board.next_if(|id| is_there(&self.source, id)) {
             self.board.set(&id, Status::Running);
-            let running = RunningJob {
-                id: id.clone(),
-                heard: Instant::now(),
-            };
-            self.jobs.insert(id.stage.clone(), running);
-            let worker = self.workers.get_mut(&id.stage).expect("just there");
-            // A worker that is gone closes its output; that message decides what happens to the job.
-            let _ = worker.send(&JobRequest { layer: id.layer });
+            self.hand_over(id)?;
         }
+        Ok(())
+    }
+
+    /// Gives a job to the process of its stage.
+    fn hand_over(&mut self, id: JobId) -> anyhow::Result<()> {
+        if !self.workers.contains_key(&id.stage) {
+            let worker = self.start_worker(&id.stage)?;
+            self.workers.insert(id.stage.clone(), worker);
+        }
+        let worker = self.workers.get_mut(&id.stage).expect("just there");
+        // A worker that is gone closes its output; that message decides what happens to the job.
+        let _ = worker.send(&JobRequest { layer: id.layer });
+        self.unsettled = true;
+        let heard = Instant::now();
+        self.jobs.insert(id.stage.clone(), RunningJob { id, heard });
         Ok(())
     }
 
@@ -271,8 +304,9 @@ impl<'a> Driver<'a> {
                 error,
             } => {
                 if wait_seconds > 0.0 {
+                    let title = self.display.title(&id);
                     self.display.warn(&format!(
-                        "{id}: {error}; attempt {attempt} of {attempts} in {wait_seconds:.1} s"
+                        "{title}: {error}; attempt {attempt} of {attempts} in {wait_seconds:.1} s"
                     ));
                 }
             }
@@ -300,6 +334,15 @@ impl<'a> Driver<'a> {
     /// A job published its outputs: what waited for them may start, what only they needed may go.
     fn on_finished(&mut self, id: &JobId, seconds: f64) -> anyhow::Result<()> {
         self.jobs.remove(&id.stage);
+        self.unsettled = true;
+        if let Some(source) = &mut self.source
+            && let Some(shard) = source.fetched_by(id)
+        {
+            source.shards.set(shard, Place::Here);
+            source.retries = 0;
+            self.display.job_done(id, Some(seconds));
+            return Ok(());
+        }
         let Some(receipt) = Receipt::read(self.run, id)? else {
             let message = format!("{id} said that it finished, but left no receipt");
             return Err(failure(ExitCode::Internal, message));
@@ -473,18 +516,21 @@ impl<'a> Driver<'a> {
             return Ok(());
         };
         let id = job.id;
+        self.unsettled = true;
         self.journal.note(
             MISHAP,
             serde_json::json!({"stage": id.stage, "layer": id.layer,
                                "class": mishap.class, "message": mishap.message}),
         );
-        if mishap.may_retry && self.board.retry(&id) {
+        let title = self.display.title(&id);
+        if mishap.may_retry && self.retry(&id, mishap.class) {
             self.display
-                .warn(&format!("{id}: {}; trying again", mishap.message));
+                .warn(&format!("{title}: {}; trying again", mishap.message));
             return Ok(());
         }
-        let mut message = format!("{id} failed ({}): {}", mishap.class.class(), mishap.message);
-        if mishap.may_retry {
+        let class = mishap.class.class();
+        let mut message = format!("{title} failed ({class}): {}", mishap.message);
+        if mishap.may_retry && mishap.class != ExitCode::Network {
             let tries = self.plan.stage(&stage).map_or(0, |stage| stage.retries) + 1;
             message += &format!(" ({tries} tries)");
         }
@@ -502,7 +548,7 @@ impl<'a> Driver<'a> {
             // Only what needs the network waits for it; everything else is done first.
             self.board.set(&id, Status::GivenUp);
             self.display.warn(&format!(
-                "{id}: {}; the rest goes on",
+                "{title}: {}; the rest goes on",
                 mishap.message.lines().next().unwrap_or_default()
             ));
             self.given_up.push(message);

@@ -236,6 +236,28 @@ pub fn forecast(
     })
 }
 
+/// Most bytes on disk beside the source in a run of a plan; none where the number of windows is left to the text.
+pub fn disk(facts: &Facts, plan: &Plan, budget: Budget) -> Option<u64> {
+    let settings = &plan.settings;
+    if settings.calibration.windows == 0 || settings.evaluation.windows == 0 {
+        return None;
+    }
+    let measured: Measured = serde_json::from_str(MEASURED).ok()?;
+    let rates = Rates::of(&measured, &pipeline_of(&measured).ok()?);
+    let sizes = Estimate {
+        plan,
+        arithmetic: Arithmetic {
+            facts,
+            settings,
+            source_width: source_width(facts),
+        },
+        rates: &rates,
+        products: 1.0,
+        codec: f64::from(budget.cpus) / f64::from(measured.cores),
+    };
+    Some(simulation::run(plan, budget, &sizes).disk as u64)
+}
+
 fn source_width(facts: &Facts) -> f64 {
     let size = facts.index.as_ref().and_then(|index| index.total_size);
     size.map_or(BF16, |size| {
@@ -258,6 +280,7 @@ fn plan(
             layers: facts.layers as u32,
             linear_parameters: facts.linear_parameters,
             total_parameters: facts.total_parameters,
+            hub: None,
         },
         source_files: Default::default(),
         pack_dir: "pack".into(),

@@ -120,6 +120,8 @@ pub struct History {
     pub wall_seconds: f64,
     /// How the last session ended; `None` while it goes on, or when nothing was left to say so.
     pub ended: Option<bool>,
+    /// Bytes that came from the Hub.
+    pub received: u64,
     /// Time of the last event.
     pub last: Option<SystemTime>,
     paces: BTreeMap<String, Pace>,
@@ -152,6 +154,9 @@ pub const SESSION: &str = "session";
 pub const SESSION_END: &str = "session-end";
 /// Name of the event of a try that failed.
 pub const MISHAP: &str = "mishap";
+
+/// The figure by which a job says how many bytes it received from the Hub.
+const RECEIVED: &str = "bytes received";
 
 impl History {
     /// Reads a log.
@@ -307,6 +312,9 @@ impl History {
             EventKind::Failed { .. } => {
                 let job = self.job(&stage, layer);
                 (job.state, job.progress) = (JobState::Failed, None);
+            }
+            EventKind::Figure { name, value } if name == RECEIVED => {
+                self.received += value.as_u64().unwrap_or(0);
             }
             EventKind::Figure { .. } | EventKind::Retired { .. } => {}
         }

@@ -18,6 +18,7 @@ mod programs;
 mod progress;
 mod runner;
 mod session;
+mod shards;
 mod signals;
 mod sources;
 mod summary;

@@ -1,19 +1,25 @@
 //! What the driver knows of a model: the facts that `shard-loader inspect` states, and the texts to use with it.
 
+use std::collections::BTreeMap;
+
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 use uc_store::ExitCode;
-use uc_store::plan::ModelSource;
+use uc_store::plan::{HubSource, ModelSource, ShardContent};
+use uc_store::sha::Sha256Digest;
 
 use crate::failure::failure;
 use crate::forecast::facts::Facts;
 use crate::programs::{Programs, own_folder};
+use crate::progress::Display;
 use crate::runner;
 
 /// The program that knows model folders.
 const INSPECTOR: &str = "shard-loader";
 /// Endings of text files that the stages read.
 const TEXT_ENDINGS: [&str; 4] = ["txt", "utf8", "raw", "jsonl"];
+/// The variable that names the folder of downloaded models, and that folder without it.
+const MODELS: (&str, &str) = ("UC_MODELS", "models");
 /// The embedded model's folder below the folder of shared files.
 const EMBEDDED: &str = "examples/tiny-stories";
 
@@ -25,6 +31,28 @@ struct FolderFacts {
     linear_parameters: u64,
     total_parameters: u64,
     files: Vec<String>,
+    #[serde(default)]
+    shards: BTreeMap<String, ShardContent>,
+}
+
+/// What `shard-loader fetch` prints.
+#[derive(Debug, Deserialize)]
+struct Fetched {
+    folder: Utf8PathBuf,
+    name: String,
+    repository: String,
+    revision: String,
+    commit: String,
+    shards: BTreeMap<String, RemoteShard>,
+}
+
+/// A shard that the Hub has and the disk has not.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct RemoteShard {
+    /// Bytes.
+    pub size: u64,
+    /// Digest of the whole.
+    pub sha256: Sha256Digest,
 }
 
 /// A model folder.
@@ -34,6 +62,19 @@ pub struct Model {
     pub source: ModelSource,
     /// The files that determine it, absolute, in a fixed order.
     pub files: Vec<Utf8PathBuf>,
+    /// What each file of weights holds, by name.
+    pub shards: BTreeMap<String, ShardContent>,
+    /// The files of weights that were left at the Hub, by name.
+    pub remote: BTreeMap<String, RemoteShard>,
+}
+
+/// How much of a model of the Hub is downloaded before a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// All of it.
+    Everything,
+    /// Of the weights only the headers.
+    Headers,
 }
 
 /// Which of the two texts.
@@ -55,6 +96,61 @@ pub struct Texts {
 }
 
 impl Model {
+    /// A model by what the user named: a folder here, else a model of the Hub, which is downloaded.
+    pub fn find(
+        named: &Utf8Path,
+        extent: Extent,
+        programs: &Programs,
+        display: &Display,
+    ) -> anyhow::Result<Self> {
+        if named.exists() || !is_hub_name(named.as_str()) {
+            return Self::inspect(named, programs);
+        }
+        display.say(&format!(
+            "{named} is no folder here; looking for it on the Hub"
+        ));
+        let program = programs
+            .find(INSPECTOR)
+            .map_err(|message| failure(ExitCode::BadPipeline, message))?;
+        let mut arguments = vec!["fetch".to_owned(), "--progress".into(), "--to".into()];
+        let folder = std::env::var(MODELS.0)
+            .ok()
+            .filter(|folder| !folder.is_empty());
+        arguments.push(folder.unwrap_or_else(|| MODELS.1.into()));
+        if extent == Extent::Headers {
+            arguments.push("--headers".into());
+        }
+        arguments.push(named.to_string());
+        let task = display.task(&format!("downloading {named}"), 0);
+        let outcome = runner::follow(
+            &program,
+            &arguments,
+            &mut |done, total| task.set(done, total),
+            &mut |line| display.say(line),
+        );
+        task.finish();
+        let output = outcome?;
+        let fetched: Fetched = serde_json::from_slice(&output).map_err(|error| {
+            let message = format!(
+                "{INSPECTOR} fetch {named}: found {error}, expected where the model is as JSON"
+            );
+            failure(ExitCode::StageFailed, message)
+        })?;
+        let mut model = Self::inspect(&fetched.folder, programs)?;
+        display.say(&format!(
+            "{} at commit {} is in {}",
+            fetched.repository, fetched.commit, fetched.folder
+        ));
+        model.source.name = fetched.name;
+        model.source.hub = Some(HubSource {
+            repository: fetched.repository,
+            revision: fetched.revision,
+            commit: fetched.commit,
+        });
+        model.remote = fetched.shards;
+        Ok(model)
+    }
+
     /// Asks the stage program about a folder.
     pub fn inspect(folder: &Utf8Path, programs: &Programs) -> anyhow::Result<Self> {
         let path = absolute(folder)?;
@@ -116,8 +212,11 @@ impl Model {
                 layers: facts.layers,
                 linear_parameters: facts.linear_parameters,
                 total_parameters: facts.total_parameters,
+                hub: None,
             },
             files,
+            shards: facts.shards,
+            remote: BTreeMap::new(),
         })
     }
 
@@ -177,6 +276,17 @@ impl Model {
     }
 }
 
+/// Whether a text may be `owner/name[@revision]`; whether there is such a model `shard-loader` finds out.
+fn is_hub_name(text: &str) -> bool {
+    let (repo, revision) = text.split_once('@').unwrap_or((text, "main"));
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let is_part = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphanumeric()) && part.chars().all(plain)
+    };
+    let parts = repo.split_once('/');
+    !revision.is_empty() && parts.is_some_and(|(owner, name)| is_part(owner) && is_part(name))
+}
+
 /// Folders that may hold the project's shared files.
 fn share_folders() -> Vec<Utf8PathBuf> {
     let named = std::env::var("UC_SHARE").ok().map(Utf8PathBuf::from);
@@ -221,6 +331,23 @@ mod tests {
         let model = model(Utf8Path::new("/m"));
         assert_eq!(model.files, ["/m/config.json", "/m/model.safetensors"]);
         assert_eq!(model.source.layers, 1);
+    }
+
+    #[test]
+    fn models_of_the_hub_are_told_from_paths() {
+        for hub in [
+            "a/b",
+            "meta-llama/Llama-3.1-8B",
+            "a/b@main",
+            "a/b@refs/pr/1",
+        ] {
+            assert!(is_hub_name(hub), "{hub}");
+        }
+        for path in [
+            "a", "/a/b", "./a/b", "../b", "a/b/c", "a/", "a/b@", "a b/c", ".a/b",
+        ] {
+            assert!(!is_hub_name(path), "{path}");
+        }
     }
 
     #[test]

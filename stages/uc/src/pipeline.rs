@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Context;
 use camino::Utf8Path;
 use toml::Spanned;
-use uc_store::plan::{Artifact, ArtifactRef, Per, PlanProblem};
+use uc_store::plan::{Artifact, ArtifactRef, Per, PlanProblem, Weights};
 use uc_store::settings::Settings;
 
 pub use assemble::{Goals, Request};
@@ -79,6 +79,7 @@ struct StageSpec {
     unless: Option<Condition>,
     retries: u32,
     stall_timeout: u64,
+    weights: Option<Weights>,
 }
 
 /// A setting and the value at which a stage is left out.

@@ -1,7 +1,7 @@
 //! From a command line to a planned, locked run directory; shared by the verbs that begin runs.
 
 use camino::{Utf8Path, Utf8PathBuf};
-use uc_store::plan::{External, Plan, StagePlan};
+use uc_store::plan::{External, Plan, SOURCE, StagePlan};
 use uc_store::run::RunDir;
 use uc_store::settings::Settings;
 use uc_store::sha::hash_bytes;
@@ -10,6 +10,7 @@ use uc_store::{ExitCode, StoreError, atomic};
 
 use crate::cli::UploadOptions;
 use crate::failure::failure;
+use crate::pipeline::Request;
 use crate::progress::Display;
 use crate::session::Session;
 
@@ -109,13 +110,39 @@ pub fn prefix(kind: &str, model: &str) -> String {
 
 /// The default run directory: the same for the same outside bytes and settings.
 pub fn default_run(prefix: &str, identity: &[&External], settings: &Settings) -> Utf8PathBuf {
-    // Whereto the pack goes is no part of what it is.
-    let mut settings = settings.clone();
-    settings.upload = Default::default();
     let digests: Vec<String> = identity.iter().map(|e| e.digest.to_string()).collect();
-    let settings = serde_json::to_string(&settings).expect("settings are plain data");
+    let settings = serde_json::to_string(&settings.determining()).expect("settings are plain data");
     let digest = hash_bytes(format!("{} {settings}", digests.join(" ")).as_bytes());
     Utf8Path::new(RUNS).join(format!("{prefix}{}", &digest.to_string()[..8]))
+}
+
+/// Moves a source whose shards come and go into the run directory: there they may be deleted. Gives the files that have
+/// to be copied once the run is locked: all but the shards, and the shards' headers.
+pub fn take_in(
+    root: &Utf8Path,
+    request: &mut Request<'_>,
+) -> anyhow::Result<Vec<(Utf8PathBuf, Utf8PathBuf)>> {
+    let folder = camino::absolute_utf8(root)?.join(SOURCE);
+    let mut copies = Vec::new();
+    let source = request.externals.get_mut(SOURCE);
+    for file in source.into_iter().flat_map(|source| &mut source.files) {
+        let name = file.path.file_name().unwrap_or_default();
+        let to = folder.join(name);
+        let from = std::mem::replace(&mut file.path, to.clone());
+        copies.push(match file.shard {
+            // As `shard-loader` names them.
+            Some(_) => (
+                format!("{from}.header").into(),
+                format!("{to}.header").into(),
+            ),
+            None => {
+                file.mtime_ns = 0; // the copy's is another
+                (from, to)
+            }
+        });
+    }
+    request.model.path = folder;
+    Ok(copies)
 }
 
 /// Makes the run directory, or continues the one that is there if it is the same model's.
@@ -184,5 +211,8 @@ mod tests {
         let mut sent = settings.clone();
         sent.upload.repository = "owner/name".into();
         assert_eq!(run, default_run(&prefix, &[&source(b"a")], &sent));
+        let mut evicting = settings.clone();
+        evicting.set("retention.source", "evict").expect("set");
+        assert_eq!(run, default_run(&prefix, &[&source(b"a")], &evicting));
     }
 }

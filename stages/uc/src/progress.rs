@@ -42,6 +42,31 @@ struct StageView {
     total: u64,
     bar: Option<ProgressBar>,
     last_line: Instant,
+    /// What its jobs are about, where that is no layer.
+    subjects: BTreeMap<u32, String>,
+}
+
+impl StageView {
+    /// A job in words.
+    fn title(&self, id: &JobId) -> String {
+        match self.subject(id) {
+            Some(subject) => format!("{} of {subject}", id.stage),
+            None => id.to_string(),
+        }
+    }
+
+    fn subject(&self, id: &JobId) -> Option<&String> {
+        self.subjects.get(&id.layer?)
+    }
+
+    /// What a job is about, beside the bar of its stage.
+    fn place(&self, id: &JobId) -> String {
+        let layer = || {
+            id.layer
+                .map_or_else(String::new, |layer| format!("layer {layer}"))
+        };
+        self.subject(id).cloned().unwrap_or_else(layer)
+    }
 }
 
 /// A single piece of work with a bar of its own: hashing, verifying.
@@ -141,9 +166,23 @@ impl Display {
                 total: *total,
                 bar,
                 last_line: Instant::now(),
+                subjects: BTreeMap::new(),
             };
             self.stages.insert(name.clone(), view);
         }
+    }
+
+    /// Says what the jobs of a stage are about, by their number, where that is no layer.
+    pub fn name_jobs(&mut self, stage: &str, subjects: BTreeMap<u32, String>) {
+        if let Some(view) = self.stages.get_mut(stage) {
+            view.subjects = subjects;
+        }
+    }
+
+    /// A job in words.
+    pub fn title(&self, id: &JobId) -> String {
+        let view = self.stages.get(&id.stage);
+        view.map_or_else(|| id.to_string(), |view| view.title(id))
     }
 
     /// A job began.
@@ -154,11 +193,12 @@ impl Display {
         };
         view.last_line = Instant::now();
         if let Some(bar) = &view.bar {
-            bar.set_message(place(id));
+            bar.set_message(view.place(id));
             bar.tick();
         }
         if form == Form::Lines {
-            self.detail(&format!("{id}: started"));
+            let title = view.title(id);
+            self.detail(&format!("{title}: started"));
         }
     }
 
@@ -170,14 +210,14 @@ impl Display {
         };
         let text = amount(done, total, unit);
         if let Some(bar) = &view.bar {
-            bar.set_message(format!("{} {text}", place(id)));
+            bar.set_message(format!("{} {text}", view.place(id)));
         }
         let due = view.last_line.elapsed() >= LINE_INTERVAL;
         if due {
             view.last_line = Instant::now();
         }
         match form {
-            Form::Lines if due => line(&format!("{id}: {text}")),
+            Form::Lines if due => line(&format!("{}: {text}", view.title(id))),
             Form::Json if due => self.json(
                 "info",
                 serde_json::json!({"event": "progress", "stage": id.stage, "layer": id.layer,
@@ -193,7 +233,13 @@ impl Display {
         let Some(view) = self.stages.get_mut(&id.stage) else {
             return;
         };
-        view.done = (view.done + 1).min(view.total);
+        view.done += 1;
+        // How many shards come is an estimate; how many layers there are is not.
+        view.total = match view.subjects.is_empty() {
+            true => view.total,
+            false => view.total.max(view.done),
+        };
+        view.done = view.done.min(view.total);
         let (done, total) = (view.done, view.total);
         if let Some(bar) = &view.bar {
             bar.set_position(done);
@@ -206,7 +252,7 @@ impl Display {
             None => "is good as it was".into(),
         };
         match form {
-            Form::Lines => line(&format!("{id}: {how} ({done}/{total})")),
+            Form::Lines => line(&format!("{}: {how} ({done}/{total})", view.title(id))),
             Form::Json => self.json(
                 "info",
                 serde_json::json!({"event": "finished", "stage": id.stage, "layer": id.layer,
@@ -281,11 +327,6 @@ pub fn amount(done: u64, total: u64, unit: &str) -> String {
         "bytes" => format!("{} of {}", BinaryBytes(done), BinaryBytes(total)),
         _ => format!("{done}/{total} {unit}"),
     }
-}
-
-fn place(id: &JobId) -> String {
-    id.layer
-        .map_or_else(String::new, |layer| format!("layer {layer}"))
 }
 
 /// Jobs per second, or per minute where that reads better.

@@ -346,6 +346,56 @@ pub fn capture(program: &Utf8Path, arguments: &[String], more: &[&str]) -> anyho
     Err(failure(ending.class(), message))
 }
 
+/// Runs a long program to its end: lines `{"done":N,"total":M}` of its standard output are progress, the last line is
+/// its answer; what it says on standard error is passed on. It ends with this process, whatever ends that.
+pub fn follow(
+    program: &Utf8Path,
+    arguments: &[String],
+    progress: &mut dyn FnMut(u64, u64),
+    said: &mut dyn FnMut(&str),
+) -> anyhow::Result<Vec<u8>> {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Progress {
+        done: u64,
+        total: u64,
+    }
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("cannot start {program}"))?;
+    let stdout = child.stdout.take().context("no standard output")?;
+    let stderr = child.stderr.take().context("no standard error")?;
+    let (sender, lines) = crossbeam_channel::unbounded();
+    let words = sender.clone();
+    std::thread::spawn(move || each_line(stdout, |line| drop(sender.send((true, line)))));
+    std::thread::spawn(move || each_line(stderr, |line| drop(words.send((false, line)))));
+    let (mut answer, mut error) = (String::new(), None);
+    for (is_output, line) in lines {
+        match (is_output, serde_json::from_str::<Progress>(&line)) {
+            (true, Ok(now)) => progress(now.done, now.total),
+            (true, Err(_)) => answer = line,
+            (false, _) => match line.strip_prefix("error: ") {
+                Some(words) => error = Some(words.to_owned()),
+                None => said(&line),
+            },
+        }
+    }
+    let status = child
+        .wait()
+        .with_context(|| format!("cannot wait for {program}"))?;
+    if status.success() {
+        return Ok(answer.into_bytes());
+    }
+    let ending = Ending::of(status);
+    let message = error.unwrap_or_else(|| format!("{program} failed: {ending}"));
+    Err(failure(ending.class(), message))
+}
+
 /// Runs a program on this terminal until it ends; `stop` is asked now and then whether to end it.
 pub fn foreground(
     program: &Utf8Path,

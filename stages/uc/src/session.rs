@@ -11,6 +11,9 @@ use uc_store::sha::Sha256Digest;
 
 use crate::board::Budget;
 use crate::drive::Driver;
+use crate::drive::source::Source;
+use crate::forecast;
+use crate::model::Model;
 use crate::programs::Programs;
 use crate::progress::Display;
 use crate::signals::Listener;
@@ -54,10 +57,24 @@ impl Session {
             cpus: threads,
             memory: resources::total_memory_bytes() / 100 * MEMORY_SHARE,
         };
+        let source = Source::of(&self.plan, &work, budget)?;
+        if let Some(source) = &source {
+            let others = self.disk_beside_source(programs, budget);
+            display.say(&source.statement(&self.plan, others));
+        }
         Driver::new(
-            &self.plan, &self.run, programs, budget, work, display, signals,
+            &self.plan, &self.run, programs, budget, work, source, display, signals,
         )?
         .run()
+    }
+
+    /// Most bytes of pack and intermediate files, where the settings tell; nothing depends on it.
+    fn disk_beside_source(&self, programs: &Programs, budget: Budget) -> Option<u64> {
+        let folder = &self.plan.model.path;
+        let index = folder.join("model.safetensors.index.json");
+        let index = index.exists().then_some(index);
+        let facts = Model::describe(&folder.join("config.json"), index.as_deref(), programs);
+        forecast::disk(&facts.ok()?, &self.plan, budget)
     }
 }
 

@@ -5,10 +5,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use camino::Utf8PathBuf;
-use uc_store::plan::{External, Plan};
+use uc_store::plan::{External, ExternalFile, Plan};
 use uc_store::{ExitCode, StoreError, source};
 
 use crate::failure::failure;
+use crate::model::Model;
 use crate::progress::Display;
 
 /// More readers at once do not make a disk faster.
@@ -52,6 +53,41 @@ pub fn describe(
     Ok(source::external(files))
 }
 
+/// Describes a model: its files that are here by their bytes, the shards that were left at the Hub by its word, which
+/// each of them is compared with when it comes.
+pub fn of_model(
+    model: &Model,
+    known: &External,
+    threads: u32,
+    display: &Display,
+) -> anyhow::Result<External> {
+    let remote = |path: &Utf8PathBuf| path.file_name().and_then(|name| model.remote.get(name));
+    let here: Vec<_> = model
+        .files
+        .iter()
+        .filter(|path| remote(path).is_none())
+        .cloned()
+        .collect();
+    let mut described = describe("the model", &here, known, threads, display)?
+        .files
+        .into_iter();
+    let mut files = Vec::with_capacity(model.files.len());
+    for path in &model.files {
+        let name = path.file_name().unwrap_or_default();
+        files.extend(match remote(path) {
+            None => described.next(),
+            Some(shard) => Some(ExternalFile {
+                path: path.clone(),
+                size: shard.size,
+                sha256: shard.sha256,
+                mtime_ns: 0,
+                shard: model.shards.get(name).cloned(),
+            }),
+        });
+    }
+    Ok(source::external(files))
+}
+
 /// An input of which nothing is known.
 pub fn unknown() -> External {
     source::external(Vec::new())
@@ -64,14 +100,24 @@ pub fn unknown() -> External {
 pub fn refresh(plan: &mut Plan, threads: u32, display: &Display) -> anyhow::Result<Vec<String>> {
     let mut changed = Vec::new();
     for (name, known) in plan.externals.clone() {
-        let paths: Vec<_> = known.files.iter().map(|file| file.path.clone()).collect();
+        // Shards that come and go are verified when they come.
+        let stays = |file: &&ExternalFile| file.shard.is_none();
+        let paths: Vec<_> = known
+            .files
+            .iter()
+            .filter(stays)
+            .map(|file| file.path.clone())
+            .collect();
         if let Some(gone) = paths.iter().find(|path| !path.exists()) {
             display.warn(&format!(
                 "{gone} is gone; jobs that read it again will fail"
             ));
             continue;
         }
-        let found = describe(&name, &paths, &known, threads, display)?;
+        let mut files = describe(&name, &paths, &known, threads, display)?.files;
+        files.extend(known.files.iter().filter(|file| !stays(file)).cloned());
+        files.sort_by_key(|file| known.files.iter().position(|known| known.path == file.path));
+        let found = source::external(files);
         if found.digest != known.digest {
             let differing = found.files.iter().zip(&known.files);
             let differing = differing.filter(|(a, b)| a.sha256 != b.sha256);

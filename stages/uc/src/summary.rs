@@ -10,7 +10,7 @@ use uc_pack::Pack;
 use uc_pack::totals::Totals;
 use uc_pack::verify::{Finding, Verdict};
 use uc_store::ExitCode;
-use uc_store::plan::{ArtifactId, JobId};
+use uc_store::plan::{ArtifactId, HubSource, JobId};
 
 use crate::failure::{exit_code, failure};
 use crate::history::StageCost;
@@ -24,6 +24,10 @@ use crate::{journal, packs, planning, session};
 pub struct Summary {
     /// The run directory.
     pub run: Utf8PathBuf,
+    /// Repository and commit of a model of the Hub.
+    pub hub: Option<HubSource>,
+    /// Bytes that came from the Hub while the run went on.
+    pub received_bytes: u64,
     /// The pack; absent in a run that only evaluates or whose pipeline makes none.
     pub pack: Option<PackSummary>,
     /// What the evaluator measured.
@@ -147,10 +151,17 @@ fn summarise(session: &Session, threads: u32, display: &Display) -> anyhow::Resu
     }
     let next = match (&pack, &metrics) {
         (Some(pack), None) => {
-            format!(
-                "uc eval {} --model {} --text FILE",
-                pack.path, plan.model.path
-            )
+            // Of a source that comes and goes no whole copy is here.
+            let gone = plan
+                .model
+                .hub
+                .as_ref()
+                .filter(|_| plan.shards().next().is_some());
+            let model = gone.map_or_else(
+                || plan.model.path.to_string(),
+                |hub| format!("{}@{}", hub.repository, hub.commit),
+            );
+            format!("uc eval {} --model {model} --text FILE", pack.path)
         }
         (Some(pack), Some(_)) => format!("uc inspect {} --layer 0", pack.path),
         (None, _) => format!("uc status {root}"),
@@ -158,6 +169,8 @@ fn summarise(session: &Session, threads: u32, display: &Display) -> anyhow::Resu
     let history = journal::history(&session.run);
     Ok(Summary {
         run: root.to_owned(),
+        hub: plan.model.hub.clone(),
+        received_bytes: history.received,
         pack,
         metrics,
         upload,
@@ -221,6 +234,12 @@ fn freed(session: &Session, pack: &Pack) -> usize {
 fn text(summary: &Summary) -> String {
     let mut lines = Vec::new();
     let mut row = |name: &str, value: String| lines.push(format!("{name:<22}{value}"));
+    if let Some(hub) = &summary.hub {
+        row("source", format!("{} at {}", hub.repository, hub.commit));
+    }
+    if summary.received_bytes > 0 {
+        row("received from the Hub", size(summary.received_bytes));
+    }
     if let Some(pack) = &summary.pack {
         row("pack", pack.path.to_string());
         row(

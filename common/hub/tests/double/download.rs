@@ -279,3 +279,42 @@ fn a_folder_is_fetched_at_one_commit_and_only_what_is_wanted() {
     assert!(!folder.join("other.bin").exists());
     assert_eq!(fixture.count("GET /objects"), 2, "one broken, one whole");
 }
+
+#[test]
+fn the_beginning_of_a_file_comes_alone_and_damage_shows() {
+    let fixture = Fixture::new();
+    let data = noise(3, 50_000);
+    fixture.double.put(REPO, "file", &data);
+    let file = fixture.remote("file");
+    let commit = fixture.snapshot().commit;
+    let ask = |bytes| fixture.hub.beginning(&fixture.repo, &commit, &file, bytes);
+    assert!(ask(0).expect("nothing").is_empty());
+    assert!(ask(1000).expect("a part") == data[..1000]);
+    assert!(ask(90_000).expect("all of it") == data);
+    let seen = fixture.double.seen();
+    let ranges: Vec<_> = seen
+        .iter()
+        .filter_map(|seen| seen.range.as_deref())
+        .collect();
+    assert!(ranges.contains(&"bytes=0-999"), "{ranges:?}");
+    let faulty = |fault| {
+        fixture
+            .double
+            .set_faults(Schedule::script(Route::Object, [fault]));
+        ask(1000)
+    };
+    assert!(faulty(Fault::IgnoreRange).expect("cut here") == data[..1000]);
+    assert!(matches!(
+        faulty(Fault::WrongRange),
+        Err(HubError::Range { .. })
+    ));
+    for fault in [
+        Fault::CutBody,
+        Fault::ResetBody,
+        Fault::Status(500),
+        Fault::Reset,
+    ] {
+        let error = faulty(fault.clone()).expect_err("damaged");
+        assert!(error.is_transient(), "{fault:?}: {error}");
+    }
+}

@@ -82,7 +82,43 @@ pub(super) fn read(file: &File, size: u64, path: &Path) -> Result<Vec<Entry>, So
     }
     let mut length = [0; 8];
     file.read_exact_at(&mut length, 0).map_err(io)?;
-    let length = u64::from_le_bytes(length);
+    let data = length_of(length, path)?;
+    if size < data {
+        return Err(truncated(data));
+    }
+    let mut header = vec![0; (data - 8) as usize];
+    file.read_exact_at(&mut header, 8).map_err(io)?;
+    entries(parse(&header, path)?, data, size, path)
+}
+
+/// Reads a file that is a header and nothing else; the size of its shard is what the tensors make it.
+pub(super) fn read_alone(file: &File, path: &Path) -> Result<Vec<Entry>, SourceError> {
+    let io = |source| SourceError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let size = file.metadata().map_err(io)?.len();
+    let mut length = [0; 8];
+    file.read_exact_at(&mut length, 0).map_err(io)?;
+    let data = length_of(length, path)?;
+    if size != data {
+        return Err(SourceError::TruncatedHeader {
+            path: path.to_owned(),
+            found: size,
+            expected: data,
+        });
+    }
+    let mut header = vec![0; (data - 8) as usize];
+    file.read_exact_at(&mut header, 8).map_err(io)?;
+    let header = parse(&header, path)?;
+    let ends = header.0.iter().map(|(_, wire)| wire.data_offsets.1);
+    let size = data.saturating_add(ends.max().unwrap_or(0));
+    entries(header, data, size, path)
+}
+
+/// Bytes of a header with its length in front, by its first eight; `path` is only used in errors.
+pub fn length_of(first: [u8; 8], path: &Path) -> Result<u64, SourceError> {
+    let length = u64::from_le_bytes(first);
     if length > MAX_HEADER {
         let (path, found) = (path.to_owned(), length);
         return Err(SourceError::HeaderTooLarge {
@@ -91,22 +127,29 @@ pub(super) fn read(file: &File, size: u64, path: &Path) -> Result<Vec<Entry>, So
             expected: MAX_HEADER,
         });
     }
-    if size < 8 + length {
-        return Err(truncated(8 + length));
-    }
-    let mut header = vec![0; length as usize];
-    file.read_exact_at(&mut header, 8).map_err(io)?;
-    let header: HeaderWire =
-        serde_json::from_slice(&header).map_err(|source| SourceError::HeaderJson {
-            path: path.to_owned(),
-            source,
-        })?;
+    Ok(8 + length)
+}
+
+fn parse(header: &[u8], path: &Path) -> Result<HeaderWire, SourceError> {
+    serde_json::from_slice(header).map_err(|source| SourceError::HeaderJson {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// The tensors of a shard of `size` bytes whose data begin at byte `data`, checked.
+fn entries(
+    header: HeaderWire,
+    data: u64,
+    size: u64,
+    path: &Path,
+) -> Result<Vec<Entry>, SourceError> {
     let mut entries = header
         .0
         .into_iter()
-        .map(|(name, wire)| check_entry(name, wire, 8 + length, size, path))
+        .map(|(name, wire)| check_entry(name, wire, data, size, path))
         .collect::<Result<Vec<_>, _>>()?;
-    check_cover(&mut entries, 8 + length, size, path)?;
+    check_cover(&mut entries, data, size, path)?;
     check_names(&entries, path)?;
     Ok(entries)
 }

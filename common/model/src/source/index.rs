@@ -122,7 +122,6 @@ impl SourceFolder {
     /// File name of shard number `file`.
     fn shard(&self, file: usize) -> &str {
         self.files[file]
-            .0
             .file_name()
             .and_then(|name| name.to_str())
             .unwrap_or_default()

@@ -3,6 +3,10 @@
 //! A folder has either `model.safetensors` or `model.safetensors.index.json` with shards. All
 //! headers are validated when the folder is opened; after that a tensor is one positioned read of
 //! its own bytes, and no file is ever loaded whole. Nothing is written and nothing is cached.
+//!
+//! Shards may come and go: beside a shard may lie the first bytes of it, its header, as `NAME.header`
+//! ([`header_path`]). Then the folder opens without the shard, whose size follows from the header. A file is open only
+//! while a tensor is read, so that a shard that is removed takes no space.
 
 mod check;
 mod dtype;
@@ -20,12 +24,22 @@ use crate::spec::Stored;
 pub use check::{Agreement, planned};
 pub use dtype::Dtype;
 pub use error::{Finding, SourceError};
+pub use header::length_of as header_length;
 pub use index::{Index, read as read_index};
 
 /// Name of the single weight file.
 const SINGLE: &str = "model.safetensors";
 /// Name of the index of a sharded model.
 const INDEX: &str = "model.safetensors.index.json";
+/// What the name of a shard's header ends in, where it lies beside the shard.
+const HEADER: &str = ".header";
+
+/// Where the header of a shard lies that may be absent.
+pub fn header_path(shard: &Path) -> PathBuf {
+    let mut name = shard.as_os_str().to_owned();
+    name.push(HEADER);
+    name.into()
+}
 
 /// Where a tensor is and what it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +78,7 @@ pub struct SourceTensor {
 pub struct SourceFolder {
     dir: PathBuf,
     index: Option<PathBuf>,
-    files: Vec<(PathBuf, File)>,
+    files: Vec<PathBuf>,
     tensors: BTreeMap<String, TensorInfo>,
 }
 
@@ -82,13 +96,14 @@ impl SourceFolder {
             tensors: BTreeMap::new(),
         };
         let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
-        if single.exists() {
+        let exists = |path: &Path| path.exists() || header_path(path).exists();
+        if exists(&single) {
             folder.add_file(single)?;
         } else if index.exists() {
             let shards = index::read(&index)?;
             for name in shards.file_names() {
                 let path = dir.join(name);
-                if !path.exists() {
+                if !exists(&path) {
                     return Err(SourceError::MissingShard {
                         path: index,
                         shard: name.to_owned(),
@@ -112,15 +127,23 @@ impl SourceFolder {
             path: path.clone(),
             source,
         };
-        let opened = File::open(&path).map_err(io)?;
-        let size = opened.metadata().map_err(io)?.len();
+        let header = header_path(&path);
+        let entries = match File::open(&header) {
+            Ok(file) => header::read_alone(&file, &header)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let file = File::open(&path).map_err(io)?;
+                let size = file.metadata().map_err(io)?.len();
+                header::read(&file, size, &path)?
+            }
+            Err(error) => return Err(io(error)),
+        };
         let file = self.files.len();
-        for entry in header::read(&opened, size, &path)? {
+        for entry in entries {
             if let Some(earlier) = self.tensors.get(&entry.name) {
                 return Err(SourceError::DuplicateTensor {
                     path,
                     name: entry.name,
-                    other: self.files[earlier.file].0.clone(),
+                    other: self.files[earlier.file].clone(),
                 });
             }
             let header::Entry {
@@ -140,7 +163,7 @@ impl SourceFolder {
             };
             self.tensors.insert(name, info);
         }
-        self.files.push((path, opened));
+        self.files.push(path);
         Ok(())
     }
 
@@ -152,10 +175,13 @@ impl SourceFolder {
     /// The weight files in order, the index file (if any) last.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let index = self.index.as_deref();
-        self.files
-            .iter()
-            .map(|(path, _)| path.as_path())
-            .chain(index)
+        self.files.iter().map(PathBuf::as_path).chain(index)
+    }
+
+    /// The file that holds a tensor, and whether it is there now.
+    pub fn file_of(&self, info: &TensorInfo) -> (&Path, bool) {
+        let path = self.files[info.file].as_path();
+        (path, path.exists())
     }
 
     /// All tensors in order of their names.
@@ -193,7 +219,7 @@ impl SourceFolder {
             .checked_add(count)
             .filter(|&last| last <= rows && count > 0);
         if last.is_none() {
-            let path = self.files[info.file].0.clone();
+            let path = self.files[info.file].clone();
             return Err(SourceError::NoRows {
                 path,
                 name: name.to_owned(),
@@ -277,13 +303,15 @@ impl SourceFolder {
         bytes: u64,
         shape: Vec<usize>,
     ) -> Result<SourceTensor, SourceError> {
-        let (path, file) = &self.files[info.file];
+        let path = &self.files[info.file];
+        let io = |source| SourceError::Io {
+            path: path.clone(),
+            source,
+        };
+        let file = File::open(path).map_err(io)?;
         let mut data = vec![0; bytes as usize];
         file.read_exact_at(&mut data, info.offset + start)
-            .map_err(|source| SourceError::Io {
-                path: path.clone(),
-                source,
-            })?;
+            .map_err(io)?;
         let (path, name, dtype) = (path.clone(), info.name.clone(), info.dtype);
         Ok(SourceTensor {
             path,

@@ -39,6 +39,7 @@ pub fn stage(
         optional: false,
         retries: 1,
         stall_timeout: 0,
+        weights: None,
     }
 }
 
@@ -57,6 +58,7 @@ pub fn small_plan() -> Plan {
             layers: 2,
             linear_parameters: 10,
             total_parameters: 20,
+            hub: None,
         },
         pack_dir: "pack".into(),
         settings: Settings::default(),

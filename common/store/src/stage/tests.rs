@@ -46,7 +46,8 @@ fn perform(
         output,
         commit: true,
     };
-    let outcome = execute(run, plan, id, &mut stage, &mut |event| {
+    let mut verified = Verified::default();
+    let outcome = execute(run, plan, id, &mut stage, &mut verified, &mut |event| {
         events.push(event.kind)
     });
     (outcome, events)
@@ -123,7 +124,9 @@ fn an_output_that_was_not_published_is_an_error_and_leaves_no_receipt() {
         output: "weights",
         commit: false,
     };
-    let error = execute(&run, &plan, &load, &mut stage, &mut |_| {}).expect_err("not published");
+    let mut verified = Verified::default();
+    let error = execute(&run, &plan, &load, &mut stage, &mut verified, &mut |_| {});
+    let error = error.expect_err("not published");
     assert!(
         error
             .to_string()
@@ -164,4 +167,53 @@ fn unknown_names_and_layers_are_refused() {
         error.to_string().contains("unknown stage `nothing`"),
         "{error}"
     );
+}
+
+#[test]
+fn a_shard_is_verified_for_the_jobs_that_read_it_and_for_no_other() {
+    let (_keep, run, mut plan) = start();
+    let path = run.root().join("source/shard");
+    let source = plan.externals.get_mut(SOURCE).expect("source");
+    source.files.push(ExternalFile {
+        path: path.clone(),
+        size: 4,
+        sha256: crate::sha::hash_bytes(b"good"),
+        mtime_ns: 0,
+        shard: Some(crate::plan::ShardContent {
+            layers: vec![1],
+            ends: false,
+        }),
+    });
+    let load = plan.stages.iter_mut().find(|stage| stage.name == "load");
+    load.expect("a stage").weights = Some(crate::plan::Weights::Layer);
+    let load = |layer| perform(&run, &plan, &job("load", Some(layer)), "weights").0;
+    load(0).expect("reads no shard");
+    let class = |error: anyhow::Error| ExitCode::of_error(&error);
+    let absent = load(1).expect_err("absent");
+    assert!(absent.to_string().contains("source/shard"), "{absent}");
+    assert_eq!(class(absent), Some(ExitCode::MissingInput));
+    atomic::write_bytes(&path, b"evil").expect("written");
+    assert_eq!(
+        class(load(1).expect_err("other bytes")),
+        Some(ExitCode::BadInput)
+    );
+    load(0).expect("reads no shard");
+    atomic::write_bytes(&path, b"good").expect("written");
+    load(1).expect("the planned bytes");
+}
+
+#[test]
+fn a_process_hashes_a_file_once_while_it_stays_the_same() {
+    let (_keep, folder) = folder();
+    let path = folder.join("file");
+    atomic::write_bytes(&path, b"good").expect("written");
+    let mut file = crate::source::describe_file(&path).expect("hashed");
+    file.mtime_ns = 0;
+    let mut verified = Verified::default();
+    crate::source::verify_file(&file, &mut verified).expect("good");
+    // Known by its time of change: a wrong digest in the plan is not compared again.
+    file.sha256 = crate::sha::hash_bytes(b"other");
+    crate::source::verify_file(&file, &mut verified).expect("known");
+    atomic::write_bytes(&path, b"good").expect("written again");
+    assert!(crate::source::verify_file(&file, &mut verified).is_err());
 }

@@ -26,6 +26,7 @@ fn stage(name: &str, per: Per, reads: &[&str], writes: &[&str]) -> StagePlan {
         optional: false,
         retries: 1,
         stall_timeout: 0,
+        weights: None,
     }
 }
 
@@ -44,6 +45,7 @@ fn plan(layers: u32) -> Plan {
             layers,
             linear_parameters: 1,
             total_parameters: 1,
+            hub: None,
         },
         pack_dir: "pack".into(),
         settings: Settings::default(),
@@ -373,4 +375,34 @@ fn what_the_network_did_not_take_is_not_overrun_and_its_stage_does_not_go_on_alo
     // A walk does not start it again.
     waits.update(&all_stale(&kept));
     assert_eq!(waits.status(&job("send", 0)), Some(Status::GivenUp));
+}
+
+#[test]
+fn a_job_whose_part_of_the_source_is_absent_is_wanted_and_does_not_start() {
+    let mut plan = plan(6);
+    plan.stages[1].ahead = Some(1);
+    let mut board = board(&plan, 8);
+    board.set(&job("embed", None), Status::Done);
+    assert_eq!(board.wanted(), [job("load", 0), job("load", 1)]);
+    // No later layer starts in their place: it would be too far ahead of those that read what it makes.
+    let is_there = |id: &JobId| id.layer > Some(1);
+    assert_eq!(board.next_if(is_there), None);
+    assert_eq!(board.next_if(|_| true), Some(job("load", 0)));
+    // Where only bounds are in the way, they give way; what is wanted then is what may start then.
+    board.set(&job("load", 0), Status::Done);
+    board.set(&job("load", 1), Status::Done);
+    board.set(&job("teach", 0), Status::Running);
+    assert_eq!(board.wanted(), [job("code", 0)]);
+}
+
+#[test]
+fn the_expected_order_is_that_of_one_job_at_a_time() {
+    let plan = plan(2);
+    let budget = Budget { cpus: 1, memory: 0 };
+    let order = Board::order(&plan, &all_stale(&plan), budget);
+    let order: Vec<String> = order.iter().map(ToString::to_string).collect();
+    assert_eq!(order.len(), 8);
+    let place = |id: &str| order.iter().position(|found| found == id);
+    assert!(place("teach of layer 0") < place("teach of layer 1"));
+    assert!(place("code of layer 1") < place("finish"));
 }

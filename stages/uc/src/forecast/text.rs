@@ -139,6 +139,7 @@ fn run(run: &RunForecast, lines: &mut Vec<String>) {
         let jobs = match stage.per {
             Per::Layer => format!("{} layers", stage.jobs),
             Per::Run => "1".into(),
+            Per::Shard => "by need".into(),
         };
         let ahead = stage.ahead.map_or("-".into(), |ahead| ahead.to_string());
         let memory = match stage.memory_bytes {

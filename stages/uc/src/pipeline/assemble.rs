@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use camino::Utf8PathBuf;
-use uc_store::plan::{Artifact, External, ModelSource, PLAN_VERSION, Plan, StagePlan};
+use uc_store::plan::{Artifact, External, ModelSource, PLAN_VERSION, Per, Plan, StagePlan};
 use uc_store::settings::Settings;
 
 use super::{Cpus, Memory, Pipeline, PipelineError, StageSpec};
@@ -57,6 +57,7 @@ impl Request<'_> {
                 layers: 2,
                 linear_parameters: 2,
                 total_parameters: 2,
+                hub: None,
             },
             source_files: pipeline
                 .artifacts
@@ -113,7 +114,8 @@ impl Pipeline {
             .filter(|spec| !switched_off(spec))
             .filter(|spec| {
                 let wanted = needed.as_ref();
-                wanted.is_none_or(|needed| needed.contains(spec.name.get_ref()))
+                let is_needed = |needed: &BTreeSet<String>| needed.contains(spec.name.get_ref());
+                wanted.is_none_or(is_needed) || spec.per == Per::Shard
             })
             .collect();
         let made: BTreeSet<&str> = part
@@ -207,9 +209,11 @@ impl StageSpec {
                 }
             },
             ahead: self.ahead,
-            optional: self.optional,
+            // Shards come by need: no walk over the run asks for them.
+            optional: self.optional || self.per == Per::Shard,
             retries: self.retries,
             stall_timeout: self.stall_timeout,
+            weights: self.weights,
         }
     }
 }

@@ -76,6 +76,9 @@ fn every_mistake_is_refused_with_file_line_and_key() {
         ("memory = \"2 layers\"", "memory = \"2 GB\""),
         ("[\"push\"]", "[]"),
         ("per = \"run\"", "per = \"model\""),
+        ("per = \"run\"", "per = \"shard\""),
+        ("ahead = 1", "weights = \"ends\""),
+        ("ahead = 1", "weights = \"all\""),
         ("[\"weights\", \"hidden\"]", "[\"weights\", \"hiden\"]"),
         ("[\"weights\", \"hidden\"]", "[\"weights\", \"hidden@2\"]"),
         ("[\"weights\", \"hidden\"]", "[\"weights\", \"weights\"]"),
@@ -218,6 +221,33 @@ fn goals_select_the_stages_that_they_need() {
     request.goals = Goals::Only(&["dust"]);
     let error = pipeline.assemble(&request).expect_err("unknown goal");
     assert!(error.message.contains("`dust`"), "{error}");
+}
+
+#[test]
+fn shards_are_fetched_only_where_they_come_and_go_and_by_need() {
+    let pipeline = Pipeline::load(None).expect("valid");
+    let mut request = Request::probe(&pipeline);
+    assert!(
+        pipeline
+            .assemble(&request)
+            .expect("plan")
+            .fetcher()
+            .is_none()
+    );
+    request
+        .settings
+        .set("retention.source", "evict")
+        .expect("set");
+    for goals in [Goals::Everything, Goals::Only(&["manifest"])] {
+        request.goals = goals;
+        let plan = pipeline.assemble(&request).expect("plan");
+        let fetcher = plan.fetcher().expect("the stage that fetches");
+        assert!(fetcher.optional && plan.jobs().iter().all(|id| id.stage != fetcher.name));
+        let readers = plan.stages.iter().filter(|stage| stage.weights.is_some());
+        let readers: Vec<_> = readers.map(|stage| stage.name.as_str()).collect();
+        let expected = ["scaffold", "survey", "rates", "sensitivity", "shard-loader"];
+        assert_eq!(readers, expected);
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 use toml::{Spanned, Value};
-use uc_store::plan::{Artifact, ArtifactRef, Per};
+use uc_store::plan::{Artifact, ArtifactRef, Per, Weights};
 use uc_store::settings::Settings;
 
 use super::{
@@ -59,6 +59,7 @@ struct WireStage {
     unless: Option<Spanned<String>>,
     retries: Option<Spanned<u32>>,
     stall_timeout: Option<Spanned<String>>,
+    weights: Option<Spanned<Weights>>,
 }
 
 /// Parses the text; references between stages are checked by the caller.
@@ -189,6 +190,24 @@ fn stage_spec(name: Spanned<String>, wire: WireStage) -> Result<StageSpec, Mista
             }
         }
     }
+    if let Some(write) = wire.writes.first().filter(|_| wire.per == Per::Shard) {
+        let message = format!(
+            "found `{}`, expected nothing: a stage per shard fetches files of the source",
+            write.get_ref()
+        );
+        return Err((write.span().start, message));
+    }
+    if let Some(weights) = &wire.weights {
+        let found = match (weights.get_ref(), wire.per) {
+            (Weights::Layer, Per::Layer) | (Weights::Ends, Per::Run) => None,
+            (Weights::Layer, _) => Some("found \"layer\" in a stage that is not per layer"),
+            (Weights::Ends, _) => Some("found \"ends\" in a stage that is not per run"),
+        };
+        if let Some(found) = found {
+            let message = format!("{found}, expected \"layer\" per layer, \"ends\" per run");
+            return Err((weights.span().start, message));
+        }
+    }
     let retries = match &wire.retries {
         None => DEFAULT_RETRIES,
         Some(found) if *found.get_ref() <= MAX_RETRIES => *found.get_ref(),
@@ -214,6 +233,7 @@ fn stage_spec(name: Spanned<String>, wire: WireStage) -> Result<StageSpec, Mista
         settings: wire.settings,
         ahead: wire.ahead,
         optional: wire.optional,
+        weights: wire.weights.map(Spanned::into_inner),
         retries,
     })
 }

@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Context;
 use camino::Utf8PathBuf;
+use uc_store::ExitCode;
 use uc_store::plan::External;
-use uc_store::settings::Settings;
+use uc_store::settings::{Settings, SourceRetention};
 
 use crate::cli::CompressArgs;
-use crate::model::{Model, TextUse};
+use crate::failure::failure;
+use crate::model::{Extent, Model, TextUse};
 use crate::pipeline::{Goals, Pipeline, Request};
 use crate::programs::Programs;
 use crate::progress::Display;
 use crate::signals::Listener;
-use crate::{planning, session, sources, summary};
+use crate::{drive, planning, session, sources, summary};
 
 /// What a run without evaluation is for; an upload only where the pipeline has one.
 const WITHOUT_EVALUATION: [&str; 2] = ["manifest", planning::UPLOADED];
@@ -25,7 +28,20 @@ pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> an
     programs.check(&pipeline)?;
     let settings = settings(&pipeline, args)?;
     let versions = programs.versions(pipeline.commands())?;
-    let model = Model::inspect(&args.model, &programs)?;
+    let evicts = settings.retention.source == SourceRetention::Evict;
+    let extent = match evicts {
+        true => Extent::Headers,
+        false => Extent::Everything,
+    };
+    let model = Model::find(&args.model, extent, &programs, display)?;
+    if evicts && model.source.hub.is_none() {
+        let message = format!(
+            "retention.source: found evict for the folder {}, from which nothing is ever deleted; expected keep, \
+             or a model of the Hub",
+            model.source.path
+        );
+        return Err(failure(ExitCode::BadPipeline, message));
+    }
     let texts = texts(args, &model, display)?;
     let goals = WITHOUT_EVALUATION.into_iter();
     let goals: Vec<&str> = goals
@@ -56,22 +72,31 @@ pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> an
 
     let prefix = planning::prefix("", &model.source.name);
     let known = planning::remembered(&prefix, args.run.as_deref());
-    let source = sources::describe("the model", &model.files, &known, threads, display)?;
+    let source = sources::of_model(&model, &known, threads, display)?;
     request.externals.insert("source".into(), source.clone());
     for (name, files) in texts {
         let external = sources::describe(&name, &files, &known, threads, display)?;
         request.externals.insert(name, external);
     }
     warn_of_shared_texts(&request.externals, display);
+    let default = || planning::default_run(&prefix, &[&source], &request.settings);
+    let root = args.run.clone().unwrap_or_else(default);
+    let copies = match evicts {
+        true => planning::take_in(&root, &mut request)?,
+        false => Vec::new(),
+    };
     let mut plan = pipeline.assemble(&request)?;
     if let Some(repository) = &args.repository {
         planning::upload(&mut plan, repository, &args.upload)?;
     }
-    let default = || planning::default_run(&prefix, &[&source], &plan.settings);
-    let root = args.run.clone().unwrap_or_else(default);
+    drive::source::check(&plan)?;
     let session = planning::enter(&root, plan, display)?;
     if args.repository.is_some() {
         planning::forget_upload(&session.plan, &session.run)?;
+    }
+    for (from, to) in copies {
+        let bytes = std::fs::read(&from).with_context(|| format!("cannot read {from}"))?;
+        uc_store::atomic::write_bytes(&to, &bytes)?;
     }
     let outcome = session.work(&programs, threads, display, signals);
     summary::finish(&session, outcome, threads, args.json, display)

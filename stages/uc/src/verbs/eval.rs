@@ -10,7 +10,7 @@ use uc_store::plan::{ArtifactId, External};
 
 use crate::cli::EvalArgs;
 use crate::failure::failure;
-use crate::model::{Model, TextUse};
+use crate::model::{Extent, Model, TextUse};
 use crate::pipeline::{Goals, Pipeline, Request};
 use crate::programs::Programs;
 use crate::progress::Display;
@@ -29,7 +29,7 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
     let mut settings = pipeline.settings().clone();
     planning::apply(&mut settings, &args.planning.set)?;
     let versions = programs.versions(pipeline.commands())?;
-    let model = Model::inspect(&args.model, &programs)?;
+    let model = Model::find(&args.model, Extent::Everything, &programs, display)?;
     let texts = model.texts(&args.text, TextUse::Evaluation)?;
     if texts.is_fallback {
         display.warn(&format!(

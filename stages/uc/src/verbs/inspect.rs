@@ -44,6 +44,12 @@ fn overview(dir: &Utf8Path, manifest: &Manifest, fingerprint: &str) -> String {
         row(&format!("  {key}"), value.clone());
     }
     row("source", manifest.source.name.clone());
+    if let Some(hub) = &manifest.source.hub {
+        row(
+            "  from the Hub",
+            format!("{} at {}", hub.repository, hub.commit),
+        );
+    }
     let calibration = &manifest.calibration;
     row(
         "calibration",

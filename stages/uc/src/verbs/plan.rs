@@ -4,6 +4,7 @@
 use camino::Utf8Path;
 use uc_store::ExitCode;
 use uc_store::freshness;
+use uc_store::plan::{Per, StagePlan};
 use uc_store::run::RunDir;
 
 use crate::cli::PlanArgs;
@@ -36,7 +37,8 @@ fn of_run(root: &Utf8Path, args: &PlanArgs, display: &Display) -> anyhow::Result
         println!("{line}");
     }
     println!("{} of {} jobs to do", to_do.len(), work.states.len());
-    for stage in plan.stages.iter().filter(|stage| stage.optional) {
+    let by_name = |stage: &&StagePlan| stage.optional && stage.per != Per::Shard;
+    for stage in plan.stages.iter().filter(by_name) {
         display.detail(&format!("{} runs only when asked for", stage.name));
     }
     if !to_do.is_empty() {

@@ -1,13 +1,16 @@
 //! `uc resume RUN`: continues an interrupted run, or brings it up to date.
 
+use uc_store::ExitCode;
 use uc_store::run::RunDir;
+use uc_store::settings::SourceRetention;
 
 use crate::cli::ResumeArgs;
+use crate::failure::failure;
 use crate::programs::Programs;
 use crate::progress::Display;
 use crate::session::{self, Session};
 use crate::signals::Listener;
-use crate::{planning, sources, summary};
+use crate::{drive, planning, sources, summary};
 
 /// Runs the verb.
 pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
@@ -16,10 +19,17 @@ pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyh
     let (run, mut plan, _lock) = RunDir::open_locked(&args.run)?;
     let before = plan.clone();
     planning::apply(&mut plan.settings, &args.set)?;
+    let evicts = plan.settings.retention.source == SourceRetention::Evict;
+    if evicts && plan.fetcher().is_none() {
+        let message =
+            "retention.source: found evict for a run whose whole source is on disk; expected keep";
+        return Err(failure(ExitCode::BadPipeline, message));
+    }
     programs.refresh_versions(&mut plan)?;
     for change in sources::refresh(&mut plan, threads, display)? {
         display.say(&change);
     }
+    drive::source::check(&plan)?;
     plan.tool_version = env!("CARGO_PKG_VERSION").into();
     let run = match plan == before {
         true => run,

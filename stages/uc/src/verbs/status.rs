@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
-use uc_store::plan::{JobId, Plan, StagePlan};
+use uc_store::plan::{HubSource, JobId, Per, Plan, StagePlan};
 use uc_store::run::RunDir;
+use uc_store::settings::SourceRetention;
 
 use crate::cli::StatusArgs;
 use crate::history::{History, JobState, JobView, Mishap, StageCost};
@@ -25,6 +26,10 @@ mod text;
 struct Status {
     run: Utf8PathBuf,
     model: String,
+    /// Repository and commit of a model of the Hub.
+    hub: Option<HubSource>,
+    /// The shards of a source that comes and goes.
+    shards: Option<ShardsStatus>,
     layers: u32,
     pack: Utf8PathBuf,
     state: RunState,
@@ -45,6 +50,24 @@ struct Status {
     stages: Vec<StageStatus>,
     running: Vec<Running>,
     mishaps: Vec<Mishap>,
+}
+
+/// How a source stands whose shards come and go.
+#[derive(Debug, Serialize)]
+struct ShardsStatus {
+    /// The stage that fetches them, and their files by the number of its job.
+    stage: String,
+    files: BTreeMap<u32, String>,
+    /// Number of shards, and of those on disk.
+    total: usize,
+    here: usize,
+    /// Bytes of all, and of those on disk.
+    total_bytes: u64,
+    here_bytes: u64,
+    /// What they may take; none where they stay once they are here.
+    budget: Option<u64>,
+    /// Bytes that came from the Hub in all sessions.
+    received: u64,
 }
 
 /// How a run stands as a whole.
@@ -169,6 +192,7 @@ fn assess(plan: &Plan, mut history: History, seen: Seen<'_>) -> Status {
     let stages: Vec<StageStatus> = plan
         .stages
         .iter()
+        .filter(|stage| stage.per != Per::Shard)
         .map(|stage| {
             let jobs = job_states(plan, stage, &history, &seen.done);
             let done = jobs.iter().filter(|state| **state == JobState::Done);
@@ -207,6 +231,8 @@ fn assess(plan: &Plan, mut history: History, seen: Seen<'_>) -> Status {
     Status {
         run: seen.root.to_owned(),
         model: plan.model.name.clone(),
+        hub: plan.model.hub.clone(),
+        shards: shards(plan, history.received),
         layers: plan.model.layers,
         pack: seen.root.join(&plan.pack_dir),
         state: match (seen.active, done == total, history.ended) {
@@ -228,6 +254,32 @@ fn assess(plan: &Plan, mut history: History, seen: Seen<'_>) -> Status {
         running,
         mishaps: history.mishaps,
     }
+}
+
+/// The shards, if they come and go; looks at the files.
+fn shards(plan: &Plan, received: u64) -> Option<ShardsStatus> {
+    let retention = &plan.settings.retention;
+    let stage = plan.fetcher();
+    let mut status = ShardsStatus {
+        stage: stage.map_or_else(String::new, |stage| stage.name.clone()),
+        files: BTreeMap::new(),
+        total: 0,
+        here: 0,
+        total_bytes: 0,
+        here_bytes: 0,
+        budget: (retention.source == SourceRetention::Evict).then_some(retention.budget.0),
+        received,
+    };
+    for (shard, file) in plan.shards() {
+        let name = file.path.file_name().unwrap_or_default();
+        status.files.insert(shard as u32, name.to_owned());
+        let is_here = file.path.exists();
+        status.total += 1;
+        status.total_bytes += file.size;
+        status.here += usize::from(is_here);
+        status.here_bytes += if is_here { file.size } else { 0 };
+    }
+    (status.total > 0).then_some(status)
 }
 
 /// State of every job of a stage: the receipts say what is done, the log what became of the others.

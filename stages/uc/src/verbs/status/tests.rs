@@ -20,6 +20,7 @@ fn stage(name: &str, per: Per, optional: bool) -> StagePlan {
         optional,
         retries: 1,
         stall_timeout: 0,
+        weights: None,
     }
 }
 
@@ -33,6 +34,7 @@ fn plan(layers: u32) -> Plan {
             layers,
             linear_parameters: 1,
             total_parameters: 1,
+            hub: None,
         },
         pack_dir: "pack".into(),
         settings: Settings::default(),

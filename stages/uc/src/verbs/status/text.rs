@@ -20,15 +20,32 @@ pub fn of(status: &Status) -> String {
         format!("state  {}", state(status)),
         format!("disk   {}", disk(status)),
     ];
+    if let Some(hub) = &status.hub {
+        lines.push(format!("source {} at {}", hub.repository, hub.commit));
+    }
+    if let Some(shards) = &status.shards {
+        let budget = shards.budget.map_or_else(
+            || "all may stay".into(),
+            |budget| format!("budget {}", BinaryBytes(budget)),
+        );
+        lines.push(format!(
+            "shards {} of {} here, {} of {} ({budget}); {} received",
+            shards.here,
+            shards.total,
+            BinaryBytes(shards.here_bytes),
+            BinaryBytes(shards.total_bytes),
+            BinaryBytes(shards.received),
+        ));
+    }
     lines.push(String::new());
     lines.extend(table(status));
     if !status.running.is_empty() {
         lines.push(String::new());
-        lines.extend(status.running.iter().map(running));
+        lines.extend(status.running.iter().map(|job| running(status, job)));
     }
     if !status.mishaps.is_empty() {
         lines.push(String::new());
-        lines.extend(status.mishaps.iter().map(mishap));
+        lines.extend(status.mishaps.iter().map(|it| mishap(status, it)));
     }
     if matches!(status.state, RunState::Stopped | RunState::Died) {
         lines.push(String::new());
@@ -138,7 +155,7 @@ fn strip(jobs: &[JobState]) -> String {
         .collect()
 }
 
-fn running(job: &Running) -> String {
+fn running(status: &Status, job: &Running) -> String {
     let progress = job.view.progress.as_ref().map_or_else(String::new, |at| {
         format!("{}, ", amount(at.done, at.total, &at.unit))
     });
@@ -156,7 +173,7 @@ fn running(job: &Running) -> String {
     });
     format!(
         "now    {}: {progress}for {}{retry}",
-        place(&job.stage, job.layer),
+        place(status, &job.stage, job.layer),
         duration(job.seconds)
     )
 }
@@ -171,17 +188,24 @@ fn first_line(message: &str) -> String {
     text
 }
 
-fn mishap(mishap: &Mishap) -> String {
+fn mishap(status: &Status, mishap: &Mishap) -> String {
     let message = first_line(&mishap.message);
     format!(
         "error  {} {} ({}): {message}",
         mishap.time,
-        place(&mishap.stage, mishap.layer),
+        place(status, &mishap.stage, mishap.layer),
         mishap.class
     )
 }
 
-fn place(stage: &str, layer: Option<u32>) -> String {
+fn place(status: &Status, stage: &str, layer: Option<u32>) -> String {
+    let shards = status
+        .shards
+        .as_ref()
+        .filter(|shards| shards.stage == stage);
+    if let Some(file) = shards.and_then(|shards| shards.files.get(&layer?)) {
+        return format!("{stage} {file}");
+    }
     layer.map_or_else(
         || stage.to_owned(),
         |layer| format!("{stage} layer {layer}"),
