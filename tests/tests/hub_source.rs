@@ -640,3 +640,58 @@ fn an_evicting_run_survives_kills_a_dead_network_and_wrong_bytes() {
     assert!(comparable(&run) == comparable(&local));
     assert_no_token(folder.path());
 }
+
+/// From a repository to a repository, neither the source nor the pack ever whole on this disk, under faults by seed.
+#[test]
+#[ignore = "minutes; part of `make test-full`"]
+fn whole_runs_in_storms_end_equal_or_cleanly_and_a_rerun_completes() {
+    const PACK: &str = "tester/pack";
+    let folder = tempfile::tempdir().expect("folder");
+    let model = many_layers(folder.path());
+    let local = folder.path().join("local");
+    let mut command = compress(&model, &local);
+    at(&mut command, &double(&model), &local);
+    succeed(&mut command);
+    let layers = |mut files: BTreeMap<String, Vec<u8>>| {
+        files.retain(|name, _| name.ends_with(".uc"));
+        files
+    };
+    let expected = layers(contents(&local.join("pack")));
+    let budget = contents(&model)
+        .iter()
+        .filter(|(name, _)| name.ends_with(".safetensors"))
+        .map(|(_, bytes)| 2 * bytes.len() as u64)
+        .max()
+        .expect("shards");
+
+    let (mut failures, mut seeds) = (0, 0);
+    for seed in 1..=40 {
+        let double = double(&model);
+        double.set_faults(Schedule::brisk(seed, 10 + seed as u32 % 25, 150));
+        let run = folder.path().join(format!("run-{seed}"));
+        for attempt in 0.. {
+            let mut command = evicting(&double, &run, budget);
+            command.args(["--upload", PACK, "--free", "--set", "upload.longest_wait=0"]);
+            let output = command.output().expect("uc");
+            let said = words(&output);
+            assert!(!said.contains(&Options::default().token), "{said}");
+            if output.status.success() {
+                break;
+            }
+            assert_eq!(output.status.code(), Some(11), "seed {seed}: {said}");
+            assert!(attempt < 8, "seed {seed}: {said}");
+            failures += 1;
+        }
+        let remote = double.content(PACK, "main");
+        assert!(layers(remote) == expected, "seed {seed}");
+        assert_eq!(on_disk(&run), 0, "seed {seed}");
+        let mut here = Vec::new();
+        files(&run.join("pack"), &mut here);
+        let layer = |path: &&PathBuf| path.to_string_lossy().contains("layer_");
+        assert_eq!(here.iter().filter(layer).count(), 0, "seed {seed}");
+        assert_no_token(&run);
+        std::fs::remove_dir_all(&run).expect("removed");
+        seeds += 1;
+    }
+    println!("{seeds} runs, {failures} clean failures on the way");
+}

@@ -87,6 +87,8 @@ pub enum Schedule {
         left: u32,
         /// A burst that goes on: status and requests left.
         burst: (u16, u32),
+        /// Whether silence is among them, which a client waits for.
+        stalls: bool,
     },
 }
 
@@ -103,7 +105,17 @@ impl Schedule {
             percent,
             left: most,
             burst: (500, 0),
+            stalls: true,
         }
+    }
+
+    /// The same without [`Fault::Stall`], for clients whose patience is that of real life.
+    pub fn brisk(seed: u64, percent: u32, most: u32) -> Self {
+        let mut schedule = Self::random(seed, percent, most);
+        if let Self::Random { stalls, .. } = &mut schedule {
+            *stalls = false;
+        }
+        schedule
     }
 
     /// The fault of the next request.
@@ -116,6 +128,7 @@ impl Schedule {
                 percent,
                 left,
                 burst,
+                stalls,
             } => {
                 if *left == 0 {
                     return None;
@@ -129,7 +142,8 @@ impl Schedule {
                     return None;
                 }
                 *left -= 1;
-                let faults = of(route, chance.next_u32());
+                let mut faults = of(route, chance.next_u32());
+                faults.retain(|fault| *stalls || *fault != Fault::Stall);
                 let fault = faults[chance.next_u32() as usize % faults.len()].clone();
                 if let Fault::Status(status) = fault {
                     *burst = (status, chance.next_u32() % 3);
