@@ -478,6 +478,16 @@ fn freed_layers_never_lie_here_in_greater_number_than_the_bound_says() {
     let mut there = remote(&empty);
     there.remove("README.md");
     assert!(there == contents(&plain.join("pack")));
+
+    // Layers that stay here go into few commits: the description, the eight layers, the manifest, the empty repository.
+    let few = self::double();
+    succeed(&mut upload(&few, &plain));
+    let mut there = remote(&few);
+    there.remove("README.md");
+    let mut here = contents(&plain.join("pack"));
+    here.remove("remote.json");
+    assert!(there == here);
+    assert_eq!(few.commits(REPO, "main"), 4);
 }
 
 #[test]

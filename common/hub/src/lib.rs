@@ -16,7 +16,7 @@
 //! | `listing` | [`Hub::info`], [`Hub::tree`] |
 //! | `download` | [`Hub::download`], [`Hub::fetch`], [`Hub::beginning`] |
 //! | `upload` | [`Hub::create_repo`], [`Hub::preupload`], [`Hub::lfs_batch`], [`Hub::send_lfs`], [`Hub::commit`] |
-//! | `push` | [`Hub::push`]: all of the upload, from what the remote lacks to the commit |
+//! | `push` | [`Hub::push`]: all of the upload, from what the remote lacks to the commit; [`Hub::store`]: all but the commit |
 //! | [`Watchdog`] | attempts, waits, their record |
 //! | [`HubError`] | what went wrong, and whether trying again may help |
 

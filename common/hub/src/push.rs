@@ -87,8 +87,44 @@ impl Hub {
         watchdog: &mut Watchdog<'_>,
         mut progress: impl FnMut(&str, Progress),
     ) -> Result<Pushed, HubError> {
-        let mut push = Push {
-            hub: self,
+        let mut push = Push::new(self, repo, branch, message, files);
+        let what = format!("upload of {} files to {repo}", files.len());
+        watchdog.run(&what, |attempt| push.attempt(attempt, &mut progress))
+    }
+}
+
+impl Hub {
+    /// Brings the large files among these into the repository's storage, where a later [`Hub::push`] commits them without
+    /// sending them again; those that the branch holds already are left alone.
+    ///
+    /// # Errors
+    /// A final error or [`HubError::GaveUp`].
+    pub fn store(
+        &self,
+        repo: &RepoName,
+        branch: &str,
+        files: &[LocalFile],
+        watchdog: &mut Watchdog<'_>,
+        mut progress: impl FnMut(&str, Progress),
+    ) -> Result<(), HubError> {
+        let mut push = Push::new(self, repo, branch, "", files);
+        let what = format!("storage of {} files for {repo}", files.len());
+        watchdog.run(&what, |attempt| {
+            push.stored(attempt, &mut progress).map(|_| ())
+        })
+    }
+}
+
+impl<'a> Push<'a> {
+    fn new(
+        hub: &'a Hub,
+        repo: &'a RepoName,
+        branch: &'a str,
+        message: &'a str,
+        files: &'a [LocalFile],
+    ) -> Self {
+        Self {
+            hub,
             repo,
             branch,
             message,
@@ -97,13 +133,9 @@ impl Hub {
             conflicts: 0,
             sent: 0,
             committed: 0,
-        };
-        let what = format!("upload of {} files to {repo}", files.len());
-        watchdog.run(&what, |attempt| push.attempt(attempt, &mut progress))
+        }
     }
-}
 
-impl Push<'_> {
     /// Rounds until one is not overtaken by another's commit.
     fn attempt(
         &mut self,
@@ -126,12 +158,28 @@ impl Push<'_> {
         attempt: &mut Attempt,
         progress: &mut impl FnMut(&str, Progress),
     ) -> Result<Pushed, HubError> {
+        let (head, lacking) = self.stored(attempt, progress)?;
+        if lacking.is_empty() {
+            return Ok(self.done(head));
+        }
+        let (hub, repo) = (self.hub, self.repo);
+        let made = hub.commit(repo, self.branch, &head, self.message, &lacking)?;
+        self.committed = lacking.len();
+        Ok(self.done(made.commit))
+    }
+
+    /// The branch's commit, and the files that it lacks, the large ones among them brought into storage.
+    fn stored(
+        &mut self,
+        attempt: &mut Attempt,
+        progress: &mut impl FnMut(&str, Progress),
+    ) -> Result<(CommitId, Vec<(&'a LocalFile, Mode)>), HubError> {
         let (hub, repo) = (self.hub, self.repo);
         let head = hub.head(repo, self.branch)?;
         let tree = hub.tree(repo, &head.to_string())?;
         let missing = differences(&tree, self.files)?;
         if missing.is_empty() {
-            return Ok(self.done(head));
+            return Ok((head, Vec::new()));
         }
         let is_missing = |file: &&LocalFile| missing.iter().any(|gap| gap.path == file.path);
         let files: Vec<_> = self.files.iter().filter(is_missing).collect();
@@ -140,14 +188,10 @@ impl Push<'_> {
             let file = ignored.path.clone();
             return Err(HubError::Ignored { file });
         }
-        let with_mode: Vec<_> = files
-            .into_iter()
-            .zip(modes.iter().map(|mode| mode.mode))
-            .collect();
-        self.store(&with_mode, attempt, progress)?;
-        let made = hub.commit(repo, self.branch, &head, self.message, &with_mode)?;
-        self.committed = with_mode.len();
-        Ok(self.done(made.commit))
+        let modes = modes.iter().map(|mode| mode.mode);
+        let lacking: Vec<_> = files.into_iter().zip(modes).collect();
+        self.store(&lacking, attempt, progress)?;
+        Ok((head, lacking))
     }
 
     fn done(&self, commit: CommitId) -> Pushed {

@@ -1,4 +1,5 @@
-//! One layer: checked, sent, found in the remote tree.
+//! One layer: checked and sent. One that goes from here afterwards is committed and found in the remote tree first; one
+//! that stays lies in the repository's storage until `pack` commits it with others.
 
 use serde::{Deserialize, Serialize};
 use uc_hub::LocalFile;
@@ -9,8 +10,8 @@ use uc_store::stage::Job;
 use crate::remote::{self, Remote, Repository};
 use crate::{Refused, read_json, write_json};
 
-/// A layer that the repository held, by its digest, when this was written. The commit is among the job's figures: it
-/// is another one each time, and what was sent is not.
+/// A layer that the repository's storage held, by its digest, when this was written. The commit, if there was one, is
+/// among the job's figures: it is another one each time, and what was sent is not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RemoteLayer {
@@ -41,8 +42,17 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let Repository {
         repository, branch, ..
     } = remote::repository(job)?;
-    let commit = Remote::open(job)?.bring(&format!("Layer {layer}"), &[file])?;
-    job.figure("commit", commit.to_string());
+    let kept = job.plan().artifacts.get("pack-layer");
+    let kept = kept.is_none_or(|artifact| artifact.keep);
+    let remote = Remote::open(job)?;
+    if kept {
+        // The commit can wait until it is worth its while.
+        remote.store(&[file])?;
+    } else {
+        let commit = remote.bring(&format!("Layer {layer}"), &[file])?;
+        drop(remote);
+        job.figure("commit", commit.to_string());
+    }
     let written = RemoteLayer {
         remote_layer_version: 1,
         repository,

@@ -1,7 +1,5 @@
 //! The whole pack: what is not there yet, the manifest last, and the comparison that ends it.
 
-use std::collections::BTreeMap;
-
 use anyhow::Context;
 use camino::Utf8Path;
 use serde::Serialize;
@@ -15,7 +13,7 @@ use crate::layer::RemoteLayer;
 use crate::remote::{self, Remote, Repository};
 use crate::{Refused, read_json, write_json};
 
-/// Layers in one commit, where the repository has lost some.
+/// Layers in one commit: the Hub takes a limited number of commits an hour, and a failed one of many files costs more.
 const LAYERS_PER_COMMIT: usize = 8;
 /// The card's name in a repository.
 const CARD: &str = "README.md";
@@ -57,7 +55,7 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
 
     let remote = Remote::open(job)?;
     remote.bring("Scaffold, description and card", &description)?;
-    replace_lost(&remote, &layers)?;
+    commit_layers(&remote, &layers)?;
     remote.bring("Manifest", &last)?;
     let files = [description, layers, last].concat();
     let (commit, tree) = remote.tree()?;
@@ -163,36 +161,35 @@ fn layers(
     Ok(layers)
 }
 
-/// Sends the layers that the repository held once and does not hold any more.
-fn replace_lost(remote: &Remote<'_, '_>, layers: &[LocalFile]) -> anyhow::Result<()> {
+/// Commits the layers that the branch lacks. Those that lie in storage are not sent again, those that the repository has
+/// lost are.
+fn commit_layers(remote: &Remote<'_, '_>, layers: &[LocalFile]) -> anyhow::Result<()> {
     let (_, tree) = remote.tree()?;
-    let by_path: BTreeMap<_, _> = layers.iter().map(|file| (&file.path, file)).collect();
-    let lost = differences(&tree, layers)?;
-    let lost: Vec<&LocalFile> = lost.iter().map(|gap| by_path[&gap.path]).collect();
-    let gone = lost.iter().filter(|file| !file.source.exists());
+    let lacking = differences(&tree, layers)?;
+    let is_lacking = |file: &&LocalFile| lacking.iter().any(|gap| gap.path == file.path);
+    let lacking: Vec<&LocalFile> = layers.iter().filter(is_lacking).collect();
+    let gone = lacking.iter().filter(|file| !file.source.exists());
     let paths: Vec<String> = gone.map(|file| file.path.clone()).collect();
     if !paths.is_empty() {
         let repository = remote.name();
         return Err(Refused::Gone { repository, paths }.into());
     }
-    for files in lost.chunks(LAYERS_PER_COMMIT) {
-        let mut again = Vec::new();
-        for file in files {
-            again.push(checked(
-                file.source.parent().context("a layer without a folder")?,
-                &FileEntry {
-                    name: file.path.clone(),
-                    size: file.size,
-                    sha256: Digest(file.sha256.0),
-                },
-            )?);
-        }
-        let names: Vec<&str> = again.iter().map(|file| file.path.as_str()).collect();
-        tracing::warn!(
-            ?names,
-            "the repository lost these layers; they are sent again"
-        );
-        remote.bring("Layers that were lost", &again)?;
+    for files in lacking.chunks(LAYERS_PER_COMMIT) {
+        let (first, last) = (&files[0].path, &files[files.len() - 1].path);
+        let files: Vec<LocalFile> = files
+            .iter()
+            .map(|file| {
+                checked(
+                    file.source.parent().context("a layer without a folder")?,
+                    &FileEntry {
+                        name: file.path.clone(),
+                        size: file.size,
+                        sha256: Digest(file.sha256.0),
+                    },
+                )
+            })
+            .collect::<anyhow::Result<_>>()?;
+        remote.bring(&format!("{first} to {last}"), &files)?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use uc_hub::{
-    CommitId, Endpoint, Hub, Limits, LocalFile, Policy, RemoteFile, RepoRef, Visibility,
+    CommitId, Endpoint, Hub, Limits, LocalFile, Policy, Progress, RemoteFile, RepoRef, Visibility,
     WatchState, Watchdog, differences,
 };
 use uc_store::settings::UploadSettings;
@@ -123,18 +123,36 @@ impl<'a, 'j> Remote<'a, 'j> {
         }
     }
 
+    /// Brings files into the repository's storage, for a later commit.
+    pub fn store(&self, files: &[LocalFile]) -> anyhow::Result<()> {
+        let RepoRef { repo, revision } = &self.to;
+        let mut watchdog = self.watchdog();
+        let mut teller = self.teller();
+        self.hub
+            .store(repo, revision, files, &mut watchdog, |_, now| teller(now))?;
+        Ok(())
+    }
+
+    /// Tells how far a file is, now and then.
+    fn teller(&self) -> impl FnMut(Progress) {
+        let mut told = Instant::now();
+        move |now| {
+            if now.done == now.total || told.elapsed() >= PACE {
+                told = Instant::now();
+                self.job().progress(now.done, now.total, "bytes");
+            }
+        }
+    }
+
     /// Commits those of the files that the branch lacks, and makes sure that it holds all of them then.
     pub fn bring(&self, message: &str, files: &[LocalFile]) -> anyhow::Result<CommitId> {
         let RepoRef { repo, revision } = &self.to;
-        let mut told = Instant::now();
         let mut watchdog = self.watchdog();
+        let mut teller = self.teller();
         let pushed = self
             .hub
             .push(repo, revision, message, files, &mut watchdog, |_, now| {
-                if now.done == now.total || told.elapsed() >= PACE {
-                    told = Instant::now();
-                    self.job().progress(now.done, now.total, "bytes");
-                }
+                teller(now);
             })?;
         let what = format!("comparison with {repo}");
         let tree = watchdog.run(&what, |_| self.hub.tree(repo, &pushed.commit.to_string()))?;
