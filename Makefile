@@ -48,7 +48,7 @@ test: ## all tests but the slow ones
 
 .PHONY: test-full
 test-full: test ## the slow tests too (random kills, larger models)
-	$(TEST) --release --locked --workspace $(if $(findstring nextest,$(TEST)),--run-ignored ignored-only,-- --ignored)
+	$(TEST) --release --locked --workspace $(if $(findstring nextest,$(TEST)),--profile full --run-ignored ignored-only,-- --ignored)
 
 .PHONY: lint
 lint: ## formatting and clippy, warnings denied

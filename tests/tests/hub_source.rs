@@ -665,7 +665,7 @@ fn whole_runs_in_storms_end_equal_or_cleanly_and_a_rerun_completes() {
         .expect("shards");
 
     let (mut failures, mut seeds) = (0, 0);
-    for seed in 1..=40 {
+    for seed in 1..=20 {
         let double = double(&model);
         double.set_faults(Schedule::brisk(seed, 10 + seed as u32 % 25, 150));
         let run = folder.path().join(format!("run-{seed}"));

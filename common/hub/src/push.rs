@@ -60,6 +60,9 @@ pub fn differences(tree: &[RemoteFile], files: &[LocalFile]) -> Result<Vec<Diffe
     Ok(differing)
 }
 
+/// A file and how it goes.
+type WithMode<'a> = (&'a LocalFile, Mode);
+
 struct Push<'a> {
     hub: &'a Hub,
     repo: &'a RepoName,
@@ -173,7 +176,7 @@ impl<'a> Push<'a> {
         &mut self,
         attempt: &mut Attempt,
         progress: &mut impl FnMut(&str, Progress),
-    ) -> Result<(CommitId, Vec<(&'a LocalFile, Mode)>), HubError> {
+    ) -> Result<(CommitId, Vec<WithMode<'a>>), HubError> {
         let (hub, repo) = (self.hub, self.repo);
         let head = hub.head(repo, self.branch)?;
         let tree = hub.tree(repo, &head.to_string())?;
@@ -206,7 +209,7 @@ impl<'a> Push<'a> {
     /// Brings the large files among these into storage.
     fn store(
         &mut self,
-        files: &[(&LocalFile, Mode)],
+        files: &[WithMode<'_>],
         attempt: &mut Attempt,
         progress: &mut impl FnMut(&str, Progress),
     ) -> Result<(), HubError> {
