@@ -11,11 +11,11 @@ use uc_codec::factors::Factors;
 use uc_codec::layer::{self, CodedLinear, LayerWork, LinearShape};
 use uc_codec::{CodecError, TensorCode};
 use uc_model::{InputSpec, LayerPlan, LinearSpec, ModelConfig};
-use uc_pack::{Dtype, ExactTensor, LayerCoder};
+use uc_pack::{Dtype, ExactDecl, ExactTensor, LayerCoder};
 use uc_store::ExitCode;
 use uc_store::settings::AllocationMode;
 use uc_store::stage::Job;
-use uc_store::tensors::TensorFile;
+use uc_store::tensors::{self, TensorDecl, TensorFile};
 
 use crate::codes::Shelf;
 
@@ -257,20 +257,31 @@ fn shapes(job: &Job<'_>, plan: &LayerPlan) -> anyhow::Result<Vec<LinearShape>> {
 pub fn exact_tensors(weights: &TensorFile, plan: &LayerPlan) -> anyhow::Result<Vec<ExactTensor>> {
     let mut extras = Vec::with_capacity(plan.extras.len());
     for spec in &plan.extras {
-        let decl = weights.tensor(&spec.name)?;
-        let dtype = match decl.dtype {
-            uc_store::tensors::Dtype::F32 => Dtype::F32,
-            uc_store::tensors::Dtype::F16 => Dtype::F16,
-            uc_store::tensors::Dtype::BF16 => Dtype::BF16,
-            other => anyhow::bail!("{} is {other:?}, expected F32, F16 or BF16", spec.name),
-        };
-        let shape = decl.shape.iter().map(|&side| side as u64).collect();
+        let ExactDecl { name, dtype, shape } = exact_decl(weights.tensor(&spec.name)?)?;
         extras.push(ExactTensor {
-            name: spec.name.clone(),
+            name,
             dtype,
             shape,
             bytes: weights.read(&spec.name)?,
         });
     }
     Ok(extras)
+}
+
+/// A tensor of a checkpoint as the pack describes it.
+///
+/// # Errors
+/// For one that is no float tensor.
+pub fn exact_decl(tensor: &TensorDecl) -> anyhow::Result<ExactDecl> {
+    let dtype = match tensor.dtype {
+        tensors::Dtype::F32 => Dtype::F32,
+        tensors::Dtype::F16 => Dtype::F16,
+        tensors::Dtype::BF16 => Dtype::BF16,
+        other => anyhow::bail!("{} is {other:?}, expected F32, F16 or BF16", tensor.name),
+    };
+    Ok(ExactDecl {
+        name: tensor.name.clone(),
+        dtype,
+        shape: tensor.shape.iter().map(|&side| side as u64).collect(),
+    })
 }

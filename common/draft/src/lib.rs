@@ -8,4 +8,6 @@ mod codes;
 mod given;
 
 pub use codes::{Codes, Shelf};
-pub use given::{Given, KEPT_FACTORS, classify, exact_tensors, input_factor, output_factor};
+pub use given::{
+    Given, KEPT_FACTORS, classify, exact_decl, exact_tensors, input_factor, output_factor,
+};

@@ -14,8 +14,8 @@ use crate::answer::header;
 use crate::digest::{self, Running};
 use crate::error::HubError;
 use crate::http::{Call, Reply};
-use crate::listing::{RemoteFile, Snapshot};
-use crate::name::{CommitId, RepoName, RepoRef, encode};
+use crate::listing::RemoteFile;
+use crate::name::{CommitId, RepoName, encode};
 use crate::watchdog::{Attempt, Watchdog};
 use crate::{Hub, Progress};
 
@@ -114,31 +114,6 @@ impl Hub {
         let received = state.received;
         state.growing.commit()?;
         Ok(Downloaded { received })
-    }
-
-    /// Downloads the files of a revision that `wanted` names into a folder, each under its path; what is there stays.
-    ///
-    /// The commit is the one that the revision names at the beginning; every file is of that commit.
-    ///
-    /// # Errors
-    /// As for [`Hub::download`]; files that are whole stay, and the next call goes on.
-    pub fn fetch(
-        &self,
-        from: &RepoRef,
-        wanted: impl Fn(&RemoteFile) -> bool,
-        folder: &Utf8Path,
-        watchdog: &mut Watchdog<'_>,
-        mut progress: impl FnMut(&RemoteFile, Progress),
-    ) -> Result<Snapshot, HubError> {
-        let what = format!("listing of {}", from.repo);
-        let mut snapshot = watchdog.run(&what, |_| self.info(&from.repo, &from.revision))?;
-        snapshot.files.retain(wanted);
-        for file in &snapshot.files {
-            let into = folder.join(&file.path);
-            let tell = |now| progress(file, now);
-            self.download(&from.repo, &snapshot.commit, file, &into, watchdog, tell)?;
-        }
-        Ok(snapshot)
     }
 
     /// The first bytes of a file of a commit, in one request; they carry no digest of their own.

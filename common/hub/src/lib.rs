@@ -14,7 +14,7 @@
 //! | [`Endpoint`], [`Token`] | address and secret |
 //! | [`RepoName`], [`RepoRef`], [`CommitId`], [`BlobId`], [`FileId`] | names and identities |
 //! | `listing` | [`Hub::info`], [`Hub::tree`] |
-//! | `download` | [`Hub::download`], [`Hub::fetch`], [`Hub::beginning`] |
+//! | `download` | [`Hub::download`], [`Hub::beginning`] |
 //! | `upload` | [`Hub::create_repo`], [`Hub::preupload`], [`Hub::lfs_batch`], [`Hub::send_lfs`], [`Hub::commit`] |
 //! | `push` | [`Hub::push`]: all of the upload, from what the remote lacks to the commit; [`Hub::store`]: all but the commit |
 //! | [`Watchdog`] | attempts, waits, their record |

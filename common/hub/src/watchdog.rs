@@ -38,6 +38,18 @@ impl Default for Policy {
     }
 }
 
+impl Policy {
+    /// So many attempts in a row, and no longer wait; two processes do not wait for the same moments.
+    pub fn of(attempts: u32, longest_wait: Duration) -> Self {
+        Self {
+            attempts,
+            longest_wait,
+            seed: std::process::id().into(),
+            ..Self::default()
+        }
+    }
+}
+
 /// Time, as the watchdog sees it.
 pub trait Clock: Send + Sync {
     /// Now.

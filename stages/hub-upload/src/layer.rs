@@ -7,7 +7,7 @@ use uc_pack::{Digest, LayerEntry, LayerFile};
 use uc_store::sha::Sha256Digest;
 use uc_store::stage::Job;
 
-use crate::remote::{self, Remote, Repository};
+use crate::remote::Remote;
 use crate::{Refused, read_json, write_json};
 
 /// A layer that the repository's storage held, by its digest, when this was written. The commit, if there was one, is
@@ -39,9 +39,6 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     // file storage and knows it by its SHA-256.
     let digest = Sha256Digest(record.sha256.0);
     let file = LocalFile::known(&record.file, &path, record.size, digest)?;
-    let Repository {
-        repository, branch, ..
-    } = remote::repository(job)?;
     let kept = job.plan().artifacts.get("pack-layer");
     let kept = kept.is_none_or(|artifact| artifact.keep);
     let remote = Remote::open(job)?;
@@ -50,17 +47,17 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
         remote.store(&[file])?;
     } else {
         let commit = remote.bring(&format!("Layer {layer}"), &[file])?;
-        drop(remote);
-        job.figure("commit", commit.to_string());
+        remote.job().figure("commit", commit.to_string());
     }
     let written = RemoteLayer {
         remote_layer_version: 1,
-        repository,
-        branch,
+        repository: remote.name(),
+        branch: remote.branch().to_owned(),
         file: record.file,
         size: record.size,
         sha256: record.sha256,
     };
+    drop(remote);
     write_json(job, "remote-layer", &written)
 }
 

@@ -107,14 +107,15 @@ impl<'a, 'j> Remote<'a, 'j> {
         self.to.repo.to_string()
     }
 
+    /// Its branch.
+    pub fn branch(&self) -> &str {
+        &self.to.revision
+    }
+
     fn watchdog(&self) -> Watchdog<'_> {
-        let policy = Policy {
-            attempts: self.settings.attempts,
-            longest_wait: Duration::from_secs(self.settings.longest_wait.into()),
-            seed: std::process::id().into(),
-            ..Policy::default()
-        };
-        Watchdog::new(policy).observed(|state| self.tell(state))
+        let longest_wait = Duration::from_secs(self.settings.longest_wait.into());
+        Watchdog::new(Policy::of(self.settings.attempts, longest_wait))
+            .observed(|state| self.tell(state))
     }
 
     fn tell(&self, state: &WatchState) {

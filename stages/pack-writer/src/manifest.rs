@@ -9,11 +9,11 @@ use uc_model::SourceFolder;
 use uc_model::text::WindowSet;
 use uc_pack::manifest::{Calibration, Codec, FileEntry, HubSource, ScaffoldEntry, Source, Tool};
 use uc_pack::totals::Totals;
-use uc_pack::{Digest, Dtype, ExactDecl, FORMAT_VERSION, LayerEntry, Manifest, write_scaffold};
+use uc_pack::{Digest, ExactDecl, FORMAT_VERSION, LayerEntry, Manifest, write_scaffold};
 use uc_store::atomic::Written;
 use uc_store::plan::External;
 use uc_store::stage::Job;
-use uc_store::tensors::{self, TensorFile};
+use uc_store::tensors::TensorFile;
 
 /// Rows of a scaffold tensor copied at a time.
 const ROWS: usize = 4096;
@@ -84,21 +84,10 @@ fn entry(name: &str, written: &Written) -> FileEntry {
 /// Streams the scaffold's tensors into `scaffold.uc`.
 fn copy_scaffold(job: &mut Job<'_>) -> anyhow::Result<ScaffoldEntry> {
     let source = TensorFile::open(&job.input("scaffold")?)?;
-    let mut decls = Vec::new();
-    for decl in source.tensors() {
-        let dtype = match decl.dtype {
-            tensors::Dtype::F32 => Dtype::F32,
-            tensors::Dtype::F16 => Dtype::F16,
-            tensors::Dtype::BF16 => Dtype::BF16,
-            other => anyhow::bail!("{} is {other:?}, expected F32, F16 or BF16", decl.name),
-        };
-        let shape = decl.shape.iter().map(|&side| side as u64).collect();
-        decls.push(ExactDecl {
-            name: decl.name.clone(),
-            dtype,
-            shape,
-        });
-    }
+    let decls: Vec<ExactDecl> = source
+        .tensors()
+        .map(uc_draft::exact_decl)
+        .collect::<anyhow::Result<_>>()?;
     let mut file = job.output("pack-scaffold")?;
     write_scaffold(&mut file, &decls, |index, sink: &mut dyn Write| {
         let decl = &decls[index];

@@ -52,12 +52,8 @@ pub struct Patience {
 
 impl Patience {
     fn watchdog<'a>(&self) -> Watchdog<'a> {
-        Watchdog::new(Policy {
-            attempts: self.attempts,
-            longest_wait: Duration::from_secs(self.longest_wait),
-            seed: std::process::id().into(),
-            ..Policy::default()
-        })
+        let longest_wait = Duration::from_secs(self.longest_wait);
+        Watchdog::new(Policy::of(self.attempts, longest_wait))
     }
 }
 

@@ -255,16 +255,20 @@ fn a_folder_is_fetched_at_one_commit_and_only_what_is_wanted() {
         .double
         .put(REPO, "deep/weights.safetensors", &noise(1, 50_000));
     fixture.double.put(REPO, "other.bin", &noise(2, 50_000));
-    let from = format!("{REPO}@main").parse().expect("a reference");
     let folder = fixture.folder.join("model");
     let wanted =
         |file: &RemoteFile| file.path.ends_with(".safetensors") || file.path == "config.json";
     let script = Schedule::script(Route::Object, [Fault::ResetBody]);
     fixture.double.set_faults(script);
     let fetch = || {
-        let mut watchdog = fixture.watchdog();
-        let hub = &fixture.hub;
-        hub.fetch(&from, wanted, &folder, &mut watchdog, |_, _| {})
+        let (hub, repo) = (&fixture.hub, &fixture.repo);
+        let mut snapshot = hub.info(repo, "main")?;
+        snapshot.files.retain(wanted);
+        for file in &snapshot.files {
+            let (into, mut watchdog) = (folder.join(&file.path), fixture.watchdog());
+            hub.download(repo, &snapshot.commit, file, &into, &mut watchdog, |_| {})?;
+        }
+        Ok::<_, HubError>(snapshot)
     };
     let snapshot = fetch().expect("fetched");
     assert_eq!(snapshot, fetch().expect("there already"));
