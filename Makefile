@@ -8,22 +8,26 @@ UC := $(BIN)/uc
 BPW ?= 5.0
 # Options that are passed only when their variable is set.
 RUN_ARGS := $(if $(RUN),--run $(RUN)) $(if $(OUT),--out $(OUT)) $(foreach f,$(CALIBRATION),--calibration $(f)) \
-            $(foreach f,$(EVALUATION),--evaluation $(f)) $(foreach s,$(SET),--set $(s)) $(if $(THREADS),--threads $(THREADS))
+            $(foreach f,$(EVALUATION),--evaluation $(f)) $(foreach s,$(SET),--set $(s)) $(if $(THREADS),--threads $(THREADS)) \
+            $(if $(CUDA),--set model.device=cuda)
+# The API version of the CUDA toolkit whose NVRTC will be found at run time: 12080 for 12.8, 13000 for 13.0.
+export CUDARC_CUDA_VERSION ?= 13000
+WITH_CUDA := --features uc-model/cuda
 # cargo-nextest runs the tests in parallel processes; plain cargo test is the fallback.
 TEST := $(shell command -v cargo-nextest >/dev/null 2>&1 && echo "cargo nextest run" || echo "cargo test")
 
 .PHONY: help
 help: ## this list
 	@echo "make run                        compress, pack, verify and evaluate the embedded tiny model"
-	@echo "make run MODEL=DIR|OWNER/NAME[@REVISION] [CALIBRATION=FILE] [EVALUATION=FILE] [BPW=5.0] [RUN=DIR] [OUT=PACK] [SET='evaluation.windows=0 …'] [THREADS=N]"
+	@echo "make run MODEL=DIR|OWNER/NAME[@REVISION] [CALIBRATION=FILE] [EVALUATION=FILE] [BPW=5.0] [RUN=DIR] [OUT=PACK] [SET='evaluation.windows=0 …'] [THREADS=N] [CUDA=1]"
 	@echo "make resume RUN=DIR             continue an interrupted run"
 	@echo "make stage STAGE=quantize LAYER=3 RUN=DIR   one stage, one layer, full logs"
 	@echo
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
 
 .PHONY: setup
-setup: ## build every program (release)
-	cargo build --release --locked --workspace --bins
+setup: ## build every program (release; CUDA=1 for an NVIDIA GPU)
+	cargo build --release --locked --workspace --bins $(if $(CUDA),$(WITH_CUDA))
 
 .PHONY: run
 run: setup ## the main job: MODEL → verified, evaluated pack
@@ -95,11 +99,11 @@ bench-peers: setup ## other codecs on BENCH_MODEL, with the windows of the finis
 
 .PHONY: gpu-check
 gpu-check: ## type-check the CUDA backend (no GPU or toolkit needed)
-	CUDARC_CUDA_VERSION=12080 cargo check --release --locked -p uc-model -p teacher-cache -p evaluator --features uc-model/cuda
+	cargo check --release --locked -p uc-model -p teacher-cache -p evaluator --all-targets $(WITH_CUDA)
 
 .PHONY: gpu-test
-gpu-test: ## the tests with the CUDA backend (needs an NVIDIA GPU and its driver)
-	CUDARC_CUDA_VERSION=12080 $(TEST) --release --locked -p uc-model -p teacher-cache -p evaluator --features uc-model/cuda
+gpu-test: ## the tests with the CUDA backend (needs an NVIDIA GPU, its driver and the toolkit's NVRTC and headers)
+	$(TEST) --release --locked -p uc-model -p teacher-cache -p evaluator $(WITH_CUDA)
 
 .PHONY: clean
 clean: ## remove build output and the default run directories

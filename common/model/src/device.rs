@@ -3,7 +3,7 @@
 //! Owns the choice of backend and the look for the CUDA driver before its first use (burn would
 //! panic). It computes nothing.
 
-use std::any::TypeId;
+use std::any::{Any, TypeId};
 use std::fmt;
 use std::str::FromStr;
 
@@ -46,6 +46,12 @@ pub enum DeviceError {
 /// Whether `B` is the backend `C`, so that code generic in `B` may do what only `C` can.
 pub(crate) fn is<B: Backend, C: Backend>() -> bool {
     TypeId::of::<B>() == TypeId::of::<C>()
+}
+
+/// A value whose type has two names, one of them generic in the backend.
+pub(crate) fn cast<From: Any, To: Any>(value: From) -> To {
+    let value: Box<dyn Any> = Box::new(value);
+    *value.downcast().expect("the same backend under two names")
 }
 
 /// The values of a tensor of the plain CPU backend.

@@ -13,7 +13,7 @@
 //! - [`source`]: the safetensors of a model folder, by positioned reads.
 //! - [`text`]: tokenizer, text files, evaluation and calibration windows.
 //! - [`forward`]: the forward pass, built from the description; [`rope`]: rotary position tables.
-//! - `mamba`: the selective scan and its gradient.
+//! - `mamba`: the selective scan and its gradient; `matmul`: the matrix product, in f32 on every device.
 //! - [`moments`]: second moments of layer inputs; [`device`]: CPU or CUDA.
 
 pub mod config;
@@ -22,6 +22,7 @@ pub mod error;
 mod families;
 pub mod forward;
 mod mamba;
+mod matmul;
 pub mod moments;
 pub mod plan;
 pub mod rope;
@@ -31,6 +32,8 @@ pub mod spec;
 pub mod text;
 
 pub use config::ModelConfig;
+#[cfg(feature = "cuda")]
+pub use device::Cuda;
 pub use device::{Cpu, DeviceKind};
 pub use error::ModelError;
 pub use plan::{ExactSpec, InputSpec, LayerPlan, LinearSpec};

@@ -8,6 +8,8 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
+use crate::matmul::matmul;
+
 /// Columns of one product. Small enough to skip most of the lower triangle, large enough that the
 /// product runs at full speed.
 const PANEL: usize = 256;
@@ -84,7 +86,7 @@ impl Moments {
                 let last = (first + PANEL).min(end);
                 let left = x.clone().slice([0..tokens, first..last]).transpose();
                 let right = x.clone().slice([0..tokens, first..end]);
-                let panel = values(left.matmul(right).into_data());
+                let panel = values(matmul(left, right).into_data());
                 let width = end - first;
                 for (row, products) in panel.chunks_exact(width).enumerate() {
                     let at = (first + row) * self.block + first - start;

@@ -80,6 +80,11 @@ fn golden(folder: &Path) -> (Vec<u32>, Computed) {
 }
 
 fn assert_close(folder: &Path, what: &str, found: &[f32], expected: &[f32]) {
+    assert_within(folder, what, found, expected, TOLERANCE);
+}
+
+/// Asserts that no value is farther off than `tolerance` of the largest.
+fn assert_within(folder: &Path, what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(
         found.len(),
         expected.len(),
@@ -96,7 +101,7 @@ fn assert_close(folder: &Path, what: &str, found: &[f32], expected: &[f32]) {
             |worst, new| if new.1 > worst.1 { new } else { worst },
         );
     assert!(
-        distance <= TOLERANCE * largest,
+        distance <= tolerance * largest,
         "{}, {what} {index}: {}, expected {} (largest {largest}, ratio {:.1e})",
         folder.display(),
         found[index],
@@ -301,8 +306,9 @@ fn every_linear_gets_a_gradient_and_every_input_passes_with_its_planned_width() 
     });
 }
 
-#[test]
-fn gradients_part_by_part_are_those_of_the_whole_graph() {
+/// Compares the gradients that `B` finds part by part with those of the whole graph on the CPU.
+fn compare_gradients<B: Backend>(tolerance: f32) {
+    let device = B::Device::default();
     with_layers(|what, spec, plan, read, x| {
         let Whole {
             x: input,
@@ -310,7 +316,7 @@ fn gradients_part_by_part_are_those_of_the_whole_graph() {
             mut taps,
             gradients,
         } = whole(spec, read, &x);
-        let (tokens, device) = (x.shape[1], Default::default());
+        let tokens = x.shape[1];
 
         let compare = |name: &str, found: TensorData, expected: TensorData| {
             assert_eq!(found.shape, expected.shape, "{what}: {name}");
@@ -320,11 +326,11 @@ fn gradients_part_by_part_are_those_of_the_whole_graph() {
             let pairs = found.iter().zip(&expected);
             let error = pairs.fold(0f32, |most, (a, b)| most.max((a - b).abs()));
             assert!(
-                error <= 2e-5 * largest,
+                error <= tolerance * largest,
                 "{what}: {name} {error} of {largest}"
             );
         };
-        let mut traced = |part: Traced<Cpu>| -> Result<(), ModelError> {
+        let mut traced = |part: Traced<B>| -> Result<(), ModelError> {
             for (name, found) in part.outputs {
                 let zero = taps.zeros.remove(&name).expect(&name);
                 let expected = zero.grad(&gradients).expect(&name);
@@ -339,14 +345,20 @@ fn gradients_part_by_part_are_those_of_the_whole_graph() {
             }
             Ok(())
         };
-        let hidden = Tensor::<Cpu, 3>::from_data(x, &device);
-        let weights = Values::<Graph, _>::new(read, &device);
+        let hidden = Tensor::<B, 3>::from_data(x, &device);
+        let above = Tensor::from_data(above.into_data(), &device);
+        let weights = Values::<Autodiff<B>, _>::new(read, &device);
         let layer = Layer::new(spec, tokens, &weights, &device).unwrap();
         let found = layer.gradient(hidden, above, &mut traced).unwrap();
         let expected = input.grad(&gradients).unwrap();
         compare("the input", found.into_data(), expected.into_data());
         assert!(taps.zeros.is_empty() && taps.inputs.is_empty(), "{what}");
     });
+}
+
+#[test]
+fn gradients_part_by_part_are_those_of_the_whole_graph() {
+    compare_gradients::<Cpu>(2e-5);
 }
 
 #[test]
@@ -437,4 +449,39 @@ fn pairs_that_are_halves_apart_turn_as_neighbours_do() {
     let found = layer.forward(hidden, &mut NoTap).unwrap();
     let found: Vec<f32> = found.into_data().into_vec().unwrap();
     assert_close(&folder, "hidden", &found, &expected.hidden[..found.len()]);
+}
+
+/// On the GPU, whose sums and elementary functions round in other places than the CPU's.
+#[cfg(feature = "cuda")]
+mod cuda {
+    use uc_model::{Cuda, DeviceKind};
+
+    use super::*;
+
+    /// Of the largest value.
+    const TOLERANCE: f32 = 1e-5;
+
+    #[test]
+    fn hidden_states_and_logits_equal_those_of_transformers() {
+        DeviceKind::Cuda.check().unwrap();
+        for folder in cases() {
+            let (ids, expected) = golden(&folder);
+            for found in [
+                computed::<Cuda>(&folder, &[&ids]),
+                computed::<Autodiff<Cuda>>(&folder, &[&ids]),
+            ] {
+                let close = |what, found: &[f32], expected: &[f32]| {
+                    assert_within(&folder, what, found, expected, TOLERANCE);
+                };
+                close("hidden", &found.hidden, &expected.hidden);
+                close("logit", &found.logits, &expected.logits);
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_the_cpu() {
+        DeviceKind::Cuda.check().unwrap();
+        compare_gradients::<Cuda>(1e-4);
+    }
 }

@@ -10,6 +10,7 @@ use burn::tensor::{Tensor, TensorData, activation};
 use super::cpu;
 use super::math::capped;
 use crate::device::{Cpu, is};
+use crate::matmul::matmul;
 use crate::rope::Rope;
 use crate::spec::{AttentionSpec, LatentAttentionSpec};
 
@@ -177,7 +178,7 @@ fn causal<B: Backend>(
             .slice([0..windows, 0..heads, first..last])
             .reshape(tall);
         let keys = [0..windows, 0..kv_heads, 0..last];
-        let scores = q.matmul(k.clone().slice(keys.clone()).transpose());
+        let scores = matmul(q, k.clone().slice(keys.clone()).transpose());
         let scores = capped(
             scores.reshape([windows * heads, queries * last]),
             spec.softcap,
@@ -185,7 +186,7 @@ fn causal<B: Backend>(
         let scores = scores + mask(first, queries, spec.window, &v.device());
         let weights = activation::softmax(scores.reshape([windows * heads, queries, last]), 2);
         let weights = weights.reshape([windows, kv_heads, share * queries, last]);
-        let mixed = weights.matmul(v.clone().slice(keys));
+        let mixed = matmul(weights, v.clone().slice(keys));
         mixed.reshape([windows, heads, queries, spec.value_width])
     });
     join(chunks.collect(), 2)

@@ -8,6 +8,7 @@ use super::norm::Norm;
 use super::weights::Weights;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
+use crate::matmul::matmul;
 use crate::spec::EmbeddingSpec;
 use crate::text::check_ids;
 
@@ -160,10 +161,8 @@ impl<B: Backend> Head<B> {
 
     /// Logits `[tokens, vocab]` of the last layer's output `hidden: [tokens, hidden]`.
     pub fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
-        let logits = self
-            .norm
-            .forward(hidden)
-            .matmul(self.weight.clone().transpose());
+        let normed = self.norm.forward(hidden);
+        let logits = matmul(normed, self.weight.clone().transpose());
         let logits = match &self.bias {
             Some(bias) => logits + bias.clone().unsqueeze(),
             None => logits,

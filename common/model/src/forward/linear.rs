@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::weights::Weights;
+use crate::matmul::matmul;
 use crate::spec::Projection;
 
 /// Sees what passes through a layer, and may replace the outputs of its linears.
@@ -52,7 +53,7 @@ impl<B: Backend> Linear<B> {
 
     /// Applies the matrix to `x: [tokens, in]`.
     pub(super) fn apply(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let y = x.matmul(self.weight.clone().transpose());
+        let y = matmul(x, self.weight.clone().transpose());
         match &self.bias {
             Some(bias) => y + bias.clone().unsqueeze(),
             None => y,

@@ -1,5 +1,7 @@
 //! Small differentiable pieces of the forward pass, each one formula.
 
+use std::f64::consts::{FRAC_1_SQRT_2, PI};
+
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, activation};
 
@@ -14,10 +16,11 @@ pub(crate) fn activated<B: Backend, const D: usize>(
 ) -> Tensor<B, D> {
     match function {
         Activation::Silu => activation::silu(x),
-        Activation::Gelu => activation::gelu(x),
+        // burn's own has, on CUDA, the derivative of the other formula.
+        Activation::Gelu => x.clone() * 0.5 * ((x * FRAC_1_SQRT_2).erf() + 1.0),
         Activation::GeluTanh => {
             let cube = x.clone() * x.clone() * x.clone();
-            let inner = (x.clone() + cube * 0.044715) * (2.0 / std::f64::consts::PI).sqrt();
+            let inner = (x.clone() + cube * 0.044715) * (2.0 / PI).sqrt();
             x * 0.5 * (inner.tanh() + 1.0)
         }
         Activation::Relu => activation::relu(x),

@@ -3,9 +3,8 @@
 //! burn reaches an operation of one's own through the type of the backend, and code generic in
 //! `B: Backend` does not know that type. A trait that every caller's bound would have to name is
 //! avoided: the backends of this crate are a closed list ([`crate::device`], each plain and with
-//! [`Autodiff`]), so the type is looked up and the tensors are moved through [`Any`].
+//! [`Autodiff`]), so the type is looked up and the tensors are moved through [`Any`](std::any::Any).
 
-use std::any::Any;
 use std::ops::Range;
 
 use burn::backend::Autodiff;
@@ -20,7 +19,7 @@ use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 use super::{blocks, kernel};
 #[cfg(feature = "cuda")]
 use crate::device::Cuda;
-use crate::device::{Cpu, is, slice};
+use crate::device::{Cpu, cast, is, slice};
 
 /// The selective scan of Mamba (Gu & Dao 2023, algorithm 2): in every window and channel
 /// `h[t] = exp(delta[t] a) h[t-1] + delta[t] u[t] b[t]` from `h = 0`, `y[t] = <c[t], h[t]> + d u[t]`.
@@ -58,12 +57,6 @@ pub(crate) fn selective_scan<B: Backend>(
         return cast(record::<Cuda>(cast(scan)));
     }
     forward(&scan)
-}
-
-/// A value whose type has two names.
-fn cast<From: Any, To: Any>(value: From) -> To {
-    let value: Box<dyn Any> = Box::new(value);
-    *value.downcast().expect("the same backend under two names")
 }
 
 /// The six inputs of a scan, or the gradients by them.
