@@ -28,9 +28,10 @@
 //! (larger ones were no better, `docs/negative-results.md`), `H` of very wide inputs in blocks that fit in memory.
 
 use crate::failure::{CodecError, check_finite, check_matrix};
-use faer::MatMut;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
+use faer::linalg::triangular_solve::solve_unit_upper_triangular_in_place;
+use faer::{MatMut, MatRef};
 use rayon::prelude::*;
 
 /// How often damping is raised before the Hessian is given up.
@@ -38,6 +39,9 @@ const ATTEMPTS: usize = 7;
 
 /// Side of the square tiles in which matrices are transposed.
 const TILE: usize = 64;
+
+/// Tokens whose leverages are solved for at once.
+const SOLVED_TOKENS: usize = 64;
 
 /// `H' = A·Aᵀ` in the form that error feedback reads.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,6 +73,42 @@ impl Factor {
     pub fn sensitivity(&self) -> f64 {
         let logs = self.inv_diag.iter().map(|&x| f64::from(x).log2());
         (-2.0 * logs.sum::<f64>() / self.n.max(1) as f64).exp2()
+    }
+
+    /// The leverage `xᵀ·H'⁻¹·x` of every row x of `rows` [t, n]: how far an error that is white in the metric of `H'` reaches
+    /// the outputs of this token. Its mean over the tokens of an undamped `H' = E[x·xᵀ]` is n. Takes a copy of `rows`; the
+    /// bits do not depend on the number of threads.
+    ///
+    /// # Errors
+    /// [`CodecError::Shape`].
+    pub fn leverages(&self, rows: &[f32]) -> Result<Vec<f32>, CodecError> {
+        let tokens = rows.len() / self.n.max(1);
+        check_matrix("tokens", rows.len(), tokens, self.n)?;
+        let mut found = vec![0.0; tokens];
+        found
+            .par_chunks_mut(SOLVED_TOKENS)
+            .zip(rows.par_chunks(SOLVED_TOKENS * self.n.max(1)))
+            .for_each(|(found, rows)| self.add_leverages(found, rows));
+        Ok(found)
+    }
+
+    fn add_leverages(&self, found: &mut [f32], rows: &[f32]) {
+        for (first, size) in self.blocks() {
+            let own = rows.chunks_exact(self.n);
+            let mut whitened: Vec<f32> = own
+                .flat_map(|row| &row[first..first + size])
+                .copied()
+                .collect();
+            let a = &self.a[first * self.block..];
+            let a = MatRef::from_row_major_slice_with_stride(a, size, size, self.block);
+            let x = MatMut::from_column_major_slice_mut(&mut whitened, size, found.len());
+            solve_unit_upper_triangular_in_place(a, x, faer::Par::Seq);
+            let inv_diag = &self.inv_diag[first..first + size];
+            for (sum, row) in found.iter_mut().zip(whitened.chunks_exact(size)) {
+                let parts = row.iter().zip(inv_diag).map(|(x, inverse)| x * inverse);
+                *sum += parts.map(|z| z * z).sum::<f32>();
+            }
+        }
     }
 }
 
@@ -271,6 +311,61 @@ mod tests {
             assert!((0..n).all(|j| factor.a[j * n + j] == 1.0));
             assert!((0..n).all(|k| (0..k).all(|j| factor.a[k * n + j] == 0.0)));
         }
+    }
+
+    #[test]
+    fn leverages_are_those_of_the_damped_matrix_and_blocks_add_up() {
+        let (n, t) = (130, 70);
+        let h = hessian(n, 2 * n + 3);
+        let factor = factorize(&h, n, 0.01).unwrap();
+        let rows: Vec<f32> = (0..t * n)
+            .map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0)
+            .collect();
+        let found = factor.leverages(&rows).unwrap();
+        let mean = (0..n).map(|j| f64::from(h[j * n + j])).sum::<f64>() / n as f64;
+        for (row, found) in rows.chunks_exact(n).zip(&found) {
+            // H'·y = x by conjugate gradients in f64.
+            let x: Vec<f64> = row.iter().map(|&x| f64::from(x)).collect();
+            let damped = |v: &[f64]| -> Vec<f64> {
+                let entry = |i: usize, k: usize| f64::from(h[i.max(k) * n + i.min(k)]);
+                let product = |i: usize| (0..n).map(|k| entry(i, k) * v[k]).sum::<f64>();
+                (0..n).map(|i| product(i) + 0.01 * mean * v[i]).collect()
+            };
+            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+            let (mut y, mut r, mut p) = (vec![0.0; n], x.clone(), x.clone());
+            for _ in 0..4 * n {
+                let image = damped(&p);
+                let (before, along) = (dot(&r, &r), dot(&p, &image));
+                if before < 1e-24 {
+                    break;
+                }
+                let step = before / along;
+                y.iter_mut().zip(&p).for_each(|(y, p)| *y += step * p);
+                r.iter_mut().zip(&image).for_each(|(r, i)| *r -= step * i);
+                let turn = dot(&r, &r) / before;
+                p = r.iter().zip(&p).map(|(r, p)| r + turn * p).collect();
+            }
+            let expected = dot(&x, &y);
+            let error = (f64::from(*found) - expected).abs() / expected;
+            assert!(error < 1e-4, "{found} for {expected}");
+        }
+
+        let halves: Vec<f32> = (0..n)
+            .flat_map(|i| (0..65).map(move |k| (i, i - i % 65 + k)))
+            .map(|(i, k)| h[i * n + k])
+            .collect();
+        let factor = factorize(&halves, n, 0.01).unwrap();
+        assert_eq!(factor.block, 65);
+        let both = factor.leverages(&rows).unwrap();
+        let of_half = |first: usize| {
+            let only = rows.iter().enumerate();
+            let only = only.map(|(i, &x)| if (i % n) / 65 == first { x } else { 0.0 });
+            factor.leverages(&only.collect::<Vec<_>>()).unwrap()
+        };
+        for ((both, low), high) in both.iter().zip(of_half(0)).zip(of_half(1)) {
+            assert!((both - low - high).abs() <= 1e-5 * both);
+        }
+        assert!(factor.leverages(&rows[1..]).is_err());
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! The loss of a token is the negative log-likelihood of a next token drawn from the teacher's own distribution, so
 //! that the second moment of the gradient is the Fisher information (Amari 1998), to second order the KL divergence that
-//! an error causes. Kept are its blocks for the rows that the trellis ties together, and for every input the weight of each
-//! token: the squared gradient there at the linears of the input (as in GuidedQuant, Kim et al. 2025, arXiv 2505.07004),
+//! an error causes. Kept are its blocks for the rows that the trellis ties together, a token counting as far as errors reach it
+//! ([`crate::metric`]), and for every input the weight of each token: the squared gradient there at the linears of the input (as in GuidedQuant, Kim et al. 2025, arXiv 2505.07004),
 //! scaled so that the weighted energy of the input is the plain one. The hidden states wait on disk since the forward sweep; a layer is computed once
 //! more with its graph recorded, block by block and expert by expert, and only the gradient by its input is handed on.
 
@@ -19,10 +19,12 @@ use uc_model::forward::{Head, Layer, Traced, Values};
 use uc_model::moments::Moments;
 use uc_model::text::split_mix;
 use uc_model::{LayerPlan, LinearSpec, ModelConfig, ModelError};
+use uc_store::settings::Settings;
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
 use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes};
 
+use crate::metric::{Metrics, PARTS, scaled};
 use crate::statistics::{sides, weights_of_source};
 
 /// Tokens whose graph is in memory at once. Part of the result: sums run batch after batch.
@@ -134,10 +136,11 @@ impl OnDevice for BackwardPass<'_, '_> {
             hidden.path()
         );
         let layer = Layer::new(&config.layers[index], length, &weights, &device)?;
-        let mut found = Found::new(&plan, windows * length);
+        let batch = (BATCH_TOKENS / length).max(1);
+        let mut found = Found::new(&plan, windows * length, job.settings());
+        found.opening = opening(windows, batch) * length;
         let decl = TensorDecl::new("hidden", Dtype::F32, &[windows, length, width]);
         let mut output = job.output_tensors("gradient", &[decl])?;
-        let batch = (BATCH_TOKENS / length).max(1);
         map_rows(
             &above,
             "hidden",
@@ -160,8 +163,21 @@ impl OnDevice for BackwardPass<'_, '_> {
     }
 }
 
+/// How many of `windows` windows, which go through in batches, set the metrics: whole batches, and not all.
+fn opening(windows: usize, batch: usize) -> usize {
+    match (windows / PARTS).next_multiple_of(batch) {
+        all if all >= windows => 0,
+        part => part,
+    }
+}
+
 /// Sums of one layer over the tokens of the survey.
 struct Found {
+    /// Share of a token's weight that is its squared gradient.
+    share: f64,
+    /// Number of tokens at the beginning that set the metrics and do not count in `moments`.
+    opening: usize,
+    metrics: Metrics,
     /// By linear, of the gradients at its outputs.
     moments: BTreeMap<String, Moments>,
     /// By input, per token: squared gradient at the outputs of its linears; 0 for a token that does not pass.
@@ -171,7 +187,7 @@ struct Found {
 }
 
 impl Found {
-    fn new(plan: &LayerPlan, tokens: usize) -> Self {
+    fn new(plan: &LayerPlan, tokens: usize, settings: &Settings) -> Self {
         let moments = plan.linears.iter().map(|linear| {
             let moments = Moments::new(linear.rows, BLOCK_ROWS);
             (linear.name.clone(), moments)
@@ -182,6 +198,9 @@ impl Found {
             .map(|input| (input.name.clone(), vec![0.0; tokens]));
         let zeros: BTreeMap<_, _> = zeros.collect();
         Found {
+            share: settings.calibration.loss_share,
+            opening: 0,
+            metrics: Metrics::new(settings.calibration.widest as usize),
             moments: moments.collect(),
             squares: zeros.clone(),
             energies: zeros,
@@ -197,22 +216,49 @@ impl Found {
         count: usize,
     ) -> anyhow::Result<()> {
         let tokens = first..first + count;
+        let of_input = |name: &str| plan.linear(name).map(|linear| linear.input.as_str());
+        let mut squares: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
+        for (name, gradient) in &part.outputs {
+            let input = of_input(name).with_context(|| format!("{name} beside the plan"))?;
+            let rows = row_energies(gradient.clone())?;
+            let sums = squares
+                .entry(input)
+                .or_insert_with(|| vec![0.0; rows.len()]);
+            add_rows(sums, &rows, None);
+        }
+        let mut leverages = BTreeMap::new();
+        for (name, (x, own)) in part.inputs {
+            let input = plan.input(&name).context("an input beside the plan")?;
+            let energies = row_energies(x.clone())?;
+            let own = own.as_deref();
+            let sums = self.energies.get_mut(&name).expect("an input of the plan");
+            add_rows(&mut sums[tokens.clone()], &energies, own);
+            let Some(squares) = squares.get(name.as_str()) else {
+                continue; // an input whose linears lie in another part
+            };
+            let sums = self.squares.get_mut(&name).expect("an input of the plan");
+            add_rows(&mut sums[tokens.clone()], squares, own);
+
+            let weights = mixture(self.share, squares, &energies);
+            if first < self.opening {
+                self.metrics.add(input, x, &weights)?;
+            } else {
+                leverages.insert(name, self.metrics.leverages(input, x, &weights)?);
+            }
+        }
+        if first < self.opening {
+            return Ok(());
+        }
         for (name, gradient) in part.outputs {
-            let linear = plan.linear(&name);
-            let input = linear.map(|linear| &linear.input);
-            let (input, (_, own)) = input
-                .and_then(|input| part.inputs.get_key_value(input))
-                .with_context(|| format!("{name} without input"))?;
-            let squares = row_energies(gradient.clone())?;
-            let sums = self.squares.get_mut(input).expect("an input of the plan");
-            add_rows(&mut sums[tokens.clone()], &squares, own.as_deref());
+            let input = of_input(&name).expect("looked up above");
+            let leverages = leverages.get(input);
+            let leverages = leverages.with_context(|| format!("{name} without input"))?;
+            let gradient = match leverages {
+                Some(leverages) => scaled(gradient, leverages),
+                None => gradient,
+            };
             let moments = self.moments.get_mut(&name).expect("a linear of the plan");
             moments.add(gradient).map_err(ModelError::from)?;
-        }
-        for (name, (x, own)) in part.inputs {
-            let energies = row_energies(x)?;
-            let sums = self.energies.get_mut(&name).expect("an input of the plan");
-            add_rows(&mut sums[tokens.clone()], &energies, own.as_deref());
         }
         Ok(())
     }
@@ -239,8 +285,8 @@ impl Found {
         Ok(())
     }
 
-    /// Writes `<linear>.output_moment` [rows, BLOCK_ROWS], means over all tokens, and `<input>.token_weight`
-    /// [windows, length].
+    /// Writes `<linear>.output_moment` [rows, BLOCK_ROWS], means over all tokens after those that set the metrics, and
+    /// `<input>.token_weight` [windows, length].
     fn write(
         mut self,
         job: &mut Job<'_>,
@@ -256,11 +302,14 @@ impl Found {
         });
         let decls: Vec<_> = moments.chain(weights).collect();
         self.fill(plan)?;
-        let tokens = (sides[0] * sides[1]) as u64;
+        let tokens = (sides[0] * sides[1] - self.opening) as u64;
         let mut file = job.output_tensors("sensitivity", &decls)?;
         for linear in &plan.linears {
             let moments = self.moments.remove(&linear.name).expect("one per linear");
-            let means = moments.finish_over(tokens).map_err(ModelError::from)?;
+            let mut means = moments.finish_over(tokens).map_err(ModelError::from)?;
+            let input = plan.input(&linear.input).context("an input of the plan")?;
+            let scale = self.metrics.scale(input);
+            means.iter_mut().for_each(|mean| *mean *= scale);
             file.append(&f32_bytes(&means))?;
         }
         for input in &plan.inputs {
@@ -287,6 +336,13 @@ fn token_weights(squares: &[f32], energies: &[f32]) -> Vec<f32> {
         .collect()
 }
 
+/// What tokens count in the moments of an input: a share goes by the loss, the rest is the same for all.
+fn mixture(share: f64, squares: &[f32], energies: &[f32]) -> Vec<f32> {
+    let weights = token_weights(squares, energies).into_iter();
+    let mixed = weights.map(|weight| (1.0 - share + share * f64::from(weight)) as f32);
+    mixed.collect()
+}
+
 /// Sum of squares of every row.
 fn row_energies<B: Backend>(x: Tensor<B, 2>) -> anyhow::Result<Vec<f32>> {
     vector((x.clone() * x).sum_dim(1))
@@ -311,14 +367,15 @@ fn gradient_of<B: AutodiffBackend, const D: usize>(
     found.ok_or_else(|| anyhow::anyhow!("the loss does not depend on a tensor of the layer"))
 }
 
-fn vector<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> anyhow::Result<Vec<f32>> {
+/// The values of a tensor, which have to be finite.
+pub fn vector<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> anyhow::Result<Vec<f32>> {
     let values: Vec<f32> = tensor
         .into_data()
         .into_vec()
         .map_err(|error| anyhow::anyhow!("{error:?}"))?;
     anyhow::ensure!(
         values.iter().all(|value| value.is_finite()),
-        "a gradient is not finite"
+        "a gradient, or an input beside it, is not finite"
     );
     Ok(values)
 }
@@ -333,6 +390,15 @@ mod tests {
         assert_eq!(token_weights(&[4.0, 0.0], &[1.0, 3.0]), [4.0, 0.0]);
         assert_eq!(token_weights(&[0.0, 0.0], &[1.0, 3.0]), [1.0, 1.0]);
         assert_eq!(token_weights(&[1.0, 1.0], &[0.0, 0.0]), [1.0, 1.0]);
+    }
+
+    #[test]
+    fn whole_batches_set_the_metrics_and_others_are_left() {
+        assert_eq!(opening(48, 1), 12);
+        assert_eq!(opening(46, 4), 12);
+        assert_eq!(opening(3, 1), 0);
+        assert_eq!(opening(8, 8), 0);
+        assert_eq!(opening(9, 8), 8);
     }
 
     #[test]

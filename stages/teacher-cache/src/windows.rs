@@ -6,6 +6,8 @@ use uc_model::text::{RecordedWindow, WindowChoice, WindowSet};
 use uc_store::stage::Job;
 use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes};
 
+use crate::metric::PARTS;
+
 /// Writes the calibration windows and the hidden states before layer 0.
 pub fn draw(job: &mut Job<'_>) -> anyhow::Result<()> {
     let chosen = &job.settings().calibration;
@@ -41,13 +43,17 @@ pub fn draw_survey(job: &mut Job<'_>) -> anyhow::Result<()> {
     embed(job, &config, &windows, "survey-hidden")
 }
 
-/// Which of `windows` calibration windows the survey takes: `count` of them, evenly spaced; 0 takes all.
+/// Which of `windows` calibration windows the survey takes: `count` of them, evenly spaced; 0 takes all. Every fourth comes first:
+/// those set the metric of the backward sweep and are to be of the whole text.
 pub fn surveyed(windows: usize, count: u32) -> Vec<usize> {
     let count = match count as usize {
         0 => windows,
         count => count.min(windows),
     };
-    (0..count)
+    let opening = (1..count).step_by(PARTS);
+    let others = (0..count).filter(|index| index % PARTS != 1);
+    opening
+        .chain(others)
         .map(|index| (2 * index + 1) * windows / (2 * count))
         .collect()
 }
@@ -81,10 +87,11 @@ mod tests {
 
     #[test]
     fn the_survey_takes_windows_from_the_whole_text() {
-        assert_eq!(surveyed(8, 4), [1, 3, 5, 7]);
-        assert_eq!(surveyed(7, 3), [1, 3, 5]);
-        assert_eq!(surveyed(3, 0), [0, 1, 2]);
-        assert_eq!(surveyed(3, 9), [0, 1, 2]);
+        assert_eq!(surveyed(8, 4), [3, 1, 5, 7]);
+        assert_eq!(surveyed(16, 8), [3, 11, 1, 5, 7, 9, 13, 15]);
+        assert_eq!(surveyed(7, 3), [3, 1, 5]);
+        assert_eq!(surveyed(3, 0), [1, 0, 2]);
+        assert_eq!(surveyed(3, 9), [1, 0, 2]);
         assert!(surveyed(0, 0).is_empty());
     }
 }

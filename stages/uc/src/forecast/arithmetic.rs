@@ -246,8 +246,9 @@ impl Arithmetic<'_> {
                 Work::Codec(kind.factors(widest) + kind.feedback(widest, rows))
             }
             ("teacher-cache loss", _) => Work::Product(2.0 * head * self.survey_tokens()),
+            // A token takes part in the metrics of the inputs or is weighed by them: as many operations.
             ("teacher-cache backward", Some(kind)) => {
-                Work::Product(self.survey_tokens() * kind.backward(length))
+                Work::Product(self.survey_tokens() * (kind.backward(length) + kind.moments(widest)))
             }
             ("quantize allocate", _) => Work::Bytes(all(&|kind| self.sensitivity(kind))),
             ("shard-loader layer", Some(kind)) => Work::Bytes(self.layer_bytes(kind)),
