@@ -2,10 +2,11 @@
 //!
 //! The loss of a token is the negative log-likelihood of a next token drawn from the teacher's own distribution, so
 //! that the second moment of the gradient is the Fisher information (Amari 1998), to second order the KL divergence that
-//! an error causes. Kept are its blocks for the rows that the trellis ties together, a token counting as far as errors reach it
-//! ([`crate::metric`]), and for every input the weight of each token: the squared gradient there at the linears of the input (as in GuidedQuant, Kim et al. 2025, arXiv 2505.07004),
-//! scaled so that the weighted energy of the input is the plain one. The hidden states wait on disk since the forward sweep; a layer is computed once
-//! more with its graph recorded, block by block and expert by expert, and only the gradient by its input is handed on.
+//! an error causes. Kept are its blocks for the rows that the trellis ties together, a token counting by the leverage of its input
+//! ([`crate::metric`]), and for every input the weight of each token: the squared gradient there at the linears of the input
+//! (as in GuidedQuant, Kim et al. 2025, arXiv 2505.07004), scaled so that the weighted energy of the input is the plain one. The
+//! hidden states wait on disk since the forward sweep; a layer is computed once more with its graph recorded, block by block and
+//! expert by expert, and only the gradient by its input is handed on.
 
 use std::collections::BTreeMap;
 
@@ -24,13 +25,15 @@ use uc_store::stage::Job;
 use uc_store::stream::map_rows;
 use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes};
 
-use crate::metric::{Metrics, PARTS, scaled};
+use crate::metric::Metrics;
 use crate::statistics::{sides, weights_of_source};
 
 /// Tokens whose graph is in memory at once. Part of the result: sums run batch after batch.
 const BATCH_TOKENS: usize = 1024;
 /// Tokens whose logits are in memory at once.
 const HEAD_TOKENS: usize = 256;
+/// Of the survey's windows, the first of so many set the metrics.
+pub const PARTS: usize = 4;
 
 /// Gradient of the loss by the output of the last layer.
 pub struct LossPass<'a, 'j> {
@@ -137,8 +140,8 @@ impl OnDevice for BackwardPass<'_, '_> {
         );
         let layer = Layer::new(&config.layers[index], length, &weights, &device)?;
         let batch = (BATCH_TOKENS / length).max(1);
-        let mut found = Found::new(&plan, windows * length, job.settings());
-        found.opening = opening(windows, batch) * length;
+        let opening = opening(windows, batch) * length;
+        let mut found = Found::new(&plan, windows * length, opening, job.settings());
         let decl = TensorDecl::new("hidden", Dtype::F32, &[windows, length, width]);
         let mut output = job.output_tensors("gradient", &[decl])?;
         map_rows(
@@ -173,12 +176,13 @@ fn opening(windows: usize, batch: usize) -> usize {
 
 /// Sums of one layer over the tokens of the survey.
 struct Found {
-    /// Share of a token's weight that is its squared gradient.
+    /// Share of a token's weight that goes by the loss.
     share: f64,
-    /// Number of tokens at the beginning that set the metrics and do not count in `moments`.
+    /// Number of tokens at the beginning, which set the metrics and are not in the moments.
     opening: usize,
+    /// Of the inputs, tokens weighted as in the calibration.
     metrics: Metrics,
-    /// By linear, of the gradients at its outputs.
+    /// By linear, of the gradients at its outputs, tokens weighted by the leverage of the input.
     moments: BTreeMap<String, Moments>,
     /// By input, per token: squared gradient at the outputs of its linears; 0 for a token that does not pass.
     squares: BTreeMap<String, Vec<f32>>,
@@ -187,7 +191,7 @@ struct Found {
 }
 
 impl Found {
-    fn new(plan: &LayerPlan, tokens: usize, settings: &Settings) -> Self {
+    fn new(plan: &LayerPlan, tokens: usize, opening: usize, settings: &Settings) -> Self {
         let moments = plan.linears.iter().map(|linear| {
             let moments = Moments::new(linear.rows, BLOCK_ROWS);
             (linear.name.clone(), moments)
@@ -199,7 +203,7 @@ impl Found {
         let zeros: BTreeMap<_, _> = zeros.collect();
         Found {
             share: settings.calibration.loss_share,
-            opening: 0,
+            opening,
             metrics: Metrics::new(settings.calibration.widest as usize),
             moments: moments.collect(),
             squares: zeros.clone(),
@@ -216,14 +220,12 @@ impl Found {
         count: usize,
     ) -> anyhow::Result<()> {
         let tokens = first..first + count;
-        let of_input = |name: &str| plan.linear(name).map(|linear| linear.input.as_str());
+        let opening = first < self.opening;
         let mut squares: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
         for (name, gradient) in &part.outputs {
-            let input = of_input(name).with_context(|| format!("{name} beside the plan"))?;
             let rows = row_energies(gradient.clone())?;
-            let sums = squares
-                .entry(input)
-                .or_insert_with(|| vec![0.0; rows.len()]);
+            let sums = squares.entry(&linear_of(plan, name)?.input);
+            let sums = sums.or_insert_with(|| vec![0.0; rows.len()]);
             add_rows(sums, &rows, None);
         }
         let mut leverages = BTreeMap::new();
@@ -234,26 +236,25 @@ impl Found {
             let sums = self.energies.get_mut(&name).expect("an input of the plan");
             add_rows(&mut sums[tokens.clone()], &energies, own);
             let Some(squares) = squares.get(name.as_str()) else {
-                continue; // an input whose linears lie in another part
+                continue; // no linear of this part reads it
             };
             let sums = self.squares.get_mut(&name).expect("an input of the plan");
             add_rows(&mut sums[tokens.clone()], squares, own);
 
             let weights = mixture(self.share, squares, &energies);
-            if first < self.opening {
-                self.metrics.add(input, x, &weights)?;
+            if opening {
+                self.metrics.add(input, scaled(x, &weights))?;
             } else {
-                leverages.insert(name, self.metrics.leverages(input, x, &weights)?);
+                let found = self.metrics.leverages(input, &vector(x)?, &weights)?;
+                leverages.insert(name, found);
             }
         }
-        if first < self.opening {
+        if opening {
             return Ok(());
         }
         for (name, gradient) in part.outputs {
-            let input = of_input(&name).expect("looked up above");
-            let leverages = leverages.get(input);
-            let leverages = leverages.with_context(|| format!("{name} without input"))?;
-            let gradient = match leverages {
+            let leverages = leverages.get(&linear_of(plan, &name)?.input);
+            let gradient = match leverages.with_context(|| format!("{name} without input"))? {
                 Some(leverages) => scaled(gradient, leverages),
                 None => gradient,
             };
@@ -343,6 +344,19 @@ fn mixture(share: f64, squares: &[f32], energies: &[f32]) -> Vec<f32> {
     mixed.collect()
 }
 
+fn linear_of<'a>(plan: &'a LayerPlan, name: &str) -> anyhow::Result<&'a LinearSpec> {
+    plan.linear(name)
+        .with_context(|| format!("a linear {name} beside the plan"))
+}
+
+/// The rows of `x`, multiplied with the roots of their weights.
+fn scaled<B: Backend>(x: Tensor<B, 2>, weights: &[f32]) -> Tensor<B, 2> {
+    let roots: Vec<f32> = weights.iter().map(|weight| weight.sqrt()).collect();
+    let roots = TensorData::new(roots, [weights.len(), 1]);
+    let device = x.device();
+    x * Tensor::from_data(roots, &device)
+}
+
 /// Sum of squares of every row.
 fn row_energies<B: Backend>(x: Tensor<B, 2>) -> anyhow::Result<Vec<f32>> {
     vector((x.clone() * x).sum_dim(1))
@@ -367,8 +381,7 @@ fn gradient_of<B: AutodiffBackend, const D: usize>(
     found.ok_or_else(|| anyhow::anyhow!("the loss does not depend on a tensor of the layer"))
 }
 
-/// The values of a tensor, which have to be finite.
-pub fn vector<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> anyhow::Result<Vec<f32>> {
+fn vector<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> anyhow::Result<Vec<f32>> {
     let values: Vec<f32> = tensor
         .into_data()
         .into_vec()

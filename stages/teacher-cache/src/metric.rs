@@ -3,32 +3,30 @@
 //! What the loss minds is `E[(gᵀ E x)²]` over tokens, with the error E of a linear, its input x and the gradient g at its outputs.
 //! Feedback leaves an error that is white in the metric H of the inputs, and then a token counts by its leverage `xᵀ H⁻¹ x`:
 //! the moments of the outputs are `E[xᵀH⁻¹x / n · g·gᵀ]`. With `E[g·gᵀ]` in their place gradients count as independent of
-//! inputs, which they are not: the first token of a text, on which attention rests, has the largest gradients of all and an
-//! input that feedback serves well (the factors of a Kronecker product that fit best have each other's weights so: Dutilleul
-//! 1999). H is that of the calibration, its mixture of weights included, and comes from the first windows of the survey.
+//! inputs, which they are not: the tokens on which attention rests have the largest gradients of all at the values, and inputs
+//! that feedback serves well. (Of the Kronecker product that fits best each factor has tokens weighted by the leverage in the
+//! other: the matrix normal distribution of greatest likelihood, Dutilleul 1999.)
+//!
+//! The metric is taken from the first windows of the survey and weighs the tokens of the others.
 
 use std::collections::BTreeMap;
 
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
 use uc_codec::factor::{Factor, factorize};
 use uc_model::moments::Moments;
 use uc_model::{InputSpec, ModelError};
 
-use crate::gradient::vector;
-
-/// Of the survey's windows, the first of so many set the metric.
-pub const PARTS: usize = 4;
-/// As the default of the quantization. A constant, so that a survey serves all settings of it.
+/// Damping, as the default of the quantization. A constant, so that one survey serves all settings of it.
 const DAMPING: f64 = 0.003;
 
-/// The metrics of a layer's inputs, by their role: experts that do the same have one in common.
+/// The metrics of a layer's inputs; experts that do the same have one in common.
 pub struct Metrics {
     /// To which tokens are still added.
     open: BTreeMap<Role, Moments>,
     /// By which tokens are weighed.
     set: BTreeMap<Role, Metric>,
-    /// Inputs wider than this have it in blocks.
+    /// Wider inputs have it in blocks.
     widest: usize,
 }
 
@@ -37,14 +35,14 @@ type Role = (String, usize);
 
 struct Metric {
     factor: Factor,
-    /// Sum of the leverages of tokens weighted as in the metric.
-    leverage: f64,
+    /// Sum of weight and leverage over the tokens weighed.
+    reach: f64,
     /// Their number.
     count: u64,
 }
 
 impl Metrics {
-    /// None set yet.
+    /// None yet.
     pub fn new(widest: usize) -> Self {
         Metrics {
             open: BTreeMap::new(),
@@ -53,7 +51,7 @@ impl Metrics {
         }
     }
 
-    /// Lets the tokens `x: [tokens, width]` of an input take part in its metric with these weights.
+    /// Has `x: [tokens, width]`, weighted as in the calibration, take part in the metric of an input.
     ///
     /// # Errors
     /// Those of the moments.
@@ -61,23 +59,22 @@ impl Metrics {
         &mut self,
         input: &InputSpec,
         x: Tensor<B, 2>,
-        weights: &[f32],
     ) -> Result<(), ModelError> {
         let block = input.width.min(self.widest);
         let moments = self.open.entry(role(input));
         let moments = moments.or_insert_with(|| Moments::new(input.width, block));
-        Ok(moments.add(scaled(x, weights))?)
+        Ok(moments.add(x)?)
     }
 
-    /// The leverages of the tokens `x` of an input, up to a factor: see [`Metrics::scale`]. Sets its metric. None if no
-    /// token took part in it.
+    /// The leverages of the rows of `x` [tokens, width] in the metric of an input, which then stands; none if no token took
+    /// part in it. `weights` are those of the calibration.
     ///
     /// # Errors
-    /// Where it cannot be factored.
-    pub fn leverages<B: Backend>(
+    /// Where the metric cannot be factored.
+    pub fn leverages(
         &mut self,
         input: &InputSpec,
-        x: Tensor<B, 2>,
+        x: &[f32],
         weights: &[f32],
     ) -> anyhow::Result<Option<Vec<f32>>> {
         let role = role(input);
@@ -85,7 +82,7 @@ impl Metrics {
             let second = moments.finish().map_err(ModelError::from)?;
             let metric = Metric {
                 factor: factorize(&second, input.width, DAMPING)?,
-                leverage: 0.0,
+                reach: 0.0,
                 count: 0,
             };
             self.set.insert(role.clone(), metric);
@@ -93,19 +90,19 @@ impl Metrics {
         let Some(metric) = self.set.get_mut(&role) else {
             return Ok(None);
         };
-        let leverages = metric.factor.leverages(&vector(x)?)?;
+        let leverages = metric.factor.leverages(x)?;
         let pairs = leverages.iter().zip(weights);
         let weighted = pairs.map(|(&l, &w)| f64::from(l) * f64::from(w));
-        metric.leverage += weighted.sum::<f64>();
+        metric.reach += weighted.sum::<f64>();
         metric.count += leverages.len() as u64;
         Ok(Some(leverages))
     }
 
-    /// What moments weighted by the leverages of an input are to be multiplied with, so that a gradient that does not depend
-    /// on it has the moments that it has without them.
+    /// What moments weighted by leverages are to be multiplied with, so that a gradient that does not depend on the input has
+    /// the moments that it has without them.
     pub fn scale(&self, input: &InputSpec) -> f32 {
         match self.set.get(&role(input)) {
-            Some(metric) if metric.leverage > 0.0 => (metric.count as f64 / metric.leverage) as f32,
+            Some(metric) if metric.reach > 0.0 => (metric.count as f64 / metric.reach) as f32,
             _ => 1.0,
         }
     }
@@ -115,24 +112,14 @@ fn role(input: &InputSpec) -> Role {
     (input.role().to_owned(), input.width)
 }
 
-/// The rows of `x`, multiplied with the roots of their weights.
-pub fn scaled<B: Backend>(x: Tensor<B, 2>, weights: &[f32]) -> Tensor<B, 2> {
-    let roots: Vec<f32> = weights.iter().map(|weight| weight.sqrt()).collect();
-    let roots = TensorData::new(roots, [weights.len(), 1]);
-    let device = x.device();
-    x * Tensor::from_data(roots, &device)
-}
-
 #[cfg(test)]
 mod tests {
+    use burn::tensor::TensorData;
     use uc_model::Cpu;
 
     use super::*;
 
-    fn tokens(rows: &[[f32; 2]]) -> Tensor<Cpu, 2> {
-        let data = TensorData::new(rows.concat(), [rows.len(), 2]);
-        Tensor::from_data(data, &Default::default())
-    }
+    const ROWS: [[f32; 2]; 4] = [[2.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]];
 
     fn input(name: &str) -> InputSpec {
         InputSpec {
@@ -142,39 +129,33 @@ mod tests {
         }
     }
 
+    fn opened(name: &str) -> Metrics {
+        let rows = TensorData::new(ROWS.concat(), [ROWS.len(), 2]);
+        let rows = Tensor::<Cpu, 2>::from_data(rows, &Default::default());
+        let mut metrics = Metrics::new(2);
+        metrics.add(&input(name), rows).unwrap();
+        metrics
+    }
+
     #[test]
-    fn rare_directions_have_the_leverage_of_their_rarity_and_weights_lower_it() {
-        let rows = [[2.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]];
-        let close = |found: &[f32], expected: [f32; 4]| {
-            let pairs = found.iter().zip(expected);
-            assert!(
-                pairs.into_iter().all(|(f, e)| (f / e - 1.0).abs() < 0.01),
-                "{found:?}, expected {expected:?}"
-            );
-        };
-        let third = 4.0 / 3.0;
-        for (weights, expected) in [
-            ([1.0; 4], [4.0, third, third, third]),
-            ([4.0, 1.0, 1.0, 1.0], [1.0, third, third, third]),
-        ] {
-            let mut metrics = Metrics::new(2);
-            metrics.add(&input("in"), tokens(&rows), &weights).unwrap();
-            let found = metrics.leverages(&input("in"), tokens(&rows), &weights);
-            close(&found.unwrap().unwrap(), expected);
-            // The mean in the metric is the width.
-            assert!((metrics.scale(&input("in")) - 0.5).abs() < 0.01);
+    fn a_direction_has_the_leverage_of_its_rarity_and_the_mean_in_the_metric_is_the_width() {
+        let mut metrics = opened("in");
+        let found = metrics.leverages(&input("in"), &ROWS.concat(), &[1.0; 4]);
+        for (found, expected) in found.unwrap().unwrap().into_iter().zip([4.0, 4.0 / 3.0]) {
+            assert!((found / expected - 1.0).abs() < 0.01, "{found}, {expected}");
         }
+        assert!((metrics.scale(&input("in")) - 0.5).abs() < 0.005);
     }
 
     #[test]
     fn experts_share_a_metric_and_an_input_without_one_weighs_nothing() {
-        let mut metrics = Metrics::new(2);
-        let rows = tokens(&[[1.0, 0.0], [0.0, 1.0]]);
-        let of = |expert: usize| input(&format!("experts.{expert}.in"));
-        metrics.add(&of(3), rows.clone(), &[1.0; 2]).unwrap();
-        let mut ask = |input| metrics.leverages(&input, rows.clone(), &[1.0; 2]).unwrap();
-        assert!(ask(of(7)).is_some());
-        assert_eq!(ask(input("other")), None);
+        let mut metrics = opened("experts.3.in");
+        let mut ask = |name| {
+            let found = metrics.leverages(&input(name), &ROWS.concat(), &[1.0; 4]);
+            found.unwrap()
+        };
+        assert!(ask("experts.7.in").is_some());
+        assert_eq!(ask("other"), None);
         assert_eq!(metrics.scale(&input("other")), 1.0);
     }
 }

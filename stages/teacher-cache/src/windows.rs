@@ -6,7 +6,7 @@ use uc_model::text::{RecordedWindow, WindowChoice, WindowSet};
 use uc_store::stage::Job;
 use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes};
 
-use crate::metric::PARTS;
+use crate::gradient::PARTS;
 
 /// Writes the calibration windows and the hidden states before layer 0.
 pub fn draw(job: &mut Job<'_>) -> anyhow::Result<()> {
