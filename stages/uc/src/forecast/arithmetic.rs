@@ -10,8 +10,8 @@ use super::facts::{Facts, Kind};
 /// Rows that the trellis ties together: the width of the moments of output gradients.
 const BLOCK_ROWS: f64 = 128.0;
 /// What the trellis takes per weight, in operations of the error feedback beside it: `docs/benchmarks/codec-speed.json` has
-/// 124 ns a weight at 576 inputs and 168 ns at 4096, which is 117 ns and 0.0125 ns per input.
-const TRELLIS: f64 = 9400.0;
+/// 87 ns a weight at 576 inputs and 127 ns at 4096, which is 81 ns and 0.01125 ns per input.
+const TRELLIS: f64 = 7200.0;
 /// Operations per weight and rank of the search for leading singular triples.
 const TRIPLES: f64 = 24.0;
 /// Bytes of the manifest for one tensor of a layer (104 kB for 270 tensors of SmolLM2-135M).
