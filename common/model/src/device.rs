@@ -7,8 +7,9 @@ use std::any::{Any, TypeId};
 use std::fmt;
 use std::str::FromStr;
 
-use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 
 /// The CPU backend.
 pub type Cpu = burn_flex::Flex<f32, i32>;
@@ -52,6 +53,11 @@ pub(crate) fn is<B: Backend, C: Backend>() -> bool {
 pub(crate) fn cast<From: Any, To: Any>(value: From) -> To {
     let value: Box<dyn Any> = Box::new(value);
     *value.downcast().expect("the same backend under two names")
+}
+
+/// A tensor of what its backend calls one.
+pub(crate) fn tensor<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(primitive))
 }
 
 /// The values of a tensor of the plain CPU backend.

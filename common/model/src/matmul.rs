@@ -38,8 +38,8 @@ mod cuda {
     use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
     use burn::backend::autodiff::grads::Gradients;
     use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+    use burn::tensor::Tensor;
     use burn::tensor::ops::FloatTensor;
-    use burn::tensor::{Tensor, TensorPrimitive};
     use burn_cubecl::CubeRuntime;
     use burn_cubecl::kernel::matmul::init_matmul_output;
     use burn_cubecl::tensor::CubeTensor;
@@ -47,7 +47,7 @@ mod cuda {
     use cubek::matmul::launch::{Strategy, launch_ref};
     use cubek::std::InputBinding;
 
-    use crate::device::Cuda;
+    use crate::device::{Cuda, tensor};
 
     type Primitive = FloatTensor<Cuda>;
 
@@ -57,7 +57,7 @@ mod cuda {
         right: Tensor<Cuda, D>,
     ) -> Tensor<Cuda, D> {
         let [left, right] = [left, right].map(|side| side.into_primitive().tensor());
-        Tensor::from_primitive(TensorPrimitive::Float(multiply(left, right)))
+        tensor(multiply(left, right))
     }
 
     /// The product as one operation of the graph.
@@ -70,11 +70,10 @@ mod cuda {
         let sides = sides.map(|side| side.primitive);
         let product = multiply(sides[0].clone(), sides[1].clone());
         let operation = Product::<D>.prepare::<NoCheckpointing>(nodes);
-        let product = match operation.compute_bound().stateful() {
+        tensor(match operation.compute_bound().stateful() {
             OpsKind::Tracked(tracked) => tracked.finish(sides, product),
             OpsKind::UnTracked(untracked) => untracked.finish(product),
-        };
-        Tensor::from_primitive(TensorPrimitive::Float(product))
+        })
     }
 
     /// The way back through a product, whose state in the graph is its two sides.
@@ -105,7 +104,7 @@ mod cuda {
     }
 
     fn transposed<const D: usize>(matrix: Primitive) -> Primitive {
-        let matrix = Tensor::<Cuda, D>::from_primitive(TensorPrimitive::Float(matrix));
+        let matrix: Tensor<Cuda, D> = tensor(matrix);
         matrix.transpose().into_primitive().tensor()
     }
 

@@ -26,7 +26,7 @@ use uc_store::stream::map_rows;
 use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes};
 
 use crate::metric::Metrics;
-use crate::statistics::{sides, weights_of_source};
+use crate::statistics::{sides, times_rows, weights_of_source};
 
 /// Tokens whose graph is in memory at once. Part of the result: sums run batch after batch.
 const BATCH_TOKENS: usize = 1024;
@@ -351,10 +351,7 @@ fn linear_of<'a>(plan: &'a LayerPlan, name: &str) -> anyhow::Result<&'a LinearSp
 
 /// The rows of `x`, multiplied with the roots of their weights.
 fn scaled<B: Backend>(x: Tensor<B, 2>, weights: &[f32]) -> Tensor<B, 2> {
-    let roots: Vec<f32> = weights.iter().map(|weight| weight.sqrt()).collect();
-    let roots = TensorData::new(roots, [weights.len(), 1]);
-    let device = x.device();
-    x * Tensor::from_data(roots, &device)
+    times_rows(x, weights.iter().map(|weight| weight.sqrt()).collect())
 }
 
 /// Sum of squares of every row.

@@ -158,8 +158,7 @@ impl<'a> Sums<'a> {
                     None => all[..count].to_vec(),
                     Some(tokens) => tokens.iter().map(|&token| all[token]).collect(),
                 };
-                let own = TensorData::new(own, [count, 1]);
-                x.clone() * Tensor::<B, 2>::from_data(own, &x.device())
+                times_rows(x, own)
             }
         };
         match (self.moments.get_mut(name), &mut self.spill) {
@@ -297,6 +296,13 @@ fn emphases(
     inputs
         .map(|input| Ok((input.name.clone(), of_input(&input.name)?)))
         .collect()
+}
+
+/// The rows of `x`, each multiplied with its factor.
+pub fn times_rows<B: Backend>(x: Tensor<B, 2>, factors: Vec<f32>) -> Tensor<B, 2> {
+    let factors = TensorData::new(factors, [x.dims()[0], 1]);
+    let device = x.device();
+    x * Tensor::from_data(factors, &device)
 }
 
 /// The three sides of `hidden` in a checkpoint.

@@ -50,12 +50,10 @@ pub fn surveyed(windows: usize, count: u32) -> Vec<usize> {
         0 => windows,
         count => count.min(windows),
     };
-    let opening = (1..count).step_by(PARTS);
-    let others = (0..count).filter(|index| index % PARTS != 1);
-    opening
-        .chain(others)
-        .map(|index| (2 * index + 1) * windows / (2 * count))
-        .collect()
+    let mut order: Vec<usize> = (0..count).collect();
+    order.sort_by_key(|index| index % PARTS != 1);
+    let window = |index| (2 * index + 1) * windows / (2 * count);
+    order.into_iter().map(window).collect()
 }
 
 /// Writes the embedded windows as the artifact `hidden`, `[windows, length, width]`.

@@ -14,12 +14,12 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, TensorData, TensorPrimitive};
+use burn::tensor::{Tensor, TensorData};
 
 use super::{blocks, kernel};
 #[cfg(feature = "cuda")]
 use crate::device::Cuda;
-use crate::device::{Cpu, cast, is, slice};
+use crate::device::{Cpu, cast, is, slice, tensor};
 
 /// The selective scan of Mamba (Gu & Dao 2023, algorithm 2): in every window and channel
 /// `h[t] = exp(delta[t] a) h[t-1] + delta[t] u[t] b[t]` from `h = 0`, `y[t] = <c[t], h[t]> + d u[t]`.
@@ -142,10 +142,6 @@ impl<B: Backend> Scan<B> {
             d: tensor(d),
         }
     }
-}
-
-fn tensor<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
-    Tensor::from_primitive(TensorPrimitive::Float(primitive))
 }
 
 /// The scan without a graph.
