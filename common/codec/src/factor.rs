@@ -24,10 +24,11 @@
 //! # Blocks
 //! A matrix may be kept in diagonal blocks, [n, block]: row i holds its entries in the columns of its own block, which begins
 //! at `i − i mod block`, and zeros where the last block is narrower; a block of n or more is the whole matrix. What lies
-//! outside is taken as zero. `G` comes in the blocks of [`crate::trellis::BLOCK_ROWS`] rows that the trellis ties together
-//! (larger ones were no better, `docs/negative-results.md`), `H` of very wide inputs in blocks that fit in memory.
+//! outside is taken as zero. `H` of very wide inputs and `G` of very many outputs come in blocks that fit in memory, those of `G`
+//! with whole blocks of [`crate::trellis::BLOCK_ROWS`] rows.
 
 use crate::failure::{CodecError, check_finite, check_matrix};
+use crate::trellis::BLOCK_ROWS;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::triangular_solve::solve_unit_upper_triangular_in_place;
@@ -155,6 +156,28 @@ pub fn factorize(h: &[f32], n: usize, damping: f64) -> Result<Factor, CodecError
         unit_factor(buffer, size, block, a, inv_diag);
     }
     Ok(factor)
+}
+
+/// Takes what lies off the diagonal of second moments `h` [n, block] smaller by the share `near`, and outside the diagonal blocks of
+/// [`crate::trellis::BLOCK_ROWS`] by the share `far`: estimates from few tokens take chance for correlation (shrinkage, Ledoit and
+/// Wolf 2004). Shares are within 0..=1.
+///
+/// # Errors
+/// [`CodecError::Shape`].
+pub fn shrink(h: &mut [f32], n: usize, near: f32, far: f32) -> Result<(), CodecError> {
+    let block = block_width("second moments", h.len(), n)?;
+    for (i, row) in h.chunks_exact_mut(block).enumerate() {
+        let own = i % block;
+        for (k, value) in row.iter_mut().enumerate().filter(|&(k, _)| k != own) {
+            let share = if k / BLOCK_ROWS == own / BLOCK_ROWS {
+                near
+            } else {
+                far
+            };
+            *value *= 1.0 - share;
+        }
+    }
+    Ok(())
 }
 
 /// Width, at least 1, of the blocks in which `len` values hold a matrix of `n` rows.
@@ -470,6 +493,24 @@ mod tests {
                 assert!(row[n..].iter().all(|&a| a == 0.0));
             }
         }
+    }
+
+    #[test]
+    fn shrinking_spares_the_diagonal_and_takes_more_outside_the_blocks() {
+        let (n, block) = (300, 200);
+        let mut h = vec![8.0; n * block];
+        shrink(&mut h, n, 0.25, 0.5).unwrap();
+        for i in 0..n {
+            for k in 0..block {
+                let expected = match i % block {
+                    own if own == k => 8.0,
+                    own if own / BLOCK_ROWS == k / BLOCK_ROWS => 6.0,
+                    _ => 4.0,
+                };
+                assert_eq!(h[i * block + k], expected, "[{i}, {k}]");
+            }
+        }
+        assert!(shrink(&mut h[1..], n, 0.0, 0.0).is_err());
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub struct Factors<'a, E> {
 
 impl<'a, E> Factors<'a, E> {
     /// Factors that `inputs` makes by the name of an input, and `outputs` by the name of a linear, of the gradients at its
-    /// outputs in blocks of [`crate::trellis::BLOCK_ROWS`]: without one, its outputs count the same and by themselves.
+    /// outputs: without one, its outputs count the same and by themselves.
     /// About `kept` bytes of input factors are kept.
     pub fn new(
         inputs: impl Fn(&str) -> Result<Factor, E> + 'a,

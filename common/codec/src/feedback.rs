@@ -6,11 +6,17 @@
 //! `ŵ` is the weight as it will be reconstructed, `bf16(level·s)`, so that the rounding to bfloat16 is fed
 //! back as well.
 //!
-//! Rows are cut into the blocks of the trellis; within a block, and only there, rows feed back into one another where
-//! the factor of the outputs says so. The columns are cut into blocks too:
-//! what all earlier columns left enters a block as one matrix product, then the block is worked off
-//! column by column with the rows side by side in vector lanes. Each block of rows is one thread's work, so
-//! the bits do not depend on the number of threads.
+//! Rows are cut into the blocks of the trellis and columns into blocks too. What all earlier columns left enters a tile (one
+//! block of rows, one of columns) as one matrix product, then the tile is worked off column by column with the rows side by
+//! side in vector lanes.
+//!
+//! # Rows
+//! Rows feed back into one another where the factor of the outputs says so. With `e'` for what a column leaves of the
+//! target that its earlier columns gave it, `Bᵀ·e'` is to be small: row i has to make up for `Σ_{k<i} b_ki·e'_k`. Within a
+//! tile the search does so. What the blocks above left, `c_i = Σ_k b_ki·e'_k`, moves the targets of a tile beforehand, by the
+//! `d` with `d_i + Σ_k b_ki·d_k = c_i` over the rows k of the tile above i, since the search hands on all that it leaves of a
+//! target, d included. So a tile waits for those above it (within a block of the factor) and to the left of it, and tiles on
+//! a diagonal are worked off at the same time, each by one thread: the bits do not depend on the number of threads.
 
 use crate::bf16;
 use crate::factor::Factor;
@@ -19,12 +25,16 @@ use crate::product::{View, multiply};
 use crate::simd::{Kernel, dispatch};
 use crate::steps::Steps;
 use crate::trellis::{BLOCK_ROWS, Coupling, Path};
+use faer::linalg::triangular_solve::solve_unit_lower_triangular_in_place;
+use faer::{MatMut, MatRef};
 use rayon::prelude::*;
 
 /// Columns of a block.
 const BLOCK: usize = 128;
 /// Columns of a block whose errors enter the columns behind them together.
 const PANEL: usize = 8;
+/// Blocks of rows per thread that are worked off together, at least: what they leave is in memory, 4 bytes a weight.
+const STRIPS: usize = 2;
 
 /// A row whose weights are all zero: it stays so, and the trellis passes it over.
 pub fn is_zero(row: &[f32]) -> bool {
@@ -53,7 +63,16 @@ pub fn quantize(
     check_len("factor", factor.n, n)?;
     check_matrix("factor", factor.a.len(), n, factor.block)?;
     if let Some(outputs) = outputs {
-        check_matrix("output factor", outputs.a.len(), m, BLOCK_ROWS)?;
+        check_len("output factor", outputs.n, m)?;
+        check_matrix("output factor", outputs.a.len(), m, outputs.block)?;
+        if outputs.block < m && !outputs.block.is_multiple_of(BLOCK_ROWS) {
+            let expected = "blocks of whole blocks of the trellis";
+            return Err(CodecError::Range {
+                what: "block of the output factor",
+                found: outputs.block as f64,
+                expected,
+            });
+        }
     }
     check_finite("weights", w)?;
     for (what, steps, count) in [
@@ -75,27 +94,78 @@ pub fn quantize(
     if q.is_empty() {
         return Ok(q);
     }
-    w.par_chunks(BLOCK_ROWS * n)
-        .zip(q.par_chunks_mut(BLOCK_ROWS * n))
-        .zip(steps.rows.par_chunks(BLOCK_ROWS))
-        .enumerate()
-        .for_each(|(block, ((w, q), row_steps))| {
-            let active: Vec<usize> = (0..row_steps.len())
-                .filter(|&row| !is_zero(&w[row * n..(row + 1) * n]))
-                .collect();
-            let coupling = outputs.map(|outputs| {
-                let b = &outputs.a[block * BLOCK_ROWS * BLOCK_ROWS..];
-                coupling_of(b, row_steps, &active)
-            });
-            let rows = Rows {
-                w,
-                active,
-                steps: row_steps,
-                coupling,
-            };
-            quantize_rows(&rows, q, factor, &steps.columns);
+    let panels = panels(factor);
+    // Rows that feed back into one another, and as many of such groups as keep all threads busy.
+    let reach = outputs.map_or(BLOCK_ROWS, |outputs| outputs.block.min(m));
+    let busy = STRIPS * rayon::current_num_threads() * BLOCK_ROWS;
+    let together = reach * busy.div_ceil(reach);
+    let group = reach.div_ceil(BLOCK_ROWS);
+    let parts = w.chunks(together * n).zip(q.chunks_mut(together * n));
+    for (part, (w, q)) in parts.enumerate() {
+        let first = part * together;
+        let strips = w.chunks(BLOCK_ROWS * n).zip(q.chunks_mut(BLOCK_ROWS * n));
+        let strips = strips.enumerate().map(|(place, (w, q))| {
+            let first = first + place * BLOCK_ROWS;
+            let steps = &steps.rows[first..first + w.len() / n];
+            Strip::new(Rows::new(w, steps, first, outputs), q)
         });
+        quantize_strips(strips.collect(), group, &panels, factor, &steps.columns);
+    }
     Ok(q)
+}
+
+/// Columns that are worked off together.
+struct Panel {
+    /// First column.
+    first: usize,
+    width: usize,
+    /// Columns before it in its block of the factor.
+    done: usize,
+}
+
+/// All columns, from the left.
+fn panels(factor: &Factor) -> Vec<Panel> {
+    let blocks = factor.blocks().flat_map(|(start, size)| {
+        (0..size).step_by(BLOCK).map(move |done| Panel {
+            first: start + done,
+            width: BLOCK.min(size - done),
+            done,
+        })
+    });
+    blocks.collect()
+}
+
+/// Quantizes blocks of rows, of which `group` after one another at a time feed back into one another.
+fn quantize_strips(
+    mut strips: Vec<Strip<'_>>,
+    group: usize,
+    panels: &[Panel],
+    factor: &Factor,
+    steps: &[f32],
+) {
+    // By group and panel: what the rows done have left of the panel, [rows, width].
+    let groups = strips.len().div_ceil(group);
+    let mut before: Vec<Vec<Vec<f32>>> = vec![vec![Vec::new(); panels.len()]; groups];
+    for wave in 0..panels.len() + group - 1 {
+        let place = |strip: usize| wave.checked_sub(strip % group);
+        let found: Vec<Option<Vec<f32>>> = strips
+            .par_iter_mut()
+            .enumerate()
+            .map(|(at, strip)| {
+                let panel = panels.get(place(at)?)?;
+                strip.quantize(panel, &before[at / group][place(at)?], factor, steps)
+            })
+            .collect();
+        for (at, found) in found.into_iter().enumerate() {
+            let known = place(at).and_then(|place| before[at / group].get_mut(place));
+            match (known, found) {
+                (Some(known), Some(found)) => known.extend(found),
+                // Nothing is left to make up for, or the last rows of the group have done so.
+                (Some(known), None) => *known = Vec::new(),
+                (None, _) => {}
+            }
+        }
+    }
 }
 
 /// A block of rows.
@@ -106,67 +176,182 @@ struct Rows<'a> {
     active: Vec<usize>,
     /// [rows]
     steps: &'a [f32],
-    /// Of the active rows, in units of their steps.
-    coupling: Option<Box<Coupling>>,
+    /// How they feed back into one another and into other blocks.
+    ties: Option<Ties<'a>>,
 }
 
-/// How the errors of active rows, in units of their steps, enter the rows below: from the rows of `b` in the factor of the outputs.
-fn coupling_of(b: &[f32], steps: &[f32], active: &[usize]) -> Box<Coupling> {
-    Coupling::new(|lane, later| match (active.get(lane), active.get(later)) {
-        (Some(&k), Some(&i)) => b[k * BLOCK_ROWS + i] * (steps[k] / steps[i]),
-        _ => 0.0,
-    })
-}
-
-/// Quantizes a block of rows to `q` [rows, n].
-fn quantize_rows(rows: &Rows<'_>, q: &mut [i16], factor: &Factor, steps: &[f32]) {
-    let n = steps.len();
-    let (w, active) = (rows.w, &rows.active);
-    let mut left = vec![0.0f32; active.len() * n]; // w − ŵ of the columns done, [active, n]
-    let mut target = vec![0.0f32; active.len() * BLOCK]; // what a block is to be quantized from, [active, width]
-    let mut work = Work::new();
-    for (start, size) in factor.blocks() {
-        // Rows and columns of `a` are those of the factor's block.
-        let (a, stride) = (&factor.a[start * factor.block..], factor.block);
-        for done in (0..size).step_by(BLOCK) {
-            let (first, width) = (start + done, BLOCK.min(size - done));
-            let target = &mut target[..active.len() * width];
-            for (&row, target) in active.iter().zip(target.chunks_mut(width)) {
-                target.copy_from_slice(&w[row * n + first..row * n + first + width]);
-            }
-            if done > 0 && !active.is_empty() {
-                let before = View::new(&left[start..], active.len(), done, n);
-                let onto = View::new(&a[done..], done, width, stride);
-                multiply(target, width, before, onto, true);
-            }
-            let corner: Vec<f32> = (done..done + width)
-                .flat_map(|k| &a[k * stride + done..k * stride + done + width])
-                .copied()
-                .collect();
-            dispatch(Block {
-                rows,
-                q,
-                left: &mut left,
-                target,
-                corner: &corner,
-                steps,
-                first,
-                width,
-                work: &mut work,
-            });
+impl<'a> Rows<'a> {
+    /// The rows of `w` [rows, n], which begin at row `first` of the linear.
+    fn new(w: &'a [f32], steps: &'a [f32], first: usize, outputs: Option<&'a Factor>) -> Self {
+        let n = w.len() / steps.len();
+        let zero = |&row: &usize| is_zero(&w[row * n..(row + 1) * n]);
+        let active: Vec<usize> = (0..steps.len()).filter(|row| !zero(row)).collect();
+        Rows {
+            w,
+            ties: outputs.map(|outputs| Ties::new(outputs, first, steps, &active)),
+            active,
+            steps,
         }
+    }
+}
+
+/// How a block of rows feeds back into others by the factor of the outputs.
+struct Ties<'a> {
+    /// Rows above that feed back into these.
+    above: usize,
+    /// Are there rows below into which these feed back?
+    below: bool,
+    /// [above, rows] how much the error of a row above enters each row.
+    onto: View<'a>,
+    /// [active, active] the same among active rows, row k into row i at `(i, k)`: unit lower triangular.
+    own: Vec<f32>,
+    /// The same in units of their steps.
+    coupling: Box<Coupling>,
+}
+
+impl<'a> Ties<'a> {
+    fn new(outputs: &'a Factor, first: usize, steps: &[f32], active: &[usize]) -> Self {
+        let (rows, block) = (steps.len(), outputs.block);
+        let above = first % block;
+        let start = first - above;
+        let b = &outputs.a[start * block + above..];
+        let onto = View::new(b, above, rows, block);
+        let b = &b[above * block..];
+        let pairs = active
+            .iter()
+            .flat_map(|&i| active.iter().map(move |&k| (i, k)));
+        let own = pairs.map(|(i, k)| if k <= i { b[k * block + i] } else { 0.0 });
+        let scaled = |lane: usize, later: usize| match (active.get(lane), active.get(later)) {
+            (Some(&k), Some(&i)) => b[k * block + i] * (steps[k] / steps[i]),
+            _ => 0.0,
+        };
+        Ties {
+            above,
+            below: above + rows < block.min(outputs.n - start),
+            onto,
+            own: own.collect(),
+            coupling: Coupling::new(scaled),
+        }
+    }
+
+    /// How far the errors `before` [above, width] of the rows above move the targets of the active rows, [active, width];
+    /// none without rows above.
+    fn shift(&self, before: &[f32], width: usize, active: &[usize]) -> Option<Vec<f32>> {
+        if self.above == 0 || active.is_empty() {
+            return None;
+        }
+        let rows = self.onto.transposed();
+        let mut all = vec![0.0; rows.rows() * width];
+        let before = View::new(before, self.above, width, width);
+        multiply(&mut all, width, rows, before, false);
+        let lanes = active.iter();
+        let lanes = lanes.flat_map(|&row| &all[row * width..(row + 1) * width]);
+        let mut shift: Vec<f32> = lanes.copied().collect();
+        let own = MatRef::from_row_major_slice(&self.own, active.len(), active.len());
+        let shifted = MatMut::from_row_major_slice_mut(&mut shift, active.len(), width);
+        solve_unit_lower_triangular_in_place(own, shifted, faer::Par::Seq);
+        Some(shift)
+    }
+}
+
+/// A block of rows that is being quantized.
+struct Strip<'a> {
+    rows: Rows<'a>,
+    /// [rows, n]
+    q: &'a mut [i16],
+    /// w − ŵ of the columns done, [active, n].
+    left: Vec<f32>,
+    work: Work,
+}
+
+impl<'a> Strip<'a> {
+    fn new(rows: Rows<'a>, q: &'a mut [i16]) -> Self {
+        let n = q.len() / rows.steps.len();
+        let left = vec![0.0; rows.active.len() * n];
+        Strip {
+            rows,
+            q,
+            left,
+            work: Work::new(),
+        }
+    }
+
+    /// Quantizes the next columns, `before` [above, width] being what the rows above left of them; returns what these rows
+    /// leave, [rows, width], where rows below have to make up for it.
+    fn quantize(
+        &mut self,
+        panel: &Panel,
+        before: &[f32],
+        factor: &Factor,
+        steps: &[f32],
+    ) -> Option<Vec<f32>> {
+        let n = steps.len();
+        let (rows, active) = (&self.rows, &self.rows.active);
+        let &Panel { first, width, done } = panel;
+        // Rows and columns of `a` are those of the factor's block.
+        let (a, stride) = (&factor.a[(first - done) * factor.block..], factor.block);
+        let mut target: Vec<f32> = active
+            .iter()
+            .flat_map(|&row| &rows.w[row * n + first..row * n + first + width])
+            .copied()
+            .collect();
+        if done > 0 && !active.is_empty() {
+            let before = View::new(&self.left[first - done..], active.len(), done, n);
+            let onto = View::new(&a[done..], done, width, stride);
+            multiply(&mut target, width, before, onto, true);
+        }
+        let ties = rows.ties.as_ref();
+        let shift = ties.and_then(|ties| ties.shift(before, width, active));
+        if let Some(shift) = &shift {
+            target.iter_mut().zip(shift).for_each(|(t, s)| *t += s);
+        }
+        let corner: Vec<f32> = (done..done + width)
+            .flat_map(|k| &a[k * stride + done..k * stride + done + width])
+            .copied()
+            .collect();
+        dispatch(Tile {
+            rows,
+            q: self.q,
+            left: &mut self.left,
+            target: &target,
+            corner: &corner,
+            steps,
+            first,
+            width,
+            work: &mut self.work,
+        });
+        ties.filter(|ties| ties.below)?;
+        let mut found = vec![0.0; rows.steps.len() * width];
+        for (lane, &row) in active.iter().enumerate() {
+            let found = &mut found[row * width..(row + 1) * width];
+            let errors = self.work.error.iter().map(|column| column[lane]);
+            found
+                .iter_mut()
+                .zip(errors)
+                .for_each(|(found, error)| *found = error);
+            if let Some(shift) = &shift {
+                let shift = &shift[lane * width..(lane + 1) * width];
+                found
+                    .iter_mut()
+                    .zip(shift)
+                    .for_each(|(found, shift)| *found -= shift);
+            }
+        }
+        Some(found)
     }
 }
 
 /// A number for each row of a block.
 type Column<T> = [T; BLOCK_ROWS];
 
-/// A block with its columns one after another and its rows side by side.
+/// A tile with its columns one after another and its rows side by side.
 struct Work {
     /// [columns] what is to be quantized.
     aim: Vec<Column<f32>>,
     /// [columns] the weights, then w − ŵ.
     own: Vec<Column<f32>>,
+    /// [columns] what was to be quantized, less ŵ.
+    error: Vec<Column<f32>>,
     /// [columns]
     index: Vec<Column<i16>>,
     path: Box<Path>,
@@ -177,6 +362,7 @@ impl Work {
         Work {
             aim: vec![[0.0; BLOCK_ROWS]; BLOCK],
             own: vec![[0.0; BLOCK_ROWS]; BLOCK],
+            error: vec![[0.0; BLOCK_ROWS]; BLOCK],
             index: vec![[0; BLOCK_ROWS]; BLOCK],
             path: Path::new(),
         }
@@ -184,7 +370,7 @@ impl Work {
 }
 
 /// The columns `first..first + width` of a block of rows.
-struct Block<'a> {
+struct Tile<'a> {
     rows: &'a Rows<'a>,
     q: &'a mut [i16],
     left: &'a mut [f32],
@@ -197,7 +383,7 @@ struct Block<'a> {
     work: &'a mut Work,
 }
 
-impl Kernel for Block<'_> {
+impl Kernel for Tile<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -207,6 +393,7 @@ impl Kernel for Block<'_> {
         let Work {
             aim,
             own,
+            error,
             index,
             path,
         } = self.work;
@@ -229,13 +416,17 @@ impl Kernel for Block<'_> {
                     .iter_mut()
                     .zip(&steps)
                     .for_each(|(value, step)| *value /= step);
-                match &self.rows.coupling {
+                match &self.rows.ties {
                     None => path.quantize(&values, active.len()),
-                    Some(coupling) => path.quantize_coupled(&values, active.len(), coupling),
+                    Some(ties) => path.quantize_coupled(&values, active.len(), &ties.coupling),
                 }
                 index[j] = path.indices;
-                for ((own, level), step) in own[j].iter_mut().zip(&path.levels).zip(&steps) {
-                    *own -= bf16::to_f32(bf16::round_nearest_even(level * step));
+                error[j] = aim[j];
+                let columns = own[j].iter_mut().zip(&mut error[j]);
+                for ((own, error), (level, step)) in columns.zip(path.levels.iter().zip(&steps)) {
+                    let found = bf16::to_f32(bf16::round_nearest_even(level * step));
+                    *own -= found;
+                    *error -= found;
                 }
                 pass_on(
                     &own[j..=j],
@@ -459,6 +650,62 @@ mod tests {
         };
         let (coupled, single) = (loss(Some(&outputs)), loss(None));
         assert!(coupled < 0.5 * single, "{coupled} of {single}");
+    }
+
+    #[test]
+    fn what_is_left_is_white_in_the_metric_of_both_sides_across_all_blocks_of_rows() {
+        let (m, n) = (300, 200);
+        let input = factorize(&neighbours(n), n, 0.01).unwrap();
+        let outputs = factorize(&neighbours(m), m, 0.01).unwrap();
+        let mut w = noise(m * n, 5);
+        w[140 * n..141 * n].fill(0.0); // a row of zeros among those that are fed back
+        let steps = Steps {
+            columns: input.inv_diag.iter().map(|x| 0.01 * x).collect(),
+            rows: outputs.inv_diag.clone(),
+        };
+        let with = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(|| quantize(&w, m, n, &input, Some(&outputs), &steps).unwrap())
+        };
+        let q = with(1);
+        for threads in [2, 3, 8] {
+            assert!(with(threads) == q, "{threads} threads");
+        }
+        let logs: Vec<u8> = (0..m).map(|row| u8::from(row != 140)).collect();
+        let levels = levels(&q, n, &logs);
+        let mut left = vec![0.0f64; m * n];
+        for (at, left) in left.iter_mut().enumerate() {
+            let step = steps.columns[at % n] * steps.rows[at / n];
+            let found = bf16::to_f32(bf16::round_nearest_even(levels[at] as f32 * step));
+            *left = f64::from(w[at]) - f64::from(found);
+        }
+        // Bᵀ·E·A in units of the steps.
+        let mut mean = vec![0.0f64; m];
+        for j in 0..n {
+            let column: Vec<f64> = (0..m)
+                .map(|i| {
+                    (0..=j)
+                        .map(|l| left[i * n + l] * f64::from(input.a[l * n + j]))
+                        .sum()
+                })
+                .collect();
+            for (i, mean) in mean.iter_mut().enumerate() {
+                let found = (0..=i).map(|k| f64::from(outputs.a[k * m + i]) * column[k]);
+                let step = f64::from(steps.columns[j] * steps.rows[i]);
+                *mean += (found.sum::<f64>() / step).powi(2) / n as f64;
+            }
+        }
+        let block = |rows: std::ops::Range<usize>| {
+            let count = rows.len() as f64;
+            rows.map(|row| mean[row]).sum::<f64>() / count
+        };
+        let (first, second, third) = (block(0..128), block(141..256), block(256..300));
+        assert!(first < 0.4, "{first}");
+        assert!((second / first - 1.0).abs() < 0.1, "{second} after {first}");
+        assert!((third / first - 1.0).abs() < 0.15, "{third} after {first}");
     }
 
     #[test]

@@ -41,6 +41,11 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// The same values with rows and columns exchanged.
     pub(crate) fn transposed(self) -> Self {
         View {

@@ -13,7 +13,7 @@ use uc_codec::{CodecError, TensorCode};
 use uc_model::{InputSpec, LayerPlan, LinearSpec, ModelConfig};
 use uc_pack::{Dtype, ExactDecl, ExactTensor, LayerCoder};
 use uc_store::ExitCode;
-use uc_store::settings::AllocationMode;
+use uc_store::settings::{AllocationMode, QuantizeSettings};
 use uc_store::stage::Job;
 use uc_store::tensors::{self, TensorDecl, TensorFile};
 
@@ -55,24 +55,24 @@ impl Given {
         let notes = Rc::new(RefCell::new(Notes::new()));
         let of_input = {
             let (plan, statistics) = (Rc::clone(&plan), Rc::clone(&statistics));
-            let (damping, notes) = (quantize.damping, Rc::clone(&notes));
+            let (quantize, notes) = (quantize.clone(), Rc::clone(&notes));
             move |name: &str| {
                 let input = plan
                     .input(name)
                     .with_context(|| format!("no input {name} in the plan"))?;
-                let found = input_factor(&statistics, input, damping)?;
+                let found = input_factor(&statistics, input, &quantize)?;
                 let note = (found.damping, found.dead);
                 notes.borrow_mut().insert(name.to_owned(), note);
                 Ok(found)
             }
         };
         let of_outputs = {
-            let (plan, damping) = (Rc::clone(&plan), quantize.output_damping);
+            let (plan, quantize) = (Rc::clone(&plan), quantize.clone());
             move |name: &str| {
                 let linear = plan
                     .linear(name)
                     .with_context(|| format!("no linear {name} in the plan"))?;
-                let of_file = |file| output_factor(file, linear, damping);
+                let of_file = |file| output_factor(file, linear, &quantize);
                 sensitivity.as_ref().map(of_file).transpose()
             }
         };
@@ -211,12 +211,17 @@ fn moments(statistics: &TensorFile, input: &str) -> anyhow::Result<Vec<f32>> {
 pub fn input_factor(
     statistics: &TensorFile,
     input: &InputSpec,
-    damping: f64,
+    settings: &QuantizeSettings,
 ) -> anyhow::Result<Factor> {
-    let h = moments(statistics, &input.name)?;
-    factor::factorize(&h, input.width, damping)
+    let mut h = moments(statistics, &input.name)?;
+    let share = settings.shrinkage as f32;
+    factor::shrink(&mut h, input.width, share, share)?;
+    factor::factorize(&h, input.width, settings.damping)
         .with_context(|| format!("second moments of input {}", input.name))
 }
+
+/// How much smaller the second moments of gradients are taken between the blocks of the trellis, beside the shrinkage of all.
+const OFF_BLOCKS: f32 = 0.3;
 
 /// The factor of the second moments of the gradients at a linear's outputs.
 ///
@@ -225,10 +230,14 @@ pub fn input_factor(
 pub fn output_factor(
     sensitivity: &TensorFile,
     linear: &LinearSpec,
-    damping: f64,
+    settings: &QuantizeSettings,
 ) -> anyhow::Result<Factor> {
-    let moments = sensitivity.read_f32(&format!("{}.output_moment", linear.name))?;
-    factor::factorize(&moments, linear.rows, damping).with_context(|| linear.name.clone())
+    let mut moments = sensitivity.read_f32(&format!("{}.output_moment", linear.name))?;
+    let near = settings.output_shrinkage as f32;
+    let far = 1.0 - (1.0 - near) * (1.0 - OFF_BLOCKS);
+    factor::shrink(&mut moments, linear.rows, near, far)?;
+    factor::factorize(&moments, linear.rows, settings.output_damping)
+        .with_context(|| linear.name.clone())
 }
 
 /// The linears with the bits that they are due.

@@ -65,6 +65,8 @@ pub struct CalibrationSettings {
     pub loss_share: f64,
     /// Inputs wider than this keep their second moments in diagonal blocks of this width.
     pub widest: u32,
+    /// More outputs than this keep the second moments of their gradients in diagonal blocks of this many: a multiple of 128.
+    pub tallest: u32,
 }
 
 /// Section `allocation`.
@@ -99,8 +101,12 @@ pub struct QuantizeSettings {
     pub bpw: f64,
     /// Added to the diagonal of the second moments, relative to its mean.
     pub damping: f64,
-    /// The same for the second moments of the gradients at a linear's outputs.
+    /// Share by which what lies off the diagonal of the second moments is taken smaller.
+    pub shrinkage: f64,
+    /// As `damping`, for the second moments of the gradients at a linear's outputs.
     pub output_damping: f64,
+    /// As `shrinkage`, for the second moments of the gradients at a linear's outputs.
+    pub output_shrinkage: f64,
     /// Rows of a tensor on which the rate is probed.
     pub probe_rows: u32,
 }
@@ -195,6 +201,7 @@ impl Default for CalibrationSettings {
             seed: 42,
             loss_share: 0.2,
             widest: 16_384,
+            tallest: 1024,
         }
     }
 }
@@ -213,8 +220,10 @@ impl Default for QuantizeSettings {
     fn default() -> Self {
         Self {
             bpw: 5.0,
-            damping: 0.003,
-            output_damping: 0.05,
+            damping: 0.0001,
+            shrinkage: 0.01,
+            output_damping: 0.005,
+            output_shrinkage: 0.1,
             probe_rows: 256,
         }
     }
@@ -356,8 +365,28 @@ impl Settings {
             16.0,
             262_144.0,
         )?;
+        range(
+            "calibration.tallest",
+            self.calibration.tallest.into(),
+            128.0,
+            262_144.0,
+        )?;
+        if !self.calibration.tallest.is_multiple_of(128) {
+            return Err(StoreError::Setting {
+                key: "calibration.tallest".into(),
+                found: self.calibration.tallest.to_string(),
+                expected: "a multiple of 128".into(),
+            });
+        }
         range("quantize.bpw", self.quantize.bpw, 2.0, 8.0)?;
         range("quantize.damping", self.quantize.damping, 1e-6, 10.0)?;
+        range("quantize.shrinkage", self.quantize.shrinkage, 0.0, 1.0)?;
+        range(
+            "quantize.output_shrinkage",
+            self.quantize.output_shrinkage,
+            0.0,
+            1.0,
+        )?;
         range(
             "quantize.output_damping",
             self.quantize.output_damping,

@@ -46,7 +46,7 @@ impl StageProgram for Rates {
             let input = plan
                 .input(name)
                 .with_context(|| format!("no input {name} in the plan"))?;
-            uc_draft::input_factor(&statistics, input, settings.damping)
+            uc_draft::input_factor(&statistics, input, &settings)
         };
         let factors = Factors::new(of_input, |_: &str| Ok(None), uc_draft::KEPT_FACTORS);
         let mut linears = Vec::with_capacity(plan.linears.len());
@@ -137,12 +137,12 @@ fn of_layer(job: &Job<'_>, plan: &LayerPlan) -> anyhow::Result<Vec<Surveyed>> {
     let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
     let rates: RatesFile = serde_json::from_slice(&text)?;
     let sensitivity = TensorFile::open(&job.input_at("sensitivity", layer)?)?;
-    let damping = job.settings().quantize.output_damping;
+    let settings = &job.settings().quantize;
     let with_sensitivity = |rate: Rate| {
         let linear = plan
             .linear(&rate.name)
             .with_context(|| format!("{} is not of layer {layer}", rate.name))?;
-        let outputs = uc_draft::output_factor(&sensitivity, linear, damping)?;
+        let outputs = uc_draft::output_factor(&sensitivity, linear, settings)?;
         Ok(Surveyed {
             name: rate.name,
             weights: rate.weights,

@@ -2,7 +2,7 @@
 //!
 //! The loss of a token is the negative log-likelihood of a next token drawn from the teacher's own distribution, so
 //! that the second moment of the gradient is the Fisher information (Amari 1998), to second order the KL divergence that
-//! an error causes. Kept are its blocks for the rows that the trellis ties together, a token counting by the leverage of its input
+//! an error causes. Kept are its blocks of outputs that feed back into one another, a token counting by the leverage of its input
 //! ([`crate::metric`]), and for every input the weight of each token: the squared gradient there at the linears of the input
 //! (as in GuidedQuant, Kim et al. 2025, arXiv 2505.07004), scaled so that the weighted energy of the input is the plain one. The
 //! hidden states wait on disk since the forward sweep; a layer is computed once more with its graph recorded, block by block and
@@ -174,6 +174,13 @@ fn opening(windows: usize, batch: usize) -> usize {
     }
 }
 
+/// How many outputs of a linear keep the second moments of their gradients together. Experts see too few tokens for more than
+/// one block of the trellis.
+fn together(plan: &LayerPlan, linear: &LinearSpec, tallest: usize) -> usize {
+    let routed = plan.input(&linear.input).is_some_and(|input| input.routed);
+    linear.rows.min(if routed { BLOCK_ROWS } else { tallest })
+}
+
 /// Sums of one layer over the tokens of the survey.
 struct Found {
     /// Share of a token's weight that goes by the loss.
@@ -192,8 +199,9 @@ struct Found {
 
 impl Found {
     fn new(plan: &LayerPlan, tokens: usize, opening: usize, settings: &Settings) -> Self {
+        let tallest = settings.calibration.tallest as usize;
         let moments = plan.linears.iter().map(|linear| {
-            let moments = Moments::new(linear.rows, BLOCK_ROWS);
+            let moments = Moments::new(linear.rows, together(plan, linear, tallest));
             (linear.name.clone(), moments)
         });
         let zeros = plan
@@ -266,12 +274,20 @@ impl Found {
 
     /// Has linears to which no token came count as if one had come, with the mean gradient of its like.
     fn fill(&mut self, plan: &LayerPlan) -> anyhow::Result<()> {
-        let role = |linear: &LinearSpec| (linear.role().to_owned(), linear.rows);
+        let blocks: BTreeMap<&str, usize> = plan
+            .linears
+            .iter()
+            .map(|linear| (linear.name.as_str(), self.moments[&linear.name].block))
+            .collect();
+        let role = |linear: &LinearSpec| {
+            let block = blocks[linear.name.as_str()];
+            (linear.role().to_owned(), linear.rows, block)
+        };
         for linear in &plan.linears {
             if self.moments[&linear.name].count > 0 {
                 continue;
             }
-            let mut pool = Moments::new(linear.rows, BLOCK_ROWS);
+            let mut pool = Moments::new(linear.rows, blocks[linear.name.as_str()]);
             for other in plan
                 .linears
                 .iter()
@@ -286,7 +302,7 @@ impl Found {
         Ok(())
     }
 
-    /// Writes `<linear>.output_moment` [rows, BLOCK_ROWS], means over all tokens after those that set the metrics, and
+    /// Writes `<linear>.output_moment` [rows, block], means over all tokens after those that set the metrics, and
     /// `<input>.token_weight` [windows, length].
     fn write(
         mut self,
@@ -296,7 +312,8 @@ impl Found {
     ) -> anyhow::Result<()> {
         let moments = plan.linears.iter().map(|linear| {
             let name = format!("{}.output_moment", linear.name);
-            TensorDecl::new(name, Dtype::F32, &[linear.rows, BLOCK_ROWS])
+            let block = self.moments[&linear.name].block;
+            TensorDecl::new(name, Dtype::F32, &[linear.rows, block])
         });
         let weights = plan.inputs.iter().map(|input| {
             TensorDecl::new(format!("{}.token_weight", input.name), Dtype::F32, &sides)

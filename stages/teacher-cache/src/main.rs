@@ -20,7 +20,7 @@ use uc_store::settings::Device;
 use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 
 /// Raised whenever the same input gives other output.
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 
 #[derive(Parser)]
 #[command(

@@ -5,10 +5,10 @@
 
 use uc_store::settings::{Rank, Settings};
 
-use super::facts::{Facts, Kind};
+use super::facts::{Facts, Kind, LinearGroup};
 
-/// Rows that the trellis ties together: the width of the moments of output gradients.
-const BLOCK_ROWS: f64 = 128.0;
+/// Rows that the trellis ties together: outputs of experts whose gradients' moments are taken together.
+const BLOCK_ROWS: usize = 128;
 /// What the trellis takes per weight, in operations of the error feedback beside it: `docs/benchmarks/codec-speed.json` has
 /// 87 ns a weight at 576 inputs and 127 ns at 4096, which is 81 ns and 0.01125 ns per input.
 const TRELLIS: f64 = 7200.0;
@@ -65,6 +65,19 @@ pub struct Arithmetic<'a> {
     pub source_width: f64,
 }
 
+impl LinearGroup {
+    /// Outputs of a linear that feed back into one another.
+    fn block(&self, tallest: usize) -> usize {
+        self.rows
+            .min(if self.routed { BLOCK_ROWS } else { tallest })
+    }
+
+    /// Entries of the second moments of the gradients at the outputs of all its linears.
+    fn output_moment_entries(&self, tallest: usize) -> f64 {
+        (self.count * self.rows * self.block(tallest)) as f64
+    }
+}
+
 impl Kind {
     /// Weights of the linears of one layer.
     pub fn linear_parameters(&self) -> f64 {
@@ -97,15 +110,13 @@ impl Kind {
     }
 
     /// Operations of a token in a recorded forward pass and its gradients by the inputs, and in the second moments of the
-    /// gradients at the outputs.
-    pub fn backward(&self, length: f64) -> f64 {
+    /// gradients at the outputs, of which one triangle is computed.
+    pub fn backward(&self, length: f64, tallest: usize) -> f64 {
         let outputs = self.linears.iter();
         let outputs: f64 = outputs
-            .map(|group| self.share(group.routed) * (group.count * group.rows) as f64)
+            .map(|group| self.share(group.routed) * group.output_moment_entries(tallest))
             .sum();
-        4.0 * self.active_parameters()
-            + 6.0 * length * self.attention_width as f64
-            + BLOCK_ROWS * outputs
+        4.0 * self.active_parameters() + 6.0 * length * self.attention_width as f64 + outputs
     }
 
     /// Operations of a token in the second moments of the inputs, of which one triangle is computed.
@@ -138,8 +149,8 @@ impl Kind {
             .sum()
     }
 
-    /// Operations of error feedback and trellis on at most `rows` rows of every linear.
-    pub fn feedback(&self, widest: usize, rows: usize) -> f64 {
+    /// Operations of trellis and error feedback, along the columns alone, on at most `rows` rows of every linear.
+    pub fn probe(&self, widest: usize, rows: usize) -> f64 {
         let linears = self.linears.iter();
         linears
             .map(|group| {
@@ -147,6 +158,15 @@ impl Kind {
                 weights * (group.cols.min(widest) as f64 + TRELLIS)
             })
             .sum()
+    }
+
+    /// Operations of trellis and error feedback, along columns and rows.
+    pub fn feedback(&self, widest: usize, tallest: usize) -> f64 {
+        let linears = self.linears.iter();
+        let along_rows: f64 = linears
+            .map(|group| group.output_moment_entries(tallest) * group.cols as f64)
+            .sum();
+        self.probe(widest, usize::MAX) + along_rows
     }
 
     /// Operations of the search for an overlay.
@@ -190,6 +210,10 @@ impl Arithmetic<'_> {
         f64::from(self.settings.evaluation.length).min(self.facts.context as f64)
     }
 
+    fn tallest(&self) -> usize {
+        self.settings.calibration.tallest as usize
+    }
+
     fn widest(&self) -> usize {
         self.settings.calibration.widest as usize
     }
@@ -228,7 +252,7 @@ impl Arithmetic<'_> {
 
     /// Work of a job; `kind` is that of its layer. Unknown for programs that this module does not know.
     pub fn work(&self, argv: &[String], kind: Option<&Kind>) -> Option<Work> {
-        let (length, widest) = (self.length(), self.widest());
+        let (length, widest, tallest) = (self.length(), self.widest(), self.tallest());
         let head = 2.0 * self.facts.hidden as f64 * self.facts.vocab as f64;
         let all = |of: &dyn Fn(&Kind) -> f64| -> f64 {
             let kinds = self.facts.kinds.iter();
@@ -243,20 +267,20 @@ impl Arithmetic<'_> {
             }
             ("quantize rates", Some(kind)) => {
                 let rows = self.settings.quantize.probe_rows as usize;
-                Work::Codec(kind.factors(widest) + kind.feedback(widest, rows))
+                Work::Codec(kind.factors(widest) + kind.probe(widest, rows))
             }
             ("teacher-cache loss", _) => Work::Product(2.0 * head * self.survey_tokens()),
             // A token takes part in the metrics of the inputs or is weighed by them: as many operations.
-            ("teacher-cache backward", Some(kind)) => {
-                Work::Product(self.survey_tokens() * (kind.backward(length) + kind.moments(widest)))
-            }
+            ("teacher-cache backward", Some(kind)) => Work::Product(
+                self.survey_tokens() * (kind.backward(length, tallest) + kind.moments(widest)),
+            ),
             ("quantize allocate", _) => Work::Bytes(all(&|kind| self.sensitivity(kind))),
             ("shard-loader layer", Some(kind)) => Work::Bytes(self.layer_bytes(kind)),
             ("teacher-cache layer", Some(kind)) => Work::Product(
                 self.calibration_tokens() * (kind.forward(length) + kind.moments(widest)),
             ),
             ("quantize layer", Some(kind)) => {
-                Work::Codec(kind.factors(widest) + kind.feedback(widest, usize::MAX))
+                Work::Codec(kind.factors(widest) + kind.feedback(widest, tallest))
             }
             ("overlay-fit", Some(_)) if self.rank() == 0 => Work::Codec(0.0),
             ("overlay-fit", Some(kind)) => {
@@ -314,13 +338,12 @@ impl Arithmetic<'_> {
     }
 
     fn sensitivity(&self, kind: &Kind) -> f64 {
-        let rows: usize = kind
-            .linears
-            .iter()
-            .map(|group| group.count * group.rows)
+        let outputs = kind.linears.iter();
+        let outputs: f64 = outputs
+            .map(|group| group.output_moment_entries(self.tallest()))
             .sum();
         let inputs: usize = kind.inputs.iter().map(|input| input.count).sum();
-        F32 * (rows as f64 * BLOCK_ROWS + inputs as f64 * self.survey_tokens())
+        F32 * (outputs + inputs as f64 * self.survey_tokens())
     }
 
     /// Bytes that a job needs on disk beside its files: rows that wait for the sums of their expert, or the linears of the

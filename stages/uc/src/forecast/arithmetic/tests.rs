@@ -73,11 +73,10 @@ fn a_token_costs_two_operations_per_weight_it_meets_and_its_share_of_causal_atte
     assert_eq!(kind.linear_parameters(), 128.0 + 4.0 * 256.0);
     assert_eq!(kind.active_parameters(), 128.0 + 256.0);
     assert_eq!(kind.forward(32.0), 2.0 * 384.0 + 2.0 * 32.0 * 8.0);
-    // 16 outputs for every token, 32 for a quarter of them.
-    assert_eq!(
-        kind.backward(32.0),
-        4.0 * 384.0 + 6.0 * 32.0 * 8.0 + 128.0 * (16.0 + 8.0)
-    );
+    // The moments of 16 outputs for every token, those of 8 for each of 4 experts' linears and a quarter of the tokens.
+    let attention = 4.0 * 384.0 + 6.0 * 32.0 * 8.0;
+    assert_eq!(kind.backward(32.0, 1024), attention + 256.0 + 64.0);
+    assert_eq!(kind.backward(32.0, 4), attention + 64.0 + 64.0);
 }
 
 #[test]
@@ -94,8 +93,10 @@ fn moments_are_whole_up_to_the_widest_and_blocks_beyond() {
 fn the_codec_costs_the_trellis_per_weight_and_the_feedback_per_weight_and_input() {
     let kind = kind();
     let both = 128.0 * 7208.0 + 1024.0 * 7216.0;
-    assert_eq!(kind.feedback(16, usize::MAX), both);
-    assert_eq!(kind.feedback(16, 4), 32.0 * 7208.0 + 512.0 * 7216.0);
+    assert_eq!(kind.probe(16, usize::MAX), both);
+    assert_eq!(kind.probe(16, 4), 32.0 * 7208.0 + 512.0 * 7216.0);
+    let rows = 128.0 * 16.0 + 1024.0 * 8.0;
+    assert_eq!(kind.feedback(16, 1024), both + rows);
     assert_eq!(kind.overlay(16, 2), 128.0 * 56.0 + 1024.0 * 64.0);
 }
 
@@ -119,7 +120,7 @@ fn artifacts_have_the_sizes_of_their_tensors() {
         ("survey-hidden", 64.0 * 8.0 * 4.0),
         ("eval-hidden", 2.0 * 192.0 * 8.0 * 4.0),
         ("statistics", 4.0 * (64.0 + 4.0 * 512.0)),
-        ("sensitivity", 4.0 * (128.0 * 48.0 + 5.0 * 64.0)),
+        ("sensitivity", 4.0 * (256.0 + 256.0 + 5.0 * 64.0)),
         ("overlay", 0.0),
     ] {
         assert_eq!(arithmetic.artifact(name, kind), Some(expected), "{name}");
