@@ -22,6 +22,9 @@ use crate::codes::Shelf;
 /// Bytes of input factors that are kept for the next pass over a layer.
 pub const KEPT_FACTORS: usize = 4 << 30;
 
+/// How much smaller the second moments of gradients are taken between the blocks of the trellis, beside the shrinkage of all.
+const OFF_BLOCKS: f32 = 0.3;
+
 /// Damping and number of dead values of an input, as far as its factor was asked for.
 type Notes = BTreeMap<String, (f64, usize)>;
 
@@ -219,9 +222,6 @@ pub fn input_factor(
     factor::factorize(&h, input.width, settings.damping)
         .with_context(|| format!("second moments of input {}", input.name))
 }
-
-/// How much smaller the second moments of gradients are taken between the blocks of the trellis, beside the shrinkage of all.
-const OFF_BLOCKS: f32 = 0.3;
 
 /// The factor of the second moments of the gradients at a linear's outputs.
 ///
