@@ -274,27 +274,21 @@ impl Found {
 
     /// Has linears to which no token came count as if one had come, with the mean gradient of its like.
     fn fill(&mut self, plan: &LayerPlan) -> anyhow::Result<()> {
-        let blocks: BTreeMap<&str, usize> = plan
-            .linears
-            .iter()
-            .map(|linear| (linear.name.as_str(), self.moments[&linear.name].block))
-            .collect();
-        let role = |linear: &LinearSpec| {
-            let block = blocks[linear.name.as_str()];
-            (linear.role().to_owned(), linear.rows, block)
-        };
+        let role = |linear: &LinearSpec| (linear.role().to_owned(), linear.rows);
         for linear in &plan.linears {
-            if self.moments[&linear.name].count > 0 {
+            let own = &self.moments[&linear.name];
+            if own.count > 0 {
                 continue;
             }
-            let mut pool = Moments::new(linear.rows, blocks[linear.name.as_str()]);
-            for other in plan
+            let mut pool = Moments::new(own.n, own.block);
+            let alike = plan
                 .linears
                 .iter()
                 .filter(|other| role(other) == role(linear))
-            {
-                pool.absorb(&self.moments[&other.name])
-                    .map_err(ModelError::from)?;
+                .map(|other| &self.moments[&other.name])
+                .filter(|other| other.block == own.block);
+            for other in alike {
+                pool.absorb(other).map_err(ModelError::from)?;
             }
             let own = self.moments.get_mut(&linear.name).expect("one per linear");
             own.fill(1, &pool).map_err(ModelError::from)?;
