@@ -80,6 +80,10 @@ bench-speed: ## speed of the codec into docs/benchmarks (needs python3)
 bench-overlay: ## what a low-rank overlay would bring at large widths, into docs/benchmarks
 	cargo run --release --locked -p uc-examples --example overlay_width -- 1024 2048 4096 8192 > docs/benchmarks/overlay-width.json
 
+.PHONY: bench-trellis
+bench-trellis: ## codes for the trellis by their error, into docs/benchmarks
+	cargo run --release --locked -p uc-examples --example trellis_codes > docs/benchmarks/trellis-codes.json
+
 .PHONY: bench-families
 bench-families: setup ## a small model of every family through the pipeline, into docs/benchmarks (needs python3)
 	python3 tests/benchmark/families.py

@@ -139,18 +139,19 @@ def reconstruct(q, step, column_logs, row_step_logs, rank, u, v):
 def levels(q, row_logs):
     history, out = np.zeros(q.shape[1], dtype=np.int32), np.zeros_like(q)
     for row, (indices, row_log) in enumerate(zip(q, row_logs)):
-        if row % 128 == 0:
+        if row % 256 == 0:
             history[:] = 0
         if row_log:
-            out[row] = 2 * indices + (history >> 2 & 1)
-            history = 2 * history + ((indices ^ history >> 1 ^ history >> 4) & 1) & 31
+            out[row] = 2 * indices + ((history ^ history >> 4) & 1)
+            turn = history >> 1 ^ history >> 3 ^ history >> 4 ^ history >> 5
+            history = 2 * history + ((indices ^ turn) & 1) & 63
     return out
 
 
 def read_layer(data):
     assert data[:8] == b"UCLAYER\0"
     version, _, groups, linears, extras, zero, length = struct.unpack_from("<6HI", data, 8)
-    assert version == 6 and zero == 0
+    assert version == 7 and zero == 0
     at = 24
     granularity, tables = read_tables(data[at:at + length])
     at += length
@@ -191,7 +192,7 @@ def read_layer(data):
         row_sums = unpack(chunk(), rows)
         row_step_logs = unpack(chunk(), rows)
         row_logs = [total - step & 255 for total, step in zip(row_sums, row_step_logs)]
-        tile_rows = min(rows, 128 * max(1, (1 << 20) // (128 * len(columns))))
+        tile_rows = min(rows, 256 * max(1, (1 << 20) // (256 * len(columns))))
         tiles = [take("I") for _ in range(0, rows, tile_rows)]
         u = words(rows * rank).reshape(rows, rank)
         v = words(rank * len(columns)).reshape(rank, len(columns))

@@ -24,11 +24,10 @@
 //! # Blocks
 //! A matrix may be kept in diagonal blocks, [n, block]: row i holds its entries in the columns of its own block, which begins
 //! at `i − i mod block`, and zeros where the last block is narrower; a block of n or more is the whole matrix. What lies
-//! outside is taken as zero. `H` of very wide inputs and `G` of very many outputs come in blocks that fit in memory, those of `G`
-//! with whole blocks of [`crate::trellis::BLOCK_ROWS`] rows.
+//! outside is taken as zero. `H` of very wide inputs and `G` of very many outputs come in blocks that fit in memory; those of `G`
+//! hold whole blocks of [`crate::trellis::BLOCK_ROWS`] rows or divide them.
 
 use crate::failure::{CodecError, check_finite, check_matrix};
-use crate::trellis::BLOCK_ROWS;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::triangular_solve::solve_unit_upper_triangular_in_place;
@@ -37,6 +36,9 @@ use rayon::prelude::*;
 
 /// How often damping is raised before the Hessian is given up.
 const ATTEMPTS: usize = 7;
+
+/// Outputs that lie near each other: moments between others are shrunk more. A divisor of [`crate::trellis::BLOCK_ROWS`].
+pub const NEAR_OUTPUTS: usize = 128;
 
 /// Side of the square tiles in which matrices are transposed.
 const TILE: usize = 64;
@@ -159,7 +161,7 @@ pub fn factorize(h: &[f32], n: usize, damping: f64) -> Result<Factor, CodecError
 }
 
 /// Takes what lies off the diagonal of second moments `h` [n, block] smaller by the share `near`, and outside the diagonal blocks of
-/// [`crate::trellis::BLOCK_ROWS`] by the share `far`: estimates from few tokens take chance for correlation (shrinkage, Ledoit and
+/// [`NEAR_OUTPUTS`] by the share `far`: estimates from few tokens take chance for correlation (shrinkage, Ledoit and
 /// Wolf 2004). Shares are within 0..=1.
 ///
 /// # Errors
@@ -169,7 +171,7 @@ pub fn shrink(h: &mut [f32], n: usize, near: f32, far: f32) -> Result<(), CodecE
     for (i, row) in h.chunks_exact_mut(block).enumerate() {
         let own = i % block;
         for (k, value) in row.iter_mut().enumerate().filter(|&(k, _)| k != own) {
-            let share = if k / BLOCK_ROWS == own / BLOCK_ROWS {
+            let share = if k / NEAR_OUTPUTS == own / NEAR_OUTPUTS {
                 near
             } else {
                 far
@@ -504,7 +506,7 @@ mod tests {
             for k in 0..block {
                 let expected = match i % block {
                     own if own == k => 8.0,
-                    own if own / BLOCK_ROWS == k / BLOCK_ROWS => 6.0,
+                    own if own / NEAR_OUTPUTS == k / NEAR_OUTPUTS => 6.0,
                     _ => 4.0,
                 };
                 assert_eq!(h[i * block + k], expected, "[{i}, {k}]");

@@ -33,8 +33,6 @@ use rayon::prelude::*;
 const BLOCK: usize = 128;
 /// Columns of a block whose errors enter the columns behind them together.
 const PANEL: usize = 8;
-/// Blocks of rows per thread that are worked off together, at least: what they leave is in memory, 4 bytes a weight.
-const STRIPS: usize = 2;
 
 /// A row whose weights are all zero: it stays so, and the trellis passes it over.
 pub fn is_zero(row: &[f32]) -> bool {
@@ -65,8 +63,9 @@ pub fn quantize(
     if let Some(outputs) = outputs {
         check_len("output factor", outputs.n, m)?;
         check_matrix("output factor", outputs.a.len(), m, outputs.block)?;
-        if outputs.block < m && !outputs.block.is_multiple_of(BLOCK_ROWS) {
-            let expected = "blocks of whole blocks of the trellis";
+        let whole = outputs.block >= m || outputs.block.is_multiple_of(BLOCK_ROWS);
+        if !whole && !BLOCK_ROWS.is_multiple_of(outputs.block) {
+            let expected = "whole blocks of the trellis, or a divisor of one";
             return Err(CodecError::Range {
                 what: "block of the output factor",
                 found: outputs.block as f64,
@@ -95,11 +94,10 @@ pub fn quantize(
         return Ok(q);
     }
     let panels = panels(factor);
-    // Rows that feed back into one another, and as many of such groups as keep all threads busy.
-    let reach = outputs.map_or(BLOCK_ROWS, |outputs| outputs.block.min(m));
-    let busy = STRIPS * rayon::current_num_threads() * BLOCK_ROWS;
-    let together = reach * busy.div_ceil(reach);
-    let group = reach.div_ceil(BLOCK_ROWS);
+    // Blocks of rows that feed back into one another, and as many of such groups as keep all threads busy: what their rows
+    // leave is in memory, 4 bytes a weight.
+    let group = outputs.map_or(1, |outputs| outputs.block.min(m).div_ceil(BLOCK_ROWS));
+    let together = BLOCK_ROWS * rayon::current_num_threads().next_multiple_of(group);
     let parts = w.chunks(together * n).zip(q.chunks_mut(together * n));
     for (part, (w, q)) in parts.enumerate() {
         let first = part * together;
@@ -214,15 +212,22 @@ impl<'a> Ties<'a> {
         let (rows, block) = (steps.len(), outputs.block);
         let above = first % block;
         let start = first - above;
-        let b = &outputs.a[start * block + above..];
-        let onto = View::new(b, above, rows, block);
-        let b = &b[above * block..];
+        let onto = View::new(&outputs.a[start * block + above..], above, rows, block);
+        let b = &outputs.a[first * block..];
+        // How much of the error of row k enters row i, k ≤ i.
+        let entry = |k: usize, i: usize| {
+            let (from, to) = (above + k, above + i);
+            match from / block == to / block {
+                true => b[k * block + to % block],
+                false => 0.0,
+            }
+        };
         let pairs = active
             .iter()
             .flat_map(|&i| active.iter().map(move |&k| (i, k)));
-        let own = pairs.map(|(i, k)| if k <= i { b[k * block + i] } else { 0.0 });
+        let own = pairs.map(|(i, k)| if k <= i { entry(k, i) } else { 0.0 });
         let scaled = |lane: usize, later: usize| match (active.get(lane), active.get(later)) {
-            (Some(&k), Some(&i)) => b[k * block + i] * (steps[k] / steps[i]),
+            (Some(&k), Some(&i)) => entry(k, i) * (steps[k] / steps[i]),
             _ => 0.0,
         };
         Ties {
@@ -706,6 +711,25 @@ mod tests {
         assert!(first < 0.4, "{first}");
         assert!((second / first - 1.0).abs() < 0.1, "{second} after {first}");
         assert!((third / first - 1.0).abs() < 0.15, "{third} after {first}");
+    }
+
+    #[test]
+    fn outputs_in_blocks_narrower_than_the_trellis_s_feed_back_within_these_only() {
+        let (m, n, block) = (300, 5, 128);
+        let w = noise(m * n, 3);
+        let (mut narrow, mut whole) = (vec![0.0; m * block], vec![0.0; m * m]);
+        for i in 0..m {
+            for k in (i - i % block..m).take(block) {
+                let moment = 0.8f32.powi(i.abs_diff(k) as i32);
+                (narrow[i * block + k % block], whole[i * m + k]) = (moment, moment);
+            }
+        }
+        let input = factorize(&neighbours(n), n, 0.01).unwrap();
+        let [narrow, whole] = [narrow, whole].map(|moments| factorize(&moments, m, 0.01).unwrap());
+        let steps = columns(vec![0.05; n], m);
+        let with = |outputs| quantize(&w, m, n, &input, Some(outputs), &steps).unwrap();
+        assert!(with(&narrow) == with(&whole));
+        assert!(with(&narrow) != quantize(&w, m, n, &input, None, &steps).unwrap());
     }
 
     #[test]

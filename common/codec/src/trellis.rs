@@ -2,25 +2,26 @@
 //!
 //! The levels of a column are the integers, `weight ≈ level · step`. An index q stands for the level `2q + b`, and the bit b
 //! follows from the indices above it in the same column, so that neighbouring levels are half as far apart as the entropy of
-//! the indices suggests: at equal entropy the mean square error is 1.1 dB lower than that of rounding, of 1.53 dB that any
+//! the indices suggests: at equal entropy the mean square error is 1.2 dB lower than that of rounding, of 1.53 dB that any
 //! quantizer can gain at high rate (entropy-coded trellis quantization: Fischer and Wang 1992; Marcellin 1994; the same idea
 //! is dependent quantization in VVC, Schwarz et al. 2019).
 //!
 //! # The code
-//! Rows are cut into blocks of 128. Every column has a history h of 5 bits, 0 before the first row of a block. In each row, with
+//! Rows are cut into blocks of 256. Every column has a history h of 6 bits, 0 before the first row of a block. In each row, with
 //! `h[k]` for bit k of h and p for the lowest bit of q:
 //! ```text
-//! level = 2q + h[2]
-//! u     = p ^ h[1] ^ h[4]
-//! h     = (2h + u) mod 32
+//! level = 2q + (h[0] ^ h[4])
+//! u     = p ^ h[1] ^ h[3] ^ h[4] ^ h[5]
+//! h     = (2h + u) mod 64
 //! ```
-//! A row whose row logarithm is 0 has level 0 everywhere and leaves the histories as they are. (This is Ungerboeck's (1982)
-//! convolutional code of 32 states for amplitude modulation, parity check polynomials 45 and 10 in octal, in the form in which
-//! the state is the last five input bits.)
+//! A row whose row logarithm is 0 has level 0 everywhere and leaves the histories as they are. (This is a convolutional code of
+//! 64 states in the form in which the state is the last six input bits: of all such codes the one of least mean square error in
+//! blocks of 256, but for its mirror image, see `examples/examples/trellis_codes.rs`. Its parity check polynomials are 165 and 42 in
+//! octal, where Ungerboeck (1982) has 103 and 024 for amplitude modulation.)
 //!
 //! # Choosing the indices
 //! [`Path::quantize`] finds the indices of least squared error in a block of one column with Viterbi's algorithm: a metric
-//! for each of the 32 histories, two candidates each, one decision bit per row and history.
+//! for each of the 64 histories, two candidates each, one decision bit per row and history.
 //!
 //! [`Path::quantize_coupled`] does so where the errors of a row enter the targets of the rows below it
 //! ([`crate::factor`]): the module `coupled`.
@@ -38,39 +39,54 @@ use crate::simd::has_avx2;
 use coupled::Survivors;
 
 /// Rows of a block.
-pub const BLOCK_ROWS: usize = 128;
+pub const BLOCK_ROWS: usize = 256;
 /// Histories of a column.
-const STATES: usize = 32;
+const STATES: usize = 64;
 /// Histories that differ from a later one in the oldest bit only.
 const HALF: usize = STATES / 2;
 /// Cost of a history that no row leads to.
 const UNREACHED: f32 = 1e30;
-/// By the three newest bits of a history with oldest bit 0: residues of the levels that lead on to newest bit 0 and 1. With
-/// oldest bit 1 they are exchanged.
-const RESIDUES: [[usize; 2]; 8] = [
-    [0, 2],
-    [0, 2],
-    [2, 0],
-    [2, 0],
-    [1, 3],
-    [1, 3],
-    [3, 1],
-    [3, 1],
-];
+/// By the history with oldest bit 0: residues of the levels that lead on to newest bit 0 and 1. With oldest bit 1 they are
+/// exchanged.
+const RESIDUES: [[usize; 2]; HALF] = {
+    let mut residues = [[0; 2]; HALF];
+    let mut history = 0;
+    while history < HALF as u16 {
+        residues[history as usize] = [residue(history, 0) as usize, residue(history, 1) as usize];
+        history += 1;
+    }
+    residues
+};
 /// Largest magnitude of a value in units of the step: its level's index is within an `i16`.
 const LARGEST_VALUE: f32 = 65_530.0;
+
+/// The lowest bit of all levels after a history.
+#[inline(always)]
+const fn offset(history: u16) -> u16 {
+    (history ^ history >> 4) & 1
+}
+
+/// Whether the lowest bit of an index enters a history turned round: only the lowest bit has this meaning.
+#[inline(always)]
+const fn turn(history: u16) -> u16 {
+    history >> 1 ^ history >> 3 ^ history >> 4 ^ history >> 5
+}
+
+/// Residue modulo 4 of the levels that lead on from a history to one with the newest bit `u`.
+const fn residue(history: u16, u: u16) -> u16 {
+    2 * ((u ^ turn(history)) & 1) + offset(history)
+}
 
 /// The level of an index after a history.
 #[inline(always)]
 pub(crate) fn level(history: u16, q: i16) -> i32 {
-    2 * i32::from(q) + i32::from(history >> 2 & 1)
+    2 * i32::from(q) + i32::from(offset(history))
 }
 
 /// The history after an index.
 #[inline(always)]
 pub(crate) fn advance(history: u16, q: i16) -> u16 {
-    let u = q as u16 ^ history >> 1 ^ history >> 4;
-    (history << 1 | u & 1) & (STATES as u16 - 1)
+    (history << 1 | (q as u16 ^ turn(history)) & 1) & (STATES as u16 - 1)
 }
 
 /// Levels of `q` [rows, cols], rows with the row logarithm 0 being zero: the definition, one element after another.
@@ -95,10 +111,8 @@ pub fn levels(q: &[i16], cols: usize, row_log: &[u8]) -> Vec<i32> {
 
 /// The search for the best indices of a block of a column: what it needs beside the values.
 pub(crate) struct Path {
-    /// [rows] of the search without coupling, bit `i + 16·u`: does the best way to the history 2i + u come from i + 16 (instead of i)?
-    decisions: [u32; BLOCK_ROWS],
-    /// [rows] residue modulo 4 of the level chosen.
-    residues: [f32; BLOCK_ROWS],
+    /// [rows] bit `i + 32·u`: does the best way to the history 2i + u come from i + 32 (instead of i)?
+    decisions: [u64; BLOCK_ROWS],
     /// [rows] index chosen.
     pub(crate) indices: [i16; BLOCK_ROWS],
     /// [rows] level chosen.
@@ -110,7 +124,6 @@ impl Path {
     pub(crate) fn new() -> Box<Self> {
         Box::new(Path {
             decisions: [0; BLOCK_ROWS],
-            residues: [0.0; BLOCK_ROWS],
             indices: [0; BLOCK_ROWS],
             levels: [0.0; BLOCK_ROWS],
             survivors: Survivors::new(),
@@ -121,14 +134,8 @@ impl Path {
     #[inline(always)]
     pub(crate) fn quantize(&mut self, values: &[f32; BLOCK_ROWS], rows: usize) {
         let values = values.map(|value| value.clamp(-LARGEST_VALUE, LARGEST_VALUE));
-        let mut history = forward(&values[..rows], &mut self.decisions[..rows]);
-        for row in (0..rows).rev() {
-            let (i, u) = (history >> 1, history & 1);
-            let before = i | (self.decisions[row] >> (i + 16 * u) & 1) << 4;
-            self.residues[row] = residue(before, history);
-            history = before;
-        }
-        self.take(&values);
+        let last = forward(&values[..rows], &mut self.decisions[..rows]);
+        self.take(&values, rows, last);
     }
 
     /// As [`Path::quantize`], with the error `value − level` of a row entering the values of the rows below it.
@@ -140,23 +147,27 @@ impl Path {
         coupling: &Coupling,
     ) {
         let quarters = values.map(|value| 0.25 * value);
-        let survivors = &mut self.survivors;
-        let mut history = coupled::search(&quarters, rows, coupling, survivors);
-        let mut reached = [0.0; BLOCK_ROWS];
-        for row in (0..rows).rev() {
-            let at = history as usize % STATES;
-            let before = u32::from(survivors.before[row].0[at]);
-            self.residues[row] = residue(before, history);
-            reached[row] = 4.0 * (quarters[row] - survivors.errors[row].0[at]);
-            history = before;
-        }
-        self.take(&reached.map(|value| value.clamp(-LARGEST_VALUE, LARGEST_VALUE)));
+        let (survivors, decisions) = (&mut self.survivors, &mut self.decisions[..rows]);
+        let last = coupled::search(&quarters[..rows], coupling, survivors, decisions);
+        let errors = survivors.along(rows, last);
+        let reached = std::array::from_fn(|row| {
+            let value: f32 = 4.0 * (quarters[row] - errors[row]);
+            value.clamp(-LARGEST_VALUE, LARGEST_VALUE)
+        });
+        self.take(&reached, rows, last);
     }
 
-    /// The levels of the rows' residues that are nearest to `values`, and their indices.
+    /// The levels that are nearest to `values` on the way to the history `last` after the last of `rows`, and their indices.
     #[inline(always)]
-    fn take(&mut self, values: &[f32; BLOCK_ROWS]) {
-        for (row, (value, residue)) in values.iter().zip(&self.residues).enumerate() {
+    fn take(&mut self, values: &[f32; BLOCK_ROWS], rows: usize, last: usize) {
+        let mut residues = [0.0; BLOCK_ROWS];
+        let mut history = last;
+        for (found, &decisions) in residues.iter_mut().zip(&self.decisions).take(rows).rev() {
+            let before = before(history, decisions);
+            *found = f32::from(residue(before as u16, history as u16 & 1));
+            history = before;
+        }
+        for (row, (value, residue)) in values.iter().zip(residues).enumerate() {
             let level = residue + 4.0 * (0.25 * (value - residue)).round_ties_even();
             self.levels[row] = level;
             self.indices[row] = (level as i32 >> 1) as i16;
@@ -164,16 +175,16 @@ impl Path {
     }
 }
 
-/// Residue modulo 4 of the level between two histories.
+/// The history before `history` on the best way there, by the decisions of the row between them.
 #[inline(always)]
-fn residue(before: u32, history: u32) -> f32 {
-    let parity = (history ^ before >> 1 ^ before >> 4) & 1;
-    (2 * parity + (before >> 2 & 1)) as f32
+fn before(history: usize, decisions: u64) -> usize {
+    let (i, u) = (history >> 1, history & 1);
+    i + HALF * (decisions >> (i + HALF * u) & 1) as usize
 }
 
 /// Fills the decisions of rows with the given values; returns the history of least total cost after them. On ties the
 /// history of the smaller number wins, here and in the decisions.
-fn forward(values: &[f32], decisions: &mut [u32]) -> u32 {
+fn forward(values: &[f32], decisions: &mut [u64]) -> usize {
     #[cfg(target_arch = "x86_64")]
     let metrics = if has_avx2() {
         // SAFETY: the processor has AVX2.
@@ -187,19 +198,18 @@ fn forward(values: &[f32], decisions: &mut [u32]) -> u32 {
 }
 
 /// The history of least cost.
-fn least(metrics: &[f32; STATES]) -> u32 {
-    let best = (1..STATES).fold(0, |best, state| {
+fn least(metrics: &[f32; STATES]) -> usize {
+    (1..STATES).fold(0, |best, state| {
         if metrics[state] < metrics[best] {
             state
         } else {
             best
         }
-    });
-    best as u32
+    })
 }
 
 /// Total costs of the best ways to all histories; only the history 0 has a way of no rows.
-fn forward_portably(values: &[f32], decisions: &mut [u32]) -> [f32; STATES] {
+fn forward_portably(values: &[f32], decisions: &mut [u64]) -> [f32; STATES] {
     let mut metrics = [UNREACHED; STATES];
     metrics[0] = 0.0;
     for (value, decisions) in values.iter().zip(decisions) {
@@ -212,11 +222,11 @@ fn forward_portably(values: &[f32], decisions: &mut [u32]) -> [f32; STATES] {
         let mut next = [0.0; STATES];
         *decisions = 0;
         for i in 0..HALF {
-            let [same, other] = RESIDUES[i & 7].map(|residue| cost[residue]);
+            let [same, other] = RESIDUES[i].map(|residue| cost[residue]);
             let (low, high) = (metrics[i], metrics[i + HALF]);
             for (u, low, high) in [(0, low + same, high + other), (1, low + other, high + same)] {
                 next[2 * i + u] = if high < low { high } else { low };
-                *decisions |= u32::from(high < low) << (i + HALF * u);
+                *decisions |= u64::from(high < low) << (i + HALF * u);
             }
         }
         metrics = next;
@@ -231,62 +241,61 @@ mod avx2 {
 
     /// Round half to even, without exceptions.
     const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    /// Histories of a vector.
+    const LANES: usize = 8;
+    /// Vectors of histories with the same oldest bit.
+    const VECTORS: usize = HALF / LANES;
 
     /// [`super::forward_portably`] with eight histories side by side.
     #[target_feature(enable = "avx2")]
-    pub(super) fn forward(values: &[f32], decisions: &mut [u32]) -> [f32; STATES] {
-        // Residues within each half of a vector, for the histories 0..4 and 4..8 of RESIDUES.
-        let index = |u: usize| {
-            let [a, b, c, d, e, f, g, h] = RESIDUES.map(|residues| residues[u] as i32);
-            _mm256_setr_epi32(a, b, c, d, e, f, g, h)
+    pub(super) fn forward(values: &[f32], decisions: &mut [u64]) -> [f32; STATES] {
+        // Residues within each half of a vector.
+        let index = |u: usize| -> [__m256i; VECTORS] {
+            std::array::from_fn(|vector| {
+                let of: [i32; LANES] =
+                    std::array::from_fn(|lane| RESIDUES[LANES * vector + lane][u] as i32);
+                // SAFETY: eight numbers.
+                unsafe { _mm256_loadu_si256(of.as_ptr().cast()) }
+            })
         };
         let (same, other) = (index(0), index(1));
         let residues = _mm256_setr_ps(0.0, 1.0, 2.0, 3.0, 0.0, 1.0, 2.0, 3.0);
         let (four, quarter) = (_mm256_set1_ps(4.0), _mm256_set1_ps(0.25));
         let unreached = _mm256_set1_ps(UNREACHED);
-        let mut low = [
-            _mm256_blend_ps::<1>(unreached, _mm256_setzero_ps()),
-            unreached,
-        ];
-        let mut high = [unreached; 2];
+        let mut metrics = [unreached; 2 * VECTORS];
+        metrics[0] = _mm256_blend_ps::<1>(unreached, _mm256_setzero_ps());
         for (&value, decisions) in values.iter().zip(decisions) {
             let beyond = _mm256_sub_ps(_mm256_set1_ps(value), residues);
             let nearest = _mm256_round_ps::<NEAREST>(_mm256_mul_ps(quarter, beyond));
             let miss = _mm256_sub_ps(beyond, _mm256_mul_ps(four, nearest));
             let cost = _mm256_mul_ps(miss, miss);
-            let (same, other) = (
-                _mm256_permutevar_ps(cost, same),
-                _mm256_permutevar_ps(cost, other),
-            );
-            let mut next = [unreached; 4];
-            let mut bits = [0i32; 2];
-            for half in 0..2 {
-                let (low, high) = (low[half], high[half]);
+            let mut next = metrics;
+            *decisions = 0;
+            for vector in 0..VECTORS {
+                let same = _mm256_permutevar_ps(cost, same[vector]);
+                let other = _mm256_permutevar_ps(cost, other[vector]);
+                let (low, high) = (metrics[vector], metrics[vector + VECTORS]);
                 let (low_0, high_0) = (_mm256_add_ps(low, same), _mm256_add_ps(high, other));
                 let (low_1, high_1) = (_mm256_add_ps(low, other), _mm256_add_ps(high, same));
                 let (even, odd) = (_mm256_min_ps(high_0, low_0), _mm256_min_ps(high_1, low_1));
-                bits[0] |=
-                    _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(high_0, low_0)) << (8 * half);
-                bits[1] |=
-                    _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(high_1, low_1)) << (8 * half);
+                let bits = |high, low| {
+                    let better = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(high, low));
+                    u64::from(better as u32) << (LANES * vector)
+                };
+                *decisions |= bits(high_0, low_0) | bits(high_1, low_1) << HALF;
                 let (first, second) =
                     (_mm256_unpacklo_ps(even, odd), _mm256_unpackhi_ps(even, odd));
-                next[2 * half] = _mm256_permute2f128_ps::<0x20>(first, second);
-                next[2 * half + 1] = _mm256_permute2f128_ps::<0x31>(first, second);
+                next[2 * vector] = _mm256_permute2f128_ps::<0x20>(first, second);
+                next[2 * vector + 1] = _mm256_permute2f128_ps::<0x31>(first, second);
             }
-            *decisions = (bits[0] | bits[1] << HALF) as u32;
-            low = [next[0], next[1]];
-            high = [next[2], next[3]];
+            metrics = next;
         }
-        let mut metrics = [0.0; STATES];
-        for (metrics, vector) in metrics
-            .chunks_exact_mut(8)
-            .zip([low[0], low[1], high[0], high[1]])
-        {
+        let mut costs = [0.0; STATES];
+        for (costs, vector) in costs.chunks_exact_mut(LANES).zip(metrics) {
             // SAFETY: the chunk has eight numbers.
-            unsafe { _mm256_storeu_ps(metrics.as_mut_ptr(), vector) };
+            unsafe { _mm256_storeu_ps(costs.as_mut_ptr(), vector) };
         }
-        metrics
+        costs
     }
 }
 
@@ -353,8 +362,8 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn at_equal_entropy_the_error_is_a_decibel_below_that_of_rounding() {
-        let values = normals(128 * 400, 15.4);
+    fn at_equal_entropy_the_error_is_more_than_a_decibel_below_that_of_rounding() {
+        let values = normals(BLOCK_ROWS * 400, 15.4);
         let q = column_indices(&values);
         let rounded: Vec<i16> = values
             .iter()
@@ -364,7 +373,7 @@ pub(crate) mod tests {
         let plain = rounded.iter().zip(&values).map(plain).sum::<f64>() / q.len() as f64;
         let at_equal_entropy = plain * (2.0 * (entropy(&rounded) - entropy(&q))).exp2();
         let gain = 10.0 * (at_equal_entropy / squared_error(&values, &q)).log10();
-        assert!((1.05..1.2).contains(&gain), "{gain} dB");
+        assert!((1.2..1.25).contains(&gain), "{gain} dB");
     }
 
     #[test]
@@ -384,7 +393,7 @@ pub(crate) mod tests {
 
     #[test]
     fn decisions_and_costs_are_the_same_bits_with_and_without_vectors() {
-        for rows in [1, 2, 5, 127, 128] {
+        for rows in [1, 2, 5, 255, 256] {
             let mut values = normals(rows, 900.0);
             values[rows / 2] = 0.5; // half-way: ties
             let (mut fast, mut plain) = ([0; BLOCK_ROWS], [0; BLOCK_ROWS]);
@@ -398,10 +407,10 @@ pub(crate) mod tests {
 
     #[test]
     fn blocks_begin_anew_and_rows_of_zeros_do_not_move_the_histories() {
-        let values = normals(300, 5.0);
+        let values = normals(600, 5.0);
         let q = column_indices(&values);
-        let all = levels(&q, 1, &[1; 300]);
-        assert_eq!(all[128..256], levels(&q[128..256], 1, &[1; 128]));
+        let all = levels(&q, 1, &[1; 600]);
+        assert_eq!(all[256..512], levels(&q[256..512], 1, &[1; 256]));
         let mut logs = [1; 6];
         logs[2] = 0;
         let (with, without) = (

@@ -12,7 +12,7 @@
 //! ```text
 //! offset  bytes  content
 //! 0       8      magic "UCLAYER\0"
-//! 8       2      format version, u16: 6
+//! 8       2      format version, u16: 7
 //! 10      2      layer index, u16
 //! 12      2      number of groups, u16
 //! 14      2      number of linears, u16
@@ -29,14 +29,14 @@
 //!                the values
 //! …       …      per linear: zero bytes up to a multiple of 8, then its tiles (uc_codec::rans)
 //! ```
-//! A linear has `columns` of its group and `ceil(rows / tile_rows)` tiles, `tile_rows = 128 · max(1, 2^20 / (128 ·
+//! A linear has `columns` of its group and `ceil(rows / tile_rows)` tiles, `tile_rows = 256 · max(1, 2^20 / (256 ·
 //! columns))` but at most `rows`. A tile of `n` weights takes at least 4·min(32, columns) bytes, so that what a reader
 //! allocates is bounded by 2^20 times the file's size however it lies.
 //!
 //! # scaffold.uc
 //! ```text
 //! 0       8      magic "UCSCAFF\0"
-//! 8       2      format version, u16: 6
+//! 8       2      format version, u16: 7
 //! 10      2      number of tensors, u16
 //! 12      4      length of the head (this and the descriptors), u32
 //! 16      …      descriptors: name; dtype u8; number of dimensions u8; dimensions u32 each
@@ -69,7 +69,7 @@ pub use scaffold::{ScaffoldFile, write_scaffold};
 use wire::Cursor;
 
 /// Version of every file of the format.
-pub const FORMAT_VERSION: u16 = 6;
+pub const FORMAT_VERSION: u16 = 7;
 /// First bytes of a layer file.
 pub const LAYER_MAGIC: [u8; 8] = *b"UCLAYER\0";
 /// First bytes of a scaffold file.

@@ -65,7 +65,7 @@ pub struct CalibrationSettings {
     pub loss_share: f64,
     /// Inputs wider than this keep their second moments in diagonal blocks of this width.
     pub widest: u32,
-    /// More outputs than this keep the second moments of their gradients in diagonal blocks of this many: a multiple of 128.
+    /// More outputs than this keep the second moments of their gradients in diagonal blocks of this many: a multiple of 256, the trellis's rows.
     pub tallest: u32,
 }
 
@@ -368,14 +368,14 @@ impl Settings {
         range(
             "calibration.tallest",
             self.calibration.tallest.into(),
-            128.0,
+            256.0,
             262_144.0,
         )?;
-        if !self.calibration.tallest.is_multiple_of(128) {
+        if !self.calibration.tallest.is_multiple_of(256) {
             return Err(StoreError::Setting {
                 key: "calibration.tallest".into(),
                 found: self.calibration.tallest.to_string(),
-                expected: "a multiple of 128".into(),
+                expected: "a multiple of 256".into(),
             });
         }
         range("quantize.bpw", self.quantize.bpw, 2.0, 8.0)?;

@@ -16,7 +16,7 @@ use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 use correction::{correction, output_error, worthwhile_rank};
 
 /// Raised whenever the same input gives other output.
-const VERSION: u32 = 7;
+const VERSION: u32 = 8;
 
 #[derive(Parser)]
 #[command(

@@ -13,7 +13,7 @@ use uc_store::ExitCode;
 use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 
 /// Raised whenever the same input gives other output.
-const VERSION: u32 = 7;
+const VERSION: u32 = 8;
 
 #[derive(Parser)]
 #[command(

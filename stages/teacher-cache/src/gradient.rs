@@ -14,7 +14,7 @@ use anyhow::Context;
 use burn::backend::Autodiff;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData, activation};
-use uc_codec::trellis::BLOCK_ROWS;
+use uc_codec::factor::NEAR_OUTPUTS;
 use uc_model::device::OnDevice;
 use uc_model::forward::{Head, Layer, Traced, Values};
 use uc_model::moments::Moments;
@@ -175,10 +175,10 @@ fn opening(windows: usize, batch: usize) -> usize {
 }
 
 /// How many outputs of a linear keep the second moments of their gradients together. Experts see too few tokens for more than
-/// one block of the trellis.
+/// those that lie near each other.
 fn together(plan: &LayerPlan, linear: &LinearSpec, tallest: usize) -> usize {
     let routed = plan.input(&linear.input).is_some_and(|input| input.routed);
-    linear.rows.min(if routed { BLOCK_ROWS } else { tallest })
+    linear.rows.min(if routed { NEAR_OUTPUTS } else { tallest })
 }
 
 /// Sums of one layer over the tokens of the survey.

@@ -190,7 +190,7 @@ fn other_magic_and_versions_are_refused_by_name() {
         .expect_err("newer")
         .to_string();
     assert!(
-        found.contains("version 9") && found.contains("version 6"),
+        found.contains("version 9") && found.contains("version 7"),
         "{found}"
     );
 }

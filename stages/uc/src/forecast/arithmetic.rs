@@ -7,8 +7,8 @@ use uc_store::settings::{Rank, Settings};
 
 use super::facts::{Facts, Kind, LinearGroup};
 
-/// Rows that the trellis ties together: outputs of experts whose gradients' moments are taken together.
-const BLOCK_ROWS: usize = 128;
+/// Outputs of experts whose gradients' moments are taken together.
+const NEAR_OUTPUTS: usize = 128;
 /// What the trellis takes per weight, in operations of the error feedback beside it: `docs/benchmarks/codec-speed.json` has
 /// 119 ns a weight at 576 inputs and outputs and 154 ns at 4096 and 512, which is 107 ns and 0.0101 ns per input and output.
 const TRELLIS: f64 = 10600.0;
@@ -69,7 +69,7 @@ impl LinearGroup {
     /// Outputs of a linear that feed back into one another.
     fn block(&self, tallest: usize) -> usize {
         self.rows
-            .min(if self.routed { BLOCK_ROWS } else { tallest })
+            .min(if self.routed { NEAR_OUTPUTS } else { tallest })
     }
 
     /// Entries of the second moments of the gradients at the outputs of all its linears.

@@ -1,0 +1,148 @@
+//! Convolutional codes for the trellis, judged by what counts there: the mean square error of a column of evenly spread values,
+//! modulo the four residues, in blocks that begin at history 0. Prints JSON.
+//!
+//! Usage: cargo run --release -p uc-examples --example trellis_codes > docs/benchmarks/trellis-codes.json
+
+use serde_json::{Value, json};
+
+/// Values of the first round, in which all codes are compared, and of the second.
+const ROUNDS: [usize; 2] = [1 << 16, 1 << 21];
+/// Codes that reach the second round.
+const SECOND: usize = 60;
+/// Rows of a block for which the codes are chosen: the trellis's.
+const ROWS: usize = uc_codec::trellis::BLOCK_ROWS;
+
+/// A code in the form in which the state is the last input bits: the bits of the history that make the lowest bit of the level,
+/// and those that turn the lowest bit of the index into the next input bit.
+#[derive(Clone, Copy)]
+struct Code {
+    states: usize,
+    level: usize,
+    turn: usize,
+}
+
+/// Ungerboeck's (1982) for amplitude modulation, which have the largest free distance.
+const FOR_DISTANCE: [(usize, usize, usize); 6] = [
+    (8, 0o2, 0o5),
+    (16, 0o2, 0o11),
+    (32, 0o4, 0o22),
+    (64, 0o12, 0o41),
+    (128, 0o53, 0o116),
+    (256, 0o171, 0o246),
+];
+
+impl Code {
+    /// Mean square error of `values` in units of half an index's step, in blocks of `rows`.
+    fn error(self, values: &[f32], rows: usize) -> f64 {
+        let half = self.states / 2;
+        let parity = |bits: usize| bits.count_ones() as usize & 1;
+        // Residues towards newest bit 0, and towards 1 the other one of the same lowest bit.
+        let residues: Vec<usize> = (0..half)
+            .map(|history| 2 * parity(history & self.turn) + parity(history & self.level))
+            .collect();
+        let (mut same, mut other) = (vec![0.0f32; half], vec![0.0f32; half]);
+        let (mut metrics, mut next) = (vec![0.0f32; self.states], vec![0.0f32; self.states]);
+        let mut total = 0.0f64;
+        for values in values.chunks_exact(rows) {
+            metrics.fill(1e30);
+            metrics[0] = 0.0;
+            for value in values {
+                let cost = [0.0, 1.0, 2.0, 3.0].map(|residue| {
+                    let miss = value - residue;
+                    (miss - 4.0 * (0.25 * miss).round_ties_even()).powi(2)
+                });
+                for (history, &residue) in residues.iter().enumerate() {
+                    (same[history], other[history]) = (cost[residue], cost[residue ^ 2]);
+                }
+                let (low, high) = metrics.split_at(half);
+                for (i, next) in next.chunks_exact_mut(2).enumerate() {
+                    next[0] = (low[i] + same[i]).min(high[i] + other[i]);
+                    next[1] = (low[i] + other[i]).min(high[i] + same[i]);
+                }
+                std::mem::swap(&mut metrics, &mut next);
+            }
+            total += f64::from(metrics.iter().copied().fold(f32::INFINITY, f32::min));
+        }
+        total / (values.len() / rows * rows) as f64
+    }
+
+    /// What is known of it, with the errors of `values`.
+    fn describe(self, values: &[f32]) -> Value {
+        let bits = |mask: usize| -> Vec<u32> {
+            (0..usize::BITS)
+                .filter(|bit| mask >> bit & 1 == 1)
+                .collect()
+        };
+        // Rounding to even levels leaves 1/3.
+        let gain = |rows: usize| -10.0 * (3.0 * self.error(values, rows)).log10();
+        let gains: serde_json::Map<String, Value> = [64, 128, 256, 512, 1024]
+            .map(|rows| (rows.to_string(), json!((gain(rows) * 1e4).round() / 1e4)))
+            .into_iter()
+            .collect();
+        json!({
+            "level": bits(self.level),
+            "turn": bits(self.turn),
+            "mean_square_error": (self.error(values, ROWS) * 1e5).round() / 1e5,
+            "decibels_over_rounding_by_rows_of_a_block": gains,
+        })
+    }
+}
+
+/// The code of so many states with the least error of `values`.
+fn best(states: usize, values: &[f32]) -> Code {
+    let half = states / 2;
+    let codes = (1..half).flat_map(|level| {
+        (half..states).map(move |turn| Code {
+            states,
+            level,
+            turn,
+        })
+    });
+    let mut codes: Vec<Code> = codes.collect();
+    for count in ROUNDS {
+        let mut judged: Vec<(f64, Code)> = codes
+            .iter()
+            .map(|code| (code.error(&values[..count], ROWS), *code))
+            .collect();
+        judged.sort_by(|a, b| a.0.total_cmp(&b.0));
+        codes = judged
+            .into_iter()
+            .take(SECOND)
+            .map(|(_, code)| code)
+            .collect();
+    }
+    codes[0]
+}
+
+fn main() {
+    let mut state = 1u64;
+    let values: Vec<f32> = (0..ROUNDS[1])
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 22) as f32
+        })
+        .collect();
+    let found = FOR_DISTANCE.map(|(states, level, turn)| {
+        let known = Code {
+            states,
+            level,
+            turn,
+        };
+        let mut entry = json!({ "states": states, "for_distance": known.describe(&values) });
+        if states <= 128 {
+            entry["for_error"] = best(states, &values).describe(&values);
+        }
+        entry
+    });
+    let receipt = json!({
+        "command": "cargo run --release -p uc-examples --example trellis_codes",
+        "rows_for_which_codes_are_chosen": ROWS,
+        "codes": found,
+    });
+    println!(
+        "{}",
+        serde_json::to_string_pretty(&receipt).expect("plain values")
+    );
+}
