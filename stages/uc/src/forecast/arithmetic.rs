@@ -10,8 +10,8 @@ use super::facts::{Facts, Kind, LinearGroup};
 /// Outputs of experts whose gradients' moments are taken together.
 const NEAR_OUTPUTS: usize = 128;
 /// What the trellis takes per weight, in operations of the error feedback beside it: `docs/benchmarks/codec-speed.json` has
-/// 119 ns a weight at 576 inputs and outputs and 154 ns at 4096 and 512, which is 107 ns and 0.0101 ns per input and output.
-const TRELLIS: f64 = 10600.0;
+/// 195 ns a weight at 576 inputs and outputs and 233 ns at 4096 and 512, which is 183 ns and 0.0109 ns per input and output.
+const TRELLIS: f64 = 16800.0;
 /// Operations per weight and rank of the search for leading singular triples.
 const TRIPLES: f64 = 24.0;
 /// Bytes of the manifest for one tensor of a layer (104 kB for 270 tensors of SmolLM2-135M).

@@ -92,9 +92,9 @@ fn moments_are_whole_up_to_the_widest_and_blocks_beyond() {
 #[test]
 fn the_codec_costs_the_trellis_per_weight_and_the_feedback_per_weight_and_input() {
     let kind = kind();
-    let both = 128.0 * 10608.0 + 1024.0 * 10616.0;
+    let both = 128.0 * 16808.0 + 1024.0 * 16816.0;
     assert_eq!(kind.probe(16, usize::MAX), both);
-    assert_eq!(kind.probe(16, 4), 32.0 * 10608.0 + 512.0 * 10616.0);
+    assert_eq!(kind.probe(16, 4), 32.0 * 16808.0 + 512.0 * 16816.0);
     let rows = 128.0 * 16.0 + 1024.0 * 8.0;
     assert_eq!(kind.feedback(16, 1024), both + rows);
     assert_eq!(kind.overlay(16, 2), 128.0 * 56.0 + 1024.0 * 64.0);
