@@ -73,16 +73,24 @@ impl Code {
                 .filter(|bit| mask >> bit & 1 == 1)
                 .collect()
         };
-        // Rounding to even levels leaves 1/3.
-        let gain = |rows: usize| -10.0 * (3.0 * self.error(values, rows)).log10();
+        let own = self.error(values, ROWS);
+        let gain = |rows: usize| {
+            let error = if rows == ROWS {
+                own
+            } else {
+                self.error(values, rows)
+            };
+            // Rounding to even levels leaves 1/3.
+            json!((-10.0 * (3.0 * error).log10() * 1e4).round() / 1e4)
+        };
         let gains: serde_json::Map<String, Value> = [64, 128, 256, 512, 1024]
-            .map(|rows| (rows.to_string(), json!((gain(rows) * 1e4).round() / 1e4)))
+            .map(|rows| (rows.to_string(), gain(rows)))
             .into_iter()
             .collect();
         json!({
             "level": bits(self.level),
             "turn": bits(self.turn),
-            "mean_square_error": (self.error(values, ROWS) * 1e5).round() / 1e5,
+            "mean_square_error": (own * 1e5).round() / 1e5,
             "decibels_over_rounding_by_rows_of_a_block": gains,
         })
     }

@@ -52,7 +52,7 @@ pub(super) struct Survivors {
 }
 
 /// A number for every history.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Histories<T>([T; STATES]);
 
@@ -216,7 +216,7 @@ fn gather(
     for group in (settled.groups..at).rev() {
         let ways = way.iter().fold(0u64, |ways, history| ways | 1 << history);
         few |= ways.count_ones() as usize <= FEW;
-        if few && ways.count_ones() == 1 {
+        if ways.count_ones() == 1 {
             settled.add(group + 1, way[0], at, survivors, coupling);
             break;
         }
@@ -495,7 +495,7 @@ mod avx512 {
         }
     }
 
-    /// What is done before a group, by history.
+    /// [rows of a group] what the groups above add to the values, by history before the group.
     type Pending = [Numbers; GROUP];
 
     /// [`super::gather`] with sixteen histories side by side.
@@ -587,7 +587,6 @@ mod avx512 {
         constants: Constants,
         /// Total costs.
         metrics: Numbers,
-        /// [rows of the group] what the groups above add to the values, by history before the group.
         pending: Pending,
         /// The history before the group.
         start: Integers,
