@@ -130,8 +130,10 @@ impl Given {
 
     /// Tells of inputs whose damping had to be raised above the setting, and of dead ones.
     pub fn report(&self, job: &mut Job<'_>) {
+        let quantize = &job.settings().quantize;
+        let set = quantize.at_rate(quantize.damping);
         for (name, (damping, dead)) in self.notes.borrow().iter() {
-            if *damping > job.settings().quantize.damping {
+            if *damping > set {
                 job.figure(&format!("damping of {name}"), *damping);
             }
             if *dead > 0 {
@@ -219,7 +221,7 @@ pub fn input_factor(
     let mut h = moments(statistics, &input.name)?;
     let share = settings.shrinkage as f32;
     factor::shrink(&mut h, input.width, share, share)?;
-    factor::factorize(&h, input.width, settings.damping)
+    factor::factorize(&h, input.width, settings.at_rate(settings.damping))
         .with_context(|| format!("second moments of input {}", input.name))
 }
 
@@ -236,8 +238,8 @@ pub fn output_factor(
     let near = settings.output_shrinkage as f32;
     let far = 1.0 - (1.0 - near) * (1.0 - OFF_BLOCKS);
     factor::shrink(&mut moments, linear.rows, near, far)?;
-    factor::factorize(&moments, linear.rows, settings.output_damping)
-        .with_context(|| linear.name.clone())
+    let damping = settings.at_rate(settings.output_damping);
+    factor::factorize(&moments, linear.rows, damping).with_context(|| linear.name.clone())
 }
 
 /// The linears with the bits that they are due.

@@ -16,7 +16,7 @@ use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 use correction::{correction, output_error, worthwhile_rank};
 
 /// Raised whenever the same input gives other output.
-const VERSION: u32 = 8;
+const VERSION: u32 = 9;
 
 #[derive(Parser)]
 #[command(

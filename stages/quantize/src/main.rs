@@ -13,7 +13,7 @@ use uc_store::ExitCode;
 use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 
 /// Raised whenever the same input gives other output.
-const VERSION: u32 = 8;
+const VERSION: u32 = 9;
 
 #[derive(Parser)]
 #[command(
