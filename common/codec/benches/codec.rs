@@ -112,14 +112,14 @@ fn reconstruction(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Feedback beside a plain matrix product of as many floating-point operations, both on one thread: elements per second
+/// Feedback beside plain matrix products of as many floating-point operations, both on one thread: elements per second
 /// are flops. The triangular sums of feedback are `m·n²/2` products and as many sums; with coupled rows, `m²·n/2` more of each.
 fn error_feedback(criterion: &mut Criterion) {
     let one = rayon::ThreadPoolBuilder::new()
         .num_threads(1)
         .build()
         .expect("a thread");
-    for (m, n) in [(576, 576), (1024, 2048), (512, 4096)] {
+    for (m, n) in [(576, 576), (1024, 2048), (512, 4096), (512, 16_384)] {
         let mut h = vec![0.0f32; n * n];
         for i in 0..n {
             for j in 0..n {
@@ -137,37 +137,35 @@ fn error_feedback(criterion: &mut Criterion) {
             .collect();
         let outputs = factor::factorize(&moments, m, 0.1).expect("positive definite");
         let mut group = criterion.benchmark_group(format!("feedback {m} x {n}"));
-        let flops = (m * n * n) as u64;
-        group
-            .sample_size(10)
-            .throughput(Throughput::Elements(flops));
-        for (name, outputs) in [
-            ("quantize", None),
-            ("quantize, rows coupled", Some(&outputs)),
+        group.sample_size(10);
+        for (rows, outputs, inner) in [
+            ("", None, n / 2),
+            (", rows coupled", Some(&outputs), (n + m) / 2),
         ] {
-            group.bench_function(name, |b| {
+            group.throughput(Throughput::Elements((2 * m * inner * n) as u64));
+            group.bench_function(format!("quantize{rows}"), |b| {
                 b.iter(|| {
                     one.install(|| {
                         feedback::quantize(black_box(&w), m, n, &factor, outputs, &steps)
                     })
                 })
             });
+            let lhs = Mat::<f32>::from_fn(m, inner, |i, j| w[i * n + j]);
+            let rhs = Mat::<f32>::from_fn(inner, n, |i, j| h[i * n + j]);
+            let mut product = Mat::<f32>::zeros(m, n);
+            group.bench_function(format!("matrix product{rows}"), |b| {
+                b.iter(|| {
+                    matmul(
+                        &mut product,
+                        Accum::Replace,
+                        black_box(&lhs),
+                        &rhs,
+                        1.0,
+                        Par::Seq,
+                    )
+                })
+            });
         }
-        let lhs = Mat::<f32>::from_fn(m, n / 2, |i, j| w[i * n + j]);
-        let rhs = Mat::<f32>::from_fn(n / 2, n, |i, j| h[i * n + j]);
-        let mut product = Mat::<f32>::zeros(m, n);
-        group.bench_function("matrix product", |b| {
-            b.iter(|| {
-                matmul(
-                    &mut product,
-                    Accum::Replace,
-                    black_box(&lhs),
-                    &rhs,
-                    1.0,
-                    Par::Seq,
-                )
-            })
-        });
         group.finish();
     }
 }
