@@ -3,6 +3,7 @@
 
 Usage: python3 tests/benchmark/peers.py --model DIR --run RUN --text EVALUATION --llama-quantize PROGRAM [--windows 40]
        [--only NAME ...]
+With --windows 0 all that the text gives are taken, into a receipt of their own.
 Build first: make setup; cargo build --release -p uc-examples --example exact_pack
 Needs: numpy, torch, transformers, safetensors, gguf; the program llama-quantize of llama.cpp; a finished run of `uc compress`
        on the same model, whose calibration windows are used here too and whose pack lends its scaffold.
@@ -212,7 +213,8 @@ def main():
     config = json.loads((options.model / "config.json").read_text())
     windows = [w["ids"] for w in json.loads((options.run / "calibration" / "windows.json").read_text())["windows"]]
     moments = second_moments(options.model, windows)
-    receipt = ROOT / "docs" / "benchmarks" / f"peers-{options.model.name}.json"
+    whole = "" if options.windows else "-all-windows"
+    receipt = ROOT / "docs" / "benchmarks" / f"peers-{options.model.name}{whole}.json"
     results = json.loads(receipt.read_text())["codecs"] if receipt.exists() and options.only else {}
     with tempfile.TemporaryDirectory() as scratch:
         scratch = pathlib.Path(scratch)
