@@ -107,12 +107,16 @@ impl Settled {
         survivors: &Survivors,
         coupling: &Coupling,
     ) {
+        let (sums, _) = self.sums.as_chunks_mut::<GROUP>();
         for group in (self.groups..groups).rev() {
-            for row in group * GROUP..(group + 1) * GROUP {
-                let error = survivors.errors[row].0[history % STATES];
-                let (sums, _) = self.sums.as_chunks_mut::<GROUP>();
-                for (sums, coupling) in sums.iter_mut().zip(&coupling.groups).skip(next) {
-                    for (sum, factor) in sums.iter_mut().zip(&coupling[row]) {
+            let rows = group * GROUP..(group + 1) * GROUP;
+            let mut errors = [0.0; GROUP];
+            for (error, histories) in errors.iter_mut().zip(&survivors.errors[rows.clone()]) {
+                *error = histories.0[history % STATES];
+            }
+            for (sums, coupling) in sums.iter_mut().zip(&coupling.groups).skip(next) {
+                for (factors, error) in coupling[rows.clone()].iter().zip(errors) {
+                    for (sum, factor) in sums.iter_mut().zip(factors) {
                         *sum = factor.mul_add(error, *sum);
                     }
                 }
@@ -298,8 +302,8 @@ mod avx512 {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn store(Histories(numbers): &mut Histories<f32>, vectors: Numbers) {
-        for (at, vector) in vectors.into_iter().enumerate() {
+    fn store(Histories(numbers): &mut Histories<f32>, vectors: &Numbers) {
+        for (at, &vector) in vectors.iter().enumerate() {
             // SAFETY: sixteen numbers each.
             unsafe { _mm512_storeu_ps(numbers.as_mut_ptr().add(LANES * at), vector) };
         }
@@ -316,8 +320,8 @@ mod avx512 {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn store_integers(Histories(numbers): &mut Histories<u8>, vectors: Integers) {
-        for (at, vector) in vectors.into_iter().enumerate() {
+    fn store_integers(Histories(numbers): &mut Histories<u8>, vectors: &Integers) {
+        for (at, &vector) in vectors.iter().enumerate() {
             let narrow = _mm512_cvtepi32_epi8(vector);
             // SAFETY: sixteen numbers each.
             unsafe { _mm_storeu_si128(numbers.as_mut_ptr().add(LANES * at).cast(), narrow) };
@@ -532,8 +536,8 @@ mod avx512 {
                         }
                     }
                 }
-                for (pending, sums) in pending.iter_mut().zip(sums) {
-                    pending[side..side + SIDE].copy_from_slice(&sums);
+                for (pending, sums) in pending.iter_mut().zip(&sums) {
+                    pending[side..side + SIDE].copy_from_slice(sums);
                 }
                 let starts = load_integers(&survivors.starts[group]);
                 for (way, place) in way[side..].iter_mut().zip(places) {
@@ -575,8 +579,8 @@ mod avx512 {
             }
             few = place.integer_of(load_integers(&survivors.starts[group]));
         }
-        for (pending, far) in pending.iter_mut().zip(far) {
-            for (pending, place) in pending.iter_mut().zip(places) {
+        for (pending, &far) in pending.iter_mut().zip(&far) {
+            for (pending, &place) in pending.iter_mut().zip(&places) {
                 *pending = _mm512_add_ps(*pending, _mm512_permutexvar_ps(place, far));
             }
         }
@@ -671,8 +675,8 @@ mod avx512 {
                 )*};
             }
             rows!(0 1 2 3 4 5 6 7);
-            store_integers(&mut survivors.starts[at], state.start);
-            for (row, errors) in survivors.errors[first..].iter_mut().zip(state.errors) {
+            store_integers(&mut survivors.starts[at], &state.start);
+            for (row, errors) in survivors.errors[first..].iter_mut().zip(&state.errors) {
                 store(row, errors);
             }
         }
