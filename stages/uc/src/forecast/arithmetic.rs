@@ -9,8 +9,9 @@ use super::facts::{Facts, Kind, LinearGroup};
 
 /// Outputs of experts whose gradients' moments are taken together.
 const NEAR_OUTPUTS: usize = 128;
-/// What the trellis takes per weight, in operations of the error feedback beside it: `docs/benchmarks/codec-speed.json` has
-/// 195 ns a weight at 576 inputs and outputs and 233 ns at 4096 and 512, which is 183 ns and 0.0109 ns per input and output.
+/// What the trellis takes per weight, in operations of the error feedback beside it. When the run behind `throughput.json` was
+/// measured, `docs/benchmarks/codec-speed.json` had 195 ns a weight at 576 inputs and outputs and 233 ns at 4096 and 512, which is
+/// 183 ns and 0.0109 ns per input and output. The search takes less since (147 and 194 ns): both are to be measured together.
 const TRELLIS: f64 = 16800.0;
 /// Operations per weight and rank of the search for leading singular triples.
 const TRIPLES: f64 = 24.0;
