@@ -97,9 +97,9 @@ bench-rates: setup ## rate curve of BENCH_MODEL into docs/benchmarks (needs pyth
 	python3 tests/benchmark/rates.py --model $(BENCH_MODEL) --calibration $(CALIBRATION) --text $(EVALUATION) $(if $(SET),--set $(SET))
 
 .PHONY: bench-peers
-bench-peers: setup ## other codecs on BENCH_MODEL, with the windows of the finished RUN (needs python3 as tests/benchmark/peers.py says, LLAMA_QUANTIZE)
+bench-peers: setup ## other codecs on BENCH_MODEL, with the windows of the finished RUN (needs python3 as tests/benchmark/peers.py says, LLAMA_QUANTIZE; WINDOWS=0 takes the whole text)
 	cargo build --release --locked -p uc-examples --example exact_pack
-	python3 tests/benchmark/peers.py --model $(BENCH_MODEL) --run $(RUN) --text $(EVALUATION) --llama-quantize $(LLAMA_QUANTIZE)
+	python3 tests/benchmark/peers.py --model $(BENCH_MODEL) --run $(RUN) --text $(EVALUATION) --llama-quantize $(LLAMA_QUANTIZE) $(if $(WINDOWS),--windows $(WINDOWS))
 
 .PHONY: gpu-check
 gpu-check: ## type-check the CUDA backend (no GPU or toolkit needed)
