@@ -3,6 +3,8 @@
 //!
 //! Usage: cargo run --release -p uc-examples --example trellis_codes > docs/benchmarks/trellis-codes.json
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 /// Values of the first round, in which all codes are compared, and of the second.
@@ -73,24 +75,18 @@ impl Code {
                 .filter(|bit| mask >> bit & 1 == 1)
                 .collect()
         };
-        let own = self.error(values, ROWS);
-        let gain = |rows: usize| {
-            let error = if rows == ROWS {
-                own
-            } else {
-                self.error(values, rows)
-            };
-            // Rounding to even levels leaves 1/3.
-            json!((-10.0 * (3.0 * error).log10() * 1e4).round() / 1e4)
-        };
-        let gains: serde_json::Map<String, Value> = [64, 128, 256, 512, 1024]
-            .map(|rows| (rows.to_string(), gain(rows)))
-            .into_iter()
+        let errors =
+            BTreeMap::from([64, 128, ROWS, 512, 1024].map(|rows| (rows, self.error(values, rows))));
+        // Rounding to even levels leaves 1/3.
+        let gain = |error: f64| (-10.0 * (3.0 * error).log10() * 1e4).round() / 1e4;
+        let gains: serde_json::Map<String, Value> = errors
+            .iter()
+            .map(|(rows, &error)| (rows.to_string(), json!(gain(error))))
             .collect();
         json!({
             "level": bits(self.level),
             "turn": bits(self.turn),
-            "mean_square_error": (own * 1e5).round() / 1e5,
+            "mean_square_error": (errors[&ROWS] * 1e5).round() / 1e5,
             "decibels_over_rounding_by_rows_of_a_block": gains,
         })
     }

@@ -34,8 +34,8 @@ def main():
             entry["millions_per_second"] = round(elements / nanoseconds * 1e3, 1)
         found[benchmark["full_id"]] = entry
     for name, entry in found.items():
-        product = found.get(name.replace("quantize", "matrix product")) if "quantize" in name else None
-        if product:
+        if "quantize" in name:
+            product = found[name.replace("quantize", "matrix product")]
             entry["times_the_matrix_product"] = round(entry["milliseconds"] / product["milliseconds"], 2)
     receipt = {"command": "python3 tests/benchmark/speed.py", "processor": processor(), "cores": os.cpu_count(),
                "note": "elements are indices, and floating-point operations in the groups `feedback`", "benchmarks": found}

@@ -64,18 +64,22 @@ impl Survivors {
         }
     }
 
+    /// On the way to `history` after `group`: the errors of the group's rows, and the history before it.
+    #[inline(always)]
+    fn back(&self, group: usize, history: usize) -> ([f32; GROUP], usize) {
+        let rows = &self.errors[group * GROUP..(group + 1) * GROUP];
+        let errors = std::array::from_fn(|row| rows[row].0[history % STATES]);
+        (errors, self.starts[group].0[history % STATES].into())
+    }
+
     /// [rows] the errors on the way to `history` after the last of `rows` rows.
     #[inline(always)]
     pub(super) fn along(&self, rows: usize, mut history: usize) -> [f32; BLOCK_ROWS] {
         let mut found = [0.0; BLOCK_ROWS];
-        let groups = found[..rows]
-            .chunks_mut(GROUP)
-            .zip(self.errors.chunks(GROUP));
-        for ((found, errors), starts) in groups.zip(&self.starts).rev() {
-            for (found, errors) in found.iter_mut().zip(errors) {
-                *found = errors.0[history % STATES];
-            }
-            history = starts.0[history % STATES].into();
+        for (group, found) in found[..rows].chunks_mut(GROUP).enumerate().rev() {
+            let (errors, before) = self.back(group, history);
+            found.copy_from_slice(&errors[..found.len()]);
+            history = before;
         }
         found
     }
@@ -109,19 +113,15 @@ impl Settled {
     ) {
         let (sums, _) = self.sums.as_chunks_mut::<GROUP>();
         for group in (self.groups..groups).rev() {
-            let rows = group * GROUP..(group + 1) * GROUP;
-            let mut errors = [0.0; GROUP];
-            for (error, histories) in errors.iter_mut().zip(&survivors.errors[rows.clone()]) {
-                *error = histories.0[history % STATES];
-            }
+            let (errors, before) = survivors.back(group, history);
             for (sums, coupling) in sums.iter_mut().zip(&coupling.groups).skip(next) {
-                for (factors, error) in coupling[rows.clone()].iter().zip(errors) {
+                for (factors, error) in coupling[group * GROUP..].iter().zip(errors) {
                     for (sum, factor) in sums.iter_mut().zip(factors) {
                         *sum = factor.mul_add(error, *sum);
                     }
                 }
             }
-            history = survivors.starts[group].0[history % STATES].into();
+            history = before;
         }
         self.groups = groups;
     }
