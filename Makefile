@@ -42,8 +42,8 @@ stage: setup ## one STAGE of RUN=DIR for one LAYER, alone
 	$(UC) stage $(STAGE) --run $(RUN) $(if $(LAYER),--layer $(LAYER)) -v
 
 .PHONY: upload
-upload: setup ## send the pack of RUN=DIR to REPO=OWNER/NAME of the Hub, verified (FREE=1 deletes here what is there)
-	$(UC) upload $(RUN) --repo $(REPO) $(if $(FREE),--free)
+upload: setup ## send the pack of RUN=DIR to REPO=OWNER/NAME of the Hub, verified (DELETE_UPLOADED=1 deletes here what is there)
+	$(UC) upload $(RUN) --repo $(REPO) $(if $(DELETE_UPLOADED),--delete-uploaded)
 
 .PHONY: test
 test: ## all tests but the slow ones
@@ -64,9 +64,9 @@ deny: ## licences, bans and sources of the dependency tree (needs cargo-deny)
 	cargo deny check bans licenses sources
 
 .PHONY: hub-check
-hub-check: ## the official Hub client against the tests' double (needs python3 with huggingface_hub)
-	cargo build --release --locked -p uc-hub-double
-	python3 tests/hub/with_huggingface_hub.py $(BIN)/hub-double
+hub-check: ## the official Hub client against the fake Hub of the tests (needs python3 with huggingface_hub)
+	cargo build --release --locked -p uc-fake-hub
+	python3 tests/hub/with_huggingface_hub.py $(BIN)/fake-hub
 
 .PHONY: bench
 bench: setup ## benchmark receipts into docs/benchmarks (BENCH_MODEL=DIR CALIBRATION=… EVALUATION=…)

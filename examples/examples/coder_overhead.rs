@@ -1,4 +1,4 @@
-//! How far the entropy coder of a pack is from the entropy of its classes, layer by layer.
+//! How far the entropy coder of a pack is from the entropy of its contexts, layer by layer.
 //!
 //! ```text
 //! cargo run --release -p uc-examples --example coder_overhead -- runs/…/pack
@@ -6,7 +6,7 @@
 
 use anyhow::Context;
 use uc_codec::TensorCode;
-use uc_codec::classes::{LayerTables, class_entropy};
+use uc_codec::contexts::{LayerTables, context_entropy};
 use uc_pack::Pack;
 
 fn main() -> anyhow::Result<()> {
@@ -15,7 +15,7 @@ fn main() -> anyhow::Result<()> {
         .context("usage: coder_overhead PACK")?;
     let pack = Pack::open(folder)?;
     println!(
-        "bits per weight: entropy of the classes, coded indices, tables, everything in the file"
+        "bits per weight: entropy of the contexts, coded indices, tables, everything in the file"
     );
     let mut sums = [0.0; 5];
     for entry in &pack.manifest().layers {
@@ -34,7 +34,7 @@ fn main() -> anyhow::Result<()> {
         }
         let bits = [
             weights as f64,
-            class_entropy(&codes, tables.granularity())?,
+            context_entropy(&codes, tables.granularity())?,
             coded as f64,
             8.0 * tables.to_bytes().len() as f64,
             8.0 * entry.size as f64,

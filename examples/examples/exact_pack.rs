@@ -16,8 +16,8 @@ use uc_codec::layer::CodedLinear;
 use uc_model::SourceFolder;
 use uc_pack::totals::Totals;
 use uc_pack::{
-    DIGEST_FILE, Digest, Dtype, ExactTensor, LayerEntry, LayerFile, MANIFEST_FILE, Manifest, Pack,
-    encode_layer,
+    DIGEST_FILE, Digest, ExactDtype, ExactTensor, LayerEntry, LayerFile, MANIFEST_FILE, Manifest,
+    Pack, encode_layer,
 };
 
 #[expect(
@@ -33,15 +33,15 @@ fn main() -> anyhow::Result<()> {
     let candidate = SourceFolder::open(Path::new(candidate))?;
     std::fs::create_dir_all(out)?;
     let mut manifest = pack.manifest().clone();
-    let mut kept: Vec<&str> = vec![&manifest.scaffold.file];
+    let mut kept: Vec<&str> = vec![&manifest.non_layer.file];
     kept.extend(manifest.files.iter().map(|file| file.name.as_str()));
     for name in kept {
         std::fs::copy(pack.path(name), out.join(name)).with_context(|| name.to_owned())?;
     }
     for entry in &mut manifest.layers {
         let file = pack.layer(entry.index)?;
-        let (linear, extras) = exact_layer(&file, &entry.prefix, &candidate)?;
-        let bytes = encode_layer(entry.index, &[linear], &extras)?;
+        let (linear, exact) = exact_layer(&file, &entry.prefix, &candidate)?;
+        let bytes = encode_layer(entry.index, &[linear], &exact)?;
         std::fs::write(out.join(&entry.file), &bytes)?;
         let file = LayerFile::from_bytes(bytes, &entry.file)?;
         *entry = LayerEntry::measure(&file, &entry.prefix, |_| Some(Digest::of(&[])))?;
@@ -61,7 +61,7 @@ fn exact_layer(
     prefix: &str,
     candidate: &SourceFolder,
 ) -> anyhow::Result<(CodedLinear, Vec<ExactTensor>)> {
-    let mut extras = Vec::new();
+    let mut exact = Vec::new();
     for linear in file.linears() {
         let name = format!("{prefix}{}", linear.name);
         let values = candidate.read_f32(&name)?;
@@ -72,9 +72,9 @@ fn exact_layer(
             linear.rows,
             linear.cols
         );
-        extras.push(ExactTensor {
+        exact.push(ExactTensor {
             name: linear.name.clone(),
-            dtype: Dtype::F32,
+            dtype: ExactDtype::F32,
             shape: vec![linear.rows as u64, linear.cols as u64],
             bytes: values
                 .iter()
@@ -82,21 +82,21 @@ fn exact_layer(
                 .collect(),
         });
     }
-    for (index, decl) in file.extras().iter().enumerate() {
-        extras.push(ExactTensor {
+    for (index, decl) in file.exact().iter().enumerate() {
+        exact.push(ExactTensor {
             name: decl.name.clone(),
             dtype: decl.dtype,
             shape: decl.shape.clone(),
-            bytes: file.extra_bytes(index).to_vec(),
+            bytes: file.exact_bytes(index).to_vec(),
         });
     }
     let code = TensorCode {
         rows: 1,
         cols: 1,
         step: 1.0,
-        column_log: vec![0],
-        row_log: vec![0],
-        row_step_log: vec![0],
+        column_log2_eighths: vec![0],
+        row_log2_eighths: vec![0],
+        row_step_log2_eighths: vec![0],
         q: vec![0],
         overlay: None,
     };
@@ -105,5 +105,5 @@ fn exact_layer(
         input: "none".into(),
         code,
     };
-    Ok((linear, extras))
+    Ok((linear, exact))
 }

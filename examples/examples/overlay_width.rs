@@ -11,9 +11,9 @@
 
 use anyhow::Context;
 use serde_json::json;
-use uc_codec::classes::row_logs;
-use uc_codec::rate::{self, Subject};
-use uc_codec::steps::{Steps, step_logs};
+use uc_codec::contexts::row_log2_eighths;
+use uc_codec::rate::{self, RateProbe};
+use uc_codec::steps::{Steps, step_log2_eighths};
 use uc_codec::{TensorCode, factor, feedback, overlay};
 use uc_model::text::split_mix;
 
@@ -114,27 +114,27 @@ fn measure(n: usize) -> anyhow::Result<serde_json::Value> {
     let mut random = Random(n as u64, 0);
     let factor = factor::factorize(&moments(n, &mut random), n, 0.001)?;
     let w = weights(n, &mut random);
-    let (column_log, base) = step_logs(&factor.inv_diag)?;
-    let row_step_log = vec![0; n];
-    let subject = Subject {
+    let (column_log2_eighths, base) = step_log2_eighths(&factor.inv_diag)?;
+    let row_step_log2_eighths = vec![0; n];
+    let rate_probe = RateProbe {
         w: &w,
         m: n,
         n,
         factor: &factor,
-        column_log: &column_log,
-        row_step_log: &row_step_log,
+        column_log2_eighths: &column_log2_eighths,
+        row_step_log2_eighths: &row_step_log2_eighths,
     };
-    let step = rate::choose_step(subject, base, BITS, 256)?.step;
-    let steps = Steps::new(step, &column_log, &row_step_log);
+    let step = rate::choose_step(rate_probe, base, BITS, 256)?.step;
+    let steps = Steps::new(step, &column_log2_eighths, &row_step_log2_eighths);
     let q = feedback::quantize(&w, n, n, &factor, None, &steps)?;
-    let row_log = row_logs(&q, n, &column_log)?;
+    let row_log2_eighths = row_log2_eighths(&q, n, &column_log2_eighths)?;
     let code = TensorCode {
         rows: n,
         cols: n,
         step,
-        column_log,
-        row_log,
-        row_step_log,
+        column_log2_eighths,
+        row_log2_eighths,
+        row_step_log2_eighths,
         q,
         overlay: None,
     };

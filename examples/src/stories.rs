@@ -50,7 +50,7 @@ impl Random {
     }
 }
 
-/// Name, subject, object and possessive pronoun.
+/// Name, rate_probe, object and possessive pronoun.
 type Person = (&'static str, &'static str, &'static str, &'static str);
 
 const PEOPLE: [Person; 24] = [

@@ -26,7 +26,7 @@ PROGRAMS = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "
 
 def measure(options, run, bpw):
     pipeline = run / "keep-everything.toml"
-    pipeline.write_text((ROOT / "pipeline.toml").read_text().replace("keep = false", "keep = true"))
+    pipeline.write_text((ROOT / "pipeline.toml").read_text().replace("temporary = true", "temporary = false"))
     command = [PROGRAMS / "uc", "compress", options.model, "--run", run / "run", "--pipeline", pipeline, "--json", "--bpw", str(bpw),
                "--set", f"evaluation.windows={options.windows}", "--evaluation", options.text]
     for text in options.calibration:

@@ -1,6 +1,6 @@
-"""Shows that the Hub double speaks the Hub's interface: the official client works with it unchanged.
+"""Shows that the fake Hub speaks the Hub's interface: the official client works with it unchanged.
 
-Usage: python with_huggingface_hub.py target/release/hub-double     (needs `pip install huggingface_hub`)
+Usage: python with_huggingface_hub.py target/release/fake-hub     (needs `pip install huggingface_hub`)
 
 A folder with small text, files in sub-folders, an empty file and a file over 10 MB (large file storage, in parts) goes
 up with upload_folder, comes back with snapshot_download into a cache and into a folder, and is compared byte by byte;
@@ -40,11 +40,11 @@ def make(folder: Path) -> None:
 
 def main() -> None:
     command = [sys.argv[1], "--page", "3"]
-    double = subprocess.Popen(
+    fake_hub = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        where = json.loads(double.stdout.readline())
+        where = json.loads(fake_hub.stdout.readline())
         with tempfile.TemporaryDirectory() as scratch:
             os.environ |= {
                 "HF_ENDPOINT": where["endpoint"],
@@ -55,7 +55,7 @@ def main() -> None:
             }
             check(where["token"], Path(scratch))
     finally:
-        _, seen = double.communicate()
+        _, seen = fake_hub.communicate()
     lines = seen.splitlines()
     parts = sum(line.startswith("storage PUT /part/") for line in lines)
     whole = sum(line.startswith("storage PUT /upload/") for line in lines)

@@ -73,8 +73,8 @@ def read_tables(data):
     return granularity, tables
 
 
-def read_tile(data, row_logs, column_logs, granularity, tables):
-    columns = len(column_logs)
+def read_tile(data, row_log2_eighths, column_log2_eighths, granularity, tables):
+    columns = len(column_log2_eighths)
     lanes = min(32, columns)
     states = list(struct.unpack_from(f"<{lanes}I", data))
     at = 4 * lanes
@@ -85,12 +85,12 @@ def read_tile(data, row_logs, column_logs, granularity, tables):
         return struct.unpack_from(form, data, at - struct.calcsize(form))[0]
 
     out = []
-    for row_log in row_logs:
+    for row_log2_eighths in row_log2_eighths:
         for first in range(0, columns, 32):
             group, escaped = [], []
             count = min(32, columns - first)
             for lane in range(count):
-                number = min(max(row_log - column_logs[first + lane], 0), 127) >> granularity
+                number = min(max(row_log2_eighths - column_log2_eighths[first + lane], 0), 127) >> granularity
                 shift, frequency, start, owner = tables[number]
                 x = states[lane]
                 raw, slot = x & (1 << shift) - 1, x >> shift & 4095
@@ -124,24 +124,24 @@ def fma(u, v, acc):
     return min(options, key=lambda x: (abs(Fraction(float(x)) - exact), even(x)))
 
 
-def reconstruct(q, step, column_logs, row_step_logs, rank, u, v):
+def reconstruct(q, step, column_log2_eighths, row_step_logs, rank, u, v):
     mantissas = np.array(MANTISSAS, dtype=np.uint32).view(np.float32)
     factors = lambda logs: np.array([np.ldexp(mantissas[log & 7], log >> 3) for log in logs], dtype=np.float32)
-    steps = np.float32(step) * factors(column_logs)
+    steps = np.float32(step) * factors(column_log2_eighths)
     acc = q.astype(np.float32) * (steps[None, :] * factors(row_step_logs)[:, None])
     for i in range(len(row_step_logs) if rank else 0):
-        for j in range(len(column_logs)):
+        for j in range(len(column_log2_eighths)):
             for r in range(rank):
                 acc[i, j] = fma(u[i, r], v[r, j], acc[i, j])
     return bfloat16(acc)
 
 
-def levels(q, row_logs):
+def levels(q, row_log2_eighths):
     history, out = np.zeros(q.shape[1], dtype=np.int32), np.zeros_like(q)
-    for row, (indices, row_log) in enumerate(zip(q, row_logs)):
+    for row, (indices, row_log2_eighths) in enumerate(zip(q, row_log2_eighths)):
         if row % 256 == 0:
             history[:] = 0
-        if row_log:
+        if row_log2_eighths:
             out[row] = 2 * indices + ((history ^ history >> 4) & 1)
             turn = history >> 1 ^ history >> 3 ^ history >> 4 ^ history >> 5
             history = 2 * history + ((indices ^ turn) & 1) & 63
@@ -150,7 +150,7 @@ def levels(q, row_logs):
 
 def read_layer(data):
     assert data[:8] == b"UCLAYER\0"
-    version, _, groups, linears, extras, zero, length = struct.unpack_from("<6HI", data, 8)
+    version, _, groups, linears, exact, zero, length = struct.unpack_from("<6HI", data, 8)
     assert version == 7 and zero == 0
     at = 24
     granularity, tables = read_tables(data[at:at + length])
@@ -180,40 +180,40 @@ def read_layer(data):
         bits = np.frombuffer(data[at - 2 * count:at], dtype="<u2").astype(np.uint32) << 16
         return bits.view(np.float32)
 
-    column_logs = []
+    column_log2_eighths = []
     for _ in range(groups):
         text()
         columns = take("I")
-        column_logs.append(unpack(chunk(), columns))
+        column_log2_eighths.append(unpack(chunk(), columns))
     found = []
     for _ in range(linears):
         label, (rows, group, rank, step) = text(), take("IHHf")
-        columns = column_logs[group]
+        columns = column_log2_eighths[group]
         row_sums = unpack(chunk(), rows)
         row_step_logs = unpack(chunk(), rows)
-        row_logs = [total - step & 255 for total, step in zip(row_sums, row_step_logs)]
+        row_log2_eighths = [total - step & 255 for total, step in zip(row_sums, row_step_logs)]
         tile_rows = min(rows, 256 * max(1, (1 << 20) // (256 * len(columns))))
         tiles = [take("I") for _ in range(0, rows, tile_rows)]
         u = words(rows * rank).reshape(rows, rank)
         v = words(rank * len(columns)).reshape(rank, len(columns))
-        found.append((label, rows, columns, rank, step, row_logs, row_step_logs, tile_rows, tiles, u, v))
+        found.append((label, rows, columns, rank, step, row_log2_eighths, row_step_logs, tile_rows, tiles, u, v))
     sizes = [4, 2, 2, 8, 1, 1, 1, 1, 2, 2, 4, 4, 8, 8, 1]
-    for _ in range(extras):
+    for _ in range(exact):
         text()
         dtype, dimensions = take("BB")
         count = 1
         for _ in range(dimensions):
             count *= take("I")
         at += count * sizes[dtype]
-    for label, rows, columns, rank, step, row_logs, row_step_logs, tile_rows, tiles, u, v in found:
+    for label, rows, columns, rank, step, row_log2_eighths, row_step_logs, tile_rows, tiles, u, v in found:
         at += -at % 8
         q = []
         for number, size in enumerate(tiles):
-            logs = row_logs[number * tile_rows:(number + 1) * tile_rows]
+            logs = row_log2_eighths[number * tile_rows:(number + 1) * tile_rows]
             q += read_tile(data[at:at + size], logs, columns, granularity, tables)
             at += size
         q = np.array(q, dtype=np.int32).reshape(rows, len(columns))
-        yield label, reconstruct(levels(q, row_logs), step, columns, row_step_logs, rank, u, v)
+        yield label, reconstruct(levels(q, row_log2_eighths), step, columns, row_step_logs, rank, u, v)
     assert at == len(data), "bytes after the last tile"
 
 

@@ -179,7 +179,7 @@ fn mistakes_in_the_pipeline_are_refused_with_file_line_and_key() {
         std::fs::read_to_string(uc_tests::repository().join("pipeline.toml")).expect("default");
     let path = case.model.join("pipeline.toml");
     for (from, to, words) in [
-        ("ahead = 2 ", "ahaed = 2 ", ["ahaed", "pipeline.toml:"]),
+        ("max_lead = 2 ", "ahaed = 2 ", ["ahaed", "pipeline.toml:"]),
         (
             "reads = [\"weights\", \"hidden\"]",
             "reads = [\"wieghts\", \"hidden\"]",

@@ -12,7 +12,7 @@ const LAYERS: u64 = 24;
 
 /// How many files of each kind the bound allows, by the start of their path; every other file is a result or a record.
 ///
-/// The bounds follow from `ahead = 2` of shard-loader, teacher-cache and survey in pipeline.toml.
+/// The bounds follow from `max_lead = 2` of shard-loader, teacher-cache and survey in pipeline.toml.
 const BOUNDS: [(&str, u64); 8] = [
     ("layers/weights.safetensors", 3),
     ("layers/statistics.safetensors", 3),
@@ -20,12 +20,12 @@ const BOUNDS: [(&str, u64); 8] = [
     ("layers/overlay.bin", 3),
     ("hidden/", 3),
     ("eval/hidden/", 3),
-    ("survey/statistics/", 3),
-    ("survey/gradient/", 3),
+    ("sensitivity/statistics/", 3),
+    ("sensitivity/gradient/", 3),
 ];
 
 /// What the survey keeps of every layer: the backward sweep turns the states of a layer into its sensitivity.
-const SWEPT: [&str; 2] = ["survey/hidden/", "survey/sensitivity.safetensors"];
+const SWEPT: [&str; 2] = ["sensitivity/hidden/", "sensitivity/sensitivity.safetensors"];
 
 /// A model of many layers.
 fn model(folder: &Path) -> std::path::PathBuf {

@@ -152,7 +152,7 @@ fn plan_is_refused_and_written_anew(run: &Finished, damage: Damage) {
 fn damage_to_all_files_of_a_kind_at_once_is_mended() {
     let run = Finished::new();
     let kind = |name: &str| match name.split('/').next().unwrap_or(name) {
-        "receipts" if name.ends_with(".json") => "figures",
+        "receipts" if name.ends_with(".json") => "metrics",
         "receipts" => "receipts",
         "lock" | "locks" | "logs" | "events.jsonl" => "marks",
         "run.json" => "plan",
@@ -161,7 +161,7 @@ fn damage_to_all_files_of_a_kind_at_once_is_mended() {
     };
     for damage in DAMAGES {
         plan_is_refused_and_written_anew(&run, damage);
-        for wanted in ["figures", "receipts", "marks", "pack", "artifacts"] {
+        for wanted in ["metrics", "receipts", "marks", "pack", "artifacts"] {
             let files = run.files();
             let files = files.iter().filter(|path| kind(&run.name(path)) == wanted);
             files.for_each(|path| damage.strike(path));
@@ -261,7 +261,7 @@ fn a_shard_that_is_cut_while_the_run_goes_on_is_named_and_the_run_completes_when
     let mut command = compress(&model, &run);
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     let driver = command.spawn().expect("uc");
-    await_event(&run, &["finished", "\"survey\""]);
+    await_event(&run, &["finished", "\"sensitivity-forward\""]);
     let shard = model.join("model.safetensors");
     let whole = std::fs::read(&shard).expect("weights");
     std::fs::write(&shard, &whole[..whole.len() / 2]).expect("cut");

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use uc_hub_double::faults::{Fault, Route, Schedule};
-use uc_hub_double::{Double, Options};
+use uc_fake_hub::faults::{Fault, Route, Schedule};
+use uc_fake_hub::{FakeHub, Options};
 use uc_tests::{
     compress, contents, fail_with, program, repository, succeed, tiny_model, uc, words,
 };
@@ -14,14 +14,14 @@ use uc_tests::{
 const REPO: &str = "tester/tiny-stories";
 
 /// A Hub that wants its token and has a repository with the files of a folder, and with others that are no model.
-fn double(model: &Path) -> Double {
-    let double = Double::start(Options {
+fn fake_hub(model: &Path) -> FakeHub {
+    let fake_hub = FakeHub::start(Options {
         private: true,
         lfs_threshold: 20_000,
         ..Options::default()
     });
     for (name, bytes) in contents(model) {
-        double.put(REPO, &name, &bytes);
+        fake_hub.put(REPO, &name, &bytes);
     }
     for name in [
         "README.md",
@@ -29,20 +29,20 @@ fn double(model: &Path) -> Double {
         "onnx/model.safetensors",
         "original/params.json",
     ] {
-        double.put(REPO, name, b"not for this");
+        fake_hub.put(REPO, name, b"not for this");
     }
-    double
+    fake_hub
 }
 
 /// `uc compress` of the Hub's model; models go to a folder beside the run.
-fn from_hub(double: &Double, model: &str, run: &Path) -> Command {
+fn from_hub(fake_hub: &FakeHub, model: &str, run: &Path) -> Command {
     let mut command = compress(Path::new(model), run);
-    at(&mut command, double, run);
+    at(&mut command, fake_hub, run);
     command
 }
 
-fn at(command: &mut Command, double: &Double, run: &Path) {
-    command.env("HF_ENDPOINT", double.endpoint());
+fn at(command: &mut Command, fake_hub: &FakeHub, run: &Path) {
+    command.env("HF_ENDPOINT", fake_hub.endpoint());
     command.env("HF_TOKEN", Options::default().token);
     command.env("UC_MODELS", run.parent().expect("folder").join("models"));
     let texts = tiny_model();
@@ -88,15 +88,15 @@ fn assert_no_token(folder: &Path) {
 #[test]
 fn a_model_by_its_name_gives_the_pack_of_its_folder_and_says_where_it_is_from() {
     let folder = tempfile::tempdir().expect("folder");
-    let double = double(&tiny_model());
+    let fake_hub = fake_hub(&tiny_model());
     let local = folder.path().join("local");
     succeed(&mut compress(&tiny_model(), &local));
 
     // A broken connection and a busy Hub on the way; the other faults are those of the client's own tests.
     let run = folder.path().join("run");
     let faults = [Fault::ResetBody, Fault::TooMany(0)];
-    double.set_faults(Schedule::script(Route::Object, faults));
-    let output = succeed(&mut from_hub(&double, REPO, &run));
+    fake_hub.set_faults(Schedule::script(Route::Object, faults));
+    let output = succeed(&mut from_hub(&fake_hub, REPO, &run));
     assert!(!words(&output).contains(&Options::default().token));
     let commit = succeed(uc().arg("inspect").arg(run.join("pack")));
     assert!(
@@ -130,9 +130,9 @@ fn a_model_by_its_name_gives_the_pack_of_its_folder_and_says_where_it_is_from() 
     }
 
     // A second run downloads nothing again, and one by the commit is the same though the branch has moved.
-    let objects = |double: &Double| double.seen().iter().filter(|seen| seen.storage).count();
-    let before = objects(&double);
-    double.put(REPO, "config.json", b"{}");
+    let objects = |fake_hub: &FakeHub| fake_hub.seen().iter().filter(|seen| seen.storage).count();
+    let before = objects(&fake_hub);
+    fake_hub.put(REPO, "config.json", b"{}");
     let plan = std::fs::read_to_string(run.join("run.json")).expect("plan");
     let plan: serde_json::Value = serde_json::from_str(&plan).expect("JSON");
     let commit = plan["model"]["hub"]["commit"]
@@ -140,14 +140,18 @@ fn a_model_by_its_name_gives_the_pack_of_its_folder_and_says_where_it_is_from() 
         .expect("commit")
         .to_owned();
     let again = folder.path().join("again");
-    succeed(&mut from_hub(&double, &format!("{REPO}@{commit}"), &again));
-    assert_eq!(objects(&double), before);
+    succeed(&mut from_hub(
+        &fake_hub,
+        &format!("{REPO}@{commit}"),
+        &again,
+    ));
+    assert_eq!(objects(&fake_hub), before);
     assert!(contents(&run.join("pack")) == contents(&again.join("pack")));
 
     // An existing folder wins over the Hub.
     let inner = folder.path().join("here/tester/tiny-stories");
     std::fs::create_dir_all(&inner).expect("folder");
-    let mut command = from_hub(&double, REPO, &folder.path().join("third"));
+    let mut command = from_hub(&fake_hub, REPO, &folder.path().join("third"));
     let said = fail_with(command.current_dir(folder.path().join("here")), 4);
     assert!(said.contains("config.json"), "{said}");
 }
@@ -155,19 +159,19 @@ fn a_model_by_its_name_gives_the_pack_of_its_folder_and_says_where_it_is_from() 
 #[test]
 fn what_cannot_be_downloaded_ends_with_its_class_and_a_rerun_goes_on() {
     let folder = tempfile::tempdir().expect("folder");
-    let double = double(&tiny_model());
+    let fake_hub = fake_hub(&tiny_model());
     let run = folder.path().join("run");
     for (model, code, word) in [
         ("tester/absent", 4, "tester/absent"),
         ("tester/tiny-stories@absent", 4, "absent"),
         ("tester/tiny-stories@bad..name", 2, "bad..name"),
     ] {
-        let said = fail_with(&mut from_hub(&double, model, &run), code);
+        let said = fail_with(&mut from_hub(&fake_hub, model, &run), code);
         assert!(said.contains(word), "{said}");
     }
-    double.put("tester/other", "config.json", b"{}");
-    double.put("tester/other", "pytorch_model.bin", b"x");
-    let said = fail_with(&mut from_hub(&double, "tester/other", &run), 4);
+    fake_hub.put("tester/other", "config.json", b"{}");
+    fake_hub.put("tester/other", "pytorch_model.bin", b"x");
+    let said = fail_with(&mut from_hub(&fake_hub, "tester/other", &run), 4);
     assert!(
         said.contains("pytorch_model.bin") && said.contains("model.safetensors"),
         "{said}"
@@ -178,11 +182,11 @@ fn what_cannot_be_downloaded_ends_with_its_class_and_a_rerun_goes_on() {
         if name == "model.safetensors" {
             bytes.extend([0; 3]);
         }
-        double.put("tester/longer", &name, &bytes);
+        fake_hub.put("tester/longer", &name, &bytes);
     }
     let mut command = program("shard-loader");
     command.args(["fetch", "tester/longer", "--headers", "--to"]);
-    at(command.arg(folder.path().join("longer")), &double, &run);
+    at(command.arg(folder.path().join("longer")), &fake_hub, &run);
     let said = fail_with(&mut command, 4);
     assert!(said.contains("by its header"), "{said}");
 
@@ -200,27 +204,27 @@ fn what_cannot_be_downloaded_ends_with_its_class_and_a_rerun_goes_on() {
             "--to",
         ]);
         command.arg(&models);
-        at(&mut command, &double, &run);
+        at(&mut command, &fake_hub, &run);
         command
     };
-    double.set_faults(Schedule::script(
+    fake_hub.set_faults(Schedule::script(
         Route::Object,
         [Fault::CutBody, Fault::Reset],
     ));
     let said = fail_with(&mut fetch("1"), 11);
     assert!(said.contains("download of "), "{said}");
-    double.set_faults(Schedule::None);
+    fake_hub.set_faults(Schedule::None);
     succeed(&mut fetch("1"));
     assert!(
-        double
+        fake_hub
             .seen()
             .iter()
             .any(|seen| seen.storage && seen.range.is_some())
     );
     // Stopped by the user in the middle: 130 at once, no process is left behind, and what came stays.
     let stopped = folder.path().join("stopped");
-    let mut command = from_hub(&double, REPO, &stopped.join("run"));
-    double.set_faults(Schedule::script(Route::Object, [Fault::Stall]));
+    let mut command = from_hub(&fake_hub, REPO, &stopped.join("run"));
+    fake_hub.set_faults(Schedule::script(Route::Object, [Fault::Stall]));
     let mut child = command
         .stderr(std::process::Stdio::null())
         .spawn()
@@ -234,7 +238,7 @@ fn what_cannot_be_downloaded_ends_with_its_class_and_a_rerun_goes_on() {
         })
     };
     let stalls = || {
-        double
+        fake_hub
             .seen()
             .iter()
             .any(|seen| seen.fault == Some(Fault::Stall))
@@ -250,19 +254,19 @@ fn what_cannot_be_downloaded_ends_with_its_class_and_a_rerun_goes_on() {
             .all(|(id, _)| !Path::new(&format!("/proc/{id}/fd")).exists())
     });
     assert!(is_growing());
-    double.set_faults(Schedule::None);
+    fake_hub.set_faults(Schedule::None);
     // Bytes that are not those that the Hub names.
     let config = contents(&tiny_model())
         .remove("model.safetensors")
         .expect("weights");
     let mut other = config.clone();
     other[9000] ^= 1;
-    double.tamper(&config, &other);
+    fake_hub.tamper(&config, &other);
     let mut fresh = program("shard-loader");
     fresh
         .args(["fetch", REPO, "--longest-wait", "0", "--to"])
         .arg(folder.path().join("fresh"));
-    at(&mut fresh, &double, &run);
+    at(&mut fresh, &fake_hub, &run);
     let said = fail_with(&mut fresh, 11);
     assert!(said.contains("SHA-256"), "{said}");
 }
@@ -313,8 +317,8 @@ fn impatient(run: &Path) -> PathBuf {
 }
 
 /// Settings of a quick run with a survey whose shards may take so many bytes.
-fn evicting(double: &Double, run: &Path, budget: u64) -> Command {
-    let mut command = from_hub(double, REPO, run);
+fn evicting(fake_hub: &FakeHub, run: &Path, budget: u64) -> Command {
+    let mut command = from_hub(fake_hub, REPO, run);
     command.arg("--pipeline").arg(impatient(run));
     command.args(["--set", "retention.source=evict", "--set"]);
     command.arg(format!("retention.budget={budget} B"));
@@ -362,7 +366,7 @@ fn watched(mut command: Command, run: &Path) -> Watched {
 fn a_source_larger_than_its_budget_comes_and_goes_and_the_pack_is_the_same() {
     let folder = tempfile::tempdir().expect("folder");
     let model = many_layers(folder.path());
-    let double = double(&model);
+    let fake_hub = fake_hub(&model);
     let shards: BTreeMap<String, Vec<u8>> = contents(&model)
         .into_iter()
         .filter(|(name, _)| name.ends_with(".safetensors"))
@@ -375,12 +379,12 @@ fn a_source_larger_than_its_budget_comes_and_goes_and_the_pack_is_the_same() {
         .expect("shards");
     let local = folder.path().join("local");
     let mut command = compress(&model, &local);
-    at(&mut command, &double, &local);
+    at(&mut command, &fake_hub, &local);
     succeed(&mut command);
 
     // Refused before anything starts: a budget that one job's shards exceed, and a folder of the user's.
     let run = folder.path().join("run");
-    let said = fail_with(&mut evicting(&double, &run, largest), 3);
+    let said = fail_with(&mut evicting(&fake_hub, &run, largest), 3);
     assert!(
         said.contains("retention.budget") && said.contains("expected at least"),
         "{said}"
@@ -402,7 +406,7 @@ fn a_source_larger_than_its_budget_comes_and_goes_and_the_pack_is_the_same() {
         Fault::IgnoreRange,
         Fault::Reset,
     ];
-    let mut command = evicting(&double, &run, budget);
+    let mut command = evicting(&fake_hub, &run, budget);
     command.env("UC_LOG", "warn");
     let mut moved = false;
     let command_run = run.clone();
@@ -410,9 +414,9 @@ fn a_source_larger_than_its_budget_comes_and_goes_and_the_pack_is_the_same() {
         let watcher = scope.spawn(|| watched(command, &command_run));
         while !watcher.is_finished() {
             if !moved && run.join("run.json").exists() {
-                double.put(REPO, "config.json", b"{}");
-                double.put(REPO, "model-00001-of-00006.safetensors", &vec![7; 50_000]);
-                double.set_faults(Schedule::script(Route::Object, faults.clone()));
+                fake_hub.put(REPO, "config.json", b"{}");
+                fake_hub.put(REPO, "model-00001-of-00006.safetensors", &vec![7; 50_000]);
+                fake_hub.set_faults(Schedule::script(Route::Object, faults.clone()));
                 moved = true;
             }
             std::thread::sleep(std::time::Duration::from_millis(5));
@@ -453,16 +457,16 @@ fn a_source_larger_than_its_budget_comes_and_goes_and_the_pack_is_the_same() {
     assert_no_token(folder.path());
 
     // Nothing is stale afterwards, also with another budget or none, and nothing comes again.
-    let objects = |double: &Double| double.seen().iter().filter(|seen| seen.storage).count();
-    let before = objects(&double);
+    let objects = |fake_hub: &FakeHub| fake_hub.seen().iter().filter(|seen| seen.storage).count();
+    let before = objects(&fake_hub);
     for set in ["retention.budget=1 GiB", "retention.source=keep"] {
         let mut command = uc();
         command.arg("resume").arg(&run).args(["--set", set]);
-        at(&mut command, &double, &run);
+        at(&mut command, &fake_hub, &run);
         let said = words(&succeed(&mut command));
         assert!(said.contains(": 0 of "), "{said}");
     }
-    assert_eq!(objects(&double), before);
+    assert_eq!(objects(&fake_hub), before);
 }
 
 /// Waits until something holds, for at most a minute.
@@ -478,7 +482,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 fn an_evicting_run_survives_kills_a_dead_network_and_wrong_bytes() {
     let folder = tempfile::tempdir().expect("folder");
     let model = many_layers(folder.path());
-    let double = double(&model);
+    let fake_hub = fake_hub(&model);
     let shards = contents(&model);
     let largest = |name: &str| shards[name].len() as u64;
     let budget = 2
@@ -488,26 +492,26 @@ fn an_evicting_run_survives_kills_a_dead_network_and_wrong_bytes() {
             .expect("six");
     let run = folder.path().join("run");
     let objects = || {
-        let seen = double.seen();
+        let seen = fake_hub.seen();
         seen.iter().filter(|seen| seen.storage).count()
     };
     let resume = || {
         let mut command = uc();
         command.arg("resume").arg(&run);
-        at(&mut command, &double, &run);
+        at(&mut command, &fake_hub, &run);
         command
     };
 
     // The driver is killed in the middle of a shard; its successor goes on in the middle of it.
     let mut child = {
-        let mut command = evicting(&double, &run, budget);
+        let mut command = evicting(&fake_hub, &run, budget);
         command
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null());
         command.spawn().expect("uc")
     };
     until("a plan", || run.join("run.json").exists());
-    double.set_faults(Schedule::script(Route::Object, vec![Fault::Stall; 9]));
+    fake_hub.set_faults(Schedule::script(Route::Object, vec![Fault::Stall; 9]));
     let growing = || {
         let mut all = Vec::new();
         files(&run.join("source"), &mut all);
@@ -525,22 +529,22 @@ fn an_evicting_run_survives_kills_a_dead_network_and_wrong_bytes() {
     });
 
     // A network that is dead: exit status 11 and how to go on.
-    let before = double.seen().len();
+    let before = fake_hub.seen().len();
     let said = fail_with(resume().env("HF_ENDPOINT", "http://127.0.0.1:9"), 11);
     assert!(
         said.contains("fetch of model-") && said.contains("uc resume"),
         "{said}"
     );
-    assert_eq!(double.seen().len(), before);
+    assert_eq!(fake_hub.seen().len(), before);
     let status = words(&succeed(uc().arg("status").arg(&run)));
     assert!(status.contains("fetch"), "{status}");
 
     // Bytes that are not those that the Hub names: refused, and nothing of them stays.
-    double.set_faults(Schedule::None);
+    fake_hub.set_faults(Schedule::None);
     let last = &shards["model-00006-of-00006.safetensors"];
     let mut other = last.clone();
     other[last.len() - 1] ^= 1;
-    double.tamper(last, &other);
+    fake_hub.tamper(last, &other);
     let Watched {
         code,
         shards: most,
@@ -553,18 +557,18 @@ fn an_evicting_run_survives_kills_a_dead_network_and_wrong_bytes() {
         "{said}"
     );
     assert!(most <= budget, "{most} of {budget}");
-    let ranges = double.seen();
+    let ranges = fake_hub.seen();
     assert!(
         ranges
             .iter()
             .any(|seen| seen.storage && seen.range.is_some())
     );
-    double.tamper(last, last);
+    fake_hub.tamper(last, last);
 
     // Drivers that are killed now and then, connections that break, shards that are damaged while nobody looks.
     let mut random = uc_tests::kills::Random(7);
     for _ in 0..3 {
-        double.set_faults(Schedule::script(
+        fake_hub.set_faults(Schedule::script(
             Route::Object,
             [Fault::ResetBody, Fault::CutBody, Fault::Status(503)],
         ));
@@ -598,7 +602,7 @@ fn an_evicting_run_survives_kills_a_dead_network_and_wrong_bytes() {
         }
     }
     // The last one loses the process that fetches, and starts another.
-    double.set_faults(Schedule::script(Route::Object, [Fault::Stall]));
+    fake_hub.set_faults(Schedule::script(Route::Object, [Fault::Stall]));
     let fetchers = || {
         let mut all = uc_tests::kills::workers_of(&run);
         all.retain(|id| {
@@ -609,9 +613,9 @@ fn an_evicting_run_survives_kills_a_dead_network_and_wrong_bytes() {
     };
     let last = std::thread::scope(|scope| {
         let watcher = scope.spawn(|| watched(resume(), &run));
-        let before = double.seen().len();
+        let before = fake_hub.seen().len();
         let stalls = || {
-            double.seen()[before..]
+            fake_hub.seen()[before..]
                 .iter()
                 .any(|seen| seen.fault.is_some())
         };
@@ -635,7 +639,7 @@ fn an_evicting_run_survives_kills_a_dead_network_and_wrong_bytes() {
     assert!(most <= budget, "{most} of {budget}");
     let local = folder.path().join("local");
     let mut command = compress(&model, &local);
-    at(&mut command, &double, &local);
+    at(&mut command, &fake_hub, &local);
     succeed(&mut command);
     assert!(comparable(&run) == comparable(&local));
     assert_no_token(folder.path());
@@ -650,7 +654,7 @@ fn whole_runs_in_storms_end_equal_or_cleanly_and_a_rerun_completes() {
     let model = many_layers(folder.path());
     let local = folder.path().join("local");
     let mut command = compress(&model, &local);
-    at(&mut command, &double(&model), &local);
+    at(&mut command, &fake_hub(&model), &local);
     succeed(&mut command);
     let layers = |mut files: BTreeMap<String, Vec<u8>>| {
         files.retain(|name, _| name.ends_with(".uc"));
@@ -666,12 +670,18 @@ fn whole_runs_in_storms_end_equal_or_cleanly_and_a_rerun_completes() {
 
     let (mut failures, mut seeds) = (0, 0);
     for seed in 1..=20 {
-        let double = double(&model);
-        double.set_faults(Schedule::brisk(seed, 10 + seed as u32 % 25, 150));
+        let fake_hub = fake_hub(&model);
+        fake_hub.set_faults(Schedule::brisk(seed, 10 + seed as u32 % 25, 150));
         let run = folder.path().join(format!("run-{seed}"));
         for attempt in 0.. {
-            let mut command = evicting(&double, &run, budget);
-            command.args(["--upload", PACK, "--free", "--set", "upload.longest_wait=0"]);
+            let mut command = evicting(&fake_hub, &run, budget);
+            command.args([
+                "--upload",
+                PACK,
+                "--delete-uploaded",
+                "--set",
+                "upload.longest_wait=0",
+            ]);
             let output = command.output().expect("uc");
             let said = words(&output);
             assert!(!said.contains(&Options::default().token), "{said}");
@@ -682,7 +692,7 @@ fn whole_runs_in_storms_end_equal_or_cleanly_and_a_rerun_completes() {
             assert!(attempt < 8, "seed {seed}: {said}");
             failures += 1;
         }
-        let remote = double.content(PACK, "main");
+        let remote = fake_hub.content(PACK, "main");
         assert!(layers(remote) == expected, "seed {seed}");
         assert_eq!(on_disk(&run), 0, "seed {seed}");
         let mut here = Vec::new();

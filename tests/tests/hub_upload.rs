@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use uc_hub_double::faults::{Fault, Route, Schedule};
-use uc_hub_double::{Double, Options};
+use uc_fake_hub::faults::{Fault, Route, Schedule};
+use uc_fake_hub::{FakeHub, Options};
 use uc_tests::kills::{losses, signal, workers_of};
 use uc_tests::{compress, contents, fail_with, json, program, repository, succeed, uc, words};
 use uc_tests::{copy_model, tiny_model};
@@ -23,8 +23,8 @@ const INTERRUPTED: i32 = 130;
 /// Longer than any step takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-fn double() -> Double {
-    Double::start(Options {
+fn fake_hub() -> FakeHub {
+    FakeHub::start(Options {
         lfs_threshold: 20_000,
         part_size: 30_000,
         page: 3,
@@ -32,27 +32,27 @@ fn double() -> Double {
     })
 }
 
-fn with_hub(mut command: Command, double: &Double) -> Command {
-    command.env("HF_ENDPOINT", double.endpoint());
+fn with_hub(mut command: Command, fake_hub: &FakeHub) -> Command {
+    command.env("HF_ENDPOINT", fake_hub.endpoint());
     command.env("HF_TOKEN", Options::default().token);
     command
 }
 
 /// `uc compress MODEL --upload REPO`, without waits between attempts.
-fn compress_to(double: &Double, model: &Path, run: &Path) -> Command {
-    let mut command = with_hub(compress(model, run), double);
+fn compress_to(fake_hub: &FakeHub, model: &Path, run: &Path) -> Command {
+    let mut command = with_hub(compress(model, run), fake_hub);
     command.args(["--upload", REPO, "--set", "upload.longest_wait=0"]);
     command
 }
 
-fn resume(double: &Double, run: &Path) -> Command {
-    let mut command = with_hub(uc(), double);
+fn resume(fake_hub: &FakeHub, run: &Path) -> Command {
+    let mut command = with_hub(uc(), fake_hub);
     command.arg("resume").arg(run);
     command
 }
 
-fn upload(double: &Double, run: &Path) -> Command {
-    let mut command = with_hub(uc(), double);
+fn upload(fake_hub: &FakeHub, run: &Path) -> Command {
+    let mut command = with_hub(uc(), fake_hub);
     command.arg("upload").arg(run).args(["--repo", REPO]);
     command
 }
@@ -66,14 +66,14 @@ fn expected(run: &Path) -> BTreeMap<String, Vec<u8>> {
     expected
 }
 
-fn remote(double: &Double) -> BTreeMap<String, Vec<u8>> {
-    let mut content = double.content(REPO, "main");
+fn remote(fake_hub: &FakeHub) -> BTreeMap<String, Vec<u8>> {
+    let mut content = fake_hub.content(REPO, "main");
     content.remove(".gitattributes");
     content
 }
 
-fn count(double: &Double, part: &str) -> usize {
-    let seen = double.seen();
+fn count(fake_hub: &FakeHub, part: &str) -> usize {
+    let seen = fake_hub.seen();
     seen.iter().filter(|seen| seen.line.contains(part)).count()
 }
 
@@ -142,7 +142,7 @@ fn until_done(mut commands: impl Iterator<Item = Command>) -> std::process::Outp
 fn layers_go_up_while_later_ones_are_made_whatever_happens_on_the_way() {
     let folder = tempfile::tempdir().expect("folder");
     let run = folder.path().join("run");
-    let stormy = double();
+    let stormy = fake_hub();
     let mut seeds = 0..;
     let commands = std::iter::from_fn(|| {
         let seed = seeds.next()?;
@@ -171,7 +171,7 @@ fn layers_go_up_while_later_ones_are_made_whatever_happens_on_the_way() {
         before,
         (stormy.commits(REPO, "main"), count(&stormy, "PUT"))
     );
-    let other = double();
+    let other = fake_hub();
     succeed(&mut upload(&other, &run));
     assert!(remote(&other) == expected);
     assert_eq!(losses(&run).cut_off, 0);
@@ -184,12 +184,12 @@ fn whoever_is_killed_in_the_middle_the_next_one_completes() {
     let folder = tempfile::tempdir().expect("folder");
     let (run, plain) = (folder.path().join("run"), folder.path().join("plain"));
     succeed(&mut compress(&tiny_model(), &plain));
-    let double = double();
+    let fake_hub = fake_hub();
     let stalls = || Schedule::script(Route::Part, vec![Fault::Stall; 200]);
-    double.set_faults(stalls());
+    fake_hub.set_faults(stalls());
     let begin = || {
-        let mut command = compress_to(&double, &tiny_model(), &run);
-        command.args(["--free", "--attempts", "1000"]);
+        let mut command = compress_to(&fake_hub, &tiny_model(), &run);
+        command.args(["--delete-uploaded", "--attempts", "1000"]);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().expect("uc")
     };
@@ -202,7 +202,7 @@ fn whoever_is_killed_in_the_middle_the_next_one_completes() {
                 arguments.any(|word| word == b"upload-layer")
             };
             found = workers_of(&run).into_iter().find(sends);
-            found.is_some() && count(&double, "PUT") > 0
+            found.is_some() && count(&fake_hub, "PUT") > 0
         });
         found.expect("just found")
     };
@@ -222,10 +222,10 @@ fn whoever_is_killed_in_the_middle_the_next_one_completes() {
     await_that("its stages are gone", || workers_of(&run).is_empty());
     assert!(!run.join("pack/remote.json").exists());
 
-    double.set_faults(Schedule::None);
-    succeed(&mut resume(&double, &run));
+    fake_hub.set_faults(Schedule::None);
+    succeed(&mut resume(&fake_hub, &run));
     assert_eq!(layer_files(&run), 0);
-    let mut there = remote(&double);
+    let mut there = remote(&fake_hub);
     there.remove("README.md");
     assert!(there == contents(&plain.join("pack")));
 }
@@ -234,12 +234,12 @@ fn whoever_is_killed_in_the_middle_the_next_one_completes() {
 fn a_network_that_is_down_costs_the_upload_and_nothing_else() {
     let folder = tempfile::tempdir().expect("folder");
     let run = folder.path().join("run");
-    let double = double();
-    double.set_faults(Schedule::script(
+    let fake_hub = fake_hub();
+    fake_hub.set_faults(Schedule::script(
         Route::Batch,
         vec![Fault::Status(503); 900],
     ));
-    let mut command = compress_to(&double, &tiny_model(), &run);
+    let mut command = compress_to(&fake_hub, &tiny_model(), &run);
     let output = command.args(["--attempts", "2", "--json"]).output();
     let output = output.expect("uc");
     let said = words(&output);
@@ -252,15 +252,15 @@ fn a_network_that_is_down_costs_the_upload_and_nothing_else() {
     assert_eq!(summary["upload"], Value::Null);
     succeed(uc().arg("verify").arg(run.join("pack")));
 
-    double.set_faults(Schedule::None);
+    fake_hub.set_faults(Schedule::None);
     let made = || events(&run, &[("event", "finished"), ("stage", "pack-writer")]).len();
     assert_eq!(made(), 4);
-    succeed(&mut resume(&double, &run));
+    succeed(&mut resume(&fake_hub, &run));
     assert_eq!(made(), 4);
-    assert!(remote(&double) == expected(&run));
+    assert!(remote(&fake_hub) == expected(&run));
 
     // Nobody there at all.
-    let mut nobody = upload(&double, &run);
+    let mut nobody = upload(&fake_hub, &run);
     nobody
         .args(["--attempts", "1"])
         .env("HF_ENDPOINT", "http://127.0.0.1:1");
@@ -271,9 +271,9 @@ fn a_network_that_is_down_costs_the_upload_and_nothing_else() {
 fn an_upload_that_waits_shows_it_and_ends_in_order_when_it_is_told_to() {
     let folder = tempfile::tempdir().expect("folder");
     let run = folder.path().join("run");
-    let double = double();
-    double.set_faults(Schedule::script(Route::Batch, vec![Fault::TooMany(60); 9]));
-    let mut command = compress_to(&double, &tiny_model(), &run);
+    let fake_hub = fake_hub();
+    fake_hub.set_faults(Schedule::script(Route::Batch, vec![Fault::TooMany(60); 9]));
+    let mut command = compress_to(&fake_hub, &tiny_model(), &run);
     command.args(["--set", "upload.longest_wait=60"]);
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut driver = command.spawn().expect("uc");
@@ -299,9 +299,9 @@ fn an_upload_that_waits_shows_it_and_ends_in_order_when_it_is_told_to() {
     let status = driver.wait().expect("ended");
     assert_eq!(status.code(), Some(INTERRUPTED));
     assert!(workers_of(&run).is_empty());
-    double.set_faults(Schedule::None);
-    succeed(&mut resume(&double, &run));
-    assert!(remote(&double) == expected(&run));
+    fake_hub.set_faults(Schedule::None);
+    succeed(&mut resume(&fake_hub, &run));
+    assert!(remote(&fake_hub) == expected(&run));
 }
 
 #[test]
@@ -309,20 +309,20 @@ fn what_must_not_or_cannot_be_sent_is_refused_with_its_class() {
     let folder = tempfile::tempdir().expect("folder");
     let (model, run) = (folder.path().join("model"), folder.path().join("run"));
     copy_model(&model);
-    let double = double();
+    let fake_hub = fake_hub();
 
     // Who may not write is told so before anything is computed.
-    let mut without = compress_to(&double, &model, &run);
+    let mut without = compress_to(&fake_hub, &model, &run);
     without
         .env_remove("HF_TOKEN")
         .env("HF_TOKEN_PATH", "/nonexistent");
     assert!(fail_with(&mut without, PERMISSION).contains("HF_TOKEN"));
-    let mut wrong = compress_to(&double, &model, &run);
+    let mut wrong = compress_to(&fake_hub, &model, &run);
     let said = fail_with(wrong.env("HF_TOKEN", "hf_wrong"), PERMISSION);
     assert!(said.contains("401") && !said.contains("hf_wrong"), "{said}");
     assert!(!run.join("pack").exists());
     fail_with(compress(&model, &run).args(["--upload", "no-owner"]), 3);
-    fail_with(compress(&model, &run).args(["--free"]), 2);
+    fail_with(compress(&model, &run).args(["--delete-uploaded"]), 2);
 
     // A damaged layer stays at home.
     succeed(&mut compress(&model, &run));
@@ -334,22 +334,22 @@ fn what_must_not_or_cannot_be_sent_is_refused_with_its_class() {
     let damage = || std::fs::write(&layer, &bytes).expect("damaged");
     damage();
     std::fs::rename(&model, folder.path().join("elsewhere")).expect("moved");
-    let said = fail_with(&mut upload(&double, &run), IO);
+    let said = fail_with(&mut upload(&fake_hub, &run), IO);
     assert!(said.contains("layer_001.uc is damaged"), "{said}");
     assert!(said.contains("model/config.json"), "{said}");
-    let is_there = |double: &Double| remote(double).contains_key("layer_001.uc");
-    assert!(!is_there(&double));
-    let mut alone = with_hub(uc(), &double);
+    let is_there = |fake_hub: &FakeHub| remote(fake_hub).contains_key("layer_001.uc");
+    assert!(!is_there(&fake_hub));
+    let mut alone = with_hub(uc(), &fake_hub);
     alone.args(["stage", "upload-layer", "--layer", "1", "--run"]);
     let said = fail_with(alone.arg(&run), DAMAGED);
     assert!(said.contains("layer_001.uc"), "{said}");
-    assert!(!is_there(&double));
+    assert!(!is_there(&fake_hub));
 
     // With its model at hand the run mends itself first, as always.
     std::fs::rename(folder.path().join("elsewhere"), &model).expect("back");
     damage();
-    succeed(&mut upload(&double, &run));
-    let mut there = remote(&double);
+    succeed(&mut upload(&fake_hub, &run));
+    let mut there = remote(&fake_hub);
     there.remove("README.md");
     assert!(there == whole);
 }
@@ -389,7 +389,7 @@ fn layer_files(run: &Path) -> usize {
 
 #[test]
 fn freed_layers_never_lie_here_in_greater_number_than_the_bound_says() {
-    /// `ahead` of pack-writer, and the one that is written.
+    /// `max_lead` of pack-writer, and the one that is written.
     const BOUND: usize = 3;
     const LAYERS: u64 = 8;
     let folder = tempfile::tempdir().expect("folder");
@@ -399,19 +399,27 @@ fn freed_layers_never_lie_here_in_greater_number_than_the_bound_says() {
 
     // Where the network takes nothing, the run stops at the bound and not at the end of the disk.
     let run = folder.path().join("run");
-    let double = double();
-    double.set_faults(Schedule::script(
+    let fake_hub = fake_hub();
+    fake_hub.set_faults(Schedule::script(
         Route::Commit,
         vec![Fault::Status(500); 900],
     ));
-    let mut command = compress_to(&double, &model, &run);
-    fail_with(command.args(["--free", "--attempts", "1"]), NETWORK);
+    let mut command = compress_to(&fake_hub, &model, &run);
+    fail_with(
+        command.args(["--delete-uploaded", "--attempts", "1"]),
+        NETWORK,
+    );
     assert_eq!(layer_files(&run), BOUND);
 
     // A slow one is waited for.
-    double.set_faults(Schedule::script(Route::Commit, vec![Fault::TooMany(1); 7]));
-    let mut command = compress_to(&double, &model, &run);
-    command.args(["--free", "--set", "upload.longest_wait=1", "--json"]);
+    fake_hub.set_faults(Schedule::script(Route::Commit, vec![Fault::TooMany(1); 7]));
+    let mut command = compress_to(&fake_hub, &model, &run);
+    command.args([
+        "--delete-uploaded",
+        "--set",
+        "upload.longest_wait=1",
+        "--json",
+    ]);
     let mut driver = command.stdout(Stdio::piped()).spawn().expect("uc");
     let (mut most, mut peak) = (0, 0);
     while driver.try_wait().expect("state").is_none() {
@@ -441,20 +449,20 @@ fn freed_layers_never_lie_here_in_greater_number_than_the_bound_says() {
     assert_eq!(summary["pack"]["verdict"], Value::Null);
 
     // What is there is the pack that a run without an upload makes.
-    let mut there = remote(&double);
+    let mut there = remote(&fake_hub);
     there.remove("README.md");
     assert!(there == contents(&plain.join("pack")));
 
     // The run stands: nothing is to be done, nothing is sent, and verify says where the layers are.
-    let commits = double.commits(REPO, "main");
-    let said = words(&succeed(&mut resume(&double, &run)));
+    let commits = fake_hub.commits(REPO, "main");
+    let said = words(&succeed(&mut resume(&fake_hub, &run)));
     assert!(said.contains(": 0 of "), "{said}");
     assert!(
         said.contains("8 of 8 layers are only in the repository"),
         "{said}"
     );
-    succeed(&mut upload(&double, &run));
-    assert_eq!(double.commits(REPO, "main"), commits);
+    succeed(&mut upload(&fake_hub, &run));
+    assert_eq!(fake_hub.commits(REPO, "main"), commits);
     let said = fail_with(uc().arg("verify").arg(run.join("pack")), DAMAGED);
     assert!(
         said.contains("layer_003.uc: not here; remote.json says that tester/pack holds it"),
@@ -462,7 +470,7 @@ fn freed_layers_never_lie_here_in_greater_number_than_the_bound_says() {
     );
 
     // What neither has is missed; the command that is named makes it again, the same as it was.
-    let empty = self::double();
+    let empty = self::fake_hub();
     let said = fail_with(&mut upload(&empty, &run), 10);
     assert!(
         said.contains("layer_000.uc") && said.contains("uc compress"),
@@ -473,14 +481,14 @@ fn freed_layers_never_lie_here_in_greater_number_than_the_bound_says() {
     again.remove("remote.json");
     assert!(again == contents(&plain.join("pack")));
     // A later upload of the whole run frees what it has sent.
-    succeed(upload(&empty, &run).arg("--free"));
+    succeed(upload(&empty, &run).arg("--delete-uploaded"));
     assert_eq!(layer_files(&run), 0);
     let mut there = remote(&empty);
     there.remove("README.md");
     assert!(there == contents(&plain.join("pack")));
 
     // Layers that stay here go into few commits: the description, the eight layers, the manifest, the empty repository.
-    let few = self::double();
+    let few = self::fake_hub();
     succeed(&mut upload(&few, &plain));
     let mut there = remote(&few);
     there.remove("README.md");
@@ -494,9 +502,9 @@ fn freed_layers_never_lie_here_in_greater_number_than_the_bound_says() {
 fn the_card_says_what_the_receipts_say_and_that_nothing_was_measured_where_nothing_was() {
     let folder = tempfile::tempdir().expect("folder");
     let run = folder.path().join("run");
-    let double = double();
-    succeed(&mut compress_to(&double, &tiny_model(), &run));
-    let card = String::from_utf8(remote(&double)["README.md"].clone()).expect("text");
+    let fake_hub = fake_hub();
+    succeed(&mut compress_to(&fake_hub, &tiny_model(), &run));
+    let card = String::from_utf8(remote(&fake_hub)["README.md"].clone()).expect("text");
     assert!(
         card.starts_with("---\nlibrary_name: ultracompress\n"),
         "{card}"
@@ -555,7 +563,7 @@ fn the_card_says_what_the_receipts_say_and_that_nothing_was_measured_where_nothi
     }
 
     let run = folder.path().join("unmeasured");
-    let other = self::double();
+    let other = self::fake_hub();
     let mut command = compress_to(&other, &tiny_model(), &run);
     succeed(command.args(["--no-eval"]));
     assert!(remote(&other) == expected(&run));

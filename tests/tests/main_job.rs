@@ -42,7 +42,7 @@ fn the_embedded_model_becomes_a_verified_pack_of_at_most_five_bits_that_predicts
     );
     assert!(figure("top1_agreement") > 0.85, "{metrics}");
 
-    // Evaluating the finished pack on its own gives the same figures as the run did.
+    // Evaluating the finished pack on its own gives the same metrics as the run did.
     let other = folder.path().join("eval");
     let mut eval = uc();
     eval.arg("eval")
@@ -103,7 +103,7 @@ fn bits_dealt_by_sensitivity_predict_better_than_equal_bits_and_keep_the_budget(
         let bits = totals["linear_bits"].as_f64().expect("bits");
         let bpw = bits / totals["linear_parameters"].as_f64().expect("weights");
         assert!((4.98..=5.0).contains(&bpw), "{mode}: {bpw}");
-        assert_eq!(run.join("survey").exists(), mode != "per-tensor");
+        assert_eq!(run.join("sensitivity").exists(), mode != "per-tensor");
         read("eval/metrics.json")["mean_kl"]["value"]
             .as_f64()
             .expect("divergence")
@@ -135,7 +135,7 @@ fn other_rates_and_a_forced_overlay_keep_the_budget() {
             "--rank",
             "4",
             "--set",
-            "calibration.widest=80",
+            "calibration.max_input_block=80",
         ],
     ]
     .iter()

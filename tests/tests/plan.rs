@@ -277,17 +277,17 @@ fn artifact_bytes(run: &Path, artifact: &str) -> u64 {
         "statistics" => folders("layers", "statistics.safetensors"),
         "codes" => folders("layers", "codes.bin"),
         "layer-record" => folders("layers", "record.json"),
-        "sensitivity" => folders("survey", "sensitivity.safetensors"),
-        "rates" => folders("survey", "rates.json"),
+        "sensitivity" => folders("sensitivity", "sensitivity.safetensors"),
+        "rates" => folders("sensitivity", "rates.json"),
         "hidden" => flat("hidden", ""),
-        "survey-hidden" => flat("survey/hidden", ""),
-        "survey-statistics" => flat("survey/statistics", ""),
-        "gradient" => flat("survey/gradient", ""),
+        "sensitivity-hidden" => flat("sensitivity/hidden", ""),
+        "sensitivity-statistics" => flat("sensitivity/statistics", ""),
+        "gradient" => flat("sensitivity/gradient", ""),
         "eval-hidden" => flat("eval/hidden", ""),
         "pack-layer" => flat("pack", "layer_"),
-        "pack-scaffold" => flat("pack", "scaffold.uc"),
-        "scaffold" => run
-            .join("scaffold.safetensors")
+        "pack-non-layer" => flat("pack", "scaffold.uc"),
+        "non-layer" => run
+            .join("non-layer.safetensors")
             .metadata()
             .expect("file")
             .len(),
@@ -300,7 +300,11 @@ fn sizes_are_those_of_a_run_that_keeps_everything() {
     let keep = tempfile::tempdir().expect("folder");
     let pipeline = std::fs::read_to_string(repository().join("pipeline.toml")).expect("pipeline");
     let path = keep.path().join("pipeline.toml");
-    std::fs::write(&path, pipeline.replace("keep = false", "keep = true")).expect("written");
+    std::fs::write(
+        &path,
+        pipeline.replace("temporary = true", "temporary = false"),
+    )
+    .expect("written");
     let run = keep.path().join("run");
     let mut compress = uc();
     compress
@@ -331,13 +335,13 @@ fn sizes_are_those_of_a_run_that_keeps_everything() {
         "sensitivity",
         "rates",
         "hidden",
-        "survey-hidden",
-        "survey-statistics",
+        "sensitivity-hidden",
+        "sensitivity-statistics",
         "gradient",
         "eval-hidden",
         "pack-layer",
-        "pack-scaffold",
-        "scaffold",
+        "pack-non-layer",
+        "non-layer",
     ] {
         let found = artifact_bytes(&run, name) as f64;
         let share = predicted[name] as f64 / found;

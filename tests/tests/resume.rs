@@ -10,7 +10,7 @@ use std::time::Duration;
 use uc_tests::kills::{Losses, Random, children, losses, signal};
 use uc_tests::{compress, contents, succeed, tiny_model, uc};
 
-/// What a pack and its figures must be, byte for byte.
+/// What a pack and its metrics must be, byte for byte.
 fn product(run: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = contents(&run.join("pack"));
     let metrics = std::fs::read(run.join("eval/metrics.json")).expect("metrics");

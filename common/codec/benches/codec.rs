@@ -4,7 +4,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};
 use std::hint::black_box;
-use uc_codec::classes::{LayerTables, row_logs};
+use uc_codec::contexts::{LayerTables, row_log2_eighths};
 use uc_codec::steps::Steps;
 use uc_codec::{LowRank, TensorCode, bf16, factor, feedback, rans, reconstruct};
 
@@ -27,23 +27,23 @@ fn normal(count: usize) -> Vec<f32> {
 /// Indices of about 5 bits, columns spread over two octaves.
 fn code() -> TensorCode {
     let (rows, cols) = SHAPE;
-    let column_log: Vec<u8> = (0..cols).map(|j| (j * 37 % 16) as u8).collect();
-    let row_step_log: Vec<u8> = (0..rows).map(|i| (i * 29 % 8) as u8).collect();
-    let steps = Steps::new(0.06, &column_log, &row_step_log);
+    let column_log2_eighths: Vec<u8> = (0..cols).map(|j| (j * 37 % 16) as u8).collect();
+    let row_step_log2_eighths: Vec<u8> = (0..rows).map(|i| (i * 29 % 8) as u8).collect();
+    let steps = Steps::new(0.06, &column_log2_eighths, &row_step_log2_eighths);
     let w = normal(rows * cols);
     let q: Vec<i16> = w
         .iter()
         .enumerate()
         .map(|(i, w)| (w / (steps.columns[i % cols] * steps.rows[i / cols])).round() as i16)
         .collect();
-    let row_log = row_logs(&q, rows, &column_log).expect("shapes agree");
+    let row_log2_eighths = row_log2_eighths(&q, rows, &column_log2_eighths).expect("shapes agree");
     TensorCode {
         rows,
         cols,
         step: 0.06,
-        column_log,
-        row_log,
-        row_step_log,
+        column_log2_eighths,
+        row_log2_eighths,
+        row_step_log2_eighths,
         q,
         overlay: None,
     }
@@ -58,7 +58,7 @@ fn coder(criterion: &mut Criterion) {
         .sample_size(10)
         .throughput(Throughput::Elements(code.q.len() as u64));
     group.bench_function("row logs", |b| {
-        b.iter(|| row_logs(&code.q, code.rows, &code.column_log))
+        b.iter(|| row_log2_eighths(&code.q, code.rows, &code.column_log2_eighths))
     });
     group.bench_function("tables", |b| {
         b.iter(|| LayerTables::build(&[black_box(&code)]))
@@ -76,7 +76,7 @@ fn coder(criterion: &mut Criterion) {
                 pool.install(|| {
                     let (offsets, payload) = (&encoded.tile_offsets, &encoded.payload);
                     let rows = encoded.tile_rows;
-                    let logs = (&code.row_log, &code.column_log);
+                    let logs = (&code.row_log2_eighths, &code.column_log2_eighths);
                     rans::decode(
                         code.rows, code.cols, logs.0, logs.1, &tables, rows, offsets, payload,
                     )

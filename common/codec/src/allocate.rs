@@ -16,7 +16,7 @@ const GRAIN: f64 = 1.0 / 4096.0;
 /// What the survey found of one linear.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Surveyed {
+pub struct LinearSensitivity {
     /// Name within the layer.
     pub name: String,
     /// Number of weights.
@@ -32,13 +32,13 @@ pub struct Surveyed {
 #[serde(deny_unknown_fields)]
 pub struct Allocation {
     /// One entry per layer.
-    pub layers: Vec<Vec<Due>>,
+    pub layers: Vec<Vec<BitAllocation>>,
 }
 
 /// Bits that a linear is due.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Due {
+pub struct BitAllocation {
     /// Name within the layer.
     pub name: String,
     /// Bits per weight, every byte of the layer file counted.
@@ -79,10 +79,10 @@ impl Allocation {
         layer: usize,
         names: impl Iterator<Item = &'a str>,
     ) -> Result<Vec<f64>, AllocationError> {
-        let dues = self.layers.get(layer).map_or(&[][..], Vec::as_slice);
+        let allocations = self.layers.get(layer).map_or(&[][..], Vec::as_slice);
         names
             .map(|name| {
-                let due = dues.iter().find(|due| due.name == name);
+                let due = allocations.iter().find(|due| due.name == name);
                 due.map(|due| due.bits)
                     .ok_or_else(|| AllocationError::Missing {
                         layer,
@@ -95,7 +95,7 @@ impl Allocation {
 
 /// Bits per weight of `linears` that together take at most `bits_per_weight` on average and leave the least weighted
 /// error. A linear without any weight in the loss, or all zero, is due the fewest bits.
-pub fn allocate(linears: &[&Surveyed], bits_per_weight: f64) -> Vec<f64> {
+pub fn allocate(linears: &[&LinearSensitivity], bits_per_weight: f64) -> Vec<f64> {
     let scores: Vec<f64> = linears
         .iter()
         .map(|linear| {
@@ -137,8 +137,8 @@ pub fn allocate(linears: &[&Surveyed], bits_per_weight: f64) -> Vec<f64> {
 mod tests {
     use super::*;
 
-    fn linear(weights: u64, lambda: f64, sensitivity: f64) -> Surveyed {
-        Surveyed {
+    fn linear(weights: u64, lambda: f64, sensitivity: f64) -> LinearSensitivity {
+        LinearSensitivity {
             name: String::new(),
             weights,
             lambda,
@@ -146,7 +146,7 @@ mod tests {
         }
     }
 
-    fn bits(linears: &[Surveyed], mean: f64) -> Vec<f64> {
+    fn bits(linears: &[LinearSensitivity], mean: f64) -> Vec<f64> {
         allocate(&linears.iter().collect::<Vec<_>>(), mean)
     }
 
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn the_budget_is_kept_whatever_the_values() {
-        let linears: Vec<Surveyed> = (1..40u64)
+        let linears: Vec<LinearSensitivity> = (1..40u64)
             .map(|i| {
                 linear(
                     i * 1000,

@@ -3,7 +3,7 @@
 //! Bits fill bytes from the least significant bit upwards; a field of k bits has its least
 //! significant bit first. A stream ends with zero bits up to a whole byte.
 
-use crate::failure::CodecError;
+use crate::error::CodecError;
 
 /// Collects bits.
 #[derive(Default)]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bf16;
-use crate::failure::{CodecError, check_len, check_matrix};
+use crate::error::{CodecError, check_len, check_matrix};
 use crate::steps::{self, Steps};
 use crate::trellis;
 
@@ -17,12 +17,12 @@ pub struct TensorCode {
     /// Step of a weight whose logarithms of column and row are 0; finite and positive.
     pub step: f32,
     /// [cols] base-2 logarithm of the column's step over `step`, in eighths of an octave.
-    pub column_log: Vec<u8>,
-    /// [rows] width of the row's distribution, see [`crate::classes::row_logs`]: it selects the
+    pub column_log2_eighths: Vec<u8>,
+    /// [rows] width of the row's distribution, see [`crate::contexts::row_log2_eighths`]: it selects the
     /// tables of the entropy coder. 0 for a row of zeros.
-    pub row_log: Vec<u8>,
+    pub row_log2_eighths: Vec<u8>,
     /// [rows] base-2 logarithm of the factor by which the row's steps exceed those of the columns, in eighths of an octave.
-    pub row_step_log: Vec<u8>,
+    pub row_step_log2_eighths: Vec<u8>,
     /// [rows, cols] row-major indices.
     pub q: Vec<i16>,
     /// Low-rank correction, if one was worth its bits.
@@ -47,9 +47,17 @@ impl TensorCode {
     /// [`CodecError::Shape`] and [`CodecError::Range`].
     pub fn validate(&self) -> Result<(), CodecError> {
         steps::check_step(self.step)?;
-        check_len("column_log", self.column_log.len(), self.cols)?;
-        check_len("row_log", self.row_log.len(), self.rows)?;
-        check_len("row_step_log", self.row_step_log.len(), self.rows)?;
+        check_len(
+            "column_log2_eighths",
+            self.column_log2_eighths.len(),
+            self.cols,
+        )?;
+        check_len("row_log2_eighths", self.row_log2_eighths.len(), self.rows)?;
+        check_len(
+            "row_step_log2_eighths",
+            self.row_step_log2_eighths.len(),
+            self.rows,
+        )?;
         check_matrix("indices", self.q.len(), self.rows, self.cols)?;
         match &self.overlay {
             Some(overlay) => overlay.validate(self.rows, self.cols),
@@ -59,7 +67,11 @@ impl TensorCode {
 
     /// Steps of all weights.
     pub fn steps(&self) -> Steps {
-        Steps::new(self.step, &self.column_log, &self.row_step_log)
+        Steps::new(
+            self.step,
+            &self.column_log2_eighths,
+            &self.row_step_log2_eighths,
+        )
     }
 
     /// What the indices alone leave of the weights `w`, both [rows, cols]: `w − level · step`.
@@ -70,7 +82,7 @@ impl TensorCode {
         self.validate()?;
         check_matrix("weights", w.len(), self.rows, self.cols)?;
         let (steps, cols) = (self.steps(), self.cols.max(1));
-        let levels = trellis::levels(&self.q, cols, &self.row_log);
+        let levels = trellis::levels(&self.q, cols, &self.row_log2_eighths);
         let mut residual = w.to_vec();
         let rows = residual.chunks_mut(cols).zip(levels.chunks(cols));
         for ((row, levels), row_step) in rows.zip(&steps.rows) {
@@ -128,9 +140,9 @@ mod tests {
             rows: 2,
             cols: 3,
             step: 0.5,
-            column_log: vec![0; 3],
-            row_log: vec![0; 2],
-            row_step_log: vec![0; 2],
+            column_log2_eighths: vec![0; 3],
+            row_log2_eighths: vec![0; 2],
+            row_step_log2_eighths: vec![0; 2],
             q: vec![0; 6],
             overlay: Some(overlay),
         }
@@ -147,16 +159,16 @@ mod tests {
     fn a_sound_code_is_accepted_and_every_wrong_length_is_named() {
         sound().validate().unwrap();
         assert_eq!(
-            refusal(|c| c.column_log.truncate(2)),
-            "column_log: found 2 values, expected 3"
+            refusal(|c| c.column_log2_eighths.truncate(2)),
+            "column_log2_eighths: found 2 values, expected 3"
         );
         assert_eq!(
-            refusal(|c| c.row_log.push(1)),
-            "row_log: found 3 values, expected 2"
+            refusal(|c| c.row_log2_eighths.push(1)),
+            "row_log2_eighths: found 3 values, expected 2"
         );
         assert_eq!(
-            refusal(|c| c.row_step_log.clear()),
-            "row_step_log: found 0 values, expected 2"
+            refusal(|c| c.row_step_log2_eighths.clear()),
+            "row_step_log2_eighths: found 0 values, expected 2"
         );
         assert_eq!(
             refusal(|c| c.q.truncate(5)),

@@ -1,116 +1,141 @@
-//! What quantization does to a layer's output.
+//! The one error type of this crate.
+//!
+//! The codec sees plain slices, so its errors say what was found and what was expected; whoever
+//! knows the file, the layer and the name of the tensor adds them. Nothing here is ever printed.
 
-use crate::factor::block_width;
-use crate::failure::{CodecError, check_finite, check_matrix};
-use crate::product::{View, multiply};
-use rayon::prelude::*;
+use thiserror::Error;
 
-/// Rows of one parallel piece.
-const PIECE: usize = 128;
-
-/// Relative output error `tr(E·H·Eᵀ) / tr(W·H·Wᵀ)` with `E = approximation − weights`, both [m, n],
-/// under the (undamped) Hessian `h` [n, block] of the inputs, whole or in diagonal blocks ([`crate::factor`]): the mean square of the change of the
-/// outputs over the mean square of the outputs. 0 where both vanish, infinite where only the
-/// denominator does.
-///
-/// # Errors
-/// [`CodecError::Shape`] and [`CodecError::NotFinite`].
-pub fn relative_output_error(
-    weights: &[f32],
-    approximation: &[f32],
-    m: usize,
-    n: usize,
-    h: &[f32],
-) -> Result<f64, CodecError> {
-    check_matrix("weights", weights.len(), m, n)?;
-    check_matrix("approximation", approximation.len(), m, n)?;
-    let block = block_width("Hessian", h.len(), n)?;
-    check_finite("weights", weights)?;
-    check_finite("approximation", approximation)?;
-    check_finite("Hessian", h)?;
-    let error: Vec<f32> = approximation
-        .iter()
-        .zip(weights)
-        .map(|(a, w)| a - w)
-        .collect();
-    let (error, signal) = (energy(&error, n, h, block), energy(weights, n, h, block));
-    Ok(if error == 0.0 { 0.0 } else { error / signal })
+/// What can go wrong in the codec.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum CodecError {
+    /// A slice does not have the length that the shape asks for.
+    #[error("{what}: found {found} values, expected {expected}")]
+    Shape {
+        /// Which slice.
+        what: &'static str,
+        /// Its length.
+        found: usize,
+        /// The length that the shape asks for.
+        expected: usize,
+    },
+    /// A number of an input is NaN or infinite.
+    #[error("{what}: value {index} is not finite (found {found})")]
+    NotFinite {
+        /// Which slice.
+        what: &'static str,
+        /// Index of the first such value.
+        index: usize,
+        /// The value.
+        found: f32,
+    },
+    /// A number of an input lies outside the range that has a meaning.
+    #[error("{what}: found {found}, expected {expected}")]
+    Range {
+        /// Which number.
+        what: &'static str,
+        /// Its value.
+        found: f64,
+        /// The allowed range in words.
+        expected: &'static str,
+    },
+    /// The Hessian stayed indefinite although its damping was raised again and again.
+    #[error(
+        "Hessian of width {n} is not positive definite at damping {damping:e} of its mean diagonal"
+    )]
+    NotPositiveDefinite {
+        /// Width of the Hessian.
+        n: usize,
+        /// The last damping tried.
+        damping: f64,
+    },
+    /// A decomposition did not converge.
+    #[error("singular value decomposition of a [{rows}, {cols}] matrix did not converge")]
+    NoConvergence {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Columns of the matrix.
+        cols: usize,
+    },
+    /// The tables were not built from this tensor: they lack the context of an element, or give an
+    /// index no code.
+    #[error("context {context} has no code for index {value}: the tables belong to other tensors")]
+    NoCode {
+        /// Context of the element.
+        context: usize,
+        /// The quantization index.
+        value: i16,
+    },
+    /// A layer does not fit its budget, whatever the steps.
+    #[error(
+        "the layer takes {found} bits at the coarsest steps tried, expected at most {expected}"
+    )]
+    Budget {
+        /// The smallest size reached, bits.
+        found: u64,
+        /// The budget, bits.
+        expected: u64,
+    },
+    /// Bytes that no encoder wrote.
+    #[error("damaged {what}: found {found}, expected {expected}")]
+    Damaged {
+        /// Which part of the encoding.
+        what: &'static str,
+        /// What stands there.
+        found: u64,
+        /// What the format asks for, in words.
+        expected: &'static str,
+    },
 }
 
-/// `tr(X·H·Xᵀ)` of `x` [m, n], summed in a fixed order in f64.
-fn energy(x: &[f32], n: usize, h: &[f32], block: usize) -> f64 {
-    if x.is_empty() {
-        return 0.0;
+/// Refuses a slice of the wrong length.
+pub(crate) fn check_len(
+    what: &'static str,
+    found: usize,
+    expected: usize,
+) -> Result<(), CodecError> {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(CodecError::Shape {
+            what,
+            found,
+            expected,
+        })
     }
-    let piece = |x: &[f32]| {
-        let rows = x.len() / n;
-        let mut product = vec![0.0f32; x.len()];
-        for first in (0..n).step_by(block) {
-            let width = block.min(n - first);
-            let own = View::new(&x[first..], rows, width, n);
-            let h = View::new(&h[first * block..], width, width, block);
-            multiply(&mut product[first..], n, own, h, false);
+}
+
+/// Refuses a shape whose product does not fit into `usize`, and slices that do not have it.
+pub(crate) fn check_matrix(
+    what: &'static str,
+    found: usize,
+    rows: usize,
+    cols: usize,
+) -> Result<(), CodecError> {
+    check_len(what, found, rows.saturating_mul(cols))
+}
+
+/// Refuses NaN and infinities.
+pub(crate) fn check_finite(what: &'static str, values: &[f32]) -> Result<(), CodecError> {
+    // The sum of |x|*0 is NaN as soon as one value is not finite: one pass that vectorises.
+    let finite = values.chunks(4096).all(|chunk| {
+        let mut lanes = [0.0f32; 16];
+        for group in chunk.chunks(16) {
+            for (lane, x) in lanes.iter_mut().zip(group) {
+                *lane += x * 0.0;
+            }
         }
-        product
-            .iter()
-            .zip(x)
-            .map(|(p, x)| f64::from(*p) * f64::from(*x))
-            .sum::<f64>()
-    };
-    let pieces: Vec<f64> = x.par_chunks(PIECE * n).map(piece).collect();
-    pieces.iter().sum()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_hand_computed_case() {
-        // H = [[2, 1], [1, 3]]; w = (1, 2): 2 + 2·2·1 + 4·3 = 18; e = (1, -1): 2 − 2 + 3 = 3.
-        let h = [2.0, 1.0, 1.0, 3.0];
-        let found = relative_output_error(&[1.0, 2.0], &[2.0, 1.0], 1, 2, &h).unwrap();
-        assert!((found - 3.0 / 18.0).abs() < 1e-12);
-    }
-
-    #[test]
-    fn no_error_is_zero_even_where_there_is_no_signal() {
-        assert_eq!(
-            relative_output_error(&[0.0], &[0.0], 1, 1, &[1.0]).unwrap(),
-            0.0
-        );
-        assert_eq!(
-            relative_output_error(&[0.0], &[1.0], 1, 1, &[1.0]).unwrap(),
-            f64::INFINITY
-        );
-        assert_eq!(relative_output_error(&[], &[], 0, 0, &[]).unwrap(), 0.0);
-    }
-
-    #[test]
-    fn wrong_lengths_and_nan_are_refused() {
-        let short = relative_output_error(&[0.0], &[0.0], 1, 2, &[1.0]);
-        assert!(matches!(
-            short,
-            Err(CodecError::Shape {
-                what: "weights",
-                ..
-            })
-        ));
-        let none = relative_output_error(&[0.0], &[0.0], 1, 1, &[]);
-        assert!(matches!(
-            none,
-            Err(CodecError::Shape {
-                what: "Hessian",
-                ..
-            })
-        ));
-        let nan = relative_output_error(&[0.0], &[f32::NAN], 1, 1, &[1.0]);
-        assert!(matches!(
-            nan,
-            Err(CodecError::NotFinite {
-                what: "approximation",
-                ..
-            })
-        ));
+        lanes.iter().all(|x| x.is_finite())
+    });
+    match if finite {
+        None
+    } else {
+        values.iter().position(|x| !x.is_finite())
+    } {
+        None => Ok(()),
+        Some(index) => Err(CodecError::NotFinite {
+            what,
+            index,
+            found: values[index],
+        }),
     }
 }

@@ -27,7 +27,7 @@
 //! outside is taken as zero. `H` of very wide inputs and `G` of very many outputs come in blocks that fit in memory; those of `G`
 //! hold whole blocks of [`crate::trellis::BLOCK_ROWS`] rows or divide them.
 
-use crate::failure::{CodecError, check_finite, check_matrix};
+use crate::error::{CodecError, check_finite, check_matrix};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::triangular_solve::solve_unit_upper_triangular_in_place;

@@ -73,8 +73,8 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::error::CodecError;
     use crate::factor::factorize;
-    use crate::failure::CodecError;
 
     #[test]
     fn the_factors_used_last_are_kept_up_to_a_number_of_bytes() {

@@ -19,8 +19,8 @@
 //! a diagonal are worked off at the same time, each by one thread: the bits do not depend on the number of threads.
 
 use crate::bf16;
+use crate::error::{CodecError, check_finite, check_len, check_matrix};
 use crate::factor::Factor;
-use crate::failure::{CodecError, check_finite, check_len, check_matrix};
 use crate::product::{View, multiply};
 use crate::simd::{Kernel, dispatch};
 use crate::steps::Steps;

@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::classes::row_logs;
 use crate::code::TensorCode;
+use crate::contexts::row_log2_eighths;
+use crate::error::CodecError;
 use crate::factors::Factors;
-use crate::failure::CodecError;
-use crate::rate::Subject;
-use crate::steps::{Steps, bound_levels, step_logs};
+use crate::rate::RateProbe;
+use crate::steps::{Steps, bound_levels, step_log2_eighths};
 use crate::{feedback, rate};
 
 /// Most quantizations of the whole layer.
@@ -122,8 +122,8 @@ pub fn quantize<W: LayerWork>(
 
 /// Logarithms and step of one linear before the common factor.
 struct Start {
-    column_log: Vec<u8>,
-    row_step_log: Vec<u8>,
+    column_log2_eighths: Vec<u8>,
+    row_step_log2_eighths: Vec<u8>,
     step: f32,
 }
 
@@ -138,32 +138,36 @@ fn first_steps<W: LayerWork>(
     let mut shared: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
     for (index, shape) in shapes.iter().enumerate() {
         let factor = factors.input(&shape.input)?;
-        let (column_log, base) = step_logs(&factor.inv_diag)?;
-        let row_step_log = match factors.outputs(&shape.name)? {
-            Some(outputs) => step_logs(&outputs.inv_diag)?.0,
+        let (column_log2_eighths, base) = step_log2_eighths(&factor.inv_diag)?;
+        let row_step_log2_eighths = match factors.outputs(&shape.name)? {
+            Some(outputs) => step_log2_eighths(&outputs.inv_diag)?.0,
             None => vec![0; shape.rows],
         };
         let w = work.weights(index)?;
-        let subject = Subject {
+        let rate_probe = RateProbe {
             w: &w,
             m: shape.rows,
             n: shape.cols,
             factor: &factor,
-            column_log: &column_log,
-            row_step_log: &row_step_log,
+            column_log2_eighths: &column_log2_eighths,
+            row_step_log2_eighths: &row_step_log2_eighths,
         };
         let target = (shape.bits - FIRST_OVERHEAD).max(0.05);
-        let choice = rate::choose_step(subject, base, target, probe_rows)?;
-        let logs = shared.entry(&shape.input).or_insert(column_log.clone());
-        bound_levels(&w, choice.step, logs, &row_step_log);
+        let choice = rate::choose_step(rate_probe, base, target, probe_rows)?;
+        let logs = shared
+            .entry(&shape.input)
+            .or_insert(column_log2_eighths.clone());
+        bound_levels(&w, choice.step, logs, &row_step_log2_eighths);
         starts.push(Start {
-            column_log,
-            row_step_log,
+            column_log2_eighths,
+            row_step_log2_eighths,
             step: choice.step,
         });
     }
     for (shape, start) in shapes.iter().zip(&mut starts) {
-        start.column_log.clone_from(&shared[shape.input.as_str()]);
+        start
+            .column_log2_eighths
+            .clone_from(&shared[shape.input.as_str()]);
     }
     Ok(starts)
 }
@@ -182,23 +186,27 @@ fn pass<W: LayerWork>(
         let step = (f64::from(start.step) * shift.exp2()) as f32;
         crate::steps::check_step(step)?;
         let w = work.weights(index)?;
-        let steps = Steps::new(step, &start.column_log, &start.row_step_log);
+        let steps = Steps::new(
+            step,
+            &start.column_log2_eighths,
+            &start.row_step_log2_eighths,
+        );
         let (rows, cols) = (shape.rows, shape.cols);
         let q = feedback::quantize(&w, rows, cols, &factor, outputs.as_ref(), &steps)?;
-        let mut row_log = row_logs(&q, shape.rows, &start.column_log)?;
-        for (log, w) in row_log.iter_mut().zip(w.chunks(shape.cols.max(1))) {
+        let mut row_log2_eighths = row_log2_eighths(&q, shape.rows, &start.column_log2_eighths)?;
+        for (log, w) in row_log2_eighths.iter_mut().zip(w.chunks(shape.cols.max(1))) {
             if feedback::is_zero(w) {
                 *log = 0;
             }
         }
-        let column_log = start.column_log.clone();
+        let column_log2_eighths = start.column_log2_eighths.clone();
         let code = TensorCode {
             rows,
             cols,
             step,
-            column_log,
-            row_log,
-            row_step_log: start.row_step_log.clone(),
+            column_log2_eighths,
+            row_log2_eighths,
+            row_step_log2_eighths: start.row_step_log2_eighths.clone(),
             q,
             overlay: None,
         };

@@ -9,7 +9,7 @@
 //! 3. [`feedback`] quantizes, pushing the error of each column into the columns after it; within a column, [`trellis`]
 //!    finds the indices;
 //! 4. [`overlay`] fits what a low-rank correction can still win back;
-//! 5. [`classes`] builds the tables of the entropy coder, [`rans`] codes and decodes the indices,
+//! 5. [`contexts`] builds the tables of the entropy coder, [`rans`] codes and decodes the indices,
 //!    [`packed`] codes short rows of small integers;
 //! 6. [`layer`] does 2 to 5 for all linears of a layer within one budget of bytes;
 //! 7. [`reconstruct`] turns a [`TensorCode`] into bfloat16 weights by exactly specified arithmetic.
@@ -22,14 +22,15 @@
 pub mod allocate;
 pub mod bf16;
 mod bits;
-pub mod classes;
 mod code;
-pub mod error;
+pub mod contexts;
+mod error;
 pub mod factor;
 pub mod factors;
-mod failure;
+
 pub mod feedback;
 pub mod layer;
+pub mod output_error;
 pub mod overlay;
 pub mod packed;
 mod product;
@@ -41,5 +42,5 @@ pub mod steps;
 pub mod trellis;
 
 pub use code::{LowRank, TensorCode};
-pub use failure::CodecError;
+pub use error::CodecError;
 pub use packed::{pack_small, unpack_small};

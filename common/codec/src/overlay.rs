@@ -12,8 +12,8 @@
 
 use crate::bf16;
 use crate::code::LowRank;
+use crate::error::{CodecError, check_finite, check_len, check_matrix};
 use crate::factor::Factor;
-use crate::failure::{CodecError, check_finite, check_len, check_matrix};
 use crate::product::{View, multiply, parallel_product};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};

@@ -11,7 +11,7 @@
 //! shorter of both forms, mode 0..=8 on a tie.
 
 use crate::bits::{BitReader, BitWriter, best_rice, unzigzag, zigzag};
-use crate::failure::CodecError;
+use crate::error::CodecError;
 
 /// First mode with Rice codes.
 const RICE: u8 = 16;

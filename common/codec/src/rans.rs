@@ -11,8 +11,8 @@
 //!
 //! # Decoding a tile
 //! Rows in order; in a row groups of 32 columns in order, the last group perhaps with fewer; column
-//! j belongs to lane `j mod 32`. For each group, with the table of each element's class
-//! ([`crate::classes`]: shift k, frequencies f, slots shared out to the symbols −128, −127, …, 127
+//! j belongs to lane `j mod 32`. For each group, with the table of each element's context
+//! ([`crate::contexts`]: shift k, frequencies f, slots shared out to the symbols −128, −127, …, 127
 //! in this order):
 //! 1. every lane, with its state x of 32 bits:
 //!    `raw = x mod 2^k`, `slot = (x >> k) mod 4096`, s the symbol that owns the slot, `first` its

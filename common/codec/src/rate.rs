@@ -1,20 +1,20 @@
 //! Which step meets a budget of bits per weight.
 //!
 //! A probe quantizes a fixed sample of rows with the feedback of their columns (what rows hand on to one another hardly
-//! changes the rate) and counts the entropy of the indices in the classes that the coder
+//! changes the rate) and counts the entropy of the indices in the contexts that the coder
 //! uses. The entropy of a sample lies below that of the whole by about `(support − 1) / (2 ln 2)` bits
-//! per class (Miller and Madow 1955); this is added. A probe counts indices alone: whoever writes
+//! per context (Miller and Madow 1955); this is added. A probe counts indices alone: whoever writes
 //! the file adds tables, logarithms and headers, and corrects all steps of a layer by the same power
 //! of two if the bytes as written miss the budget (at high rate, a factor of `2^x` takes x bits off
 //! every weight).
 
-use crate::classes::{Tally, row_logs};
+use crate::contexts::{Histogram, row_log2_eighths};
+use crate::error::{CodecError, check_finite, check_len, check_matrix};
 use crate::factor::Factor;
-use crate::failure::{CodecError, check_finite, check_len, check_matrix};
 use crate::feedback;
 use crate::steps::{Steps, check_step};
 
-/// Granularity of the classes in a probe: quarters of an octave.
+/// Granularity of the contexts in a probe: quarters of an octave.
 const GRANULARITY: u32 = 1;
 /// A step is good enough when its sample is this near to the target, bits per weight.
 pub const TOLERANCE: f64 = 0.002;
@@ -38,7 +38,7 @@ pub struct Choice {
 
 /// A tensor whose rate is asked for.
 #[derive(Clone, Copy)]
-pub struct Subject<'a> {
+pub struct RateProbe<'a> {
     /// [m, n]
     pub w: &'a [f32],
     /// Outputs.
@@ -48,9 +48,9 @@ pub struct Subject<'a> {
     /// Factor of the Hessian of its input.
     pub factor: &'a Factor,
     /// [n], see [`crate::steps`].
-    pub column_log: &'a [u8],
+    pub column_log2_eighths: &'a [u8],
     /// [m]
-    pub row_step_log: &'a [u8],
+    pub row_step_log2_eighths: &'a [u8],
 }
 
 /// A fixed sample of rows of a tensor.
@@ -60,18 +60,26 @@ struct Sample<'a> {
     rows: usize,
     n: usize,
     factor: &'a Factor,
-    column_log: &'a [u8],
+    column_log2_eighths: &'a [u8],
     /// [rows]
-    row_step_log: Vec<u8>,
+    row_step_log2_eighths: Vec<u8>,
 }
 
 impl<'a> Sample<'a> {
     /// Row `floor((i + 1/2) · m / rows)` for i = 0..rows, with `rows = min(probe_rows, m)`.
-    fn new(subject: Subject<'a>, probe_rows: usize) -> Result<Self, CodecError> {
-        let Subject { w, m, n, .. } = subject;
+    fn new(rate_probe: RateProbe<'a>, probe_rows: usize) -> Result<Self, CodecError> {
+        let RateProbe { w, m, n, .. } = rate_probe;
         check_matrix("weights", w.len(), m, n)?;
-        check_len("column_log", subject.column_log.len(), n)?;
-        check_len("row_step_log", subject.row_step_log.len(), m)?;
+        check_len(
+            "column_log2_eighths",
+            rate_probe.column_log2_eighths.len(),
+            n,
+        )?;
+        check_len(
+            "row_step_log2_eighths",
+            rate_probe.row_step_log2_eighths.len(),
+            m,
+        )?;
         if probe_rows == 0 {
             let expected = "at least 1";
             return Err(CodecError::Range {
@@ -82,41 +90,41 @@ impl<'a> Sample<'a> {
         }
         let rows = probe_rows.min(m);
         let mut sample = Vec::with_capacity(rows * n);
-        let mut row_step_log = Vec::with_capacity(rows);
+        let mut row_step_log2_eighths = Vec::with_capacity(rows);
         for i in 0..rows {
             let row = (2 * i + 1) * m / (2 * rows);
             sample.extend_from_slice(&w[row * n..(row + 1) * n]);
-            row_step_log.push(subject.row_step_log[row]);
+            row_step_log2_eighths.push(rate_probe.row_step_log2_eighths[row]);
         }
         check_finite("weights", &sample)?;
         Ok(Sample {
             w: sample,
             rows,
             n,
-            factor: subject.factor,
-            column_log: subject.column_log,
-            row_step_log,
+            factor: rate_probe.factor,
+            column_log2_eighths: rate_probe.column_log2_eighths,
+            row_step_log2_eighths,
         })
     }
 
     /// Bits per weight at a step.
     fn bits(&self, step: f32) -> Result<f64, CodecError> {
         check_step(step)?;
-        let steps = Steps::new(step, self.column_log, &self.row_step_log);
+        let steps = Steps::new(step, self.column_log2_eighths, &self.row_step_log2_eighths);
         let q = feedback::quantize(&self.w, self.rows, self.n, self.factor, None, &steps)?;
         if q.is_empty() {
             return Ok(0.0);
         }
-        let row_log = row_logs(&q, self.rows, self.column_log)?;
-        let mut tally = Tally::default();
-        tally.count(&q, &row_log, self.column_log)?;
-        let bits: f64 = tally
-            .classes(GRANULARITY)
+        let row_log2_eighths = row_log2_eighths(&q, self.rows, self.column_log2_eighths)?;
+        let mut histogram = Histogram::default();
+        histogram.count(&q, &row_log2_eighths, self.column_log2_eighths)?;
+        let bits: f64 = histogram
+            .contexts(GRANULARITY)
             .iter()
             .flatten()
-            .map(|class| {
-                let unseen = class.support().saturating_sub(1) as f64;
-                class.entropy() + unseen / (2.0 * std::f64::consts::LN_2)
+            .map(|context| {
+                let unseen = context.support().saturating_sub(1) as f64;
+                context.entropy() + unseen / (2.0 * std::f64::consts::LN_2)
             })
             .sum();
         Ok(bits / q.len() as f64)
@@ -132,7 +140,7 @@ impl<'a> Sample<'a> {
                 / self.n as f64
         });
         let logs: Vec<f64> = energies
-            .zip(&self.row_step_log)
+            .zip(&self.row_step_log2_eighths)
             .filter(|(e, _)| *e > 0.0)
             .map(|(e, &log)| 0.5 * e.log2() - f64::from(log) / 8.0)
             .collect();
@@ -140,7 +148,7 @@ impl<'a> Sample<'a> {
             return None;
         }
         let spread: f64 = self
-            .column_log
+            .column_log2_eighths
             .iter()
             .map(|&log| f64::from(log) / 8.0)
             .sum();
@@ -155,8 +163,8 @@ impl<'a> Sample<'a> {
 /// # Errors
 /// Those of [`feedback::quantize`]; [`CodecError::Range`] for a step or a number of rows without
 /// meaning.
-pub fn probe(subject: Subject<'_>, step: f32, probe_rows: usize) -> Result<f64, CodecError> {
-    Sample::new(subject, probe_rows)?.bits(step)
+pub fn probe(rate_probe: RateProbe<'_>, step: f32, probe_rows: usize) -> Result<f64, CodecError> {
+    Sample::new(rate_probe, probe_rows)?.bits(step)
 }
 
 /// The tensor step at which the indices of a tensor take `target_bits` per weight, to within
@@ -166,7 +174,7 @@ pub fn probe(subject: Subject<'_>, step: f32, probe_rows: usize) -> Result<f64, 
 /// # Errors
 /// Those of [`probe`]; [`CodecError::Range`] for a target outside 0.05..=12.
 pub fn choose_step(
-    subject: Subject<'_>,
+    rate_probe: RateProbe<'_>,
     base: f32,
     target_bits: f64,
     probe_rows: usize,
@@ -179,7 +187,7 @@ pub fn choose_step(
             expected,
         });
     }
-    let sample = Sample::new(subject, probe_rows)?;
+    let sample = Sample::new(rate_probe, probe_rows)?;
     let Some(start) = sample.start(target_bits) else {
         check_step(base)?;
         return Ok(Choice {

@@ -7,7 +7,7 @@
 
 use crate::bf16;
 use crate::code::TensorCode;
-use crate::failure::CodecError;
+use crate::error::CodecError;
 use crate::simd::{Kernel, dispatch};
 use crate::trellis::{BLOCK_ROWS, advance, level, levels};
 use rayon::prelude::*;
@@ -30,16 +30,16 @@ pub fn reconstruct(code: &TensorCode) -> Result<Vec<u16>, CodecError> {
     let rank = code.overlay.as_ref().map_or(0, |overlay| overlay.rank);
     out.par_chunks_mut(BLOCK_ROWS * code.cols)
         .zip(code.q.par_chunks(BLOCK_ROWS * code.cols))
-        .zip(code.row_log.par_chunks(BLOCK_ROWS))
+        .zip(code.row_log2_eighths.par_chunks(BLOCK_ROWS))
         .zip(steps.rows.par_chunks(BLOCK_ROWS))
         .enumerate()
-        .for_each(|(block, (((out, q), row_log), row_factors))| {
+        .for_each(|(block, (((out, q), row_log2_eighths), row_factors))| {
             let first = block * BLOCK_ROWS * rank;
-            let u = &u[first..first + row_log.len() * rank];
+            let u = &u[first..first + row_log2_eighths.len() * rank];
             dispatch(Block {
                 out,
                 q,
-                row_log,
+                row_log2_eighths,
                 row_factors,
                 steps: &steps.columns,
                 u,
@@ -66,7 +66,7 @@ pub fn reconstruct_row(code: &TensorCode, row: usize) -> Result<Vec<u16>, CodecE
     }
     let first = row - row % BLOCK_ROWS;
     let block = &code.q[first * code.cols..(row + 1) * code.cols];
-    let levels = levels(block, code.cols, &code.row_log[first..=row]);
+    let levels = levels(block, code.cols, &code.row_log2_eighths[first..=row]);
     let levels = &levels[(row - first) * code.cols..];
     let steps = code.steps();
     let weight = |j: usize| {
@@ -91,12 +91,12 @@ fn overlay_values(code: &TensorCode) -> (Vec<f32>, Vec<f32>) {
     }
 }
 
-/// A block of rows: `out`, `q` [rows, cols], `row_log`, `row_factors` [rows], `steps` [cols], `u` [rows, rank], `v`
+/// A block of rows: `out`, `q` [rows, cols], `row_log2_eighths`, `row_factors` [rows], `steps` [cols], `u` [rows, rank], `v`
 /// [rank, cols].
 struct Block<'a> {
     out: &'a mut [u16],
     q: &'a [i16],
-    row_log: &'a [u8],
+    row_log2_eighths: &'a [u8],
     row_factors: &'a [f32],
     steps: &'a [f32],
     u: &'a [f32],
@@ -114,11 +114,11 @@ impl Kernel for Block<'_> {
             let last = cols.min(first + STRIP);
             let steps = &self.steps[first..last];
             let mut history = [0u16; STRIP];
-            let rows = self.row_log.iter().zip(self.row_factors);
-            for (row, (&row_log, &row_factor)) in rows.enumerate() {
+            let rows = self.row_log2_eighths.iter().zip(self.row_factors);
+            for (row, (&row_log2_eighths, &row_factor)) in rows.enumerate() {
                 let at = row * cols;
                 let mut acc = [0.0f32; STRIP];
-                if row_log > 0 {
+                if row_log2_eighths > 0 {
                     let q = &self.q[at + first..at + last];
                     let columns = acc.iter_mut().zip(&mut history).zip(q).zip(steps);
                     for (((acc, history), &q), &step) in columns {

@@ -1,14 +1,14 @@
 //! Quantization steps as logarithms: one f32 per tensor, one byte per column, one byte per row.
 //!
 //! A logarithm stands for the f32 `F(log) = M[log & 7] · 2^(log >> 3)`, exact because the second factor is a power of two;
-//! `M[k]` is the f32 nearest to `2^(k/8)`. Column j has the step `s_j = step · F(column_log[j])`, its weight in row i the
-//! step `s_j · F(row_step_log[i])`: one f32 multiplication each, so that the steps are the same bits on every machine.
+//! `M[k]` is the f32 nearest to `2^(k/8)`. Column j has the step `s_j = step · F(column_log2_eighths[j])`, its weight in row i the
+//! step `s_j · F(row_step_log2_eighths[i])`: one f32 multiplication each, so that the steps are the same bits on every machine.
 //! Logarithms run from 0 to 255: almost 32 octaves.
 //!
 //! The same table quantizes ratios to eighths of an octave, by comparing instead of calling a
 //! library's logarithm, whose last bit depends on the platform.
 
-use crate::failure::{CodecError, check_finite};
+use crate::error::{CodecError, check_finite};
 
 /// Bit patterns of the f32 nearest to `2^(k/8)`, k = 0..8.
 pub const MANTISSA_BITS: [u32; 8] = [
@@ -67,13 +67,16 @@ pub struct Steps {
 
 impl Steps {
     /// From the tensor step and the logarithms of columns and rows.
-    pub fn new(step: f32, column_log: &[u8], row_step_log: &[u8]) -> Self {
+    pub fn new(step: f32, column_log2_eighths: &[u8], row_step_log2_eighths: &[u8]) -> Self {
         Steps {
-            columns: column_log
+            columns: column_log2_eighths
                 .iter()
                 .map(|&log| column_step(step, log))
                 .collect(),
-            rows: row_step_log.iter().map(|&log| factor(log)).collect(),
+            rows: row_step_log2_eighths
+                .iter()
+                .map(|&log| factor(log))
+                .collect(),
         }
     }
 }
@@ -100,7 +103,7 @@ pub(crate) fn eighths(ratio: f64) -> i32 {
 ///
 /// # Errors
 /// [`CodecError::NotFinite`], or [`CodecError::Range`] for an entry that is not positive.
-pub fn step_logs(inv_diag: &[f32]) -> Result<(Vec<u8>, f32), CodecError> {
+pub fn step_log2_eighths(inv_diag: &[f32]) -> Result<(Vec<u8>, f32), CodecError> {
     check_finite("inverse diagonal", inv_diag)?;
     let base = inv_diag.iter().copied().fold(f32::INFINITY, f32::min);
     if inv_diag.is_empty() {
@@ -126,15 +129,20 @@ pub fn step_logs(inv_diag: &[f32]) -> Result<(Vec<u8>, f32), CodecError> {
 ///
 /// Channels with massive activations (Sun et al. 2024) ask for steps far finer than the bfloat16 of the result; without
 /// a bound their levels would saturate.
-pub fn bound_levels(w: &[f32], step: f32, column_log: &mut [u8], row_step_log: &[u8]) {
-    let cols = column_log.len();
+pub fn bound_levels(
+    w: &[f32],
+    step: f32,
+    column_log2_eighths: &mut [u8],
+    row_step_log2_eighths: &[u8],
+) {
+    let cols = column_log2_eighths.len();
     let mut peaks = vec![0.0f32; cols];
-    for (row, &log) in w.chunks_exact(cols.max(1)).zip(row_step_log) {
+    for (row, &log) in w.chunks_exact(cols.max(1)).zip(row_step_log2_eighths) {
         let inverse = factor(log).recip();
         let pairs = peaks.iter_mut().zip(row);
         pairs.for_each(|(peak, x)| *peak = peak.max(x.abs() * inverse));
     }
-    for (peak, log) in peaks.iter().zip(column_log) {
+    for (peak, log) in peaks.iter().zip(column_log2_eighths) {
         while *log < u8::MAX && *peak > LARGEST_USEFUL * column_step(step, *log) {
             *log += 1;
         }
@@ -195,15 +203,15 @@ mod tests {
 
     #[test]
     fn step_logs_are_relative_to_the_smallest_entry_and_saturate() {
-        let (logs, base) = step_logs(&[0.5, 1.0, 0.25, 0.25 * 1.09, 1e30]).unwrap();
+        let (logs, base) = step_log2_eighths(&[0.5, 1.0, 0.25, 0.25 * 1.09, 1e30]).unwrap();
         assert_eq!((logs, base), (vec![8, 16, 0, 1, 255], 0.25));
-        assert_eq!(step_logs(&[7.0]).unwrap(), (vec![0], 7.0));
-        assert_eq!(step_logs(&[]).unwrap(), (vec![], 1.0));
+        assert_eq!(step_log2_eighths(&[7.0]).unwrap(), (vec![0], 7.0));
+        assert_eq!(step_log2_eighths(&[]).unwrap(), (vec![], 1.0));
     }
 
     #[test]
     fn a_column_far_finer_than_the_others_is_held_at_a_share_of_the_median() {
-        let (logs, base) = step_logs(&[1.0, 1e-6, 1.0, 2.0]).unwrap();
+        let (logs, base) = step_log2_eighths(&[1.0, 1e-6, 1.0, 2.0]).unwrap();
         assert_eq!((logs, base), (vec![96, 0, 96, 104], FINEST));
     }
 
@@ -220,15 +228,15 @@ mod tests {
     #[test]
     fn step_logs_refuse_what_is_no_step() {
         assert!(matches!(
-            step_logs(&[1.0, f32::NAN]),
+            step_log2_eighths(&[1.0, f32::NAN]),
             Err(CodecError::NotFinite { .. })
         ));
         assert!(matches!(
-            step_logs(&[1.0, 0.0]),
+            step_log2_eighths(&[1.0, 0.0]),
             Err(CodecError::Range { .. })
         ));
         assert!(matches!(
-            step_logs(&[1.0, -1.0]),
+            step_log2_eighths(&[1.0, -1.0]),
             Err(CodecError::Range { .. })
         ));
     }

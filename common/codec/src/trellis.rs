@@ -90,10 +90,10 @@ pub(crate) fn advance(history: u16, q: i16) -> u16 {
 }
 
 /// Levels of `q` [rows, cols], rows with the row logarithm 0 being zero: the definition, one element after another.
-pub fn levels(q: &[i16], cols: usize, row_log: &[u8]) -> Vec<i32> {
+pub fn levels(q: &[i16], cols: usize, row_log2_eighths: &[u8]) -> Vec<i32> {
     let mut history = vec![0u16; cols];
     let mut out = Vec::with_capacity(q.len());
-    for (row, (q, &log)) in q.chunks(cols.max(1)).zip(row_log).enumerate() {
+    for (row, (q, &log)) in q.chunks(cols.max(1)).zip(row_log2_eighths).enumerate() {
         if row % BLOCK_ROWS == 0 {
             history.fill(0);
         }

@@ -1,15 +1,15 @@
 //! The codec from weights to bytes and back: gains, budgets, determinism, equal bits on every path, hostile bytes.
 
 use proptest::prelude::*;
-use uc_codec::classes::{LayerTables, class_entropy, row_logs};
+use uc_codec::contexts::{LayerTables, context_entropy, row_log2_eighths};
 use uc_codec::factors::Factors;
 use uc_codec::layer::{self, CodedLinear, LayerWork, LinearShape};
-use uc_codec::rate::Subject;
+use uc_codec::rate::RateProbe;
 use uc_codec::steps::Steps;
 use uc_codec::trellis::BLOCK_ROWS;
 use uc_codec::{
-    CodecError, LowRank, TensorCode, bf16, error, factor, feedback, rans, rate, reconstruct, steps,
-    trellis,
+    CodecError, LowRank, TensorCode, bf16, factor, feedback, output_error, rans, rate, reconstruct,
+    steps, trellis,
 };
 
 /// SplitMix64 with normal deviates.
@@ -75,15 +75,15 @@ fn gradients(rows: usize) -> Vec<f32> {
     moments
 }
 
-fn coded(rows: usize, cols: usize, q: Vec<i16>, column_log: Vec<u8>) -> TensorCode {
-    let row_log = row_logs(&q, rows, &column_log).expect("logarithms");
+fn coded(rows: usize, cols: usize, q: Vec<i16>, column_log2_eighths: Vec<u8>) -> TensorCode {
+    let row_log2_eighths = row_log2_eighths(&q, rows, &column_log2_eighths).expect("logarithms");
     TensorCode {
         rows,
         cols,
         step: 0.01,
-        column_log,
-        row_log,
-        row_step_log: vec![0; rows],
+        column_log2_eighths,
+        row_log2_eighths,
+        row_step_log2_eighths: vec![0; rows],
         q,
         overlay: None,
     }
@@ -117,7 +117,7 @@ fn feedback_leaves_a_small_part_of_the_error_of_plain_rounding() {
         .map(|x| (x / (2.0 * step)).round() * 2.0 * step)
         .collect();
     let of = |approximation: &[f32]| {
-        error::relative_output_error(&w, approximation, m, n, &h).expect("error")
+        output_error::relative_output_error(&w, approximation, m, n, &h).expect("error")
     };
     let (with, plain) = (of(&with), of(&plain));
     assert!(with < 0.4 * plain, "{with} against {plain}");
@@ -130,22 +130,23 @@ fn probes_predict_the_rate_of_the_whole_tensor() {
     let h = correlated(n, &mut random);
     let w = random.normals(m * n);
     let found = factor::factorize(&h, n, 0.01).expect("factor");
-    let (column_log, base) = steps::step_logs(&found.inv_diag).expect("logarithms");
+    let (column_log2_eighths, base) =
+        steps::step_log2_eighths(&found.inv_diag).expect("logarithms");
     for target in [2.5, 4.0, 5.0] {
-        let row_step_log: Vec<u8> = (0..m).map(|row| (row / 4 % 24) as u8).collect();
-        let subject = Subject {
+        let row_step_log2_eighths: Vec<u8> = (0..m).map(|row| (row / 4 % 24) as u8).collect();
+        let rate_probe = RateProbe {
             w: &w,
             m,
             n,
             factor: &found,
-            column_log: &column_log,
-            row_step_log: &row_step_log,
+            column_log2_eighths: &column_log2_eighths,
+            row_step_log2_eighths: &row_step_log2_eighths,
         };
-        let choice = rate::choose_step(subject, base, target, 256).expect("step");
-        let steps = Steps::new(choice.step, &column_log, &row_step_log);
+        let choice = rate::choose_step(rate_probe, base, target, 256).expect("step");
+        let steps = Steps::new(choice.step, &column_log2_eighths, &row_step_log2_eighths);
         let q = feedback::quantize(&w, m, n, &found, None, &steps).expect("quantized");
-        let code = coded(m, n, q, column_log.clone());
-        let bits = class_entropy(&[&code], 1).expect("entropy") / (m * n) as f64;
+        let code = coded(m, n, q, column_log2_eighths.clone());
+        let bits = context_entropy(&[&code], 1).expect("entropy") / (m * n) as f64;
         assert!((bits - target).abs() < 0.05, "{bits} for {target}");
     }
 }
@@ -162,7 +163,7 @@ fn the_coder_stays_within_a_hundredth_of_a_bit_of_the_entropy_of_its_classes() {
     let encoded = rans::encode(&code, &tables).expect("encoded");
     let bits = 8.0
         * (encoded.payload.len() + 8 * encoded.tile_offsets.len() + tables.to_bytes().len()) as f64;
-    let entropy = class_entropy(&[&code], tables.granularity()).expect("entropy");
+    let entropy = context_entropy(&[&code], tables.granularity()).expect("entropy");
     let overhead = (bits - entropy) / code.weights() as f64;
     assert!((0.0..0.01).contains(&overhead), "{overhead}");
 }
@@ -175,22 +176,24 @@ fn one_and_three_threads_give_the_same_bits() {
     let w = random.normals(m * n);
     let work = || {
         let found = factor::factorize(&h, n, 0.01).expect("factor");
-        let (column_log, base) = steps::step_logs(&found.inv_diag).expect("logarithms");
+        let (column_log2_eighths, base) =
+            steps::step_log2_eighths(&found.inv_diag).expect("logarithms");
         let outputs = factor::factorize(&gradients(m), m, 0.1).expect("outputs");
-        let (row_step_log, _) = steps::step_logs(&outputs.inv_diag).expect("logarithms");
-        let subject = Subject {
+        let (row_step_log2_eighths, _) =
+            steps::step_log2_eighths(&outputs.inv_diag).expect("logarithms");
+        let rate_probe = RateProbe {
             w: &w,
             m,
             n,
             factor: &found,
-            column_log: &column_log,
-            row_step_log: &row_step_log,
+            column_log2_eighths: &column_log2_eighths,
+            row_step_log2_eighths: &row_step_log2_eighths,
         };
-        let choice = rate::choose_step(subject, base, 4.0, 64).expect("step");
-        let steps = Steps::new(choice.step, &column_log, &row_step_log);
+        let choice = rate::choose_step(rate_probe, base, 4.0, 64).expect("step");
+        let steps = Steps::new(choice.step, &column_log2_eighths, &row_step_log2_eighths);
         let q = feedback::quantize(&w, m, n, &found, Some(&outputs), &steps).expect("quantized");
-        let mut code = coded(m, n, q, column_log);
-        (code.step, code.row_step_log) = (choice.step, row_step_log);
+        let mut code = coded(m, n, q, column_log2_eighths);
+        (code.step, code.row_step_log2_eighths) = (choice.step, row_step_log2_eighths);
         let residual = code.residual(&w).expect("residual");
         let fit = uc_codec::overlay::fit(&residual, m, n, &found, &steps.rows, 6).expect("fit");
         code.overlay = fit.low_rank(6);
@@ -377,29 +380,35 @@ fn hard_cases() -> Vec<Hard> {
 fn hard_layers_are_quantized_within_the_error_that_their_bits_allow() {
     for Hard { name, m, n, w, h } in hard_cases() {
         let found = factor::factorize(&h, n, 0.001).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let (mut column_log, base) = steps::step_logs(&found.inv_diag).expect("logarithms");
-        let row_step_log = vec![0; m];
-        let subject = Subject {
+        let (mut column_log2_eighths, base) =
+            steps::step_log2_eighths(&found.inv_diag).expect("logarithms");
+        let row_step_log2_eighths = vec![0; m];
+        let rate_probe = RateProbe {
             w: &w,
             m,
             n,
             factor: &found,
-            column_log: &column_log,
-            row_step_log: &row_step_log,
+            column_log2_eighths: &column_log2_eighths,
+            row_step_log2_eighths: &row_step_log2_eighths,
         };
-        let choice = rate::choose_step(subject, base, 6.0, 64).expect("step");
-        steps::bound_levels(&w, choice.step, &mut column_log, &row_step_log);
-        let steps = Steps::new(choice.step, &column_log, &row_step_log);
+        let choice = rate::choose_step(rate_probe, base, 6.0, 64).expect("step");
+        steps::bound_levels(
+            &w,
+            choice.step,
+            &mut column_log2_eighths,
+            &row_step_log2_eighths,
+        );
+        let steps = Steps::new(choice.step, &column_log2_eighths, &row_step_log2_eighths);
         let q = feedback::quantize(&w, m, n, &found, None, &steps).expect("quantized");
-        let mut code = coded(m, n, q, column_log);
+        let mut code = coded(m, n, q, column_log2_eighths);
         code.step = choice.step;
         let tables = LayerTables::build(&[&code]).expect("tables");
         let e = rans::encode(&code, &tables).expect("encoded");
         let decoded = rans::decode(
             m,
             n,
-            &code.row_log,
-            &code.column_log,
+            &code.row_log2_eighths,
+            &code.column_log2_eighths,
             &tables,
             e.tile_rows,
             &e.tile_offsets,
@@ -408,7 +417,7 @@ fn hard_layers_are_quantized_within_the_error_that_their_bits_allow() {
         assert!(decoded.as_ref() == Ok(&code.q), "{name}");
         let values = values(&code);
         assert!(values.iter().all(|value| value.is_finite()), "{name}");
-        let error = error::relative_output_error(&w, &values, m, n, &h).expect("error");
+        let error = output_error::relative_output_error(&w, &values, m, n, &h).expect("error");
         // Six bits leave 2^-12 of white weights; few weights may meet a coarser step.
         assert!(error < 0.004 || m * n <= n.max(m), "{name}: {error}");
     }
@@ -427,13 +436,13 @@ proptest! {
             q[0] = i16::MAX;
             q[rows * cols - 1] = -i16::MAX;
         }
-        let column_log = (0..cols).map(|_| (random.bits() % 20) as u8).collect();
-        let code = coded(rows, cols, q, column_log);
+        let column_log2_eighths = (0..cols).map(|_| (random.bits() % 20) as u8).collect();
+        let code = coded(rows, cols, q, column_log2_eighths);
         let tables = LayerTables::build(&[&code]).expect("tables");
         let tables = LayerTables::from_bytes(&tables.to_bytes()).expect("tables come back");
         let e = rans::encode(&code, &tables).expect("encoded");
         let found = rans::decode(
-            rows, cols, &code.row_log, &code.column_log, &tables, e.tile_rows, &e.tile_offsets, &e.payload,
+            rows, cols, &code.row_log2_eighths, &code.column_log2_eighths, &tables, e.tile_rows, &e.tile_offsets, &e.payload,
         );
         prop_assert_eq!(found.expect("decoded"), code.q);
     }
@@ -455,14 +464,14 @@ proptest! {
         };
         let payload = damage(&e.payload);
         let found = rans::decode(
-            60, 50, &code.row_log, &code.column_log, &tables, e.tile_rows, &e.tile_offsets, &payload,
+            60, 50, &code.row_log2_eighths, &code.column_log2_eighths, &tables, e.tile_rows, &e.tile_offsets, &payload,
         );
         // The coder is a bijection: damaged bytes are no code at all, or the code of other indices.
         prop_assert!(found.as_ref() != Ok(&code.q));
         prop_assert!(!cut || found.is_err());
         if let Ok(other) = LayerTables::from_bytes(&damage(&tables.to_bytes())) {
             let _ = rans::decode(
-                60, 50, &code.row_log, &code.column_log, &other, e.tile_rows, &e.tile_offsets, &e.payload,
+                60, 50, &code.row_log2_eighths, &code.column_log2_eighths, &other, e.tile_rows, &e.tile_offsets, &e.payload,
             );
         }
     }
@@ -474,7 +483,7 @@ proptest! {
         let mut random = Random(seed);
         let q = (0..rows * cols).map(|_| (random.normal() * 9.0) as i16).collect();
         let mut code = coded(rows, cols, q, (0..cols).map(|_| (random.bits() % 60) as u8).collect());
-        code.row_log[zero % rows] = 0;
+        code.row_log2_eighths[zero % rows] = 0;
         let mut words = |count: usize| -> Vec<u16> {
             random.normals(count).into_iter().map(bf16::round_nearest_even).collect()
         };

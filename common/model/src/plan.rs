@@ -54,7 +54,7 @@ pub struct LayerPlan {
     /// Matrices to compress, in the order in which the layer uses them.
     pub linears: Vec<LinearSpec>,
     /// Norms, biases, routers and the like, kept exactly.
-    pub extras: Vec<ExactSpec>,
+    pub exact: Vec<ExactSpec>,
     /// Distinct inputs in the order in which the forward pass observes them.
     pub inputs: Vec<InputSpec>,
 }
@@ -65,7 +65,7 @@ impl LayerPlan {
             index,
             prefix: layer.prefix.clone(),
             linears: Vec::new(),
-            extras: Vec::new(),
+            exact: Vec::new(),
             inputs: Vec::new(),
         };
         for block in &layer.blocks {
@@ -84,7 +84,7 @@ impl LayerPlan {
     }
 
     fn add_norm(&mut self, norm: Option<&NormSpec>) {
-        self.extras
+        self.exact
             .extend(norm.into_iter().flat_map(NormSpec::tensors));
     }
 
@@ -110,7 +110,7 @@ impl LayerPlan {
     fn add_bias(&mut self, projection: &Projection) {
         if projection.bias {
             let name = format!("{}.bias", projection.name);
-            self.extras.push(exact(&name, &[projection.rows]));
+            self.exact.push(exact(&name, &[projection.rows]));
         }
     }
 
@@ -160,11 +160,11 @@ impl LayerPlan {
         let Projection {
             name, rows, cols, ..
         } = &experts.router;
-        self.extras
+        self.exact
             .push(exact(&format!("{name}.weight"), &[*rows, *cols]));
         self.add_bias(&experts.router);
         if let Routing::Sigmoid { correction, .. } = &experts.routing {
-            self.extras.push(exact(correction, &[*rows]));
+            self.exact.push(exact(correction, &[*rows]));
         }
         if let Some(shared) = &experts.shared {
             self.add_mlp(shared, false);
@@ -183,8 +183,8 @@ impl LayerPlan {
         self.add_linear(&mamba.selection, "x_in");
         self.add_input("dt_in", mamba.rank, false);
         self.add_linear(&mamba.step, "dt_in");
-        self.extras.push(exact("mixer.A_log", &[inner, state]));
-        self.extras.push(exact("mixer.D", &[inner]));
+        self.exact.push(exact("mixer.A_log", &[inner, state]));
+        self.exact.push(exact("mixer.D", &[inner]));
         self.add_input("out_in", inner, false);
         self.add_linear(&mamba.output, "out_in");
     }
@@ -194,7 +194,7 @@ impl LayerPlan {
         self.add_linear(&mamba.input, "in_in");
         self.add_conv(&mamba.conv);
         for name in ["mixer.dt_bias", "mixer.A_log", "mixer.D"] {
-            self.extras.push(exact(name, &[mamba.heads]));
+            self.exact.push(exact(name, &[mamba.heads]));
         }
         self.add_norm(Some(&mamba.norm));
         self.add_input("out_in", mamba.output.cols, false);
@@ -206,10 +206,10 @@ impl LayerPlan {
             channels, kernel, ..
         } = conv;
         let tensor = |part: &str| format!("{}.{part}", conv.name);
-        self.extras
+        self.exact
             .push(exact(&tensor("weight"), &[channels, 1, kernel]));
         if conv.bias {
-            self.extras.push(exact(&tensor("bias"), &[channels]));
+            self.exact.push(exact(&tensor("bias"), &[channels]));
         }
     }
 
@@ -233,7 +233,7 @@ impl LayerPlan {
 
     /// All parameters of this layer.
     pub fn parameters(&self) -> u64 {
-        self.linear_parameters() + self.extras.iter().map(ExactSpec::parameters).sum::<u64>()
+        self.linear_parameters() + self.exact.iter().map(ExactSpec::parameters).sum::<u64>()
     }
 
     /// Names (within the layer) and shapes of all tensors of this layer, as the pipeline's files hold them.
@@ -244,7 +244,7 @@ impl LayerPlan {
                 name: l.name.clone(),
                 shape: vec![l.rows, l.cols],
             })
-            .chain(self.extras.iter().cloned())
+            .chain(self.exact.iter().cloned())
     }
 
     /// Full names and shapes of all tensors of this layer, as the source's files hold them. A tensor that
@@ -254,11 +254,11 @@ impl LayerPlan {
             let (name, shape) = linear.in_source();
             exact(&format!("{}{name}", self.prefix), &shape)
         });
-        let extras = self
-            .extras
+        let exact = self
+            .exact
             .iter()
             .map(|extra| exact(&format!("{}{}", self.prefix, extra.name), &extra.shape));
-        linears.chain(extras)
+        linears.chain(exact)
     }
 }
 
@@ -359,20 +359,20 @@ impl ModelConfig {
 
     /// Full names and shapes of the tensors outside the layers: embedding, final norm and, unless
     /// the head is tied to the embedding, the output matrix.
-    pub fn scaffold_plan(&self) -> Vec<ExactSpec> {
+    pub fn non_layer_plan(&self) -> Vec<ExactSpec> {
         let matrix = |name: &str, rows| exact(name, &[rows, self.hidden]);
-        let mut scaffold = vec![matrix(&self.embedding.weight, self.vocab)];
+        let mut non_layer = vec![matrix(&self.embedding.weight, self.vocab)];
         if let Some(positions) = &self.embedding.positions {
-            scaffold.push(matrix(positions, self.context));
+            non_layer.push(matrix(positions, self.context));
         }
-        scaffold.extend(self.head.norm.tensors());
+        non_layer.extend(self.head.norm.tensors());
         if !self.head.tied {
-            scaffold.push(matrix(&self.head.weight, self.vocab));
+            non_layer.push(matrix(&self.head.weight, self.vocab));
         }
         if let Some(bias) = &self.head.bias {
-            scaffold.push(exact(bias, &[self.vocab]));
+            non_layer.push(exact(bias, &[self.vocab]));
         }
-        scaffold
+        non_layer
     }
 
     /// Weights of all linears of all layers.
@@ -384,11 +384,11 @@ impl ModelConfig {
 
     /// All parameters; a tied head counts once.
     pub fn total_parameters(&self) -> u64 {
-        let scaffold = self.scaffold_plan();
+        let non_layer = self.non_layer_plan();
         self.layer_plans()
             .map(|plan| plan.parameters())
             .sum::<u64>()
-            + scaffold.iter().map(ExactSpec::parameters).sum::<u64>()
+            + non_layer.iter().map(ExactSpec::parameters).sum::<u64>()
     }
 
     /// The plans of all layers, one after another.

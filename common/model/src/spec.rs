@@ -297,7 +297,7 @@ pub struct MambaSpec {
 }
 
 /// A selective state space block with one decay and one step per head (Mamba-2: Dao and Gu 2024,
-/// arXiv 2405.21060). The extras `mixer.A_log`, `mixer.D` and `mixer.dt_bias` are `[heads]`.
+/// arXiv 2405.21060). The exact tensors `mixer.A_log`, `mixer.D` and `mixer.dt_bias` are `[heads]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mamba2Spec {
     /// Heads, a multiple of `groups`.

@@ -9,11 +9,11 @@ use crate::MAX_EXACT_RANK;
 use crate::error::{PackError, invalid};
 use crate::wire::{Cursor, put_name};
 
-/// Element type of an exact tensor. The code in the file is the position in `Dtype::ALL`.
+/// Element type of an exact tensor. The code in the file is the position in `ExactDtype::ALL`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 #[allow(non_camel_case_types)]
-pub enum Dtype {
+pub enum ExactDtype {
     F32,
     F16,
     BF16,
@@ -31,33 +31,37 @@ pub enum Dtype {
     BOOL,
 }
 
-impl Dtype {
+impl ExactDtype {
     /// Every dtype, in the order of the codes 0, 1, 2, ...
-    pub const ALL: [Dtype; 15] = [
-        Dtype::F32,
-        Dtype::F16,
-        Dtype::BF16,
-        Dtype::F64,
-        Dtype::F8_E4M3,
-        Dtype::F8_E5M2,
-        Dtype::I8,
-        Dtype::U8,
-        Dtype::I16,
-        Dtype::U16,
-        Dtype::I32,
-        Dtype::U32,
-        Dtype::I64,
-        Dtype::U64,
-        Dtype::BOOL,
+    pub const ALL: [ExactDtype; 15] = [
+        ExactDtype::F32,
+        ExactDtype::F16,
+        ExactDtype::BF16,
+        ExactDtype::F64,
+        ExactDtype::F8_E4M3,
+        ExactDtype::F8_E5M2,
+        ExactDtype::I8,
+        ExactDtype::U8,
+        ExactDtype::I16,
+        ExactDtype::U16,
+        ExactDtype::I32,
+        ExactDtype::U32,
+        ExactDtype::I64,
+        ExactDtype::U64,
+        ExactDtype::BOOL,
     ];
 
     /// Bytes per element.
     pub fn width(self) -> u64 {
         match self {
-            Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::I8 | Dtype::U8 | Dtype::BOOL => 1,
-            Dtype::F16 | Dtype::BF16 | Dtype::I16 | Dtype::U16 => 2,
-            Dtype::F32 | Dtype::I32 | Dtype::U32 => 4,
-            Dtype::F64 | Dtype::I64 | Dtype::U64 => 8,
+            ExactDtype::F8_E4M3
+            | ExactDtype::F8_E5M2
+            | ExactDtype::I8
+            | ExactDtype::U8
+            | ExactDtype::BOOL => 1,
+            ExactDtype::F16 | ExactDtype::BF16 | ExactDtype::I16 | ExactDtype::U16 => 2,
+            ExactDtype::F32 | ExactDtype::I32 | ExactDtype::U32 => 4,
+            ExactDtype::F64 | ExactDtype::I64 | ExactDtype::U64 => 8,
         }
     }
 
@@ -78,7 +82,7 @@ pub struct ExactDecl {
     /// Name: within the layer's prefix in a layer file, in full in the scaffold.
     pub name: String,
     /// Element type.
-    pub dtype: Dtype,
+    pub dtype: ExactDtype,
     /// Dimensions, outermost first; empty for a scalar. No dimension is zero.
     pub shape: Vec<u64>,
 }
@@ -89,7 +93,7 @@ pub struct ExactTensor {
     /// Name relative to the layer's prefix.
     pub name: String,
     /// Element type.
-    pub dtype: Dtype,
+    pub dtype: ExactDtype,
     /// Dimensions, outermost first.
     pub shape: Vec<u64>,
     /// `product(shape) * dtype.width()` bytes.
@@ -164,7 +168,7 @@ impl ExactDecl {
     pub(crate) fn take(cursor: &mut Cursor<'_>, origin: &str) -> Result<Self, PackError> {
         let name = cursor.name("exact tensor")?;
         let code = cursor.u8("dtype")?;
-        let dtype = Dtype::from_code(code)
+        let dtype = ExactDtype::from_code(code)
             .ok_or_else(|| invalid(origin, format!("dtype of {name}"), code, "a code below 15"))?;
         let rank = usize::from(cursor.u8("number of dimensions")?);
         let mut shape = Vec::with_capacity(rank);

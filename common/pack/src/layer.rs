@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use uc_codec::classes::LayerTables;
+use uc_codec::contexts::LayerTables;
 use uc_codec::{CodecError, LowRank, TensorCode, pack_small, rans, reconstruct, unpack_small};
 
 use crate::digest::Digest;
@@ -35,7 +35,7 @@ pub struct ColumnGroup {
     /// Name of the input.
     pub input: String,
     /// [cols], see `uc_codec::steps`.
-    pub column_log: Vec<u8>,
+    pub column_log2_eighths: Vec<u8>,
 }
 
 /// What is known of a linear without decoding it.
@@ -55,14 +55,14 @@ pub struct LinearHeader {
     pub bytes: u64,
 }
 
-/// Names of linears and extras are distinct, since they are names of one model's tensors.
+/// Names of linears and exact tensors are distinct, since they are names of one model's tensors.
 fn check_names<'a>(
     linears: impl Iterator<Item = &'a String>,
-    extras: impl Iterator<Item = &'a String>,
+    exact: impl Iterator<Item = &'a String>,
     origin: &str,
 ) -> Result<(), PackError> {
     let mut seen = HashSet::new();
-    for name in linears.chain(extras) {
+    for name in linears.chain(exact) {
         if !seen.insert(name) {
             return Err(invalid(origin, "tensor names", name, "every name once"));
         }
@@ -75,8 +75,8 @@ fn check_names<'a>(
 struct Parsed {
     header: LinearHeader,
     step: f32,
-    row_log: Vec<u8>,
-    row_step_log: Vec<u8>,
+    row_log2_eighths: Vec<u8>,
+    row_step_log2_eighths: Vec<u8>,
     tile_offsets: Vec<u64>,
     overlay: Option<LowRank>,
     payload: Range<u64>,
@@ -143,8 +143,8 @@ struct Front {
     groups: Vec<ColumnGroup>,
     headers: Vec<LinearHeader>,
     linears: Vec<Parsed>,
-    extras: Vec<ExactDecl>,
-    extra_bytes: Vec<Vec<u8>>,
+    exact: Vec<ExactDecl>,
+    exact_bytes: Vec<Vec<u8>>,
     length: u64,
 }
 
@@ -162,7 +162,7 @@ impl Front {
             let input = cursor.name("group")?;
             let cols = take_dimension(&mut cursor, MAX_COLUMNS, "columns", origin)?;
             groups.push(ColumnGroup {
-                column_log: take_small(&mut cursor, cols, &input, origin)?,
+                column_log2_eighths: take_small(&mut cursor, cols, &input, origin)?,
                 input,
             });
         }
@@ -170,15 +170,15 @@ impl Front {
         for _ in 0..counts.linears {
             linears.push(take_linear(&mut cursor, &groups, origin)?);
         }
-        let (mut extras, mut extra_bytes) = (Vec::new(), Vec::new());
-        for _ in 0..counts.extras {
+        let (mut exact, mut exact_bytes) = (Vec::new(), Vec::new());
+        for _ in 0..counts.exact {
             let decl = ExactDecl::take(&mut cursor, origin)?;
-            extra_bytes.push(cursor.take(decl.byte_len(origin)?, &decl.name)?.to_vec());
-            extras.push(decl);
+            exact_bytes.push(cursor.take(decl.byte_len(origin)?, &decl.name)?.to_vec());
+            exact.push(decl);
         }
         check_names(
             linears.iter().map(|l| &l.header.name),
-            extras.iter().map(|e| &e.name),
+            exact.iter().map(|e| &e.name),
             origin,
         )?;
         Ok(Self {
@@ -187,8 +187,8 @@ impl Front {
             groups,
             headers: Vec::new(),
             linears,
-            extras,
-            extra_bytes,
+            exact,
+            exact_bytes,
             length: cursor.at() as u64,
         })
     }
@@ -292,16 +292,16 @@ impl LayerFile {
     }
 
     /// The exact tensors, in file order.
-    pub fn extras(&self) -> &[ExactDecl] {
-        &self.front.extras
+    pub fn exact(&self) -> &[ExactDecl] {
+        &self.front.exact
     }
 
     /// Bytes of exact tensor `index`.
     ///
     /// # Panics
     /// If there is no such tensor.
-    pub fn extra_bytes(&self, index: usize) -> &[u8] {
-        &self.front.extra_bytes[index]
+    pub fn exact_bytes(&self, index: usize) -> &[u8] {
+        &self.front.exact_bytes[index]
     }
 
     /// Decodes linear `index`.
@@ -320,13 +320,13 @@ impl LayerFile {
             group,
             ..
         } = &linear.header;
-        let column_log = &self.front.groups[*group].column_log;
+        let column_log2_eighths = &self.front.groups[*group].column_log2_eighths;
         let payload = self.bytes.read(linear.payload.clone(), &self.origin)?;
         let q = rans::decode(
             *rows,
             *cols,
-            &linear.row_log,
-            column_log,
+            &linear.row_log2_eighths,
+            column_log2_eighths,
             &self.front.tables,
             rans::tile_rows(*rows, *cols),
             &linear.tile_offsets,
@@ -337,9 +337,9 @@ impl LayerFile {
             rows: *rows,
             cols: *cols,
             step: linear.step,
-            column_log: column_log.clone(),
-            row_log: linear.row_log.clone(),
-            row_step_log: linear.row_step_log.clone(),
+            column_log2_eighths: column_log2_eighths.clone(),
+            row_log2_eighths: linear.row_log2_eighths.clone(),
+            row_step_log2_eighths: linear.row_step_log2_eighths.clone(),
             q,
             overlay: linear.overlay.clone(),
         })
@@ -369,7 +369,7 @@ struct Counts {
     layer: u32,
     groups: u16,
     linears: u16,
-    extras: u16,
+    exact: u16,
 }
 
 impl Counts {
@@ -384,13 +384,13 @@ impl Counts {
         let layer = u32::from(bounded("layer index", MAX_LAYERS - 1)?);
         let groups = bounded("number of groups", MAX_GROUPS)?;
         let linears = bounded("number of linears", MAX_LINEARS)?;
-        let extras = bounded("number of extras", MAX_EXACT_TENSORS)?;
+        let exact = bounded("number of exact tensors", MAX_EXACT_TENSORS)?;
         bounded("reserved field", 0)?;
         Ok(Self {
             layer,
             groups,
             linears,
-            extras,
+            exact,
         })
     }
 }
@@ -440,7 +440,7 @@ fn take_linear(
     let rows = take_dimension(cursor, MAX_ROWS, "rows", origin)?;
     let group = usize::from(cursor.u16("group")?);
     let cols = match groups.get(group) {
-        Some(found) => found.column_log.len(),
+        Some(found) => found.column_log2_eighths.len(),
         None => {
             return Err(invalid(
                 origin,
@@ -460,9 +460,9 @@ fn take_linear(
         ));
     }
     let step = cursor.f32("step")?;
-    let mut row_log = take_small(cursor, rows, &name, origin)?;
-    let row_step_log = take_small(cursor, rows, &name, origin)?;
-    for (log, step) in row_log.iter_mut().zip(&row_step_log) {
+    let mut row_log2_eighths = take_small(cursor, rows, &name, origin)?;
+    let row_step_log2_eighths = take_small(cursor, rows, &name, origin)?;
+    for (log, step) in row_log2_eighths.iter_mut().zip(&row_step_log2_eighths) {
         *log = log.wrapping_sub(*step);
     }
     let tiles = rows.div_ceil(rans::tile_rows(rows, cols) as usize);
@@ -485,7 +485,7 @@ fn take_linear(
             .map_err(|source| codec_error(origin, &name, source))?;
     }
     let bytes = (cursor.at() - start) as u64;
-    let payload = 0..end; // its length; placed after the extras
+    let payload = 0..end; // its length; placed after the exact
     let header = LinearHeader {
         name,
         rows,
@@ -497,8 +497,8 @@ fn take_linear(
     Ok(Parsed {
         header,
         step,
-        row_log,
-        row_step_log,
+        row_log2_eighths,
+        row_step_log2_eighths,
         tile_offsets,
         overlay,
         payload,

@@ -16,16 +16,16 @@
 //! 10      2      layer index, u16
 //! 12      2      number of groups, u16
 //! 14      2      number of linears, u16
-//! 16      2      number of extras, u16
+//! 16      2      number of exact tensors, u16
 //! 18      2      zero
-//! 20      4      length T of the class tables, u32
-//! 24      T      class tables (uc_codec::classes)
+//! 20      4      length T of the context tables, u32
+//! 24      T      context tables (uc_codec::contexts)
 //! …       …      groups: name of the input; columns u32; length u32 and packed column logarithms (uc_codec::packed)
 //! …       …      linears: name; rows u32; group u16; rank R u16; tensor step f32;
 //!                length u32 and packed sums modulo 256 of row logarithms and row step logarithms; length u32 and packed row
 //!                step logarithms; length u32 of each tile; with R > 0 the overlay's factors U [rows, R] and V [R, columns]
 //!                in bfloat16
-//! …       …      extras: name; dtype u8 (position in Dtype::ALL); number of dimensions u8; dimensions u32 each;
+//! …       …      exact tensors: name; dtype u8 (position in ExactDtype::ALL); number of dimensions u8; dimensions u32 each;
 //!                the values
 //! …       …      per linear: zero bytes up to a multiple of 8, then its tiles (uc_codec::rans)
 //! ```
@@ -52,19 +52,19 @@ pub mod error;
 pub mod exact;
 pub mod layer;
 pub mod manifest;
+pub mod non_layer;
 pub mod pack;
-pub mod scaffold;
 pub mod totals;
 pub mod verify;
 mod wire;
 
 pub use digest::Digest;
 pub use error::PackError;
-pub use exact::{Dtype, ExactDecl, ExactTensor};
+pub use exact::{ExactDecl, ExactDtype, ExactTensor};
 pub use layer::{ColumnGroup, LayerCoder, LayerFile, LinearHeader, Linears, encode_layer};
 pub use manifest::{LayerEntry, Manifest};
+pub use non_layer::{NonLayerFile, write_non_layer};
 pub use pack::Pack;
-pub use scaffold::{ScaffoldFile, write_scaffold};
 
 use wire::Cursor;
 
@@ -73,9 +73,9 @@ pub const FORMAT_VERSION: u16 = 7;
 /// First bytes of a layer file.
 pub const LAYER_MAGIC: [u8; 8] = *b"UCLAYER\0";
 /// First bytes of a scaffold file.
-pub const SCAFFOLD_MAGIC: [u8; 8] = *b"UCSCAFF\0";
+pub const NON_LAYER_MAGIC: [u8; 8] = *b"UCSCAFF\0";
 /// Name of the scaffold file.
-pub const SCAFFOLD_FILE: &str = "scaffold.uc";
+pub const NON_LAYER_FILE: &str = "scaffold.uc";
 /// Name of the manifest.
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// Name of the file with the manifest's digest.
@@ -87,9 +87,9 @@ pub const REMOTE_FILE: &str = "remote.json";
 /// Alignment of payloads in a layer file, bytes.
 pub const LAYER_ALIGNMENT: usize = 8;
 /// Alignment of tensors in the scaffold, bytes.
-pub const SCAFFOLD_ALIGNMENT: usize = 64;
+pub const NON_LAYER_ALIGNMENT: usize = 64;
 /// Bytes of the scaffold's fixed part.
-pub const SCAFFOLD_FIXED: u64 = 16;
+pub const NON_LAYER_FIXED: u64 = 16;
 /// Most layers of a model: three digits name a layer.
 pub const MAX_LAYERS: u64 = 1000;
 /// Most groups of a layer.
@@ -107,7 +107,7 @@ pub const MAX_COLUMNS: u64 = 1 << 18;
 /// Largest rank of an overlay.
 pub const MAX_RANK: u64 = 4096;
 /// Longest head of a scaffold, bytes.
-pub const MAX_SCAFFOLD_HEAD: u64 = 16 << 20;
+pub const MAX_NON_LAYER_HEAD: u64 = 16 << 20;
 /// Longest manifest, bytes.
 pub const MAX_MANIFEST: u64 = 256 << 20;
 

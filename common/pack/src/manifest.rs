@@ -11,12 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::error::{self, PackError, invalid};
-use crate::exact::{Dtype, ExactDecl};
+use crate::exact::{ExactDecl, ExactDtype};
 use crate::totals::Totals;
 use crate::wire::check_name;
 use crate::{
     CONFIG_FILE, DIGEST_FILE, FORMAT_VERSION, MANIFEST_FILE, MAX_COLUMNS, MAX_MANIFEST, MAX_ROWS,
-    SCAFFOLD_FILE, layer_file_name,
+    NON_LAYER_FILE, layer_file_name,
 };
 
 /// The whole manifest. Field order is file order.
@@ -36,7 +36,8 @@ pub struct Manifest {
     /// One entry per layer, by index.
     pub layers: Vec<LayerEntry>,
     /// The scaffold file.
-    pub scaffold: ScaffoldEntry,
+    #[serde(rename = "scaffold")]
+    pub non_layer: NonLayerEntry,
     /// Every other file of the pack: config.json, tokenizer.json and so on.
     pub files: Vec<FileEntry>,
     /// Sums over the above.
@@ -141,7 +142,8 @@ pub struct LayerEntry {
     /// The coded matrices, in file order.
     pub linears: Vec<LinearEntry>,
     /// The exact tensors, in file order.
-    pub extras: Vec<ExactEntry>,
+    #[serde(rename = "extras")]
+    pub exact: Vec<ExactEntry>,
 }
 
 /// A coded matrix.
@@ -166,12 +168,12 @@ pub struct LinearEntry {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExactEntry {
-    /// Name; within the prefix for a layer's extras.
+    /// Name; within the prefix for a layer's exact tensors.
     pub name: String,
     /// Dimensions, outermost first.
     pub shape: Vec<u64>,
     /// Element type.
-    pub dtype: Dtype,
+    pub dtype: ExactDtype,
     /// Digest of the tensor's bytes.
     pub sha256: Digest,
 }
@@ -200,7 +202,7 @@ impl ExactEntry {
 /// The scaffold file and its tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ScaffoldEntry {
+pub struct NonLayerEntry {
     /// `scaffold.uc`.
     pub file: String,
     /// Bytes.
@@ -305,17 +307,17 @@ impl Manifest {
             for linear in &layer.linears {
                 note(check_linear(origin, layer, linear));
             }
-            for extra in &layer.extras {
+            for extra in &layer.exact {
                 note(extra.decl().elements(origin).map(|_| ()));
             }
         }
         note(equal(
             origin,
             "scaffold file",
-            self.scaffold.file.as_str(),
-            SCAFFOLD_FILE,
+            self.non_layer.file.as_str(),
+            NON_LAYER_FILE,
         ));
-        for tensor in &self.scaffold.tensors {
+        for tensor in &self.non_layer.tensors {
             note(tensor.decl().elements(origin).map(|_| ()));
         }
         note(check_unique(origin, "tensor", self.tensor_names()));
@@ -354,10 +356,10 @@ impl Manifest {
         let layers = self.layers.iter().flat_map(|layer| {
             let linears = layer.linears.iter().map(|l| &l.name);
             linears
-                .chain(layer.extras.iter().map(|e| &e.name))
+                .chain(layer.exact.iter().map(|e| &e.name))
                 .map(|n| layer.prefix.clone() + n)
         });
-        layers.chain(self.scaffold.tensors.iter().map(|t| t.name.clone()))
+        layers.chain(self.non_layer.tensors.iter().map(|t| t.name.clone()))
     }
 
     /// Names of all files of the pack, the manifest and its digest included.
@@ -365,7 +367,7 @@ impl Manifest {
         let named = self.layers.iter().map(|l| l.file.as_str());
         let others = self.files.iter().map(|f| f.name.as_str());
         named
-            .chain([self.scaffold.file.as_str()])
+            .chain([self.non_layer.file.as_str()])
             .chain(others)
             .chain([MANIFEST_FILE, DIGEST_FILE])
     }

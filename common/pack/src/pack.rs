@@ -10,8 +10,8 @@ use crate::digest::Digest;
 use crate::error::{self, PackError};
 use crate::exact::ExactDecl;
 use crate::layer::{LayerFile, LinearHeader};
-use crate::manifest::{ExactEntry, LayerEntry, LinearEntry, Manifest, ScaffoldEntry, equal};
-use crate::scaffold::ScaffoldFile;
+use crate::manifest::{ExactEntry, LayerEntry, LinearEntry, Manifest, NonLayerEntry, equal};
+use crate::non_layer::NonLayerFile;
 use crate::{MANIFEST_FILE, layer_file_name};
 
 /// An opened pack. The manifest was checked against its digest; other files are checked when opened.
@@ -80,15 +80,15 @@ impl Pack {
     ///
     /// # Errors
     /// `Io`, the parser's errors, `Invalid` if the tensors are not the manifest's.
-    pub fn scaffold(&self) -> Result<ScaffoldFile, PackError> {
-        let entry = &self.manifest.scaffold;
+    pub fn non_layer(&self) -> Result<NonLayerFile, PackError> {
+        let entry = &self.manifest.non_layer;
         let path = self.path(&entry.file);
         let origin = path.display().to_string();
         let size = std::fs::metadata(&path).map_err(error::io(&origin))?.len();
         equal(&origin, "file length", size, entry.size)?;
-        let scaffold = ScaffoldFile::open(&path)?;
-        first(compare_scaffold(&scaffold, entry, &origin))?;
-        Ok(scaffold)
+        let non_layer = NonLayerFile::open(&path)?;
+        first(compare_non_layer(&non_layer, entry, &origin))?;
+        Ok(non_layer)
     }
 }
 
@@ -118,7 +118,7 @@ impl LayerEntry {
                 rank: header.rank as u32,
             });
         }
-        let extras = file.extras().iter().enumerate();
+        let exact = file.exact().iter().enumerate();
         let (size, sha256) = file.digest()?;
         Ok(Self {
             index: file.layer(),
@@ -127,14 +127,14 @@ impl LayerEntry {
             sha256,
             prefix: prefix.to_owned(),
             linears,
-            extras: extras
-                .map(|(i, d)| ExactEntry::new(d, Digest::of(file.extra_bytes(i))))
+            exact: exact
+                .map(|(i, d)| ExactEntry::new(d, Digest::of(file.exact_bytes(i))))
                 .collect(),
         })
     }
 }
 
-impl ScaffoldEntry {
+impl NonLayerEntry {
     /// Makes the manifest entry of a scaffold from the file as it lies on disk.
     ///
     /// # Errors
@@ -142,15 +142,15 @@ impl ScaffoldEntry {
     pub fn measure(path: impl AsRef<Path>) -> Result<Self, PackError> {
         let origin = path.as_ref().display().to_string();
         let (size, sha256) = Digest::of_file(path.as_ref())?;
-        let scaffold = ScaffoldFile::open(path.as_ref())?;
+        let non_layer = NonLayerFile::open(path.as_ref())?;
         let mut tensors = Vec::new();
-        for decl in scaffold.tensors() {
+        for decl in non_layer.tensors() {
             let (_, sha256) =
-                Digest::of_reader(scaffold.reader(&decl.name)?).map_err(error::io(&origin))?;
+                Digest::of_reader(non_layer.reader(&decl.name)?).map_err(error::io(&origin))?;
             tensors.push(ExactEntry::new(decl, sha256));
         }
         Ok(Self {
-            file: crate::SCAFFOLD_FILE.to_owned(),
+            file: crate::NON_LAYER_FILE.to_owned(),
             size,
             sha256,
             tensors,
@@ -204,15 +204,15 @@ pub(crate) fn compare_layer(file: &LayerFile, entry: &LayerEntry) -> Vec<PackErr
         &have,
         &want,
     ));
-    let want: Vec<ExactDecl> = entry.extras.iter().map(ExactEntry::decl).collect();
-    found.extend(compare_lists(origin, "extra", file.extras(), &want));
+    let want: Vec<ExactDecl> = entry.exact.iter().map(ExactEntry::decl).collect();
+    found.extend(compare_lists(origin, "exact tensor", file.exact(), &want));
     found
 }
 
 /// Every disagreement of names, dtypes and shapes.
-pub(crate) fn compare_scaffold(
-    file: &ScaffoldFile,
-    entry: &ScaffoldEntry,
+pub(crate) fn compare_non_layer(
+    file: &NonLayerFile,
+    entry: &NonLayerEntry,
     origin: &str,
 ) -> Vec<PackError> {
     let want: Vec<ExactDecl> = entry.tensors.iter().map(ExactEntry::decl).collect();

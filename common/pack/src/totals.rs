@@ -18,7 +18,7 @@ pub struct Totals {
     pub linear_bits: u64,
     /// linear_bits / linear_parameters, six decimals, rounded up.
     pub bits_per_weight_linears: String,
-    /// Elements of all linears, extras and scaffold tensors.
+    /// Elements of all linears, exact tensors and scaffold tensors.
     pub total_parameters: u64,
     /// Size of layer files, scaffold and `files`; not manifest.json and manifest.sha256.
     pub total_bytes: u64,
@@ -46,8 +46,8 @@ impl Totals {
         let linear_parameters = sum("linear_parameters", &mut parts)?;
 
         let mut exact_parameters = 0u64;
-        let extras = manifest.layers.iter().flat_map(|l| &l.extras);
-        for tensor in extras.chain(&manifest.scaffold.tensors) {
+        let exact = manifest.layers.iter().flat_map(|l| &l.exact);
+        for tensor in exact.chain(&manifest.non_layer.tensors) {
             let mut parts = [exact_parameters, tensor.decl().elements(origin)?].into_iter();
             exact_parameters = sum("total_parameters", &mut parts)?;
         }
@@ -57,7 +57,7 @@ impl Totals {
         let layer_bytes = sum("layer sizes", &mut manifest.layers.iter().map(|l| l.size))?;
         let linear_bits = sum("linear_bits", &mut [layer_bytes; 8].into_iter())?;
         let others = manifest.files.iter().map(|f| f.size);
-        let mut parts = [layer_bytes, manifest.scaffold.size]
+        let mut parts = [layer_bytes, manifest.non_layer.size]
             .into_iter()
             .chain(others);
         let total_bytes = sum("total_bytes", &mut parts)?;

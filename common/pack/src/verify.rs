@@ -18,8 +18,8 @@ use crate::layer::LayerFile;
 use crate::manifest::{
     FileEntry, LayerEntry, Manifest, check_digest_line, check_file_name, equal, read_bounded,
 };
-use crate::pack::{check_digest, compare_layer, compare_scaffold};
-use crate::scaffold::ScaffoldFile;
+use crate::non_layer::NonLayerFile;
+use crate::pack::{check_digest, compare_layer, compare_non_layer};
 use crate::{CONFIG_FILE, MANIFEST_FILE, REMOTE_FILE};
 
 /// Linears in flight may need this many bytes together; a larger single one is checked alone.
@@ -98,9 +98,9 @@ pub struct VerifyReport {
     /// Linears of layer 0, as counted in its file.
     pub layer0_linears: usize,
     /// Extras of layer 0, as counted in its file.
-    pub layer0_extras: usize,
+    pub layer0_exact: usize,
     /// Whether the scaffold file is there.
-    pub scaffold_present: bool,
+    pub non_layer_present: bool,
     /// Tensors whose SHA-256 was recomputed.
     pub tensors_checked: u64,
     /// Bytes of files whose SHA-256 was recomputed, manifest included.
@@ -163,8 +163,8 @@ pub fn verify(
         bits_per_weight_all: None,
         spot_check: None,
         layer0_linears: 0,
-        layer0_extras: 0,
-        scaffold_present: false,
+        layer0_exact: 0,
+        non_layer_present: false,
         tensors_checked: 0,
         bytes_checked: 0,
         findings: Vec::new(),
@@ -236,7 +236,7 @@ struct LayerResult {
     notes: Notes,
     spot_check: Option<SpotCheck>,
     linears: usize,
-    extras: usize,
+    exact: usize,
 }
 
 impl Check<'_> {
@@ -246,11 +246,11 @@ impl Check<'_> {
             if i == 0 {
                 report.spot_check = result.spot_check;
                 report.layer0_linears = result.linears;
-                report.layer0_extras = result.extras;
+                report.layer0_exact = result.exact;
             }
             all.push(result.notes);
         }
-        report.scaffold_present = self.dir.join(&self.manifest.scaffold.file).is_file();
+        report.non_layer_present = self.dir.join(&self.manifest.non_layer.file).is_file();
         all.push(self.pool.install(|| self.check_scaffold()));
         for file in &self.manifest.files {
             all.push(self.pool.install(|| self.check_plain(file)));
@@ -316,14 +316,14 @@ impl Check<'_> {
             notes: Notes::of(&entry.file),
             spot_check: None,
             linears: 0,
-            extras: 0,
+            exact: 0,
         };
         let notes = &mut result.notes;
         let Some(file) = self.open_layer(entry, notes) else {
             return result;
         };
         result.linears = file.linears().len();
-        result.extras = file.extras().len();
+        result.exact = file.exact().len();
         let differing = compare_layer(&file, entry);
         let agree = differing.is_empty();
         for problem in differing {
@@ -353,9 +353,9 @@ impl Check<'_> {
                 });
             }
         }
-        for (i, extra) in entry.extras.iter().enumerate() {
+        for (i, extra) in entry.exact.iter().enumerate() {
             let tensor = format!("{}{}", entry.prefix, extra.name);
-            let found = Digest::of(file.extra_bytes(i));
+            let found = Digest::of(file.exact_bytes(i));
             notes.keep(
                 Some(&tensor),
                 check_digest(file.origin(), &tensor, found, extra.sha256),
@@ -391,7 +391,7 @@ impl Check<'_> {
     }
 
     fn check_scaffold(&self) -> Notes {
-        let entry = &self.manifest.scaffold;
+        let entry = &self.manifest.non_layer;
         let mut notes = Notes::of(&entry.file);
         let as_file = FileEntry {
             name: entry.file.clone(),
@@ -403,10 +403,10 @@ impl Check<'_> {
         }
         let path = self.dir.join(&entry.file);
         let origin = path.display().to_string();
-        let Some(file) = notes.keep(None, ScaffoldFile::open(&path)) else {
+        let Some(file) = notes.keep(None, NonLayerFile::open(&path)) else {
             return notes;
         };
-        for problem in compare_scaffold(&file, entry, &origin) {
+        for problem in compare_non_layer(&file, entry, &origin) {
             notes.keep(None, Err::<(), _>(problem));
         }
         for tensor in &entry.tensors {

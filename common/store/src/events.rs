@@ -52,7 +52,7 @@ pub enum EventKind {
         error: String,
     },
     /// A figure worth reporting.
-    Figure {
+    Metric {
         /// Its name.
         name: String,
         /// Number or text.
@@ -98,7 +98,7 @@ mod tests {
                 wait_seconds: 1.5,
                 error: "a\nb".into(),
             },
-            EventKind::Figure {
+            EventKind::Metric {
                 name: "bpw".into(),
                 value: 4.99.into(),
             },

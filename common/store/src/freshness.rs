@@ -88,14 +88,14 @@ pub enum Freshness {
 
 /// Result of the walk over a run.
 #[derive(Debug, Clone, Default)]
-pub struct Work {
+pub struct PendingWork {
     /// State of every job that was asked about.
     pub states: BTreeMap<JobId, Freshness>,
     /// Digest of every artifact instance that is known.
     pub digests: BTreeMap<ArtifactId, Sha256Digest>,
 }
 
-impl Work {
+impl PendingWork {
     /// The jobs that have to run, in an order in which inputs come first.
     pub fn to_run(&self, plan: &Plan) -> Vec<JobId> {
         plan.jobs()
@@ -123,13 +123,13 @@ pub fn key_differences(old: &Key, new: &Key) -> Vec<Reason> {
 /// Walks every stage that is not optional.
 ///
 /// Reads and hashes all outputs that exist, once.
-pub fn plan_work(plan: &Plan, run: &RunDir) -> Result<Work, StoreError> {
+pub fn plan_work(plan: &Plan, run: &RunDir) -> Result<PendingWork, StoreError> {
     let jobs: Vec<JobId> = plan
         .jobs()
         .into_iter()
         .filter(|job| plan.stage(&job.stage).is_some_and(|stage| !stage.optional))
         .collect();
-    let mut work = Work::default();
+    let mut work = PendingWork::default();
     for job in topological(plan, &jobs) {
         let state = state_of(plan, run, &job, &mut work)?;
         work.states.insert(job, state);
@@ -145,7 +145,7 @@ pub fn state_of(
     plan: &Plan,
     run: &RunDir,
     job: &JobId,
-    work: &mut Work,
+    work: &mut PendingWork,
 ) -> Result<Freshness, StoreError> {
     let key = match job_key(plan, job, |id| work.digests.get(id).copied())? {
         Ok(key) => key,
@@ -181,7 +181,7 @@ pub fn state_of(
                     error => reasons.push(Reason::BadOutput(error.to_string())),
                 }
             }
-        } else if plan.artifacts[&id.name].keep {
+        } else if !plan.artifacts[&id.name].temporary {
             reasons.push(Reason::MissingOutput(id.clone()));
         } else {
             retired = true;
@@ -197,7 +197,7 @@ pub fn state_of(
 }
 
 /// Marks producers of retired artifacts that a job to be run needs, upstream until nothing is missing.
-pub fn demand_retired(plan: &Plan, run: &RunDir, work: &mut Work) -> Result<(), StoreError> {
+pub fn demand_retired(plan: &Plan, run: &RunDir, work: &mut PendingWork) -> Result<(), StoreError> {
     let mut stale: Vec<JobId> = work.to_run(plan);
     while let Some(job) = stale.pop() {
         let stage = plan.stage(&job.stage).expect("from the plan");

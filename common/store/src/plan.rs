@@ -10,12 +10,12 @@ use std::str::FromStr;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
-pub use outside::{External, ExternalFile, HubSource, ModelSource, SOURCE, ShardContent, Weights};
+pub use external::{External, ExternalFile, HubSource, ModelSource, SOURCE, ShardContent, Weights};
 pub use problem::PlanProblem;
 
 use crate::settings::Settings;
 
-mod outside;
+mod external;
 mod problem;
 
 /// Version of `run.json`.
@@ -24,7 +24,7 @@ mod problem;
 pub struct PlanVersion(pub u32);
 
 /// The version that this program writes and the newest that it reads.
-pub const PLAN_VERSION: PlanVersion = PlanVersion(1);
+pub const PLAN_VERSION: PlanVersion = PlanVersion(2);
 
 /// A validated run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -54,8 +54,8 @@ pub struct Plan {
 pub struct Artifact {
     /// Path below the run directory; `{layer}` makes it one per layer, `{pack}` is the pack's folder.
     pub path: String,
-    /// Whether it stays after its last reader has finished.
-    pub keep: bool,
+    /// Whether it is deleted once its last reader has finished.
+    pub temporary: bool,
 }
 
 /// One stage.
@@ -81,7 +81,7 @@ pub struct StagePlan {
     /// Memory a job is expected to take at most, bytes; 0 when not declared.
     pub memory: u64,
     /// How many layers it may be ahead of the slowest reader of its outputs.
-    pub ahead: Option<u32>,
+    pub max_lead: Option<u32>,
     /// Left out unless asked for, by its name or by what it makes.
     pub optional: bool,
     /// How often a died or hung job is started again.

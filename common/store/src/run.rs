@@ -4,7 +4,7 @@
 //! run.json            the plan, with a seal over its text
 //! lock                held by the driver
 //! locks/<stage>.lock  held by a stage process
-//! receipts/<stage>/<NNN|run>.receipt, .figures.json
+//! receipts/<stage>/<NNN|run>.receipt, .metrics.json
 //! layers/, hidden/, pack/, eval/, …   the artifacts, by the plan's templates
 //! scratch/<stage>/<NNN|run>/          a job's own partial state
 //! logs/<stage>.log, events.jsonl
@@ -118,9 +118,9 @@ impl RunDir {
             .join(format!("{}.receipt", layer_name(job.layer)))
     }
 
-    /// The figures that a job reported, beside its receipt.
-    pub fn figures_path(&self, job: &JobId) -> Utf8PathBuf {
-        self.receipt_path(job).with_extension("figures.json")
+    /// The metrics that a job reported, beside its receipt.
+    pub fn metrics_path(&self, job: &JobId) -> Utf8PathBuf {
+        self.receipt_path(job).with_extension("metrics.json")
     }
 
     /// The log of a stage's stderr.
@@ -286,7 +286,7 @@ mod tests {
         atomic::write_bytes(&run.plan_path(), newer.as_bytes()).expect("written");
         let error = RunDir::open(&folder).expect_err("newer").to_string();
         assert!(
-            error.contains('9') && error.contains("up to version 1"),
+            error.contains('9') && error.contains("up to version 2"),
             "{error}"
         );
         atomic::write_bytes(&run.plan_path(), b"{").expect("written");

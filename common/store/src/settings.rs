@@ -62,11 +62,11 @@ pub struct CalibrationSettings {
     /// Chooses the windows.
     pub seed: u64,
     /// Share of the second moments in which tokens count by the loss's gradient at them, 0 to 1.
-    pub loss_share: f64,
+    pub fisher_token_weight: f64,
     /// Inputs wider than this keep their second moments in diagonal blocks of this width.
-    pub widest: u32,
+    pub max_input_block: u32,
     /// More outputs than this keep the second moments of their gradients in diagonal blocks of this many: a multiple of 256, the trellis's rows.
-    pub tallest: u32,
+    pub max_output_block: u32,
 }
 
 /// Section `allocation`.
@@ -199,9 +199,9 @@ impl Default for CalibrationSettings {
             windows: 96,
             length: 1024,
             seed: 42,
-            loss_share: 0.2,
-            widest: 16_384,
-            tallest: 1024,
+            fisher_token_weight: 0.2,
+            max_input_block: 16_384,
+            max_output_block: 1024,
         }
     }
 }
@@ -363,27 +363,27 @@ impl Settings {
             1e6,
         )?;
         range(
-            "calibration.loss_share",
-            self.calibration.loss_share,
+            "calibration.fisher_token_weight",
+            self.calibration.fisher_token_weight,
             0.0,
             1.0,
         )?;
         range(
-            "calibration.widest",
-            self.calibration.widest.into(),
+            "calibration.max_input_block",
+            self.calibration.max_input_block.into(),
             16.0,
             262_144.0,
         )?;
         range(
-            "calibration.tallest",
-            self.calibration.tallest.into(),
+            "calibration.max_output_block",
+            self.calibration.max_output_block.into(),
             256.0,
             262_144.0,
         )?;
-        if !self.calibration.tallest.is_multiple_of(256) {
+        if !self.calibration.max_output_block.is_multiple_of(256) {
             return Err(StoreError::Setting {
-                key: "calibration.tallest".into(),
-                found: self.calibration.tallest.to_string(),
+                key: "calibration.max_output_block".into(),
+                found: self.calibration.max_output_block.to_string(),
                 expected: "a multiple of 256".into(),
             });
         }

@@ -168,7 +168,7 @@ fn once(
         stage,
         &mut Verified::default(),
         &mut |event| {
-            if let EventKind::Figure { name, value } = event.kind {
+            if let EventKind::Metric { name, value } = event.kind {
                 println!("{name}: {value}");
             }
         },
@@ -275,7 +275,7 @@ pub struct Job<'a> {
     key: Key,
     inputs: BTreeMap<ArtifactId, (Utf8PathBuf, Sha256Digest)>,
     outputs: Vec<OutputRecord>,
-    figures: BTreeMap<String, Value>,
+    metrics: BTreeMap<String, Value>,
     emit: &'a mut (dyn FnMut(Event) + Send),
 }
 
@@ -369,7 +369,7 @@ impl<'a> Job<'a> {
             }
             source::verify_file(file, verified)?;
         }
-        let (outputs, figures) = (Vec::new(), BTreeMap::new());
+        let (outputs, metrics) = (Vec::new(), BTreeMap::new());
         Ok(Self {
             run,
             plan,
@@ -378,7 +378,7 @@ impl<'a> Job<'a> {
             key,
             inputs,
             outputs,
-            figures,
+            metrics,
             emit,
         })
     }
@@ -549,10 +549,10 @@ impl<'a> Job<'a> {
     }
 
     /// Reports a figure; it is also kept beside the receipt.
-    pub fn figure(&mut self, name: &str, value: impl Into<Value>) {
+    pub fn metric(&mut self, name: &str, value: impl Into<Value>) {
         let value = value.into();
-        self.figures.insert(name.into(), value.clone());
-        self.event(EventKind::Figure {
+        self.metrics.insert(name.into(), value.clone());
+        self.event(EventKind::Metric {
             name: name.into(),
             value,
         });
@@ -573,7 +573,7 @@ impl<'a> Job<'a> {
         Ok(path)
     }
 
-    /// Publishes figures and receipt once every declared output is there.
+    /// Publishes metrics and receipt once every declared output is there.
     fn finish(self) -> Result<(), StoreError> {
         for artifact in self.plan.outputs(self.stage, self.id.layer) {
             if !self
@@ -587,8 +587,8 @@ impl<'a> Job<'a> {
                 });
             }
         }
-        if !self.figures.is_empty() {
-            atomic::write_json(&self.run.figures_path(&self.id), &self.figures)?;
+        if !self.metrics.is_empty() {
+            atomic::write_json(&self.run.metrics_path(&self.id), &self.metrics)?;
         }
         let mut outputs = self.outputs;
         outputs.sort_by(|a, b| a.artifact.cmp(&b.artifact));

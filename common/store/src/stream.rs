@@ -78,12 +78,12 @@ pub fn map_rows<E: From<StoreError>>(
 mod tests {
     use super::*;
     use crate::plan::tests_support::folder;
-    use crate::tensors::{Dtype, TensorDecl};
+    use crate::tensors::{TensorDecl, TensorDtype};
 
     #[test]
     fn batches_pass_in_order_and_errors_stop_them() {
         let (_keep, folder) = folder();
-        let decl = TensorDecl::new("x", Dtype::F32, &[5, 2]);
+        let decl = TensorDecl::new("x", TensorDtype::F32, &[5, 2]);
         let mut file =
             TensorFileWriter::create(&folder.join("in"), std::slice::from_ref(&decl)).expect("in");
         file.append(&f32_bytes(&(0..10).map(|i| i as f32).collect::<Vec<_>>()))

@@ -17,7 +17,7 @@ const MAX_HEADER: u64 = 100_000_000;
 
 /// Element types of the checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Dtype {
+pub enum TensorDtype {
     /// 32-bit IEEE float.
     F32,
     /// 16-bit IEEE float.
@@ -40,7 +40,7 @@ pub enum Dtype {
     U32,
 }
 
-impl Dtype {
+impl TensorDtype {
     /// Bytes of one element.
     pub fn size(self) -> usize {
         match self {
@@ -58,14 +58,14 @@ pub struct TensorDecl {
     /// Name, unique in the file.
     pub name: String,
     /// Element type.
-    pub dtype: Dtype,
+    pub dtype: TensorDtype,
     /// Row-major shape.
     pub shape: Vec<usize>,
 }
 
 impl TensorDecl {
     /// A declaration.
-    pub fn new(name: impl Into<String>, dtype: Dtype, shape: &[usize]) -> Self {
+    pub fn new(name: impl Into<String>, dtype: TensorDtype, shape: &[usize]) -> Self {
         Self {
             name: name.into(),
             dtype,
@@ -85,7 +85,7 @@ impl TensorDecl {
 
 #[derive(Serialize, Deserialize)]
 struct WireTensor {
-    dtype: Dtype,
+    dtype: TensorDtype,
     shape: Vec<usize>,
     data_offsets: (u64, u64),
 }
@@ -302,7 +302,7 @@ impl TensorFile {
         self.floats(name, dtype, &self.read_rows(name, first, count)?)
     }
 
-    fn floats(&self, name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, StoreError> {
+    fn floats(&self, name: &str, dtype: TensorDtype, bytes: &[u8]) -> Result<Vec<f32>, StoreError> {
         to_f32(dtype, bytes).ok_or_else(|| {
             StoreError::malformed(
                 &self.path,
@@ -358,25 +358,25 @@ impl TensorFile {
 }
 
 /// Little-endian values as f32; `None` for types that are not 16- or 32-bit floats.
-pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+pub fn to_f32(dtype: TensorDtype, bytes: &[u8]) -> Option<Vec<f32>> {
     let halves = || {
         bytes
             .chunks_exact(2)
             .map(|b| u16::from_le_bytes([b[0], b[1]]))
     };
     match dtype {
-        Dtype::F32 => Some(
+        TensorDtype::F32 => Some(
             bytes
                 .chunks_exact(4)
                 .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
                 .collect(),
         ),
-        Dtype::BF16 => Some(
+        TensorDtype::BF16 => Some(
             halves()
                 .map(|bits| f32::from_bits(u32::from(bits) << 16))
                 .collect(),
         ),
-        Dtype::F16 => Some(
+        TensorDtype::F16 => Some(
             halves()
                 .map(|bits| half::f16::from_bits(bits).to_f32())
                 .collect(),
@@ -400,8 +400,8 @@ mod tests {
     fn sample(folder: &Utf8Path) -> Utf8PathBuf {
         let path = folder.join("t.safetensors");
         let decls = [
-            TensorDecl::new("b", Dtype::F32, &[3, 2]),
-            TensorDecl::new("a", Dtype::U8, &[5]),
+            TensorDecl::new("b", TensorDtype::F32, &[3, 2]),
+            TensorDecl::new("a", TensorDtype::U8, &[5]),
         ];
         let mut writer = TensorFileWriter::create(&path, &decls).expect("header");
         let floats: Vec<u8> = (0..6u32).flat_map(|i| (i as f32).to_le_bytes()).collect();
@@ -438,10 +438,10 @@ mod tests {
         let (_keep, folder) = folder();
         let path = folder.join("f");
         let decls = [
-            ("x", Dtype::F32),
-            ("y", Dtype::BF16),
-            ("z", Dtype::F16),
-            ("i", Dtype::I16),
+            ("x", TensorDtype::F32),
+            ("y", TensorDtype::BF16),
+            ("z", TensorDtype::F16),
+            ("i", TensorDtype::I16),
         ]
         .map(|(name, dtype)| TensorDecl::new(name, dtype, &[1]));
         let mut writer = TensorFileWriter::create(&path, &decls).expect("header");
@@ -474,12 +474,12 @@ mod tests {
     fn too_little_data_and_double_names_are_refused() {
         let (_keep, folder) = folder();
         let path = folder.join("t");
-        let decl = TensorDecl::new("a", Dtype::U8, &[5]);
+        let decl = TensorDecl::new("a", TensorDtype::U8, &[5]);
         let writer = TensorFileWriter::create(&path, std::slice::from_ref(&decl)).expect("header");
         assert!(matches!(writer.commit(), Err(StoreError::Malformed { .. })));
         assert!(!path.exists());
         assert!(TensorFileWriter::create(&path, &[decl.clone(), decl]).is_err());
-        let huge = TensorDecl::new("a", Dtype::F32, &[usize::MAX, 2]);
+        let huge = TensorDecl::new("a", TensorDtype::F32, &[usize::MAX, 2]);
         assert!(TensorFileWriter::create(&path, &[huge]).is_err());
     }
 

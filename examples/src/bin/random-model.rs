@@ -16,7 +16,7 @@ use uc_examples::initial::initial;
 use uc_examples::stories::Random;
 use uc_model::{ModelConfig, source};
 use uc_store::atomic;
-use uc_store::tensors::{Dtype, TensorDecl, TensorFileWriter};
+use uc_store::tensors::{TensorDecl, TensorDtype, TensorFileWriter};
 
 #[derive(Parser)]
 #[command(about = "Makes a model folder with random weights")]
@@ -109,8 +109,8 @@ fn write_shard<'a>(
     dtype: Type,
 ) -> anyhow::Result<()> {
     let of_file = match dtype {
-        Type::Bf16 => Dtype::BF16,
-        Type::F32 => Dtype::F32,
+        Type::Bf16 => TensorDtype::BF16,
+        Type::F32 => TensorDtype::F32,
     };
     let decl = |(name, shape, _): &(String, Vec<usize>, _)| TensorDecl::new(name, of_file, shape);
     let decls: Vec<_> = tensors.clone().map(decl).collect();

@@ -25,7 +25,7 @@ use uc_examples::stories::{self, Random};
 use uc_model::forward::{Embedding, Head, Layer, NoTap, Weights};
 use uc_model::{Cpu, ModelConfig, Tokenizer};
 use uc_store::atomic;
-use uc_store::tensors::{Dtype, TensorDecl, TensorFileWriter};
+use uc_store::tensors::{TensorDecl, TensorDtype, TensorFileWriter};
 
 type Train = Autodiff<Cpu>;
 
@@ -252,7 +252,7 @@ impl Parameters {
     /// Normal weights scaled by the fan-in, norms at one.
     fn new(config: &ModelConfig, seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let mut specs = config.scaffold_plan();
+        let mut specs = config.non_layer_plan();
         for layer in config.layer_plans() {
             specs.extend(layer.tensors().map(|mut spec| {
                 spec.name = format!("{}{}", layer.prefix, spec.name);
@@ -340,7 +340,7 @@ impl Parameters {
         let decls: Vec<_> = self
             .0
             .iter()
-            .map(|p| TensorDecl::new(&p.name, Dtype::BF16, &p.shape))
+            .map(|p| TensorDecl::new(&p.name, TensorDtype::BF16, &p.shape))
             .collect();
         let mut file = TensorFileWriter::create(&out.join("model.safetensors"), &decls)?;
         for parameter in &self.0 {

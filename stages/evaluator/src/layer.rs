@@ -11,7 +11,7 @@ use uc_model::forward::{Layer, NoTap, Values, Weights};
 use uc_pack::LayerFile;
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
-use uc_store::tensors::{self, Dtype, TensorDecl, TensorFile, TensorFileWriter};
+use uc_store::tensors::{self, TensorDecl, TensorDtype, TensorFile, TensorFileWriter};
 
 /// Tokens that go through a layer at once.
 const BATCH_TOKENS: usize = 4096;
@@ -39,7 +39,7 @@ impl OnDevice for LayerPass<'_, '_> {
                 hidden.path()
             );
         };
-        let decls = ["teacher", "pack"].map(|name| TensorDecl::new(name, Dtype::F32, &shape));
+        let decls = ["teacher", "pack"].map(|name| TensorDecl::new(name, TensorDtype::F32, &shape));
         let mut output = job.output_tensors("eval-hidden", &decls)?;
         let dims = [windows, length, width];
 
@@ -90,7 +90,7 @@ fn push<B: Backend, W: Weights<B, Error = anyhow::Error>>(
 struct PackedLayer {
     file: LayerFile,
     linears: BTreeMap<String, usize>,
-    extras: BTreeMap<String, usize>,
+    exact: BTreeMap<String, usize>,
 }
 
 impl PackedLayer {
@@ -98,11 +98,11 @@ impl PackedLayer {
         let file = LayerFile::open(job.input("pack-layer")?)?;
         let names = |names: Vec<&String>| names.into_iter().cloned().zip(0..).collect();
         let linears = names(file.linears().iter().map(|linear| &linear.name).collect());
-        let extras = names(file.extras().iter().map(|extra| &extra.name).collect());
+        let exact = names(file.exact().iter().map(|extra| &extra.name).collect());
         Ok(Self {
             file,
             linears,
-            extras,
+            exact,
         })
     }
 
@@ -112,11 +112,11 @@ impl PackedLayer {
             return Ok(bits.into_iter().map(uc_codec::bf16::to_f32).collect());
         }
         let &index = self
-            .extras
+            .exact
             .get(name)
             .with_context(|| format!("the pack's layer has no tensor {name}"))?;
-        let dtype = crate::report::float(self.file.extras()[index].dtype, name)?;
-        let bytes = self.file.extra_bytes(index);
+        let dtype = crate::report::float(self.file.exact()[index].dtype, name)?;
+        let bytes = self.file.exact_bytes(index);
         tensors::to_f32(dtype, bytes).with_context(|| format!("extra {name} is no float tensor"))
     }
 }

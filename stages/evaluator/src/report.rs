@@ -8,9 +8,9 @@ use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
 use uc_model::forward::{Head, Values};
 use uc_model::text::WindowSet;
-use uc_pack::{Manifest, ScaffoldFile};
+use uc_pack::{Manifest, NonLayerFile};
 use uc_store::stage::Job;
-use uc_store::tensors::{self, Dtype, TensorFile};
+use uc_store::tensors::{self, TensorDtype, TensorFile};
 
 use crate::metrics::{Accumulator, Figures, METRICS_VERSION, TokenComparison, compare_logits};
 
@@ -54,9 +54,9 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
         .context("cannot read the evaluation windows")?;
     let kind = crate::device(job);
     let figures = dispatch(kind, Comparison { job, set: &set })??;
-    job.figure("PPL teacher", figures.teacher_ppl.value);
-    job.figure("PPL pack", figures.pack_ppl.value);
-    job.figure("mean KL", figures.mean_kl.value);
+    job.metric("PPL teacher", figures.teacher_ppl.value);
+    job.metric("PPL pack", figures.pack_ppl.value);
+    job.metric("mean KL", figures.mean_kl.value);
 
     let plan = job.plan();
     let texts = job.external("evaluation-text")?.files.iter();
@@ -100,10 +100,10 @@ impl OnDevice for Comparison<'_, '_> {
     fn run<B: Backend>(self, device: B::Device) -> anyhow::Result<Figures> {
         let Self { job, set } = self;
         let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
-        let scaffold = TensorFile::open(&job.input("scaffold")?)?;
-        let packed = ScaffoldFile::open(job.input("pack-scaffold")?)?;
-        check_embedding(&config, &scaffold, &packed)?;
-        let of_teacher = |name: &str| -> anyhow::Result<_> { Ok(scaffold.read_f32(name)?) };
+        let non_layer = TensorFile::open(&job.input("non-layer")?)?;
+        let packed = NonLayerFile::open(job.input("pack-non-layer")?)?;
+        check_embedding(&config, &non_layer, &packed)?;
+        let of_teacher = |name: &str| -> anyhow::Result<_> { Ok(non_layer.read_f32(name)?) };
         let of_pack = |name: &str| read_packed(&packed, name);
         let teacher = Head::new(&config, &Values::<B, _>::new(&of_teacher, &device))?;
         let pack = Head::new(&config, &Values::<B, _>::new(&of_pack, &device))?;
@@ -112,7 +112,7 @@ impl OnDevice for Comparison<'_, '_> {
         for (index, window) in set.windows.iter().enumerate() {
             let states = |name: &str| -> anyhow::Result<Vec<f32>> {
                 let bytes = hidden.read_rows(name, index, 1)?;
-                tensors::to_f32(Dtype::F32, &bytes).context("hidden states are f32")
+                tensors::to_f32(TensorDtype::F32, &bytes).context("hidden states are f32")
             };
             let (of_teacher, of_pack) = (states("teacher")?, states("pack")?);
             let positions = set.length - 1; // the last one predicts nothing in the text
@@ -180,20 +180,20 @@ fn compare(teacher: &[f32], pack: &[f32], targets: &[u32], vocab: usize) -> Vec<
 /// The states of the pack were embedded with the source's matrices: the pack's must be the same bytes.
 fn check_embedding(
     config: &ModelConfig,
-    scaffold: &TensorFile,
-    packed: &ScaffoldFile,
+    non_layer: &TensorFile,
+    packed: &NonLayerFile,
 ) -> anyhow::Result<()> {
     let spec = &config.embedding;
     for name in std::iter::once(&spec.weight).chain(&spec.positions) {
         ensure!(
-            scaffold.read(name)? == packed.read(name)?,
+            non_layer.read(name)? == packed.read(name)?,
             "the pack's {name} is not the source's; expected equal bytes"
         );
     }
     Ok(())
 }
 
-fn read_packed(packed: &ScaffoldFile, name: &str) -> anyhow::Result<Vec<f32>> {
+fn read_packed(packed: &NonLayerFile, name: &str) -> anyhow::Result<Vec<f32>> {
     let decl = packed.tensors().iter().find(|decl| decl.name == name);
     let dtype = float(
         decl.with_context(|| format!("the pack's scaffold has no {name}"))?
@@ -204,11 +204,11 @@ fn read_packed(packed: &ScaffoldFile, name: &str) -> anyhow::Result<Vec<f32>> {
 }
 
 /// The float types that weights may have.
-pub fn float(dtype: uc_pack::Dtype, name: &str) -> anyhow::Result<Dtype> {
+pub fn float(dtype: uc_pack::ExactDtype, name: &str) -> anyhow::Result<TensorDtype> {
     match dtype {
-        uc_pack::Dtype::F32 => Ok(Dtype::F32),
-        uc_pack::Dtype::F16 => Ok(Dtype::F16),
-        uc_pack::Dtype::BF16 => Ok(Dtype::BF16),
+        uc_pack::ExactDtype::F32 => Ok(TensorDtype::F32),
+        uc_pack::ExactDtype::F16 => Ok(TensorDtype::F16),
+        uc_pack::ExactDtype::BF16 => Ok(TensorDtype::BF16),
         other => anyhow::bail!("{name} is {other:?} in the pack, expected F32, F16 or BF16"),
     }
 }

@@ -5,7 +5,7 @@
 use uc_model::ModelConfig;
 use uc_model::text::{WindowChoice, WindowSet};
 use uc_store::stage::Job;
-use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes};
+use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile, f32_bytes};
 
 /// Writes `evaluation-windows` and `eval-hidden@0`.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
@@ -24,20 +24,20 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
         .map(|f| &f.path)
         .collect();
     let set = WindowSet::draw(dir, &config, &texts, choice)?;
-    job.figure("evaluation windows", set.windows.len());
+    job.metric("evaluation windows", set.windows.len());
 
     let mut file = job.output("evaluation-windows")?;
     file.append(&serde_json::to_vec(&set)?)?;
     job.commit("evaluation-windows", file)?;
 
-    let scaffold = TensorFile::open(&job.input("scaffold")?)?;
+    let non_layer = TensorFile::open(&job.input("non-layer")?)?;
     let shape = [set.windows.len(), set.length, config.hidden];
-    let decls = ["teacher", "pack"].map(|name| TensorDecl::new(name, Dtype::F32, &shape));
+    let decls = ["teacher", "pack"].map(|name| TensorDecl::new(name, TensorDtype::F32, &shape));
     let mut hidden = job.output_tensors("eval-hidden", &decls)?;
     for _ in &decls {
         for window in &set.windows {
             for (position, &id) in window.ids.iter().enumerate() {
-                let row = |name: &str, row| scaffold.read_rows_f32(name, row, 1);
+                let row = |name: &str, row| non_layer.read_rows_f32(name, row, 1);
                 let values = config.embedding.token(id, position, row)?;
                 hidden.append(&f32_bytes(&values))?;
             }

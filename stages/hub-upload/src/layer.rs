@@ -40,14 +40,14 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let digest = Sha256Digest(record.sha256.0);
     let file = LocalFile::known(&record.file, &path, record.size, digest)?;
     let kept = job.plan().artifacts.get("pack-layer");
-    let kept = kept.is_none_or(|artifact| artifact.keep);
+    let kept = kept.is_none_or(|artifact| !artifact.temporary);
     let remote = Remote::open(job)?;
     if kept {
         // The commit can wait until it is worth its while.
         remote.store(&[file])?;
     } else {
         let commit = remote.bring(&format!("Layer {layer}"), &[file])?;
-        remote.job().figure("commit", commit.to_string());
+        remote.job().metric("commit", commit.to_string());
     }
     let written = RemoteLayer {
         remote_layer_version: 1,
@@ -72,7 +72,7 @@ fn check(file: LayerFile, record: &LayerEntry) -> anyhow::Result<()> {
         return Ok(());
     }
     let described = |entry: &LayerEntry| {
-        let tensors = entry.linears.len() + entry.extras.len();
+        let tensors = entry.linears.len() + entry.exact.len();
         format!("SHA-256 {} with {tensors} tensors", entry.sha256)
     };
     Err(Refused::NotAsRecorded {

@@ -4,7 +4,7 @@ use anyhow::Context;
 use camino::Utf8Path;
 use serde::Serialize;
 use uc_hub::{LocalFile, differences};
-use uc_pack::manifest::{FileEntry, ScaffoldEntry};
+use uc_pack::manifest::{FileEntry, NonLayerEntry};
 use uc_pack::{DIGEST_FILE, Digest, MANIFEST_FILE, Manifest};
 use uc_store::sha::Sha256Digest;
 use uc_store::stage::Job;
@@ -44,7 +44,7 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let repository = remote::repository(job)?;
     check_scaffold(&folder, &manifest)?;
     let mut description = Vec::new();
-    for file in manifest.files.iter().chain([&scaffold(&manifest)]) {
+    for file in manifest.files.iter().chain([&non_layer(&manifest)]) {
         description.push(checked(&folder, file)?);
     }
     description.push(LocalFile::read(CARD, &job.input("model-card")?)?);
@@ -79,15 +79,15 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
         bytes: files.iter().map(|file| file.size).sum(),
     };
     drop(remote);
-    job.figure("commit", outcome.commit.clone());
+    job.metric("commit", outcome.commit.clone());
     write_json(job, "remote-pack", &outcome)
 }
 
 /// The scaffold as one of the pack's files.
-fn scaffold(manifest: &Manifest) -> FileEntry {
-    let ScaffoldEntry {
+fn non_layer(manifest: &Manifest) -> FileEntry {
+    let NonLayerEntry {
         file, size, sha256, ..
-    } = &manifest.scaffold;
+    } = &manifest.non_layer;
     FileEntry {
         name: file.clone(),
         size: *size,
@@ -97,9 +97,9 @@ fn scaffold(manifest: &Manifest) -> FileEntry {
 
 /// Every tensor of the scaffold is what the manifest says.
 fn check_scaffold(folder: &Utf8Path, manifest: &Manifest) -> anyhow::Result<()> {
-    let recorded = &manifest.scaffold;
+    let recorded = &manifest.non_layer;
     let path = folder.join(&recorded.file);
-    let found = ScaffoldEntry::measure(&path)?;
+    let found = NonLayerEntry::measure(&path)?;
     if found == *recorded {
         return Ok(());
     }

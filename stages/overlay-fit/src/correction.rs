@@ -2,7 +2,7 @@
 
 use uc_codec::factor::Factor;
 use uc_codec::overlay::{self, Fit};
-use uc_codec::{CodecError, LowRank, TensorCode, bf16, error, reconstruct};
+use uc_codec::{CodecError, LowRank, TensorCode, bf16, output_error, reconstruct};
 
 /// Relative output error of a linear as a reader of the pack gets it, every row in units of its step.
 pub fn output_error(
@@ -19,7 +19,7 @@ pub fn output_error(
     let found = reconstruct::reconstruct(code)?.into_iter();
     let found = in_units(found.map(bf16::to_f32).collect());
     let w = in_units(w.to_vec());
-    error::relative_output_error(&w, &found, code.rows, code.cols, second_moment)
+    output_error::relative_output_error(&w, &found, code.rows, code.cols, second_moment)
 }
 
 /// The rank whose correction, paid for from the indices, leaves the least predicted error; often 0.

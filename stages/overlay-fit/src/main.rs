@@ -7,7 +7,7 @@
 mod correction;
 
 use clap::Parser;
-use uc_draft::{Codes, Given, Shelf};
+use uc_layer_quantizer::{Codes, LayerInputs, SpilledCodes};
 use uc_pack::Linears;
 use uc_store::ExitCode;
 use uc_store::settings::Rank;
@@ -52,47 +52,47 @@ impl StageProgram for OverlayFit {
             }
             linears.write(&mut file)?;
         }
-        job.figure("rank", rank);
+        job.metric("rank", rank);
         job.commit("overlay", file)?;
         Ok(())
     }
 
     fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        uc_draft::classify(error)
+        uc_layer_quantizer::classify(error)
     }
 }
 
 /// The linears that replace those of the codes checkpoint; none where quantization alone is better.
-fn fit(job: &mut Job<'_>) -> anyhow::Result<Option<Shelf>> {
+fn fit(job: &mut Job<'_>) -> anyhow::Result<Option<SpilledCodes>> {
     let overlay = job.settings().overlay.clone();
     let (rank, max_rank) = (overlay.rank, overlay.max_rank as usize);
     if rank == Rank::Fixed(0) || (rank == Rank::Auto && max_rank == 0) {
         return Ok(None);
     }
-    let given = Given::open(job)?;
+    let inputs = LayerInputs::open(job)?;
     let codes = Codes::open(&job.input("codes")?)?;
     let mut ranks = Vec::with_capacity(codes.count());
     let mut before = 0.0;
     for index in 0..codes.count() {
         let linear = codes.linear(index)?;
-        let w = given.weights(&linear.name)?;
-        before += output_error(&w, &linear.code, &given.moments(&linear.input)?)?;
+        let w = inputs.weights(&linear.name)?;
+        before += output_error(&w, &linear.code, &inputs.moments(&linear.input)?)?;
         ranks.push(match rank {
             Rank::Fixed(rank) => rank as usize,
             Rank::Auto => {
-                let factor = given.factors.input(&linear.input)?;
+                let factor = inputs.factors.input(&linear.input)?;
                 worthwhile_rank(&w, &linear.code, &factor, max_rank)?
             }
         });
         job.progress(index as u64 + 1, codes.count() as u64, "linears");
     }
-    job.figure("relative error without overlay", before);
+    job.metric("relative error without overlay", before);
     if ranks.iter().all(|&rank| rank == 0) {
         return Ok(None);
     }
-    let (linears, _) = given.quantize(job, |index, w, code| {
+    let (linears, _) = inputs.quantize(job, |index, w, code| {
         if ranks[index] > 0 {
-            let factor = given.factors.input(&given.shapes[index].input)?;
+            let factor = inputs.factors.input(&inputs.shapes[index].input)?;
             code.overlay = correction(w, code, &factor, ranks[index])?;
         }
         Ok(())
@@ -100,14 +100,14 @@ fn fit(job: &mut Job<'_>) -> anyhow::Result<Option<Shelf>> {
     let (mut after, mut words) = (0.0, 0);
     for index in 0..linears.count() {
         let linear = linears.linear(index)?;
-        let w = given.weights(&linear.name)?;
-        after += output_error(&w, &linear.code, &given.moments(&linear.input)?)?;
+        let w = inputs.weights(&linear.name)?;
+        after += output_error(&w, &linear.code, &inputs.moments(&linear.input)?)?;
         let overlay = linear.code.overlay.as_ref();
         words += overlay.map_or(0, |overlay| overlay.u.len() + overlay.v.len());
     }
-    job.figure("relative error with overlay", after);
+    job.metric("relative error with overlay", after);
     let bits = 16.0 * words as f64;
-    job.figure("overlay bpw", bits / given.plan.linear_parameters() as f64);
+    job.metric("overlay bpw", bits / inputs.plan.linear_parameters() as f64);
     let keep = after < before || matches!(rank, Rank::Fixed(_));
     Ok(keep.then_some(linears))
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use uc_draft::Codes;
+use uc_layer_quantizer::Codes;
 use uc_model::ModelConfig;
 use uc_pack::{Digest, LayerCoder, LayerEntry, LayerFile, Linears};
 use uc_store::ExitCode;
@@ -69,9 +69,9 @@ fn layer(job: &mut Job<'_>) -> anyhow::Result<()> {
     let overlay = Codes::open(&job.input("overlay")?)?;
     let linears = if overlay.count() > 0 { overlay } else { codes };
     let weights = TensorFile::open(&job.input("weights")?)?;
-    let extras = uc_draft::exact_tensors(&weights, &plan)?;
+    let exact = uc_layer_quantizer::exact_tensors(&weights, &plan)?;
 
-    let coder = LayerCoder::new(plan.index as u32, &linears, &extras)?;
+    let coder = LayerCoder::new(plan.index as u32, &linears, &exact)?;
     let mut file = job.output("pack-layer")?;
     let target = file.target().to_owned();
     coder
@@ -79,7 +79,7 @@ fn layer(job: &mut Job<'_>) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write {target}"))?;
     job.commit("pack-layer", file)?;
     let bits = 8.0 * coder.length() as f64;
-    job.figure("bpw", bits / plan.linear_parameters() as f64);
+    job.metric("bpw", bits / plan.linear_parameters() as f64);
 
     // The record is measured on the file as a reader finds it, not on what was in memory before.
     let mut source = BTreeMap::new();

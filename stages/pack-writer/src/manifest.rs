@@ -7,9 +7,9 @@ use anyhow::Context;
 use camino::Utf8Path;
 use uc_model::SourceFolder;
 use uc_model::text::WindowSet;
-use uc_pack::manifest::{Calibration, Codec, FileEntry, HubSource, ScaffoldEntry, Source, Tool};
+use uc_pack::manifest::{Calibration, Codec, FileEntry, HubSource, NonLayerEntry, Source, Tool};
 use uc_pack::totals::Totals;
-use uc_pack::{Digest, ExactDecl, FORMAT_VERSION, LayerEntry, Manifest, write_scaffold};
+use uc_pack::{Digest, ExactDecl, FORMAT_VERSION, LayerEntry, Manifest, write_non_layer};
 use uc_store::atomic::Written;
 use uc_store::plan::External;
 use uc_store::stage::Job;
@@ -29,8 +29,8 @@ const DESCRIPTION: [&str; 5] = [
 /// Writes everything of the pack but the layers.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let files = copy_description(job)?;
-    let scaffold = copy_scaffold(job)?;
-    let manifest = compose(job, files, scaffold)?;
+    let non_layer = copy_non_layer(job)?;
+    let manifest = compose(job, files, non_layer)?;
 
     let text = manifest.to_bytes();
     let mut file = job.output("manifest")?;
@@ -39,12 +39,12 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let mut digest = job.output("manifest-digest")?;
     digest.append(Manifest::digest_line(&text).as_bytes())?;
     job.commit("manifest-digest", digest)?;
-    job.figure(
+    job.metric(
         "bpw linears",
         manifest.totals.bits_per_weight_linears.clone(),
     );
-    job.figure("bpw all", manifest.totals.bits_per_weight_all.clone());
-    job.figure(
+    job.metric("bpw all", manifest.totals.bits_per_weight_all.clone());
+    job.metric(
         "compression ratio",
         manifest.totals.compression_ratio.clone(),
     );
@@ -82,14 +82,14 @@ fn entry(name: &str, written: &Written) -> FileEntry {
 }
 
 /// Streams the scaffold's tensors into `scaffold.uc`.
-fn copy_scaffold(job: &mut Job<'_>) -> anyhow::Result<ScaffoldEntry> {
-    let source = TensorFile::open(&job.input("scaffold")?)?;
+fn copy_non_layer(job: &mut Job<'_>) -> anyhow::Result<NonLayerEntry> {
+    let source = TensorFile::open(&job.input("non-layer")?)?;
     let decls: Vec<ExactDecl> = source
         .tensors()
-        .map(uc_draft::exact_decl)
+        .map(uc_layer_quantizer::exact_decl)
         .collect::<anyhow::Result<_>>()?;
-    let mut file = job.output("pack-scaffold")?;
-    write_scaffold(&mut file, &decls, |index, sink: &mut dyn Write| {
+    let mut file = job.output("pack-non-layer")?;
+    write_non_layer(&mut file, &decls, |index, sink: &mut dyn Write| {
         let decl = &decls[index];
         let rows = decl.shape.first().map_or(1, |&rows| rows as usize);
         for first in (0..rows).step_by(ROWS) {
@@ -101,14 +101,14 @@ fn copy_scaffold(job: &mut Job<'_>) -> anyhow::Result<ScaffoldEntry> {
         }
         Ok(())
     })?;
-    job.commit("pack-scaffold", file)?;
-    Ok(ScaffoldEntry::measure(job.output_path("pack-scaffold")?)?)
+    job.commit("pack-non-layer", file)?;
+    Ok(NonLayerEntry::measure(job.output_path("pack-non-layer")?)?)
 }
 
 fn compose(
     job: &mut Job<'_>,
     files: Vec<FileEntry>,
-    scaffold: ScaffoldEntry,
+    non_layer: NonLayerEntry,
 ) -> anyhow::Result<Manifest> {
     let plan = job.plan();
     let mut layers = Vec::with_capacity(plan.model.layers as usize);
@@ -154,7 +154,7 @@ fn compose(
         source,
         calibration: calibration(job)?,
         layers,
-        scaffold,
+        non_layer,
         files,
         totals: Totals::default(),
     };

@@ -3,12 +3,12 @@
 //! `rates` finds at which steps the linears of a layer take the wanted bits, `allocate` deals out the model's bits by
 //! these and by the linears' sensitivities, `layer` quantizes. The budget is `bpw` bits for every weight of the linears, from
 //! which everything in the layer files is paid. The mathematics is `uc_codec`'s, the size is that of the file as `uc_pack`
-//! writes it, and a layer on its way to that file is `uc_draft`'s.
+//! writes it, and a layer on its way to that file is `uc_layer_quantizer`'s.
 
 mod survey;
 
 use clap::{Parser, Subcommand};
-use uc_draft::Given;
+use uc_layer_quantizer::LayerInputs;
 use uc_store::ExitCode;
 use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
 
@@ -53,10 +53,10 @@ struct Quantize;
 
 impl StageProgram for Quantize {
     fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
-        let given = Given::open(job)?;
-        let (linears, bits) = given.quantize(job, |_, _, _| Ok(()))?;
-        given.report(job);
-        job.figure("bpw", bits as f64 / given.plan.linear_parameters() as f64);
+        let inputs = LayerInputs::open(job)?;
+        let (linears, bits) = inputs.quantize(job, |_, _, _| Ok(()))?;
+        inputs.report(job);
+        job.metric("bpw", bits as f64 / inputs.plan.linear_parameters() as f64);
         let mut file = job.output("codes")?;
         linears.write(&mut file)?;
         job.commit("codes", file)?;
@@ -64,6 +64,6 @@ impl StageProgram for Quantize {
     }
 
     fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        uc_draft::classify(error)
+        uc_layer_quantizer::classify(error)
     }
 }

@@ -2,11 +2,11 @@
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use uc_codec::allocate::{Allocation, Due, Surveyed, allocate};
+use uc_codec::allocate::{Allocation, BitAllocation, LinearSensitivity, allocate};
 use uc_codec::factors::Factors;
 use uc_codec::rate;
-use uc_codec::rate::Subject;
-use uc_codec::steps::step_logs;
+use uc_codec::rate::RateProbe;
+use uc_codec::steps::step_log2_eighths;
 use uc_model::{LayerPlan, ModelConfig, SourceFolder};
 use uc_store::ExitCode;
 use uc_store::settings::AllocationMode;
@@ -41,29 +41,33 @@ impl StageProgram for Rates {
         let plan = ModelConfig::load(dir)?.layer_plan(job.layer()? as usize);
         let source = SourceFolder::open(dir)?;
         let settings = job.settings().quantize.clone();
-        let statistics = TensorFile::open(&job.input("survey-statistics")?)?;
+        let statistics = TensorFile::open(&job.input("sensitivity-statistics")?)?;
         let of_input = |name: &str| {
             let input = plan
                 .input(name)
                 .with_context(|| format!("no input {name} in the plan"))?;
-            uc_draft::input_factor(&statistics, input, &settings)
+            uc_layer_quantizer::input_factor(&statistics, input, &settings)
         };
-        let factors = Factors::new(of_input, |_: &str| Ok(None), uc_draft::KEPT_FACTORS);
+        let factors = Factors::new(
+            of_input,
+            |_: &str| Ok(None),
+            uc_layer_quantizer::KEPT_FACTORS,
+        );
         let mut linears = Vec::with_capacity(plan.linears.len());
         for (index, linear) in plan.linears.iter().enumerate() {
             let factor = factors.input(&linear.input)?;
-            let (column_log, base) = step_logs(&factor.inv_diag)?;
+            let (column_log2_eighths, base) = step_log2_eighths(&factor.inv_diag)?;
             let w = source.read_planned_f32(&plan, &linear.name)?;
-            let subject = Subject {
+            let rate_probe = RateProbe {
                 w: &w,
                 m: linear.rows,
                 n: linear.cols,
                 factor: &factor,
-                column_log: &column_log,
-                row_step_log: &vec![0; linear.rows],
+                column_log2_eighths: &column_log2_eighths,
+                row_step_log2_eighths: &vec![0; linear.rows],
             };
             let probe_rows = settings.probe_rows as usize;
-            let choice = rate::choose_step(subject, base, settings.bpw, probe_rows)
+            let choice = rate::choose_step(rate_probe, base, settings.bpw, probe_rows)
                 .with_context(|| linear.name.clone())?;
             linears.push(Rate {
                 name: linear.name.clone(),
@@ -79,7 +83,7 @@ impl StageProgram for Rates {
     }
 
     fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        uc_draft::classify(error)
+        uc_layer_quantizer::classify(error)
     }
 }
 
@@ -94,7 +98,7 @@ impl StageProgram for Allocate {
             surveyed.push(of_layer(job, &config.layer_plan(layer as usize))?);
         }
         let bpw = job.settings().quantize.bpw;
-        let all: Vec<&Surveyed> = surveyed.iter().flatten().collect();
+        let all: Vec<&LinearSensitivity> = surveyed.iter().flatten().collect();
         let bits: Vec<f64> = match job.settings().allocation.mode {
             AllocationMode::PerTensor => vec![bpw; all.len()],
             AllocationMode::PerLayer => surveyed
@@ -105,17 +109,18 @@ impl StageProgram for Allocate {
         };
         let most = bits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let least = bits.iter().copied().fold(f64::INFINITY, f64::min);
-        job.figure("most bits of a linear", most);
-        job.figure("fewest bits of a linear", least);
+        job.metric("most bits of a linear", most);
+        job.metric("fewest bits of a linear", least);
 
         let mut dealt = bits.into_iter();
         let layers = surveyed.iter().map(|layer| {
-            let dues = layer.iter().zip(dealt.by_ref());
-            dues.map(|(linear, bits)| Due {
-                name: linear.name.clone(),
-                bits,
-            })
-            .collect()
+            let allocations = layer.iter().zip(dealt.by_ref());
+            allocations
+                .map(|(linear, bits)| BitAllocation {
+                    name: linear.name.clone(),
+                    bits,
+                })
+                .collect()
         });
         let allocation = Allocation {
             layers: layers.collect(),
@@ -127,11 +132,11 @@ impl StageProgram for Allocate {
     }
 
     fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        uc_draft::classify(error)
+        uc_layer_quantizer::classify(error)
     }
 }
 
-fn of_layer(job: &Job<'_>, plan: &LayerPlan) -> anyhow::Result<Vec<Surveyed>> {
+fn of_layer(job: &Job<'_>, plan: &LayerPlan) -> anyhow::Result<Vec<LinearSensitivity>> {
     let layer = plan.index as u32;
     let path = job.input_at("rates", layer)?;
     let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
@@ -142,8 +147,8 @@ fn of_layer(job: &Job<'_>, plan: &LayerPlan) -> anyhow::Result<Vec<Surveyed>> {
         let linear = plan
             .linear(&rate.name)
             .with_context(|| format!("{} is not of layer {layer}", rate.name))?;
-        let outputs = uc_draft::output_factor(&sensitivity, linear, settings)?;
-        Ok(Surveyed {
+        let outputs = uc_layer_quantizer::output_factor(&sensitivity, linear, settings)?;
+        Ok(LinearSensitivity {
             name: rate.name,
             weights: rate.weights,
             lambda: rate.lambda,

@@ -22,12 +22,12 @@ pub struct Description {
     tied_head: bool,
     /// Linears, exact tensors of layers, tensors outside the layers, tensors of the source's files.
     linears: usize,
-    extras: usize,
-    scaffold_tensors: usize,
+    exact: usize,
+    non_layer_tensors: usize,
     source_tensors: usize,
     linear_parameters: u64,
     extra_parameters: u64,
-    scaffold_parameters: u64,
+    non_layer_parameters: u64,
     total_parameters: u64,
     /// Layers that are made alike, in the order of their first one.
     kinds: Vec<Kind>,
@@ -45,7 +45,7 @@ struct Kind {
     experts: usize,
     chosen: usize,
     linears: Vec<LinearGroup>,
-    extras: usize,
+    exact: usize,
     extra_parameters: u64,
     inputs: Vec<InputGroup>,
     /// Heads × width of a head (the mean of those of queries and values), over the attention blocks.
@@ -106,7 +106,7 @@ pub fn describe(
     let config = ModelConfig::read(config, &has)?;
     let plans: Vec<LayerPlan> = config.layer_plans().collect();
     let tensors = source::planned(&config);
-    let scaffold = config.scaffold_plan();
+    let non_layer = config.non_layer_plan();
     Ok(Description {
         layers: config.layers.len(),
         context: config.context,
@@ -114,12 +114,12 @@ pub fn describe(
         vocab: config.vocab,
         tied_head: config.head.tied,
         linears: plans.iter().map(|plan| plan.linears.len()).sum(),
-        extras: plans.iter().map(|plan| plan.extras.len()).sum(),
-        scaffold_tensors: scaffold.len(),
+        exact: plans.iter().map(|plan| plan.exact.len()).sum(),
+        non_layer_tensors: non_layer.len(),
         source_tensors: tensors.len(),
         linear_parameters: config.linear_parameters(),
         extra_parameters: plans.iter().map(extra_parameters).sum(),
-        scaffold_parameters: scaffold.iter().map(|spec| spec.parameters()).sum(),
+        non_layer_parameters: non_layer.iter().map(|spec| spec.parameters()).sum(),
         total_parameters: config.total_parameters(),
         kinds: kinds(&config, &plans)?,
         index: index.map(|index| facts(&index, &config, &plans)),
@@ -129,7 +129,7 @@ pub fn describe(
 }
 
 fn extra_parameters(plan: &LayerPlan) -> u64 {
-    plan.extras.iter().map(|extra| extra.parameters()).sum()
+    plan.exact.iter().map(|extra| extra.parameters()).sum()
 }
 
 fn kinds(config: &ModelConfig, plans: &[LayerPlan]) -> anyhow::Result<Vec<Kind>> {
@@ -205,7 +205,7 @@ fn kind(spec: &LayerSpec, plan: &LayerPlan) -> anyhow::Result<Kind> {
         experts,
         chosen,
         linears,
-        extras: plan.extras.len(),
+        exact: plan.exact.len(),
         extra_parameters: extra_parameters(plan),
         inputs,
         attention_width,

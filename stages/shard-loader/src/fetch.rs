@@ -411,7 +411,7 @@ impl StageProgram for Fetcher {
                 }
             })?;
         same_header(&file.path)?;
-        speaker().figure("bytes received", downloaded.received);
+        speaker().metric("bytes received", downloaded.received);
         drop(watchdog);
         self.hub = Some(hub);
         Ok(())

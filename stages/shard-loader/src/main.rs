@@ -18,7 +18,7 @@ use uc_model::{ExactSpec, ModelConfig, SourceFolder, SourceTensor};
 use uc_store::ExitCode;
 use uc_store::plan::ShardContent;
 use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
-use uc_store::tensors::{Dtype, TensorDecl};
+use uc_store::tensors::{TensorDecl, TensorDtype};
 
 /// Raised whenever the same source gives other files.
 const VERSION: u32 = 1;
@@ -69,7 +69,7 @@ enum Task {
     /// Download one shard of a run whose shards come and go
     Shard(fetch::ShardArgs),
     /// Embeddings, final norm and head → scaffold
-    Scaffold(StageArgs),
+    NonLayer(StageArgs),
     /// One layer's tensors → weights
     Layer(StageArgs),
 }
@@ -87,7 +87,7 @@ fn main() -> std::process::ExitCode {
         }
         Task::Fetch(args) => say(fetch::fetch(&args)).into(),
         Task::Shard(args) => fetch::shard(&args).into(),
-        Task::Scaffold(args) => run("scaffold", &args, Part::Scaffold),
+        Task::NonLayer(args) => run("non-layer", &args, Part::NonLayer),
         Task::Layer(args) => run("layer", &args, Part::Layer),
     }
 }
@@ -161,7 +161,7 @@ fn contents(config: &ModelConfig, source: &SourceFolder) -> BTreeMap<String, Sha
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let nothing = ShardContent {
             layers: Vec::new(),
-            ends: false,
+            non_layer: false,
         };
         contents.insert(name.into_owned(), nothing);
     }
@@ -174,12 +174,12 @@ fn contents(config: &ModelConfig, source: &SourceFolder) -> BTreeMap<String, Sha
             note(content);
         }
     };
-    for spec in config.scaffold_plan() {
-        holds(&spec.name, &|content| content.ends = true);
+    for spec in config.non_layer_plan() {
+        holds(&spec.name, &|content| content.non_layer = true);
     }
     if config.head.tied {
         // Compared with the embedding where an older file repeats it.
-        holds("lm_head.weight", &|content| content.ends = true);
+        holds("lm_head.weight", &|content| content.non_layer = true);
     }
     for (layer, plan) in (0..).zip(config.layer_plans()) {
         for spec in plan.source_tensors() {
@@ -195,7 +195,7 @@ fn contents(config: &ModelConfig, source: &SourceFolder) -> BTreeMap<String, Sha
 
 /// Which tensors a job copies.
 enum Part {
-    Scaffold,
+    NonLayer,
     Layer,
 }
 
@@ -218,9 +218,9 @@ impl StageProgram for Loader {
             }
         };
         match self.part {
-            Part::Scaffold => {
+            Part::NonLayer => {
                 let read = |name: &str| source.read(name);
-                copy(job, "scaffold", &config.scaffold_plan(), read, |name| {
+                copy(job, "non-layer", &config.non_layer_plan(), read, |name| {
                     source.tensor(name).map(|info| info.dtype)
                 })?;
             }
@@ -248,16 +248,16 @@ fn copy(
     output: &str,
     tensors: &[ExactSpec],
     read: impl Fn(&str) -> Result<SourceTensor, SourceError> + Send,
-    dtype: impl Fn(&str) -> Option<uc_model::source::Dtype>,
+    dtype: impl Fn(&str) -> Option<uc_model::source::SourceDtype>,
 ) -> anyhow::Result<()> {
     let mut decls = Vec::with_capacity(tensors.len());
     for spec in tensors {
         let name = &spec.name;
         let dtype = dtype(name).with_context(|| format!("tensor {name} has vanished"))?;
         let dtype = match dtype.name() {
-            "F32" => Dtype::F32,
-            "F16" => Dtype::F16,
-            "BF16" => Dtype::BF16,
+            "F32" => TensorDtype::F32,
+            "F16" => TensorDtype::F16,
+            "BF16" => TensorDtype::BF16,
             other => anyhow::bail!("tensor {name} is {other}, expected F32, F16 or BF16"),
         };
         decls.push(TensorDecl::new(&spec.name, dtype, &spec.shape));

@@ -23,7 +23,7 @@ use uc_model::{LayerPlan, LinearSpec, ModelConfig, ModelError};
 use uc_store::settings::Settings;
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
-use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes};
+use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile, f32_bytes};
 
 use crate::metric::Metrics;
 use crate::statistics::{sides, times_rows, weights_of_source};
@@ -47,13 +47,13 @@ impl OnDevice for LossPass<'_, '_> {
     fn run<B: Backend>(self, device: B::Device) -> anyhow::Result<()> {
         let job = self.job;
         let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
-        let scaffold = TensorFile::open(&job.input("scaffold")?)?;
-        let read = |name: &str| -> anyhow::Result<Vec<f32>> { Ok(scaffold.read_f32(name)?) };
+        let non_layer = TensorFile::open(&job.input("non-layer")?)?;
+        let read = |name: &str| -> anyhow::Result<Vec<f32>> { Ok(non_layer.read_f32(name)?) };
         let head = Head::new(&config, &Values::<Autodiff<B>, _>::new(&read, &device))?;
-        let hidden = TensorFile::open(&job.input("survey-hidden")?)?;
+        let hidden = TensorFile::open(&job.input("sensitivity-hidden")?)?;
         let [windows, length, width] = sides(&hidden)?;
         let seed = job.settings().allocation.seed;
-        let decl = TensorDecl::new("hidden", Dtype::F32, &[windows, length, width]);
+        let decl = TensorDecl::new("hidden", TensorDtype::F32, &[windows, length, width]);
         let mut output = job.output_tensors("gradient", &[decl])?;
         map_rows(&hidden, "hidden", 1, &mut output, |values, _, window| {
             let mut gradients = Vec::with_capacity(values.len());
@@ -129,7 +129,7 @@ impl OnDevice for BackwardPass<'_, '_> {
         let plan = config.layer_plan(index);
         let read = weights_of_source(job, plan.clone())?;
         let weights = Values::<Autodiff<B>, _>::new(&read, &device);
-        let hidden = TensorFile::open(&job.input("survey-hidden")?)?;
+        let hidden = TensorFile::open(&job.input("sensitivity-hidden")?)?;
         let above = TensorFile::open(&job.input("gradient")?)?;
         let [windows, length, width] = sides(&hidden)?;
         anyhow::ensure!(
@@ -142,7 +142,7 @@ impl OnDevice for BackwardPass<'_, '_> {
         let batch = (BATCH_TOKENS / length).max(1);
         let opening = opening(windows, batch) * length;
         let mut found = Found::new(&plan, windows * length, opening, job.settings());
-        let decl = TensorDecl::new("hidden", Dtype::F32, &[windows, length, width]);
+        let decl = TensorDecl::new("hidden", TensorDtype::F32, &[windows, length, width]);
         let mut output = job.output_tensors("gradient", &[decl])?;
         map_rows(
             &above,
@@ -176,9 +176,13 @@ fn opening(windows: usize, batch: usize) -> usize {
 
 /// How many outputs of a linear keep the second moments of their gradients together. Experts see too few tokens for more than
 /// those that lie near each other.
-fn together(plan: &LayerPlan, linear: &LinearSpec, tallest: usize) -> usize {
+fn together(plan: &LayerPlan, linear: &LinearSpec, max_output_block: usize) -> usize {
     let routed = plan.input(&linear.input).is_some_and(|input| input.routed);
-    linear.rows.min(if routed { NEAR_OUTPUTS } else { tallest })
+    linear.rows.min(if routed {
+        NEAR_OUTPUTS
+    } else {
+        max_output_block
+    })
 }
 
 /// Sums of one layer over the tokens of the survey.
@@ -199,9 +203,9 @@ struct Found {
 
 impl Found {
     fn new(plan: &LayerPlan, tokens: usize, opening: usize, settings: &Settings) -> Self {
-        let tallest = settings.calibration.tallest as usize;
+        let max_output_block = settings.calibration.max_output_block as usize;
         let moments = plan.linears.iter().map(|linear| {
-            let moments = Moments::new(linear.rows, together(plan, linear, tallest));
+            let moments = Moments::new(linear.rows, together(plan, linear, max_output_block));
             (linear.name.clone(), moments)
         });
         let zeros = plan
@@ -210,9 +214,9 @@ impl Found {
             .map(|input| (input.name.clone(), vec![0.0; tokens]));
         let zeros: BTreeMap<_, _> = zeros.collect();
         Found {
-            share: settings.calibration.loss_share,
+            share: settings.calibration.fisher_token_weight,
             opening,
-            metrics: Metrics::new(settings.calibration.widest as usize),
+            metrics: Metrics::new(settings.calibration.max_input_block as usize),
             moments: moments.collect(),
             squares: zeros.clone(),
             energies: zeros,
@@ -307,10 +311,14 @@ impl Found {
         let moments = plan.linears.iter().map(|linear| {
             let name = format!("{}.output_moment", linear.name);
             let block = self.moments[&linear.name].block;
-            TensorDecl::new(name, Dtype::F32, &[linear.rows, block])
+            TensorDecl::new(name, TensorDtype::F32, &[linear.rows, block])
         });
         let weights = plan.inputs.iter().map(|input| {
-            TensorDecl::new(format!("{}.token_weight", input.name), Dtype::F32, &sides)
+            TensorDecl::new(
+                format!("{}.token_weight", input.name),
+                TensorDtype::F32,
+                &sides,
+            )
         });
         let decls: Vec<_> = moments.chain(weights).collect();
         self.fill(plan)?;

@@ -1,7 +1,7 @@
 //! teacher-cache: pushes calibration text through the teacher, layer by layer.
 //!
 //! `windows` draws the windows and embeds them; `layer` reads the hidden states before a layer, writes those after it
-//! and, for every distinct input of the layer's linears, the second moments over all tokens. `survey-windows` and
+//! and, for every distinct input of the layer's linears, the second moments over all tokens. `sensitivity-windows` and
 //! `survey` do the same with some of the windows before anything is quantized; `loss` and `backward` then carry the
 //! gradient of the loss back through the layers and keep its second moments at the output of every linear and the weight
 //! that it gives to every token. Windows go through in batches of fixed size and order, so the sums are the same bits for
@@ -61,10 +61,10 @@ fn main() -> std::process::ExitCode {
     match Cli::parse().task {
         Task::Windows(args) => run("windows", &args, windows::draw),
         Task::Layer(args) => run("layer", &args, |job| layer(job, Pass::Main)),
-        Task::SurveyWindows(args) => run("survey-windows", &args, windows::draw_survey),
-        Task::Survey(args) => run("survey", &args, |job| layer(job, Pass::Survey)),
-        Task::Loss(args) => run("loss", &args, loss),
-        Task::Backward(args) => run("backward", &args, backward),
+        Task::SurveyWindows(args) => run("sensitivity-windows", &args, windows::draw_survey),
+        Task::Survey(args) => run("sensitivity-forward", &args, |job| layer(job, Pass::Survey)),
+        Task::Loss(args) => run("sensitivity-loss", &args, loss),
+        Task::Backward(args) => run("sensitivity-backward", &args, backward),
     }
 }
 

@@ -27,7 +27,7 @@ pub struct Metrics {
     /// By which tokens are weighed.
     set: BTreeMap<Role, Metric>,
     /// Wider inputs have it in blocks.
-    widest: usize,
+    max_input_block: usize,
 }
 
 /// Name without the number of an expert, and width.
@@ -43,11 +43,11 @@ struct Metric {
 
 impl Metrics {
     /// None yet.
-    pub fn new(widest: usize) -> Self {
+    pub fn new(max_input_block: usize) -> Self {
         Metrics {
             open: BTreeMap::new(),
             set: BTreeMap::new(),
-            widest,
+            max_input_block,
         }
     }
 
@@ -60,7 +60,7 @@ impl Metrics {
         input: &InputSpec,
         x: Tensor<B, 2>,
     ) -> Result<(), ModelError> {
-        let block = input.width.min(self.widest);
+        let block = input.width.min(self.max_input_block);
         let moments = self.open.entry(role(input));
         let moments = moments.or_insert_with(|| Moments::new(input.width, block));
         Ok(moments.add(x)?)

@@ -15,7 +15,7 @@ use uc_store::settings::AllocationMode;
 use uc_store::spill::Spill;
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
-use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes, to_f32};
+use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile, f32_bytes, to_f32};
 
 use crate::Pass;
 use crate::windows::surveyed;
@@ -46,7 +46,7 @@ impl OnDevice for LayerPass<'_, '_> {
         let plan = config.layer_plan(index);
         let (states, statistics) = match self.pass {
             Pass::Main => ("hidden", "statistics"),
-            Pass::Survey => ("survey-hidden", "survey-statistics"),
+            Pass::Survey => ("sensitivity-hidden", "sensitivity-statistics"),
         };
         let hidden = TensorFile::open(&job.input(states)?)?;
         let shape = sides(&hidden)?;
@@ -64,11 +64,13 @@ impl OnDevice for LayerPass<'_, '_> {
         };
         let weights = Values::new(&*read, &device);
         let layer = Layer::<B, _>::new(&config.layers[index], length, &weights, &device)?;
-        let widest = job.settings().calibration.widest as usize;
-        let mut sums = Sums::new(&plan, widest, &emphases, &job.work_dir()?)?;
+        let max_input_block = job.settings().calibration.max_input_block as usize;
+        let mut sums = Sums::new(&plan, max_input_block, &emphases, &job.work_dir()?)?;
 
-        let mut output =
-            job.output_tensors(states, &[TensorDecl::new("hidden", Dtype::F32, &shape)])?;
+        let mut output = job.output_tensors(
+            states,
+            &[TensorDecl::new("hidden", TensorDtype::F32, &shape)],
+        )?;
         let tokens = if sums.routed() {
             ROUTED_BATCH_TOKENS
         } else {
@@ -102,7 +104,7 @@ impl OnDevice for LayerPass<'_, '_> {
 struct Sums<'a> {
     plan: &'a LayerPlan,
     /// Inputs wider than this have their moments in blocks.
-    widest: usize,
+    max_input_block: usize,
     /// Of the inputs that all tokens pass.
     moments: BTreeMap<&'a str, Moments>,
     /// Rows of the other inputs.
@@ -118,19 +120,19 @@ struct Sums<'a> {
 impl<'a> Sums<'a> {
     fn new(
         plan: &'a LayerPlan,
-        widest: usize,
+        max_input_block: usize,
         emphases: &'a BTreeMap<String, Vec<f32>>,
         folder: &Utf8Path,
     ) -> anyhow::Result<Self> {
         let dense = plan.inputs.iter().filter(|input| !input.routed);
         let moments = dense.map(|input| {
-            let moments = Moments::new(input.width, input.width.min(widest));
+            let moments = Moments::new(input.width, input.width.min(max_input_block));
             (input.name.as_str(), moments)
         });
         let routed = plan.inputs.iter().any(|input| input.routed);
         Ok(Sums {
             plan,
-            widest,
+            max_input_block,
             moments: moments.collect(),
             spill: routed.then(|| Spill::new(folder)).transpose()?,
             emphases,
@@ -175,11 +177,11 @@ impl<'a> Sums<'a> {
         output: &str,
         device: &B::Device,
     ) -> anyhow::Result<()> {
-        let block = |input: &InputSpec| input.width.min(self.widest);
+        let block = |input: &InputSpec| input.width.min(self.max_input_block);
         let decls: Vec<TensorDecl> = (self.plan.inputs.iter())
             .map(|input| {
                 let name = format!("{}.second_moment", input.name);
-                TensorDecl::new(name, Dtype::F32, &[input.width, block(input)])
+                TensorDecl::new(name, TensorDtype::F32, &[input.width, block(input)])
             })
             .collect();
         let mut file = job.output_tensors(output, &decls)?;
@@ -203,8 +205,8 @@ impl<'a> Sums<'a> {
         }
         job.commit_tensors(output, file)?;
         if self.routed() {
-            job.figure("tokens of experts", serde_json::to_value(counts)?);
-            job.figure("inputs filled up", serde_json::to_value(short)?);
+            job.metric("tokens of experts", serde_json::to_value(counts)?);
+            job.metric("inputs filled up", serde_json::to_value(short)?);
         }
         Ok(())
     }
@@ -236,11 +238,11 @@ impl<'a> Sums<'a> {
         device: &B::Device,
     ) -> anyhow::Result<Moments> {
         let width = inputs[0].width;
-        let mut sums = Moments::new(width, width.min(self.widest));
+        let mut sums = Moments::new(width, width.min(self.max_input_block));
         let spill = self.spill.as_ref().context("no input is routed")?;
         for input in inputs {
             for piece in spill.pieces(&input.name) {
-                let values = to_f32(Dtype::F32, &piece?).expect("f32 is a float type");
+                let values = to_f32(TensorDtype::F32, &piece?).expect("f32 is a float type");
                 let rows = values.len() / width;
                 let x = Tensor::<B, 2>::from_data(TensorData::new(values, [rows, width]), device);
                 sums.add(x).map_err(ModelError::from)?;
@@ -267,7 +269,7 @@ fn emphases(
     windows: usize,
     length: usize,
 ) -> anyhow::Result<BTreeMap<String, Vec<f32>>> {
-    let share = job.settings().calibration.loss_share;
+    let share = job.settings().calibration.fisher_token_weight;
     if share == 0.0 || job.settings().allocation.mode == AllocationMode::PerTensor {
         return Ok(BTreeMap::new());
     }

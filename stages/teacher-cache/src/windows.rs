@@ -4,7 +4,7 @@ use anyhow::Context;
 use uc_model::ModelConfig;
 use uc_model::text::{RecordedWindow, WindowChoice, WindowSet};
 use uc_store::stage::Job;
-use uc_store::tensors::{Dtype, TensorDecl, TensorFile, f32_bytes};
+use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile, f32_bytes};
 
 use crate::gradient::PARTS;
 
@@ -21,8 +21,8 @@ pub fn draw(job: &mut Job<'_>) -> anyhow::Result<()> {
     let texts = job.external("calibration-text")?.files.iter();
     let texts: Vec<_> = texts.map(|file| &file.path).collect();
     let set = WindowSet::draw(dir, &config, &texts, choice)?;
-    job.figure("windows", set.windows.len());
-    job.figure("tokens", set.tokens());
+    job.metric("windows", set.windows.len());
+    job.metric("tokens", set.tokens());
 
     let mut file = job.output("calibration-windows")?;
     file.append(&serde_json::to_vec(&set)?)?;
@@ -38,9 +38,9 @@ pub fn draw_survey(job: &mut Job<'_>) -> anyhow::Result<()> {
     let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
     let set: WindowSet = serde_json::from_slice(&text)?;
     let chosen = surveyed(set.windows.len(), job.settings().allocation.windows);
-    job.figure("windows", chosen.len());
+    job.metric("windows", chosen.len());
     let windows: Vec<_> = chosen.iter().map(|&index| &set.windows[index]).collect();
-    embed(job, &config, &windows, "survey-hidden")
+    embed(job, &config, &windows, "sensitivity-hidden")
 }
 
 /// Which of `windows` calibration windows the survey takes: `count` of them, evenly spaced; 0 takes all. Every fourth comes first:
@@ -63,14 +63,14 @@ fn embed(
     windows: &[&RecordedWindow],
     hidden: &str,
 ) -> anyhow::Result<()> {
-    let scaffold = TensorFile::open(&job.input("scaffold")?)?;
+    let non_layer = TensorFile::open(&job.input("non-layer")?)?;
     let length = windows.first().map_or(0, |window| window.ids.len());
     let shape = [windows.len(), length, config.hidden];
-    let decl = TensorDecl::new("hidden", Dtype::F32, &shape);
+    let decl = TensorDecl::new("hidden", TensorDtype::F32, &shape);
     let mut file = job.output_tensors(hidden, &[decl])?;
     for window in windows {
         for (position, &id) in window.ids.iter().enumerate() {
-            let row = |name: &str, row| scaffold.read_rows_f32(name, row, 1);
+            let row = |name: &str, row| non_layer.read_rows_f32(name, row, 1);
             let values = config.embedding.token(id, position, row)?;
             file.append(&f32_bytes(&values))?;
         }

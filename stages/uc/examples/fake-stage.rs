@@ -164,7 +164,7 @@ impl StageProgram for Fake {
             job.commit(&reference.name, file)?;
         }
         job.progress(1, 1, "thing");
-        job.figure("seen", 1);
+        job.metric("seen", 1);
         self.trace("end", &label);
         Ok(())
     }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use uc_store::freshness::{Freshness, Reason, Work};
+use uc_store::freshness::{Freshness, PendingWork, Reason};
 use uc_store::plan::{ArtifactId, JobId, Plan};
 
 /// What jobs may take together.
@@ -58,7 +58,7 @@ pub struct Board<'p> {
 
 impl<'p> Board<'p> {
     /// Lays out the jobs with the states that the walk over the run found.
-    pub fn new(plan: &'p Plan, work: &Work, budget: Budget) -> Self {
+    pub fn new(plan: &'p Plan, work: &PendingWork, budget: Budget) -> Self {
         let mut nodes = Vec::new();
         for (stage, spec) in plan.stages.iter().enumerate() {
             if spec.optional {
@@ -103,7 +103,7 @@ impl<'p> Board<'p> {
         let downstream = nodes
             .iter()
             .enumerate()
-            .map(|(place, node)| match plan.stages[node.stage].ahead {
+            .map(|(place, node)| match plan.stages[node.stage].max_lead {
                 Some(_) => downstream(place, &nodes, &consumers),
                 None => BTreeSet::new(),
             })
@@ -121,7 +121,7 @@ impl<'p> Board<'p> {
     }
 
     /// Takes over the states of a walk; running jobs keep running, and what was given up stays so.
-    pub fn update(&mut self, work: &Work) {
+    pub fn update(&mut self, work: &PendingWork) {
         for node in &mut self.nodes {
             if matches!(node.status, Status::Running | Status::GivenUp) {
                 continue;
@@ -207,7 +207,7 @@ impl<'p> Board<'p> {
     }
 
     /// The jobs that are left, in the order in which they would run one at a time.
-    pub fn order(plan: &'p Plan, work: &Work, budget: Budget) -> Vec<JobId> {
+    pub fn order(plan: &'p Plan, work: &PendingWork, budget: Budget) -> Vec<JobId> {
         let mut board = Self::new(plan, work, budget);
         for node in &mut board.nodes {
             if node.status == Status::Waiting {
@@ -292,12 +292,13 @@ impl<'p> Board<'p> {
         cpus.saturating_add(self.claim(node)) <= self.budget.cpus && memory_fits
     }
 
-    /// Whether a job would be more than its stage's `ahead` layers before the slowest per-layer reader of what is not kept.
+    /// Whether a job would be more than its stage's `max_lead` layers before the slowest per-layer reader of what is not kept.
     ///
     /// A reader that itself waits for the job does not count: the backward sweep of the survey reads what the forward
     /// sweep wrote only after all of it, and waiting for it would be waiting for ever.
     fn is_too_far_ahead(&self, node: &Node) -> bool {
-        let (Some(ahead), Some(layer)) = (self.plan.stages[node.stage].ahead, node.id.layer) else {
+        let (Some(max_lead), Some(layer)) = (self.plan.stages[node.stage].max_lead, node.id.layer)
+        else {
             return false;
         };
         let behind = &self.downstream[self.places[&node.id]];
@@ -305,7 +306,7 @@ impl<'p> Board<'p> {
             let readers = sibling
                 .outputs
                 .iter()
-                .filter(|id| self.goes(id))
+                .filter(|id| self.is_temporary(id))
                 .filter_map(|id| self.consumers.get(id))
                 .flatten();
             let readers = readers.filter(|place| !behind.contains(place));
@@ -322,7 +323,7 @@ impl<'p> Board<'p> {
             .filter(has_slow_reader)
             .filter_map(|sibling| sibling.id.layer)
             .min();
-        slowest.is_some_and(|slowest| layer > slowest.saturating_add(ahead))
+        slowest.is_some_and(|slowest| layer > slowest.saturating_add(max_lead))
     }
 
     /// Artifacts that no job needs any more, among those that a job reads or makes; all of them for `None`.
@@ -349,15 +350,15 @@ impl<'p> Board<'p> {
     }
 
     /// Whether an artifact is deleted once nobody needs it.
-    fn goes(&self, id: &ArtifactId) -> bool {
+    fn is_temporary(&self, id: &ArtifactId) -> bool {
         let artifact = self.plan.artifacts.get(&id.name);
-        artifact.is_some_and(|artifact| !artifact.keep)
+        artifact.is_some_and(|artifact| artifact.temporary)
     }
 
     fn is_retirable(&self, id: &ArtifactId) -> bool {
         // What nobody reads is somebody's result.
         let readers = self.consumers.get(id).filter(|readers| !readers.is_empty());
-        self.goes(id)
+        self.is_temporary(id)
             && self.plan.external(id).is_none()
             && readers.is_some_and(|readers| {
                 readers

@@ -78,7 +78,7 @@ pub struct UploadOptions {
     pub attempts: Option<u32>,
     /// Delete a layer here once the repository holds it and nothing here reads it any more
     #[arg(long, requires = "repository")]
-    pub free: bool,
+    pub delete_uploaded: bool,
 }
 
 /// `uc compress`.

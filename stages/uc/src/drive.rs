@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use uc_store::ExitCode;
 use uc_store::events::{Event, EventKind, JobRequest};
-use uc_store::freshness::{self, Freshness, Reason, Work};
+use uc_store::freshness::{self, Freshness, PendingWork, Reason};
 use uc_store::plan::{ArtifactId, JobId, Plan};
 use uc_store::receipt::{Receipt, job_key};
 use uc_store::run::RunDir;
@@ -43,7 +43,7 @@ pub struct Driver<'a> {
     display: &'a mut Display,
     journal: Journal,
     board: Board<'a>,
-    work: Work,
+    work: PendingWork,
     /// Where shards come and go.
     source: Option<Source>,
     /// Whether something happened since shards were looked at.
@@ -83,7 +83,7 @@ impl<'a> Driver<'a> {
         run: &'a RunDir,
         programs: &'a Programs,
         budget: Budget,
-        work: Work,
+        work: PendingWork,
         source: Option<Source>,
         display: &'a mut Display,
         signals: &'a Listener,
@@ -310,7 +310,7 @@ impl<'a> Driver<'a> {
                     ));
                 }
             }
-            EventKind::Figure { name, value } => {
+            EventKind::Metric { name, value } => {
                 self.display.detail(&format!("{id}: {name} = {value}"));
             }
             EventKind::Finished { seconds, .. } => self.on_finished(&id, seconds)?,

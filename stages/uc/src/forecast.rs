@@ -19,7 +19,7 @@ use crate::board::Budget;
 use crate::failure::failure;
 use crate::pipeline::{Goals, Pipeline, Request};
 use crate::sources;
-use arithmetic::{Arithmetic, Work};
+use arithmetic::{Arithmetic, JobCost};
 use facts::{Facts, Kind};
 
 /// The measured run, made by `tests/benchmark/throughput.py`.
@@ -75,7 +75,7 @@ pub struct PackForecast {
     /// Bytes of the layer files.
     pub layer_bytes: u64,
     /// Bytes of the exact scaffold.
-    pub scaffold_bytes: u64,
+    pub non_layer_bytes: u64,
     /// Bytes of the manifest.
     pub manifest_bytes: u64,
     /// Their sum; the tokenizer's files come on top.
@@ -148,7 +148,7 @@ pub struct StageForecast {
     /// Per layer, or one for the run.
     pub per: Per,
     /// Layers that it may be ahead of its slowest reader.
-    pub ahead: Option<u32>,
+    pub max_lead: Option<u32>,
     /// What it declares, bytes.
     pub memory_bytes: u64,
     /// What bounds it; none for a program that the estimate does not know.
@@ -164,8 +164,8 @@ pub struct StageForecast {
 pub struct DiskForecast {
     /// Its name.
     pub name: String,
-    /// Whether it stays.
-    pub keep: bool,
+    /// Whether it is deleted after its last reader.
+    pub temporary: bool,
     /// Most files at once.
     pub files: usize,
     /// Their bytes.
@@ -236,7 +236,7 @@ pub fn forecast(
     })
 }
 
-/// Bytes that a job leaves in receipts, figures, logs and events; 4.1 kB measured (44 jobs of the embedded model).
+/// Bytes that a job leaves in receipts, metrics, logs and events; 4.1 kB measured (44 jobs of the embedded model).
 const RECORD_BYTES: f64 = 5e3;
 
 /// Most bytes on disk beside the source in a run of a plan, whichever of its stages is the slow one; none where the number of
@@ -337,11 +337,11 @@ impl Rates {
                 continue;
             };
             let layers = stage.layers(plan.model.layers).into_iter();
-            let works: Vec<Work> = layers
+            let works: Vec<JobCost> = layers
                 .filter_map(|layer| arithmetic.work(&stage.argv, kind(&measured.model, layer)))
                 .collect();
             let amount: f64 = works.iter().map(|work| work.amount()).sum();
-            if let Some(Work::Product(_)) = works.first() {
+            if let Some(JobCost::Product(_)) = works.first() {
                 operations += amount;
                 seconds += found.seconds;
             }
@@ -378,7 +378,7 @@ impl Estimate<'_> {
         self.plan.stage(&job.stage).map_or(&[], |stage| &stage.argv)
     }
 
-    fn work(&self, job: &JobId) -> Option<Work> {
+    fn work(&self, job: &JobId) -> Option<JobCost> {
         self.arithmetic.work(self.argv(job), self.kind(job.layer))
     }
 }
@@ -390,9 +390,9 @@ impl simulation::Sizes for Estimate<'_> {
             return 0.0;
         };
         let times = match work {
-            Work::Product(_) => self.products,
-            Work::Codec(_) => self.codec,
-            Work::Bytes(_) => 1.0,
+            JobCost::Product(_) => self.products,
+            JobCost::Codec(_) => self.codec,
+            JobCost::Bytes(_) => 1.0,
         };
         work.amount() / rate / times
     }
@@ -416,14 +416,14 @@ fn pack(arithmetic: &Arithmetic<'_>) -> PackForecast {
     let layers: f64 = kinds
         .map(|kind| kind.layers.len() as f64 * arithmetic.pack_layer_bytes(kind))
         .sum();
-    let (scaffold, manifest) = (arithmetic.scaffold_bytes(), arithmetic.manifest_bytes());
-    let total = layers + scaffold + manifest;
+    let (non_layer, manifest) = (arithmetic.non_layer_bytes(), arithmetic.manifest_bytes());
+    let total = layers + non_layer + manifest;
     let bf16 = BF16 * facts.total_parameters as f64;
     PackForecast {
         bits_per_weight_linears: 8.0 * layers / facts.linear_parameters.max(1) as f64,
         bits_per_weight_all: 8.0 * total / facts.total_parameters.max(1) as f64,
         layer_bytes: layers as u64,
-        scaffold_bytes: scaffold as u64,
+        non_layer_bytes: non_layer as u64,
         manifest_bytes: manifest as u64,
         total_bytes: total as u64,
         bf16_bytes: bf16 as u64,
@@ -467,7 +467,7 @@ fn run(
             name: stage.name.clone(),
             jobs: layers.len() as u64,
             per: stage.per,
-            ahead: stage.ahead,
+            max_lead: stage.max_lead,
             memory_bytes: stage.memory,
             bound,
             work,
@@ -478,10 +478,10 @@ fn run(
     let mut disk: Vec<DiskForecast> = peaks
         .map(|(name, peak)| DiskForecast {
             name: name.clone(),
-            keep: plan
+            temporary: plan
                 .artifacts
                 .get(name)
-                .is_some_and(|artifact| artifact.keep),
+                .is_none_or(|artifact| artifact.temporary),
             files: peak.files,
             bytes: peak.bytes as u64,
             bytes_at_peak: peak.share as u64,

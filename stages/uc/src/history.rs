@@ -313,10 +313,10 @@ impl History {
                 let job = self.job(&stage, layer);
                 (job.state, job.progress) = (JobState::Failed, None);
             }
-            EventKind::Figure { name, value } if name == RECEIVED => {
+            EventKind::Metric { name, value } if name == RECEIVED => {
                 self.received += value.as_u64().unwrap_or(0);
             }
-            EventKind::Figure { .. } | EventKind::Retired { .. } => {}
+            EventKind::Metric { .. } | EventKind::Retired { .. } => {}
         }
     }
 

@@ -26,7 +26,7 @@ pub const DEFAULT: &str = include_str!("../../../pipeline.toml");
 const DEFAULT_NAME: &str = "pipeline.toml (built in)";
 
 /// The version of `pipeline.toml` that this program reads.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A mistake in a pipeline file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -74,7 +74,7 @@ struct StageSpec {
     settings: Vec<Spanned<String>>,
     cpus: Cpus,
     memory: Memory,
-    ahead: Option<u32>,
+    max_lead: Option<u32>,
     optional: bool,
     unless: Option<Condition>,
     retries: u32,

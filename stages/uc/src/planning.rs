@@ -50,10 +50,10 @@ pub fn upload(plan: &mut Plan, repository: &str, options: &UploadOptions) -> any
     }
     settings.validate()?;
     plan.settings = settings;
-    if options.free
+    if options.delete_uploaded
         && let Some(layer) = plan.artifacts.get_mut(LAYER)
     {
-        layer.keep = false;
+        layer.temporary = true;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use uc_store::freshness::{self, Freshness, Reason, Work, topological};
+use uc_store::freshness::{self, Freshness, PendingWork, Reason, topological};
 use uc_store::plan::{ArtifactId, JobId, Plan};
 use uc_store::receipt::{Receipt, job_key};
 use uc_store::resources;
@@ -103,7 +103,7 @@ pub fn done(run: &RunDir, plan: &Plan) -> anyhow::Result<BTreeSet<JobId>> {
 }
 
 /// Why jobs that were done before have to run again, a line per stage and reason.
-fn changes(plan: &Plan, work: &Work) -> Vec<String> {
+fn changes(plan: &Plan, work: &PendingWork) -> Vec<String> {
     grouped(plan, work, |reason| {
         !matches!(
             reason,
@@ -113,11 +113,11 @@ fn changes(plan: &Plan, work: &Work) -> Vec<String> {
 }
 
 /// Everything that has to run and why, a line per stage and reason.
-pub fn explain(plan: &Plan, work: &Work) -> Vec<String> {
+pub fn explain(plan: &Plan, work: &PendingWork) -> Vec<String> {
     grouped(plan, work, |_| true)
 }
 
-fn grouped(plan: &Plan, work: &Work, wanted: impl Fn(&Reason) -> bool) -> Vec<String> {
+fn grouped(plan: &Plan, work: &PendingWork, wanted: impl Fn(&Reason) -> bool) -> Vec<String> {
     let mut lines = Vec::new();
     for stage in &plan.stages {
         let mut groups: BTreeMap<String, Vec<Option<u32>>> = BTreeMap::new();

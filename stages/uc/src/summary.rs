@@ -187,12 +187,12 @@ fn experts_of(session: &Session, layer: u32) -> Option<Experts> {
         stage: "teacher-cache".into(),
         layer: Some(layer),
     };
-    let path = session.run.figures_path(&id);
+    let path = session.run.metrics_path(&id);
     let text = std::fs::read(&path).unwrap_or_default();
     // Figures are for people and no hash covers them: damaged ones are left out, the pack does not depend on them.
-    let mut figures: BTreeMap<String, Value> = serde_json::from_slice(&text).ok()?;
-    let tokens = figures.remove("tokens of experts")?;
-    let filled_up = figures.remove("inputs filled up").unwrap_or_default();
+    let mut metrics: BTreeMap<String, Value> = serde_json::from_slice(&text).ok()?;
+    let tokens = metrics.remove("tokens of experts")?;
+    let filled_up = metrics.remove("inputs filled up").unwrap_or_default();
     Some(Experts {
         tokens: serde_json::from_value(tokens).ok()?,
         filled_up: serde_json::from_value(filled_up).ok()?,
@@ -224,7 +224,7 @@ fn freed(session: &Session, pack: &Pack) -> usize {
     let artifact = session.plan.artifacts.get(planning::LAYER);
     let layers = pack.manifest().layers.iter();
     let absent = layers.filter(|layer| !pack.path(&layer.file).exists());
-    match artifact.is_some_and(|artifact| !artifact.keep) {
+    match artifact.is_some_and(|artifact| artifact.temporary) {
         true => absent.count(),
         false => 0,
     }
@@ -312,7 +312,7 @@ fn text(summary: &Summary) -> String {
     lines.join("\n") + "\n"
 }
 
-/// The evaluator's figures as rows.
+/// The evaluator's metrics as rows.
 pub fn metric_rows(metrics: &Value, row: &mut impl FnMut(&str, String)) {
     let names = [
         ("PPL teacher", "teacher_ppl", 4),

@@ -12,8 +12,8 @@
 
 use super::LANES;
 use super::decode::{Cursor, GROUP_BYTES, Tile};
-use crate::classes::ESCAPE;
-use crate::failure::CodecError;
+use crate::contexts::ESCAPE;
+use crate::error::CodecError;
 use std::arch::x86_64::*;
 
 /// Decodes a tile into `q`; the processor must have AVX-512 F, BW, DQ and VL (checked).
@@ -38,8 +38,8 @@ unsafe fn kernel<const SHIFTED: bool>(tile: &Tile<'_>, q: &mut [i16]) -> Result<
     let cols = tile.lines.cols();
     let entries = &tile.lines.tables.entries;
     let whole = cols / LANES;
-    for (q, &row_log) in q.chunks_mut(cols).zip(tile.row_log) {
-        let (number, shift) = tile.lines.of(row_log);
+    for (q, &row_log2_eighths) in q.chunks_mut(cols).zip(tile.row_log2_eighths) {
+        let (number, shift) = tile.lines.of(row_log2_eighths);
         // SAFETY: passed on.
         let done = unsafe { groups::<SHIFTED>(&mut cursor, entries, number, shift, q, whole)? };
         for first in (done * LANES..cols).step_by(LANES) {

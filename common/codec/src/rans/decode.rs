@@ -1,12 +1,12 @@
 //! The decoder: checks first, then tiles in parallel with the widest kernel of this processor.
 //!
 //! What a tile claims is checked before any of it is used: every pair of row and column logarithm
-//! must meet a class that has a table, so the kernels look up without further checks of classes;
+//! must meet a context that has a table, so the kernels look up without further checks of contexts;
 //! every read of words is checked against the end of the tile.
 
 use super::{LANES, LOWEST_STATE};
-use crate::classes::{DecodeTables, ESCAPE, LayerTables, PROBABILITY_BITS, check_logs};
-use crate::failure::CodecError;
+use crate::contexts::{DecodeTables, ESCAPE, LayerTables, PROBABILITY_BITS, check_log2_eighths};
+use crate::error::CodecError;
 use rayon::prelude::*;
 
 /// Most bytes that one group can take: a word to restore each state, a byte and a word per escaped index.
@@ -21,19 +21,19 @@ pub(super) const GROUP_BYTES: usize = 5 * LANES;
 pub fn decode(
     rows: usize,
     cols: usize,
-    row_log: &[u8],
-    column_log: &[u8],
+    row_log2_eighths: &[u8],
+    column_log2_eighths: &[u8],
     tables: &LayerTables,
     tile_rows: u32,
     tile_offsets: &[u64],
     payload: &[u8],
 ) -> Result<Vec<i16>, CodecError> {
-    check_logs(rows, cols, row_log, column_log)?;
+    check_log2_eighths(rows, cols, row_log2_eighths, column_log2_eighths)?;
     let tiles = tiles(rows, cols, tile_rows, tile_offsets, payload)?;
     if tiles.is_empty() {
         return Ok(Vec::new());
     }
-    let lines = Lines::new(row_log, column_log, tables)?;
+    let lines = Lines::new(row_log2_eighths, column_log2_eighths, tables)?;
     let count = rows.checked_mul(cols).ok_or(CodecError::Damaged {
         what: "shape",
         found: rows as u64,
@@ -42,12 +42,12 @@ pub fn decode(
     let mut q = vec![0i16; count];
     let tile_rows = tile_rows as usize;
     q.par_chunks_mut(tile_rows.saturating_mul(cols).min(count))
-        .zip(row_log.par_chunks(tile_rows))
+        .zip(row_log2_eighths.par_chunks(tile_rows))
         .zip(tiles)
-        .try_for_each(|((q, row_log), bytes)| {
+        .try_for_each(|((q, row_log2_eighths), bytes)| {
             Tile {
                 bytes,
-                row_log,
+                row_log2_eighths,
                 lines: &lines,
             }
             .decode(q)
@@ -55,29 +55,29 @@ pub fn decode(
     Ok(q)
 }
 
-/// Decodes one tile, [row_log.len(), column_log.len()], from its bytes and the logarithms of its
+/// Decodes one tile, [row_log2_eighths.len(), column_log2_eighths.len()], from its bytes and the logarithms of its
 /// rows.
 ///
 /// # Errors
 /// As [`decode`].
 pub fn decode_tile(
-    row_log: &[u8],
-    column_log: &[u8],
+    row_log2_eighths: &[u8],
+    column_log2_eighths: &[u8],
     tables: &LayerTables,
     bytes: &[u8],
 ) -> Result<Vec<i16>, CodecError> {
-    let offsets: &[u64] = if row_log.is_empty() || column_log.is_empty() {
+    let offsets: &[u64] = if row_log2_eighths.is_empty() || column_log2_eighths.is_empty() {
         &[]
     } else {
         &[0]
     };
-    let rows = row_log.len();
+    let rows = row_log2_eighths.len();
     let tile_rows = u32::try_from(rows.max(1)).unwrap_or(u32::MAX);
     decode(
         rows,
-        column_log.len(),
-        row_log,
-        column_log,
+        column_log2_eighths.len(),
+        row_log2_eighths,
+        column_log2_eighths,
         tables,
         tile_rows,
         offsets,
@@ -150,30 +150,30 @@ pub(super) struct Lines<'a> {
 
 impl<'a> Lines<'a> {
     pub(super) fn new(
-        row_log: &[u8],
-        column_log: &[u8],
+        row_log2_eighths: &[u8],
+        column_log2_eighths: &[u8],
         tables: &'a LayerTables,
     ) -> Result<Self, CodecError> {
         let decode = tables.decode_tables();
         let mut lines = Lines {
             tables: decode,
-            cols: column_log.len(),
+            cols: column_log2_eighths.len(),
             line: [None; 256],
             number: Vec::new(),
             shift: Vec::new(),
         };
         let mut occurs = [false; 256];
-        row_log
+        row_log2_eighths
             .iter()
             .for_each(|&log| occurs[usize::from(log)] = true);
         let logs = (0..=255u8).filter(|&log| occurs[usize::from(log)]);
-        for (line, row_log) in logs.enumerate() {
-            lines.line[usize::from(row_log)] = Some(line as u16);
-            for &column_log in column_log {
-                let class = tables.class(row_log, column_log);
-                let Some(number) = decode.number[class] else {
-                    let expected = "a class that has a table";
-                    let found = class as u64;
+        for (line, row_log2_eighths) in logs.enumerate() {
+            lines.line[usize::from(row_log2_eighths)] = Some(line as u16);
+            for &column_log2_eighths in column_log2_eighths {
+                let context = tables.context(row_log2_eighths, column_log2_eighths);
+                let Some(number) = decode.number[context] else {
+                    let expected = "a context that has a table";
+                    let found = context as u64;
                     return Err(CodecError::Damaged {
                         what: "logarithms",
                         found,
@@ -202,9 +202,10 @@ impl<'a> Lines<'a> {
     }
 
     /// Numbers and shifts of the tables of a row; no shifts where no table of the layer has one.
-    pub(super) fn of(&self, row_log: u8) -> (&[u8], &[u8]) {
-        let line =
-            usize::from(self.line[usize::from(row_log)].expect("row logarithms were listed"));
+    pub(super) fn of(&self, row_log2_eighths: u8) -> (&[u8], &[u8]) {
+        let line = usize::from(
+            self.line[usize::from(row_log2_eighths)].expect("row logarithms were listed"),
+        );
         let range = line * self.cols..(line + 1) * self.cols;
         (
             &self.number[range.clone()],
@@ -232,7 +233,7 @@ impl<'a> Lines<'a> {
 /// A tile to be decoded.
 pub(super) struct Tile<'a> {
     pub(super) bytes: &'a [u8],
-    pub(super) row_log: &'a [u8],
+    pub(super) row_log2_eighths: &'a [u8],
     pub(super) lines: &'a Lines<'a>,
 }
 
@@ -244,7 +245,7 @@ pub(super) struct Cursor<'a> {
 }
 
 impl Tile<'_> {
-    /// Decodes into `q` [row_log.len(), cols] with the widest kernel.
+    /// Decodes into `q` [row_log2_eighths.len(), cols] with the widest kernel.
     fn decode(&self, q: &mut [i16]) -> Result<(), CodecError> {
         #[cfg(target_arch = "x86_64")]
         {
@@ -262,8 +263,8 @@ impl Tile<'_> {
     pub(super) fn decode_portably(&self, q: &mut [i16]) -> Result<(), CodecError> {
         let mut cursor = self.begin()?;
         let cols = self.lines.cols;
-        for (q, &row_log) in q.chunks_mut(cols).zip(self.row_log) {
-            let (number, shift) = self.lines.of(row_log);
+        for (q, &row_log2_eighths) in q.chunks_mut(cols).zip(self.row_log2_eighths) {
+            let (number, shift) = self.lines.of(row_log2_eighths);
             for first in (0..cols).step_by(LANES) {
                 let columns = first..cols.min(first + LANES);
                 let shift = shift.get(columns.clone()).unwrap_or(&[]);

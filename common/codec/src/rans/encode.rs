@@ -1,13 +1,15 @@
 //! The encoder: tiles in parallel, each backwards.
 
 use super::{EncodedTensor, LANES, LOWEST_STATE, tile_rows};
-use crate::classes::{ClassTable, ESCAPE, FINE_CLASSES, LayerTables, PROBABILITY_BITS, fine_class};
-use crate::classes::{place, symbol_of};
 use crate::code::TensorCode;
-use crate::failure::CodecError;
+use crate::contexts::{
+    ContextTable, ESCAPE, FINE_CONTEXTS, LayerTables, PROBABILITY_BITS, fine_context,
+};
+use crate::contexts::{place, symbol_of};
+use crate::error::CodecError;
 use rayon::prelude::*;
 
-/// A class as the encoder reads it.
+/// A context as the encoder reads it.
 struct Coder {
     shift: u32,
     /// [256] `frequency | first slot << 16`, by place; 0 where the symbol has no code.
@@ -15,7 +17,7 @@ struct Coder {
 }
 
 impl Coder {
-    fn new(table: &ClassTable) -> Self {
+    fn new(table: &ContextTable) -> Self {
         let starts = table.starts();
         let symbols = table
             .frequency
@@ -51,18 +53,20 @@ pub fn encode(code: &TensorCode, tables: &LayerTables) -> Result<EncodedTensor, 
     if code.q.is_empty() {
         return Ok(encoded);
     }
-    let fine: Vec<Option<Coder>> = (0..FINE_CLASSES)
+    let fine: Vec<Option<Coder>> = (0..FINE_CONTEXTS)
         .map(|fine| tables.table(fine >> tables.granularity()).map(Coder::new))
         .collect();
     let rows = rows as usize;
     let tiles = code
         .q
         .par_chunks(rows * code.cols)
-        .zip(code.row_log.par_chunks(rows))
-        .map(|(q, row_log)| encode_tile(q, row_log, &code.column_log, &fine))
+        .zip(code.row_log2_eighths.par_chunks(rows))
+        .map(|(q, row_log2_eighths)| {
+            encode_tile(q, row_log2_eighths, &code.column_log2_eighths, &fine)
+        })
         .collect::<Result<Vec<_>, _>>()
         .map_err(|(fine, value)| CodecError::NoCode {
-            class: fine >> tables.granularity(),
+            context: fine >> tables.granularity(),
             value,
         })?;
     for tile in tiles {
@@ -72,19 +76,27 @@ pub fn encode(code: &TensorCode, tables: &LayerTables) -> Result<EncodedTensor, 
     Ok(encoded)
 }
 
-/// Encodes one tile; on failure the fine class and the index that have no code.
+/// Encodes one tile; on failure the fine context and the index that have no code.
 fn encode_tile(
     q: &[i16],
-    row_log: &[u8],
-    column_log: &[u8],
+    row_log2_eighths: &[u8],
+    column_log2_eighths: &[u8],
     fine: &[Option<Coder>],
 ) -> Result<Vec<u8>, (usize, i16)> {
-    let cols = column_log.len();
+    let cols = column_log2_eighths.len();
     let mut states = [LOWEST_STATE; LANES];
     let mut backwards = Vec::with_capacity(q.len());
-    for (q, &row_log) in q.chunks(cols).zip(row_log).rev() {
-        for (q, column_log) in q.chunks(LANES).zip(column_log.chunks(LANES)).rev() {
-            encode_group(q, row_log, column_log, fine, &mut states, &mut backwards)?;
+    for (q, &row_log2_eighths) in q.chunks(cols).zip(row_log2_eighths).rev() {
+        for (q, column_log2_eighths) in q.chunks(LANES).zip(column_log2_eighths.chunks(LANES)).rev()
+        {
+            encode_group(
+                q,
+                row_log2_eighths,
+                column_log2_eighths,
+                fine,
+                &mut states,
+                &mut backwards,
+            )?;
         }
     }
     let states = &states[..cols.min(LANES)];
@@ -100,17 +112,17 @@ fn encode_tile(
 #[inline(always)]
 fn encode_group(
     q: &[i16],
-    row_log: u8,
-    column_log: &[u8],
+    row_log2_eighths: u8,
+    column_log2_eighths: &[u8],
     fine: &[Option<Coder>],
     states: &mut [u32; LANES],
     backwards: &mut Vec<u8>,
 ) -> Result<(), (usize, i16)> {
     let mut steps = [(0u32, 0u32, 0u32); LANES]; // frequency and first slot, raw bits, shift
     for lane in (0..q.len()).rev() {
-        let class = fine_class(row_log, column_log[lane]);
+        let context = fine_context(row_log2_eighths, column_log2_eighths[lane]);
         let index = i32::from(q[lane]);
-        let coder = fine[class].as_ref().ok_or((class, q[lane]))?;
+        let coder = fine[context].as_ref().ok_or((context, q[lane]))?;
         let shift = coder.shift;
         let symbol = symbol_of(index, shift);
         let raw = (index + ((1 << shift) >> 1)) as u32 & ((1 << shift) - 1);
@@ -124,7 +136,7 @@ fn encode_group(
         } else {
             let escape = coder.symbols[place(ESCAPE)];
             if escape == 0 {
-                return Err((class, q[lane]));
+                return Err((context, q[lane]));
             }
             steps[lane] = if symbol > ESCAPE && symbol < -ESCAPE {
                 backwards.push(symbol as u8);

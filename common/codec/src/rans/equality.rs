@@ -3,9 +3,9 @@
 
 use super::decode::{Lines, Tile};
 use super::{LANES, encode};
-use crate::classes::{LayerTables, row_logs};
 use crate::code::TensorCode;
-use crate::failure::CodecError;
+use crate::contexts::{LayerTables, row_log2_eighths};
+use crate::error::CodecError;
 use proptest::prelude::*;
 
 /// A decoder of one tile.
@@ -37,11 +37,11 @@ fn tensor(rows: usize, cols: usize, width: f64, seed: u64, outlier: usize) -> Te
             .wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f64 / (1u64 << 24) as f64
     };
-    let column_log: Vec<u8> = (0..cols).map(|_| (uniform() * 24.0) as u8).collect();
+    let column_log2_eighths: Vec<u8> = (0..cols).map(|_| (uniform() * 24.0) as u8).collect();
     let mut q = Vec::with_capacity(rows * cols);
     for row in 0..rows {
         let row_width = width * (1.0 + (row % 5) as f64);
-        for &log in &column_log {
+        for &log in &column_log2_eighths {
             let bell = (0..6).map(|_| uniform()).sum::<f64>() - 3.0;
             q.push((bell * row_width * (-f64::from(log) / 8.0).exp2()) as i16);
         }
@@ -53,14 +53,14 @@ fn tensor(rows: usize, cols: usize, width: f64, seed: u64, outlier: usize) -> Te
     {
         *q = if i % 2 == 0 { i16::MAX } else { i16::MIN };
     }
-    let row_log = row_logs(&q, rows, &column_log).unwrap();
+    let row_log2_eighths = row_log2_eighths(&q, rows, &column_log2_eighths).unwrap();
     TensorCode {
         rows,
         cols,
         step: 1.0,
-        column_log,
-        row_log,
-        row_step_log: vec![0; rows],
+        column_log2_eighths,
+        row_log2_eighths,
+        row_step_log2_eighths: vec![0; rows],
         q,
         overlay: None,
     }
@@ -68,10 +68,10 @@ fn tensor(rows: usize, cols: usize, width: f64, seed: u64, outlier: usize) -> Te
 
 /// Decodes `bytes` with every kernel and compares with the portable decoder, which is returned.
 fn agreed(code: &TensorCode, tables: &LayerTables, bytes: &[u8]) -> Result<Vec<i16>, CodecError> {
-    let lines = Lines::new(&code.row_log, &code.column_log, tables)?;
+    let lines = Lines::new(&code.row_log2_eighths, &code.column_log2_eighths, tables)?;
     let tile = Tile {
         bytes,
-        row_log: &code.row_log,
+        row_log2_eighths: &code.row_log2_eighths,
         lines: &lines,
     };
     let run = |decode: &dyn Fn(&mut [i16]) -> Result<(), CodecError>| {

@@ -122,7 +122,7 @@ fn follows_from_config(name: &str) -> bool {
 /// Full name and shape of every tensor of the model, as the source's files hold it.
 pub fn planned(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
     let mut plan: BTreeMap<_, _> = config
-        .scaffold_plan()
+        .non_layer_plan()
         .into_iter()
         .map(|spec| (spec.name, spec.shape))
         .collect();

@@ -5,7 +5,7 @@ use std::fmt;
 /// Type of an element, named as in the header of a safetensors file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[allow(missing_docs)]
-pub enum Dtype {
+pub enum SourceDtype {
     BOOL,
     U8,
     I8,
@@ -27,61 +27,64 @@ pub enum Dtype {
     F64,
 }
 
-impl Dtype {
+impl SourceDtype {
     /// Bytes of one element.
     pub fn size(self) -> u64 {
         match self {
-            Dtype::BOOL | Dtype::U8 | Dtype::I8 => 1,
-            Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::F8E8M0 => 1,
-            Dtype::U16 | Dtype::I16 | Dtype::F16 | Dtype::BF16 => 2,
-            Dtype::U32 | Dtype::I32 | Dtype::F32 => 4,
-            Dtype::U64 | Dtype::I64 | Dtype::F64 => 8,
+            SourceDtype::BOOL | SourceDtype::U8 | SourceDtype::I8 => 1,
+            SourceDtype::F8E4M3 | SourceDtype::F8E5M2 | SourceDtype::F8E8M0 => 1,
+            SourceDtype::U16 | SourceDtype::I16 | SourceDtype::F16 | SourceDtype::BF16 => 2,
+            SourceDtype::U32 | SourceDtype::I32 | SourceDtype::F32 => 4,
+            SourceDtype::U64 | SourceDtype::I64 | SourceDtype::F64 => 8,
         }
     }
 
     /// Whether weights may have this type: F32, F16 or BF16.
     pub fn is_weight(self) -> bool {
-        matches!(self, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+        matches!(
+            self,
+            SourceDtype::F32 | SourceDtype::F16 | SourceDtype::BF16
+        )
     }
 
     /// The name in the header of a safetensors file.
     pub fn name(self) -> &'static str {
         match self {
-            Dtype::BOOL => "BOOL",
-            Dtype::U8 => "U8",
-            Dtype::I8 => "I8",
-            Dtype::F8E4M3 => "F8_E4M3",
-            Dtype::F8E5M2 => "F8_E5M2",
-            Dtype::F8E8M0 => "F8_E8M0",
-            Dtype::U16 => "U16",
-            Dtype::I16 => "I16",
-            Dtype::F16 => "F16",
-            Dtype::BF16 => "BF16",
-            Dtype::U32 => "U32",
-            Dtype::I32 => "I32",
-            Dtype::F32 => "F32",
-            Dtype::U64 => "U64",
-            Dtype::I64 => "I64",
-            Dtype::F64 => "F64",
+            SourceDtype::BOOL => "BOOL",
+            SourceDtype::U8 => "U8",
+            SourceDtype::I8 => "I8",
+            SourceDtype::F8E4M3 => "F8_E4M3",
+            SourceDtype::F8E5M2 => "F8_E5M2",
+            SourceDtype::F8E8M0 => "F8_E8M0",
+            SourceDtype::U16 => "U16",
+            SourceDtype::I16 => "I16",
+            SourceDtype::F16 => "F16",
+            SourceDtype::BF16 => "BF16",
+            SourceDtype::U32 => "U32",
+            SourceDtype::I32 => "I32",
+            SourceDtype::F32 => "F32",
+            SourceDtype::U64 => "U64",
+            SourceDtype::I64 => "I64",
+            SourceDtype::F64 => "F64",
         }
     }
 }
 
-impl fmt::Display for Dtype {
+impl fmt::Display for SourceDtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
 /// Little-endian elements as f32; `None` if `dtype` is not one of the weight types.
-pub(super) fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+pub(super) fn to_f32(dtype: SourceDtype, bytes: &[u8]) -> Option<Vec<f32>> {
     let pairs = || {
         bytes
             .chunks_exact(2)
             .map(|b| u16::from_le_bytes([b[0], b[1]]))
     };
     match dtype {
-        Dtype::F32 => {
+        SourceDtype::F32 => {
             let quads = bytes.chunks_exact(4);
             Some(
                 quads
@@ -89,12 +92,12 @@ pub(super) fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
                     .collect(),
             )
         }
-        Dtype::BF16 => Some(
+        SourceDtype::BF16 => Some(
             pairs()
                 .map(|bits| f32::from_bits(u32::from(bits) << 16))
                 .collect(),
         ),
-        Dtype::F16 => Some(
+        SourceDtype::F16 => Some(
             pairs()
                 .map(|bits| half::f16::from_bits(bits).to_f32())
                 .collect(),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::Dtype;
+use super::SourceDtype;
 
 /// Why weights are refused.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +66,7 @@ pub enum SourceError {
         /// The tensor.
         name: String,
         /// Type of an element.
-        dtype: Dtype,
+        dtype: SourceDtype,
         /// Its shape.
         shape: Vec<u64>,
         /// Bytes between its offsets (negative if they are swapped).
@@ -194,7 +194,7 @@ pub enum SourceError {
         /// The tensor.
         name: String,
         /// Its type.
-        found: Dtype,
+        found: SourceDtype,
     },
     /// A weight is infinite or not a number.
     #[error("{}: tensor {name}: element {index} is {found}, expected a finite number", path.display())]
@@ -233,7 +233,7 @@ pub enum Finding {
         expected: Vec<usize>,
     },
     /// The element type is not one of the weight types.
-    Type { name: String, found: Dtype },
+    Type { name: String, found: SourceDtype },
     /// The configuration ties the head to the embedding, but the folder has another head.
     OtherHead { name: String, embedding: String },
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 
-use super::{Dtype, SourceError};
+use super::{SourceDtype, SourceError};
 
 /// Largest header that the format's own reader accepts, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
@@ -21,7 +21,7 @@ const MAX_HEADER: u64 = 100_000_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
     pub name: String,
-    pub dtype: Dtype,
+    pub dtype: SourceDtype,
     pub shape: Vec<usize>,
     /// Offset of the first byte in the file.
     pub offset: u64,
@@ -32,7 +32,7 @@ pub(super) struct Entry {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct EntryWire {
-    dtype: Dtype,
+    dtype: SourceDtype,
     shape: Vec<u64>,
     data_offsets: (u64, u64),
 }

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use crate::plan::LayerPlan;
 use crate::spec::Stored;
 pub use check::{Agreement, planned};
-pub use dtype::Dtype;
+pub use dtype::SourceDtype;
 pub use error::{Finding, SourceError};
 pub use header::length_of as header_length;
 pub use index::{Index, read as read_index};
@@ -47,7 +47,7 @@ pub struct TensorInfo {
     /// Full name.
     pub name: String,
     /// Type of an element.
-    pub dtype: Dtype,
+    pub dtype: SourceDtype,
     /// Shape, outermost dimension first.
     pub shape: Vec<usize>,
     /// Which of [`SourceFolder::files`] holds it.
@@ -66,7 +66,7 @@ pub struct SourceTensor {
     /// Full name.
     pub name: String,
     /// Type of an element.
-    pub dtype: Dtype,
+    pub dtype: SourceDtype,
     /// Shape, outermost dimension first.
     pub shape: Vec<usize>,
     /// Little-endian elements, row by row.
@@ -272,7 +272,7 @@ impl SourceFolder {
     }
 
     /// Type of one of a layer's own tensors, if the folder has it.
-    pub fn planned_dtype(&self, plan: &LayerPlan, name: &str) -> Option<Dtype> {
+    pub fn planned_dtype(&self, plan: &LayerPlan, name: &str) -> Option<SourceDtype> {
         let stored = plan
             .linear(name)
             .map_or(name, |linear| linear.in_source().0);

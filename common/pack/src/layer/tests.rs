@@ -3,28 +3,35 @@
 use uc_codec::layer::CodedLinear;
 
 use super::*;
-use crate::exact::{Dtype, ExactTensor};
+use crate::exact::{ExactDtype, ExactTensor};
 
-fn linear(name: &str, input: &str, rows: usize, column_log: &[u8], rank: usize) -> CodedLinear {
-    let cols = column_log.len();
+fn linear(
+    name: &str,
+    input: &str,
+    rows: usize,
+    column_log2_eighths: &[u8],
+    rank: usize,
+) -> CodedLinear {
+    let cols = column_log2_eighths.len();
     let q: Vec<i16> = (0..rows * cols)
         .map(|i| ((i * 37 + rows) % 23) as i16 - 11)
         .collect();
-    let row_log = uc_codec::classes::row_logs(&q, rows, column_log).expect("logarithms");
+    let row_log2_eighths =
+        uc_codec::contexts::row_log2_eighths(&q, rows, column_log2_eighths).expect("logarithms");
     let words = |count: usize| (0..count).map(|i| 0x3c00 + (i % 50) as u16).collect();
     let overlay = (rank > 0).then(|| LowRank {
         rank,
         u: words(rows * rank),
         v: words(rank * cols),
     });
-    let column_log = column_log.to_vec();
+    let column_log2_eighths = column_log2_eighths.to_vec();
     let code = TensorCode {
         rows,
         cols,
         step: 0.0125,
-        column_log,
-        row_log,
-        row_step_log: (0..rows as u8).map(|row| row % 5).collect(),
+        column_log2_eighths,
+        row_log2_eighths,
+        row_step_log2_eighths: (0..rows as u8).map(|row| row % 5).collect(),
         q,
         overlay,
     };
@@ -35,7 +42,7 @@ fn linear(name: &str, input: &str, rows: usize, column_log: &[u8], rank: usize) 
     }
 }
 
-/// Layer index, linears and extras.
+/// Layer index, linears and exact tensors.
 type Sample = (u32, Vec<CodedLinear>, Vec<ExactTensor>);
 
 fn sample() -> Sample {
@@ -43,7 +50,7 @@ fn sample() -> Sample {
         (0..40).map(|j| j % 9).collect(),
         (0..33).map(|j| 5 + j % 3).collect(),
     ];
-    let extra = |name: &str, dtype: Dtype, shape: &[u64]| {
+    let extra = |name: &str, dtype: ExactDtype, shape: &[u64]| {
         let bytes = shape.iter().product::<u64>() * dtype.width();
         let bytes = (0..bytes).map(|b| b as u8).collect();
         ExactTensor {
@@ -58,15 +65,15 @@ fn sample() -> Sample {
         linear("k.weight", "attn_in", 8, &columns[0], 2),
         linear("o.weight", "o_in", 40, &columns[1], 0),
     ];
-    let extras = vec![
-        extra("norm.weight", Dtype::BF16, &[40]),
-        extra("bias", Dtype::F32, &[3]),
+    let exact = vec![
+        extra("norm.weight", ExactDtype::BF16, &[40]),
+        extra("bias", ExactDtype::F32, &[3]),
     ];
-    (7, linears, extras)
+    (7, linears, exact)
 }
 
-fn encode((layer, linears, extras): &Sample) -> Result<Vec<u8>, PackError> {
-    encode_layer(*layer, linears, extras)
+fn encode((layer, linears, exact): &Sample) -> Result<Vec<u8>, PackError> {
+    encode_layer(*layer, linears, exact)
 }
 
 /// What a reader gets from a file.
@@ -79,14 +86,14 @@ fn contents(file: &LayerFile) -> Sample {
             code: file.codes(i).expect("codes"),
         }
     });
-    let extras = file.extras().iter().enumerate();
-    let extras = extras.map(|(i, decl)| ExactTensor {
+    let exact = file.exact().iter().enumerate();
+    let exact = exact.map(|(i, decl)| ExactTensor {
         name: decl.name.clone(),
         dtype: decl.dtype,
         shape: decl.shape.clone(),
-        bytes: file.extra_bytes(i).to_vec(),
+        bytes: file.exact_bytes(i).to_vec(),
     });
-    (file.layer(), linears.collect(), extras.collect())
+    (file.layer(), linears.collect(), exact.collect())
 }
 
 #[test]
@@ -111,10 +118,10 @@ fn a_layer_comes_back_whole_from_memory_and_from_disk() {
 
 #[test]
 fn a_front_longer_than_the_first_read_is_read_to_its_end() {
-    let (layer, linears, mut extras) = sample();
-    extras[0].shape = vec![FIRST_READ];
-    extras[0].bytes = (0..2 * FIRST_READ).map(|b| b as u8).collect();
-    let sample = (layer, linears, extras);
+    let (layer, linears, mut exact) = sample();
+    exact[0].shape = vec![FIRST_READ];
+    exact[0].bytes = (0..2 * FIRST_READ).map(|b| b as u8).collect();
+    let sample = (layer, linears, exact);
     let bytes = encode(&sample).expect("encoded");
     let file = LayerFile::from_bytes(bytes, "test").expect("parsed");
     assert_eq!(contents(&file), sample);
@@ -122,8 +129,8 @@ fn a_front_longer_than_the_first_read_is_read_to_its_end() {
 
 #[test]
 fn the_length_is_known_before_anything_is_written() {
-    let (layer, mut linears, extras) = sample();
-    let coder = LayerCoder::new(layer, linears.as_slice(), &extras).expect("counted");
+    let (layer, mut linears, exact) = sample();
+    let coder = LayerCoder::new(layer, linears.as_slice(), &exact).expect("counted");
     let mut bytes = Vec::new();
     coder
         .write(linears.as_slice(), &mut bytes)
@@ -170,7 +177,7 @@ fn the_writer_refuses_what_a_reader_could_not_take() {
     assert!(refusal(|s| s.0 = 1000).contains("layer index"));
     assert!(refusal(|s| s.1[1].name = "q.weight".into()).contains("every name once"));
     assert!(refusal(|s| s.1[1].name = "a/b".into()).contains("name \"a/b\""));
-    assert!(refusal(|s| s.1[0].code.row_log.truncate(3)).contains("q.weight"));
+    assert!(refusal(|s| s.1[0].code.row_log2_eighths.truncate(3)).contains("q.weight"));
     let message = refusal(|s| s.2[0].bytes.truncate(79));
     assert!(message.contains("79 bytes, expected 80 bytes"), "{message}");
 }

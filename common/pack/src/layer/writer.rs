@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::io::Write;
 
-use uc_codec::classes::{LayerTables, TableBuilder};
+use uc_codec::contexts::{LayerTables, TableBuilder};
 use uc_codec::layer::CodedLinear;
 use uc_codec::{pack_small, rans};
 
@@ -68,7 +68,7 @@ impl LayerCoder {
     pub fn new<L: Linears + ?Sized>(
         layer: u32,
         linears: &L,
-        extras: &[ExactTensor],
+        exact: &[ExactTensor],
     ) -> Result<Self, L::Error> {
         let origin = format!("layer {layer}");
         let mut builder = TableBuilder::default();
@@ -82,7 +82,7 @@ impl LayerCoder {
         for index in 0..linears.count() {
             descriptors.add(&*linears.linear(index)?, &tables, &origin)?;
         }
-        let front = front(layer, &tables, &descriptors, extras, &origin)?;
+        let front = front(layer, &tables, &descriptors, exact, &origin)?;
         Ok(Self {
             origin,
             tables,
@@ -134,9 +134,9 @@ impl LayerCoder {
 pub fn encode_layer(
     layer: u32,
     linears: &[CodedLinear],
-    extras: &[ExactTensor],
+    exact: &[ExactTensor],
 ) -> Result<Vec<u8>, PackError> {
-    let coder = LayerCoder::new(layer, linears, extras)?;
+    let coder = LayerCoder::new(layer, linears, exact)?;
     let mut bytes = Vec::with_capacity(coder.length() as usize);
     coder.write(linears, &mut bytes)?;
     Ok(bytes)
@@ -172,10 +172,13 @@ impl Descriptors {
         out.extend(narrow::<u16>(rank, MAX_RANK, "rank", origin)?.to_le_bytes());
         out.extend(code.step.to_le_bytes());
         // The width of a row in its own steps follows the step; the sum of both is smoother.
-        let sums = code.row_log.iter().zip(&code.row_step_log);
+        let sums = code
+            .row_log2_eighths
+            .iter()
+            .zip(&code.row_step_log2_eighths);
         let sums: Vec<u8> = sums.map(|(log, step)| log.wrapping_add(*step)).collect();
         put_small(out, &sums, origin)?;
-        put_small(out, &code.row_step_log, origin)?;
+        put_small(out, &code.row_step_log2_eighths, origin)?;
         let length = encoded.payload.len() as u64;
         let ends = encoded.tile_offsets.iter().skip(1).copied().chain([length]);
         for (start, end) in encoded.tile_offsets.iter().zip(ends) {
@@ -194,12 +197,13 @@ impl Descriptors {
     /// The group of a linear; a new one where none is like it.
     fn group(&mut self, linear: &CodedLinear) -> usize {
         let same = |group: &ColumnGroup| {
-            group.input == linear.input && group.column_log == linear.code.column_log
+            group.input == linear.input
+                && group.column_log2_eighths == linear.code.column_log2_eighths
         };
         self.groups.iter().position(same).unwrap_or_else(|| {
             self.groups.push(ColumnGroup {
                 input: linear.input.clone(),
-                column_log: linear.code.column_log.clone(),
+                column_log2_eighths: linear.code.column_log2_eighths.clone(),
             });
             self.groups.len() - 1
         })
@@ -211,7 +215,7 @@ fn front(
     layer: u32,
     tables: &LayerTables,
     linears: &Descriptors,
-    extras: &[ExactTensor],
+    exact: &[ExactTensor],
     origin: &str,
 ) -> Result<Vec<u8>, PackError> {
     let mut out = LAYER_MAGIC.to_vec();
@@ -220,7 +224,7 @@ fn front(
         (layer as usize, MAX_LAYERS - 1, "layer index"),
         (linears.groups.len(), MAX_GROUPS, "number of groups"),
         (linears.names.len(), MAX_LINEARS, "number of linears"),
-        (extras.len(), MAX_EXACT_TENSORS, "number of extras"),
+        (exact.len(), MAX_EXACT_TENSORS, "number of exact tensors"),
     ];
     for (count, most, what) in counts {
         out.extend(narrow::<u16>(count, most, what, origin)?.to_le_bytes());
@@ -231,12 +235,12 @@ fn front(
     out.extend(&table_bytes);
     for group in &linears.groups {
         put_name(&mut out, &group.input, "group", origin)?;
-        let columns = group.column_log.len();
+        let columns = group.column_log2_eighths.len();
         put_dimension(&mut out, columns, MAX_COLUMNS, "columns", origin)?;
-        put_small(&mut out, &group.column_log, origin)?;
+        put_small(&mut out, &group.column_log2_eighths, origin)?;
     }
     out.extend(&linears.bytes);
-    for extra in extras {
+    for extra in exact {
         let decl = extra.decl();
         decl.put(&mut out, origin)?;
         let (found, expected) = (extra.bytes.len() as u64, decl.byte_len(origin)?);
@@ -247,8 +251,8 @@ fn front(
         }
         out.extend(&extra.bytes);
     }
-    let extras = extras.iter().map(|extra| &extra.name);
-    check_names(linears.names.iter(), extras, origin)?;
+    let exact = exact.iter().map(|extra| &extra.name);
+    check_names(linears.names.iter(), exact, origin)?;
     Ok(out)
 }
 

@@ -35,7 +35,7 @@ pub fn stage(
         version: 1,
         cpus: 1,
         memory: 0,
-        ahead: None,
+        max_lead: None,
         optional: false,
         retries: 1,
         stall_timeout: 0,
@@ -45,9 +45,9 @@ pub fn stage(
 
 /// embed -> (load, teacher) per layer -> quantize per layer -> finish.
 pub fn small_plan() -> Plan {
-    let artifact = |path: &str, keep| Artifact {
+    let artifact = |path: &str, temporary| Artifact {
         path: path.into(),
-        keep,
+        temporary,
     };
     Plan {
         version: PLAN_VERSION,
@@ -70,10 +70,10 @@ pub fn small_plan() -> Plan {
             },
         )]),
         artifacts: BTreeMap::from([
-            ("weights".into(), artifact("layers/{layer}/weights", false)),
-            ("hidden".into(), artifact("hidden/{layer}", false)),
-            ("codes".into(), artifact("{pack}/layer_{layer}.uc", true)),
-            ("manifest".into(), artifact("{pack}/manifest.json", true)),
+            ("weights".into(), artifact("layers/{layer}/weights", true)),
+            ("hidden".into(), artifact("hidden/{layer}", true)),
+            ("codes".into(), artifact("{pack}/layer_{layer}.uc", false)),
+            ("manifest".into(), artifact("{pack}/manifest.json", false)),
         ]),
         stages: vec![
             stage("embed", Per::Run, &["source"], &["hidden@0"], &[]),

@@ -10,7 +10,7 @@ struct Echo {
 impl StageProgram for Echo {
     fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
         job.progress(1, 2, "half");
-        job.figure("length", 5);
+        job.metric("length", 5);
         atomic::write_bytes(&job.work_dir()?.join("partial"), b"state")?;
         let mut file = job.output(self.output)?;
         file.append(b"hello")?;
@@ -68,7 +68,7 @@ fn a_job_leaves_output_figures_and_receipt_and_no_scratch() {
             ..
         }
     ));
-    assert!(matches!(events[2], EventKind::Figure { .. }));
+    assert!(matches!(events[2], EventKind::Metric { .. }));
     assert!(matches!(events[3], EventKind::Finished { .. }));
     let receipt = Receipt::read(&run, &load).expect("read").expect("there");
     assert_eq!(receipt.outputs[0].size, 5);
@@ -76,8 +76,8 @@ fn a_job_leaves_output_figures_and_receipt_and_no_scratch() {
         std::fs::read(run.root().join("layers/001/weights")).expect("output"),
         b"hello"
     );
-    let figures = std::fs::read_to_string(run.figures_path(&load)).expect("figures");
-    assert!(figures.contains("\"length\": 5"));
+    let metrics = std::fs::read_to_string(run.metrics_path(&load)).expect("metrics");
+    assert!(metrics.contains("\"length\": 5"));
     assert!(!run.work_path(&load).exists());
 }
 
@@ -181,7 +181,7 @@ fn a_shard_is_verified_for_the_jobs_that_read_it_and_for_no_other() {
         mtime_ns: 0,
         shard: Some(crate::plan::ShardContent {
             layers: vec![1],
-            ends: false,
+            non_layer: false,
         }),
     });
     let load = plan.stages.iter_mut().find(|stage| stage.name == "load");

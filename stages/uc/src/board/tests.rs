@@ -22,7 +22,7 @@ fn stage(name: &str, per: Per, reads: &[&str], writes: &[&str]) -> StagePlan {
         version: 1,
         cpus: 1,
         memory: 0,
-        ahead: None,
+        max_lead: None,
         optional: false,
         retries: 1,
         stall_timeout: 0,
@@ -32,9 +32,9 @@ fn stage(name: &str, per: Per, reads: &[&str], writes: &[&str]) -> StagePlan {
 
 /// load -> teach (rolling) -> code per layer -> finish, over `layers` layers.
 fn plan(layers: u32) -> Plan {
-    let artifact = |path: &str, keep| Artifact {
+    let artifact = |path: &str, temporary| Artifact {
         path: path.into(),
-        keep,
+        temporary,
     };
     Plan {
         version: PLAN_VERSION,
@@ -57,10 +57,10 @@ fn plan(layers: u32) -> Plan {
             },
         )]),
         artifacts: BTreeMap::from([
-            ("weights".into(), artifact("w/{layer}", false)),
-            ("hidden".into(), artifact("h/{layer}", false)),
-            ("codes".into(), artifact("c/{layer}", true)),
-            ("pack".into(), artifact("pack", false)),
+            ("weights".into(), artifact("w/{layer}", true)),
+            ("hidden".into(), artifact("h/{layer}", true)),
+            ("codes".into(), artifact("c/{layer}", false)),
+            ("pack".into(), artifact("pack", true)),
         ]),
         stages: vec![
             stage("embed", Per::Run, &["source"], &["hidden@0"]),
@@ -79,8 +79,8 @@ fn job(stage: &str, layer: impl Into<Option<u32>>) -> JobId {
     }
 }
 
-fn all_stale(plan: &Plan) -> Work {
-    let mut work = Work::default();
+fn all_stale(plan: &Plan) -> PendingWork {
+    let mut work = PendingWork::default();
     for id in plan.jobs() {
         work.states
             .insert(id, Freshness::Stale(vec![Reason::NoReceipt]));
@@ -172,7 +172,7 @@ fn memory_is_kept_but_a_job_alone_always_runs() {
 #[test]
 fn a_stage_stays_within_its_distance_of_the_slowest_reader() {
     let mut plan = plan(6);
-    plan.stages[1].ahead = Some(1);
+    plan.stages[1].max_lead = Some(1);
     let mut board = board(&plan, 8);
     for id in [job("embed", None), job("load", 0), job("load", 1)] {
         board.set(&id, Status::Done);
@@ -193,15 +193,15 @@ fn a_reader_that_waits_for_the_whole_sweep_does_not_count_and_nobody_else_runs_a
     let mut plan = plan(6);
     let artifact = |path: &str| Artifact {
         path: path.into(),
-        keep: false,
+        temporary: true,
     };
     for (name, path) in [("states", "s/{layer}"), ("gradient", "g/{layer}")] {
         plan.artifacts.insert(name.into(), artifact(path));
     }
     let mut sweep = stage("sweep", Per::Layer, &["source", "states"], &["states+1"]);
-    sweep.ahead = Some(0);
+    sweep.max_lead = Some(0);
     let mut load = stage("load", Per::Layer, &["source"], &["weights"]);
-    load.ahead = Some(0);
+    load.max_lead = Some(0);
     plan.stages = vec![
         stage("begin", Per::Run, &["source"], &["states@0"]),
         sweep,
@@ -235,13 +235,13 @@ fn a_reader_that_waits_for_the_whole_sweep_does_not_count_and_nobody_else_runs_a
 #[test]
 fn distance_gives_way_when_nothing_else_can_go_on() {
     let mut plan = plan(3);
-    plan.stages[1].ahead = Some(0);
+    plan.stages[1].max_lead = Some(0);
     // A reader of layer 0 that needs the weights of every layer first: bounds alone would stop the run.
     plan.artifacts.insert(
         "late".into(),
         Artifact {
             path: "late".into(),
-            keep: true,
+            temporary: false,
         },
     );
     plan.stages
@@ -320,17 +320,17 @@ fn retries_are_counted_per_job() {
 }
 
 /// The plan with what is made per layer and sent from there.
-fn sending(layers: u32, keep: bool) -> Plan {
+fn sending(layers: u32, temporary: bool) -> Plan {
     let mut plan = plan(layers);
-    let artifact = |path: &str, keep| Artifact {
+    let artifact = |path: &str, temporary| Artifact {
         path: path.into(),
-        keep,
+        temporary,
     };
     plan.artifacts
-        .insert("codes".into(), artifact("c/{layer}", keep));
+        .insert("codes".into(), artifact("c/{layer}", temporary));
     plan.artifacts
-        .insert("sent".into(), artifact("s/{layer}", true));
-    plan.stages[3].ahead = Some(1);
+        .insert("sent".into(), artifact("s/{layer}", false));
+    plan.stages[3].max_lead = Some(1);
     plan.stages[4].reads = vec!["hidden@last".parse().expect("ref")];
     plan.stages
         .push(stage("send", Per::Layer, &["codes"], &["sent"]));
@@ -349,20 +349,20 @@ fn without_sending(board: &mut Board<'_>, first: Status) -> usize {
 
 #[test]
 fn only_what_goes_away_holds_its_producer_back() {
-    let (kept, freed) = (sending(6, true), sending(6, false));
+    let (kept, freed) = (sending(6, false), sending(6, true));
     assert_eq!(without_sending(&mut board(&kept, 8), Status::Running), 6);
     assert_eq!(without_sending(&mut board(&freed, 8), Status::Running), 2);
 }
 
 #[test]
 fn what_the_network_did_not_take_is_not_overrun_and_its_stage_does_not_go_on_alone() {
-    let freed = sending(6, false);
+    let freed = sending(6, true);
     let mut waits = board(&freed, 8);
     assert_eq!(without_sending(&mut waits, Status::GivenUp), 2);
     assert_eq!(waits.next(), None);
     assert!(!waits.is_complete());
     // Beside others it goes on.
-    let kept = sending(6, true);
+    let kept = sending(6, false);
     let mut waits = board(&kept, 8);
     waits.set(&job("send", 0), Status::GivenUp);
     for layer in 0..2 {
@@ -380,7 +380,7 @@ fn what_the_network_did_not_take_is_not_overrun_and_its_stage_does_not_go_on_alo
 #[test]
 fn a_job_whose_part_of_the_source_is_absent_is_wanted_and_does_not_start() {
     let mut plan = plan(6);
-    plan.stages[1].ahead = Some(1);
+    plan.stages[1].max_lead = Some(1);
     let mut board = board(&plan, 8);
     board.set(&job("embed", None), Status::Done);
     assert_eq!(board.wanted(), [job("load", 0), job("load", 1)]);

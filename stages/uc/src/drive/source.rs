@@ -6,7 +6,7 @@ use indicatif::BinaryBytes;
 use uc_store::ExitCode;
 use uc_store::atomic;
 use uc_store::events::{Event, EventKind};
-use uc_store::freshness::Work;
+use uc_store::freshness::PendingWork;
 use uc_store::plan::{JobId, Plan, SOURCE};
 use uc_store::settings::SourceRetention;
 
@@ -36,7 +36,7 @@ impl Source {
     ///
     /// # Errors
     /// For a plan that cannot fetch what it needs: no stage for it, or a budget smaller than what one job reads.
-    pub fn of(plan: &Plan, work: &Work, budget: Budget) -> anyhow::Result<Option<Self>> {
+    pub fn of(plan: &Plan, work: &PendingWork, budget: Budget) -> anyhow::Result<Option<Self>> {
         let bytes = budget_of(plan);
         let there = |number: usize| plan.externals[SOURCE].files[number].path.exists();
         let Some(shards) = Shards::of(plan, bytes, there) else {

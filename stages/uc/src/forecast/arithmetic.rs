@@ -28,7 +28,7 @@ const F32: f64 = 4.0;
 
 /// What bounds a stage.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Work {
+pub enum JobCost {
     /// Operations of matrix products of the forward and backward passes.
     Product(f64),
     /// Operations of the codec, on the processor.
@@ -37,20 +37,20 @@ pub enum Work {
     Bytes(f64),
 }
 
-impl Work {
+impl JobCost {
     /// The number, whatever it counts.
     pub fn amount(self) -> f64 {
         match self {
-            Work::Product(amount) | Work::Codec(amount) | Work::Bytes(amount) => amount,
+            JobCost::Product(amount) | JobCost::Codec(amount) | JobCost::Bytes(amount) => amount,
         }
     }
 
     /// What it counts.
     pub fn bound(self) -> &'static str {
         match self {
-            Work::Product(_) => "products",
-            Work::Codec(_) => "codec",
-            Work::Bytes(_) => "bytes",
+            JobCost::Product(_) => "products",
+            JobCost::Codec(_) => "codec",
+            JobCost::Bytes(_) => "bytes",
         }
     }
 }
@@ -68,14 +68,17 @@ pub struct Arithmetic<'a> {
 
 impl LinearGroup {
     /// Outputs of a linear that feed back into one another.
-    fn block(&self, tallest: usize) -> usize {
-        self.rows
-            .min(if self.routed { NEAR_OUTPUTS } else { tallest })
+    fn block(&self, max_output_block: usize) -> usize {
+        self.rows.min(if self.routed {
+            NEAR_OUTPUTS
+        } else {
+            max_output_block
+        })
     }
 
     /// Entries of the second moments of the gradients at the outputs of all its linears.
-    fn output_moment_entries(&self, tallest: usize) -> f64 {
-        (self.count * self.rows * self.block(tallest)) as f64
+    fn output_moment_entries(&self, max_output_block: usize) -> f64 {
+        (self.count * self.rows * self.block(max_output_block)) as f64
     }
 }
 
@@ -112,71 +115,71 @@ impl Kind {
 
     /// Operations of a token in a recorded forward pass and its gradients by the inputs, and in the second moments of the
     /// gradients at the outputs, of which one triangle is computed.
-    pub fn backward(&self, length: f64, tallest: usize) -> f64 {
+    pub fn backward(&self, length: f64, max_output_block: usize) -> f64 {
         let outputs = self.linears.iter();
         let outputs: f64 = outputs
-            .map(|group| self.share(group.routed) * group.output_moment_entries(tallest))
+            .map(|group| self.share(group.routed) * group.output_moment_entries(max_output_block))
             .sum();
         4.0 * self.active_parameters() + 6.0 * length * self.attention_width as f64 + outputs
     }
 
     /// Operations of a token in the second moments of the inputs, of which one triangle is computed.
-    pub fn moments(&self, widest: usize) -> f64 {
+    pub fn moments(&self, max_input_block: usize) -> f64 {
         let inputs = self.inputs.iter();
         inputs
             .map(|input| {
-                let entries = (input.count * input.width * input.width.min(widest)) as f64;
+                let entries = (input.count * input.width * input.width.min(max_input_block)) as f64;
                 self.share(input.routed) * entries
             })
             .sum()
     }
 
     /// Entries of the second moments of all inputs.
-    pub fn moment_entries(&self, widest: usize) -> f64 {
+    pub fn moment_entries(&self, max_input_block: usize) -> f64 {
         let inputs = self.inputs.iter();
         inputs
-            .map(|input| (input.count * input.width * input.width.min(widest)) as f64)
+            .map(|input| (input.count * input.width * input.width.min(max_input_block)) as f64)
             .sum()
     }
 
     /// Operations of the Cholesky factors of the second moments.
-    pub fn factors(&self, widest: usize) -> f64 {
+    pub fn factors(&self, max_input_block: usize) -> f64 {
         let inputs = self.inputs.iter();
         inputs
             .map(|input| {
-                let block = input.width.min(widest) as f64;
+                let block = input.width.min(max_input_block) as f64;
                 (input.count * input.width) as f64 * block * block / 3.0
             })
             .sum()
     }
 
     /// Operations of trellis and error feedback, along the columns alone, on at most `rows` rows of every linear.
-    pub fn probe(&self, widest: usize, rows: usize) -> f64 {
+    pub fn probe(&self, max_input_block: usize, rows: usize) -> f64 {
         let linears = self.linears.iter();
         linears
             .map(|group| {
                 let weights = (group.count * group.rows.min(rows) * group.cols) as f64;
-                weights * (group.cols.min(widest) as f64 + TRELLIS)
+                weights * (group.cols.min(max_input_block) as f64 + TRELLIS)
             })
             .sum()
     }
 
     /// Operations of trellis and error feedback, along columns and rows.
-    pub fn feedback(&self, widest: usize, tallest: usize) -> f64 {
+    pub fn feedback(&self, max_input_block: usize, max_output_block: usize) -> f64 {
         let linears = self.linears.iter();
         let along_rows: f64 = linears
-            .map(|group| group.output_moment_entries(tallest) * group.cols as f64)
+            .map(|group| group.output_moment_entries(max_output_block) * group.cols as f64)
             .sum();
-        self.probe(widest, usize::MAX) + along_rows
+        self.probe(max_input_block, usize::MAX) + along_rows
     }
 
     /// Operations of the search for an overlay.
-    pub fn overlay(&self, widest: usize, rank: u32) -> f64 {
+    pub fn overlay(&self, max_input_block: usize, rank: u32) -> f64 {
         let linears = self.linears.iter();
         linears
             .map(|group| {
                 let weights = (group.count * group.rows * group.cols) as f64;
-                weights * (group.cols.min(widest) as f64 + TRIPLES * f64::from(rank))
+                weights * (group.cols.min(max_input_block) as f64 + TRIPLES * f64::from(rank))
             })
             .sum()
     }
@@ -211,12 +214,12 @@ impl Arithmetic<'_> {
         f64::from(self.settings.evaluation.length).min(self.facts.context as f64)
     }
 
-    fn tallest(&self) -> usize {
-        self.settings.calibration.tallest as usize
+    fn max_output_block(&self) -> usize {
+        self.settings.calibration.max_output_block as usize
     }
 
-    fn widest(&self) -> usize {
-        self.settings.calibration.widest as usize
+    fn max_input_block(&self) -> usize {
+        self.settings.calibration.max_input_block as usize
     }
 
     /// The largest rank that is looked at; 0 for none.
@@ -242,64 +245,73 @@ impl Arithmetic<'_> {
     }
 
     /// Bytes of the exact tensors outside the layers.
-    pub fn scaffold_bytes(&self) -> f64 {
-        self.facts.scaffold_parameters as f64 * self.source_width
+    pub fn non_layer_bytes(&self) -> f64 {
+        self.facts.non_layer_parameters as f64 * self.source_width
     }
 
     /// Bytes of the manifest.
     pub fn manifest_bytes(&self) -> f64 {
-        (self.facts.linears + self.facts.extras) as f64 * MANIFEST_TEXT
+        (self.facts.linears + self.facts.exact) as f64 * MANIFEST_TEXT
     }
 
-    /// Work of a job; `kind` is that of its layer. Unknown for programs that this module does not know.
-    pub fn work(&self, argv: &[String], kind: Option<&Kind>) -> Option<Work> {
-        let (length, widest, tallest) = (self.length(), self.widest(), self.tallest());
+    /// JobCost of a job; `kind` is that of its layer. Unknown for programs that this module does not know.
+    pub fn work(&self, argv: &[String], kind: Option<&Kind>) -> Option<JobCost> {
+        let (length, max_input_block, max_output_block) = (
+            self.length(),
+            self.max_input_block(),
+            self.max_output_block(),
+        );
         let head = 2.0 * self.facts.hidden as f64 * self.facts.vocab as f64;
         let all = |of: &dyn Fn(&Kind) -> f64| -> f64 {
             let kinds = self.facts.kinds.iter();
             kinds.map(|kind| kind.layers.len() as f64 * of(kind)).sum()
         };
         let work = match (argv.join(" ").as_str(), kind) {
-            ("shard-loader scaffold", _) => Work::Bytes(self.scaffold_bytes()),
-            ("teacher-cache windows", _) => Work::Bytes(self.states(self.calibration_tokens())),
-            ("teacher-cache survey-windows", _) => Work::Bytes(self.states(self.survey_tokens())),
-            ("teacher-cache survey", Some(kind)) => {
-                Work::Product(self.survey_tokens() * (kind.forward(length) + kind.moments(widest)))
+            ("shard-loader non-layer", _) => JobCost::Bytes(self.non_layer_bytes()),
+            ("teacher-cache windows", _) => JobCost::Bytes(self.states(self.calibration_tokens())),
+            ("teacher-cache sensitivity-windows", _) => {
+                JobCost::Bytes(self.states(self.survey_tokens()))
             }
+            ("teacher-cache sensitivity-forward", Some(kind)) => JobCost::Product(
+                self.survey_tokens() * (kind.forward(length) + kind.moments(max_input_block)),
+            ),
             ("quantize rates", Some(kind)) => {
                 let rows = self.settings.quantize.probe_rows as usize;
-                Work::Codec(kind.factors(widest) + kind.probe(widest, rows))
+                JobCost::Codec(kind.factors(max_input_block) + kind.probe(max_input_block, rows))
             }
-            ("teacher-cache loss", _) => Work::Product(2.0 * head * self.survey_tokens()),
+            ("teacher-cache sensitivity-loss", _) => {
+                JobCost::Product(2.0 * head * self.survey_tokens())
+            }
             // A token takes part in the metrics of the inputs or is weighed by them: as many operations.
-            ("teacher-cache backward", Some(kind)) => Work::Product(
-                self.survey_tokens() * (kind.backward(length, tallest) + kind.moments(widest)),
+            ("teacher-cache sensitivity-backward", Some(kind)) => JobCost::Product(
+                self.survey_tokens()
+                    * (kind.backward(length, max_output_block) + kind.moments(max_input_block)),
             ),
-            ("quantize allocate", _) => Work::Bytes(all(&|kind| self.sensitivity(kind))),
-            ("shard-loader layer", Some(kind)) => Work::Bytes(self.layer_bytes(kind)),
-            ("teacher-cache layer", Some(kind)) => Work::Product(
-                self.calibration_tokens() * (kind.forward(length) + kind.moments(widest)),
+            ("quantize allocate", _) => JobCost::Bytes(all(&|kind| self.sensitivity(kind))),
+            ("shard-loader layer", Some(kind)) => JobCost::Bytes(self.layer_bytes(kind)),
+            ("teacher-cache layer", Some(kind)) => JobCost::Product(
+                self.calibration_tokens() * (kind.forward(length) + kind.moments(max_input_block)),
             ),
-            ("quantize layer", Some(kind)) => {
-                Work::Codec(kind.factors(widest) + kind.feedback(widest, tallest))
-            }
-            ("overlay-fit", Some(_)) if self.rank() == 0 => Work::Codec(0.0),
-            ("overlay-fit", Some(kind)) => {
-                Work::Codec(kind.factors(widest) + kind.overlay(widest, self.rank()))
-            }
+            ("quantize layer", Some(kind)) => JobCost::Codec(
+                kind.factors(max_input_block) + kind.feedback(max_input_block, max_output_block),
+            ),
+            ("overlay-fit", Some(_)) if self.rank() == 0 => JobCost::Codec(0.0),
+            ("overlay-fit", Some(kind)) => JobCost::Codec(
+                kind.factors(max_input_block) + kind.overlay(max_input_block, self.rank()),
+            ),
             ("pack-writer layer", Some(kind)) => {
-                Work::Bytes(self.layer_bytes(kind) + self.pack_layer_bytes(kind))
+                JobCost::Bytes(self.layer_bytes(kind) + self.pack_layer_bytes(kind))
             }
             ("pack-writer manifest", _) => {
                 let layers = all(&|kind| self.pack_layer_bytes(kind));
-                Work::Bytes(self.scaffold_bytes() + layers)
+                JobCost::Bytes(self.non_layer_bytes() + layers)
             }
-            ("evaluator windows", _) => Work::Bytes(2.0 * self.states(self.evaluation_tokens())),
+            ("evaluator windows", _) => JobCost::Bytes(2.0 * self.states(self.evaluation_tokens())),
             ("evaluator layer", Some(kind)) => {
                 let forward = kind.forward(self.evaluation_length());
-                Work::Product(2.0 * self.evaluation_tokens() * forward)
+                JobCost::Product(2.0 * self.evaluation_tokens() * forward)
             }
-            ("evaluator report", _) => Work::Product(2.0 * head * self.evaluation_tokens()),
+            ("evaluator report", _) => JobCost::Product(2.0 * head * self.evaluation_tokens()),
             _ => return None,
         };
         Some(work)
@@ -309,14 +321,14 @@ impl Arithmetic<'_> {
     pub fn artifact(&self, name: &str, kind: Option<&Kind>) -> Option<f64> {
         let linears = |kind: &Kind| kind.linears.iter().map(|group| group.count).sum::<usize>();
         let bytes = match (name, kind) {
-            ("scaffold" | "pack-scaffold", _) => self.scaffold_bytes(),
+            ("non-layer" | "pack-non-layer", _) => self.non_layer_bytes(),
             ("weights", Some(kind)) => self.layer_bytes(kind),
             // Below the last layer there is one more instance of the states.
-            ("survey-hidden" | "gradient", _) => self.states(self.survey_tokens()),
+            ("sensitivity-hidden" | "gradient", _) => self.states(self.survey_tokens()),
             ("hidden", _) => self.states(self.calibration_tokens()),
             ("eval-hidden", _) => 2.0 * self.states(self.evaluation_tokens()),
-            ("survey-statistics" | "statistics", Some(kind)) => {
-                F32 * kind.moment_entries(self.widest())
+            ("sensitivity-statistics" | "statistics", Some(kind)) => {
+                F32 * kind.moment_entries(self.max_input_block())
             }
             ("sensitivity", Some(kind)) => self.sensitivity(kind),
             ("rates", Some(kind)) => linears(kind) as f64 * RATE_TEXT,
@@ -330,7 +342,7 @@ impl Arithmetic<'_> {
                 // None is worth its bits at the widths measured; then the file is empty.
                 Rank::Auto | Rank::Fixed(0) => 0.0,
             },
-            ("layer-record", Some(kind)) => (linears(kind) + kind.extras) as f64 * RECORD_TEXT,
+            ("layer-record", Some(kind)) => (linears(kind) + kind.exact) as f64 * RECORD_TEXT,
             ("manifest", _) => self.manifest_bytes(),
             ("manifest-digest" | "pack-config" | "pack-generation-config" | "metrics", _) => 1e3,
             _ => return None,
@@ -341,7 +353,7 @@ impl Arithmetic<'_> {
     fn sensitivity(&self, kind: &Kind) -> f64 {
         let outputs = kind.linears.iter();
         let outputs: f64 = outputs
-            .map(|group| group.output_moment_entries(self.tallest()))
+            .map(|group| group.output_moment_entries(self.max_output_block()))
             .sum();
         let inputs: usize = kind.inputs.iter().map(|input| input.count).sum();
         F32 * (outputs + inputs as f64 * self.survey_tokens())
@@ -352,7 +364,7 @@ impl Arithmetic<'_> {
     pub fn scratch(&self, argv: &[String], kind: Option<&Kind>) -> f64 {
         let Some(kind) = kind else { return 0.0 };
         let tokens = match argv.join(" ").as_str() {
-            "teacher-cache survey" => self.survey_tokens(),
+            "teacher-cache sensitivity-forward" => self.survey_tokens(),
             "teacher-cache layer" => self.calibration_tokens(),
             "quantize layer" => return 2.0 * self.pack_layer_bytes(kind),
             "overlay-fit" if matches!(self.settings.overlay.rank, Rank::Fixed(1..)) => {
@@ -370,8 +382,13 @@ impl Arithmetic<'_> {
     /// Bytes of the source's weights that a job reads.
     pub fn source_read(&self, argv: &[String], kind: Option<&Kind>) -> f64 {
         match (argv.join(" ").as_str(), kind) {
-            ("shard-loader scaffold", _) => self.scaffold_bytes(),
-            ("teacher-cache survey" | "teacher-cache backward" | "quantize rates", Some(kind))
+            ("shard-loader non-layer", _) => self.non_layer_bytes(),
+            (
+                "teacher-cache sensitivity-forward"
+                | "teacher-cache sensitivity-backward"
+                | "quantize rates",
+                Some(kind),
+            )
             | ("shard-loader layer", Some(kind)) => self.layer_bytes(kind),
             _ => 0.0,
         }

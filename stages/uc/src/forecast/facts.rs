@@ -20,9 +20,9 @@ pub struct Facts {
     /// Linears of all layers.
     pub linears: usize,
     /// Exact tensors of all layers.
-    pub extras: usize,
+    pub exact: usize,
     /// Tensors outside the layers.
-    pub scaffold_tensors: usize,
+    pub non_layer_tensors: usize,
     /// Tensors of the source's files.
     pub source_tensors: usize,
     /// Weights of the linears.
@@ -30,7 +30,7 @@ pub struct Facts {
     /// Values of the exact tensors of the layers.
     pub extra_parameters: u64,
     /// Values outside the layers.
-    pub scaffold_parameters: u64,
+    pub non_layer_parameters: u64,
     /// All values.
     pub total_parameters: u64,
     /// Layers that are made alike.
@@ -51,7 +51,7 @@ pub struct Kind {
     /// The linears.
     pub linears: Vec<LinearGroup>,
     /// Exact tensors of a layer.
-    pub extras: usize,
+    pub exact: usize,
     /// Their values.
     pub extra_parameters: u64,
     /// The inputs of the linears.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use uc_store::freshness::{Freshness, Reason, Work};
+use uc_store::freshness::{Freshness, PendingWork, Reason};
 use uc_store::plan::{ArtifactId, JobId, Plan};
 
 use crate::board::{Board, Budget, Status};
@@ -106,9 +106,9 @@ fn scratch_of(stage: &str) -> String {
 pub fn run(plan: &Plan, budget: Budget, sizes: &impl Sizes) -> Outcome {
     let stale = || Freshness::Stale(vec![Reason::NoReceipt]);
     let states = plan.jobs().into_iter().map(|id| (id, stale()));
-    let work = Work {
+    let work = PendingWork {
         states: states.collect(),
-        ..Work::default()
+        ..PendingWork::default()
     };
     let mut board = Board::new(plan, &work, budget);
     let (mut outcome, mut disk) = (Outcome::default(), Disk::default());

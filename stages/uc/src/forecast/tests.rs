@@ -51,12 +51,12 @@ fn layers_on_disk_stay_few_beside_the_states_of_the_survey() {
             .expect(name)
             .files
     };
-    assert_eq!(files("survey-hidden"), 31);
+    assert_eq!(files("sensitivity-hidden"), 31);
     for name in [
         "weights",
         "hidden",
         "statistics",
-        "survey-statistics",
+        "sensitivity-statistics",
         "codes",
     ] {
         assert!(files(name) <= 4, "{} files of {name}", files(name));
@@ -75,7 +75,12 @@ fn faster_products_and_more_cores_take_less_time_and_no_survey_less_disk() {
     assert!(fast.run.hours < slow.run.hours / 8.0);
     let bare = of_measured(&[("allocation.mode", "per-tensor")], Machine::default());
     assert!(bare.run.peak_disk_bytes < slow.run.peak_disk_bytes / 4);
-    assert!(bare.run.stages.iter().all(|stage| stage.name != "survey"));
+    assert!(
+        bare.run
+            .stages
+            .iter()
+            .all(|stage| stage.name != "sensitivity-forward")
+    );
 }
 
 #[test]

@@ -44,8 +44,8 @@ fn model(facts: &Facts, lines: &mut Vec<String>) {
     let head = if facts.tied_head { ", tied head" } else { "" };
     lines.push(row("width", format!("{hidden}, vocabulary {vocab}{head}")));
     let tensors = format!(
-        "{} linears, {} exact in layers, {} in the scaffold; {} in the source's files",
-        facts.linears, facts.extras, facts.scaffold_tensors, facts.source_tensors
+        "{} linears, {} exact in layers, {} in the non_layer; {} in the source's files",
+        facts.linears, facts.exact, facts.non_layer_tensors, facts.source_tensors
     );
     lines.push(row("tensors", tensors));
     let parameters = format!(
@@ -67,7 +67,7 @@ fn kind(kind: &Kind, lines: &mut Vec<String>) {
         "{} alike from {}{experts}, {} exact tensors",
         kind.layers.len(),
         kind.layers.first().copied().unwrap_or(0),
-        kind.extras
+        kind.exact
     );
     lines.push(row("layers", layers));
     for group in &kind.linears {
@@ -108,7 +108,7 @@ fn pack(pack: &PackForecast, lines: &mut Vec<String>) {
         pack.bits_per_weight_linears
     );
     lines.push(row("pack layers", layers));
-    lines.push(row("exact scaffold", bytes(pack.scaffold_bytes)));
+    lines.push(row("exact scaffold", bytes(pack.non_layer_bytes)));
     lines.push(row(
         "manifest",
         format!("about {}", bytes(pack.manifest_bytes)),
@@ -133,7 +133,7 @@ fn run(run: &RunForecast, lines: &mut Vec<String>) {
     lines.push(row("tokens", tokens));
     lines.push(format!(
         "{:<18}{:>11}{:>7}{:>11}{:>10}{:>13}",
-        "stage", "jobs", "ahead", "memory", "bound by", "hours"
+        "stage", "jobs", "lead", "memory", "bound by", "hours"
     ));
     for stage in &run.stages {
         let jobs = match stage.per {
@@ -141,7 +141,9 @@ fn run(run: &RunForecast, lines: &mut Vec<String>) {
             Per::Run => "1".into(),
             Per::Shard => "by need".into(),
         };
-        let ahead = stage.ahead.map_or("-".into(), |ahead| ahead.to_string());
+        let max_lead = stage
+            .max_lead
+            .map_or("-".into(), |max_lead| max_lead.to_string());
         let memory = match stage.memory_bytes {
             0 => "-".into(),
             memory => bytes(memory),
@@ -149,7 +151,7 @@ fn run(run: &RunForecast, lines: &mut Vec<String>) {
         let bound = stage.bound.unwrap_or("unknown");
         let hours = stage.seconds / 3600.0;
         lines.push(format!(
-            "{:<18}{jobs:>11}{ahead:>7}{memory:>11}{bound:>10}{hours:>13.4}",
+            "{:<18}{jobs:>11}{max_lead:>7}{memory:>11}{bound:>10}{hours:>13.4}",
             stage.name
         ));
     }
@@ -157,12 +159,12 @@ fn run(run: &RunForecast, lines: &mut Vec<String>) {
     lines.push(String::new());
     lines.push(format!(
         "{:<24}{:>6}{:>6}{:>12}{:>20}",
-        "on disk", "keep", "files", "most", "when it is fullest"
+        "on disk", "temp", "files", "most", "when it is fullest"
     ));
     for artifact in &run.disk {
-        let keep = if artifact.keep { "yes" } else { "no" };
+        let temporary = if artifact.temporary { "yes" } else { "no" };
         lines.push(format!(
-            "{:<24}{keep:>6}{:>6}{:>12}{:>20}",
+            "{:<24}{temporary:>6}{:>6}{:>12}{:>20}",
             artifact.name,
             artifact.files,
             bytes(artifact.bytes),

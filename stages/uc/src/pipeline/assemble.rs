@@ -208,7 +208,7 @@ impl StageSpec {
                     (count * layer as f64) as u64
                 }
             },
-            ahead: self.ahead,
+            max_lead: self.max_lead,
             // Shards come by need: no walk over the run asks for them.
             optional: self.optional || self.per == Per::Shard,
             retries: self.retries,

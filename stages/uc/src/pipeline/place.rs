@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn an_offset_is_named_by_table_and_nearest_key() {
-        let text = "version = 1\n[stage.a]\nreads = [\n  \"x\",\n]\n[b]\n";
+        let text = "version = 2\n[stage.a]\nreads = [\n  \"x\",\n]\n[b]\n";
         let at = |needle: &str| locate(text, text.find(needle).expect("there"));
         assert_eq!(at("version"), (1, "version".into()));
         assert_eq!(at("[stage"), (2, "stage.a".into()));

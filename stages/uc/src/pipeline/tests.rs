@@ -7,24 +7,24 @@ use uc_store::plan::{ArtifactId, Per};
 use super::*;
 
 /// A small valid pipeline whose lines the cases replace.
-const SMALL: &str = r#"version = 1
+const SMALL: &str = r#"version = 2
 [settings.quantize]
 bpw = 4.0
 [artifact.weights]
 path = "layers/{layer}/weights"
-keep = false
+temporary = true
 [artifact.hidden]
 path = "hidden/{layer}"
-keep = false
+temporary = true
 [artifact.report]
 path = "{pack}/report.json"
-keep = true
+temporary = false
 [stage.load]
 argv = ["loader", "layer"]
 per = "layer"
 reads = ["source"]
 writes = ["weights"]
-ahead = 1
+max_lead = 1
 [stage.embed]
 argv = ["loader", "embed"]
 per = "run"
@@ -57,16 +57,16 @@ fn refused(from: &str, to: &str) -> String {
 #[test]
 fn every_mistake_is_refused_with_file_line_and_key() {
     let cases = [
-        ("ahead = 1", "ahed = 1"),
+        ("max_lead = 1", "ahed = 1"),
         ("[stage.push]", "[stag.push]"),
-        ("ahead = 1", "ahead = -1"),
-        ("ahead = 1", "retries = 1000"),
-        ("ahead = 1", "unless = \"quantize.bwp=5\""),
-        ("ahead = 1", "unless = \"quantize.bpw=many\""),
-        ("ahead = 1", "stall_timeout = \"soon\""),
-        ("ahead = 1", "ahead = 1\nahead = 2"),
-        ("version = 1", "version = 2"),
-        ("version = 1\n", ""),
+        ("max_lead = 1", "max_lead = -1"),
+        ("max_lead = 1", "retries = 1000"),
+        ("max_lead = 1", "unless = \"quantize.bwp=5\""),
+        ("max_lead = 1", "unless = \"quantize.bpw=many\""),
+        ("max_lead = 1", "stall_timeout = \"soon\""),
+        ("max_lead = 1", "max_lead = 1\nmax_lead = 2"),
+        ("version = 2", "version = 3"),
+        ("version = 2\n", ""),
         ("[settings.quantize]", "[settings.quantise]"),
         ("bpw = 4.0", "bwp = 4.0"),
         ("bpw = 4.0", "bpw = 9.0"),
@@ -77,8 +77,8 @@ fn every_mistake_is_refused_with_file_line_and_key() {
         ("[\"push\"]", "[]"),
         ("per = \"run\"", "per = \"model\""),
         ("per = \"run\"", "per = \"shard\""),
-        ("ahead = 1", "weights = \"ends\""),
-        ("ahead = 1", "weights = \"all\""),
+        ("max_lead = 1", "weights = \"non-layer\""),
+        ("max_lead = 1", "weights = \"all\""),
         ("[\"weights\", \"hidden\"]", "[\"weights\", \"hiden\"]"),
         ("[\"weights\", \"hidden\"]", "[\"weights\", \"hidden@2\"]"),
         ("[\"weights\", \"hidden\"]", "[\"weights\", \"weights\"]"),
@@ -92,8 +92,11 @@ fn every_mistake_is_refused_with_file_line_and_key() {
         ("\"hidden/{layer}\"", "\"hidden/../../{layer}\""),
         ("\"hidden/{layer}\"", "\"hidden/{index}\""),
         ("[artifact.weights]", "[artifact.Weights]"),
-        ("keep = true", "keep = \"yes\""),
-        ("keep = true", "keep = true\nsource_file = \"../x\""),
+        ("temporary = false", "temporary = \"yes\""),
+        (
+            "temporary = false",
+            "temporary = false\nsource_file = \"../x\"",
+        ),
         ("argv = [\"push\"]\n", ""),
     ];
     let report: Vec<String> = cases
@@ -108,7 +111,7 @@ fn every_mistake_is_refused_with_file_line_and_key() {
 
 #[test]
 fn a_pipeline_without_stages_is_refused() {
-    let error = Pipeline::parse("p.toml", "version = 1\n[stage]\n").expect_err("empty");
+    let error = Pipeline::parse("p.toml", "version = 2\n[stage]\n").expect_err("empty");
     assert!(error.message.contains("no stage"), "{error}");
 }
 
@@ -181,13 +184,13 @@ fn a_stage_is_left_out_with_all_that_only_it_makes_where_its_condition_holds() {
             .iter()
             .any(|reference| reference.name == "allocation")
     };
-    assert!(reads(&with) && with.stage("survey").is_some());
-    assert!(!reads(&without) && without.stage("survey").is_none());
+    assert!(reads(&with) && with.stage("sensitivity-forward").is_some());
+    assert!(!reads(&without) && without.stage("sensitivity-forward").is_none());
     assert!(
         without
             .artifacts
             .keys()
-            .all(|name| !name.starts_with("survey"))
+            .all(|name| !name.starts_with("sensitivity"))
     );
 }
 
@@ -245,7 +248,13 @@ fn shards_are_fetched_only_where_they_come_and_go_and_by_need() {
         assert!(fetcher.optional && plan.jobs().iter().all(|id| id.stage != fetcher.name));
         let readers = plan.stages.iter().filter(|stage| stage.weights.is_some());
         let readers: Vec<_> = readers.map(|stage| stage.name.as_str()).collect();
-        let expected = ["scaffold", "survey", "rates", "sensitivity", "shard-loader"];
+        let expected = [
+            "non-layer",
+            "sensitivity-forward",
+            "rates",
+            "sensitivity-backward",
+            "shard-loader",
+        ];
         assert_eq!(readers, expected);
     }
 }
@@ -259,7 +268,7 @@ fn an_evaluation_needs_no_stage_that_compresses() {
     for name in [
         "pack-layer@000",
         "pack-layer@001",
-        "pack-scaffold",
+        "pack-non-layer",
         "manifest",
     ] {
         request.externals.insert(name.into(), nothing.clone());
@@ -268,7 +277,7 @@ fn an_evaluation_needs_no_stage_that_compresses() {
     let plan = pipeline.assemble(&request).expect("plan");
     let names: Vec<_> = plan.stages.iter().map(|s| s.name.as_str()).collect();
     let expected = [
-        "scaffold",
+        "non-layer",
         "shard-loader",
         "eval-windows",
         "evaluator",
@@ -290,7 +299,7 @@ fn shares_and_layers_are_resolved_when_the_plan_is_made() {
     let push = plan.stage("push").expect("stage");
     assert_eq!((push.cpus, push.memory, push.per), (4, 800, Per::Layer));
     assert_eq!(plan.settings.quantize.bpw, 4.0);
-    assert_eq!(plan.stage("load").expect("stage").ahead, Some(1));
+    assert_eq!(plan.stage("load").expect("stage").max_lead, Some(1));
 }
 
 #[test]

@@ -35,7 +35,7 @@ struct Wire {
 #[serde(deny_unknown_fields)]
 struct WireArtifact {
     path: Spanned<String>,
-    keep: bool,
+    temporary: bool,
     source_file: Option<Spanned<String>>,
 }
 
@@ -53,7 +53,7 @@ struct WireStage {
     settings: Vec<Spanned<String>>,
     cpus: Option<Spanned<Value>>,
     memory: Option<Spanned<String>>,
-    ahead: Option<u32>,
+    max_lead: Option<u32>,
     #[serde(default)]
     optional: bool,
     unless: Option<Spanned<String>>,
@@ -170,7 +170,7 @@ fn artifact_spec(wire: WireArtifact) -> Result<ArtifactSpec, Mistake> {
         path_at: wire.path.span().start,
         artifact: Artifact {
             path: wire.path.into_inner(),
-            keep: wire.keep,
+            temporary: wire.temporary,
         },
         source_file: wire.source_file.map(Spanned::into_inner),
     })
@@ -199,12 +199,12 @@ fn stage_spec(name: Spanned<String>, wire: WireStage) -> Result<StageSpec, Mista
     }
     if let Some(weights) = &wire.weights {
         let found = match (weights.get_ref(), wire.per) {
-            (Weights::Layer, Per::Layer) | (Weights::Ends, Per::Run) => None,
+            (Weights::Layer, Per::Layer) | (Weights::NonLayer, Per::Run) => None,
             (Weights::Layer, _) => Some("found \"layer\" in a stage that is not per layer"),
-            (Weights::Ends, _) => Some("found \"ends\" in a stage that is not per run"),
+            (Weights::NonLayer, _) => Some("found \"non-layer\" in a stage that is not per run"),
         };
         if let Some(found) = found {
-            let message = format!("{found}, expected \"layer\" per layer, \"ends\" per run");
+            let message = format!("{found}, expected \"layer\" per layer, \"non-layer\" per run");
             return Err((weights.span().start, message));
         }
     }
@@ -231,7 +231,7 @@ fn stage_spec(name: Spanned<String>, wire: WireStage) -> Result<StageSpec, Mista
         reads_if_made: wire.reads_if_made,
         writes: wire.writes,
         settings: wire.settings,
-        ahead: wire.ahead,
+        max_lead: wire.max_lead,
         optional: wire.optional,
         weights: wire.weights.map(Spanned::into_inner),
         retries,

@@ -160,7 +160,7 @@ fn warn_of_shared_texts(externals: &BTreeMap<String, External>, display: &Displa
             .any(|other| other.sha256 == file.sha256)
         {
             display.warn(&format!(
-                "{} is used for calibration and for evaluation; the figures will flatter the pack",
+                "{} is used for calibration and for evaluation; the metrics will flatter the pack",
                 file.path
             ));
         }

@@ -98,7 +98,7 @@ fn pack_inputs(
             )
         })
         .collect();
-    files.push(("pack-scaffold".into(), manifest.scaffold.file.as_str()));
+    files.push(("pack-non-layer".into(), manifest.non_layer.file.as_str()));
     files.push(("manifest".into(), uc_pack::MANIFEST_FILE));
     let mut inputs = BTreeMap::new();
     for (name, file) in files {
@@ -108,7 +108,7 @@ fn pack_inputs(
     Ok(inputs)
 }
 
-/// A pack is compared with the model that it was made from, or the figures mean nothing.
+/// A pack is compared with the model that it was made from, or the metrics mean nothing.
 fn check_pair(manifest: &Manifest, model: &Model, source: &External) -> anyhow::Result<()> {
     let layers = manifest.layers.len();
     if layers != model.source.layers as usize {

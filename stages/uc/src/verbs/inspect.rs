@@ -77,13 +77,13 @@ fn overview(dir: &Utf8Path, manifest: &Manifest, fingerprint: &str) -> String {
         .layers
         .iter()
         .map(|layer| (&layer.file, layer.size, layer.sha256));
-    let scaffold = &manifest.scaffold;
+    let non_layer = &manifest.non_layer;
     let rest = manifest
         .files
         .iter()
         .map(|file| (&file.name, file.size, file.sha256));
-    let scaffold = std::iter::once((&scaffold.file, scaffold.size, scaffold.sha256));
-    for (name, size, sha256) in layers.chain(scaffold).chain(rest) {
+    let non_layer = std::iter::once((&non_layer.file, non_layer.size, non_layer.sha256));
+    for (name, size, sha256) in layers.chain(non_layer).chain(rest) {
         let sha256 = sha256.to_string();
         lines.push(format!("{name:<24}{size:>14}  {}…", &sha256[..16]));
     }
@@ -121,7 +121,7 @@ fn show_layer(dir: &Utf8Path, manifest: &Manifest, layer: u32, json: bool) -> an
             linear.name
         );
     }
-    for extra in &entry.extras {
+    for extra in &entry.exact {
         let shape = json!(extra.shape).to_string();
         println!(
             "{:<32}{shape:>16}{:>14?}  {}",

@@ -99,7 +99,7 @@ struct StageStatus {
     /// What its jobs took, by the log of events.
     cost: StageCost,
     /// What its jobs reported of themselves, by layer.
-    figures: BTreeMap<String, serde_json::Value>,
+    metrics: BTreeMap<String, serde_json::Value>,
 }
 
 /// A job in progress.
@@ -161,7 +161,7 @@ fn look(run: &RunDir, plan: &Plan) -> anyhow::Result<Status> {
     };
     let mut status = assess(plan, journal::history(run), seen);
     for stage in &mut status.stages {
-        stage.figures = figures(run, plan, &stage.name);
+        stage.metrics = metrics(run, plan, &stage.name);
     }
     Ok(status)
 }
@@ -206,7 +206,7 @@ fn assess(plan: &Plan, mut history: History, seen: Seen<'_>) -> Status {
                 rate: history.rate(&stage.name).filter(|_| seen.active),
                 seconds_left: history.seconds_for(&stage.name, total - done),
                 cost: costs.get(&stage.name).cloned().unwrap_or_default(),
-                figures: BTreeMap::new(),
+                metrics: BTreeMap::new(),
             }
         })
         .collect();
@@ -309,10 +309,10 @@ fn job_states(
         .collect()
 }
 
-fn figures(run: &RunDir, plan: &Plan, stage: &str) -> BTreeMap<String, serde_json::Value> {
+fn metrics(run: &RunDir, plan: &Plan, stage: &str) -> BTreeMap<String, serde_json::Value> {
     let jobs = plan.jobs().into_iter().filter(|id| id.stage == stage);
     jobs.filter_map(|id| {
-        let text = std::fs::read(run.figures_path(&id)).ok()?;
+        let text = std::fs::read(run.metrics_path(&id)).ok()?;
         let label = id
             .layer
             .map_or_else(|| "run".into(), |layer| format!("{layer:03}"));

@@ -53,13 +53,13 @@ pub fn text(report: &VerifyReport) -> String {
     row(
         "layer 0",
         format!(
-            "{} linears, {} extras",
-            report.layer0_linears, report.layer0_extras
+            "{} linears, {} exact tensors",
+            report.layer0_linears, report.layer0_exact
         ),
     );
     row(
-        "scaffold",
-        if report.scaffold_present {
+        "non-layer",
+        if report.non_layer_present {
             "present"
         } else {
             "MISSING"

@@ -21,7 +21,7 @@ fn kind() -> Kind {
         experts: 4,
         chosen: 1,
         linears: vec![linear("a", 16, 8, 1, false), linear("b.*", 8, 32, 4, true)],
-        extras: 3,
+        exact: 3,
         extra_parameters: 40,
         inputs: vec![input(8, 1, false), input(32, 4, true)],
         attention_width: 8,
@@ -37,12 +37,12 @@ fn facts() -> Facts {
         vocab: 100,
         tied_head: true,
         linears: 10,
-        extras: 6,
-        scaffold_tensors: 2,
+        exact: 6,
+        non_layer_tensors: 2,
         source_tensors: 18,
         linear_parameters: 2 * 1152,
         extra_parameters: 80,
-        scaffold_parameters: 808,
+        non_layer_parameters: 808,
         total_parameters: 2 * 1152 + 80 + 808,
         kinds: vec![kind()],
         index: None,
@@ -55,7 +55,7 @@ fn settings() -> Settings {
     for (key, value) in [
         ("calibration.windows", "4"),
         ("calibration.length", "32"),
-        ("calibration.widest", "16"),
+        ("calibration.max_input_block", "16"),
         ("allocation.windows", "2"),
         ("evaluation.windows", "3"),
         ("evaluation.length", "1024"),
@@ -113,11 +113,11 @@ fn artifacts_have_the_sizes_of_their_tensors() {
     assert_eq!(arithmetic.evaluation_tokens(), 192.0, "cut to the context");
     let kind = facts.kind(1);
     for (name, expected) in [
-        ("scaffold", 2.0 * 808.0),
+        ("non-layer", 2.0 * 808.0),
         ("weights", 2.0 * (1152.0 + 40.0)),
         ("pack-layer", 1152.0 / 2.0),
         ("hidden", 128.0 * 8.0 * 4.0),
-        ("survey-hidden", 64.0 * 8.0 * 4.0),
+        ("sensitivity-hidden", 64.0 * 8.0 * 4.0),
         ("eval-hidden", 2.0 * 192.0 * 8.0 * 4.0),
         ("statistics", 4.0 * (64.0 + 4.0 * 512.0)),
         ("sensitivity", 4.0 * (256.0 + 256.0 + 5.0 * 64.0)),
@@ -146,16 +146,16 @@ fn jobs_have_the_work_of_their_program() {
     let forward = 2.0 * 384.0 + 2.0 * 32.0 * 8.0;
     assert_eq!(
         work("teacher-cache layer"),
-        Some(Work::Product(128.0 * (forward + 576.0)))
+        Some(JobCost::Product(128.0 * (forward + 576.0)))
     );
     assert_eq!(
-        work("teacher-cache loss"),
-        Some(Work::Product(64.0 * 2.0 * 2.0 * 800.0))
+        work("teacher-cache sensitivity-loss"),
+        Some(JobCost::Product(64.0 * 2.0 * 2.0 * 800.0))
     );
     assert_eq!(
         work("evaluator layer"),
-        Some(Work::Product(2.0 * 192.0 * (768.0 + 2.0 * 64.0 * 8.0)))
+        Some(JobCost::Product(2.0 * 192.0 * (768.0 + 2.0 * 64.0 * 8.0)))
     );
-    assert_eq!(work("shard-loader layer"), Some(Work::Bytes(2384.0)));
+    assert_eq!(work("shard-loader layer"), Some(JobCost::Bytes(2384.0)));
     assert_eq!(work("another program"), None);
 }

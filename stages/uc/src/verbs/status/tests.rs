@@ -1,4 +1,4 @@
-//! A run that is alive, one that ended, one that died: the page and the figures behind it.
+//! A run that is alive, one that ended, one that died: the page and the metrics behind it.
 
 use uc_store::plan::{Artifact, ModelSource, PLAN_VERSION, Per};
 use uc_store::settings::Settings;
@@ -16,7 +16,7 @@ fn stage(name: &str, per: Per, optional: bool) -> StagePlan {
         version: 1,
         cpus: 1,
         memory: 0,
-        ahead: None,
+        max_lead: None,
         optional,
         retries: 1,
         stall_timeout: 0,

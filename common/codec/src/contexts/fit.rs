@@ -1,0 +1,319 @@
+//! The table that codes the indices of a context in the fewest bits, its own included.
+//!
+//! Costs are integers in 65536ths of a bit, so that no platform's logarithm can tip a choice.
+
+use super::histogram::{CENTRE, ContextCounts, WINDOW};
+use super::table::{ContextTable, ESCAPE, LARGEST_SHIFT, LARGEST_SYMBOL, SCALE, place};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// One bit of cost.
+pub(crate) const ONE_BIT: u64 = 1 << 16;
+/// Bits that name the symbol of an escaped index.
+const NAMED_BITS: u64 = 8;
+/// Bits of an index beyond all symbols, beside those that say so.
+const BEYOND_BITS: u64 = 16;
+/// Below this half width a coarser alphabet cannot save anything worth having.
+const FINE_ENOUGH: i32 = 24;
+
+/// `-log2(f / 4096)` in 65536ths of a bit, for f = 1..=4096.
+static COST: [u32; SCALE as usize + 1] = costs();
+
+const fn costs() -> [u32; SCALE as usize + 1] {
+    let mut table = [0; SCALE as usize + 1];
+    let mut f = 1u32;
+    while f <= SCALE {
+        // Binary logarithm by repeated squaring of the mantissa (31 fractional bits).
+        let mut mantissa = (f as u64) << (31 - f.ilog2());
+        let mut log = f.ilog2();
+        let mut bit = 0;
+        while bit < 16 {
+            mantissa = (mantissa * mantissa) >> 31;
+            let carry = mantissa >> 32;
+            mantissa >>= carry;
+            log = log << 1 | carry as u32;
+            bit += 1;
+        }
+        table[f as usize] = (12 << 16) - log;
+        f += 1;
+    }
+    table
+}
+
+/// The best table for the indices counted, and the cost of indices and table in 65536ths of a bit.
+pub(crate) fn best_table(context: &ContextCounts) -> (ContextTable, u64) {
+    let mut best: Option<(u64, ContextTable)> = None;
+    for shift in 0..=LARGEST_SHIFT {
+        let (bins, outside) = bins(context, shift);
+        let halves = half_widths(&bins, outside);
+        for &half in &halves {
+            for mirrored in [true, false] {
+                let table = normalised(&bins, outside, half, mirrored, shift);
+                let cost = cost(&table, &bins, outside);
+                if best.as_ref().is_none_or(|(least, _)| cost < *least) {
+                    best = Some((cost, table));
+                }
+            }
+        }
+        if halves.first().is_some_and(|&widest| widest <= FINE_ENOUGH) {
+            break;
+        }
+    }
+    let (cost, table) = best.expect("the first shift has at least one half width");
+    (table, cost)
+}
+
+/// Counts per symbol [256, by place] under a shift, and the indices beyond all symbols.
+fn bins(context: &ContextCounts, shift: u32) -> (Vec<u64>, u64) {
+    let mut bins = vec![0u64; 256];
+    let mut outside = context.outside;
+    for (position, &count) in context.counts.iter().enumerate().take(WINDOW) {
+        let symbol = symbol_of(position as i32 - CENTRE, shift);
+        if count > 0 && symbol.abs() <= LARGEST_SYMBOL {
+            bins[place(symbol)] += count;
+        } else {
+            outside += count;
+        }
+    }
+    (bins, outside)
+}
+
+/// Symbol of an index.
+pub(crate) fn symbol_of(index: i32, shift: u32) -> i32 {
+    (index + ((1 << shift) >> 1)) >> shift
+}
+
+/// Half widths worth trying, widest first: those that leave 0, 1, 2, 4, … indices to the escape.
+fn half_widths(bins: &[u64], outside: u64) -> Vec<i32> {
+    let total: u64 = bins.iter().sum::<u64>() + outside;
+    let mut halves = Vec::new();
+    let (mut escaped, mut allowed) = (0u64, 0u64);
+    for half in (0..=LARGEST_SYMBOL).rev() {
+        let next = if half > 0 {
+            bins[place(half)] + bins[place(-half)]
+        } else {
+            u64::MAX / 2
+        };
+        if escaped + next > allowed {
+            halves.push(half);
+            while allowed < escaped + next && allowed <= total {
+                allowed = (2 * allowed).max(1);
+            }
+        }
+        escaped += next;
+        if half == 0 || escaped > total / 2 {
+            break;
+        }
+    }
+    halves
+}
+
+/// What a frequency is shared out to: one symbol, or a symbol and its mirror image.
+struct Share {
+    count: u64,
+    /// Slots that one step of the frequency takes.
+    slots: u32,
+    frequency: u32,
+}
+
+/// Frequencies for the symbols up to `half`; what lies beyond is escaped.
+fn normalised(bins: &[u64], outside: u64, half: i32, mirrored: bool, shift: u32) -> ContextTable {
+    let beyond = |symbol: &i32| symbol.abs() > half;
+    let escaped: u64 = outside
+        + (-127..=127)
+            .filter(beyond)
+            .map(|s| bins[place(s)])
+            .sum::<u64>();
+    let single = |count| Share {
+        count,
+        slots: 1,
+        frequency: 0,
+    };
+    let mut shares = vec![single(bins[place(0)]), single(escaped)];
+    for s in 1..=half {
+        let (below, above) = (bins[place(-s)], bins[place(s)]);
+        if mirrored {
+            shares.push(Share {
+                count: below + above,
+                slots: 2,
+                frequency: 0,
+            });
+        } else {
+            shares.extend([single(below), single(above)]);
+        }
+    }
+    share_out(&mut shares);
+    let mut frequency = vec![0u16; 256];
+    frequency[place(0)] = shares[0].frequency as u16;
+    frequency[place(ESCAPE)] = shares[1].frequency as u16;
+    for s in 1..=half {
+        let at = 2 + (s as usize - 1) * if mirrored { 1 } else { 2 };
+        frequency[place(-s)] = shares[at].frequency as u16;
+        frequency[place(s)] = shares[if mirrored { at } else { at + 1 }].frequency as u16;
+    }
+    ContextTable { shift, frequency }
+}
+
+/// Shares 4096 slots out: at least one step to whatever occurs, the rest where it saves most.
+fn share_out(shares: &mut [Share]) {
+    let total: u64 = shares.iter().map(|share| share.count).sum();
+    let mut left = i64::from(SCALE);
+    for share in shares.iter_mut().filter(|share| share.count > 0) {
+        let fair = u128::from(share.count) * u128::from(SCALE)
+            / (u128::from(total) * u128::from(share.slots));
+        share.frequency = (fair as u32).max(1);
+        left -= i64::from(share.frequency * share.slots);
+    }
+    if left > 0 {
+        let gain = |share: &Share| {
+            let saved = COST[share.frequency as usize] - COST[share.frequency as usize + 1];
+            share.count * u64::from(saved) / u64::from(share.slots)
+        };
+        let fits = |share: &Share, left: i64| {
+            share.frequency > 0 && i64::from(share.slots) <= left && share.frequency < SCALE
+        };
+        let mut queue: BinaryHeap<(u64, Reverse<usize>)> = (0..shares.len())
+            .filter(|&i| fits(&shares[i], left))
+            .map(|i| (gain(&shares[i]), Reverse(i)))
+            .collect();
+        while let Some((_, Reverse(i))) = queue.pop() {
+            if fits(&shares[i], left) {
+                shares[i].frequency += 1;
+                left -= i64::from(shares[i].slots);
+                if fits(&shares[i], left) {
+                    queue.push((gain(&shares[i]), Reverse(i)));
+                }
+            }
+        }
+    } else {
+        let loss = |share: &Share| {
+            let lost = COST[share.frequency as usize - 1] - COST[share.frequency as usize];
+            share.count * u64::from(lost) / u64::from(share.slots)
+        };
+        let mut queue: BinaryHeap<Reverse<(u64, usize)>> = (0..shares.len())
+            .filter(|&i| shares[i].frequency > 1)
+            .map(|i| Reverse((loss(&shares[i]), i)))
+            .collect();
+        while left < 0 {
+            let Some(Reverse((_, i))) = queue.pop() else {
+                break;
+            };
+            shares[i].frequency -= 1;
+            left += i64::from(shares[i].slots);
+            if shares[i].frequency > 1 {
+                queue.push(Reverse((loss(&shares[i]), i)));
+            }
+        }
+    }
+    // A slot that no pair can use.
+    shares[0].frequency += left as u32;
+}
+
+/// Bits of the indices and of the table, in 65536ths.
+fn cost(table: &ContextTable, bins: &[u64], outside: u64) -> u64 {
+    let mut cost = table.bits() * ONE_BIT;
+    let mut escaped = outside;
+    let mut total = outside;
+    for symbol in -LARGEST_SYMBOL..=LARGEST_SYMBOL {
+        let count = bins[place(symbol)];
+        total += count;
+        match table.of(symbol) {
+            0 => escaped += count,
+            frequency => cost += count * u64::from(COST[frequency as usize]),
+        }
+    }
+    if escaped > 0 {
+        let escape = u64::from(COST[table.of(ESCAPE) as usize]);
+        cost += escaped * (escape + NAMED_BITS * ONE_BIT) + outside * BEYOND_BITS * ONE_BIT;
+    }
+    cost + total * u64::from(table.shift) * ONE_BIT
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bits::{BitReader, BitWriter};
+
+    /// Counts of a context with the given indices, each with its number.
+    fn context(counted: &[(i32, u64)]) -> ContextCounts {
+        let mut counts = vec![0; WINDOW];
+        let mut outside = 0;
+        for &(index, count) in counted {
+            match counts.get_mut((index + CENTRE) as u32 as usize) {
+                Some(place) => *place += count,
+                None => outside += count,
+            }
+        }
+        ContextCounts { counts, outside }
+    }
+
+    fn bell(sigma: f64, total: f64) -> ContextCounts {
+        let density = |i: i32| (-0.5 * (f64::from(i) / sigma).powi(2)).exp() / (sigma * 2.5066283);
+        let counted: Vec<(i32, u64)> = (-2000..=2000)
+            .map(|i| (i, (total * density(i)).round() as u64))
+            .collect();
+        context(&counted)
+    }
+
+    #[test]
+    fn the_costs_are_logarithms() {
+        for f in 1..=SCALE {
+            let exact = (f64::from(SCALE) / f64::from(f)).log2() * 65536.0;
+            assert!((f64::from(COST[f as usize]) - exact).abs() < 1.5, "{f}");
+        }
+    }
+
+    #[test]
+    fn tables_sum_to_4096_and_come_back_from_their_bytes() {
+        let cases = [
+            context(&[(0, 5)]),
+            context(&[(7, 5)]),
+            context(&[(-1, 1), (1, 1)]),
+            context(&[(0, 1), (30000, 1)]),
+            context(&[(-32768, 9)]),
+            context(&(-127..=127).map(|i| (i, 1)).collect::<Vec<_>>()),
+            bell(0.2, 1e6),
+            bell(3.0, 1e3),
+            bell(20.0, 1e7),
+            bell(300.0, 1e6),
+        ];
+        for context in &cases {
+            let (table, cost) = best_table(context);
+            assert_eq!(
+                table.frequency.iter().map(|&f| u32::from(f)).sum::<u32>(),
+                SCALE
+            );
+            let mut writer = BitWriter::default();
+            table.write(&mut writer);
+            let bytes = writer.finish();
+            assert_eq!(bytes.len() as u64, table.bits().div_ceil(8));
+            let mut reader = BitReader::new("table", &bytes);
+            assert_eq!(ContextTable::read(&mut reader).unwrap(), table);
+            assert!(cost >= table.bits() * ONE_BIT);
+            // Whatever was counted has a code.
+            let (bins, outside) = bins(context, table.shift);
+            let escaped = (-127..=127).any(|s| bins[place(s)] > 0 && table.of(s) == 0);
+            assert!(!(escaped || outside > 0) || table.of(ESCAPE) > 0);
+        }
+    }
+
+    #[test]
+    fn large_classes_come_within_a_few_thousandths_of_a_bit_of_their_entropy() {
+        for sigma in [0.3, 1.0, 4.0, 16.0, 40.0, 200.0] {
+            let context = bell(sigma, 1e7);
+            let (table, cost) = best_table(&context);
+            let total = context.total() as f64;
+            let overhead = cost as f64 / ONE_BIT as f64 / total - context.entropy() / total;
+            assert!(
+                (0.0..0.005).contains(&overhead),
+                "σ {sigma}: {overhead} {table:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_class_of_zeros_costs_nothing_but_its_table() {
+        let (table, cost) = best_table(&context(&[(0, 1 << 40)]));
+        assert_eq!((table.of(0), cost), (SCALE, 12 * ONE_BIT));
+    }
+}

@@ -1,0 +1,99 @@
+//! Where the token is, and where it is not.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use uc_fake_hub::faults::{Fault, Route, Schedule};
+use uc_hub::{HubError, LocalFile};
+
+use crate::support::{Fixture, REPO, TOKEN, noise};
+
+/// A log that is kept in memory.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("log").extend_from_slice(data);
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn the_token_goes_to_the_hub_alone_and_into_no_error_and_no_log() {
+    let log = Log::default();
+    let writer = log.clone();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
+        .with_writer(move || writer.clone())
+        .init();
+    let fixture = Fixture::new();
+    let data = noise(1, 45_000);
+    let file: LocalFile = fixture.local("file", &data);
+    let mut script = Schedule::script(Route::Part, [Fault::Expired, Fault::Status(500)]);
+    if let Schedule::Script(routes) = &mut script {
+        routes.insert(Route::Object, [Fault::CutBody, Fault::TooMany(1)].into());
+        routes.insert(Route::Info, [Fault::Reset].into());
+    }
+    fixture.fake_hub.set_faults(script);
+    let mut watchdog = fixture.watchdog();
+    fixture
+        .hub
+        .push(
+            &fixture.repo,
+            "main",
+            "Files",
+            &[file],
+            &mut watchdog,
+            |_, _| {},
+        )
+        .expect("pushed");
+    assert_eq!(
+        fixture.download(&fixture.remote("file"), 8).expect("here"),
+        data
+    );
+    let seen = fixture.fake_hub.seen();
+    let (storage, hub): (Vec<_>, Vec<_>) = seen.iter().partition(|seen| seen.storage);
+    assert!(storage.len() > 8 && storage.iter().all(|seen| seen.authorization.is_none()));
+    let signed = |line: &str| line.contains("complete_multipart");
+    assert!(
+        hub.iter()
+            .all(|seen| seen.authorization.is_some() != signed(&seen.line))
+    );
+
+    let echo = Schedule::script(Route::Info, [Fault::EchoToken]);
+    fixture.fake_hub.set_faults(echo);
+    let error = fixture
+        .hub
+        .info(&fixture.repo, "main")
+        .expect_err("refused");
+    let text = format!("{error} {error:?}");
+    assert!(matches!(error, HubError::Unauthorised { .. }));
+    assert!(
+        text.contains("Bearer [token]") && !text.contains(TOKEN),
+        "{text}"
+    );
+    assert!(!format!("{:?}", fixture.hub).contains(TOKEN));
+    fixture
+        .fake_hub
+        .set_faults(Schedule::script(Route::Object, vec![Fault::Status(400); 8]));
+    fixture.fake_hub.put(REPO, "other", &noise(2, 45_000));
+    let error = fixture
+        .download(&fixture.remote("other"), 8)
+        .expect_err("refused");
+    assert!(
+        !format!("{error} {error:?}").contains("signed-secret"),
+        "{error}"
+    );
+
+    let log = String::from_utf8(log.0.lock().expect("log").clone()).expect("text");
+    assert!(log.contains("failed, trying again"), "{log}");
+    for secret in [TOKEN, "signed-secret"] {
+        let leaks: Vec<_> = log.lines().filter(|line| line.contains(secret)).collect();
+        assert!(leaks.is_empty(), "{leaks:?}");
+    }
+}

@@ -1,0 +1,164 @@
+//! What a run takes from outside: the model's files and the texts, and the shards of a model of the Hub that come and go.
+
+use camino::Utf8PathBuf;
+use serde::{Deserialize, Serialize};
+
+use super::{Per, Plan, StagePlan};
+use crate::sha::Sha256Digest;
+
+/// Name of the outside input that is the model.
+pub const SOURCE: &str = "source";
+
+/// The source model's facts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSource {
+    /// Name for people: the folder's.
+    pub name: String,
+    /// Absolute folder.
+    pub path: Utf8PathBuf,
+    /// Number of transformer layers.
+    pub layers: u32,
+    /// Weights in the linears of all layers.
+    pub linear_parameters: u64,
+    /// Weights of the whole model.
+    pub total_parameters: u64,
+    /// Where it came from, if it is a model of the Hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<HubSource>,
+}
+
+/// A model of the Hub, pinned to a commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HubSource {
+    /// `owner/name`.
+    pub repository: String,
+    /// The branch, tag or commit that was asked for.
+    pub revision: String,
+    /// The commit that it named when the run was planned; every byte is of that commit.
+    pub commit: String,
+}
+
+/// Files from outside, identified by their hashes when the run was planned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct External {
+    /// The files, in a fixed order.
+    pub files: Vec<ExternalFile>,
+    /// Digest over names, sizes and hashes of the files; for a single file its own SHA-256.
+    pub digest: Sha256Digest,
+}
+
+/// One outside file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalFile {
+    /// Absolute path.
+    pub path: Utf8PathBuf,
+    /// Bytes.
+    pub size: u64,
+    /// Digest of the whole file when the run was planned.
+    pub sha256: Sha256Digest,
+    /// Time of its last change then, nanoseconds since 1970; decides whether to hash again.
+    pub mtime_ns: i64,
+    /// Of a shard that comes and goes during the run: what it holds. Its absence is no change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<ShardContent>,
+}
+
+/// What a shard of the source holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardContent {
+    /// Layers with a tensor in it.
+    pub layers: Vec<u32>,
+    /// Whether embeddings, final norm or head have a tensor in it.
+    pub non_layer: bool,
+}
+
+/// Which tensors of the source a job reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Weights {
+    /// Those of its layer.
+    Layer,
+    /// Embeddings, final norm and head.
+    NonLayer,
+}
+
+impl Plan {
+    /// The shards of the source, if they come and go: numbers of files of the outside input `source`.
+    pub fn shards(&self) -> impl Iterator<Item = (usize, &ExternalFile)> {
+        let files = self
+            .externals
+            .get(SOURCE)
+            .into_iter()
+            .flat_map(|source| &source.files);
+        files.enumerate().filter(|(_, file)| file.shard.is_some())
+    }
+
+    /// The stage that fetches shards.
+    pub fn fetcher(&self) -> Option<&StagePlan> {
+        self.stages.iter().find(|stage| stage.per == Per::Shard)
+    }
+
+    /// The shards that a job reads; none where the whole source stays.
+    pub fn shards_of(&self, stage: &StagePlan, layer: Option<u32>) -> Vec<usize> {
+        let holds = |file: &ExternalFile| match (stage.weights, layer, &file.shard) {
+            (Some(Weights::NonLayer), _, Some(shard)) => shard.non_layer,
+            (Some(Weights::Layer), Some(layer), Some(shard)) => shard.layers.contains(&layer),
+            _ => false,
+        };
+        let needed = self.shards().filter(|(_, file)| holds(file));
+        needed.map(|(number, _)| number).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests_support::small_plan;
+    use crate::sha::hash_bytes;
+
+    #[test]
+    fn a_job_reads_the_shards_that_hold_its_layer_or_the_ends() {
+        let mut plan = small_plan();
+        let file = |name: &str, shard: Option<(&[u32], bool)>| ExternalFile {
+            path: name.into(),
+            size: 1,
+            sha256: hash_bytes(name.as_bytes()),
+            mtime_ns: 0,
+            shard: shard.map(|(layers, non_layer)| ShardContent {
+                layers: layers.to_vec(),
+                non_layer,
+            }),
+        };
+        let source = plan.externals.get_mut(SOURCE).expect("source");
+        source.files = vec![
+            file("config.json", None),
+            file("1", Some((&[0], true))),
+            file("2", Some((&[0, 1], false))),
+            file("3", Some((&[], false))),
+        ];
+        let mut stage = plan.stages[0].clone();
+        let shards = |plan: &Plan, stage: &StagePlan, layer| plan.shards_of(stage, layer);
+        assert!(shards(&plan, &stage, Some(0)).is_empty());
+        stage.weights = Some(Weights::Layer);
+        assert_eq!(shards(&plan, &stage, Some(0)), [1, 2]);
+        assert_eq!(shards(&plan, &stage, Some(1)), [2]);
+        stage.weights = Some(Weights::NonLayer);
+        assert_eq!(shards(&plan, &stage, None), [1]);
+        assert_eq!(
+            plan.shards().map(|(number, _)| number).collect::<Vec<_>>(),
+            [1, 2, 3]
+        );
+        assert!(plan.fetcher().is_none());
+        stage.per = Per::Shard;
+        plan.stages.push(stage);
+        assert!(
+            plan.fetcher()
+                .is_some_and(|stage| stage.layers(9).is_empty())
+        );
+    }
+}
