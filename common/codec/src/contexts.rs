@@ -51,10 +51,10 @@ pub(crate) use table::{ContextTable, DecodeTables, ESCAPE, PROBABILITY_BITS, pla
 use crate::bits::{BitReader, BitWriter};
 use crate::code::TensorCode;
 use crate::error::{CodecError, check_len, check_matrix};
-use crate::simd::{Kernel, dispatch};
 use crate::steps::eighths;
 use rayon::prelude::*;
 use std::sync::OnceLock;
+use uc_simd::{Kernel, dispatch};
 
 /// Number of fine contexts.
 pub const FINE_CONTEXTS: usize = 128;

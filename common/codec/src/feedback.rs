@@ -21,13 +21,13 @@
 use crate::bf16;
 use crate::error::{CodecError, check_finite, check_len, check_matrix};
 use crate::factor::Factor;
-use crate::product::{View, multiply};
-use crate::simd::{Kernel, dispatch};
 use crate::steps::Steps;
 use crate::trellis::{BLOCK_ROWS, Coupling, Path};
 use faer::linalg::triangular_solve::solve_unit_lower_triangular_in_place;
 use faer::{MatMut, MatRef};
 use rayon::prelude::*;
+use uc_simd::{Kernel, dispatch};
+use uc_simd::{MatrixView, multiply, multiply_add};
 
 /// Columns of a block.
 const BLOCK: usize = 128;
@@ -200,7 +200,7 @@ struct Ties<'a> {
     /// Are there rows below into which these feed back?
     below: bool,
     /// [above, rows] how much the error of a row above enters each row.
-    onto: View<'a>,
+    onto: MatrixView<'a>,
     /// [active, active] the same among active rows, row k into row i at `(i, k)`: unit lower triangular.
     own: Vec<f32>,
     /// The same in units of their steps.
@@ -212,7 +212,7 @@ impl<'a> Ties<'a> {
         let (rows, block) = (steps.len(), outputs.block);
         let above = first % block;
         let start = first - above;
-        let onto = View::new(&outputs.a[start * block + above..], above, rows, block);
+        let onto = MatrixView::new(&outputs.a[start * block + above..], above, rows, block);
         let b = &outputs.a[first * block..];
         // How much of the error of row k enters row i, k ≤ i.
         let entry = |k: usize, i: usize| {
@@ -247,8 +247,8 @@ impl<'a> Ties<'a> {
         }
         let rows = self.onto.transposed();
         let mut all = vec![0.0; rows.rows() * width];
-        let before = View::new(before, self.above, width, width);
-        multiply(&mut all, width, rows, before, false);
+        let before = MatrixView::new(before, self.above, width, width);
+        multiply(&mut all, width, rows, before);
         let lanes = active.iter();
         let lanes = lanes.flat_map(|&row| &all[row * width..(row + 1) * width]);
         let mut shift: Vec<f32> = lanes.copied().collect();
@@ -301,9 +301,9 @@ impl<'a> Strip<'a> {
             .copied()
             .collect();
         if done > 0 && !active.is_empty() {
-            let before = View::new(&self.left[first - done..], active.len(), done, n);
-            let onto = View::new(&a[done..], done, width, stride);
-            multiply(&mut target, width, before, onto, true);
+            let before = MatrixView::new(&self.left[first - done..], active.len(), done, n);
+            let onto = MatrixView::new(&a[done..], done, width, stride);
+            multiply_add(&mut target, width, before, onto);
         }
         let ties = rows.ties.as_ref();
         let shift = ties.and_then(|ties| ties.shift(before, width, active));

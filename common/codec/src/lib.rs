@@ -37,7 +37,6 @@ mod product;
 pub mod rans;
 pub mod rate;
 pub mod reconstruct;
-mod simd;
 pub mod steps;
 pub mod trellis;
 

@@ -2,8 +2,8 @@
 
 use crate::error::{CodecError, check_finite, check_matrix};
 use crate::factor::block_width;
-use crate::product::{View, multiply};
 use rayon::prelude::*;
+use uc_simd::{MatrixView, multiply};
 
 /// Rows of one parallel piece.
 const PIECE: usize = 128;
@@ -47,9 +47,9 @@ fn energy(x: &[f32], n: usize, h: &[f32], block: usize) -> f64 {
         let mut product = vec![0.0f32; x.len()];
         for first in (0..n).step_by(block) {
             let width = block.min(n - first);
-            let own = View::new(&x[first..], rows, width, n);
-            let h = View::new(&h[first * block..], width, width, block);
-            multiply(&mut product[first..], n, own, h, false);
+            let own = MatrixView::new(&x[first..], rows, width, n);
+            let h = MatrixView::new(&h[first * block..], width, width, block);
+            multiply(&mut product[first..], n, own, h);
         }
         product
             .iter()

@@ -14,11 +14,12 @@ use crate::bf16;
 use crate::code::LowRank;
 use crate::error::{CodecError, check_finite, check_len, check_matrix};
 use crate::factor::Factor;
-use crate::product::{View, multiply, parallel_product};
+use crate::product::parallel_product;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
 use faer::{MatMut, MatRef, Par};
 use rayon::prelude::*;
+use uc_simd::{MatrixView, multiply};
 
 /// Columns beyond the wanted rank that the subspace carries.
 const OVERSAMPLE: usize = 16;
@@ -169,9 +170,9 @@ fn times_factor(x: &[f32], n: usize, factor: &Factor) -> Vec<f32> {
                 for done in (0..size).step_by(BLOCK) {
                     let width = BLOCK.min(size - done);
                     let depth = done + width; // nothing below the diagonal
-                    let x = View::new(&x[start..], rows, depth, n);
-                    let a = View::new(&a[done..], depth, width, factor.block);
-                    multiply(&mut out[start + done..], n, x, a, false);
+                    let x = MatrixView::new(&x[start..], rows, depth, n);
+                    let a = MatrixView::new(&a[done..], depth, width, factor.block);
+                    multiply(&mut out[start + done..], n, x, a);
                 }
             }
             for row in out.chunks_mut(n) {
@@ -195,9 +196,9 @@ fn over_factor(x: &[f32], n: usize, factor: &Factor) -> Vec<f32> {
             let sums = &mut sums[..rows * width];
             sums.fill(0.0);
             if done > 0 {
-                let before = View::new(&y[start..], rows, done, n);
-                let onto = View::new(&a[done..], done, width, stride);
-                multiply(sums, width, before, onto, false);
+                let before = MatrixView::new(&y[start..], rows, done, n);
+                let onto = MatrixView::new(&a[done..], done, width, stride);
+                multiply(sums, width, before, onto);
             }
             for row in 0..rows {
                 let at = row * n + start;
@@ -222,7 +223,7 @@ type Triples = (Vec<f32>, Vec<f64>, Vec<f32>);
 fn leading_triples(g: &[f32], m: usize, n: usize, rank: usize) -> Result<Triples, CodecError> {
     let width = rank + OVERSAMPLE;
     let smaller = m.min(n);
-    let view = View::new(g, m, n, n);
+    let view = MatrixView::new(g, m, n, n);
     if 2 * width >= smaller {
         let wide: Vec<f64> = g.iter().map(|&x| f64::from(x)).collect();
         // Row-major [m, n] is column-major [n, m]: its left vectors are our right ones.
@@ -236,26 +237,25 @@ fn leading_triples(g: &[f32], m: usize, n: usize, rank: usize) -> Result<Triples
     let mut right = signs(n * width);
     let mut left = Vec::new();
     for iteration in 0..=ITERATIONS {
-        left = parallel_product(view, View::new(&right, n, width, width));
+        left = parallel_product(view, MatrixView::new(&right, n, width, width));
         orthonormalise(&mut left, m, width);
         if iteration < ITERATIONS {
-            right = parallel_product(view.transposed(), View::new(&left, m, width, width));
+            right = parallel_product(view.transposed(), MatrixView::new(&left, m, width, width));
             orthonormalise(&mut right, n, width);
         }
     }
-    let projected = parallel_product(View::new(&left, m, width, width).transposed(), view);
+    let projected = parallel_product(MatrixView::new(&left, m, width, width).transposed(), view);
     let projected: Vec<f64> = projected.iter().map(|&x| f64::from(x)).collect();
     // Row-major [width, n] is column-major [n, width].
     let (v, s, mixing) = thin_svd(&projected, n, width)?;
     let mixing = leading(&mixing, width, rank);
     let mut u = vec![0.0f32; rank * m];
-    let left = View::new(&left, m, width, width);
+    let left = MatrixView::new(&left, m, width, width);
     multiply(
         &mut u,
         m,
-        View::new(&mixing, rank, width, width),
+        MatrixView::new(&mixing, rank, width, width),
         left.transposed(),
-        false,
     );
     Ok((u, s[..rank].to_vec(), leading(&v, n, rank)))
 }
@@ -353,7 +353,7 @@ fn captured(
     for column in u.chunks_mut(m) {
         column.iter_mut().zip(rows).for_each(|(u, step)| *u /= step);
     }
-    let projected = parallel_product(View::new(&u, rank, m, m), View::new(g, m, n, n));
+    let projected = parallel_product(MatrixView::new(&u, rank, m, m), MatrixView::new(g, m, n, n));
     let row = |x: &'_ [f32], r: usize, width: usize| x[r * width..(r + 1) * width].to_vec();
     let mut captured = vec![0.0];
     let mut sum = 0.0;

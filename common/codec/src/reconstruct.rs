@@ -8,9 +8,9 @@
 use crate::bf16;
 use crate::code::TensorCode;
 use crate::error::CodecError;
-use crate::simd::{Kernel, dispatch};
 use crate::trellis::{BLOCK_ROWS, advance, level, levels};
 use rayon::prelude::*;
+use uc_simd::{Kernel, dispatch};
 
 /// Columns that are finished together, so that their accumulators stay in the nearest cache.
 const STRIP: usize = 512;

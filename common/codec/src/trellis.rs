@@ -34,9 +34,9 @@ mod coupled;
 
 pub(crate) use coupled::Coupling;
 
-#[cfg(target_arch = "x86_64")]
-use crate::simd::has_avx2;
 use coupled::Survivors;
+#[cfg(target_arch = "x86_64")]
+use uc_simd::has_avx2;
 
 /// Rows of a block.
 pub const BLOCK_ROWS: usize = 256;
@@ -302,7 +302,7 @@ mod avx2 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::simd::{Kernel, dispatch};
+    use uc_simd::{Kernel, dispatch};
 
     /// The indices of least squared error for a column of `values` in units of the step, in blocks of [`BLOCK_ROWS`].
     pub(crate) fn column_indices(values: &[f32]) -> Vec<i16> {

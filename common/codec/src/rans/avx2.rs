@@ -35,7 +35,7 @@ const fn places() -> [[u32; 8]; 256] {
 
 /// Decodes a tile into `q`; the processor must have AVX2 (checked).
 pub(super) fn decode(tile: &Tile<'_>, q: &mut [i16]) -> Result<(), CodecError> {
-    assert!(crate::simd::has_avx2());
+    assert!(uc_simd::has_avx2());
     // SAFETY: the processor has the features, the numbers of tables are in range.
     unsafe {
         if tile.lines.shifted() {

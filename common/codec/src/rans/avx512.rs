@@ -18,7 +18,7 @@ use std::arch::x86_64::*;
 
 /// Decodes a tile into `q`; the processor must have AVX-512 F, BW, DQ and VL (checked).
 pub(super) fn decode(tile: &Tile<'_>, q: &mut [i16]) -> Result<(), CodecError> {
-    assert!(crate::simd::has_avx512());
+    assert!(uc_simd::has_avx512());
     // SAFETY: the processor has the features, the numbers of tables are in range.
     unsafe {
         if tile.lines.shifted() {

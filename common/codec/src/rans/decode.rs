@@ -249,10 +249,10 @@ impl Tile<'_> {
     fn decode(&self, q: &mut [i16]) -> Result<(), CodecError> {
         #[cfg(target_arch = "x86_64")]
         {
-            if crate::simd::has_avx512() {
+            if uc_simd::has_avx512() {
                 return super::avx512::decode(self, q);
             }
-            if crate::simd::has_avx2() {
+            if uc_simd::has_avx2() {
                 return super::avx2::decode(self, q);
             }
         }

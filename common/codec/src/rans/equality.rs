@@ -17,10 +17,10 @@ fn kernels() -> Vec<(&'static str, Kernel)> {
     let mut kernels: Vec<(&'static str, Kernel)> = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {
-        if crate::simd::has_avx2() {
+        if uc_simd::has_avx2() {
             kernels.push(("AVX2", super::avx2::decode));
         }
-        if crate::simd::has_avx512() {
+        if uc_simd::has_avx512() {
             kernels.push(("AVX-512", super::avx512::decode));
         }
     }

@@ -13,8 +13,8 @@
 
 use super::{BLOCK_ROWS, HALF, LARGEST_VALUE, RESIDUES, STATES, UNREACHED, before, least};
 #[cfg(target_arch = "x86_64")]
-use crate::simd::has_avx512;
-use crate::simd::{Kernel, dispatch};
+use uc_simd::has_avx512;
+use uc_simd::{Kernel, dispatch};
 
 /// How much of the error of a row, in units of its step, enters the values of the rows below it.
 pub(crate) struct Coupling {
