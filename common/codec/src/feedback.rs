@@ -5,7 +5,7 @@
 //! levels of a column are found jointly, down the rows, by the search of [`crate::trellis`]. `ŵ` is the weight as it will be
 //! reconstructed, `bf16(level·s)`, so that the rounding to bfloat16 is fed back as well.
 //!
-//! Rows are cut into the blocks of the trellis, columns into blocks of [`BLOCK_COLUMNS`]. For each tile (one row block, one
+//! Rows are cut into the blocks of the trellis, columns into blocks of 128. For each tile (one row block, one
 //! column block), the residuals of all earlier columns are added to the targets as one matrix product. The tile is then
 //! quantized column by column, with its rows side by side in vector lanes.
 //!

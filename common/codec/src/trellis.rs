@@ -20,10 +20,10 @@
 //! 165 and 42 in octal, where Ungerboeck (1982) has 103 and 024 for amplitude modulation.)
 //!
 //! # Choosing the indices
-//! [`BlockSearch::quantize`] finds the indices of least squared error in a block of one column with Viterbi's algorithm: a
+//! `BlockSearch::quantize` finds the indices of least squared error in a block of one column with Viterbi's algorithm: a
 //! path cost for each of the 64 states, two candidates each, one decision bit per row and state.
 //!
-//! [`BlockSearch::quantize_coupled`] is the search for the case that the errors of a row enter the targets of the rows below
+//! `BlockSearch::quantize_coupled` is the search for the case that the errors of a row enter the targets of the rows below
 //! it ([`crate::factor`]): the module `coupled`.
 //!
 //! Safety: each vector form is guarded by a check that the processor has its instruction set. Loads and stores access arrays

@@ -63,9 +63,11 @@ impl<'a> RowCoupling<'a> {
         let mut sums = vec![0.0; weights.rows() * width];
         let above = MatrixView::new(above, self.above, width, width);
         multiply(&mut sums, width, weights, above);
-        let of_active = active.iter();
-        let of_active = of_active.flat_map(|&row| &sums[row * width..(row + 1) * width]);
-        let mut shift: Vec<f32> = of_active.copied().collect();
+        let mut shift: Vec<f32> = active
+            .iter()
+            .flat_map(|&row| &sums[row * width..(row + 1) * width])
+            .copied()
+            .collect();
         let triangle = MatRef::from_row_major_slice(&self.among_active, active.len(), active.len());
         let solution = MatMut::from_row_major_slice_mut(&mut shift, active.len(), width);
         solve_unit_lower_triangular_in_place(triangle, solution, faer::Par::Seq);

@@ -65,8 +65,11 @@ fn within_one_block_the_indices_are_those_of_the_definition() {
             columns: (0..n).map(|j| 0.02 + 0.01 * (j % 5) as f32).collect(),
             rows: (0..m).map(|row| 1.0 + 0.25 * (row % 7) as f32).collect(),
         };
-        let found = quantize(&w, m, n, &factor, None, &steps).unwrap();
-        assert!(found == by_definition(&w, n, &factor, &steps), "[{m}, {n}]");
+        let indices = quantize(&w, m, n, &factor, None, &steps).unwrap();
+        assert!(
+            indices == by_definition(&w, n, &factor, &steps),
+            "[{m}, {n}]"
+        );
     }
 }
 
@@ -76,10 +79,14 @@ fn across_blocks_few_indices_differ_from_the_definition_because_sums_are_in_anot
     let factor = factorize(&correlated(n), n, 0.01).unwrap();
     let w = noise(m * n, 4);
     let steps = column_steps(vec![0.05; n], m);
-    let found = quantize(&w, m, n, &factor, None, &steps).unwrap();
+    let indices = quantize(&w, m, n, &factor, None, &steps).unwrap();
     let expected = by_definition(&w, n, &factor, &steps);
     // A near tie decided differently changes the rest of its column's path and of its rows.
-    let differ = found.iter().zip(&expected).filter(|(a, b)| a != b).count();
+    let differ = indices
+        .iter()
+        .zip(&expected)
+        .filter(|(a, b)| a != b)
+        .count();
     assert!(differ <= m * n / 20, "{differ} of {} differ", m * n);
 }
 
@@ -124,7 +131,7 @@ fn blocks_of_inputs_are_quantized_like_separate_matrices() {
     }
     let factor = factorize(&h, n, 0.01).unwrap();
     let w = noise(m * n, 6);
-    let found = quantize(&w, m, n, &factor, None, &column_steps(vec![0.05; n], m)).unwrap();
+    let indices = quantize(&w, m, n, &factor, None, &column_steps(vec![0.05; n], m)).unwrap();
     for (start, size) in factor.blocks() {
         let part = |values: &[f32]| -> Vec<f32> {
             values
@@ -135,13 +142,13 @@ fn blocks_of_inputs_are_quantized_like_separate_matrices() {
         };
         let of_block = factorize(&correlated(size), size, 0.01).unwrap();
         let steps = column_steps(vec![0.05; size], m);
-        let alone = quantize(&part(&w), m, size, &of_block, None, &steps).unwrap();
-        let found: Vec<i16> = found
+        let separate = quantize(&part(&w), m, size, &of_block, None, &steps).unwrap();
+        let indices: Vec<i16> = indices
             .chunks(n)
             .flat_map(|row| &row[start..start + size])
             .copied()
             .collect();
-        assert!(found == alone, "block at {start}");
+        assert!(indices == separate, "block at {start}");
     }
 }
 

@@ -88,9 +88,9 @@ impl Survivors {
     pub(super) fn path_errors(&self, rows: usize, mut state: usize) -> [f32; BLOCK_ROWS] {
         let mut path_errors = [0.0; BLOCK_ROWS];
         let groups = path_errors[..rows].chunks_mut(GROUP).enumerate();
-        for (group, of_group) in groups.rev() {
+        for (group, group_errors) in groups.rev() {
             let (errors, start) = self.group_errors(group, state);
-            of_group.copy_from_slice(&errors[..of_group.len()]);
+            group_errors.copy_from_slice(&errors[..group_errors.len()]);
             state = start;
         }
         path_errors

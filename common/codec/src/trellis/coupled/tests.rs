@@ -35,14 +35,14 @@ fn coupled_error(values: &[f32], levels: &[f32], coupling: &Coupling) -> f64 {
 
 #[test]
 fn without_coupling_the_coupled_search_equals_the_uncoupled_one() {
-    let (mut plain, mut coupled) = (BlockSearch::new(), BlockSearch::new());
+    let (mut baseline, mut coupled) = (BlockSearch::new(), BlockSearch::new());
     let uncoupled = Coupling::new(|_, _| 0.0);
     for seed in 0..50 {
         let values = block(seed, 15.0);
         for rows in [1, 70, BLOCK_ROWS] {
-            plain.quantize(&values, rows);
+            baseline.quantize(&values, rows);
             coupled.quantize_coupled(&values, rows, &uncoupled);
-            let [expected, found] = [&plain, &coupled]
+            let [expected, found] = [&baseline, &coupled]
                 .map(|search| coupled_error(&values[..rows], &search.levels, &uncoupled));
             assert!(
                 (found / expected - 1.0).abs() < 1e-5,
@@ -55,15 +55,15 @@ fn without_coupling_the_coupled_search_equals_the_uncoupled_one() {
 #[test]
 fn the_coupled_search_compensates_errors_that_enter_the_rows_below() {
     let coupling = decaying(0.6);
-    let (mut plain, mut coupled) = (BlockSearch::new(), BlockSearch::new());
+    let (mut baseline, mut coupled) = (BlockSearch::new(), BlockSearch::new());
     let (mut ignored, mut compensated, mut uncoupled) = (0.0, 0.0, 0.0);
     for seed in 0..20 {
         let values = block(seed, 15.0);
-        plain.quantize(&values, BLOCK_ROWS);
+        baseline.quantize(&values, BLOCK_ROWS);
         coupled.quantize_coupled(&values, BLOCK_ROWS, &coupling);
-        ignored += coupled_error(&values, &plain.levels, &coupling);
+        ignored += coupled_error(&values, &baseline.levels, &coupling);
         compensated += coupled_error(&values, &coupled.levels, &coupling);
-        uncoupled += coupled_error(&values, &plain.levels, &Coupling::new(|_, _| 0.0));
+        uncoupled += coupled_error(&values, &baseline.levels, &Coupling::new(|_, _| 0.0));
     }
     // Ignored, the errors add up. Compensated, every row has the error that it would have without coupling.
     assert!(compensated < 0.7 * ignored, "{compensated} of {ignored}");
