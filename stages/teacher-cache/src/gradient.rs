@@ -14,7 +14,7 @@ use anyhow::Context;
 use burn::backend::Autodiff;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData, activation};
-use uc_codec::factor::NEAR_OUTPUTS;
+use uc_codec::factor::SHRINKAGE_BLOCK;
 use uc_model::device::OnDevice;
 use uc_model::forward::{Head, Layer, Traced, Values};
 use uc_model::moments::Moments;
@@ -179,7 +179,7 @@ fn opening(windows: usize, batch: usize) -> usize {
 fn together(plan: &LayerPlan, linear: &LinearSpec, max_output_block: usize) -> usize {
     let routed = plan.input(&linear.input).is_some_and(|input| input.routed);
     linear.rows.min(if routed {
-        NEAR_OUTPUTS
+        SHRINKAGE_BLOCK
     } else {
         max_output_block
     })
