@@ -26,7 +26,7 @@ fn main() -> anyhow::Result<()> {
     let file = pack.layer(0)?;
     let entry = &pack.manifest().layers[0].linears[0];
     let weights = file.reconstruct(0)?;
-    let found = Digest::of_words(&weights);
+    let found = Digest::hash_words(&weights);
     let first: Vec<f32> = weights
         .iter()
         .take(4)
