@@ -1,4 +1,5 @@
-//! Opens a pack with `uc_pack` alone, lists its layers, decodes one linear and compares it with the manifest.
+//! Reads a pack with no other crate than `uc_pack`: lists its layers, reconstructs one linear and compares its digest with
+//! the manifest.
 //!
 //! ```text
 //! cargo run --release -p uc-examples --example read_pack -- runs/…/pack
@@ -44,6 +45,6 @@ fn main() -> anyhow::Result<()> {
         "expected {}",
         entry.reconstructed_sha256
     );
-    println!("as the manifest says");
+    println!("equal to the digest in the manifest");
     Ok(())
 }

@@ -9,44 +9,40 @@
 //! # How one linear travels
 //!
 //! ```text
-//!   weights          statistics              sensitivity           allocation         files, inputs of the job
-//!      |                 |                       |                     |
-//!      |           input_factor(input)   output_factor(linear)         |              LayerInputs::open: closures that
-//!      |                 |                       |                     |              make a factor when it is asked for
-//!      |                 +-----------+-----------+                     |
-//!      |                             |                                 |
-//!      |               factor cache (uc_codec::factors)                |              keeps the input factors used last,
-//!      |                             |                                 |              up to FACTOR_CACHE_BYTES
-//!      +--------------+--------------+----------------+----------------+
-//!                     |                               |
-//!                     |                          LinearShape                          name, shape, bits per weight
-//!                     v                               v
-//!      +---> uc_codec::layer::quantize: one pass over the linears, all steps scaled by one factor
-//!      |              |
-//!      |              |  each linear in turn; overlay-fit adds the overlay here
-//!      |              v
-//!      |       SpilledCodes: unnamed temporary file                                  one linear in memory at a time
-//!      |              |
-//!      |              v
-//!      |       uc_pack::LayerCoder: size of the layer file
-//!      |              |
-//!      +-- no -- within the budget and close to it?                                  the best pass so far is kept
-//!                     |
-//!                    yes
-//!                     v
-//!       codes checkpoint (quantize) or overlay checkpoint (overlay-fit)              one frame per linear
-//!                     |
-//!                     +---> overlay-fit: compares the codes with another quantization that has overlays
-//!                     |
-//!                     v
-//!       pack-writer: the overlay checkpoint if it holds linears, else the codes; uc_pack::LayerCoder
-//!                     |
-//!                     v
-//!               layer_NNN.uc
+//!    weights           statistics            sensitivity         allocation       inputs of the job, on disk
+//!       |                  |                      |                   |
+//!       |          input_factor(name)    output_factor(name)          |           closures made by LayerInputs::open
+//!       |                  |                      |                   |
+//!       |                  +----------+-----------+                   |
+//!       |                             |                               |
+//!       |              factor cache (uc_codec::factors)          LinearShape      the input factors used last stay in
+//!       |                             |                               |           memory, up to FACTOR_CACHE_BYTES
+//!       +-----------------------------+-------------------------------+
+//!                                     |
+//!                                     v
+//!       +------->  uc_codec::layer::quantize: one pass over the linears           one linear in memory at a time;
+//!       |                             |                                           overlay-fit adds its overlay here
+//!       |                             v
+//!       |                       SpilledCodes                                      unnamed temporary file, one frame
+//!       |                             |                                           per linear
+//!       |                             v
+//!       |                    uc_pack::LayerCoder                                  size of the layer file
+//!       |                             |
+//!       +---- no: scale all steps ----+  is it within the budget and close to it?
+//!                                     |
+//!                                     | yes
+//!                                     v
+//!                      checkpoint `codes` or `overlay`                            the frames of the best pass
+//!                                     |
+//!                                     v
+//!                 pack-writer: uc_pack::LayerCoder, layer_NNN.uc                  from `overlay` if it holds linears,
+//!                                                                                 else from `codes`
 //! ```
 //!
-//! Every pass reads the weights and the factors again, so that nothing but the spilled codes grows with the layer. Output
-//! factors are not cached: a linear's output factor is used once per pass.
+//! `quantize` makes the passes without overlays and writes `codes`. `overlay-fit` reads `codes`, makes the passes again with
+//! overlays, and writes `overlay`: the linears of its best pass if their output error is smaller or the rank is fixed by the
+//! settings, else nothing. Every pass reads the weights again and makes the factors that are not in the cache. Output
+//! factors are never cached, since each is used once per pass.
 
 mod exact;
 mod factors;
