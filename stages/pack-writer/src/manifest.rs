@@ -32,7 +32,7 @@ const COPIED_FILES: [&str; 5] = [
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let files = copy_source_files(job)?;
     let non_layer = copy_non_layer(job)?;
-    let manifest = compose(job, files, non_layer)?;
+    let manifest = build_manifest(job, files, non_layer)?;
 
     let text = manifest.to_bytes();
     let mut file = job.output("manifest")?;
@@ -108,7 +108,7 @@ fn copy_non_layer(job: &mut Job<'_>) -> anyhow::Result<NonLayerEntry> {
 }
 
 /// The manifest of the pack: the records of all layers, and what the pack was made from.
-fn compose(
+fn build_manifest(
     job: &mut Job<'_>,
     files: Vec<FileEntry>,
     non_layer: NonLayerEntry,
