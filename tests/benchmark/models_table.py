@@ -108,11 +108,11 @@ def size(number):
     return f"{number / 1e9:.1f} GB"
 
 
-def tensor_names(facts, why):
+def tensor_names(facts, reason):
     if facts is None:
-        return f"no configuration at hand; {why}"
+        return f"no configuration at hand; {reason}"
     verdict = "equal" if facts["equal_to_transformers"] else "DIFFERENT"
-    stand_in = f"; {why}" if why else ""
+    stand_in = f"; {reason}" if reason else ""
     text = f"{verdict}, {facts['tensors']} ({facts['config_origin']}{stand_in})"
     if "published_index" in facts:
         verdict = "names equal" if facts["equal_to_published"] else "names DIFFERENT"
@@ -137,11 +137,11 @@ def table(head, rows):
     return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
 
 
-def table_by_model(known, receipt):
+def table_by_model(models, receipt):
     head = ["model", "family", "parameters", "linears", "tensor names and shapes", "forward pass", "whole pipeline", "pack at 5 bpw", "peak disk, memory", "awaits hardware"]
     rows = []
-    for model, config, why, _ in MODELS:
-        facts = known.get(model)
+    for model, config, reason, _ in MODELS:
+        facts = models.get(model)
         family = facts["family"] if facts else FAMILY_OF_UNPLANNED[model]
         pending = "compression and evaluation"
         if facts:
@@ -153,13 +153,13 @@ def table_by_model(known, receipt):
         else:
             parameters = linears = pack = needs = "–"
         runs = f"{len(entries(family, receipt))} models" if entries(family, receipt) else "not yet"
-        rows.append([model, f"`{family}`", parameters, linears, tensor_names(facts, why), f"{len(cases(family))} cases", runs, pack, needs, pending])
+        rows.append([model, f"`{family}`", parameters, linears, tensor_names(facts, reason), f"{len(cases(family))} cases", runs, pack, needs, pending])
     return table(head, rows)
 
 
-def table_by_family(known, receipt):
+def table_by_family(models, receipt):
     head = ["family", "forward pass equal to transformers, logits within " + TOLERANCE, "whole pipeline on a small model"]
-    families = sorted({facts["family"] for facts in known.values()} | set(FAMILY_OF_UNPLANNED.values()))
+    families = sorted({facts["family"] for facts in models.values()} | set(FAMILY_OF_UNPLANNED.values()))
     whole_runs = lambda family: "; ".join(map(whole_run, entries(family, receipt))) or "not yet"
     return table(head, [[f"`{family}`", ", ".join(cases(family)), whole_runs(family)] for family in families])
 
@@ -170,14 +170,14 @@ def main():
     options = parser.parse_args()
     receipt = BENCHMARKS / "models.json"
     if options.models:
-        known = {model: plan_facts(options.models, config, real) for model, config, _, real in MODELS if config}
-        receipt.write_text(json.dumps({"command": "make bench-models", "models": known}, indent=1) + "\n")
-    known = json.loads(receipt.read_text())["models"]
+        models = {model: plan_facts(options.models, config, real) for model, config, _, real in MODELS if config}
+        receipt.write_text(json.dumps({"command": "make bench-models", "models": models}, indent=1) + "\n")
+    models = json.loads(receipt.read_text())["models"]
     families = BENCHMARKS / "families.json"
     runs = json.loads(families.read_text())["models"] if families.exists() else []
     before, rest = PAGE.read_text().split(MARKERS[0])
     after = rest.split(MARKERS[1])[1]
-    PAGE.write_text(before + "\n".join([MARKERS[0], *table_by_model(known, runs), "", "By family:", "", *table_by_family(known, runs), MARKERS[1]]) + after)
+    PAGE.write_text(before + "\n".join([MARKERS[0], *table_by_model(models, runs), "", "By family:", "", *table_by_family(models, runs), MARKERS[1]]) + after)
     print("docs/models.md")
 
 

@@ -51,10 +51,10 @@ def compare(path, model, windows, name, tolerance):
     for ids in windows:
         with torch.no_grad():
             expected = model(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
-        found = product_logits(path, ids, expected.shape[1])
-        worst = max(worst, float(np.abs(found - expected).max()))
+        actual = product_logits(path, ids, expected.shape[1])
+        worst = max(worst, float(np.abs(actual - expected).max()))
         scale = max(scale, float(np.abs(expected).max()))
-        sums[0] += negative_log_likelihood(found, ids)
+        sums[0] += negative_log_likelihood(actual, ids)
         sums[1] += negative_log_likelihood(expected, ids)
         count += len(ids) - 1
     ppl = [float(np.exp(total / count)) for total in sums]

@@ -150,9 +150,9 @@ def run(model, ids):
     return {"logits": logits.contiguous(), "hidden": torch.stack(hidden).contiguous()}
 
 
-def difference(found, expected):
+def difference(actual, expected):
     """The largest absolute difference, relative to the largest expected value."""
-    return float((found - expected).abs().max() / expected.abs().max())
+    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 def sensitivity(model, ids, expected):
@@ -178,5 +178,5 @@ def write_case(case, root):
 def check_case(folder):
     """The largest difference between the stored outputs and those of the installed transformers, by name."""
     stored = load_file(folder / "golden.safetensors")
-    found = run(load(folder), stored["ids"].long())
-    return {key: difference(value, stored[key]) for key, value in found.items()}
+    actual = run(load(folder), stored["ids"].long())
+    return {key: difference(value, stored[key]) for key, value in actual.items()}
