@@ -12,7 +12,7 @@ use uc_store::tensors::TensorFile;
 /// Bytes of input factors that stay in memory for the next pass over a layer.
 pub const FACTOR_CACHE_BYTES: usize = 4 << 30;
 
-/// Shrinkage of the gradient moments between outputs of different blocks of `uc_codec::factor::NEAR_OUTPUTS` outputs. It is
+/// Shrinkage of the gradient moments between outputs of different blocks of `uc_codec::factor::SHRINKAGE_BLOCK` outputs. It is
 /// applied in addition to the shrinkage of all off-diagonal moments.
 const FAR_OUTPUT_SHRINKAGE: f32 = 0.3;
 
