@@ -29,7 +29,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("uc-pack", of(&["uc-codec"])),
         (
             "uc-layer-quantizer",
-            of(&["uc-store", "uc-simd", "uc-codec", "uc-pack", "uc-model"]),
+            of(&["uc-store", "uc-codec", "uc-pack", "uc-model"]),
         ),
         ("uc", of(&["uc-store", "uc-pack"])),
         ("uc-examples", every.clone()),
