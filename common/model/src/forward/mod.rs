@@ -26,9 +26,11 @@ mod short_conv;
 mod state_space;
 mod vector;
 mod weights;
+mod windows;
 
 pub use ends::{Embedding, Head};
 pub use gradient::{OnTraced, Passed, Traced};
 pub use layer::Layer;
 pub use linear::{NoTap, Tap};
 pub use weights::{Values, Weights};
+pub use windows::windows_per_batch;
