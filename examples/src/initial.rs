@@ -23,7 +23,9 @@ pub fn initial(name: &str, shape: &[usize], layers: usize, random: &mut Random) 
         1 if ends_with(".bias") => return vec![0.0; count],
         1 => return vec![1.0; count],
         _ if name.contains("embed") => 0.05,
-        _ if residual.iter().any(|part| ends_with(part)) => 1.0 / ((last * 2 * layers) as f32).sqrt(),
+        _ if residual.iter().any(|part| ends_with(part)) => {
+            1.0 / ((last * 2 * layers) as f32).sqrt()
+        }
         _ => 1.0 / (last as f32).sqrt(),
     };
     (0..count).map(|_| scale * random.normal()).collect()

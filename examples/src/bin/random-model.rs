@@ -86,7 +86,11 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// The shard of every tensor: round-robin, or with `in_order` by layer, in shards of about equal size.
-fn assign_shards(values: &[(String, Vec<usize>, Vec<f32>)], shards: usize, in_order: bool) -> Vec<usize> {
+fn assign_shards(
+    values: &[(String, Vec<usize>, Vec<f32>)],
+    shards: usize,
+    in_order: bool,
+) -> Vec<usize> {
     if !in_order {
         return (0..values.len()).map(|index| index % shards).collect();
     }
@@ -112,7 +116,8 @@ fn write_shard<'a>(
         WeightDtype::Bf16 => TensorDtype::BF16,
         WeightDtype::F32 => TensorDtype::F32,
     };
-    let decl = |(name, shape, _): &(String, Vec<usize>, _)| TensorDecl::new(name, file_dtype, shape);
+    let decl =
+        |(name, shape, _): &(String, Vec<usize>, _)| TensorDecl::new(name, file_dtype, shape);
     let decls: Vec<_> = tensors.clone().map(decl).collect();
     let mut file = TensorFileWriter::create(path, &decls)?;
     for (_, _, values) in tensors {

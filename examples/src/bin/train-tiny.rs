@@ -108,7 +108,11 @@ fn write_texts(out: &Utf8Path, evaluation: &str) -> anyhow::Result<()> {
 }
 
 /// Writes config.json, tokenizer.json and tokenizer_config.json.
-fn write_config_and_tokenizer(family: Family, out: &Utf8Path, training: &str) -> anyhow::Result<()> {
+fn write_config_and_tokenizer(
+    family: Family,
+    out: &Utf8Path,
+    training: &str,
+) -> anyhow::Result<()> {
     let config = tiny_config(family);
     atomic::write_json(&out.join("config.json"), &config)?;
 
@@ -436,11 +440,13 @@ fn adamw(parameter: &mut Parameter, gradient: Tensor<Cpu, 1>, rate: f64, step: u
     const BETA1: f64 = 0.9;
     const BETA2: f64 = 0.98;
     let first = parameter.first_moment.clone() * BETA1 + gradient.clone() * (1.0 - BETA1);
-    let second = parameter.second_moment.clone() * BETA2 + gradient.powf_scalar(2.0) * (1.0 - BETA2);
+    let second =
+        parameter.second_moment.clone() * BETA2 + gradient.powf_scalar(2.0) * (1.0 - BETA2);
     let corrected_first = first.clone() / (1.0 - BETA1.powi(step as i32));
     let denominator = (second.clone() / (1.0 - BETA2.powi(step as i32))).sqrt() + 1e-8;
     let decay = if parameter.shape.len() == 2 { 0.1 } else { 0.0 };
-    parameter.value = parameter.value.clone() * (1.0 - rate * decay) - corrected_first / denominator * rate;
+    parameter.value =
+        parameter.value.clone() * (1.0 - rate * decay) - corrected_first / denominator * rate;
     parameter.first_moment = first;
     parameter.second_moment = second;
 }

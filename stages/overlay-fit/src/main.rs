@@ -6,60 +6,40 @@
 
 mod correction;
 
-use clap::Parser;
 use uc_layer_quantizer::{Codes, LayerInputs, SpilledCodes};
 use uc_pack::Linears;
-use uc_store::ExitCode;
 use uc_store::settings::Rank;
-use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
+use uc_store::stage::{self, Job, Program, Task};
 
 use correction::{correction, output_error, worthwhile_rank};
 
-/// Raised whenever the same input gives other output.
-const VERSION: u32 = 9;
-
-#[derive(Parser)]
-#[command(
-    name = "overlay-fit",
-    version,
-    about = "Fits the correction that quantization left room for"
-)]
-struct Cli {
-    #[command(flatten)]
-    args: StageArgs,
-}
+const PROGRAM: Program = Program {
+    name: "overlay-fit",
+    about: "Fits the low-rank correction of a layer",
+    version: 9,
+    classify: uc_layer_quantizer::classify,
+};
 
 fn main() -> std::process::ExitCode {
-    let program = Program {
-        name: "overlay-fit",
-        task: "",
-        version: VERSION,
-    };
-    stage::main(program, &Cli::parse().args, OverlayFit).into()
+    // The only task has no name.
+    stage::run(PROGRAM, [Task::new("", "", overlay)])
 }
 
-struct OverlayFit;
-
-impl StageProgram for OverlayFit {
-    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
-        let fitted = fit(job)?;
-        let mut rank = 0;
-        let mut file = job.output("overlay")?;
-        if let Some(linears) = fitted {
-            for index in 0..linears.count() {
-                let overlay = linears.linear(index)?.into_owned().code.overlay;
-                rank = rank.max(overlay.map_or(0, |overlay| overlay.rank));
-            }
-            linears.write(&mut file)?;
+/// Writes `overlay`.
+fn overlay(job: &mut Job<'_>) -> anyhow::Result<()> {
+    let fitted = fit(job)?;
+    let mut rank = 0;
+    let mut file = job.output("overlay")?;
+    if let Some(linears) = fitted {
+        for index in 0..linears.count() {
+            let overlay = linears.linear(index)?.into_owned().code.overlay;
+            rank = rank.max(overlay.map_or(0, |overlay| overlay.rank));
         }
-        job.metric("rank", rank);
-        job.commit("overlay", file)?;
-        Ok(())
+        linears.write(&mut file)?;
     }
-
-    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        uc_layer_quantizer::classify(error)
-    }
+    job.metric("rank", rank);
+    job.commit("overlay", file)?;
+    Ok(())
 }
 
 /// The linears that replace those of the codes checkpoint; none where quantization alone is better.

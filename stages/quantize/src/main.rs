@@ -7,63 +7,43 @@
 
 mod survey;
 
-use clap::{Parser, Subcommand};
 use uc_layer_quantizer::LayerInputs;
-use uc_store::ExitCode;
-use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
+use uc_store::stage::{self, Job, Program, Task};
 
-/// Raised whenever the same input gives other output.
-const VERSION: u32 = 9;
-
-#[derive(Parser)]
-#[command(
-    name = "quantize",
-    version,
-    about = "Quantizes the linears of a layer to a byte budget"
-)]
-struct Cli {
-    #[command(subcommand)]
-    task: Task,
-}
-
-#[derive(Subcommand)]
-enum Task {
-    /// Quantize the linears of a layer
-    Layer(StageArgs),
-    /// The steps at which the linears of a layer take the wanted bits
-    Rates(StageArgs),
-    /// Deal out the model's bits among its linears
-    Allocate(StageArgs),
-}
+const PROGRAM: Program = Program {
+    name: "quantize",
+    about: "Quantizes the linears of a layer to a byte budget",
+    version: 9,
+    classify: uc_layer_quantizer::classify,
+};
 
 fn main() -> std::process::ExitCode {
-    let program = |task| Program {
-        name: "quantize",
-        task,
-        version: VERSION,
-    };
-    match Cli::parse().task {
-        Task::Layer(args) => stage::main(program("layer"), &args, Quantize).into(),
-        Task::Rates(args) => stage::main(program("rates"), &args, survey::Rates).into(),
-        Task::Allocate(args) => stage::main(program("allocate"), &args, survey::Allocate).into(),
-    }
+    stage::run(
+        PROGRAM,
+        [
+            Task::new("layer", "Quantize the linears of a layer", layer),
+            Task::new(
+                "rates",
+                "Find the step of every linear of a layer at the wanted bits per weight",
+                survey::rates,
+            ),
+            Task::new(
+                "allocate",
+                "Allocate the bits of the model to its linears",
+                survey::allocate_bits,
+            ),
+        ],
+    )
 }
 
-struct Quantize;
-
-impl StageProgram for Quantize {
-    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
-        let inputs = LayerInputs::open(job)?;
-        let (linears, bits) = inputs.quantize(job, |_, _, _| Ok(()))?;
-        inputs.report(job);
-        job.metric("bpw", bits as f64 / inputs.plan.linear_parameters() as f64);
-        let mut file = job.output("codes")?;
-        linears.write(&mut file)?;
-        job.commit("codes", file)?;
-        Ok(())
-    }
-
-    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        uc_layer_quantizer::classify(error)
-    }
+/// Writes `codes`.
+fn layer(job: &mut Job<'_>) -> anyhow::Result<()> {
+    let inputs = LayerInputs::open(job)?;
+    let (linears, bits) = inputs.quantize(job, |_, _, _| Ok(()))?;
+    inputs.report(job);
+    job.metric("bpw", bits as f64 / inputs.plan.linear_parameters() as f64);
+    let mut file = job.output("codes")?;
+    linears.write(&mut file)?;
+    job.commit("codes", file)?;
+    Ok(())
 }

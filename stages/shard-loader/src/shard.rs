@@ -9,48 +9,38 @@ use std::time::Instant;
 use anyhow::Context;
 use camino::Utf8Path;
 use uc_hub::{FileId, Hub, RemoteFile};
-use uc_store::ExitCode;
 use uc_store::atomic;
 use uc_store::sha::verify_file;
-use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
+use uc_store::stage::{Job, StageArgs};
 
-use crate::error::{self, FetchError};
+use crate::error::FetchError;
 use crate::remote::{PROGRESS_INTERVAL, RetryArgs, connect, header_path};
-
-/// Raised whenever the same request gives other files.
-const VERSION: u32 = 1;
 
 /// Arguments of `shard-loader shard`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ShardArgs {
+    /// The arguments of every stage.
     #[command(flatten)]
-    stage: StageArgs,
+    pub stage: StageArgs,
+    /// How downloads are retried.
     #[command(flatten)]
-    retry: RetryArgs,
-}
-
-/// Runs the task `shard`.
-pub fn shard(args: &ShardArgs) -> ExitCode {
-    let program = Program {
-        name: "shard-loader",
-        task: "shard",
-        version: VERSION,
-    };
-    let downloader = ShardDownloader {
-        hub: None,
-        retry: args.retry.clone(),
-    };
-    stage::main(program, &args.stage, downloader)
+    pub retry: RetryArgs,
 }
 
 /// The task `shard`. The connection stays open between jobs.
-struct ShardDownloader {
+pub struct ShardDownloader {
     hub: Option<Hub>,
     retry: RetryArgs,
 }
 
-impl StageProgram for ShardDownloader {
-    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
+impl ShardDownloader {
+    /// The first job opens the connection.
+    pub fn new(retry: RetryArgs) -> Self {
+        Self { hub: None, retry }
+    }
+
+    /// Downloads the shard of a job.
+    pub fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
         let file = job.shard()?;
         let origin = job.plan().model.hub.as_ref();
         let origin = origin.context("the plan names no repository")?;
@@ -92,10 +82,6 @@ impl StageProgram for ShardDownloader {
         drop(watchdog);
         self.hub = Some(hub);
         Ok(())
-    }
-
-    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        error::exit_code(error)
     }
 }
 
