@@ -21,14 +21,15 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
     with_hub.insert("uc-hub");
     let mut rules = BTreeMap::from([
         ("uc-store", of(&[])),
-        ("uc-codec", of(&[])),
-        ("uc-model", of(&[])),
+        ("uc-simd", of(&[])),
+        ("uc-codec", of(&["uc-simd"])),
+        ("uc-model", of(&["uc-simd"])),
         ("uc-hub", of(&["uc-store"])),
         ("uc-fake-hub", of(&[])),
         ("uc-pack", of(&["uc-codec"])),
         (
             "uc-layer-quantizer",
-            of(&["uc-store", "uc-codec", "uc-pack", "uc-model"]),
+            of(&["uc-store", "uc-simd", "uc-codec", "uc-pack", "uc-model"]),
         ),
         ("uc", of(&["uc-store", "uc-pack"])),
         ("uc-examples", every.clone()),
@@ -81,8 +82,8 @@ fn crates_use_only_whom_they_may() {
             .dependencies
             .iter()
             .any(|d| d.name.starts_with("burn"));
-        let light =
-            ["uc-store", "uc-codec", "uc-pack", "uc-hub", "uc"].contains(&package.name.as_str());
+        let light = ["uc-store", "uc-simd", "uc-codec", "uc-pack", "uc-hub", "uc"]
+            .contains(&package.name.as_str());
         assert!(
             !(burns && light),
             "{} must build without burn",

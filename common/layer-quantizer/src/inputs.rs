@@ -7,8 +7,8 @@ use std::rc::Rc;
 use anyhow::Context;
 use uc_codec::allocate::Allocation;
 use uc_codec::factor::{self, Factor};
-use uc_codec::factors::Factors;
-use uc_codec::layer::{self, CodedLinear, LayerWork, LinearShape};
+use uc_codec::factor_cache::FactorCache;
+use uc_codec::layer::{self, CodedLinear, LayerIo, LinearShape};
 use uc_codec::{CodecError, TensorCode};
 use uc_model::{InputSpec, LayerPlan, LinearSpec, ModelConfig};
 use uc_pack::{ExactDecl, ExactDtype, ExactTensor, LayerCoder};
@@ -35,7 +35,7 @@ pub struct LayerInputs {
     /// The linears in the order of the plan, with the bits that they are due.
     pub shapes: Vec<LinearShape>,
     /// Factors of inputs and outputs, made when they are asked for.
-    pub factors: Factors<'static, anyhow::Error>,
+    pub factors: FactorCache<'static, anyhow::Error>,
     weights: TensorFile,
     statistics: Rc<TensorFile>,
     diagnostics: Rc<RefCell<FactorDiagnostics>>,
@@ -64,7 +64,7 @@ impl LayerInputs {
                     .input(name)
                     .with_context(|| format!("no input {name} in the plan"))?;
                 let found = input_factor(&statistics, input, &quantize)?;
-                let note = (found.damping, found.dead);
+                let note = (found.damping, found.dead_inputs);
                 diagnostics.borrow_mut().insert(name.to_owned(), note);
                 Ok(found)
             }
@@ -81,7 +81,7 @@ impl LayerInputs {
         };
         Ok(Self {
             shapes: shapes(job, &plan)?,
-            factors: Factors::new(of_input, of_outputs, KEPT_FACTORS),
+            factors: FactorCache::new(of_input, of_outputs, KEPT_FACTORS),
             weights: TensorFile::open(&job.input("weights")?)?,
             plan,
             statistics,
@@ -131,7 +131,7 @@ impl LayerInputs {
     /// Tells of inputs whose damping had to be raised above the setting, and of dead ones.
     pub fn report(&self, job: &mut Job<'_>) {
         let quantize = &job.settings().quantize;
-        let set = quantize.at_rate(quantize.damping);
+        let set = factor::damping_at_rate(quantize.damping, quantize.bpw);
         for (name, (damping, dead)) in self.diagnostics.borrow().iter() {
             if *damping > set {
                 job.metric(&format!("damping of {name}"), *damping);
@@ -155,7 +155,7 @@ struct Passes<'a, 'j, F> {
     bits: u64,
 }
 
-impl<F> LayerWork for Passes<'_, '_, F>
+impl<F> LayerIo for Passes<'_, '_, F>
 where
     F: Fn(usize, &[f32], &mut TensorCode) -> anyhow::Result<()>,
 {
@@ -184,7 +184,7 @@ where
         Ok(self.bits)
     }
 
-    fn keep(&mut self) {
+    fn keep_pass(&mut self) {
         self.kept = self.current.take().map(|spilled| (spilled, self.bits));
     }
 }
@@ -220,9 +220,13 @@ pub fn input_factor(
 ) -> anyhow::Result<Factor> {
     let mut h = moments(statistics, &input.name)?;
     let share = settings.shrinkage as f32;
-    factor::shrink(&mut h, input.width, share, share)?;
-    factor::factorize(&h, input.width, settings.at_rate(settings.damping))
-        .with_context(|| format!("second moments of input {}", input.name))
+    factor::shrink_off_diagonal(&mut h, input.width, share, share)?;
+    factor::factorize(
+        &h,
+        input.width,
+        factor::damping_at_rate(settings.damping, settings.bpw),
+    )
+    .with_context(|| format!("second moments of input {}", input.name))
 }
 
 /// The factor of the second moments of the gradients at a linear's outputs.
@@ -237,8 +241,8 @@ pub fn output_factor(
     let mut moments = sensitivity.read_f32(&format!("{}.output_moment", linear.name))?;
     let near = settings.output_shrinkage as f32;
     let far = 1.0 - (1.0 - near) * (1.0 - OFF_BLOCKS);
-    factor::shrink(&mut moments, linear.rows, near, far)?;
-    let damping = settings.at_rate(settings.output_damping);
+    factor::shrink_off_diagonal(&mut moments, linear.rows, near, far)?;
+    let damping = factor::damping_at_rate(settings.output_damping, settings.bpw);
     factor::factorize(&moments, linear.rows, damping).with_context(|| linear.name.clone())
 }
 
@@ -248,7 +252,8 @@ fn shapes(job: &Job<'_>, plan: &LayerPlan) -> anyhow::Result<Vec<LinearShape>> {
         AllocationMode::PerTensor => vec![job.settings().quantize.bpw; plan.linears.len()],
         AllocationMode::PerLayer | AllocationMode::Global => {
             let names = plan.linears.iter().map(|linear| linear.name.as_str());
-            Allocation::read(&std::fs::read(job.input("allocation")?)?)?.of(plan.index, names)?
+            Allocation::from_json(&std::fs::read(job.input("allocation")?)?)?
+                .layer_bits(plan.index, names)?
         }
     };
     let shape = |(linear, bits): (&LinearSpec, f64)| LinearShape {

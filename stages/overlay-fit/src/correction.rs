@@ -1,7 +1,7 @@
 //! The correction of single linears, and what it leaves.
 
 use uc_codec::factor::Factor;
-use uc_codec::overlay::{self, Fit};
+use uc_codec::overlay::{self, OverlayFit};
 use uc_codec::{CodecError, LowRank, TensorCode, bf16, output_error, reconstruct};
 
 /// Relative output error of a linear as a reader of the pack gets it, every row in units of its step.
@@ -43,7 +43,12 @@ pub fn correction(
 }
 
 /// Corrections of what the indices of a linear leave.
-fn fit(w: &[f32], code: &TensorCode, factor: &Factor, rank: usize) -> Result<Fit, CodecError> {
+fn fit(
+    w: &[f32],
+    code: &TensorCode,
+    factor: &Factor,
+    rank: usize,
+) -> Result<OverlayFit, CodecError> {
     let (residual, rows) = (code.residual(w)?, code.steps().rows);
     overlay::fit(&residual, code.rows, code.cols, factor, &rows, rank)
 }

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use uc_codec::allocate::{Allocation, BitAllocation, LinearSensitivity, allocate};
-use uc_codec::factors::Factors;
+use uc_codec::factor_cache::FactorCache;
 use uc_codec::rate;
 use uc_codec::rate::RateProbe;
 use uc_codec::steps::step_log2_eighths;
@@ -44,7 +44,7 @@ pub fn rates(job: &mut Job<'_>) -> anyhow::Result<()> {
             .with_context(|| format!("no input {name} in the plan"))?;
         uc_layer_quantizer::input_factor(&statistics, input, &settings)
     };
-    let factors = Factors::new(
+    let factors = FactorCache::new(
         of_input,
         |_: &str| Ok(None),
         uc_layer_quantizer::KEPT_FACTORS,

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use anyhow::Context;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use uc_codec::factor::NEAR_OUTPUTS;
+use uc_codec::factor::SHRINKAGE_BLOCK;
 use uc_model::forward::Traced;
 use uc_model::moments::Moments;
 use uc_model::{LayerPlan, LinearSpec, ModelError};
@@ -192,7 +192,7 @@ impl LayerSensitivity {
 fn output_block(plan: &LayerPlan, linear: &LinearSpec, max_output_block: usize) -> usize {
     let routed = plan.input(&linear.input).is_some_and(|input| input.routed);
     linear.rows.min(if routed {
-        NEAR_OUTPUTS
+        SHRINKAGE_BLOCK
     } else {
         max_output_block
     })

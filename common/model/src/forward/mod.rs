@@ -19,7 +19,6 @@ mod mamba2;
 mod math;
 mod mlp;
 mod norm;
-mod product;
 mod routing;
 mod self_attention;
 mod short_conv;
