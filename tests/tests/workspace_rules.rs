@@ -10,6 +10,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
     let of = |names: &[&'static str]| names.iter().copied().collect::<BTreeSet<_>>();
     let every = of(&[
+        "uc-settings",
         "uc-store",
         "uc-codec",
         "uc-pack",
@@ -20,18 +21,26 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
     let mut with_hub = every.clone();
     with_hub.insert("uc-hub");
     let mut rules = BTreeMap::from([
-        ("uc-store", of(&[])),
+        ("uc-settings", of(&[])),
+        ("uc-store", of(&["uc-settings"])),
         ("uc-simd", of(&[])),
         ("uc-codec", of(&["uc-simd"])),
-        ("uc-model", of(&["uc-simd"])),
+        ("uc-model", of(&["uc-settings", "uc-simd"])),
         ("uc-hub", of(&["uc-store"])),
         ("uc-fake-hub", of(&[])),
         ("uc-pack", of(&["uc-codec"])),
         (
             "uc-layer-quantizer",
-            of(&["uc-store", "uc-simd", "uc-codec", "uc-pack", "uc-model"]),
+            of(&[
+                "uc-settings",
+                "uc-store",
+                "uc-simd",
+                "uc-codec",
+                "uc-pack",
+                "uc-model",
+            ]),
         ),
-        ("uc", of(&["uc-store", "uc-pack"])),
+        ("uc", of(&["uc-settings", "uc-store", "uc-pack"])),
         ("uc-examples", every.clone()),
         ("uc-tests", of(&[])),
     ]);

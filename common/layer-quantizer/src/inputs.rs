@@ -12,8 +12,8 @@ use uc_codec::layer::{self, CodedLinear, LayerIo, LinearShape};
 use uc_codec::{CodecError, TensorCode};
 use uc_model::{InputSpec, LayerPlan, LinearSpec, ModelConfig};
 use uc_pack::{ExactDecl, ExactDtype, ExactTensor, LayerCoder};
+use uc_settings::{AllocationMode, QuantizeSettings};
 use uc_store::ExitCode;
-use uc_store::settings::{AllocationMode, QuantizeSettings};
 use uc_store::stage::Job;
 use uc_store::tensors::{self, TensorDecl, TensorFile};
 

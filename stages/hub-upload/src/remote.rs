@@ -10,7 +10,7 @@ use uc_hub::{
     CommitId, Endpoint, Hub, Limits, LocalFile, Policy, Progress, RemoteFile, RepoRef, Visibility,
     WatchState, Watchdog, differences,
 };
-use uc_store::settings::UploadSettings;
+use uc_settings::UploadSettings;
 use uc_store::stage::Job;
 
 use crate::{Refused, read_json, write_json};

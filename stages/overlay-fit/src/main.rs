@@ -8,7 +8,7 @@ mod correction;
 
 use uc_layer_quantizer::{Codes, LayerInputs, SpilledCodes};
 use uc_pack::Linears;
-use uc_store::settings::Rank;
+use uc_settings::Rank;
 use uc_store::stage::{self, Job, Program, Task};
 
 use correction::{correction, output_error, worthwhile_rank};

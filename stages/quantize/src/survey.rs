@@ -8,7 +8,7 @@ use uc_codec::rate;
 use uc_codec::rate::RateProbe;
 use uc_codec::steps::step_log2_eighths;
 use uc_model::{LayerPlan, ModelConfig, SourceFolder};
-use uc_store::settings::AllocationMode;
+use uc_settings::AllocationMode;
 use uc_store::stage::Job;
 use uc_store::tensors::TensorFile;
 

@@ -11,9 +11,9 @@ mod text;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use uc_settings::Settings;
 use uc_store::ExitCode;
 use uc_store::plan::{ArtifactId, JobId, ModelSource, Per, Plan};
-use uc_store::settings::Settings;
 
 use crate::board::Budget;
 use crate::failure::failure;

@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Context;
 use camino::Utf8Path;
 use toml::Spanned;
+use uc_settings::Settings;
 use uc_store::plan::{Artifact, ArtifactRef, Per, PlanProblem, Weights};
-use uc_store::settings::Settings;
 
 pub use assemble::{Goals, Request};
 

@@ -1,9 +1,9 @@
 //! From a command line to a planned, locked run directory; shared by the verbs that begin runs.
 
 use camino::{Utf8Path, Utf8PathBuf};
+use uc_settings::Settings;
 use uc_store::plan::{External, Plan, SOURCE, StagePlan};
 use uc_store::run::RunDir;
-use uc_store::settings::Settings;
 use uc_store::sha::hash_bytes;
 use uc_store::source;
 use uc_store::{ExitCode, StoreError, atomic};

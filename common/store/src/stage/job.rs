@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use serde_json::Value;
+use uc_settings::Settings;
 
 use crate::atomic::{self, AtomicFile, Written};
 use crate::error::StoreError;
@@ -12,7 +13,6 @@ use crate::events::{Event, EventKind};
 use crate::plan::{ArtifactId, External, ExternalFile, JobId, Per, Plan, SOURCE, StagePlan, Unit};
 use crate::receipt::{Key, OutputRecord, Receipt, job_key};
 use crate::run::RunDir;
-use crate::settings::Settings;
 use crate::sha::{Sha256Digest, verify_file};
 use crate::source::{self, Verified};
 use crate::tensors::{TensorDecl, TensorFileWriter};

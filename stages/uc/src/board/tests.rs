@@ -1,7 +1,7 @@
 //! Order, budget, distance and retention, on a plan without files.
 
+use uc_settings::Settings;
 use uc_store::plan::{Artifact, External, ModelSource, PLAN_VERSION, Per, StagePlan, Unit};
-use uc_store::settings::Settings;
 
 use super::*;
 

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use indicatif::BinaryBytes;
+use uc_settings::SourceRetention;
 use uc_store::ExitCode;
 use uc_store::atomic;
 use uc_store::events::{Event, EventKind};
 use uc_store::freshness::PendingWork;
 use uc_store::plan::{JobId, Plan, SOURCE, Unit};
-use uc_store::settings::SourceRetention;
 
 use crate::board::{Board, Budget, Status};
 use crate::drive::Driver;

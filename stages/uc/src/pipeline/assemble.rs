@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use camino::Utf8PathBuf;
+use uc_settings::Settings;
 use uc_store::plan::{Artifact, External, ModelSource, PLAN_VERSION, Per, Plan, StagePlan};
-use uc_store::settings::Settings;
 
 use super::{Cpus, Memory, Pipeline, PipelineError, StageSpec};
 

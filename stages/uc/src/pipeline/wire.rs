@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 use toml::{Spanned, Value};
+use uc_settings::Settings;
 use uc_store::plan::{Artifact, ArtifactRef, Per, Weights};
-use uc_store::settings::Settings;
 
 use super::{
     ArtifactSpec, Condition, Cpus, Memory, Pipeline, PipelineError, StageSpec, VERSION, place,

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use anyhow::Context;
 use camino::Utf8PathBuf;
+use uc_settings::{Settings, SourceRetention};
 use uc_store::ExitCode;
 use uc_store::plan::External;
-use uc_store::settings::{Settings, SourceRetention};
 
 use crate::cli::CompressArgs;
 use crate::failure::failure;

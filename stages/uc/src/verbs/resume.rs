@@ -1,8 +1,8 @@
 //! `uc resume RUN`: continues an interrupted run, or brings it up to date.
 
+use uc_settings::SourceRetention;
 use uc_store::ExitCode;
 use uc_store::run::RunDir;
-use uc_store::settings::SourceRetention;
 
 use crate::cli::ResumeArgs;
 use crate::failure::failure;

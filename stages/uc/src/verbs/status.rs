@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
+use uc_settings::SourceRetention;
 use uc_store::plan::{HubSource, JobId, Per, Plan, StagePlan, Unit};
 use uc_store::run::RunDir;
-use uc_store::settings::SourceRetention;
 
 use crate::cli::StatusArgs;
 use crate::history::{History, JobState, JobView, Mishap, StageCost};
