@@ -34,7 +34,6 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
             of(&[
                 "uc-settings",
                 "uc-store",
-                "uc-simd",
                 "uc-codec",
                 "uc-pack",
                 "uc-model",

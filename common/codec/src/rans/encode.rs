@@ -20,7 +20,7 @@ impl EncodeTable {
     fn new(table: &ContextTable) -> Self {
         let starts = table.first_slots();
         let symbols = table
-            .frequency
+            .frequencies
             .iter()
             .zip(starts)
             .map(|(&frequency, start)| {
