@@ -13,8 +13,8 @@ use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 use uc_hub::{
-    CommitId, Endpoint, FileId, Hub, HubError, Limits, Policy, RemoteFile, RepoName, RepoRef,
-    Snapshot, Watchdog,
+    CommitId, Endpoint, FileId, Hub, HubError, Limits, RemoteFile, RepoName, RepoRef, Retrier,
+    RetryPolicy, Snapshot,
 };
 use uc_model::SourceFolder;
 use uc_model::source;
@@ -43,7 +43,7 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, clap::Args)]
 pub struct Patience {
     /// Attempts in a row without progress before it gives up
-    #[arg(long, default_value_t = Policy::default().attempts, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = RetryPolicy::default().max_attempts, value_parser = clap::value_parser!(u32).range(1..=1000))]
     attempts: u32,
     /// Longest wait between two attempts, in seconds
     #[arg(long, default_value_t = 300)]
@@ -51,9 +51,9 @@ pub struct Patience {
 }
 
 impl Patience {
-    fn watchdog<'a>(&self) -> Watchdog<'a> {
+    fn retrier<'a>(&self) -> Retrier<'a> {
         let longest_wait = Duration::from_secs(self.longest_wait);
-        Watchdog::new(Policy::of(self.attempts, longest_wait))
+        Retrier::new(RetryPolicy::new(self.attempts, longest_wait))
     }
 }
 
@@ -131,10 +131,10 @@ pub fn fetch(args: &FetchArgs) -> anyhow::Result<serde_json::Value> {
     if args.progress {
         stage::end_with_parent()?;
     }
-    let (hub, mut watchdog) = (hub()?, args.patience.watchdog());
+    let (hub, mut retrier) = (hub()?, args.patience.retrier());
     let RepoRef { repo, revision } = &args.model;
     let what = format!("listing of {repo}");
-    let snapshot = watchdog.run(&what, |_| hub.info(repo, revision))?;
+    let snapshot = retrier.run(&what, |_| hub.info(repo, revision))?;
     let name = format!("{}--{}", repo.org(), repo.name());
     let folder = args.to.join(name).join(snapshot.commit.to_string());
     let mut download = Download {
@@ -142,7 +142,7 @@ pub fn fetch(args: &FetchArgs) -> anyhow::Result<serde_json::Value> {
         repo,
         snapshot: &snapshot,
         folder: &folder,
-        watchdog: &mut watchdog,
+        retrier: &mut retrier,
         progress: Progress::new(args.progress),
     };
     let weights = download.description()?;
@@ -177,7 +177,7 @@ struct Download<'a> {
     repo: &'a RepoName,
     snapshot: &'a Snapshot,
     folder: &'a Utf8Path,
-    watchdog: &'a mut Watchdog<'static>,
+    retrier: &'a mut Retrier<'static>,
     progress: Progress,
 }
 
@@ -252,7 +252,7 @@ impl<'a> Download<'a> {
             &self.snapshot.commit,
             file,
             &into,
-            self.watchdog,
+            self.retrier,
             |now| progress.tell(before + now.done),
         )?;
         progress.tell(before + file.size);
@@ -269,8 +269,8 @@ impl<'a> Download<'a> {
         let mut ask = |bytes| {
             let (hub, repo, commit) = (self.hub, self.repo, &self.snapshot.commit);
             let got = self
-                .watchdog
-                .run(&what, |_| hub.beginning(repo, commit, file, bytes));
+                .retrier
+                .run(&what, |_| hub.read_prefix(repo, commit, file, bytes));
             Ok::<_, anyhow::Error>(got?)
         };
         let mut bytes = ask(HEADER_GUESS)?;
@@ -395,16 +395,16 @@ impl StageProgram for Fetcher {
         atomic::sweep_growing(&file.path)?;
         let (repo, commit) = (origin.repository.parse()?, origin.commit.parse()?);
         let mut told = Instant::now();
-        // Two speak for the job: the download and its watchdog.
+        // Two speak for the job: the download and its retrier.
         let job = Mutex::new(job);
         let speaker = || job.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut watchdog = self.patience.watchdog().observed(|state| {
-            if let Some((attempt, wait, error)) = state.retry() {
+        let mut retrier = self.patience.retrier().with_observer(|state| {
+            if let Some((attempt, wait, error)) = state.pending_retry() {
                 speaker().retrying(attempt, state.attempts, wait, error);
             }
         });
         let downloaded =
-            hub.download(&repo, &commit, &remote, &file.path, &mut watchdog, |now| {
+            hub.download(&repo, &commit, &remote, &file.path, &mut retrier, |now| {
                 if told.elapsed() >= INTERVAL {
                     told = Instant::now();
                     speaker().progress(now.done, now.total, "bytes");
@@ -412,7 +412,7 @@ impl StageProgram for Fetcher {
             })?;
         same_header(&file.path)?;
         speaker().metric("bytes received", downloaded.received);
-        drop(watchdog);
+        drop(retrier);
         self.hub = Some(hub);
         Ok(())
     }
