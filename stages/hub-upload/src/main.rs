@@ -1,9 +1,9 @@
-//! hub-upload: a pack → a Hub repository, layer by layer while later layers are still being made.
+//! hub-upload: uploads a pack to a Hub repository, layer by layer while later layers are still being produced.
 //!
-//! `repository` makes the repository, `layer` checks and commits one layer, `card` writes the model card, `pack` sends
-//! everything else, the manifest last, and is done when the remote tree equals the manifest, not before. What the
-//! remote holds decides what is sent, never what was done here before. Nothing leaves the machine that was not checked
-//! against its record first; this program deletes nothing.
+//! `repository` creates the repository. `layer` checks and uploads one layer. `card` writes the model card. `pack` uploads
+//! everything else, the manifest last, and succeeds only when the remote tree equals the manifest. The content of the
+//! remote decides what is sent, not what earlier jobs did. Every file is checked against its record before it is sent. This
+//! program deletes nothing.
 
 mod card;
 mod layer;
@@ -53,8 +53,8 @@ fn classify(error: &anyhow::Error) -> Option<ExitCode> {
         if let Some(error) = cause.downcast_ref::<HubError>() {
             return error.exit_code();
         }
-        if let Some(refused) = cause.downcast_ref::<Refused>() {
-            return Some(refused.class());
+        if let Some(error) = cause.downcast_ref::<UploadError>() {
+            return Some(error.exit_code());
         }
         cause
             .is::<uc_pack::PackError>()
@@ -62,48 +62,45 @@ fn classify(error: &anyhow::Error) -> Option<ExitCode> {
     })
 }
 
-/// Why something is not sent, or what was sent is not accepted.
+/// An upload that is refused, or that did not arrive as it was sent.
 #[derive(Debug, thiserror::Error)]
-enum Refused {
+enum UploadError {
     #[error("an upload needs a token: set HF_TOKEN, or HF_TOKEN_PATH to a file that holds one")]
     NoToken,
-    #[error(
-        "{file} is not what its record says, and is not sent: found {found}, expected {expected}"
-    )]
+    #[error("{file} differs from its record and is not sent: found {found}, expected {expected}")]
     NotAsRecorded {
         file: String,
         found: String,
         expected: String,
     },
-    #[error("{repository} differs at commit {commit} from what was sent: {}", paths.join(", "))]
-    NotTheSame {
+    #[error("{repository} at commit {commit} differs from what was sent: {}", paths.join(", "))]
+    RemoteDiffers {
         repository: String,
         commit: String,
         paths: Vec<String>,
     },
     #[error(
-        "{repository} does not hold {} (any more), and neither does this run: `uc compress` with the same --run makes \
-         it again",
+        "neither {repository} nor this run holds {}: `uc compress` with the same --run produces it again",
         paths.join(", ")
     )]
-    Gone {
+    LayersMissing {
         repository: String,
         paths: Vec<String>,
     },
 }
 
-impl Refused {
-    fn class(&self) -> ExitCode {
+impl UploadError {
+    fn exit_code(&self) -> ExitCode {
         match self {
             Self::NoToken => ExitCode::Permission,
             Self::NotAsRecorded { .. } => ExitCode::Damaged,
-            Self::NotTheSame { .. } => ExitCode::Network,
-            Self::Gone { .. } => ExitCode::MissingInput,
+            Self::RemoteDiffers { .. } => ExitCode::Network,
+            Self::LayersMissing { .. } => ExitCode::MissingInput,
         }
     }
 }
 
-/// A JSON document of the run; one that does not parse is damaged.
+/// Reads a JSON artifact. One that does not parse is damaged.
 fn read_json<T: DeserializeOwned>(path: &Utf8Path) -> Result<T, StoreError> {
     let text = std::fs::read(path).map_err(StoreError::io("read", path))?;
     serde_json::from_slice(&text).map_err(|error| {
@@ -116,7 +113,7 @@ fn read_json<T: DeserializeOwned>(path: &Utf8Path) -> Result<T, StoreError> {
     })
 }
 
-/// Publishes a document.
+/// Writes a JSON artifact.
 fn write_json(
     job: &mut Job<'_>,
     output: &str,

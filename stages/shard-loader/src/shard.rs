@@ -62,16 +62,16 @@ impl ShardDownloader {
         atomic::sweep_growing(&file.path)?;
         let (repo, commit) = (origin.repository.parse()?, origin.commit.parse()?);
         let mut reported = Instant::now();
-        // Both the download and its watchdog report on the job.
+        // Both the download and its retrier report on the job.
         let job = Mutex::new(job);
         let lock_job = || job.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut watchdog = self.retry.watchdog().observed(|state| {
-            if let Some((attempt, wait, error)) = state.retry() {
+        let mut retrier = self.retry.retrier().with_observer(|state| {
+            if let Some((attempt, wait, error)) = state.pending_retry() {
                 lock_job().retrying(attempt, state.attempts, wait, error);
             }
         });
         let downloaded =
-            hub.download(&repo, &commit, &remote, &file.path, &mut watchdog, |now| {
+            hub.download(&repo, &commit, &remote, &file.path, &mut retrier, |now| {
                 if reported.elapsed() >= PROGRESS_INTERVAL {
                     reported = Instant::now();
                     lock_job().progress(now.done, now.total, "bytes");
@@ -79,7 +79,7 @@ impl ShardDownloader {
             })?;
         check_header(&file.path)?;
         lock_job().metric("bytes received", downloaded.received);
-        drop(watchdog);
+        drop(retrier);
         self.hub = Some(hub);
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! HTTP/1.1 on a socket by hand: requests in, answers out, whole or as a fault wants them.
+//! A small HTTP/1.1 server on a socket. It reads requests and writes responses, intact or damaged by a fault.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -8,39 +8,39 @@ use serde_json::{Value, json};
 
 use crate::faults::Fault;
 
-/// How long a silence lasts at most.
-const SILENCE: Duration = Duration::from_secs(2);
+/// Longest time that a stalled connection is kept open.
+const MAX_STALL: Duration = Duration::from_secs(2);
 
-/// Method, target and headers.
-pub(crate) struct Head {
+/// The head of a request: method, target and headers.
+pub(crate) struct RequestHead {
     pub(crate) method: String,
-    /// Path and query as they came.
+    /// Path and query, still encoded.
     pub(crate) target: String,
     headers: Vec<(String, String)>,
 }
 
-impl Head {
+impl RequestHead {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(key, _)| key == name);
         found.map(|(_, value)| value.as_str())
     }
 
-    pub(crate) fn drop_header(&mut self, name: &str) {
+    pub(crate) fn remove_header(&mut self, name: &str) {
         self.headers.retain(|(key, _)| key != name);
     }
 
-    /// Moves the beginning of the range by one byte, for the fault.
+    /// Moves the start of the requested range by one byte, for [`Fault::WrongRange`].
     pub(crate) fn shift_range(&mut self) {
         let Some((from, _)) = self.range() else {
             return;
         };
         let moved = if from == 0 { 1 } else { from - 1 };
-        self.drop_header("range");
+        self.remove_header("range");
         self.headers
             .push(("range".into(), format!("bytes={moved}-")));
     }
 
-    /// `bytes=FROM-[TO]`.
+    /// First and last byte of `Range: bytes=FROM-[TO]`.
     pub(crate) fn range(&self) -> Option<(u64, Option<u64>)> {
         let (from, to) = self
             .header("range")?
@@ -49,23 +49,24 @@ impl Head {
         Some((from.parse().ok()?, to.parse().ok()))
     }
 
-    /// The path, segment by segment, decoded.
+    /// The decoded segments of the path.
     pub(crate) fn segments(&self) -> Vec<String> {
         let path = self.target.split('?').next().unwrap_or_default();
-        path.split('/').skip(1).map(decode).collect()
+        path.split('/').skip(1).map(percent_decode).collect()
     }
 
-    /// A field of the query.
+    /// The decoded value of a query parameter.
     pub(crate) fn query(&self, name: &str) -> Option<String> {
         let (_, query) = self.target.split_once('?')?;
         query.split('&').find_map(|field| {
             let (key, value) = field.split_once('=')?;
-            (key == name).then(|| decode(value))
+            (key == name).then(|| percent_decode(value))
         })
     }
 }
 
-fn decode(text: &str) -> String {
+/// Decodes percent-encoding.
+fn percent_decode(text: &str) -> String {
     let bytes = text.as_bytes();
     let (mut out, mut index) = (Vec::new(), 0);
     while index < bytes.len() {
@@ -84,26 +85,27 @@ fn decode(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// A request with its body.
+/// A request.
 pub(crate) struct Request {
-    pub(crate) head: Head,
+    pub(crate) head: RequestHead,
     pub(crate) body: Vec<u8>,
 }
 
 impl Request {
+    /// The body as JSON; null if it is not JSON.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
 }
 
-/// An answer.
-pub(crate) struct Answer {
+/// A response.
+pub(crate) struct Response {
     status: u16,
     headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     pub(crate) fn new(status: u16) -> Self {
         Self {
             status,
@@ -113,18 +115,18 @@ impl Answer {
     }
 
     pub(crate) fn json(value: &Value) -> Self {
-        let mut answer = Self::new(200).with("content-type", "application/json; charset=utf-8");
-        answer.body = value.to_string().into_bytes();
-        answer
+        let mut response = Self::new(200).with("content-type", "application/json; charset=utf-8");
+        response.body = value.to_string().into_bytes();
+        response
     }
 
     pub(crate) fn error(status: u16, code: Option<&str>, message: &str) -> Self {
-        let mut answer = Self::json(&json!({ "error": message }));
-        answer.status = status;
+        let mut response = Self::json(&json!({ "error": message }));
+        response.status = status;
         if let Some(code) = code {
-            answer = answer.with("x-error-code", code);
+            response = response.with("x-error-code", code);
         }
-        answer.with("x-error-message", message)
+        response.with("x-error-message", message)
     }
 
     pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
@@ -132,13 +134,13 @@ impl Answer {
         self
     }
 
-    /// A file, whole or in the range that the request asks for.
-    pub(crate) fn file(head: &Head, data: Vec<u8>, etag: &str) -> Self {
+    /// The content of a file, whole or in the requested range.
+    pub(crate) fn file(head: &RequestHead, data: Vec<u8>, etag: &str) -> Self {
         let etag = format!("\"{etag}\"");
         let total = data.len() as u64;
-        let same = head.header("if-range").is_none_or(|wanted| wanted == etag);
-        let range = head.range().filter(|_| same);
-        let mut answer = match range {
+        let range_applies = head.header("if-range").is_none_or(|wanted| wanted == etag);
+        let range = head.range().filter(|_| range_applies);
+        let mut response = match range {
             Some((from, _)) if from >= total => {
                 let size = format!("bytes */{total}");
                 return Self::new(416)
@@ -147,22 +149,22 @@ impl Answer {
             }
             Some((from, to)) => {
                 let to = to.unwrap_or(total - 1).min(total - 1);
-                let mut answer = Self::new(206);
-                answer.body = data[from as usize..=to as usize].to_vec();
-                answer.with("content-range", &format!("bytes {from}-{to}/{total}"))
+                let mut response = Self::new(206);
+                response.body = data[from as usize..=to as usize].to_vec();
+                response.with("content-range", &format!("bytes {from}-{to}/{total}"))
             }
             None => {
-                let mut answer = Self::new(200);
-                answer.body = data;
-                answer
+                let mut response = Self::new(200);
+                response.body = data;
+                response
             }
         };
-        answer = answer.with("etag", &etag).with("accept-ranges", "bytes");
-        answer.with("content-type", "application/octet-stream")
+        response = response.with("etag", &etag).with("accept-ranges", "bytes");
+        response.with("content-type", "application/octet-stream")
     }
 }
 
-/// A client's connection.
+/// A connection to a client.
 pub(crate) struct Connection<'a> {
     stream: &'a TcpStream,
     reader: BufReader<&'a TcpStream>,
@@ -176,8 +178,8 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// The next request's head; `None` when the connection has ended.
-    pub(crate) fn head(&mut self) -> Option<Head> {
+    /// Reads the head of the next request. `None` if the connection ended.
+    pub(crate) fn read_head(&mut self) -> Option<RequestHead> {
         let mut text = Vec::new();
         while !text.ends_with(b"\r\n\r\n") {
             if self.reader.read_until(b'\n', &mut text).ok()? == 0 || text.len() > 1 << 20 {
@@ -188,7 +190,7 @@ impl<'a> Connection<'a> {
         let mut request = httparse::Request::new(&mut headers);
         request.parse(&text).ok()?;
         let value = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Some(Head {
+        Some(RequestHead {
             method: request.method?.into(),
             target: request.path?.into(),
             headers: request
@@ -199,8 +201,8 @@ impl<'a> Connection<'a> {
         })
     }
 
-    /// Reads about half of a request's body.
-    pub(crate) fn half_body(&mut self, head: &Head) {
+    /// Reads about half of the body of a request.
+    pub(crate) fn read_half_body(&mut self, head: &RequestHead) {
         let length = head
             .header("content-length")
             .and_then(|text| text.parse::<u64>().ok());
@@ -212,8 +214,8 @@ impl<'a> Connection<'a> {
             .read_to_end(&mut half);
     }
 
-    /// The request with its body; `None` when the connection ended in it.
-    pub(crate) fn body(&mut self, head: Head) -> Option<Request> {
+    /// Reads the body of a request. `None` if the connection ended before its end.
+    pub(crate) fn read_body(&mut self, head: RequestHead) -> Option<Request> {
         if head.header("expect").is_some() {
             self.stream
                 .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -252,30 +254,30 @@ impl<'a> Connection<'a> {
         Some(Request { head, body })
     }
 
-    /// Ends the connection with a reset and not with an end of file.
+    /// Makes the connection end with a reset instead of an end of file. Always false: the connection cannot be used again.
     pub(crate) fn reset(&mut self) -> bool {
         let _ = rustix::net::sockopt::set_socket_linger(self.stream, Some(Duration::ZERO));
         false
     }
 
-    /// Sends an answer, damaged as the fault wants it; whether the connection goes on.
+    /// Sends a response, damaged by the fault. Returns whether the connection can be used again.
     pub(crate) fn send(
         &mut self,
-        head: &Head,
-        answer: &Answer,
-        damage: Option<&Fault>,
+        head: &RequestHead,
+        response: &Response,
+        fault: Option<&Fault>,
         stopped: &dyn Fn() -> bool,
     ) -> bool {
-        if damage == Some(&Fault::Stall) && answer.body.is_empty() {
-            self.be_silent(stopped);
+        if fault == Some(&Fault::Stall) && response.body.is_empty() {
+            self.stall(stopped);
             return false;
         }
-        let mut text = format!("HTTP/1.1 {} -\r\n", answer.status);
+        let mut text = format!("HTTP/1.1 {} -\r\n", response.status);
         text += &format!(
             "content-length: {}\r\nx-request-id: fake-hub\r\n",
-            answer.body.len()
+            response.body.len()
         );
-        for (name, value) in &answer.headers {
+        for (name, value) in &response.headers {
             text += &format!("{name}: {value}\r\n");
         }
         text += "\r\n";
@@ -285,26 +287,26 @@ impl<'a> Connection<'a> {
         let body: &[u8] = if head.method == "HEAD" {
             &[]
         } else {
-            &answer.body
+            &response.body
         };
         let half = &body[..body.len() / 2];
-        match damage {
-            Some(Fault::CutBody) => {
+        match fault {
+            Some(Fault::TruncateBody) => {
                 let _ = self.stream.write_all(half);
                 false
             }
             Some(Fault::ResetBody) => {
                 let _ = self.stream.write_all(half);
-                // What was sent should arrive before the reset throws it away.
+                // Lets the bytes arrive before the reset discards them.
                 std::thread::sleep(Duration::from_millis(2));
                 self.reset()
             }
             Some(Fault::Stall) => {
                 let _ = self.stream.write_all(half);
-                self.be_silent(stopped);
+                self.stall(stopped);
                 false
             }
-            Some(Fault::Drip(pause)) => {
+            Some(Fault::SlowBody(pause)) => {
                 let piece = (body.len() / 16).max(1);
                 body.chunks(piece).all(|piece| {
                     std::thread::sleep(Duration::from_millis(*pause));
@@ -315,15 +317,15 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Until the client has had enough.
-    fn be_silent(&mut self, stopped: &dyn Fn() -> bool) {
+    /// Sends nothing until the client closes the connection, the server stops, or [`MAX_STALL`] has passed.
+    fn stall(&mut self, stopped: &dyn Fn() -> bool) {
         let start = Instant::now();
         let _ = self.stream.set_read_timeout(Some(Duration::from_millis(5)));
-        while start.elapsed() < SILENCE && !stopped() {
+        while start.elapsed() < MAX_STALL && !stopped() {
             match self.reader.fill_buf() {
                 Ok([]) => return,
-                Ok(more) => {
-                    let count = more.len();
+                Ok(received) => {
+                    let count = received.len();
                     self.reader.consume(count);
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
