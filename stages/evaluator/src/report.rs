@@ -117,7 +117,7 @@ impl OnDevice for Comparison<'_, '_> {
                 tensors::to_f32(TensorDtype::F32, &bytes).context("hidden states are f32")
             };
             let (teacher_states, pack_states) = (states("teacher")?, states("pack")?);
-            let positions = set.length - 1; // the text holds no token after the last one
+            let positions = set.length - 1; // the last position has no next token to predict
             let mut tokens = Vec::with_capacity(positions);
             for first in (0..positions).step_by(CHUNK_POSITIONS) {
                 let count = CHUNK_POSITIONS.min(positions - first);
