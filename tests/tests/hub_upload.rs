@@ -465,7 +465,9 @@ fn freed_layers_never_lie_here_in_greater_number_than_the_bound_says() {
     assert_eq!(fake_hub.commits(REPO, "main"), commits);
     let said = fail_with(uc().arg("verify").arg(run.join("pack")), DAMAGED);
     assert!(
-        said.contains("layer_003.uc: not here; remote.json says that tester/pack holds it"),
+        said.contains(
+            "layer_003.uc: not in this folder; according to remote.json, tester/pack holds it"
+        ),
         "{said}"
     );
 

@@ -31,13 +31,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("uc-pack", of(&["uc-codec"])),
         (
             "uc-layer-quantizer",
-            of(&[
-                "uc-settings",
-                "uc-store",
-                "uc-codec",
-                "uc-pack",
-                "uc-model",
-            ]),
+            of(&["uc-settings", "uc-store", "uc-codec", "uc-pack", "uc-model"]),
         ),
         ("uc", of(&["uc-settings", "uc-store", "uc-pack"])),
         ("uc-examples", every.clone()),

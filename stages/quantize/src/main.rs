@@ -1,19 +1,21 @@
 //! quantize: a layer's weights and the second moments of its inputs → codes that fit the byte budget.
 //!
-//! `rates` finds at which steps the linears of a layer take the wanted bits, `allocate` deals out the model's bits by
-//! these and by the linears' sensitivities, `layer` quantizes. The budget is `bpw` bits for every weight of the linears, from
-//! which everything in the layer files is paid. The mathematics is `uc_codec`'s, the size is that of the file as `uc_pack`
-//! writes it, and a layer on its way to that file is `uc_layer_quantizer`'s.
+//! `rates` finds the step at which each linear takes the average bits per weight. `allocate` divides the model's bits among
+//! the linears by these rates and by the linears' sensitivities. `layer` quantizes. The budget is `quantize.bpw` bits for
+//! every weight of the linears, and pays for every byte of the layer files. The mathematics is in `uc_codec`, the file
+//! format in `uc_pack`, the quantizer of a layer in `uc_layer_quantizer`.
 
-mod survey;
+mod allocate;
+mod layer;
+mod rates;
 
-use uc_layer_quantizer::LayerInputs;
-use uc_store::stage::{self, Job, Program, Task};
+use uc_layer_quantizer::QUANTIZER_VERSION;
+use uc_store::stage::{self, Program, Task};
 
 const PROGRAM: Program = Program {
     name: "quantize",
     about: "Quantizes the linears of a layer to a byte budget",
-    version: 9,
+    version: QUANTIZER_VERSION,
     classify: uc_layer_quantizer::classify,
 };
 
@@ -21,29 +23,17 @@ fn main() -> std::process::ExitCode {
     stage::run(
         PROGRAM,
         [
-            Task::new("layer", "Quantize the linears of a layer", layer),
+            Task::new("layer", "Quantize the linears of a layer", layer::run),
             Task::new(
                 "rates",
-                "Find the step of every linear of a layer at the wanted bits per weight",
-                survey::rates,
+                "Find the step at which each linear of a layer takes the average bits per weight",
+                rates::run,
             ),
             Task::new(
                 "allocate",
-                "Allocate the bits of the model to its linears",
-                survey::allocate_bits,
+                "Divide the bits of the model among its linears",
+                allocate::run,
             ),
         ],
     )
-}
-
-/// Writes `codes`.
-fn layer(job: &mut Job<'_>) -> anyhow::Result<()> {
-    let inputs = LayerInputs::open(job)?;
-    let (linears, bits) = inputs.quantize(job, |_, _, _| Ok(()))?;
-    inputs.report(job);
-    job.metric("bpw", bits as f64 / inputs.plan.linear_parameters() as f64);
-    let mut file = job.output("codes")?;
-    linears.write(&mut file)?;
-    job.commit("codes", file)?;
-    Ok(())
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
-use uc_hub::{FileId, Hub, RemoteFile, RepoName, RepoRef, Snapshot, Retrier};
+use uc_hub::{FileId, Hub, RemoteFile, RepoName, RepoRef, Retrier, Snapshot};
 use uc_model::SourceFolder;
 use uc_model::source;
 use uc_store::atomic;
