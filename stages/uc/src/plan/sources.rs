@@ -8,9 +8,9 @@ use camino::Utf8PathBuf;
 use uc_store::plan::{External, ExternalFile, Plan};
 use uc_store::{ExitCode, StoreError, source};
 
-use crate::failure::failure;
-use crate::model::Model;
-use crate::progress::Display;
+use crate::plan::model::Model;
+use crate::report::failure::failure;
+use crate::report::progress::Display;
 
 /// More readers at once do not make a disk faster.
 const MAX_READERS: usize = 8;

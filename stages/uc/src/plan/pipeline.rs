@@ -4,7 +4,7 @@
 //! before anything starts, with file, line and key. Nothing here starts a process or looks at a model's weights.
 
 mod assemble;
-mod place;
+mod locate;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -20,7 +20,7 @@ use uc_store::plan::{Artifact, ArtifactRef, Per, PlanProblem, Weights};
 pub use assemble::{Goals, Request};
 
 /// The pipeline that is used unless `--pipeline` names another; the file at the project's root.
-pub const DEFAULT: &str = include_str!("../../../pipeline.toml");
+pub const DEFAULT: &str = include_str!("../../../../pipeline.toml");
 
 /// Name of the embedded pipeline in messages.
 const DEFAULT_NAME: &str = "pipeline.toml (built in)";
@@ -165,7 +165,7 @@ impl Pipeline {
     }
 
     fn error(&self, at: usize, message: impl Into<String>) -> PipelineError {
-        place::error(&self.file, &self.text, at, message)
+        locate::error(&self.file, &self.text, at, message)
     }
 
     /// Gives a problem of the plan the line that causes it.

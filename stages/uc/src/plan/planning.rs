@@ -9,9 +9,9 @@ use uc_store::source;
 use uc_store::{ExitCode, StoreError, atomic};
 
 use crate::cli::UploadOptions;
-use crate::failure::failure;
-use crate::pipeline::Request;
-use crate::progress::Display;
+use crate::plan::pipeline::Request;
+use crate::report::failure::failure;
+use crate::report::progress::Display;
 use crate::session::Session;
 
 /// Where runs are unless `--run` says otherwise.

@@ -8,7 +8,7 @@ use uc_settings::Settings;
 use uc_store::plan::{Artifact, ArtifactRef, Per, Weights};
 
 use super::{
-    ArtifactSpec, Condition, Cpus, Memory, Pipeline, PipelineError, StageSpec, VERSION, place,
+    ArtifactSpec, Condition, Cpus, Memory, Pipeline, PipelineError, StageSpec, VERSION, locate,
 };
 
 /// How often a failed job is started again unless the stage says otherwise.
@@ -64,7 +64,7 @@ struct WireStage {
 
 /// Parses the text; references between stages are checked by the caller.
 pub fn parse(file: &str, text: &str) -> Result<Pipeline, PipelineError> {
-    let fail = |at: usize, message: String| place::error(file, text, at, message);
+    let fail = |at: usize, message: String| locate::error(file, text, at, message);
     check_version(text).map_err(|(at, message)| PipelineError {
         key: "version".into(),
         ..fail(at, message)

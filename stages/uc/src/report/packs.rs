@@ -6,8 +6,8 @@ use uc_pack::verify::{self, VerifyReport};
 use uc_pack::{Pack, PackError};
 use uc_store::ExitCode;
 
-use crate::failure::failure;
-use crate::progress::Display;
+use crate::report::failure::failure;
+use crate::report::progress::Display;
 
 /// Opens a pack; what the manifest says was checked against its digest.
 pub fn open(dir: &Utf8Path) -> anyhow::Result<Pack> {

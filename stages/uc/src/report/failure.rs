@@ -4,7 +4,7 @@ use std::fmt;
 
 use uc_store::ExitCode;
 
-use crate::pipeline::PipelineError;
+use crate::plan::pipeline::PipelineError;
 
 /// What went wrong, in words for the user, with its class.
 #[derive(Debug)]

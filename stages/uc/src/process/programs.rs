@@ -7,9 +7,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 use uc_store::ExitCode;
 use uc_store::plan::Plan;
 
-use crate::failure::failure;
-use crate::pipeline::Pipeline;
-use crate::runner;
+use crate::plan::pipeline::Pipeline;
+use crate::process::runner;
+use crate::report::failure::failure;
 
 /// The folders in which programs are looked for, in order.
 #[derive(Debug, Clone)]

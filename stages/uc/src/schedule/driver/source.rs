@@ -10,10 +10,10 @@ use uc_store::events::{Event, EventKind};
 use uc_store::freshness::PendingWork;
 use uc_store::plan::{JobId, Plan, SOURCE, Unit};
 
-use crate::board::{Board, Budget, Status};
-use crate::drive::Driver;
-use crate::failure::failure;
-use crate::shards::{Place, Shards, Step, Traffic};
+use crate::report::failure::failure;
+use crate::schedule::driver::Driver;
+use crate::schedule::scheduler::{Board, Budget, Status};
+use crate::schedule::shards::{Place, Shards, Step, Traffic};
 
 /// The source of a run whose shards come and go.
 #[derive(Debug)]

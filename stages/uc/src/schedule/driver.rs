@@ -12,15 +12,15 @@ use uc_store::receipt::{Receipt, job_key};
 use uc_store::run::RunDir;
 use uc_store::sha::Sha256Digest;
 
-use crate::board::{Board, Budget, Status};
-use crate::failure::failure;
-use crate::history::{Found, MISHAP, SESSION_END};
-use crate::journal::Journal;
-use crate::programs::Programs;
-use crate::progress::Display;
-use crate::runner::{Ending, Launch, Message, Worker, WorkerId};
-use crate::shards::Place;
-use crate::signals::Listener;
+use crate::process::programs::Programs;
+use crate::process::runner::{Ending, Launch, Message, Worker, WorkerId};
+use crate::process::signals::Listener;
+use crate::report::event_log_replay::{Found, MISHAP, SESSION_END};
+use crate::report::event_log_writer::Journal;
+use crate::report::failure::failure;
+use crate::report::progress::Display;
+use crate::schedule::scheduler::{Board, Budget, Status};
+use crate::schedule::shards::Place;
 
 pub mod source;
 

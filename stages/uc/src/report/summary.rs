@@ -12,12 +12,15 @@ use uc_pack::verify::{Finding, Verdict};
 use uc_store::ExitCode;
 use uc_store::plan::{ArtifactId, HubSource, JobId, Unit};
 
-use crate::failure::{exit_code, failure};
-use crate::history::StageCost;
-use crate::progress::Display;
+use crate::plan::planning;
+use crate::report::event_log_replay::StageCost;
+use crate::report::event_log_writer;
+use crate::report::failure::{exit_code, failure};
+use crate::report::packs;
+use crate::report::progress::Display;
+use crate::session;
 use crate::session::Session;
 use crate::verbs::print_json;
-use crate::{journal, packs, planning, session};
 
 /// The summary of a run.
 #[derive(Debug, Clone, Serialize)]
@@ -166,7 +169,7 @@ fn summarise(session: &Session, threads: u32, display: &Display) -> anyhow::Resu
         (Some(pack), Some(_)) => format!("uc inspect {} --layer 0", pack.path),
         (None, _) => format!("uc status {root}"),
     };
-    let history = journal::history(&session.run);
+    let history = event_log_writer::history(&session.run);
     Ok(Summary {
         run: root.to_owned(),
         hub: plan.model.hub.clone(),

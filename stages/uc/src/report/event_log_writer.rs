@@ -10,7 +10,7 @@ use uc_store::StoreError;
 use uc_store::events::Event;
 use uc_store::run::RunDir;
 
-use crate::history::{Found, History, SESSION};
+use crate::report::event_log_replay::{Found, History, SESSION};
 
 /// The open log.
 #[derive(Debug)]

@@ -8,11 +8,11 @@ use uc_store::ExitCode;
 use uc_store::plan::{HubSource, ModelSource, ShardContent};
 use uc_store::sha::Sha256Digest;
 
-use crate::failure::failure;
 use crate::forecast::facts::Facts;
-use crate::programs::{Programs, own_folder};
-use crate::progress::Display;
-use crate::runner;
+use crate::process::programs::{Programs, own_folder};
+use crate::process::runner;
+use crate::report::failure::failure;
+use crate::report::progress::Display;
 
 /// The program that knows model folders.
 const INSPECTOR: &str = "shard-loader";

@@ -20,7 +20,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use uc_store::ExitCode;
 use uc_store::events::{Event, JobRequest};
 
-use crate::failure::failure;
+use crate::report::failure::failure;
 
 /// Lines of a log that are kept for the message of a failure.
 const TAIL_LINES: usize = 12;

@@ -9,7 +9,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use uc_store::ExitCode;
 
-use crate::runner::Message;
+use crate::process::runner::Message;
 
 /// Signals after which the process leaves even if its main thread does not react.
 const LIMIT: usize = 3;
