@@ -1,11 +1,11 @@
-"""Shows that the fake Hub speaks the Hub's interface: the official client works with it unchanged.
+"""Checks that the fake Hub implements the Hub's API: the official client works with it unchanged.
 
 Usage: python with_huggingface_hub.py target/release/fake-hub     (needs `pip install huggingface_hub`)
 
-A folder with small text, files in sub-folders, an empty file and a file over 10 MB (large file storage, in parts) goes
-up with upload_folder, comes back with snapshot_download into a cache and into a folder, and is compared byte by byte;
-a second upload of the same folder commits nothing; a conflicting parent commit is refused; missing things give the
-client's own error classes.
+upload_folder uploads a folder with small text files, files in sub-folders, an empty file and a file over 10 MB (large file
+storage, in parts). snapshot_download downloads it into a cache and into a folder, and both are compared with the original
+by digest. A second upload of the same folder makes no commit. A commit on an outdated parent is refused. Missing
+repositories, revisions and files raise the client's own error classes.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def make(folder: Path) -> None:
+def write_files(folder: Path) -> None:
     (folder / "deep" / "er").mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "test"}\n')
     (folder / "README.md").write_text("---\ntags:\n- test\n---\n# A test\n")
@@ -39,33 +39,33 @@ def make(folder: Path) -> None:
 
 
 def main() -> None:
-    command = [sys.argv[1], "--page", "3"]
+    command = [sys.argv[1], "--page-size", "3"]
     fake_hub = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        where = json.loads(fake_hub.stdout.readline())
+        started = json.loads(fake_hub.stdout.readline())
         with tempfile.TemporaryDirectory() as scratch:
             os.environ |= {
-                "HF_ENDPOINT": where["endpoint"],
+                "HF_ENDPOINT": started["endpoint"],
                 "HF_HUB_DISABLE_XET": "1",
                 "HF_HUB_DISABLE_TELEMETRY": "1",
                 "HF_HUB_DISABLE_PROGRESS_BARS": "1",
                 "HF_HOME": f"{scratch}/home",
             }
-            check(where["token"], Path(scratch))
+            check(started["token"], Path(scratch))
     finally:
-        _, seen = fake_hub.communicate()
-    lines = seen.splitlines()
+        _, request_log = fake_hub.communicate()
+    lines = request_log.splitlines()
     parts = sum(line.startswith("storage PUT /part/") for line in lines)
     whole = sum(line.startswith("storage PUT /upload/") for line in lines)
     pages = sum("/tree/" in line for line in lines)
     assert parts == 3 and whole == 1, (parts, whole)
-    print(f"{len(lines)} requests, {parts} parts, {whole} whole upload, {pages} listing pages")
+    print(f"{len(lines)} requests, {parts} parts, {whole} upload in one piece, {pages} listing pages")
 
 
 def check(token: str, scratch: Path) -> None:
-    # Imported here: the client reads its environment when it is loaded.
+    # Imported here, because the client reads the environment when it is imported.
     import huggingface_hub
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -76,14 +76,14 @@ def check(token: str, scratch: Path) -> None:
 
     print("huggingface_hub", huggingface_hub.__version__)
     source = scratch / "source"
-    make(source)
+    write_files(source)
     api = huggingface_hub.HfApi(token=token)
     api.create_repo("tester/model")
     api.create_repo("tester/model", exist_ok=True)
     parent = api.repo_info("tester/model").sha
     first = api.upload_folder(repo_id="tester/model", folder_path=source, commit_message="all")
     again = api.upload_folder(repo_id="tester/model", folder_path=source, commit_message="again")
-    assert first.oid == again.oid, "an unchanged folder makes no commit"
+    assert first.oid == again.oid, "an unchanged folder must make no commit"
 
     cached = Path(huggingface_hub.snapshot_download("tester/model"))
     assert digests(cached) == digests(source)
@@ -103,17 +103,17 @@ def check(token: str, scratch: Path) -> None:
             repo_id="tester/model",
             parent_commit=parent,
         )
-        raise AssertionError("an old parent must be refused")
+        raise AssertionError("an outdated parent must be refused")
     except HfHubHTTPError as error:
         assert error.response.status_code == 412, error
-    for expected, ask in [
+    for expected, call in [
         (RepositoryNotFoundError, lambda: api.repo_info("tester/absent")),
         (RevisionNotFoundError, lambda: api.repo_info("tester/model", revision="absent")),
         (EntryNotFoundError, lambda: api.hf_hub_download("tester/model", "absent.txt")),
         (HfHubHTTPError, lambda: huggingface_hub.HfApi(token="hf_wrong").create_repo("tester/x")),
     ]:
         try:
-            ask()
+            call()
             raise AssertionError(f"{expected.__name__} was expected")
         except expected:
             pass

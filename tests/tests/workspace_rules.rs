@@ -36,7 +36,7 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
         ("uc-settings", crates(&[])),
         ("uc-store", crates(&["uc-settings"])),
         ("uc-codec", crates(&["uc-simd"])),
-        ("uc-model", crates(&["uc-simd"])),
+        ("uc-model", crates(&["uc-settings", "uc-simd"])),
         ("uc-hub", crates(&["uc-store"])),
         ("uc-fake-hub", crates(&[])),
         ("uc-pack", crates(&["uc-codec"])),

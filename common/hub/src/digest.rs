@@ -1,4 +1,4 @@
-//! What a file is: SHA-256 for files in large file storage, the id of a git blob for the others.
+//! The content id of a file: SHA-256 for files in large file storage (LFS), the git blob id for all others.
 
 use std::fmt;
 use std::io::Read;
@@ -8,19 +8,19 @@ use sha1::{Digest, Sha1};
 use uc_store::StoreError;
 use uc_store::sha::{Hasher, Sha256Digest};
 
-use crate::name::BlobId;
+use crate::git_id::BlobId;
 
-/// The Hub's word for the content of a file.
+/// The digest by which the Hub identifies the content of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FileId {
-    /// SHA-256 of the bytes: a file in large file storage.
+    /// SHA-256 of the content: a file in large file storage.
     Sha256(Sha256Digest),
-    /// The git blob: a file in the git repository itself.
+    /// The git blob id: a file in the git repository itself.
     Blob(BlobId),
 }
 
 impl FileId {
-    /// What kind of digest it is.
+    /// The kind of digest, for messages.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Sha256(_) => "SHA-256",
@@ -38,18 +38,18 @@ impl fmt::Display for FileId {
     }
 }
 
-/// An id that grows with the data.
-pub(crate) enum Running {
+/// Computes a [`FileId`] incrementally.
+pub(crate) enum FileHasher {
     Sha256(Hasher),
     Blob(Sha1),
 }
 
-impl Running {
-    /// Of the same kind as `id`, for `size` bytes to come.
-    pub(crate) fn like(id: &FileId, size: u64) -> Self {
+impl FileHasher {
+    /// A hasher for the same kind of digest as `id`. `size` is the size of the whole content in bytes.
+    pub(crate) fn new_like(id: &FileId, size: u64) -> Self {
         match id {
             FileId::Sha256(_) => Self::Sha256(Hasher::default()),
-            FileId::Blob(_) => Self::Blob(blob_header(size)),
+            FileId::Blob(_) => Self::Blob(blob_hasher(size)),
         }
     }
 
@@ -68,30 +68,35 @@ impl Running {
     }
 }
 
-fn blob_header(size: u64) -> Sha1 {
+/// A hasher that has consumed the header of a git blob.
+fn blob_hasher(size: u64) -> Sha1 {
     let mut hasher = Sha1::new();
     hasher.update(format!("blob {size}\0"));
     hasher
 }
 
 /// The id of a file on disk, of the same kind as `like`.
-pub(crate) fn of_file(path: &Utf8Path, size: u64, like: &FileId) -> Result<FileId, StoreError> {
-    let mut running = Running::like(like, size);
+pub(crate) fn hash_file_like(
+    path: &Utf8Path,
+    size: u64,
+    like: &FileId,
+) -> Result<FileId, StoreError> {
+    let mut hasher = FileHasher::new_like(like, size);
     let mut file = std::fs::File::open(path).map_err(StoreError::io("open", path))?;
-    let mut piece = vec![0; 1 << 20];
+    let mut buffer = vec![0; 1 << 20];
     loop {
-        match file.read(&mut piece) {
-            Ok(0) => return Ok(running.finish()),
-            Ok(read) => running.update(&piece[..read]),
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(hasher.finish()),
+            Ok(read) => hasher.update(&buffer[..read]),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => return Err(StoreError::io("read", path)(error)),
         }
     }
 }
 
-/// The git blob id of bytes.
+/// The git blob id of `data`.
 pub fn blob_id(data: &[u8]) -> BlobId {
-    let mut hasher = blob_header(data.len() as u64);
+    let mut hasher = blob_hasher(data.len() as u64);
     hasher.update(data);
     BlobId(hasher.finalize().into())
 }
@@ -101,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blob_ids_are_gits() {
+    fn blob_ids_equal_those_of_git() {
         // `printf 'hello\n' | git hash-object --stdin`
         let expected = "ce013625030ba8dba906f756967f9e9ca394464a";
         assert_eq!(blob_id(b"hello\n").to_string(), expected);

@@ -1,8 +1,8 @@
-//! Everything that can go wrong between here and the Hub, told apart by whether trying again may help.
+//! The error type of the client, and its division into transient errors, which a retry may cure, and permanent ones.
 //!
-//! An error names the request without its query (signed URLs carry their credential there), the Hub's own request id
-//! for a report to its operators, and what was found and expected. No variant can hold a token: texts of a server go
-//! through [`crate::Token::scrub`] before they come here.
+//! An error names the request without its query (signed URLs carry their credential there), the request id that the Hub
+//! assigned (for a report to its operators), and what was found and expected. No variant holds a token: every text from a
+//! server passes through [`crate::Token::scrub`] first.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,20 +10,20 @@ use std::time::Duration;
 use camino::Utf8PathBuf;
 use uc_store::{ExitCode, StoreError};
 
-use crate::watchdog::Tried;
+use crate::retry::FailedAttempt;
 
-/// Which request an error belongs to.
+/// The request that an error belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct At {
-    /// GET, HEAD, POST, PUT.
+pub struct RequestContext {
+    /// The HTTP method.
     pub method: &'static str,
-    /// The URL without user, query and fragment.
+    /// The URL without user information, query and fragment.
     pub url: Box<str>,
-    /// The server's id of the request, if it gave one.
+    /// The id that the server assigned to the request, if any.
     pub request_id: Option<Box<str>>,
 }
 
-impl fmt::Display for At {
+impl fmt::Display for RequestContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.method, self.url)?;
         match &self.request_id {
@@ -33,285 +33,287 @@ impl fmt::Display for At {
     }
 }
 
-/// What a server said beside its status.
+/// What a server's response says about an error, beside the status.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Said {
+pub struct ErrorDetail {
     /// `X-Error-Code`, such as `RepoNotFound`.
     pub code: Option<Box<str>>,
-    /// `X-Error-Message`, or the body's `error`.
+    /// `X-Error-Message`, or the error message in the body.
     pub message: Option<Box<str>>,
 }
 
-impl fmt::Display for Said {
+impl fmt::Display for ErrorDetail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.code, &self.message) {
             (Some(code), Some(message)) => write!(f, ": {code}, {message}"),
-            (Some(only), None) | (None, Some(only)) => write!(f, ": {only}"),
+            (Some(text), None) | (None, Some(text)) => write!(f, ": {text}"),
             (None, None) => Ok(()),
         }
     }
 }
 
-/// An error of the Hub, of the way to it, or of what it was asked for.
+/// An error of the Hub, of the connection, of a local file, or of a name given by the caller.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    // ---- transient: trying again may help
-    /// The server has a problem of its own (5xx, 408).
-    #[error("{at}: status {status}{said}")]
+    // ---- transient
+    /// The server failed (5xx, 408).
+    #[error("{request}: status {status}{detail}")]
     Server {
         /// The request.
-        at: At,
+        request: RequestContext,
         /// The status.
         status: u16,
-        /// What the server said.
-        said: Said,
+        /// What the response says.
+        detail: ErrorDetail,
     },
-    /// The server asks to come back later (429, or 503 with Retry-After).
-    #[error("{at}: status {status}, too many requests{}{said}", after(*retry_after))]
+    /// The server asks for a later retry (429, or 5xx and 408 with Retry-After).
+    #[error("{request}: status {status}, too many requests{}{detail}", retry_note(*retry_after))]
     Busy {
         /// The request.
-        at: At,
+        request: RequestContext,
         /// The status.
         status: u16,
-        /// How long the server asks to wait.
+        /// The wait that the server asks for.
         retry_after: Option<Duration>,
-        /// What the server said.
-        said: Said,
+        /// What the response says.
+        detail: ErrorDetail,
     },
-    /// No connection, or a connection that broke.
-    #[error("{at}: connection lost: {reason}")]
+    /// The connection could not be made, or broke.
+    #[error("{request}: connection lost: {reason}")]
     Connection {
         /// The request.
-        at: At,
-        /// The system's word.
+        request: RequestContext,
+        /// The message of the operating system or the HTTP library.
         reason: String,
     },
-    /// The request as a whole took too long.
-    #[error("{at}: not done after {limit:?}")]
+    /// The whole request took too long.
+    #[error("{request}: not finished after {limit:?}")]
     Timeout {
         /// The request.
-        at: At,
+        request: RequestContext,
         /// The limit that was reached.
         limit: Duration,
     },
-    /// Not a byte went in either direction for too long.
-    #[error("{at}: no byte moved for {silent:?}")]
+    /// No byte was sent or received for too long.
+    #[error("{request}: no data for {limit:?}")]
     Stalled {
         /// The request.
-        at: At,
+        request: RequestContext,
         /// The limit that was reached.
-        silent: Duration,
+        limit: Duration,
     },
-    /// The body ended before its end.
-    #[error("{at}: the body ended early: found {found} bytes, expected {expected}")]
-    Cut {
+    /// The response body ended early.
+    #[error("{request}: the body ended early: found {found} bytes, expected {expected}")]
+    Truncated {
         /// The request.
-        at: At,
-        /// Bytes that are here.
+        request: RequestContext,
+        /// Bytes received.
         found: u64,
-        /// Bytes that the whole has.
+        /// Bytes of the whole body.
         expected: u64,
     },
-    /// The server sent another range than the one asked for; the download begins again.
-    #[error("{at}: found range {found}, expected {expected}")]
+    /// The server sent a range other than the one requested. The download starts over.
+    #[error("{request}: found range {found}, expected {expected}")]
     Range {
         /// The request.
-        at: At,
-        /// What the server sent.
+        request: RequestContext,
+        /// The range in the response.
         found: String,
-        /// What was asked for.
+        /// The range requested.
         expected: String,
     },
-    /// An upload has to begin again: its URLs expired, it is gone, or what arrived is not what was sent.
-    #[error("{at}: status {status}, the upload of {file} has to begin again{said}")]
+    /// An upload must start over: its URLs expired, storage has dropped it, or it arrived damaged.
+    #[error("{request}: status {status}, the upload of {file} must start over{detail}")]
     UploadLost {
         /// The request.
-        at: At,
+        request: RequestContext,
         /// The status.
         status: u16,
         /// The file.
         file: String,
-        /// What the server said.
-        said: Said,
+        /// What the response says.
+        detail: ErrorDetail,
     },
-    // ---- transient once, then final
-    /// The bytes received are not those that the Hub describes.
+    // ---- transient once, then permanent
+    /// The digest of the bytes received is not the one that the Hub states.
     #[error("{file}: {kind} found {found}, expected {expected}{}", if *repeated { ", twice" } else { "" })]
-    Hash {
+    DigestMismatch {
         /// The file in the repository.
         file: String,
-        /// SHA-256, git blob.
+        /// The kind of digest: SHA-256 or git blob.
         kind: &'static str,
-        /// What came.
+        /// The digest of the bytes received.
         found: String,
-        /// What the Hub says it is.
+        /// The digest that the Hub states.
         expected: String,
-        /// Whether it happened again after a second whole download.
+        /// Whether a second download of the whole file failed in the same way.
         repeated: bool,
     },
-    // ---- final
-    /// 401: no token, or one that the Hub does not know.
-    #[error("{at}: status 401, not authorised{said}")]
-    Unauthorised {
+    // ---- permanent
+    /// 401: no token, or one that the Hub does not accept.
+    #[error("{request}: status 401, not authorized{detail}")]
+    Unauthorized {
         /// The request.
-        at: At,
-        /// What the server said.
-        said: Said,
+        request: RequestContext,
+        /// What the response says.
+        detail: ErrorDetail,
     },
-    /// 403: the token may not do this, or the repository is gated.
-    #[error("{at}: status 403, forbidden{said}")]
+    /// 403: the token lacks a permission, or the repository is gated.
+    #[error("{request}: status 403, forbidden{detail}")]
     Forbidden {
         /// The request.
-        at: At,
-        /// What the server said.
-        said: Said,
+        request: RequestContext,
+        /// What the response says.
+        detail: ErrorDetail,
     },
-    /// 404: repository, revision or file is not there.
-    #[error("{at}: status 404, not found{said}")]
+    /// 404: the repository, the revision or the file does not exist.
+    #[error("{request}: status 404, not found{detail}")]
     NotFound {
         /// The request.
-        at: At,
-        /// What the server said.
-        said: Said,
+        request: RequestContext,
+        /// What the response says.
+        detail: ErrorDetail,
     },
-    /// The file or the account's storage is over a limit (402, 413, 507, or a 403 that says so).
-    #[error("{at}: status {status}, over a limit of size or storage{said}")]
+    /// A limit on file size or on the account's storage is exceeded (402, 413, 507, or a 403 that says so).
+    #[error("{request}: status {status}, a size or storage limit is exceeded{detail}")]
     Quota {
         /// The request.
-        at: At,
+        request: RequestContext,
         /// The status.
         status: u16,
-        /// What the server said.
-        said: Said,
+        /// What the response says.
+        detail: ErrorDetail,
     },
-    /// 409, 412: somebody else committed first.
-    #[error("{at}: status {status}, conflict: the branch is no longer at {expected}{said}")]
+    /// 409, 412: another commit was made in the meantime.
+    #[error("{request}: status {status}, conflict: the branch is no longer at {expected}{detail}")]
     Conflict {
         /// The request.
-        at: At,
+        request: RequestContext,
         /// The status.
         status: u16,
-        /// The commit on which ours was based.
+        /// The parent of the refused commit.
         expected: String,
-        /// What the server said.
-        said: Said,
+        /// What the response says.
+        detail: ErrorDetail,
     },
-    /// Another 4xx.
-    #[error("{at}: status {status}, refused{said}")]
+    /// Any other status.
+    #[error("{request}: status {status}, refused{detail}")]
     Refused {
         /// The request.
-        at: At,
+        request: RequestContext,
         /// The status.
         status: u16,
-        /// What the server said.
-        said: Said,
+        /// What the response says.
+        detail: ErrorDetail,
     },
-    /// What stands under the commit is not what its listing said.
-    #[error("{at}: {what} found {found}, expected {expected}")]
+    /// A file no longer has a property that the listing of its commit states.
+    #[error("{request}: {what} found {found}, expected {expected}")]
     Changed {
         /// The request.
-        at: At,
-        /// Which property.
+        request: RequestContext,
+        /// The property.
         what: &'static str,
-        /// Its value now.
+        /// Its current value.
         found: String,
         /// Its value in the listing.
         expected: String,
     },
-    /// An answer that does not have the form that the interface promises.
-    #[error("{at}: found {found}, expected {expected}")]
+    /// A response does not have the documented form.
+    #[error("{request}: found {found}, expected {expected}")]
     Malformed {
         /// The request.
-        at: At,
-        /// What came.
+        request: RequestContext,
+        /// What the response contains.
         found: String,
-        /// What should come.
+        /// What it should contain.
         expected: String,
     },
     /// A redirect that must not be followed.
-    #[error("{at}: redirect to {to} not followed: {reason}")]
+    #[error("{request}: redirect to {to} not followed: {reason}")]
     Redirect {
         /// The request.
-        at: At,
-        /// Whereto, without query.
+        request: RequestContext,
+        /// The target, without user information and query.
         to: String,
-        /// Why not.
+        /// Why it was not followed.
         reason: &'static str,
     },
-    /// The server's certificate or the TLS handshake is bad.
-    #[error("{at}: no secure connection: {reason}")]
+    /// The TLS handshake failed or the server's certificate is not trusted.
+    #[error("{request}: no secure connection: {reason}")]
     Insecure {
         /// The request.
-        at: At,
-        /// The library's word.
+        request: RequestContext,
+        /// The message of the TLS library.
         reason: String,
     },
     /// The repository's .gitignore excludes a file.
-    #[error("{file} is excluded by the repository's .gitignore, expected a file that it takes")]
+    #[error(
+        "{file} is excluded by the repository's .gitignore, expected a file that it does not exclude"
+    )]
     Ignored {
         /// The file in the repository.
         file: String,
     },
-    /// A name or address that cannot be used.
+    /// A name or an address is invalid.
     #[error("{what} found `{found}`, expected {expected}")]
-    Name {
-        /// What it names.
+    InvalidName {
+        /// The kind of name.
         what: &'static str,
         /// The name.
         found: String,
         /// What is allowed.
         expected: &'static str,
     },
-    /// A local file changed while it was sent.
-    #[error("{path} changed while it was sent: {found}, expected {expected}")]
+    /// A local file changed during its upload.
+    #[error("{path} changed during its upload: found {found}, expected {expected}")]
     LocalChanged {
         /// The file.
         path: Utf8PathBuf,
-        /// What it is now.
+        /// Its current size or digest.
         found: String,
-        /// What it was.
+        /// Its size or digest before the upload.
         expected: String,
     },
-    /// The disk.
+    /// A file on disk could not be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The watchdog's last attempt failed as well.
-    #[error("{what}: gave up after {} attempts, {}; last: {last}", tried.len(), summary(tried))]
-    GaveUp {
+    /// The last attempt that the retry policy allows failed too.
+    #[error("{what}: gave up after {} attempts, {}; last: {last}", failures.len(), summary(failures))]
+    RetriesExhausted {
         /// The operation.
         what: String,
-        /// Every attempt.
-        tried: Vec<Tried>,
-        /// The last error.
+        /// All failed attempts.
+        failures: Vec<FailedAttempt>,
+        /// The error of the last attempt.
         last: Box<HubError>,
     },
 }
 
-fn after(wait: Option<Duration>) -> String {
-    wait.map_or_else(String::new, |wait| format!(", come back in {wait:?}"))
+fn retry_note(wait: Option<Duration>) -> String {
+    wait.map_or_else(String::new, |wait| format!(", retry after {wait:?}"))
 }
 
-/// How often each class of error came, most frequent first.
-fn summary(tried: &[Tried]) -> String {
+/// The number of failures of each error class, most frequent first.
+fn summary(failures: &[FailedAttempt]) -> String {
     let mut counts = std::collections::BTreeMap::<&str, usize>::new();
-    for attempt in tried {
-        *counts.entry(attempt.class).or_default() += 1;
+    for failure in failures {
+        *counts.entry(failure.class).or_default() += 1;
     }
     let mut counts: Vec<_> = counts.into_iter().collect();
     counts.sort_by_key(|&(class, count)| (std::cmp::Reverse(count), class));
-    let words: Vec<_> = counts
+    let counts: Vec<_> = counts
         .iter()
         .map(|(class, count)| format!("{class} {count}"))
         .collect();
-    words.join(", ")
+    counts.join(", ")
 }
 
 impl HubError {
-    /// The class of the failure for an exit status; `None` where the store's error says it.
+    /// The exit code for this error. `None` for [`HubError::Store`], whose own error determines the code.
     pub fn exit_code(&self) -> Option<ExitCode> {
         match self.cause() {
-            Self::Unauthorised { .. } | Self::Forbidden { .. } => Some(ExitCode::Permission),
-            Self::NotFound { .. } | Self::Name { .. } | Self::Ignored { .. } => {
+            Self::Unauthorized { .. } | Self::Forbidden { .. } => Some(ExitCode::Permission),
+            Self::NotFound { .. } | Self::InvalidName { .. } | Self::Ignored { .. } => {
                 Some(ExitCode::BadInput)
             }
             Self::LocalChanged { .. } => Some(ExitCode::Damaged),
@@ -320,7 +322,7 @@ impl HubError {
         }
     }
 
-    /// Whether trying the same thing again may help.
+    /// Whether a retry of the same operation may succeed.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Server { .. }
@@ -328,11 +330,11 @@ impl HubError {
             | Self::Connection { .. }
             | Self::Timeout { .. }
             | Self::Stalled { .. }
-            | Self::Cut { .. }
+            | Self::Truncated { .. }
             | Self::Range { .. }
             | Self::UploadLost { .. } => true,
-            Self::Hash { repeated, .. } => !repeated,
-            Self::Unauthorised { .. }
+            Self::DigestMismatch { repeated, .. } => !repeated,
+            Self::Unauthorized { .. }
             | Self::Forbidden { .. }
             | Self::NotFound { .. }
             | Self::Quota { .. }
@@ -343,14 +345,14 @@ impl HubError {
             | Self::Redirect { .. }
             | Self::Insecure { .. }
             | Self::Ignored { .. }
-            | Self::Name { .. }
+            | Self::InvalidName { .. }
             | Self::LocalChanged { .. }
             | Self::Store(_)
-            | Self::GaveUp { .. } => false,
+            | Self::RetriesExhausted { .. } => false,
         }
     }
 
-    /// How long the server asked to wait.
+    /// The wait that the server asked for.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Busy { retry_after, .. } => *retry_after,
@@ -358,7 +360,7 @@ impl HubError {
         }
     }
 
-    /// The class in one word, for logs, states and summaries.
+    /// The error class in one word, for logs, retry states and summaries.
     pub fn class(&self) -> &'static str {
         match self {
             Self::Server { .. } => "server",
@@ -366,11 +368,11 @@ impl HubError {
             Self::Connection { .. } => "connection",
             Self::Timeout { .. } => "timeout",
             Self::Stalled { .. } => "stalled",
-            Self::Cut { .. } => "cut",
+            Self::Truncated { .. } => "truncated",
             Self::Range { .. } => "range",
             Self::UploadLost { .. } => "upload-lost",
-            Self::Hash { .. } => "hash",
-            Self::Unauthorised { .. } => "unauthorised",
+            Self::DigestMismatch { .. } => "digest",
+            Self::Unauthorized { .. } => "unauthorized",
             Self::Forbidden { .. } => "forbidden",
             Self::NotFound { .. } => "not-found",
             Self::Quota { .. } => "quota",
@@ -381,17 +383,17 @@ impl HubError {
             Self::Redirect { .. } => "redirect",
             Self::Insecure { .. } => "insecure",
             Self::Ignored { .. } => "ignored",
-            Self::Name { .. } => "name",
+            Self::InvalidName { .. } => "invalid-name",
             Self::LocalChanged { .. } => "local-changed",
             Self::Store(_) => "store",
-            Self::GaveUp { .. } => "gave-up",
+            Self::RetriesExhausted { .. } => "retries-exhausted",
         }
     }
 
-    /// The error behind a [`HubError::GaveUp`], or the error itself.
+    /// The last error behind a [`HubError::RetriesExhausted`], or the error itself.
     pub fn cause(&self) -> &Self {
         match self {
-            Self::GaveUp { last, .. } => last.cause(),
+            Self::RetriesExhausted { last, .. } => last.cause(),
             other => other,
         }
     }

@@ -1,73 +1,79 @@
-//! A client of the Hugging Face Hub over plain HTTP, made for files that take hours.
+//! A client of the Hugging Face Hub over plain HTTP, made for transfers that take hours.
 //!
-//! Owns where the Hub is and the token for it, what a repository holds, downloads that go on where they were cut,
-//! uploads that send only what the remote lacks, and the watchdog over both. Every byte that comes is checked against
-//! the Hub's own digest before a file appears under its name; every file that goes is known by its SHA-256. Blocking;
-//! a [`Hub`] may be shared by threads.
+//! It lists repositories, resumes interrupted downloads, uploads only what the remote lacks, and retries transient errors.
+//! A downloaded file appears under its name only after its content has been checked against the Hub's digest. An uploaded
+//! file is identified by its SHA-256. All calls block; threads may share a [`Hub`].
 //!
-//! It never draws, never decides what a run does, never takes an answer's word for a path or a size without a check,
-//! and never sends the token to another origin than the endpoint's. The wire is described in
-//! `docs/decisions/0010-hub-client.md`.
+//! The crate draws no progress display and makes no decision about a run. It checks every path and size that a response
+//! contains before use. It sends the token to no origin other than the endpoint's. `docs/decisions/0010-hub-client.md`
+//! describes the protocol.
 //!
 //! | module | what it owns |
 //! |---|---|
-//! | [`Endpoint`], [`Token`] | address and secret |
-//! | [`RepoName`], [`RepoRef`], [`CommitId`], [`BlobId`], [`FileId`] | names and identities |
-//! | `listing` | [`Hub::info`], [`Hub::tree`] |
-//! | `download` | [`Hub::download`], [`Hub::beginning`] |
-//! | `upload` | [`Hub::create_repo`], [`Hub::preupload`], [`Hub::lfs_batch`], [`Hub::send_lfs`], [`Hub::commit`] |
-//! | `push` | [`Hub::push`]: all of the upload, from what the remote lacks to the commit; [`Hub::store`]: all but the commit |
-//! | [`Watchdog`] | attempts, waits, their record |
-//! | [`HubError`] | what went wrong, and whether trying again may help |
+//! | `endpoint` | [`Endpoint`], [`Token`]: address and credentials |
+//! | `repo`, `git_id`, `digest` | [`RepoName`], [`RepoRef`], [`CommitId`], [`BlobId`], [`FileId`]: names and ids |
+//! | `url` | origins, redacted URLs, percent-encoding |
+//! | `http` | one request with redirects and [`Limits`], its response or error |
+//! | `listing` | [`Hub::info`], [`Hub::head`], [`Hub::tree`] |
+//! | `download` | [`Hub::download`], [`Hub::read_prefix`] |
+//! | `local_file` | [`LocalFile`]: a file to be uploaded |
+//! | `upload` | [`Hub::push`], [`Hub::upload_without_commit`] and the single steps of an upload |
+//! | `retry` | [`Retrier`]: attempts, waits and their record |
+//! | `error` | [`HubError`]: what went wrong, and whether a retry may succeed |
 
-mod answer;
 mod digest;
 mod download;
 mod endpoint;
 mod error;
+mod git_id;
 mod http;
 mod listing;
-mod local;
-mod name;
-mod push;
+mod local_file;
+mod repo;
+mod retry;
 mod upload;
-mod watchdog;
+mod url;
 
 pub use digest::{FileId, blob_id};
-pub use download::Downloaded;
+pub use download::DownloadOutcome;
 pub use endpoint::{Endpoint, Token};
-pub use error::{At, HubError, Said};
+pub use error::{ErrorDetail, HubError, RequestContext};
+pub use git_id::{BlobId, CommitId};
 pub use http::Limits;
 pub use listing::{RemoteFile, Snapshot};
-pub use local::LocalFile;
-pub use name::{BlobId, CommitId, RepoName, RepoRef};
-pub use push::{Difference, Pushed, differences};
-pub use upload::{BatchAction, Committed, Created, Mode, Preupload, UploadState, Visibility};
-pub use watchdog::{Attempt, Clock, Phase, Policy, SystemClock, Tried, WatchState, Watchdog};
+pub use local_file::LocalFile;
+pub use repo::{RepoName, RepoRef};
+pub use retry::{
+    Attempt, Clock, FailedAttempt, Retrier, RetryPhase, RetryPolicy, RetryState, SystemClock,
+};
+pub use upload::{
+    BatchAction, CommitOutcome, Difference, Preupload, PushOutcome, RepoCreation, UploadMode,
+    UploadState, Visibility, differences,
+};
 
-/// Bytes done of bytes in all.
+/// Progress of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes that are there, or that are sent.
+    /// Bytes transferred, those of earlier attempts included.
     pub done: u64,
-    /// Bytes in all.
+    /// Bytes in total.
     pub total: u64,
 }
 
-/// A Hub, by its endpoint.
+/// A client for one Hub.
 #[derive(Debug, Clone)]
 pub struct Hub {
-    http: http::Http,
+    http: http::HttpClient,
 }
 
 impl Hub {
     /// A client for an endpoint.
     ///
     /// # Errors
-    /// [`HubError::Name`] if `SSL_CERT_FILE` is set and holds no certificates.
+    /// [`HubError::InvalidName`] if `SSL_CERT_FILE` is set but holds no certificate.
     pub fn new(endpoint: Endpoint, limits: Limits) -> Result<Self, HubError> {
         Ok(Self {
-            http: http::Http::new(endpoint, limits)?,
+            http: http::HttpClient::new(endpoint, limits)?,
         })
     }
 
@@ -76,8 +82,8 @@ impl Hub {
         &self.http.endpoint
     }
 
-    /// A URL of the interface for models.
-    fn api(&self, repo: &RepoName, rest: &str) -> String {
-        format!("{}/api/models/{repo}{rest}", self.endpoint().url())
+    /// A URL of the API for model repositories.
+    fn model_api_url(&self, repo: &RepoName, path: &str) -> String {
+        format!("{}/api/models/{repo}{path}", self.endpoint().url())
     }
 }

@@ -1,4 +1,4 @@
-//! What a repository holds at a revision: commit, files, sizes, digests.
+//! The content of a repository at a revision: commit, files, sizes and digests.
 
 use std::collections::BTreeSet;
 
@@ -6,24 +6,26 @@ use serde::Deserialize;
 use uc_store::sha::Sha256Digest;
 
 use crate::Hub;
-use crate::answer::header;
 use crate::digest::FileId;
-use crate::endpoint::Origin;
-use crate::error::{At, HubError};
-use crate::http::Call;
-use crate::name::{BlobId, CommitId, RepoName, check_revision, encode, is_safe_path};
+use crate::error::{HubError, RequestContext};
+use crate::git_id::{BlobId, CommitId};
+use crate::http::{HttpRequest, header};
+use crate::repo::{RepoName, check_revision, is_safe_path};
+use crate::url::{Origin, percent_encode, redact};
 
-/// Pages of a listing that are read before it counts as endless.
-const PAGES: usize = 10_000;
+/// Pages of a listing after which it counts as endless.
+const MAX_PAGES: usize = 10_000;
+/// Characters of a response that an error message shows at most.
+const MAX_SHOWN: usize = 300;
 
 /// A file of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteFile {
-    /// Its path, with `/` between folders; checked to stay below the folder it is put into.
+    /// Its path, with `/` between folders. A listing contains only paths that stay below the folder they are joined to.
     pub path: String,
     /// Its size in bytes.
     pub size: u64,
-    /// Its identity.
+    /// The digest of its content.
     pub id: FileId,
 }
 
@@ -32,11 +34,11 @@ pub struct RemoteFile {
 pub struct Snapshot {
     /// The commit.
     pub commit: CommitId,
-    /// Its files, by path.
+    /// Its files, sorted by path.
     pub files: Vec<RemoteFile>,
 }
 
-// Wire types. The Hub adds fields as it grows, so unknown ones pass.
+// Wire types. Unknown fields are accepted, because the Hub adds fields over time.
 
 #[derive(Deserialize)]
 struct WireInfo {
@@ -78,31 +80,31 @@ struct WireEntryLfs {
 }
 
 impl Hub {
-    /// Commit and files of a revision, in one request.
+    /// The commit and the files of a revision, in one request.
     ///
     /// # Errors
-    /// [`HubError::NotFound`] for a repository or revision that is not there; transient ones are not tried again here.
+    /// [`HubError::NotFound`] for an unknown repository or revision. Transient errors are not retried here.
     pub fn info(&self, repo: &RepoName, revision: &str) -> Result<Snapshot, HubError> {
-        let (info, at) = self.wire_info(repo, revision, "?blobs=true")?;
+        let (info, request) = self.wire_info(repo, revision, "?blobs=true")?;
         let files = info.siblings.into_iter().map(|sibling| {
             let (id, size) = match (sibling.lfs, sibling.size, sibling.blob_id) {
-                (Some(lfs), ..) => (sha256(&lfs.sha256, &at)?, lfs.size),
-                (None, Some(size), Some(id)) => (blob(&id, &at)?, size),
+                (Some(lfs), ..) => (parse_sha256(&lfs.sha256, &request)?, lfs.size),
+                (None, Some(size), Some(id)) => (parse_blob_id(&id, &request)?, size),
                 _ => {
                     let path = &sibling.rfilename;
                     let found = format!("no size or id for {path}");
-                    return Err(malformed(&at, found, "size and digest of every file"));
+                    return Err(malformed(&request, found, "size and digest of every file"));
                 }
             };
-            remote_file(sibling.rfilename, size, id, &at)
+            remote_file(sibling.rfilename, size, id, &request)
         });
         Ok(Snapshot {
             commit: info.sha.parse()?,
-            files: sorted(files.collect::<Result<_, _>>()?, &at)?,
+            files: sort_by_path(files.collect::<Result<_, _>>()?, &request)?,
         })
     }
 
-    /// The commit that a revision names.
+    /// The commit of a revision.
     ///
     /// # Errors
     /// As for [`Hub::info`].
@@ -115,95 +117,112 @@ impl Hub {
         repo: &RepoName,
         revision: &str,
         query: &str,
-    ) -> Result<(WireInfo, At), HubError> {
+    ) -> Result<(WireInfo, RequestContext), HubError> {
         check_revision(revision)?;
-        let path = format!("/revision/{}{query}", encode(revision, ""));
-        let reply = self.http.send(Call::get(self.api(repo, &path)))?;
-        let at = reply.at.clone();
-        Ok((self.http.json(reply)?, at))
+        let path = format!("/revision/{}{query}", percent_encode(revision, ""));
+        let request = HttpRequest::get(self.model_api_url(repo, &path));
+        let response = self.http.send(request)?;
+        let context = response.request.clone();
+        Ok((self.http.json(response)?, context))
     }
 
-    /// Files of a revision, page by page.
+    /// The files of a revision, fetched page by page and sorted by path.
     ///
     /// # Errors
     /// As for [`Hub::info`].
     pub fn tree(&self, repo: &RepoName, revision: &str) -> Result<Vec<RemoteFile>, HubError> {
         check_revision(revision)?;
-        let path = format!("/tree/{}?recursive=true&expand=false", encode(revision, ""));
-        let mut next = Some(self.api(repo, &path));
+        let path = format!(
+            "/tree/{}?recursive=true&expand=false",
+            percent_encode(revision, "")
+        );
+        let mut next = Some(self.model_api_url(repo, &path));
         let (mut files, mut pages) = (Vec::new(), 0);
-        let mut at = self.http.at("GET", "");
+        let mut context = self.http.context("GET", "");
         while let Some(url) = next.take() {
-            let reply = self.http.send(Call::get(url))?;
-            at = reply.at.clone();
-            if let Some(link) = header(&reply.headers, "link")
+            let response = self.http.send(HttpRequest::get(url))?;
+            context = response.request.clone();
+            if let Some(link) = header(&response.headers, "link")
                 .as_deref()
                 .and_then(next_page)
             {
-                let link = self.endpoint().localised(link);
-                let home = Origin::of(&link).is_some_and(|origin| self.endpoint().is_home(&origin));
+                let link = self.endpoint().rewrite_to_mirror(link);
+                let origin = Origin::parse(&link);
+                let same_origin = origin.is_some_and(|origin| self.endpoint().has_origin(&origin));
                 pages += 1;
-                if !home || pages > PAGES {
-                    return Err(malformed(
-                        &at,
-                        crate::http::shown(&link),
-                        "a next page here",
-                    ));
+                if !same_origin || pages > MAX_PAGES {
+                    let expected = "a next page at the endpoint";
+                    return Err(malformed(&context, redact(&link), expected));
                 }
                 next = Some(link);
             }
-            for entry in self.http.json::<Vec<WireEntry>>(reply)? {
+            for entry in self.http.json::<Vec<WireEntry>>(response)? {
                 if entry.kind != "file" {
                     continue;
                 }
                 let (id, size) = match entry.lfs {
-                    Some(lfs) => (sha256(&lfs.oid, &at)?, lfs.size),
-                    None => (blob(&entry.oid, &at)?, entry.size),
+                    Some(lfs) => (parse_sha256(&lfs.oid, &context)?, lfs.size),
+                    None => (parse_blob_id(&entry.oid, &context)?, entry.size),
                 };
-                files.push(remote_file(entry.path, size, id, &at)?);
+                files.push(remote_file(entry.path, size, id, &context)?);
             }
         }
-        sorted(files, &at)
+        sort_by_path(files, &context)
     }
 }
 
-fn malformed(at: &At, found: String, expected: &str) -> HubError {
+fn malformed(request: &RequestContext, found: String, expected: &str) -> HubError {
     HubError::Malformed {
-        at: at.clone(),
-        found: found.chars().take(300).collect(),
+        request: request.clone(),
+        found: found.chars().take(MAX_SHOWN).collect(),
         expected: expected.into(),
     }
 }
 
-fn sha256(text: &str, at: &At) -> Result<FileId, HubError> {
+fn parse_sha256(text: &str, request: &RequestContext) -> Result<FileId, HubError> {
     let digest = text.parse::<Sha256Digest>();
-    let wrong = |_| malformed(at, text.into(), "a SHA-256 of 64 hexadecimal digits");
-    digest.map(FileId::Sha256).map_err(wrong)
+    let invalid = |_| {
+        let expected = "a SHA-256 of 64 hexadecimal digits";
+        malformed(request, text.into(), expected)
+    };
+    digest.map(FileId::Sha256).map_err(invalid)
 }
 
-fn blob(text: &str, at: &At) -> Result<FileId, HubError> {
+fn parse_blob_id(text: &str, request: &RequestContext) -> Result<FileId, HubError> {
     let id = text.parse::<BlobId>();
-    let wrong = |_| malformed(at, text.into(), "a git blob id of 40 hexadecimal digits");
-    id.map(FileId::Blob).map_err(wrong)
+    let invalid = |_| {
+        let expected = "a git blob id of 40 hexadecimal digits";
+        malformed(request, text.into(), expected)
+    };
+    id.map(FileId::Blob).map_err(invalid)
 }
 
-fn remote_file(path: String, size: u64, id: FileId, at: &At) -> Result<RemoteFile, HubError> {
+fn remote_file(
+    path: String,
+    size: u64,
+    id: FileId,
+    request: &RequestContext,
+) -> Result<RemoteFile, HubError> {
     if !is_safe_path(&path) {
-        return Err(malformed(
-            at,
-            format!("{path:?}"),
-            "a path inside the repository",
-        ));
+        let expected = "a path inside the repository";
+        return Err(malformed(request, format!("{path:?}"), expected));
     }
     Ok(RemoteFile { path, size, id })
 }
 
-/// By path; a path that comes twice would let one file stand for another.
-fn sorted(mut files: Vec<RemoteFile>, at: &At) -> Result<Vec<RemoteFile>, HubError> {
+/// Sorts by path. A duplicate path is an error, because one of its files would hide the other.
+fn sort_by_path(
+    mut files: Vec<RemoteFile>,
+    request: &RequestContext,
+) -> Result<Vec<RemoteFile>, HubError> {
     files.sort_by(|a, b| a.path.cmp(&b.path));
     let distinct: BTreeSet<_> = files.iter().map(|file| &file.path).collect();
     if distinct.len() != files.len() {
-        return Err(malformed(at, "a path twice".into(), "every path once"));
+        return Err(malformed(
+            request,
+            "a duplicate path".into(),
+            "distinct paths",
+        ));
     }
     Ok(files)
 }
@@ -221,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_next_page_is_found() {
+    fn the_link_to_the_next_page_is_found() {
         let link = "<https://h/a?cursor=x>; rel=\"next\"";
         assert_eq!(next_page(link), Some("https://h/a?cursor=x"));
         assert_eq!(next_page("<https://h/a>; rel=\"prev\""), None);

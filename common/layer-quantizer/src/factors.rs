@@ -1,12 +1,12 @@
 //! The factors that error feedback needs, made from statistics on disk.
 //!
 //! Second moments are shrunk, damped and factored here. The mathematics is in `uc_codec::factor`; which factors stay in
-//! memory is decided by `uc_codec::factors`.
+//! memory is decided by `uc_codec::factor_cache`.
 
 use anyhow::Context;
 use uc_codec::factor::{self, Factor};
 use uc_model::{InputSpec, LinearSpec};
-use uc_store::settings::QuantizeSettings;
+use uc_settings::QuantizeSettings;
 use uc_store::tensors::TensorFile;
 
 /// Bytes of input factors that stay in memory for the next pass over a layer.
@@ -33,12 +33,9 @@ pub fn input_factor(
     let mut h = second_moments(statistics, &input.name)?;
     let shrinkage = settings.shrinkage as f32;
     factor::shrink_off_diagonal(&mut h, input.width, shrinkage, shrinkage)?;
-    factor::factorize(
-        &h,
-        input.width,
-        factor::damping_at_rate(settings.damping, settings.bpw),
-    )
-    .with_context(|| format!("second moments of input {}", input.name))
+    let damping = factor::damping_at_rate(settings.damping, settings.bpw);
+    factor::factorize(&h, input.width, damping)
+        .with_context(|| format!("second moments of input {}", input.name))
 }
 
 /// The factor of the second moments of the gradients at a linear's outputs.

@@ -6,11 +6,11 @@ use std::rc::Rc;
 
 use anyhow::Context;
 use uc_codec::allocate::Allocation;
-use uc_codec::factor::damping_at_rate;
+use uc_codec::factor;
 use uc_codec::factor_cache::FactorCache;
 use uc_codec::layer::LinearShape;
 use uc_model::{LayerPlan, LinearSpec, ModelConfig};
-use uc_store::settings::AllocationMode;
+use uc_settings::AllocationMode;
 use uc_store::stage::Job;
 use uc_store::tensors::TensorFile;
 
@@ -111,7 +111,7 @@ impl LayerInputs {
     /// Reports inputs whose damping had to be raised above the setting, and inputs with dead features.
     pub fn report_diagnostics(&self, job: &mut Job<'_>) {
         let quantize = &job.settings().quantize;
-        let setting = damping_at_rate(quantize.damping, quantize.bpw);
+        let setting = factor::damping_at_rate(quantize.damping, quantize.bpw);
         for (name, FactorDiagnostics { damping, dead }) in self.diagnostics.borrow().iter() {
             if *damping > setting {
                 job.metric(&format!("damping of {name}"), *damping);

@@ -15,7 +15,7 @@
 //!       |                  |                      |                   |
 //!       |                  +----------+-----------+                   |
 //!       |                             |                               |
-//!       |              factor cache (uc_codec::factors)          LinearShape      the input factors used last stay in
+//!       |              factor cache (uc_codec::factor_cache)     LinearShape      the input factors used last stay in
 //!       |                             |                               |           memory, up to FACTOR_CACHE_BYTES
 //!       +-----------------------------+-------------------------------+
 //!                                     |

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use external::{External, ExternalFile, HubSource, ModelSource, SOURCE, ShardContent, Weights};
 pub use problem::PlanProblem;
 
-use crate::settings::Settings;
+use uc_settings::Settings;
 
 mod external;
 mod problem;

@@ -277,7 +277,7 @@ mod tests {
         let (run, found) = RunDir::open(&folder).expect("opened");
         assert_eq!(found, plan);
         let text = std::fs::read_to_string(run.plan_path()).expect("text");
-        let newer = text.replace("\"version\": 1,\n  \"tool", "\"version\": 9,\n  \"tool");
+        let newer = text.replace("\"version\": 2,\n  \"tool", "\"version\": 9,\n  \"tool");
         assert_ne!(text, newer);
         atomic::write_bytes(&run.plan_path(), newer.as_bytes()).expect("written");
         let error = RunDir::open(&folder).expect_err("newer").to_string();

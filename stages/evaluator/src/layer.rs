@@ -18,7 +18,7 @@ const BATCH_TOKENS: usize = 4096;
 
 /// Writes the artifact `eval-hidden` after the layer: the hidden states of teacher and pack.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
-    dispatch(crate::device(job), LayerPass { job })?
+    dispatch(job.settings().model.device.into(), LayerPass { job })?
 }
 
 struct LayerPass<'a, 'j> {

@@ -54,7 +54,7 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let (manifest, fingerprint) = Manifest::read(folder)?;
     let set: WindowSet = serde_json::from_slice(&std::fs::read(job.input("evaluation-windows")?)?)
         .context("cannot read the evaluation windows")?;
-    let kind = crate::device(job);
+    let kind = job.settings().model.device.into();
     let metrics = dispatch(kind, Comparison { job, set: &set })??;
     job.metric("PPL teacher", metrics.teacher_ppl.value);
     job.metric("PPL pack", metrics.pack_ppl.value);

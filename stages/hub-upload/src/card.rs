@@ -1,4 +1,4 @@
-//! The model card: metadata, figures from the receipts, how to get the pack and verify it.
+//! The model card: metadata, sizes, metrics, and how to download and verify the pack.
 
 use std::fmt::Write;
 
@@ -9,7 +9,7 @@ use uc_store::stage::Job;
 
 use crate::{read_json, remote};
 
-/// Writes `model-card`; in a run without evaluation it says that nothing was measured.
+/// Writes `model-card`. In a run without evaluation the card says that nothing was measured.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let path = job.input("manifest")?;
     let folder = path.parent().context("the manifest has no folder")?;
@@ -18,8 +18,8 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
         Ok(path) => Some(read_json(&path)?),
         Err(_) => None,
     };
-    let repository = remote::repository(job)?;
-    let card = write(
+    let repository = remote::read_repository(job)?;
+    let card = render(
         &manifest,
         &fingerprint.to_string(),
         metrics.as_ref(),
@@ -31,8 +31,8 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The card as Markdown with the Hub's front matter.
-fn write(
+/// The card in Markdown, with the front matter that the Hub reads.
+fn render(
     manifest: &Manifest,
     fingerprint: &str,
     metrics: Option<&Value>,
@@ -41,7 +41,7 @@ fn write(
     let totals = &manifest.totals;
     let source = &manifest.source.name;
     let mut card = String::from("---\nlibrary_name: ultracompress\n");
-    // Only a name that the Hub can know: a local folder's is nobody's base model.
+    // Only the name of a Hub repository can be a base model; the name of a local folder cannot.
     if source.matches('/').count() == 1 {
         writeln!(card, "base_model: {source}\nbase_model_relation: quantized")?;
     }
@@ -53,35 +53,35 @@ fn write(
     )?;
     writeln!(
         card,
-        "A pack of {} layers, made by ultracompress {}: weights that are re-derived by exact arithmetic, each covered \
-         by a hash.\n",
+        "A pack of {} layers, made by ultracompress {}. Its weights are reconstructed with exact arithmetic, and a hash \
+         covers each tensor.\n",
         manifest.layers.len(),
         manifest.tool.version
     )?;
-    sizes(&mut card, manifest)?;
+    write_sizes(&mut card, manifest)?;
     match metrics {
-        Some(metrics) => figures(&mut card, metrics)?,
+        Some(metrics) => write_metrics(&mut card, metrics)?,
         None => writeln!(
             card,
-            "\n## Figures\n\nNothing was measured: the run left the evaluation out. `uc eval` measures a pack."
+            "\n## Metrics\n\nNothing was measured: the run skipped the evaluation. `uc eval` measures a pack."
         )?,
     }
     writeln!(
         card,
-        "\n## Get it and verify it\n\n```\nhf download {repository} --local-dir PACK\nuc verify PACK\n```\n\n\
+        "\n## Download and verify\n\n```\nhf download {repository} --local-dir PACK\nuc verify PACK\n```\n\n\
          `uc verify` recomputes the SHA-256 of every file and of every tensor that the pack reconstructs. \
-         Fingerprint (SHA-256 of `manifest.json`), which stands for every byte of the pack:\n\n\
+         The fingerprint, the SHA-256 of `manifest.json`, identifies every byte of the pack:\n\n\
          `{fingerprint}`\n\n\
-         Reconstruction gives the compressed weights whose SHA-256 stand in the manifest, bit for bit, on every \
-         machine; they are not the source's weights bit for bit."
+         On every machine, reconstruction gives the same compressed weights, bit for bit; the manifest lists their SHA-256. \
+         They differ from the weights of the source."
     )?;
     Ok(card)
 }
 
-/// Bits and bytes, with what is counted.
-fn sizes(card: &mut String, manifest: &Manifest) -> std::fmt::Result {
+/// The table of sizes, with what each one counts.
+fn write_sizes(card: &mut String, manifest: &Manifest) -> std::fmt::Result {
     let totals = &manifest.totals;
-    writeln!(card, "| size | value | counted |\n|---|---|---|")?;
+    writeln!(card, "| size | value | counts |\n|---|---|---|")?;
     let mut row = |name: &str, value: &str, counted: String| {
         writeln!(card, "| {name} | {value} | {counted} |")
     };
@@ -94,10 +94,10 @@ fn sizes(card: &mut String, manifest: &Manifest) -> std::fmt::Result {
         ),
     )?;
     row(
-        "bits per weight, everything",
+        "bits per weight, whole pack",
         &totals.bits_per_weight_all,
         format!(
-            "layers, scaffold and description, {} bytes, over {} parameters",
+            "layer files, non-layer tensors and description, {} bytes, over {} parameters",
             totals.total_bytes, totals.total_parameters
         ),
     )?;
@@ -105,21 +105,21 @@ fn sizes(card: &mut String, manifest: &Manifest) -> std::fmt::Result {
         "compression ratio",
         &totals.compression_ratio,
         format!(
-            "{} bytes of the source over {} of the pack",
+            "{} bytes of the source over {} bytes of the pack",
             totals.source_bytes, totals.total_bytes
         ),
     )
 }
 
-/// What the evaluator measured, with its intervals.
-fn figures(card: &mut String, metrics: &Value) -> anyhow::Result<()> {
-    let figure = |name: &str, part: &str| {
+/// The table of metrics with their confidence intervals, and what they were measured on.
+fn write_metrics(card: &mut String, metrics: &Value) -> anyhow::Result<()> {
+    let metric = |name: &str, part: &str| {
         let value = metrics[name][part].as_f64();
-        value.with_context(|| format!("the metrics have no figure {name}.{part}"))
+        value.with_context(|| format!("the metrics have no value {name}.{part}"))
     };
     writeln!(
         card,
-        "\n## Figures\n\n| figure | value | 95 % interval over windows |\n|---|---|---|"
+        "\n## Metrics\n\n| metric | value | 95 % confidence interval over windows |\n|---|---|---|"
     )?;
     for (name, label) in [
         ("teacher_ppl", "perplexity of the source"),
@@ -130,11 +130,11 @@ fn figures(card: &mut String, metrics: &Value) -> anyhow::Result<()> {
         ("p99_kl", "99th percentile of the KL divergence, nats"),
         ("top1_agreement", "top-1 agreement"),
     ] {
-        let value = figure(name, "value")?;
-        let (low, high) = (figure(name, "low")?, figure(name, "high")?);
+        let value = metric(name, "value")?;
+        let (low, high) = (metric(name, "low")?, metric(name, "high")?);
         writeln!(card, "| {label} | {value:.6} | {low:.6} to {high:.6} |")?;
     }
-    let word = |value: &Value| match value {
+    let unquoted = |value: &Value| match value {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
@@ -145,8 +145,8 @@ fn figures(card: &mut String, metrics: &Value) -> anyhow::Result<()> {
         .map(|text| {
             format!(
                 "{} (SHA-256 `{}`)",
-                word(&text["name"]),
-                word(&text["sha256"])
+                unquoted(&text["name"]),
+                unquoted(&text["sha256"])
             )
         })
         .collect();
@@ -159,7 +159,7 @@ fn figures(card: &mut String, metrics: &Value) -> anyhow::Result<()> {
         metrics["tokens"],
         texts.join(", "),
         metrics["seed"],
-        word(&metrics["windows_sha256"]),
+        unquoted(&metrics["windows_sha256"]),
     )?;
     Ok(())
 }

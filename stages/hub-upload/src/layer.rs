@@ -1,5 +1,7 @@
-//! One layer: checked and sent. One that goes from here afterwards is committed and found in the remote tree first; one
-//! that stays lies in the repository's storage until `pack` commits it with others.
+//! Checks one layer and uploads it.
+//!
+//! A layer that will be deleted here after its upload is committed at once, and the remote tree is checked. A layer that is
+//! kept stays uncommitted in the repository's storage until `pack` commits it together with others.
 
 use serde::{Deserialize, Serialize};
 use uc_hub::LocalFile;
@@ -8,23 +10,25 @@ use uc_store::sha::Sha256Digest;
 use uc_store::stage::Job;
 
 use crate::remote::Remote;
-use crate::{Refused, read_json, write_json};
+use crate::{UploadError, read_json, write_json};
 
-/// A layer that the repository's storage held, by its digest, when this was written. The commit, if there was one, is
-/// among the job's figures: it is another one each time, and what was sent is not.
+/// The record of an uploaded layer: the repository's storage held it under this digest when the record was written.
+///
+/// The commit, if there was one, is a metric of the job and not part of this record, because it differs from run to run
+/// while the uploaded content does not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RemoteLayer {
     remote_layer_version: u32,
     /// The repository, `owner/name`.
     pub repository: String,
-    /// Its branch.
+    /// The branch.
     pub branch: String,
-    /// Its name.
+    /// The name of the layer file.
     pub file: String,
-    /// Its size.
+    /// The size of the file in bytes.
     pub size: u64,
-    /// Its SHA-256.
+    /// The SHA-256 of the file.
     pub sha256: Digest,
 }
 
@@ -35,21 +39,21 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let path = job.input("pack-layer")?;
     check(LayerFile::open(&path)?, &record)?;
 
-    // A layer begins with a magic that ends in a zero: the Hub takes it for binary however small it is, keeps it in large
-    // file storage and knows it by its SHA-256.
+    // A layer file starts with a magic number that ends in a zero byte. The Hub therefore treats even a small one as binary,
+    // keeps it in large file storage and identifies it by its SHA-256.
     let digest = Sha256Digest(record.sha256.0);
-    let file = LocalFile::known(&record.file, &path, record.size, digest)?;
-    let kept = job.plan().artifacts.get("pack-layer");
-    let kept = kept.is_none_or(|artifact| !artifact.temporary);
+    let file = LocalFile::with_digest(&record.file, &path, record.size, digest)?;
+    let artifact = job.plan().artifacts.get("pack-layer");
+    let is_kept = artifact.is_none_or(|artifact| !artifact.temporary);
     let remote = Remote::open(job)?;
-    if kept {
-        // The commit can wait until it is worth its while.
-        remote.store(&[file])?;
+    if is_kept {
+        // `pack` commits several layers at once.
+        remote.upload_without_commit(&[file])?;
     } else {
-        let commit = remote.bring(&format!("Layer {layer}"), &[file])?;
+        let commit = remote.push(&format!("Layer {layer}"), &[file])?;
         remote.job().metric("commit", commit.to_string());
     }
-    let written = RemoteLayer {
+    let remote_layer = RemoteLayer {
         remote_layer_version: 1,
         repository: remote.name(),
         branch: remote.branch().to_owned(),
@@ -58,27 +62,27 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
         sha256: record.sha256,
     };
     drop(remote);
-    write_json(job, "remote-layer", &written)
+    write_json(job, "remote-layer", &remote_layer)
 }
 
-/// Recomputes everything that the record says: the file's digest and that of every tensor that it reconstructs.
+/// Recomputes every value of the record: the digest of the file and that of each tensor that it reconstructs.
 fn check(file: LayerFile, record: &LayerEntry) -> anyhow::Result<()> {
-    let known = |name: &str| {
+    let source_sha256 = |name: &str| {
         let linear = record.linears.iter().find(|linear| linear.name == name);
         linear.map(|linear| linear.source_sha256)
     };
-    let found = LayerEntry::measure(&file, &record.prefix, known)?;
+    let found = LayerEntry::measure(&file, &record.prefix, source_sha256)?;
     if found == *record {
         return Ok(());
     }
-    let described = |entry: &LayerEntry| {
+    let describe = |entry: &LayerEntry| {
         let tensors = entry.linears.len() + entry.exact.len();
         format!("SHA-256 {} with {tensors} tensors", entry.sha256)
     };
-    Err(Refused::NotAsRecorded {
+    Err(UploadError::NotAsRecorded {
         file: file.origin().into(),
-        found: described(&found),
-        expected: described(record),
+        found: describe(&found),
+        expected: describe(record),
     }
     .into())
 }

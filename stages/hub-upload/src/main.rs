@@ -1,9 +1,9 @@
-//! hub-upload: a pack → a Hub repository, layer by layer while later layers are still being made.
+//! hub-upload: uploads a pack to a Hub repository, layer by layer while later layers are still being produced.
 //!
-//! `repository` makes the repository, `layer` checks and commits one layer, `card` writes the model card, `pack` sends
-//! everything else, the manifest last, and is done when the remote tree equals the manifest, not before. What the
-//! remote holds decides what is sent, never what was done here before. Nothing leaves the machine that was not checked
-//! against its record first; this program deletes nothing.
+//! `repository` creates the repository. `layer` checks and uploads one layer. `card` writes the model card. `pack` uploads
+//! everything else, the manifest last, and succeeds only when the remote tree equals the manifest. The content of the
+//! remote decides what is sent, not what earlier jobs did. Every file is checked against its record before it is sent. This
+//! program deletes nothing.
 
 mod card;
 mod layer;
@@ -11,121 +11,96 @@ mod pack;
 mod remote;
 
 use camino::Utf8Path;
-use clap::{Parser, Subcommand};
 use serde::de::DeserializeOwned;
 use uc_hub::HubError;
-use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
+use uc_store::stage::{self, Job, Program, Task};
 use uc_store::{ExitCode, StoreError};
 
-/// Raised whenever the same input gives other output.
-const VERSION: u32 = 2;
-
-#[derive(Parser)]
-#[command(
-    name = "hub-upload",
-    version,
-    about = "Sends a pack to a Hub repository"
-)]
-struct Cli {
-    #[command(subcommand)]
-    task: Task,
-}
-
-#[derive(Subcommand)]
-enum Task {
-    /// Make the repository, and ask whether the token may write to it
-    Repository(StageArgs),
-    /// Check a layer against its record and commit it
-    Layer(StageArgs),
-    /// Write the model card
-    Card(StageArgs),
-    /// Send what is left, the manifest last, and compare the remote tree with the manifest
-    Pack(StageArgs),
-}
+const PROGRAM: Program = Program {
+    name: "hub-upload",
+    about: "Uploads a pack to a Hub repository",
+    version: 2,
+    classify,
+};
 
 fn main() -> std::process::ExitCode {
-    let (task, args, run): (_, _, fn(&mut Job<'_>) -> anyhow::Result<()>) = match Cli::parse().task
-    {
-        Task::Repository(args) => ("repository", args, remote::make),
-        Task::Layer(args) => ("layer", args, layer::run),
-        Task::Card(args) => ("card", args, card::run),
-        Task::Pack(args) => ("pack", args, pack::run),
-    };
-    let program = Program {
-        name: "hub-upload",
-        task,
-        version: VERSION,
-    };
-    stage::main(program, &args, HubUpload { run }).into()
+    stage::run(
+        PROGRAM,
+        [
+            Task::new(
+                "repository",
+                "Create the repository, and check that the token may write to it",
+                remote::make,
+            ),
+            Task::new(
+                "layer",
+                "Check a layer against its record and commit it",
+                layer::run,
+            ),
+            Task::new("card", "Write the model card", card::run),
+            Task::new(
+                "pack",
+                "Upload the remaining files, the manifest last, and compare the remote tree with the manifest",
+                pack::run,
+            ),
+        ],
+    )
 }
 
-struct HubUpload {
-    run: fn(&mut Job<'_>) -> anyhow::Result<()>,
+/// The exit code of an error of the Hub, of the upload or of the pack.
+fn classify(error: &anyhow::Error) -> Option<ExitCode> {
+    error.chain().find_map(|cause| {
+        if let Some(error) = cause.downcast_ref::<HubError>() {
+            return error.exit_code();
+        }
+        if let Some(error) = cause.downcast_ref::<UploadError>() {
+            return Some(error.exit_code());
+        }
+        cause
+            .is::<uc_pack::PackError>()
+            .then_some(ExitCode::Damaged)
+    })
 }
 
-impl StageProgram for HubUpload {
-    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
-        (self.run)(job)
-    }
-
-    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        let of = |cause: &(dyn std::error::Error + 'static)| {
-            if let Some(error) = cause.downcast_ref::<HubError>() {
-                return error.exit_code();
-            }
-            if let Some(refused) = cause.downcast_ref::<Refused>() {
-                return Some(refused.class());
-            }
-            cause
-                .is::<uc_pack::PackError>()
-                .then_some(ExitCode::Damaged)
-        };
-        error.chain().find_map(of)
-    }
-}
-
-/// Why something is not sent, or what was sent is not accepted.
+/// An upload that is refused, or that did not arrive as it was sent.
 #[derive(Debug, thiserror::Error)]
-enum Refused {
+enum UploadError {
     #[error("an upload needs a token: set HF_TOKEN, or HF_TOKEN_PATH to a file that holds one")]
     NoToken,
-    #[error(
-        "{file} is not what its record says, and is not sent: found {found}, expected {expected}"
-    )]
+    #[error("{file} differs from its record and is not sent: found {found}, expected {expected}")]
     NotAsRecorded {
         file: String,
         found: String,
         expected: String,
     },
-    #[error("{repository} differs at commit {commit} from what was sent: {}", paths.join(", "))]
-    NotTheSame {
+    #[error("{repository} at commit {commit} differs from what was sent: {}", paths.join(", "))]
+    RemoteDiffers {
         repository: String,
         commit: String,
         paths: Vec<String>,
     },
     #[error(
-        "{repository} does not hold {} (any more), and neither does this run: `uc compress` with the same --run makes \
-         it again",
+        "neither {repository} nor this run holds {}: `uc compress` with the same --run produces it again",
         paths.join(", ")
     )]
-    Gone {
+    LayersMissing {
         repository: String,
         paths: Vec<String>,
     },
 }
 
-impl Refused {
-    fn class(&self) -> ExitCode {
+impl UploadError {
+    fn exit_code(&self) -> ExitCode {
         match self {
             Self::NoToken => ExitCode::Permission,
             Self::NotAsRecorded { .. } => ExitCode::Damaged,
-            Self::NotTheSame { .. } => ExitCode::Network,
-            Self::Gone { .. } => ExitCode::MissingInput,
+            Self::RemoteDiffers { .. } => ExitCode::Network,
+            Self::LayersMissing { .. } => ExitCode::MissingInput,
         }
     }
 }
 
-/// A JSON document of the run; one that does not parse is damaged.
+/// Reads a JSON artifact. One that does not parse is damaged.
 fn read_json<T: DeserializeOwned>(path: &Utf8Path) -> Result<T, StoreError> {
     let text = std::fs::read(path).map_err(StoreError::io("read", path))?;
     serde_json::from_slice(&text).map_err(|error| {
@@ -138,7 +113,7 @@ fn read_json<T: DeserializeOwned>(path: &Utf8Path) -> Result<T, StoreError> {
     })
 }
 
-/// Publishes a document.
+/// Writes a JSON artifact.
 fn write_json(
     job: &mut Job<'_>,
     output: &str,

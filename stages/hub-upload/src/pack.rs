@@ -1,4 +1,4 @@
-//! The whole pack: what is not there yet, the manifest last, and the comparison that ends it.
+//! Uploads the rest of the pack, the manifest last, and compares the remote tree with the manifest.
 
 use anyhow::Context;
 use camino::Utf8Path;
@@ -11,16 +11,16 @@ use uc_store::stage::Job;
 
 use crate::layer::RemoteLayer;
 use crate::remote::{self, Remote, Repository};
-use crate::{Refused, read_json, write_json};
+use crate::{UploadError, read_json, write_json};
 
-/// Layers in one commit: the Hub takes a limited number of commits an hour, and a failed one of many files costs more.
+/// Layers in one commit. The Hub limits the number of commits per hour, but a failed commit of many files costs more.
 const LAYERS_PER_COMMIT: usize = 8;
-/// The card's name in a repository.
-const CARD: &str = "README.md";
-/// What the Hub itself puts into a repository.
-const OF_THE_HUB: &str = ".gitattributes";
+/// The file name of the model card in a repository.
+const CARD_FILE: &str = "README.md";
+/// The file that the Hub itself adds to a repository.
+const GIT_ATTRIBUTES: &str = ".gitattributes";
 
-/// Where the pack is, once the repository holds everything.
+/// The record of a repository that holds the whole pack.
 #[derive(Debug, Serialize)]
 struct RemotePack {
     remote_pack_version: u32,
@@ -41,34 +41,34 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
         .context("the manifest has no folder")?
         .to_owned();
     let (manifest, fingerprint) = Manifest::read(&folder)?;
-    let repository = remote::repository(job)?;
-    check_scaffold(&folder, &manifest)?;
+    let repository = remote::read_repository(job)?;
+    check_non_layer(&folder, &manifest)?;
     let mut description = Vec::new();
-    for file in manifest.files.iter().chain([&non_layer(&manifest)]) {
-        description.push(checked(&folder, file)?);
+    for file in manifest.files.iter().chain([&non_layer_file(&manifest)]) {
+        description.push(checked_file(&folder, file)?);
     }
-    description.push(LocalFile::read(CARD, &job.input("model-card")?)?);
-    let layers = layers(job, &folder, &manifest, &repository)?;
+    description.push(LocalFile::from_path(CARD_FILE, &job.input("model-card")?)?);
+    let layers = layer_files(job, &folder, &manifest, &repository)?;
     let names = [MANIFEST_FILE, DIGEST_FILE];
-    let last = names.map(|name| LocalFile::read(name, &folder.join(name)));
-    let last = last.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let manifest_files = names.map(|name| LocalFile::from_path(name, &folder.join(name)));
+    let manifest_files = manifest_files.into_iter().collect::<Result<Vec<_>, _>>()?;
 
     let remote = Remote::open(job)?;
-    remote.bring("Scaffold, description and card", &description)?;
+    remote.push("Non-layer tensors, description and card", &description)?;
     commit_layers(&remote, &layers)?;
-    remote.bring("Manifest", &last)?;
-    let files = [description, layers, last].concat();
+    remote.push("Manifest", &manifest_files)?;
+    let files = [description, layers, manifest_files].concat();
     let (commit, tree) = remote.tree()?;
-    remote.accept(&commit, &tree, &files)?;
-    let ours = |path: &String| files.iter().any(|file| file.path == *path);
-    let others = tree.iter().map(|file| &file.path);
-    for path in others.filter(|path| !ours(path) && *path != OF_THE_HUB) {
+    remote.check_tree(&commit, &tree, &files)?;
+    let is_in_pack = |path: &String| files.iter().any(|file| file.path == *path);
+    let paths = tree.iter().map(|file| &file.path);
+    for path in paths.filter(|path| !is_in_pack(path) && *path != GIT_ATTRIBUTES) {
         tracing::warn!(
             path,
-            "the repository also holds this file, which is not of the pack"
+            "the repository also holds this file, which is not part of the pack"
         );
     }
-    let outcome = RemotePack {
+    let remote_pack = RemotePack {
         remote_pack_version: 1,
         endpoint: remote.endpoint().into(),
         repository: repository.repository,
@@ -79,12 +79,12 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
         bytes: files.iter().map(|file| file.size).sum(),
     };
     drop(remote);
-    job.metric("commit", outcome.commit.clone());
-    write_json(job, "remote-pack", &outcome)
+    job.metric("commit", remote_pack.commit.clone());
+    write_json(job, "remote-pack", &remote_pack)
 }
 
-/// The scaffold as one of the pack's files.
-fn non_layer(manifest: &Manifest) -> FileEntry {
+/// The file entry of the non-layer tensors.
+fn non_layer_file(manifest: &Manifest) -> FileEntry {
     let NonLayerEntry {
         file, size, sha256, ..
     } = &manifest.non_layer;
@@ -95,15 +95,15 @@ fn non_layer(manifest: &Manifest) -> FileEntry {
     }
 }
 
-/// Every tensor of the scaffold is what the manifest says.
-fn check_scaffold(folder: &Utf8Path, manifest: &Manifest) -> anyhow::Result<()> {
+/// Checks every non-layer tensor against the manifest.
+fn check_non_layer(folder: &Utf8Path, manifest: &Manifest) -> anyhow::Result<()> {
     let recorded = &manifest.non_layer;
     let path = folder.join(&recorded.file);
     let found = NonLayerEntry::measure(&path)?;
     if found == *recorded {
         return Ok(());
     }
-    Err(Refused::NotAsRecorded {
+    Err(UploadError::NotAsRecorded {
         file: path.into(),
         found: format!("SHA-256 {}", found.sha256),
         expected: format!("SHA-256 {}", recorded.sha256),
@@ -111,25 +111,25 @@ fn check_scaffold(folder: &Utf8Path, manifest: &Manifest) -> anyhow::Result<()> 
     .into())
 }
 
-/// A file of the pack, if it is what the manifest says.
-fn checked(folder: &Utf8Path, recorded: &FileEntry) -> anyhow::Result<LocalFile> {
-    let file = LocalFile::read(&recorded.name, &folder.join(&recorded.name))?;
+/// A file of the pack, checked against the manifest.
+fn checked_file(folder: &Utf8Path, recorded: &FileEntry) -> anyhow::Result<LocalFile> {
+    let file = LocalFile::from_path(&recorded.name, &folder.join(&recorded.name))?;
     let found = (file.size, Digest(file.sha256.0));
     let expected = (recorded.size, recorded.sha256);
     if found == expected {
         return Ok(file);
     }
-    let described = |(size, sha256): (u64, Digest)| format!("{size} bytes, SHA-256 {sha256}");
-    Err(Refused::NotAsRecorded {
+    let describe = |(size, sha256): (u64, Digest)| format!("{size} bytes, SHA-256 {sha256}");
+    Err(UploadError::NotAsRecorded {
         file: file.source.into(),
-        found: described(found),
-        expected: described(expected),
+        found: describe(found),
+        expected: describe(expected),
     }
     .into())
 }
 
-/// The layers of the manifest, each of them one that was sent.
-fn layers(
+/// The layer files of the manifest. Each must agree with the record of its upload.
+fn layer_files(
     job: &Job<'_>,
     folder: &Utf8Path,
     manifest: &Manifest,
@@ -138,17 +138,17 @@ fn layers(
     let mut layers = Vec::new();
     for entry in &manifest.layers {
         let path = job.input_at("remote-layer", entry.index)?;
-        let sent: RemoteLayer = read_json(&path)?;
+        let uploaded: RemoteLayer = read_json(&path)?;
         let found = (
-            (&sent.repository, &sent.branch),
-            (&sent.file, sent.size, sent.sha256),
+            (&uploaded.repository, &uploaded.branch),
+            (&uploaded.file, uploaded.size, uploaded.sha256),
         );
         let expected = (
             (&repository.repository, &repository.branch),
             (&entry.file, entry.size, entry.sha256),
         );
         if found != expected {
-            return Err(Refused::NotAsRecorded {
+            return Err(UploadError::NotAsRecorded {
                 file: path.into(),
                 found: format!("{found:?}"),
                 expected: format!("{expected:?}"),
@@ -156,31 +156,41 @@ fn layers(
             .into());
         }
         let (path, digest) = (folder.join(&entry.file), Sha256Digest(entry.sha256.0));
-        layers.push(LocalFile::known(&entry.file, &path, entry.size, digest)?);
+        layers.push(LocalFile::with_digest(
+            &entry.file,
+            &path,
+            entry.size,
+            digest,
+        )?);
     }
     Ok(layers)
 }
 
-/// Commits the layers that the branch lacks. Those that lie in storage are not sent again, those that the repository has
-/// lost are.
+/// Commits the layers that the branch lacks. Layers in storage are not sent again; layers that storage has lost are.
 fn commit_layers(remote: &Remote<'_, '_>, layers: &[LocalFile]) -> anyhow::Result<()> {
     let (_, tree) = remote.tree()?;
-    let lacking = differences(&tree, layers)?;
-    let is_lacking = |file: &&LocalFile| lacking.iter().any(|gap| gap.path == file.path);
-    let lacking: Vec<&LocalFile> = layers.iter().filter(is_lacking).collect();
-    let gone = lacking.iter().filter(|file| !file.source.exists());
-    let paths: Vec<String> = gone.map(|file| file.path.clone()).collect();
+    let differences = differences(&tree, layers)?;
+    let is_missing = |file: &&LocalFile| {
+        differences
+            .iter()
+            .any(|difference| difference.path == file.path)
+    };
+    let missing: Vec<&LocalFile> = layers.iter().filter(is_missing).collect();
+    let unavailable = missing.iter().filter(|file| !file.source.exists());
+    let paths: Vec<String> = unavailable.map(|file| file.path.clone()).collect();
     if !paths.is_empty() {
         let repository = remote.name();
-        return Err(Refused::Gone { repository, paths }.into());
+        return Err(UploadError::LayersMissing { repository, paths }.into());
     }
-    for files in lacking.chunks(LAYERS_PER_COMMIT) {
+    for files in missing.chunks(LAYERS_PER_COMMIT) {
         let (first, last) = (&files[0].path, &files[files.len() - 1].path);
         let files: Vec<LocalFile> = files
             .iter()
             .map(|file| {
-                checked(
-                    file.source.parent().context("a layer without a folder")?,
+                checked_file(
+                    file.source
+                        .parent()
+                        .context("the layer file has no folder")?,
                     &FileEntry {
                         name: file.path.clone(),
                         size: file.size,
@@ -189,7 +199,7 @@ fn commit_layers(remote: &Remote<'_, '_>, layers: &[LocalFile]) -> anyhow::Resul
                 )
             })
             .collect::<anyhow::Result<_>>()?;
-        remote.bring(&format!("{first} to {last}"), &files)?;
+        remote.push(&format!("{first} to {last}"), &files)?;
     }
     Ok(())
 }

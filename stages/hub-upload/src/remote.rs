@@ -1,193 +1,202 @@
-//! The run's repository: made, written to, and asked what it holds, behind the watchdog.
+//! The repository of a run: creation, uploads and listings, with retries.
 //!
-//! How far a file is and what the watchdog waits for go out as the job's events.
+//! The progress of each transfer and the waits between attempts are reported as events of the job.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use uc_hub::{
-    CommitId, Endpoint, Hub, Limits, LocalFile, Policy, Progress, RemoteFile, RepoRef, Visibility,
-    WatchState, Watchdog, differences,
+    CommitId, Endpoint, Hub, Limits, LocalFile, Progress, RemoteFile, RepoRef, Retrier,
+    RetryPolicy, RetryState, Visibility, differences,
 };
-use uc_store::settings::UploadSettings;
+use uc_settings::UploadSettings;
 use uc_store::stage::Job;
 
-use crate::{Refused, read_json, write_json};
+use crate::{UploadError, read_json, write_json};
 
-/// The document by which the stages know the repository.
+/// The artifact that names the repository for the other tasks.
 const DOCUMENT: &str = "hub-repository";
-/// How often a job tells how far a file is.
-const PACE: Duration = Duration::from_secs(1);
+/// Shortest time between two progress events.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Which repository the pack of this run goes to.
+/// The repository that receives the pack of the run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Repository {
     repository_version: u32,
     /// `owner/name`.
     pub repository: String,
-    /// Its branch.
+    /// The branch.
     pub branch: String,
 }
 
-/// The way to the repository, for one job.
+/// A client for the repository, for one job.
 pub struct Remote<'a, 'j> {
     hub: Hub,
-    to: RepoRef,
+    target: RepoRef,
     settings: UploadSettings,
     job: Mutex<&'a mut Job<'j>>,
 }
 
-/// Makes the repository unless it is there, and writes which one it is.
+/// Writes `hub-repository`: creates the repository unless it exists, and checks that the token can write to it.
 pub fn make(job: &mut Job<'_>) -> anyhow::Result<()> {
-    let to: RepoRef = job.settings().upload.repository.parse()?;
+    let target: RepoRef = job.settings().upload.repository.parse()?;
     let document = Repository {
         repository_version: 1,
-        repository: to.repo.to_string(),
-        branch: to.revision.clone(),
+        repository: target.repo.to_string(),
+        branch: target.revision.clone(),
     };
     write_json(job, DOCUMENT, &document)?;
-    let sample = LocalFile::read("repository.json", &job.output_path(DOCUMENT)?)?;
+    let sample = LocalFile::from_path("repository.json", &job.output_path(DOCUMENT)?)?;
     let visibility = match job.settings().upload.private {
         true => Visibility::Private,
         false => Visibility::Public,
     };
-    let remote = Remote::to(job, to)?;
-    let Remote { hub, to, .. } = &remote;
-    let mut watchdog = remote.watchdog();
-    watchdog.run("repository", |_| hub.create_repo(&to.repo, visibility))?;
-    // A token that may read alone is found out now and not after the first layer: the question how a file would go is
-    // answered to writers only, and changes nothing.
-    watchdog.run("permission", |_| {
-        hub.preupload(&to.repo, &to.revision, &[&sample])
+    let remote = Remote::new(job, target)?;
+    let Remote { hub, target, .. } = &remote;
+    let mut retrier = remote.retrier();
+    retrier.run("repository", |_| hub.create_repo(&target.repo, visibility))?;
+    // Detects a read-only token now rather than after the first layer. The Hub answers a preupload request only if the
+    // token has write permission, and the request changes nothing.
+    retrier.run("permission", |_| {
+        hub.preupload(&target.repo, &target.revision, &[&sample])
     })?;
     Ok(())
 }
 
-/// The repository as [`make`] wrote it.
-pub fn repository(job: &Job<'_>) -> anyhow::Result<Repository> {
+/// The repository that [`make`] recorded.
+pub fn read_repository(job: &Job<'_>) -> anyhow::Result<Repository> {
     Ok(read_json(&job.input(DOCUMENT)?)?)
 }
 
 impl<'a, 'j> Remote<'a, 'j> {
-    /// The repository that the run has.
+    /// A client for the repository of the run.
     pub fn open(job: &'a mut Job<'j>) -> anyhow::Result<Self> {
         let Repository {
             repository, branch, ..
-        } = repository(job)?;
-        Self::to(job, format!("{repository}@{branch}").parse()?)
+        } = read_repository(job)?;
+        Self::new(job, format!("{repository}@{branch}").parse()?)
     }
 
-    fn to(job: &'a mut Job<'j>, to: RepoRef) -> anyhow::Result<Self> {
+    fn new(job: &'a mut Job<'j>, target: RepoRef) -> anyhow::Result<Self> {
         let endpoint = Endpoint::from_env()?;
         if !endpoint.has_token() {
-            return Err(Refused::NoToken.into());
+            return Err(UploadError::NoToken.into());
         }
         Ok(Self {
             hub: Hub::new(endpoint, Limits::default())?,
-            to,
+            target,
             settings: job.settings().upload.clone(),
             job: Mutex::new(job),
         })
     }
 
-    /// The job; held for as long as an event takes.
+    /// The job, locked. Hold the guard only to emit an event.
     pub fn job(&self) -> MutexGuard<'_, &'a mut Job<'j>> {
         self.job.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where the Hub is.
+    /// The URL of the Hub.
     pub fn endpoint(&self) -> &str {
         self.hub.endpoint().url()
     }
 
-    /// The repository's name.
+    /// The repository, `owner/name`.
     pub fn name(&self) -> String {
-        self.to.repo.to_string()
+        self.target.repo.to_string()
     }
 
-    /// Its branch.
+    /// The branch.
     pub fn branch(&self) -> &str {
-        &self.to.revision
+        &self.target.revision
     }
 
-    fn watchdog(&self) -> Watchdog<'_> {
-        let longest_wait = Duration::from_secs(self.settings.longest_wait.into());
-        Watchdog::new(Policy::of(self.settings.attempts, longest_wait))
-            .observed(|state| self.tell(state))
+    fn retrier(&self) -> Retrier<'_> {
+        let max_wait = Duration::from_secs(self.settings.longest_wait.into());
+        Retrier::new(RetryPolicy::new(self.settings.attempts, max_wait))
+            .with_observer(|state| self.report_retry(state))
     }
 
-    fn tell(&self, state: &WatchState) {
-        if let Some((attempt, wait, error)) = state.retry() {
+    fn report_retry(&self, state: &RetryState) {
+        if let Some((attempt, wait, error)) = state.pending_retry() {
             self.job().retrying(attempt, state.attempts, wait, error);
         }
     }
 
-    /// Brings files into the repository's storage, for a later commit.
-    pub fn store(&self, files: &[LocalFile]) -> anyhow::Result<()> {
-        let RepoRef { repo, revision } = &self.to;
-        let mut watchdog = self.watchdog();
-        let mut teller = self.teller();
+    /// Uploads files to the repository's storage, for a later commit.
+    pub fn upload_without_commit(&self, files: &[LocalFile]) -> anyhow::Result<()> {
+        let RepoRef { repo, revision } = &self.target;
+        let mut retrier = self.retrier();
+        let mut report = self.progress_reporter();
         self.hub
-            .store(repo, revision, files, &mut watchdog, |_, now| teller(now))?;
+            .upload_without_commit(repo, revision, files, &mut retrier, |_, progress| {
+                report(progress)
+            })?;
         Ok(())
     }
 
-    /// Tells how far a file is, now and then.
-    fn teller(&self) -> impl FnMut(Progress) {
-        let mut told = Instant::now();
-        move |now| {
-            if now.done == now.total || told.elapsed() >= PACE {
-                told = Instant::now();
-                self.job().progress(now.done, now.total, "bytes");
+    /// A callback that emits progress events, at most one per [`PROGRESS_INTERVAL`] and one at the end of each file.
+    fn progress_reporter(&self) -> impl FnMut(Progress) {
+        let mut last_report = Instant::now();
+        move |progress| {
+            if progress.done == progress.total || last_report.elapsed() >= PROGRESS_INTERVAL {
+                last_report = Instant::now();
+                self.job().progress(progress.done, progress.total, "bytes");
             }
         }
     }
 
-    /// Commits those of the files that the branch lacks, and makes sure that it holds all of them then.
-    pub fn bring(&self, message: &str, files: &[LocalFile]) -> anyhow::Result<CommitId> {
-        let RepoRef { repo, revision } = &self.to;
-        let mut watchdog = self.watchdog();
-        let mut teller = self.teller();
-        let pushed = self
-            .hub
-            .push(repo, revision, message, files, &mut watchdog, |_, now| {
-                teller(now);
-            })?;
-        let what = format!("comparison with {repo}");
-        let tree = watchdog.run(&what, |_| self.hub.tree(repo, &pushed.commit.to_string()))?;
-        self.accept(&pushed.commit, &tree, files)?;
+    /// Commits the files that the branch lacks, then checks that the new tree holds all of the files.
+    pub fn push(&self, message: &str, files: &[LocalFile]) -> anyhow::Result<CommitId> {
+        let RepoRef { repo, revision } = &self.target;
+        let mut retrier = self.retrier();
+        let mut report = self.progress_reporter();
+        let pushed = self.hub.push(
+            repo,
+            revision,
+            message,
+            files,
+            &mut retrier,
+            |_, progress| {
+                report(progress);
+            },
+        )?;
+        let operation = format!("comparison with {repo}");
+        let tree = retrier.run(&operation, |_| {
+            self.hub.tree(repo, &pushed.commit.to_string())
+        })?;
+        self.check_tree(&pushed.commit, &tree, files)?;
         tracing::info!(commit = %pushed.commit, pushed.committed, pushed.present, "{message}");
         Ok(pushed.commit)
     }
 
-    /// An error unless a tree holds these files.
-    pub fn accept(
+    /// Checks that the tree of a commit holds these files.
+    pub fn check_tree(
         &self,
         commit: &CommitId,
         tree: &[RemoteFile],
         files: &[LocalFile],
     ) -> anyhow::Result<()> {
-        let lacking = differences(tree, files)?;
-        if lacking.is_empty() {
+        let differences = differences(tree, files)?;
+        if differences.is_empty() {
             return Ok(());
         }
-        Err(Refused::NotTheSame {
+        Err(UploadError::RemoteDiffers {
             repository: self.name(),
             commit: commit.to_string(),
-            paths: lacking.into_iter().map(|gap| gap.path).collect(),
+            paths: differences.into_iter().map(|file| file.path).collect(),
         }
         .into())
     }
 
-    /// The branch's commit and what it holds.
+    /// The commit of the branch and its files.
     pub fn tree(&self) -> anyhow::Result<(CommitId, Vec<RemoteFile>)> {
-        let RepoRef { repo, revision } = &self.to;
-        let found = self.watchdog().run("comparison", |_| {
+        let RepoRef { repo, revision } = &self.target;
+        let head_and_tree = self.retrier().run("comparison", |_| {
             let head = self.hub.head(repo, revision)?;
             Ok((head, self.hub.tree(repo, &head.to_string())?))
         })?;
-        Ok(found)
+        Ok(head_and_tree)
     }
 }

@@ -2,35 +2,26 @@
 
 use uc_layer_quantizer::{CodesCheckpoint, LayerInputs, SpilledCodes};
 use uc_pack::Linears;
-use uc_store::ExitCode;
-use uc_store::settings::Rank;
-use uc_store::stage::{Job, StageProgram};
+use uc_settings::Rank;
+use uc_store::stage::Job;
 
 use crate::correction::{best_rank, correction, output_error};
 
 /// Writes `overlay`.
-pub struct OverlayFit;
-
-impl StageProgram for OverlayFit {
-    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
-        let fitted = fit(job)?;
-        let mut rank = 0;
-        let mut file = job.output("overlay")?;
-        if let Some(linears) = fitted {
-            for index in 0..linears.count() {
-                let overlay = linears.linear(index)?.into_owned().code.overlay;
-                rank = rank.max(overlay.map_or(0, |overlay| overlay.rank));
-            }
-            linears.write(&mut file)?;
+pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
+    let fitted = fit(job)?;
+    let mut rank = 0;
+    let mut file = job.output("overlay")?;
+    if let Some(linears) = fitted {
+        for index in 0..linears.count() {
+            let overlay = linears.linear(index)?.into_owned().code.overlay;
+            rank = rank.max(overlay.map_or(0, |overlay| overlay.rank));
         }
-        job.metric("rank", rank);
-        job.commit("overlay", file)?;
-        Ok(())
+        linears.write(&mut file)?;
     }
-
-    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        uc_layer_quantizer::classify(error)
-    }
+    job.metric("rank", rank);
+    job.commit("overlay", file)?;
+    Ok(())
 }
 
 /// The linears that replace those of the codes checkpoint, or `None` if the codes without overlays are better.

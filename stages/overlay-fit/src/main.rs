@@ -7,26 +7,17 @@
 mod correction;
 mod fit;
 
-use clap::Parser;
 use uc_layer_quantizer::QUANTIZER_VERSION;
-use uc_store::stage::{self, Program, StageArgs};
+use uc_store::stage::{self, Program, Task};
 
-#[derive(Parser)]
-#[command(
-    name = "overlay-fit",
-    version,
-    about = "Fits the correction that quantization left room for"
-)]
-struct Cli {
-    #[command(flatten)]
-    args: StageArgs,
-}
+const PROGRAM: Program = Program {
+    name: "overlay-fit",
+    about: "Fits low-rank corrections to the linears of a layer",
+    version: QUANTIZER_VERSION,
+    classify: uc_layer_quantizer::classify,
+};
 
 fn main() -> std::process::ExitCode {
-    let program = Program {
-        name: "overlay-fit",
-        task: "",
-        version: QUANTIZER_VERSION,
-    };
-    stage::main(program, &Cli::parse().args, fit::OverlayFit).into()
+    // The only task has no name.
+    stage::run(PROGRAM, [Task::new("", "", fit::run)])
 }

@@ -7,51 +7,31 @@
 mod layer;
 mod manifest;
 
-use clap::{Parser, Subcommand};
 use uc_store::ExitCode;
-use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
+use uc_store::stage::{self, Program, Task};
 
-/// Raised whenever the same inputs give other outputs.
-const VERSION: u32 = 3;
-
-#[derive(Parser)]
-#[command(name = "pack-writer", version, about = "Writes the files of a pack")]
-struct Cli {
-    #[command(subcommand)]
-    task: Task,
-}
-
-#[derive(Subcommand)]
-enum Task {
-    /// One layer's file and its record
-    Layer(StageArgs),
-    /// Scaffold, description and manifest
-    Manifest(StageArgs),
-}
+const PROGRAM: Program = Program {
+    name: "pack-writer",
+    about: "Writes the files of a pack",
+    version: 3,
+    classify,
+};
 
 fn main() -> std::process::ExitCode {
-    let program = |task| Program {
-        name: "pack-writer",
-        task,
-        version: VERSION,
-    };
-    match Cli::parse().task {
-        Task::Layer(args) => stage::main(program("layer"), &args, Writer(layer::run)).into(),
-        Task::Manifest(args) => {
-            stage::main(program("manifest"), &args, Writer(manifest::run)).into()
-        }
-    }
+    stage::run(
+        PROGRAM,
+        [
+            Task::new("layer", "Write one layer's file and its record", layer::run),
+            Task::new(
+                "manifest",
+                "Write the non-layer tensors, the model's description and the manifest",
+                manifest::run,
+            ),
+        ],
+    )
 }
 
-/// A task of this program.
-struct Writer(fn(&mut Job<'_>) -> anyhow::Result<()>);
-
-impl StageProgram for Writer {
-    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
-        self.0(job)
-    }
-
-    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        uc_model::error::is_model_error(error.chain()).then_some(ExitCode::BadInput)
-    }
+/// Errors of the model crate are errors in the user's input.
+fn classify(error: &anyhow::Error) -> Option<ExitCode> {
+    uc_model::error::is_model_error(error.chain()).then_some(ExitCode::BadInput)
 }

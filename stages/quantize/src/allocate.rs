@@ -7,43 +7,34 @@ use anyhow::Context;
 use uc_codec::allocate::{Allocation, BitAllocation, LinearSensitivity, allocate};
 use uc_layer_quantizer::output_factor;
 use uc_model::{LayerPlan, ModelConfig};
-use uc_store::ExitCode;
-use uc_store::settings::AllocationMode;
-use uc_store::stage::{Job, StageProgram};
+use uc_settings::AllocationMode;
+use uc_store::stage::Job;
 use uc_store::tensors::TensorFile;
 
 use crate::rates::{LinearRate, RatesFile};
 
 /// Writes `allocation`.
-pub struct Allocate;
-
-impl StageProgram for Allocate {
-    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
-        let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
-        let mut layers = Vec::new();
-        for layer in 0..job.plan().model.layers {
-            layers.push(layer_sensitivities(
-                job,
-                &config.layer_plan(layer as usize),
-            )?);
-        }
-        let settings = job.settings();
-        let bits = allocate_bits(&layers, settings.allocation.mode, settings.quantize.bpw);
-        let most = bits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let fewest = bits.iter().copied().fold(f64::INFINITY, f64::min);
-        job.metric("most bits of a linear", most);
-        job.metric("fewest bits of a linear", fewest);
-
-        let allocation = allocation(&layers, bits);
-        let mut file = job.output("allocation")?;
-        file.append(&serde_json::to_vec_pretty(&allocation)?)?;
-        job.commit("allocation", file)?;
-        Ok(())
+pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
+    let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
+    let mut layers = Vec::new();
+    for layer in 0..job.plan().model.layers {
+        layers.push(layer_sensitivities(
+            job,
+            &config.layer_plan(layer as usize),
+        )?);
     }
+    let settings = job.settings();
+    let bits = allocate_bits(&layers, settings.allocation.mode, settings.quantize.bpw);
+    let most = bits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let fewest = bits.iter().copied().fold(f64::INFINITY, f64::min);
+    job.metric("most bits of a linear", most);
+    job.metric("fewest bits of a linear", fewest);
 
-    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        uc_layer_quantizer::classify(error)
-    }
+    let allocation = allocation(&layers, bits);
+    let mut file = job.output("allocation")?;
+    file.append(&serde_json::to_vec_pretty(&allocation)?)?;
+    job.commit("allocation", file)?;
+    Ok(())
 }
 
 /// Bits per weight of all linears, in the order of the layers.

@@ -9,40 +9,31 @@ mod allocate;
 mod layer;
 mod rates;
 
-use clap::{Parser, Subcommand};
 use uc_layer_quantizer::QUANTIZER_VERSION;
-use uc_store::stage::{self, Program, StageArgs};
+use uc_store::stage::{self, Program, Task};
 
-#[derive(Parser)]
-#[command(
-    name = "quantize",
-    version,
-    about = "Quantizes the linears of a layer to a byte budget"
-)]
-struct Cli {
-    #[command(subcommand)]
-    task: Task,
-}
-
-#[derive(Subcommand)]
-enum Task {
-    /// Quantize the linears of a layer
-    Layer(StageArgs),
-    /// The steps at which the linears of a layer take the wanted bits
-    Rates(StageArgs),
-    /// Deal out the model's bits among its linears
-    Allocate(StageArgs),
-}
+const PROGRAM: Program = Program {
+    name: "quantize",
+    about: "Quantizes the linears of a layer to a byte budget",
+    version: QUANTIZER_VERSION,
+    classify: uc_layer_quantizer::classify,
+};
 
 fn main() -> std::process::ExitCode {
-    let program = |task| Program {
-        name: "quantize",
-        task,
-        version: QUANTIZER_VERSION,
-    };
-    match Cli::parse().task {
-        Task::Layer(args) => stage::main(program("layer"), &args, layer::Quantize).into(),
-        Task::Rates(args) => stage::main(program("rates"), &args, rates::Rates).into(),
-        Task::Allocate(args) => stage::main(program("allocate"), &args, allocate::Allocate).into(),
-    }
+    stage::run(
+        PROGRAM,
+        [
+            Task::new("layer", "Quantize the linears of a layer", layer::run),
+            Task::new(
+                "rates",
+                "Find the step at which each linear of a layer takes the average bits per weight",
+                rates::run,
+            ),
+            Task::new(
+                "allocate",
+                "Divide the bits of the model among its linears",
+                allocate::run,
+            ),
+        ],
+    )
 }

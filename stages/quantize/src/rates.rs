@@ -10,8 +10,7 @@ use uc_codec::rate::RateProbe;
 use uc_codec::steps::step_log2_eighths;
 use uc_layer_quantizer::{FACTOR_CACHE_BYTES, input_factor};
 use uc_model::{ModelConfig, SourceFolder};
-use uc_store::ExitCode;
-use uc_store::stage::{Job, StageProgram};
+use uc_store::stage::Job;
 use uc_store::tensors::TensorFile;
 
 /// The document `rates` of a layer.
@@ -35,20 +34,12 @@ pub struct LinearRate {
 }
 
 /// Writes `rates`.
-pub struct Rates;
-
-impl StageProgram for Rates {
-    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
-        let linears = linear_rates(job)?;
-        let mut file = job.output("rates")?;
-        file.append(&serde_json::to_vec_pretty(&RatesFile { linears })?)?;
-        job.commit("rates", file)?;
-        Ok(())
-    }
-
-    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        uc_layer_quantizer::classify(error)
-    }
+pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
+    let linears = linear_rates(job)?;
+    let mut file = job.output("rates")?;
+    file.append(&serde_json::to_vec_pretty(&RatesFile { linears })?)?;
+    job.commit("rates", file)?;
+    Ok(())
 }
 
 fn linear_rates(job: &mut Job<'_>) -> anyhow::Result<Vec<LinearRate>> {

@@ -6,8 +6,7 @@ use anyhow::Context;
 use crossbeam_channel::bounded;
 use uc_model::source::{SourceDtype, SourceError};
 use uc_model::{ExactSpec, ModelConfig, SourceFolder, SourceTensor};
-use uc_store::ExitCode;
-use uc_store::stage::{Job, StageProgram};
+use uc_store::stage::Job;
 use uc_store::tensors::{TensorDecl, TensorDtype};
 
 /// Tensors buffered between the reading and the writing thread.
@@ -32,10 +31,9 @@ impl TensorCopier {
     pub fn new(part: Part) -> Self {
         TensorCopier { part, source: None }
     }
-}
 
-impl StageProgram for TensorCopier {
-    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
+    /// Writes `non-layer` or `weights`.
+    pub fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
         let (config, source) = match self.source.take() {
             Some(open) => open,
             None => {
@@ -64,10 +62,6 @@ impl StageProgram for TensorCopier {
         }
         self.source = Some((config, source));
         Ok(())
-    }
-
-    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        uc_model::error::is_model_error(error.chain()).then_some(ExitCode::BadInput)
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
-use uc_hub::{FileId, Hub, RemoteFile, RepoName, RepoRef, Snapshot, Watchdog};
+use uc_hub::{FileId, Hub, RemoteFile, RepoName, RepoRef, Retrier, Snapshot};
 use uc_model::SourceFolder;
 use uc_model::source;
 use uc_store::atomic;
@@ -60,10 +60,10 @@ pub fn fetch(args: &FetchArgs) -> anyhow::Result<serde_json::Value> {
     if args.progress {
         stage::end_with_parent()?;
     }
-    let (hub, mut watchdog) = (connect()?, args.retry.watchdog());
+    let (hub, mut retrier) = (connect()?, args.retry.retrier());
     let RepoRef { repo, revision } = &args.model;
     let what = format!("listing of {repo}");
-    let snapshot = watchdog.run(&what, |_| hub.info(repo, revision))?;
+    let snapshot = retrier.run(&what, |_| hub.info(repo, revision))?;
     let name = format!("{}--{}", repo.org(), repo.name());
     let folder = args.to.join(name).join(snapshot.commit.to_string());
     let mut download = Download {
@@ -71,7 +71,7 @@ pub fn fetch(args: &FetchArgs) -> anyhow::Result<serde_json::Value> {
         repo,
         snapshot: &snapshot,
         folder: &folder,
-        watchdog: &mut watchdog,
+        retrier: &mut retrier,
         progress: Progress::new(args.progress),
     };
     let weights = download.metadata()?;
@@ -106,7 +106,7 @@ struct Download<'a> {
     repo: &'a RepoName,
     snapshot: &'a Snapshot,
     folder: &'a Utf8Path,
-    watchdog: &'a mut Watchdog<'static>,
+    retrier: &'a mut Retrier<'static>,
     progress: Progress,
 }
 
@@ -181,7 +181,7 @@ impl<'a> Download<'a> {
             &self.snapshot.commit,
             file,
             &target,
-            self.watchdog,
+            self.retrier,
             |now| progress.report(before + now.done),
         )?;
         progress.report(before + file.size);
@@ -196,10 +196,10 @@ impl<'a> Download<'a> {
         let what = format!("header of {}", file.path);
         let mut download = |bytes| {
             let (hub, repo, commit) = (self.hub, self.repo, &self.snapshot.commit);
-            let beginning = self
-                .watchdog
-                .run(&what, |_| hub.beginning(repo, commit, file, bytes));
-            Ok::<_, anyhow::Error>(beginning?)
+            let prefix = self
+                .retrier
+                .run(&what, |_| hub.read_prefix(repo, commit, file, bytes));
+            Ok::<_, anyhow::Error>(prefix?)
         };
         let mut bytes = download(HEADER_GUESS)?;
         let prefix: Option<[u8; 8]> = bytes.first_chunk().copied();

@@ -15,29 +15,24 @@ mod shard;
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::Subcommand;
 use uc_store::ExitCode;
-use uc_store::stage::{self, Program, StageArgs};
+use uc_store::stage::{self, Job, Program, Task};
 
 use crate::copy::{Part, TensorCopier};
+use crate::shard::ShardDownloader;
 
-/// Raised whenever the same source gives other files.
-const VERSION: u32 = 1;
+const PROGRAM: Program = Program {
+    name: "shard-loader",
+    about: "Splits a source model into one file per layer",
+    version: 1,
+    classify: error::exit_code,
+};
 
-#[derive(Parser)]
-#[command(
-    name = "shard-loader",
-    version,
-    about = "Splits a source model into one file per layer"
-)]
-struct Cli {
-    #[command(subcommand)]
-    task: Task,
-}
-
+/// The subcommands that take other arguments than those of a stage.
 #[derive(Subcommand)]
-enum Task {
-    /// Check a model folder and print its facts as JSON
+enum Verb {
+    /// Check a model folder and print a summary as JSON
     Inspect {
         /// The model folder
         model: PathBuf,
@@ -54,41 +49,42 @@ enum Task {
         #[arg(long)]
         tensors: bool,
     },
-    /// Download a model of the Hub into a folder, verified; a rerun goes on. Prints what it is as JSON
+    /// Download a model of the Hub into a folder, verified, or resume; prints a summary as JSON
     Fetch(fetch::FetchArgs),
-    /// Download one shard of a run whose shards come and go
+    /// Download one shard of a run whose shards are fetched on demand
     Shard(shard::ShardArgs),
-    /// Embeddings, final norm and head → scaffold
-    NonLayer(StageArgs),
-    /// One layer's tensors → weights
-    Layer(StageArgs),
 }
 
 fn main() -> std::process::ExitCode {
-    match Cli::parse().task {
-        Task::Inspect { model } => say(inspect::inspect(&model)).into(),
-        Task::Describe {
+    let copy = |part| {
+        let mut copier = TensorCopier::new(part);
+        move |job: &mut Job<'_>| copier.run(job)
+    };
+    let tasks = [
+        Task::new(
+            "non-layer",
+            "Copy embeddings, final norm and head",
+            copy(Part::NonLayer),
+        ),
+        Task::new("layer", "Copy the tensors of one layer", copy(Part::Layer)),
+    ];
+    stage::run_with_verbs(PROGRAM, tasks, |verb| match verb {
+        Verb::Inspect { model } => say(inspect::inspect(&model)),
+        Verb::Describe {
             config,
             index,
             tensors,
         } => {
-            let found = describe::describe(&config, index.as_deref(), tensors);
-            say(found.and_then(|found| Ok(serde_json::to_value(found)?))).into()
+            let description = describe::describe(&config, index.as_deref(), tensors);
+            say(description.and_then(|description| Ok(serde_json::to_value(description)?)))
         }
-        Task::Fetch(args) => say(fetch::fetch(&args)).into(),
-        Task::Shard(args) => shard::shard(&args).into(),
-        Task::NonLayer(args) => run("non-layer", &args, Part::NonLayer),
-        Task::Layer(args) => run("layer", &args, Part::Layer),
-    }
-}
-
-fn run(task: &'static str, args: &StageArgs, part: Part) -> std::process::ExitCode {
-    let program = Program {
-        name: "shard-loader",
-        task,
-        version: VERSION,
-    };
-    stage::main(program, args, TensorCopier::new(part)).into()
+        Verb::Fetch(args) => say(fetch::fetch(&args)),
+        Verb::Shard(args) => {
+            let mut downloader = ShardDownloader::new(args.retry);
+            let task = Task::new("shard", "", move |job| downloader.run(job));
+            stage::run_task(PROGRAM, task, &args.stage)
+        }
+    })
 }
 
 /// Prints a result as JSON on standard output, or an error on standard error.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use uc_hub::{Endpoint, Hub, HubError, Limits, Policy, Watchdog};
+use uc_hub::{Endpoint, Hub, HubError, Limits, Retrier, RetryPolicy};
 use uc_model::source;
 
 /// Interval between progress reports to the driver.
@@ -13,7 +13,7 @@ pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, clap::Args)]
 pub struct RetryArgs {
     /// Attempts in a row without progress before the download gives up
-    #[arg(long, default_value_t = Policy::default().attempts, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = RetryPolicy::default().max_attempts, value_parser = clap::value_parser!(u32).range(1..=1000))]
     attempts: u32,
     /// Longest wait between two attempts, in seconds
     #[arg(long, default_value_t = 300)]
@@ -21,10 +21,10 @@ pub struct RetryArgs {
 }
 
 impl RetryArgs {
-    /// A watchdog that retries as the arguments say.
-    pub fn watchdog<'a>(&self) -> Watchdog<'a> {
+    /// A retrier that retries as the arguments say.
+    pub fn retrier<'a>(&self) -> Retrier<'a> {
         let longest_wait = Duration::from_secs(self.longest_wait);
-        Watchdog::new(Policy::of(self.attempts, longest_wait))
+        Retrier::new(RetryPolicy::new(self.attempts, longest_wait))
     }
 }
 

@@ -9,48 +9,38 @@ use std::time::Instant;
 use anyhow::Context;
 use camino::Utf8Path;
 use uc_hub::{FileId, Hub, RemoteFile};
-use uc_store::ExitCode;
 use uc_store::atomic;
 use uc_store::sha::verify_file;
-use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
+use uc_store::stage::{Job, StageArgs};
 
-use crate::error::{self, FetchError};
+use crate::error::FetchError;
 use crate::remote::{PROGRESS_INTERVAL, RetryArgs, connect, header_path};
-
-/// Raised whenever the same request gives other files.
-const VERSION: u32 = 1;
 
 /// Arguments of `shard-loader shard`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ShardArgs {
+    /// The arguments of every stage.
     #[command(flatten)]
-    stage: StageArgs,
+    pub stage: StageArgs,
+    /// How downloads are retried.
     #[command(flatten)]
-    retry: RetryArgs,
-}
-
-/// Runs the task `shard`.
-pub fn shard(args: &ShardArgs) -> ExitCode {
-    let program = Program {
-        name: "shard-loader",
-        task: "shard",
-        version: VERSION,
-    };
-    let downloader = ShardDownloader {
-        hub: None,
-        retry: args.retry.clone(),
-    };
-    stage::main(program, &args.stage, downloader)
+    pub retry: RetryArgs,
 }
 
 /// The task `shard`. The connection stays open between jobs.
-struct ShardDownloader {
+pub struct ShardDownloader {
     hub: Option<Hub>,
     retry: RetryArgs,
 }
 
-impl StageProgram for ShardDownloader {
-    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
+impl ShardDownloader {
+    /// The first job opens the connection.
+    pub fn new(retry: RetryArgs) -> Self {
+        Self { hub: None, retry }
+    }
+
+    /// Downloads the shard of a job.
+    pub fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
         let file = job.shard()?;
         let origin = job.plan().model.hub.as_ref();
         let origin = origin.context("the plan names no repository")?;
@@ -72,16 +62,16 @@ impl StageProgram for ShardDownloader {
         atomic::sweep_growing(&file.path)?;
         let (repo, commit) = (origin.repository.parse()?, origin.commit.parse()?);
         let mut reported = Instant::now();
-        // Both the download and its watchdog report on the job.
+        // Both the download and its retrier report on the job.
         let job = Mutex::new(job);
         let lock_job = || job.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut watchdog = self.retry.watchdog().observed(|state| {
-            if let Some((attempt, wait, error)) = state.retry() {
+        let mut retrier = self.retry.retrier().with_observer(|state| {
+            if let Some((attempt, wait, error)) = state.pending_retry() {
                 lock_job().retrying(attempt, state.attempts, wait, error);
             }
         });
         let downloaded =
-            hub.download(&repo, &commit, &remote, &file.path, &mut watchdog, |now| {
+            hub.download(&repo, &commit, &remote, &file.path, &mut retrier, |now| {
                 if reported.elapsed() >= PROGRESS_INTERVAL {
                     reported = Instant::now();
                     lock_job().progress(now.done, now.total, "bytes");
@@ -89,13 +79,9 @@ impl StageProgram for ShardDownloader {
             })?;
         check_header(&file.path)?;
         lock_job().metric("bytes received", downloaded.received);
-        drop(watchdog);
+        drop(retrier);
         self.hub = Some(hub);
         Ok(())
-    }
-
-    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        error::exit_code(error)
     }
 }
 

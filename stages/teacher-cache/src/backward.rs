@@ -23,7 +23,7 @@ const BATCH_TOKENS: usize = 1024;
 
 /// Writes the gradient at the layer's input, and the sensitivities of its linears.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
-    dispatch(crate::device(job), BackwardPass { job })?
+    dispatch(job.settings().model.device.into(), BackwardPass { job })?
 }
 
 struct BackwardPass<'a, 'j> {

@@ -36,7 +36,10 @@ pub enum Pass {
 
 /// Writes the hidden states after the layer, and the second moments of its inputs.
 pub fn run(job: &mut Job<'_>, pass: Pass) -> anyhow::Result<()> {
-    dispatch(crate::device(job), ForwardPass { job, pass })?
+    dispatch(
+        job.settings().model.device.into(),
+        ForwardPass { job, pass },
+    )?
 }
 
 struct ForwardPass<'a, 'j> {

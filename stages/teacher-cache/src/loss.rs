@@ -22,7 +22,7 @@ const HEAD_TOKENS: usize = 256;
 
 /// Writes the gradient of the loss at the output of the last layer.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
-    dispatch(crate::device(job), LossPass { job })?
+    dispatch(job.settings().model.device.into(), LossPass { job })?
 }
 
 struct LossPass<'a, 'j> {

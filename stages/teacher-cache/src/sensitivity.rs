@@ -13,7 +13,7 @@ use uc_codec::factor::SHRINKAGE_BLOCK;
 use uc_model::forward::Traced;
 use uc_model::moments::Moments;
 use uc_model::{LayerPlan, LinearSpec, ModelError};
-use uc_store::settings::Settings;
+use uc_settings::Settings;
 use uc_store::stage::Job;
 use uc_store::tensors::{TensorDecl, TensorDtype, f32_bytes};
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use uc_model::LayerPlan;
-use uc_store::settings::AllocationMode;
+use uc_settings::AllocationMode;
 use uc_store::stage::Job;
 use uc_store::tensors::TensorFile;
 

@@ -11,14 +11,14 @@ mod text;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use uc_settings::Settings;
 use uc_store::ExitCode;
 use uc_store::plan::{ArtifactId, JobId, ModelSource, Per, Plan};
-use uc_store::settings::Settings;
 
-use crate::board::Budget;
-use crate::failure::failure;
-use crate::pipeline::{Goals, Pipeline, Request};
-use crate::sources;
+use crate::plan::pipeline::{Goals, Pipeline, Request};
+use crate::plan::sources;
+use crate::report::failure::failure;
+use crate::schedule::scheduler::Budget;
 use arithmetic::{Arithmetic, JobCost};
 use facts::{Facts, Kind};
 

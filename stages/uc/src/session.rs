@@ -9,14 +9,14 @@ use uc_store::resources;
 use uc_store::run::{Lock, RunDir};
 use uc_store::sha::Sha256Digest;
 
-use crate::board::Budget;
-use crate::drive::Driver;
-use crate::drive::source::Source;
 use crate::forecast;
-use crate::model::Model;
-use crate::programs::Programs;
-use crate::progress::Display;
-use crate::signals::Listener;
+use crate::plan::model::Model;
+use crate::process::programs::Programs;
+use crate::process::signals::Listener;
+use crate::report::progress::Display;
+use crate::schedule::driver::Driver;
+use crate::schedule::driver::source::Source;
+use crate::schedule::scheduler::Budget;
 
 /// Share of the machine's memory that jobs may claim, percent.
 const MEMORY_SHARE: u64 = 80;

@@ -1,117 +1,117 @@
-//! Which request meets which fault: by a script for one case, by a seed for many.
+//! Fault injection: which request meets which fault, by script for a single case or at random from a seed.
 
 use std::collections::{HashMap, VecDeque};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// What a request is for.
+/// The purpose of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Route {
     /// Information about a revision.
     Info,
     /// A page of a listing.
     Tree,
-    /// A file, at the Hub.
+    /// A file's URL at the Hub, which returns the content or redirects to storage.
     Resolve,
-    /// A file's bytes, at storage.
+    /// An object's content, at storage.
     Object,
-    /// How files will go.
+    /// The upload mode of files.
     Preupload,
-    /// Whereto large files go.
+    /// An LFS batch: upload URLs for large files.
     Batch,
-    /// A large file, or a part of it.
+    /// Upload of a large file or of a part of it.
     Part,
-    /// The parts put together.
+    /// Completion of a multipart upload.
     Complete,
-    /// Whether a large file arrived.
+    /// Verification of an uploaded large file.
     Verify,
     /// A commit.
     Commit,
-    /// A new repository.
+    /// Creation of a repository.
     Create,
     /// Anything else.
     Other,
 }
 
-/// What goes wrong.
+/// A fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// The connection is reset before the request is read.
     Reset,
     /// The connection is reset in the middle of the request's body.
     ResetInRequest,
-    /// The request is carried out, and the connection reset before the answer.
-    LostAnswer,
-    /// The connection ends in the middle of the answer's body.
-    CutBody,
-    /// The connection is reset in the middle of the answer's body.
+    /// The request is carried out, but the connection is reset before the response.
+    LostResponse,
+    /// The connection is closed in the middle of the response body.
+    TruncateBody,
+    /// The connection is reset in the middle of the response body.
     ResetBody,
-    /// Half of the answer's body, then silence; silence alone where there is no body.
+    /// Half of the response body is sent, then nothing. Nothing at all is sent if there is no body.
     Stall,
-    /// The body in small pieces with a pause of so many milliseconds after each.
-    Drip(u64),
-    /// A status.
+    /// The body is sent in small pieces, with a pause of this many milliseconds before each.
+    SlowBody(u64),
+    /// An error response with this status.
     Status(u16),
-    /// Status 429 with Retry-After in seconds.
-    TooMany(u64),
-    /// A byte of the body is wrong.
-    WrongByte,
-    /// The range asked for is ignored.
+    /// Status 429 with Retry-After, in seconds.
+    TooManyRequests(u64),
+    /// One byte of the response body is wrong.
+    CorruptByte,
+    /// The requested range is ignored.
     IgnoreRange,
-    /// Another range is sent.
+    /// A range other than the requested one is sent.
     WrongRange,
     /// A part is stored with a wrong byte.
     CorruptPart,
-    /// The upload's URL has expired.
-    Expired,
-    /// Another's commit comes first.
-    Conflict,
-    /// Status 401 with what the client sent as its credentials in the text.
+    /// The signed URL has expired.
+    ExpiredUrl,
+    /// Somebody else commits first.
+    ConcurrentCommit,
+    /// Status 401 with the client's Authorization header in the message.
     EchoToken,
 }
 
-/// What goes wrong when.
+/// Which requests meet which faults.
 pub enum Schedule {
-    /// Nothing.
+    /// No faults.
     None,
-    /// The next requests of each route.
+    /// The faults of the next requests of each route, one each.
     Script(HashMap<Route, VecDeque<Fault>>),
-    /// By chance.
+    /// At random.
     Random {
-        /// The source of chance.
-        chance: Box<ChaCha8Rng>,
-        /// Of 100 requests so many meet a fault.
+        /// The random number generator.
+        rng: Box<ChaCha8Rng>,
+        /// The percentage of requests that meet a fault.
         percent: u32,
-        /// Faults that are left.
-        left: u32,
-        /// A burst that goes on: status and requests left.
+        /// Number of faults still to come.
+        remaining: u32,
+        /// A burst of equal statuses: the status, and the number of requests that still meet it.
         burst: (u16, u32),
-        /// Whether silence is among them, which a client waits for.
+        /// Whether [`Fault::Stall`] is among them. A client meets it only after its stall timeout.
         stalls: bool,
     },
 }
 
 impl Schedule {
-    /// A script: the next requests of a route meet these faults, one each.
+    /// The next requests of a route meet these faults, one each.
     pub fn script(route: Route, faults: impl IntoIterator<Item = Fault>) -> Self {
         Self::Script(HashMap::from([(route, faults.into_iter().collect())]))
     }
 
-    /// At most `most` faults, each request meeting one with `percent` per cent.
-    pub fn random(seed: u64, percent: u32, most: u32) -> Self {
+    /// Each request meets a fault with a probability of `percent` percent, up to `max_faults` faults in total.
+    pub fn random(seed: u64, percent: u32, max_faults: u32) -> Self {
         Self::Random {
-            chance: Box::new(ChaCha8Rng::seed_from_u64(seed)),
+            rng: Box::new(ChaCha8Rng::seed_from_u64(seed)),
             percent,
-            left: most,
+            remaining: max_faults,
             burst: (500, 0),
             stalls: true,
         }
     }
 
-    /// The same without [`Fault::Stall`], for clients whose patience is that of real life.
-    pub fn brisk(seed: u64, percent: u32, most: u32) -> Self {
-        let mut schedule = Self::random(seed, percent, most);
+    /// Like [`Schedule::random`], without [`Fault::Stall`]. For clients with stall timeouts as long as in production.
+    pub fn random_without_stalls(seed: u64, percent: u32, max_faults: u32) -> Self {
+        let mut schedule = Self::random(seed, percent, max_faults);
         if let Self::Random { stalls, .. } = &mut schedule {
             *stalls = false;
         }
@@ -124,29 +124,29 @@ impl Schedule {
             Self::None => None,
             Self::Script(script) => script.get_mut(&route)?.pop_front(),
             Self::Random {
-                chance,
+                rng,
                 percent,
-                left,
+                remaining,
                 burst,
                 stalls,
             } => {
-                if *left == 0 {
+                if *remaining == 0 {
                     return None;
                 }
                 if burst.1 > 0 {
                     burst.1 -= 1;
-                    *left -= 1;
+                    *remaining -= 1;
                     return Some(Fault::Status(burst.0));
                 }
-                if chance.next_u32() % 100 >= *percent {
+                if rng.next_u32() % 100 >= *percent {
                     return None;
                 }
-                *left -= 1;
-                let mut faults = of(route, chance.next_u32());
+                *remaining -= 1;
+                let mut faults = possible_faults(route, rng.next_u32());
                 faults.retain(|fault| *stalls || *fault != Fault::Stall);
-                let fault = faults[chance.next_u32() as usize % faults.len()].clone();
+                let fault = faults[rng.next_u32() as usize % faults.len()].clone();
                 if let Fault::Status(status) = fault {
-                    *burst = (status, chance.next_u32() % 3);
+                    *burst = (status, rng.next_u32() % 3);
                 }
                 Some(fault)
             }
@@ -154,32 +154,32 @@ impl Schedule {
     }
 }
 
-/// The faults that a request of a route can meet.
-fn of(route: Route, number: u32) -> Vec<Fault> {
+/// The faults that a request of a route can meet, repeated for a higher probability. `number` selects the statuses.
+fn possible_faults(route: Route, number: u32) -> Vec<Fault> {
     let status = [500, 502, 503, 504, 408][number as usize % 5];
     let mut faults = vec![
         Fault::Reset,
-        Fault::LostAnswer,
-        Fault::CutBody,
+        Fault::LostResponse,
+        Fault::TruncateBody,
         Fault::ResetBody,
         Fault::Stall,
-        Fault::Drip(1),
+        Fault::SlowBody(1),
         Fault::Status(status),
-        Fault::TooMany(u64::from(number % 4)),
+        Fault::TooManyRequests(u64::from(number % 4)),
     ];
     match route {
         Route::Resolve | Route::Object => faults.extend([
-            Fault::CutBody,
+            Fault::TruncateBody,
             Fault::ResetBody,
-            Fault::WrongByte,
+            Fault::CorruptByte,
             Fault::IgnoreRange,
             Fault::WrongRange,
         ]),
         Route::Part => {
-            faults.extend([Fault::ResetInRequest, Fault::Expired, Fault::CorruptPart]);
+            faults.extend([Fault::ResetInRequest, Fault::ExpiredUrl, Fault::CorruptPart]);
         }
-        Route::Complete => faults.push(Fault::Expired),
-        Route::Commit => faults.extend([Fault::Conflict, Fault::LostAnswer]),
+        Route::Complete => faults.push(Fault::ExpiredUrl),
+        Route::Commit => faults.extend([Fault::ConcurrentCommit, Fault::LostResponse]),
         _ => {}
     }
     faults

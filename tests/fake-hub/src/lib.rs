@@ -1,23 +1,23 @@
-//! A Hugging Face Hub on the loopback device: the interface that clients see, with faults by schedule.
+//! A fake Hugging Face Hub on the loopback interface, with fault injection, for tests.
 //!
-//! Two ports, as in life: the Hub itself and the storage that it redirects to. It shares no code with the client under
-//! test, and the official Python client works with it unchanged (`tests/hub/with_huggingface_hub.py`). Sockets are
-//! handled by hand because faults need them: resets, bodies that end early, silence. What it holds lies in a temporary
-//! folder that goes with it. Made for tests alone: it checks a token, but it protects nothing.
+//! It listens on two ports, as the real one does: the Hub itself and the storage that it redirects to. It shares no code with
+//! the client under test, and the official Python client works with it unchanged (`tests/hub/with_huggingface_hub.py`). It
+//! handles sockets itself, because faults such as resets, truncated bodies and stalls need that. Its data is in a temporary
+//! folder that is removed with it. It checks the token but provides no security: use it only in tests.
 //!
 //! | module | what it owns |
 //! |---|---|
-//! | `wire` | a request from a socket, an answer to it, whole or damaged |
+//! | `http` | requests and responses on a socket, intact or damaged by a fault |
 //! | [`faults`] | which request meets which fault |
 //! | `repo` | repositories, commits, blobs, objects |
 //! | `hub`, `storage` | the routes of the two ports |
-#![allow(clippy::disallowed_methods)] // a test tool with files of its own
+#![allow(clippy::disallowed_methods)] // a test tool that creates its own files
 
 pub mod faults;
+mod http;
 mod hub;
 mod repo;
 mod storage;
-mod wire;
 
 use std::collections::BTreeMap;
 use std::net::{TcpListener, TcpStream};
@@ -27,37 +27,37 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use faults::{Fault, Route, Schedule};
 use repo::State;
 
-/// How the fake Hub behaves where the Hub's behaviour is a matter of configuration.
+/// Configurable behaviour of the fake Hub.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The one token that may write.
+    /// The only valid token. Writing requires it.
     pub token: String,
-    /// Whether reading needs the token too.
+    /// Whether reading requires the token too.
     pub private: bool,
-    /// Bytes from which a file goes to large file storage.
+    /// Size in bytes from which a file goes to large file storage.
     pub lfs_threshold: u64,
-    /// Bytes of a part; larger files go in parts.
+    /// Part size in bytes. Larger files are uploaded in parts.
     pub part_size: u64,
-    /// Entries on a page of a listing.
-    pub page: usize,
+    /// Entries on one page of a listing.
+    pub page_size: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
-            token: "hf_doubletoken".into(),
+            token: "hf_faketoken".into(),
             private: false,
             lfs_threshold: 10_000_000,
             part_size: 5_000_000,
-            page: 50,
+            page_size: 50,
         }
     }
 }
 
-/// A request that came.
+/// A request that the fake Hub received.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
-    /// Whether it came to storage and not to the Hub.
+pub struct RecordedRequest {
+    /// Whether it was sent to storage rather than to the Hub.
     pub storage: bool,
     /// Method, path and query.
     pub line: String,
@@ -67,24 +67,24 @@ pub struct Seen {
     pub range: Option<String>,
     /// The If-Range header.
     pub if_range: Option<String>,
-    /// The fault that it met.
+    /// The injected fault.
     pub fault: Option<Fault>,
 }
 
-/// What both ports share.
+/// State shared by both ports.
 pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) hub: String,
     pub(crate) storage: String,
     state: Mutex<State>,
     schedule: Mutex<Schedule>,
-    seen: Mutex<Vec<Seen>>,
+    requests: Mutex<Vec<RecordedRequest>>,
     stopped: AtomicBool,
 }
 
 impl Shared {
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no test panics with it")
+        self.state.lock().expect("not poisoned")
     }
 
     pub(crate) fn stopped(&self) -> bool {
@@ -92,7 +92,7 @@ impl Shared {
     }
 }
 
-/// A running fake Hub; it ends when it is dropped.
+/// A running fake Hub. Dropping it stops the server.
 pub struct FakeHub {
     shared: Arc<Shared>,
     ports: [u16; 2],
@@ -100,10 +100,10 @@ pub struct FakeHub {
 }
 
 impl FakeHub {
-    /// Starts on two free ports.
+    /// Starts the server on two free ports.
     ///
     /// # Panics
-    /// If the loopback device or the temporary folder cannot be used.
+    /// If the loopback interface or the temporary folder cannot be used.
     pub fn start(options: Options) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let listen = || TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -116,7 +116,7 @@ impl FakeHub {
             storage: format!("http://127.0.0.1:{}", ports[1]),
             state: Mutex::new(State::new(folder.path())),
             schedule: Mutex::new(Schedule::None),
-            seen: Mutex::new(Vec::new()),
+            requests: Mutex::new(Vec::new()),
             stopped: AtomicBool::new(false),
         });
         for (listener, is_storage) in [(hub, false), (storage, true)] {
@@ -130,49 +130,45 @@ impl FakeHub {
         }
     }
 
-    /// The Hub's URL.
+    /// The URL of the Hub.
     pub fn endpoint(&self) -> &str {
         &self.shared.hub
     }
 
-    /// Sets what goes wrong from now on.
+    /// Sets the faults of all following requests.
     pub fn set_faults(&self, schedule: Schedule) {
-        *self.shared.schedule.lock().expect("no test panics with it") = schedule;
+        *self.shared.schedule.lock().expect("not poisoned") = schedule;
     }
 
-    /// Every request so far.
-    pub fn seen(&self) -> Vec<Seen> {
-        self.shared
-            .seen
-            .lock()
-            .expect("no test panics with it")
-            .clone()
+    /// All requests so far.
+    pub fn requests(&self) -> Vec<RecordedRequest> {
+        self.shared.requests.lock().expect("not poisoned").clone()
     }
 
-    /// Makes a repository with an empty first commit, unless it is there.
-    pub fn create(&self, repo: &str) {
-        self.shared.state().create(repo);
+    /// Creates a repository with a first commit that holds only `.gitattributes`, unless it exists.
+    pub fn create_repo(&self, repo: &str) {
+        self.shared.state().create_repo(repo);
     }
 
-    /// Commits a file, as somebody else would.
-    pub fn put(&self, repo: &str, path: &str, data: &[u8]) {
+    /// Commits a file to `main`, as another client would.
+    pub fn commit_file(&self, repo: &str, path: &str, data: &[u8]) {
         let threshold = self.shared.options.lfs_threshold;
-        self.shared.state().put(repo, path, data, threshold);
+        self.shared.state().commit_file(repo, path, data, threshold);
     }
 
-    /// Content of a branch.
-    pub fn content(&self, repo: &str, branch: &str) -> BTreeMap<String, Vec<u8>> {
-        self.shared.state().content(repo, branch)
+    /// The files of a branch: content by path.
+    pub fn files(&self, repo: &str, branch: &str) -> BTreeMap<String, Vec<u8>> {
+        self.shared.state().files(repo, branch)
     }
 
-    /// Number of commits of a branch.
-    pub fn commits(&self, repo: &str, branch: &str) -> usize {
-        self.shared.state().depth(repo, branch)
+    /// The number of commits of a branch.
+    pub fn commit_count(&self, repo: &str, branch: &str) -> usize {
+        self.shared.state().commit_count(repo, branch)
     }
 
-    /// Exchanges the bytes that storage holds under a digest: what must never happen.
-    pub fn tamper(&self, data: &[u8], with: &[u8]) {
-        self.shared.state().tamper(data, with);
+    /// Replaces the stored bytes of the object `data` with others, although its digest stays.
+    pub fn corrupt_object(&self, data: &[u8], with: &[u8]) {
+        self.shared.state().corrupt_object(data, with);
     }
 }
 
@@ -180,7 +176,7 @@ impl Drop for FakeHub {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::Relaxed);
         for port in self.ports {
-            // Wakes the listener, which then leaves.
+            // Wakes the listener, which then sees that the server has stopped.
             let _ = TcpStream::connect(("127.0.0.1", port));
         }
     }
@@ -198,25 +194,25 @@ fn accept(listener: &TcpListener, storage: bool, shared: &Arc<Shared>) {
     }
 }
 
-/// Requests of one connection until it ends or a fault ends it.
+/// Serves one connection until it ends or a fault ends it.
 fn serve(stream: &TcpStream, storage: bool, shared: &Shared) {
     let _ = stream.set_nodelay(true);
-    let mut connection = wire::Connection::new(stream);
-    while let Some(head) = connection.head() {
+    let mut connection = http::Connection::new(stream);
+    while let Some(head) = connection.read_head() {
         let route = if storage {
             storage::route(&head)
         } else {
             hub::route(&head)
         };
         let fault = {
-            let mut schedule = shared.schedule.lock().expect("no test panics with it");
+            let mut schedule = shared.schedule.lock().expect("not poisoned");
             schedule.next(route)
         };
         shared
-            .seen
+            .requests
             .lock()
-            .expect("no test panics with it")
-            .push(Seen {
+            .expect("not poisoned")
+            .push(RecordedRequest {
                 storage,
                 line: format!("{} {}", head.method, head.target),
                 authorization: head.header("authorization").map(ToOwned::to_owned),
@@ -230,10 +226,10 @@ fn serve(stream: &TcpStream, storage: bool, shared: &Shared) {
     }
 }
 
-/// One request; whether the connection goes on.
+/// Handles one request. Returns whether the connection can be used again.
 fn exchange(
-    connection: &mut wire::Connection<'_>,
-    head: wire::Head,
+    connection: &mut http::Connection<'_>,
+    head: http::RequestHead,
     storage: bool,
     route: Route,
     fault: Option<Fault>,
@@ -242,31 +238,33 @@ fn exchange(
     match &fault {
         Some(Fault::Reset) => return connection.reset(),
         Some(Fault::ResetInRequest) => {
-            connection.half_body(&head);
+            connection.read_half_body(&head);
             return connection.reset();
         }
         _ => {}
     }
-    let Some(mut request) = connection.body(head) else {
+    let Some(mut request) = connection.read_body(head) else {
         return false;
     };
-    let answer = match &fault {
-        Some(Fault::Status(status)) => Some(wire::Answer::error(*status, None, "try again")),
-        Some(Fault::TooMany(seconds)) => {
-            let answer = wire::Answer::error(429, None, "too many requests");
-            Some(answer.with("retry-after", &seconds.to_string()))
+    let fault_response = match &fault {
+        Some(Fault::Status(status)) => Some(http::Response::error(*status, None, "try again")),
+        Some(Fault::TooManyRequests(seconds)) => {
+            let response = http::Response::error(429, None, "too many requests");
+            Some(response.with("retry-after", &seconds.to_string()))
         }
-        Some(Fault::Expired) => Some(storage::expired()),
+        Some(Fault::ExpiredUrl) => Some(storage::expired_url()),
         Some(Fault::EchoToken) => {
-            let shown = request.head.header("authorization").unwrap_or("nothing");
-            let message = format!("Invalid credentials: {shown}");
-            Some(wire::Answer::error(401, None, &message))
+            let credentials = request.head.header("authorization").unwrap_or("nothing");
+            let message = format!("Invalid credentials: {credentials}");
+            Some(http::Response::error(401, None, &message))
         }
         _ => None,
     };
     match &fault {
-        Some(Fault::Conflict) if route == Route::Commit => hub::foreign_commit(&request, shared),
-        Some(Fault::IgnoreRange) => request.head.drop_header("range"),
+        Some(Fault::ConcurrentCommit) if route == Route::Commit => {
+            hub::concurrent_commit(&request, shared)
+        }
+        Some(Fault::IgnoreRange) => request.head.remove_header("range"),
         Some(Fault::WrongRange) => request.head.shift_range(),
         Some(Fault::CorruptPart) => {
             if let Some(byte) = request.body.last_mut() {
@@ -275,24 +273,24 @@ fn exchange(
         }
         _ => {}
     }
-    let mut answer = answer.unwrap_or_else(|| {
+    let mut response = fault_response.unwrap_or_else(|| {
         if storage {
-            storage::answer(&request, shared)
+            storage::respond(&request, shared)
         } else {
-            hub::answer(&request, shared)
+            hub::respond(&request, shared)
         }
     });
     let damage = match fault {
-        Some(Fault::LostAnswer) => return connection.reset(),
-        Some(Fault::WrongByte) => {
-            if let Some(byte) = answer.body.last_mut() {
+        Some(Fault::LostResponse) => return connection.reset(),
+        Some(Fault::CorruptByte) => {
+            if let Some(byte) = response.body.last_mut() {
                 *byte ^= 0x20;
             }
             None
         }
         other => other,
     };
-    connection.send(&request.head, &answer, damage.as_ref(), &|| {
+    connection.send(&request.head, &response, damage.as_ref(), &|| {
         shared.stopped()
     })
 }

@@ -1,4 +1,5 @@
-//! The fake Hub as a program: prints where it is as one JSON line, and runs until its standard input ends.
+//! The fake Hub as a program. It prints its endpoint and token as one JSON line and runs until standard input ends. Then it
+//! prints the requests that it received, one line each, to standard error.
 
 use std::io::Read;
 
@@ -7,15 +8,18 @@ use uc_fake_hub::faults::Schedule;
 use uc_fake_hub::{FakeHub, Options};
 
 #[derive(Parser)]
-#[command(name = "fake-hub", about = "A Hugging Face Hub on the loopback device")]
+#[command(
+    name = "fake-hub",
+    about = "A fake Hugging Face Hub on the loopback interface"
+)]
 struct Cli {
-    /// Bytes of a part of a large upload
+    /// Part size of large uploads in bytes
     #[arg(long, default_value_t = 5_000_000)]
     part_size: u64,
-    /// Entries on a page of a listing
+    /// Entries on one page of a listing
     #[arg(long, default_value_t = 50)]
-    page: usize,
-    /// Of 100 requests so many meet a fault
+    page_size: usize,
+    /// Percentage of requests that meet a fault
     #[arg(long, default_value_t = 0)]
     faults: u32,
     /// Seed of the faults
@@ -27,7 +31,7 @@ fn main() {
     let cli = Cli::parse();
     let options = Options {
         part_size: cli.part_size,
-        page: cli.page,
+        page_size: cli.page_size,
         ..Options::default()
     };
     let token = options.token.clone();
@@ -39,8 +43,11 @@ fn main() {
     );
     let mut rest = Vec::new();
     let _ = std::io::stdin().read_to_end(&mut rest);
-    for seen in fake_hub.seen() {
-        let port = if seen.storage { "storage" } else { "hub" };
-        eprintln!("{port} {}", seen.line.split('?').next().unwrap_or_default());
+    for request in fake_hub.requests() {
+        let port = if request.storage { "storage" } else { "hub" };
+        eprintln!(
+            "{port} {}",
+            request.line.split('?').next().unwrap_or_default()
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Repositories, commits, git blobs and large objects: as much of git as a client can see.
+//! Repositories, commits, git blobs and large objects: the part of git that a client can observe.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -9,14 +9,14 @@ use sha1::Digest;
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) size: u64,
-    /// The git blob: of the file, or of the pointer to it.
+    /// The id of the git blob: the file itself, or the LFS pointer to it.
     pub(crate) blob: String,
     /// SHA-256 of a file in large file storage.
     pub(crate) lfs: Option<String>,
 }
 
 impl Entry {
-    /// A large file.
+    /// A file in large file storage.
     pub(crate) fn lfs(sha256: &str, size: u64) -> Self {
         let pointer = pointer(sha256, size);
         Self {
@@ -26,7 +26,7 @@ impl Entry {
         }
     }
 
-    /// Bytes of the pointer.
+    /// Bytes of the LFS pointer; 0 for other files.
     pub(crate) fn pointer_size(&self) -> usize {
         self.lfs
             .as_ref()
@@ -34,10 +34,12 @@ impl Entry {
     }
 }
 
+/// The LFS pointer that git holds in place of a large file.
 fn pointer(sha256: &str, size: u64) -> String {
     format!("version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n")
 }
 
+/// The files of a commit by path.
 pub(crate) type Tree = BTreeMap<String, Entry>;
 
 struct Commit {
@@ -54,6 +56,7 @@ pub(crate) struct Repo {
 }
 
 impl Repo {
+    /// The commit of a branch or with an id.
     fn find(&self, revision: &str) -> Option<&Commit> {
         match self.branches.get(revision) {
             Some(index) => self.commits.get(*index),
@@ -61,8 +64,8 @@ impl Repo {
         }
     }
 
-    /// Id and tree of a revision.
-    pub(crate) fn at(&self, revision: &str) -> Option<(String, Tree)> {
+    /// The commit id and the tree of a revision.
+    pub(crate) fn resolve(&self, revision: &str) -> Option<(String, Tree)> {
         let commit = self.find(revision)?;
         Some((commit.id.clone(), commit.tree.clone()))
     }
@@ -85,20 +88,22 @@ impl Repo {
     }
 }
 
-/// A large file on its way.
-pub(crate) struct Upload {
+/// An unfinished multipart upload.
+pub(crate) struct MultipartUpload {
     pub(crate) oid: String,
+    /// The parts received so far, by number.
     pub(crate) parts: BTreeMap<u64, Vec<u8>>,
+    /// Number of parts in total.
     pub(crate) count: u64,
 }
 
-/// Everything the fake Hub holds.
+/// The data of the fake Hub.
 pub(crate) struct State {
     folder: PathBuf,
     pub(crate) repos: HashMap<String, Repo>,
-    pub(crate) uploads: HashMap<String, Upload>,
-    /// What arrived and is not verified.
-    pub(crate) arrived: HashMap<String, Vec<u8>>,
+    pub(crate) uploads: HashMap<String, MultipartUpload>,
+    /// Uploaded objects that have not been verified yet.
+    pub(crate) unverified: HashMap<String, Vec<u8>>,
     pub(crate) counter: u64,
 }
 
@@ -108,7 +113,7 @@ impl State {
             folder: folder.to_owned(),
             repos: HashMap::new(),
             uploads: HashMap::new(),
-            arrived: HashMap::new(),
+            unverified: HashMap::new(),
             counter: 0,
         }
     }
@@ -117,38 +122,38 @@ impl State {
         self.folder.join(id)
     }
 
-    /// Keeps bytes under an id.
-    pub(crate) fn keep(&self, id: &str, data: &[u8]) {
-        std::fs::write(self.path(id), data).expect("the folder of the fake Hub");
+    /// Stores bytes under an id.
+    pub(crate) fn store(&self, id: &str, data: &[u8]) {
+        std::fs::write(self.path(id), data).expect("the folder of the fake Hub is writable");
     }
 
-    /// Bytes under an id.
-    pub(crate) fn bytes(&self, id: &str) -> Option<Vec<u8>> {
+    /// The bytes stored under an id.
+    pub(crate) fn load(&self, id: &str) -> Option<Vec<u8>> {
         std::fs::read(self.path(id)).ok()
     }
 
-    /// Whether there are bytes under an id.
+    /// Whether bytes are stored under an id.
     pub(crate) fn has(&self, id: &str) -> bool {
         self.path(id).exists()
     }
 
-    /// Whether the repository is new.
-    pub(crate) fn create(&mut self, repo: &str) -> bool {
+    /// Creates a repository with a first commit unless it exists. Returns whether it was created.
+    pub(crate) fn create_repo(&mut self, repo: &str) -> bool {
         if self.repos.contains_key(repo) {
             return false;
         }
         let attributes = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n";
-        let entry = self.blob(attributes);
-        let mut new = Repo::default();
-        new.commit("main", Tree::from([(".gitattributes".into(), entry)]));
-        self.repos.insert(repo.into(), new);
+        let entry = self.store_blob(attributes);
+        let mut created = Repo::default();
+        created.commit("main", Tree::from([(".gitattributes".into(), entry)]));
+        self.repos.insert(repo.into(), created);
         true
     }
 
-    /// Keeps a small file.
-    pub(crate) fn blob(&self, data: &[u8]) -> Entry {
+    /// Stores a file as a git blob.
+    pub(crate) fn store_blob(&self, data: &[u8]) -> Entry {
         let blob = blob_id(data);
-        self.keep(&blob, data);
+        self.store(&blob, data);
         Entry {
             size: data.len() as u64,
             blob,
@@ -156,57 +161,60 @@ impl State {
         }
     }
 
-    /// Commits a file, small or large by the threshold.
-    pub(crate) fn put(&mut self, repo: &str, path: &str, data: &[u8], threshold: u64) {
-        self.create(repo);
+    /// Commits a file to `main`. Files of at least `threshold` bytes go to large file storage.
+    pub(crate) fn commit_file(&mut self, repo: &str, path: &str, data: &[u8], threshold: u64) {
+        self.create_repo(repo);
         let entry = if data.len() as u64 >= threshold {
             let sha256 = sha256(data);
-            self.keep(&sha256, data);
+            self.store(&sha256, data);
             Entry::lfs(&sha256, data.len() as u64)
         } else {
-            self.blob(data)
+            self.store_blob(data)
         };
-        let repo = self.repos.get_mut(repo).expect("made above");
-        let (_, mut tree) = repo.at("main").expect("every repository has it");
+        let repo = self.repos.get_mut(repo).expect("created above");
+        let (_, mut tree) = repo.resolve("main").expect("every repository has it");
         tree.insert(path.into(), entry);
         repo.commit("main", tree);
     }
 
-    pub(crate) fn content(&self, repo: &str, branch: &str) -> BTreeMap<String, Vec<u8>> {
-        let Some((_, tree)) = self.repos.get(repo).and_then(|repo| repo.at(branch)) else {
+    /// The content of every file of a branch.
+    pub(crate) fn files(&self, repo: &str, branch: &str) -> BTreeMap<String, Vec<u8>> {
+        let Some((_, tree)) = self.repos.get(repo).and_then(|repo| repo.resolve(branch)) else {
             return BTreeMap::new();
         };
-        let bytes = |entry: Entry| self.bytes(entry.lfs.as_ref().unwrap_or(&entry.blob));
+        let bytes = |entry: Entry| self.load(entry.lfs.as_ref().unwrap_or(&entry.blob));
         tree.into_iter()
-            .map(|(path, entry)| (path, bytes(entry).expect("committed, so it is kept")))
+            .map(|(path, entry)| (path, bytes(entry).expect("stored before it was committed")))
             .collect()
     }
 
-    pub(crate) fn depth(&self, repo: &str, branch: &str) -> usize {
+    /// The number of commits of a branch.
+    pub(crate) fn commit_count(&self, repo: &str, branch: &str) -> usize {
         let Some(repo) = self.repos.get(repo) else {
             return 0;
         };
         let mut next = repo.branches.get(branch).copied();
-        let mut depth = 0;
+        let mut count = 0;
         while let Some(index) = next {
-            depth += 1;
+            count += 1;
             next = repo.commits[index].parent;
         }
-        depth
+        count
     }
 
-    pub(crate) fn tamper(&mut self, data: &[u8], with: &[u8]) {
-        self.keep(&sha256(data), with);
+    /// Replaces the bytes stored under the digest of `data`.
+    pub(crate) fn corrupt_object(&mut self, data: &[u8], with: &[u8]) {
+        self.store(&sha256(data), with);
     }
 
-    /// A name that was not there before.
-    pub(crate) fn fresh(&mut self) -> String {
+    /// A new upload id.
+    pub(crate) fn new_upload_id(&mut self) -> String {
         self.counter += 1;
         format!("u{}", self.counter)
     }
 }
 
-/// The id that git gives to a file's bytes.
+/// The git blob id of `data`.
 fn blob_id(data: &[u8]) -> String {
     let mut hasher = sha1::Sha1::new();
     hasher.update(format!("blob {}\0", data.len()));

@@ -1,30 +1,30 @@
-//! Downloads under every fault.
+//! Downloads with every fault.
 
 use std::time::Duration;
 
 use uc_fake_hub::faults::{Fault, Route, Schedule};
-use uc_hub::{FileId, HubError, Phase, RemoteFile};
+use uc_hub::{FileId, HubError, RemoteFile, RetryPhase};
 
-use crate::support::{Fixture, REPO, TOKEN, client, limits, noise};
+use crate::fixture::{Fixture, REPO, TOKEN, hub_client, limits, noise};
 
 /// Every fault that a download can meet.
 fn faults() -> Vec<Fault> {
     vec![
         Fault::Reset,
-        Fault::LostAnswer,
-        Fault::CutBody,
+        Fault::LostResponse,
+        Fault::TruncateBody,
         Fault::ResetBody,
         Fault::Stall,
-        Fault::Drip(1),
+        Fault::SlowBody(1),
         Fault::Status(500),
         Fault::Status(502),
         Fault::Status(503),
         Fault::Status(408),
-        Fault::TooMany(3),
-        Fault::WrongByte,
+        Fault::TooManyRequests(3),
+        Fault::CorruptByte,
         Fault::IgnoreRange,
         Fault::WrongRange,
-        Fault::Expired,
+        Fault::ExpiredUrl,
     ]
 }
 
@@ -36,15 +36,15 @@ fn a_download_survives_every_fault_at_the_hub_and_at_storage() {
             (Route::Resolve, 50_000),
             (Route::Object, 50_000),
         ] {
-            if fault == Fault::Expired && route == Route::Resolve {
-                continue; // the Hub itself does not forbid what it has linked
+            if fault == Fault::ExpiredUrl && route == Route::Resolve {
+                continue; // only the signed URLs of storage expire
             }
             let fixture = Fixture::new();
             let data = noise(size as u64, size);
-            fixture.fake_hub.put(REPO, "deep/file", &data);
-            let file = fixture.remote("deep/file");
-            // Cut first, so that the fault meets a resumed download.
-            let script = [Fault::CutBody, fault.clone()];
+            fixture.fake_hub.commit_file(REPO, "deep/file", &data);
+            let file = fixture.remote_file("deep/file");
+            // The truncation comes first, so that the fault meets a resumed download.
+            let script = [Fault::TruncateBody, fault.clone()];
             fixture.fake_hub.set_faults(Schedule::script(route, script));
             let got = fixture.download(&file, 8);
             let got = got.unwrap_or_else(|error| panic!("{fault:?} at {route:?}: {error}"));
@@ -54,19 +54,19 @@ fn a_download_survives_every_fault_at_the_hub_and_at_storage() {
 }
 
 #[test]
-fn a_cut_download_goes_on_where_it_was_in_a_later_process() {
+fn a_truncated_download_resumes_in_a_later_process() {
     let fixture = Fixture::new();
     let data = noise(1, 50_000);
-    fixture.fake_hub.put(REPO, "file", &data);
-    let file = fixture.remote("file");
+    fixture.fake_hub.commit_file(REPO, "file", &data);
+    let file = fixture.remote_file("file");
     fixture
         .fake_hub
-        .set_faults(Schedule::script(Route::Object, [Fault::CutBody]));
+        .set_faults(Schedule::script(Route::Object, [Fault::TruncateBody]));
     let error = fixture.download(&file, 1).expect_err("one attempt");
     assert!(
         matches!(
             error.cause(),
-            HubError::Cut {
+            HubError::Truncated {
                 found: 25_000,
                 expected: 50_000,
                 ..
@@ -77,41 +77,41 @@ fn a_cut_download_goes_on_where_it_was_in_a_later_process() {
     assert_eq!(fixture.download(&file, 1).expect("the rest"), data);
     let ranges: Vec<_> = fixture
         .fake_hub
-        .seen()
+        .requests()
         .into_iter()
-        .filter(|seen| seen.storage)
+        .filter(|request| request.storage)
         .collect();
     assert_eq!(ranges[0].range, None);
     assert_eq!(ranges[1].range.as_deref(), Some("bytes=25000-"));
-    // And what is there is not asked for again.
+    // A complete file is not requested again.
     let before = fixture.count("GET /objects");
     assert_eq!(fixture.download(&file, 1).expect("present"), data);
     assert_eq!(fixture.count("GET /objects"), before);
-    let left = fixture
+    let entries = fixture
         .folder
         .join("down")
         .read_dir_utf8()
         .expect("folder")
         .count();
-    assert_eq!(left, 1, "nothing but the file stays");
+    assert_eq!(entries, 1, "only the file remains");
 }
 
 #[test]
-fn a_file_that_changes_under_the_download_is_neither_spliced_nor_published() {
+fn a_file_that_changes_during_its_download_is_not_published() {
     let fixture = Fixture::new();
     let (data, other) = (noise(1, 50_000), noise(2, 50_000));
-    fixture.fake_hub.put(REPO, "file", &data);
-    let file = fixture.remote("file");
+    fixture.fake_hub.commit_file(REPO, "file", &data);
+    let file = fixture.remote_file("file");
     fixture
         .fake_hub
-        .set_faults(Schedule::script(Route::Object, [Fault::CutBody]));
+        .set_faults(Schedule::script(Route::Object, [Fault::TruncateBody]));
     fixture.download(&file, 1).expect_err("one attempt");
-    fixture.fake_hub.tamper(&data, &other);
+    fixture.fake_hub.corrupt_object(&data, &other);
     let error = fixture.download(&file, 8).expect_err("other bytes");
     assert!(
         matches!(
             error,
-            HubError::Hash {
+            HubError::DigestMismatch {
                 repeated: true,
                 kind: "SHA-256",
                 ..
@@ -120,60 +120,65 @@ fn a_file_that_changes_under_the_download_is_neither_spliced_nor_published() {
         "{error}"
     );
     assert!(!fixture.folder.join("down/file").exists());
-    fixture.fake_hub.tamper(&data, &data);
-    assert_eq!(fixture.download(&file, 1).expect("right again"), data);
+    fixture.fake_hub.corrupt_object(&data, &data);
+    assert_eq!(
+        fixture.download(&file, 1).expect("the original bytes"),
+        data
+    );
 }
 
 #[test]
-fn within_a_process_the_version_is_asked_for_and_another_one_is_not_spliced() {
+fn within_a_process_a_resumed_download_states_its_version_and_never_mixes_two() {
     let fixture = Fixture::new();
     let (data, other) = (noise(1, 50_000), noise(2, 50_000));
-    fixture.fake_hub.put(REPO, "file", &data);
-    let file = fixture.remote("file");
+    fixture.fake_hub.commit_file(REPO, "file", &data);
+    let file = fixture.remote_file("file");
     let commit = fixture.snapshot().commit;
-    let script = [Fault::CutBody];
+    let script = [Fault::TruncateBody];
     fixture
         .fake_hub
         .set_faults(Schedule::script(Route::Object, script));
-    // While the client waits the bytes change, and while it waits again they are right again.
+    // The bytes change during the first wait, and are the original ones again after the second.
     let mut waits = 0;
-    let mut watchdog = fixture.watchdog().observed(|state| {
-        if state.phase == Phase::Waiting {
+    let mut retrier = fixture.retrier().with_observer(|state| {
+        if state.phase == RetryPhase::Waiting {
             waits += 1;
             let with = if waits == 1 { &other } else { &data };
-            fixture.fake_hub.tamper(&data, with);
+            fixture.fake_hub.corrupt_object(&data, with);
         }
     });
     let into = fixture.folder.join("file");
-    let done = fixture
+    let outcome = fixture
         .hub
-        .download(&fixture.repo, &commit, &file, &into, &mut watchdog, |_| {});
-    drop(watchdog);
+        .download(&fixture.repo, &commit, &file, &into, &mut retrier, |_| {});
+    drop(retrier);
     assert_eq!(waits, 2);
     assert_eq!(
-        done.expect("right in the end").received,
+        outcome.expect("the original bytes in the end").received,
         25_000 + 50_000 + 50_000
     );
-    assert_eq!(std::fs::read(into).expect("here"), data);
-    let seen = fixture.fake_hub.seen();
-    let at_storage: Vec<_> = seen.iter().filter(|seen| seen.storage).collect();
+    assert_eq!(std::fs::read(into).expect("downloaded"), data);
+    let requests = fixture.fake_hub.requests();
+    let at_storage: Vec<_> = requests.iter().filter(|request| request.storage).collect();
     assert_eq!(at_storage[1].range.as_deref(), Some("bytes=25000-"));
     assert!(at_storage[0].if_range.is_none() && at_storage[1].if_range.is_some());
-    assert_eq!(at_storage[2].range, None, "the wrong bytes went");
+    assert_eq!(at_storage[2].range, None, "the wrong bytes were discarded");
 }
 
 #[test]
-fn a_file_that_is_not_what_the_listing_said_is_refused_before_its_bytes() {
+fn a_file_that_disagrees_with_the_listing_is_refused_before_its_content_is_read() {
     let fixture = Fixture::new();
-    fixture.fake_hub.put(REPO, "file", &noise(1, 50_000));
-    let mut file = fixture.remote("file");
+    fixture
+        .fake_hub
+        .commit_file(REPO, "file", &noise(1, 50_000));
+    let mut file = fixture.remote_file("file");
     file.id = FileId::Sha256(uc_store::sha::hash_bytes(b"another"));
     let error = fixture.download(&file, 8).expect_err("changed");
     assert!(
         matches!(error, HubError::Changed { what: "ETag", .. }),
         "{error}"
     );
-    let mut file = fixture.remote("file");
+    let mut file = fixture.remote_file("file");
     file.size -= 1;
     let error = fixture.download(&file, 8).expect_err("changed");
     assert!(
@@ -183,78 +188,83 @@ fn a_file_that_is_not_what_the_listing_said_is_refused_before_its_bytes() {
 }
 
 #[test]
-fn an_empty_file_arrives() {
+fn an_empty_file_is_downloaded() {
     let fixture = Fixture::new();
-    fixture.fake_hub.put(REPO, "empty", b"");
-    let file = fixture.remote("empty");
+    fixture.fake_hub.commit_file(REPO, "empty", b"");
+    let file = fixture.remote_file("empty");
     assert_eq!(fixture.download(&file, 1).expect("nothing"), b"");
 }
 
 #[test]
-fn silence_and_a_crawl_are_told_apart_from_each_other() {
+fn a_stalled_and_a_slow_transfer_are_different_errors() {
     let fixture = Fixture::new();
-    fixture.fake_hub.put(REPO, "file", &noise(1, 50_000));
-    let file = fixture.remote("file");
+    fixture
+        .fake_hub
+        .commit_file(REPO, "file", &noise(1, 50_000));
+    let file = fixture.remote_file("file");
     fixture
         .fake_hub
         .set_faults(Schedule::script(Route::Object, [Fault::Stall]));
-    let error = fixture.download(&file, 1).expect_err("silence");
+    let error = fixture.download(&file, 1).expect_err("stalled");
     assert!(matches!(error.cause(), HubError::Stalled { .. }), "{error}");
     let mut short = limits();
     short.request = Duration::from_millis(300);
-    let hub = client(&fixture.fake_hub, short, Some(TOKEN));
+    let hub = hub_client(&fixture.fake_hub, short, Some(TOKEN));
     let commit = fixture.snapshot().commit;
     fixture
         .fake_hub
-        .set_faults(Schedule::script(Route::Object, [Fault::Drip(60)]));
-    let into = fixture.folder.join("crawled");
-    let mut watchdog = fixture.watchdog_of(1);
-    let outcome = hub.download(&fixture.repo, &commit, &file, &into, &mut watchdog, |_| {});
-    let error = outcome.expect_err("a crawl");
+        .set_faults(Schedule::script(Route::Object, [Fault::SlowBody(60)]));
+    let into = fixture.folder.join("slow");
+    let mut retrier = fixture.retrier_with(1);
+    let outcome = hub.download(&fixture.repo, &commit, &file, &into, &mut retrier, |_| {});
+    let error = outcome.expect_err("too slow");
     assert!(matches!(error.cause(), HubError::Timeout { .. }), "{error}");
 }
 
 #[test]
-fn progress_is_told_and_starts_the_count_anew() {
+fn progress_is_reported_and_resets_the_count_of_attempts() {
     let fixture = Fixture::new();
     let data = noise(1, 200_000);
-    fixture.fake_hub.put(REPO, "file", &data);
-    let file = fixture.remote("file");
-    let mut patient = limits();
-    patient.progress = 1000;
-    let hub = client(&fixture.fake_hub, patient, None);
-    // More cuts than attempts: each halves what is missing.
-    fixture
-        .fake_hub
-        .set_faults(Schedule::script(Route::Object, vec![Fault::CutBody; 6]));
+    fixture.fake_hub.commit_file(REPO, "file", &data);
+    let file = fixture.remote_file("file");
+    let mut sensitive = limits();
+    sensitive.progress_bytes = 1000;
+    let hub = hub_client(&fixture.fake_hub, sensitive, None);
+    // More truncations than attempts. Each attempt receives half of the missing bytes.
+    fixture.fake_hub.set_faults(Schedule::script(
+        Route::Object,
+        vec![Fault::TruncateBody; 6],
+    ));
     let commit = fixture.snapshot().commit;
     let into = fixture.folder.join("file");
-    let mut told = Vec::new();
-    let mut watchdog = fixture.watchdog_of(2);
+    let mut reported = Vec::new();
+    let mut retrier = fixture.retrier_with(2);
     hub.download(
         &fixture.repo,
         &commit,
         &file,
         &into,
-        &mut watchdog,
+        &mut retrier,
         |progress| {
-            told.push(progress.done);
+            reported.push(progress.done);
         },
     )
-    .expect("each attempt brought something");
-    assert!(told.is_sorted());
-    assert_eq!(told.last(), Some(&200_000));
-    assert_eq!(watchdog.tried().len(), 6);
+    .expect("each attempt made progress");
+    assert!(reported.is_sorted());
+    assert_eq!(reported.last(), Some(&200_000));
+    assert_eq!(retrier.failed_attempts().len(), 6);
 }
 
 #[test]
-fn a_folder_is_fetched_at_one_commit_and_only_what_is_wanted() {
+fn selected_files_are_fetched_at_one_commit() {
     let fixture = Fixture::new();
-    fixture.fake_hub.put(REPO, "config.json", b"{}");
+    fixture.fake_hub.commit_file(REPO, "config.json", b"{}");
     fixture
         .fake_hub
-        .put(REPO, "deep/weights.safetensors", &noise(1, 50_000));
-    fixture.fake_hub.put(REPO, "other.bin", &noise(2, 50_000));
+        .commit_file(REPO, "deep/weights.safetensors", &noise(1, 50_000));
+    fixture
+        .fake_hub
+        .commit_file(REPO, "other.bin", &noise(2, 50_000));
     let folder = fixture.folder.join("model");
     let wanted =
         |file: &RemoteFile| file.path.ends_with(".safetensors") || file.path == "config.json";
@@ -265,13 +275,13 @@ fn a_folder_is_fetched_at_one_commit_and_only_what_is_wanted() {
         let mut snapshot = hub.info(repo, "main")?;
         snapshot.files.retain(wanted);
         for file in &snapshot.files {
-            let (into, mut watchdog) = (folder.join(&file.path), fixture.watchdog());
-            hub.download(repo, &snapshot.commit, file, &into, &mut watchdog, |_| {})?;
+            let (into, mut retrier) = (folder.join(&file.path), fixture.retrier());
+            hub.download(repo, &snapshot.commit, file, &into, &mut retrier, |_| {})?;
         }
         Ok::<_, HubError>(snapshot)
     };
     let snapshot = fetch().expect("fetched");
-    assert_eq!(snapshot, fetch().expect("there already"));
+    assert_eq!(snapshot, fetch().expect("already downloaded"));
     assert_eq!(snapshot.commit, fixture.snapshot().commit);
     let paths: Vec<_> = snapshot
         .files
@@ -281,44 +291,52 @@ fn a_folder_is_fetched_at_one_commit_and_only_what_is_wanted() {
     assert_eq!(paths, ["config.json", "deep/weights.safetensors"]);
     assert!(folder.join("deep/weights.safetensors").exists());
     assert!(!folder.join("other.bin").exists());
-    assert_eq!(fixture.count("GET /objects"), 2, "one broken, one whole");
+    assert_eq!(
+        fixture.count("GET /objects"),
+        2,
+        "one interrupted, one complete"
+    );
 }
 
 #[test]
-fn the_beginning_of_a_file_comes_alone_and_damage_shows() {
+fn the_prefix_of_a_file_is_read_in_one_request_that_detects_damage() {
     let fixture = Fixture::new();
     let data = noise(3, 50_000);
-    fixture.fake_hub.put(REPO, "file", &data);
-    let file = fixture.remote("file");
+    fixture.fake_hub.commit_file(REPO, "file", &data);
+    let file = fixture.remote_file("file");
     let commit = fixture.snapshot().commit;
-    let ask = |bytes| fixture.hub.beginning(&fixture.repo, &commit, &file, bytes);
-    assert!(ask(0).expect("nothing").is_empty());
-    assert!(ask(1000).expect("a part") == data[..1000]);
-    assert!(ask(90_000).expect("all of it") == data);
-    let seen = fixture.fake_hub.seen();
-    let ranges: Vec<_> = seen
+    let read = |bytes| {
+        fixture
+            .hub
+            .read_prefix(&fixture.repo, &commit, &file, bytes)
+    };
+    assert!(read(0).expect("an empty prefix").is_empty());
+    assert!(read(1000).expect("a prefix") == data[..1000]);
+    assert!(read(90_000).expect("all of it") == data);
+    let requests = fixture.fake_hub.requests();
+    let ranges: Vec<_> = requests
         .iter()
-        .filter_map(|seen| seen.range.as_deref())
+        .filter_map(|request| request.range.as_deref())
         .collect();
     assert!(ranges.contains(&"bytes=0-999"), "{ranges:?}");
-    let faulty = |fault| {
+    let read_with_fault = |fault| {
         fixture
             .fake_hub
             .set_faults(Schedule::script(Route::Object, [fault]));
-        ask(1000)
+        read(1000)
     };
-    assert!(faulty(Fault::IgnoreRange).expect("cut here") == data[..1000]);
+    assert!(read_with_fault(Fault::IgnoreRange).expect("cut by the client") == data[..1000]);
     assert!(matches!(
-        faulty(Fault::WrongRange),
+        read_with_fault(Fault::WrongRange),
         Err(HubError::Range { .. })
     ));
     for fault in [
-        Fault::CutBody,
+        Fault::TruncateBody,
         Fault::ResetBody,
         Fault::Status(500),
         Fault::Reset,
     ] {
-        let error = faulty(fault.clone()).expect_err("damaged");
+        let error = read_with_fault(fault.clone()).expect_err("damaged");
         assert!(error.is_transient(), "{fault:?}: {error}");
     }
 }

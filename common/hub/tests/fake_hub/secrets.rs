@@ -1,4 +1,4 @@
-//! Where the token is, and where it is not.
+//! The token is sent to the Hub only and appears in no error and no log.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use uc_fake_hub::faults::{Fault, Route, Schedule};
 use uc_hub::{HubError, LocalFile};
 
-use crate::support::{Fixture, REPO, TOKEN, noise};
+use crate::fixture::{Fixture, REPO, TOKEN, noise};
 
-/// A log that is kept in memory.
+/// An in-memory log.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -24,7 +24,7 @@ impl Write for Log {
 }
 
 #[test]
-fn the_token_goes_to_the_hub_alone_and_into_no_error_and_no_log() {
+fn the_token_is_sent_to_the_hub_only_and_appears_in_no_error_and_no_log() {
     let log = Log::default();
     let writer = log.clone();
     tracing_subscriber::fmt()
@@ -33,14 +33,17 @@ fn the_token_goes_to_the_hub_alone_and_into_no_error_and_no_log() {
         .init();
     let fixture = Fixture::new();
     let data = noise(1, 45_000);
-    let file: LocalFile = fixture.local("file", &data);
-    let mut script = Schedule::script(Route::Part, [Fault::Expired, Fault::Status(500)]);
+    let file: LocalFile = fixture.local_file("file", &data);
+    let mut script = Schedule::script(Route::Part, [Fault::ExpiredUrl, Fault::Status(500)]);
     if let Schedule::Script(routes) = &mut script {
-        routes.insert(Route::Object, [Fault::CutBody, Fault::TooMany(1)].into());
+        routes.insert(
+            Route::Object,
+            [Fault::TruncateBody, Fault::TooManyRequests(1)].into(),
+        );
         routes.insert(Route::Info, [Fault::Reset].into());
     }
     fixture.fake_hub.set_faults(script);
-    let mut watchdog = fixture.watchdog();
+    let mut retrier = fixture.retrier();
     fixture
         .hub
         .push(
@@ -48,21 +51,28 @@ fn the_token_goes_to_the_hub_alone_and_into_no_error_and_no_log() {
             "main",
             "Files",
             &[file],
-            &mut watchdog,
+            &mut retrier,
             |_, _| {},
         )
         .expect("pushed");
     assert_eq!(
-        fixture.download(&fixture.remote("file"), 8).expect("here"),
+        fixture
+            .download(&fixture.remote_file("file"), 8)
+            .expect("downloaded"),
         data
     );
-    let seen = fixture.fake_hub.seen();
-    let (storage, hub): (Vec<_>, Vec<_>) = seen.iter().partition(|seen| seen.storage);
-    assert!(storage.len() > 8 && storage.iter().all(|seen| seen.authorization.is_none()));
-    let signed = |line: &str| line.contains("complete_multipart");
+    let requests = fixture.fake_hub.requests();
+    let (storage, hub): (Vec<_>, Vec<_>) = requests.iter().partition(|request| request.storage);
+    assert!(
+        storage.len() > 8
+            && storage
+                .iter()
+                .all(|request| request.authorization.is_none())
+    );
+    let is_signed = |line: &str| line.contains("complete_multipart");
     assert!(
         hub.iter()
-            .all(|seen| seen.authorization.is_some() != signed(&seen.line))
+            .all(|request| request.authorization.is_some() != is_signed(&request.line))
     );
 
     let echo = Schedule::script(Route::Info, [Fault::EchoToken]);
@@ -72,7 +82,7 @@ fn the_token_goes_to_the_hub_alone_and_into_no_error_and_no_log() {
         .info(&fixture.repo, "main")
         .expect_err("refused");
     let text = format!("{error} {error:?}");
-    assert!(matches!(error, HubError::Unauthorised { .. }));
+    assert!(matches!(error, HubError::Unauthorized { .. }));
     assert!(
         text.contains("Bearer [token]") && !text.contains(TOKEN),
         "{text}"
@@ -81,9 +91,11 @@ fn the_token_goes_to_the_hub_alone_and_into_no_error_and_no_log() {
     fixture
         .fake_hub
         .set_faults(Schedule::script(Route::Object, vec![Fault::Status(400); 8]));
-    fixture.fake_hub.put(REPO, "other", &noise(2, 45_000));
+    fixture
+        .fake_hub
+        .commit_file(REPO, "other", &noise(2, 45_000));
     let error = fixture
-        .download(&fixture.remote("other"), 8)
+        .download(&fixture.remote_file("other"), 8)
         .expect_err("refused");
     assert!(
         !format!("{error} {error:?}").contains("signed-secret"),
@@ -91,7 +103,7 @@ fn the_token_goes_to_the_hub_alone_and_into_no_error_and_no_log() {
     );
 
     let log = String::from_utf8(log.0.lock().expect("log").clone()).expect("text");
-    assert!(log.contains("failed, trying again"), "{log}");
+    assert!(log.contains("failed, retrying"), "{log}");
     for secret in [TOKEN, "signed-secret"] {
         let leaks: Vec<_> = log.lines().filter(|line| line.contains(secret)).collect();
         assert!(leaks.is_empty(), "{leaks:?}");

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use uc_store::freshness::{Freshness, PendingWork, Reason};
 use uc_store::plan::{ArtifactId, JobId, Plan};
 
-use crate::board::{Board, Budget, Status};
+use crate::schedule::scheduler::{Board, Budget, Status};
 
 /// What is known of the run's jobs and files.
 pub trait Sizes {

@@ -9,14 +9,15 @@ use std::time::{Duration, SystemTime};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
+use uc_settings::SourceRetention;
 use uc_store::plan::{HubSource, JobId, Per, Plan, StagePlan, Unit};
 use uc_store::run::RunDir;
-use uc_store::settings::SourceRetention;
 
 use crate::cli::StatusArgs;
-use crate::history::{History, JobState, JobView, Mishap, StageCost};
+use crate::report::event_log_replay::{History, JobState, JobView, Mishap, StageCost};
+use crate::report::event_log_writer;
+use crate::session;
 use crate::verbs::print_json;
-use crate::{journal, session};
 
 mod disk;
 mod text;
@@ -160,7 +161,7 @@ fn look(run: &RunDir, plan: &Plan) -> anyhow::Result<Status> {
         disk: disk::measure(run, plan),
         now: SystemTime::now(),
     };
-    let mut status = assess(plan, journal::history(run), seen);
+    let mut status = assess(plan, event_log_writer::history(run), seen);
     for stage in &mut status.stages {
         stage.metrics = metrics(run, plan, &stage.name);
     }

@@ -1,7 +1,7 @@
 //! A run that is alive, one that ended, one that died: the page and the metrics behind it.
 
+use uc_settings::Settings;
 use uc_store::plan::{Artifact, ModelSource, PLAN_VERSION, Per, Unit};
-use uc_store::settings::Settings;
 
 use super::*;
 

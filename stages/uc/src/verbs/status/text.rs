@@ -4,8 +4,8 @@ use indicatif::BinaryBytes;
 use uc_store::plan::Unit;
 
 use super::{RunState, Running, StageStatus, Status};
-use crate::history::{JobState, Mishap};
-use crate::progress::amount;
+use crate::report::event_log_replay::{JobState, Mishap};
+use crate::report::progress::amount;
 
 /// Cells in which a stage's layers are drawn; more layers share cells.
 const CELLS: usize = 48;
