@@ -7,7 +7,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
-use uc_model::forward::{Layer, NoTap, Values, Weights};
+use uc_model::forward::{Layer, NoObserver, Weights, WeightsFromFn};
 use uc_pack::LayerFile;
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
@@ -47,14 +47,14 @@ impl OnDevice for LayerPass<'_, '_> {
         let weights = TensorFile::open(&job.input("weights")?)?;
         let teacher = |name: &str| -> anyhow::Result<Vec<f32>> { Ok(weights.read_f32(name)?) };
         let spec = &config.layers[job.layer()? as usize];
-        let of_teacher = Values::<B, _>::new(&teacher, &device);
+        let of_teacher = WeightsFromFn::<B, _>::new(&teacher, &device);
         let layer = Layer::new(spec, length, &of_teacher, &device)?;
         push(job, &layer, &hidden, "teacher", dims, 0, &mut output)?;
         drop(layer);
 
         let packed = PackedLayer::open(job)?;
         let reconstructed = |name: &str| packed.read_f32(name);
-        let of_pack = Values::<B, _>::new(&reconstructed, &device);
+        let of_pack = WeightsFromFn::<B, _>::new(&reconstructed, &device);
         let layer = Layer::new(spec, length, &of_pack, &device)?;
         push(job, &layer, &hidden, "pack", dims, windows, &mut output)?;
         job.commit_tensors("eval-hidden", output)?;
@@ -76,7 +76,7 @@ fn push<B: Backend, W: Weights<B, Error = anyhow::Error>>(
     map_rows(hidden, name, batch, output, |values, count, first| {
         let states = TensorData::new(values, [count, length, width]);
         let x = Tensor::<B, 3>::from_data(states, layer.device());
-        let y = layer.forward(x, &mut NoTap)?.into_data();
+        let y = layer.forward(x, &mut NoObserver)?.into_data();
         job.progress(
             (before + first + count) as u64,
             2 * windows as u64,

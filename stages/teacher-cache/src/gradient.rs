@@ -16,9 +16,9 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use uc_codec::factor::NEAR_OUTPUTS;
 use uc_model::device::OnDevice;
-use uc_model::forward::{Head, Layer, Traced, Values};
+use uc_model::forward::{Head, Layer, PartTrace, WeightsFromFn};
 use uc_model::moments::Moments;
-use uc_model::text::split_mix;
+use uc_model::text::splitmix64;
 use uc_model::{LayerPlan, LinearSpec, ModelConfig, ModelError};
 use uc_store::settings::Settings;
 use uc_store::stage::Job;
@@ -49,7 +49,10 @@ impl OnDevice for LossPass<'_, '_> {
         let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
         let non_layer = TensorFile::open(&job.input("non-layer")?)?;
         let read = |name: &str| -> anyhow::Result<Vec<f32>> { Ok(non_layer.read_f32(name)?) };
-        let head = Head::new(&config, &Values::<Autodiff<B>, _>::new(&read, &device))?;
+        let head = Head::new(
+            &config,
+            &WeightsFromFn::<Autodiff<B>, _>::new(&read, &device),
+        )?;
         let hidden = TensorFile::open(&job.input("sensitivity-hidden")?)?;
         let [windows, length, width] = sides(&hidden)?;
         let seed = job.settings().allocation.seed;
@@ -110,7 +113,7 @@ fn draw(log_probabilities: &[f32], uniform: f64) -> usize {
 
 /// A number in [0, 1) for a token.
 fn uniform(seed: u64, token: u64) -> f64 {
-    (split_mix(seed, token) >> 11) as f64 / (1u64 << 53) as f64
+    (splitmix64(seed, token) >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// What the loss minds in one layer, and the gradient by its input.
@@ -128,7 +131,7 @@ impl OnDevice for BackwardPass<'_, '_> {
         let index = job.layer()? as usize;
         let plan = config.layer_plan(index);
         let read = weights_of_source(job, plan.clone())?;
-        let weights = Values::<Autodiff<B>, _>::new(&read, &device);
+        let weights = WeightsFromFn::<Autodiff<B>, _>::new(&read, &device);
         let hidden = TensorFile::open(&job.input("sensitivity-hidden")?)?;
         let above = TensorFile::open(&job.input("gradient")?)?;
         let [windows, length, width] = sides(&hidden)?;
@@ -227,14 +230,14 @@ impl Found {
     fn add<B: Backend>(
         &mut self,
         plan: &LayerPlan,
-        part: Traced<B>,
+        part: PartTrace<B>,
         first: usize,
         count: usize,
     ) -> anyhow::Result<()> {
         let tokens = first..first + count;
         let opening = first < self.opening;
         let mut squares: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
-        for (name, gradient) in &part.outputs {
+        for (name, gradient) in &part.output_gradients {
             let rows = row_energies(gradient.clone())?;
             let sums = squares.entry(&linear_of(plan, name)?.input);
             let sums = sums.or_insert_with(|| vec![0.0; rows.len()]);
@@ -264,7 +267,7 @@ impl Found {
         if opening {
             return Ok(());
         }
-        for (name, gradient) in part.outputs {
+        for (name, gradient) in part.output_gradients {
             let leverages = leverages.get(&linear_of(plan, &name)?.input);
             let gradient = match leverages.with_context(|| format!("{name} without input"))? {
                 Some(leverages) => scaled(gradient, leverages),
@@ -292,10 +295,10 @@ impl Found {
                 .map(|other| &self.moments[&other.name])
                 .filter(|other| other.block == own.block);
             for other in alike {
-                pool.absorb(other).map_err(ModelError::from)?;
+                pool.merge(other).map_err(ModelError::from)?;
             }
             let own = self.moments.get_mut(&linear.name).expect("one per linear");
-            own.fill(1, &pool).map_err(ModelError::from)?;
+            own.add_pseudo_tokens(1, &pool).map_err(ModelError::from)?;
         }
         Ok(())
     }
@@ -326,7 +329,9 @@ impl Found {
         let mut file = job.output_tensors("sensitivity", &decls)?;
         for linear in &plan.linears {
             let moments = self.moments.remove(&linear.name).expect("one per linear");
-            let mut means = moments.finish_over(tokens).map_err(ModelError::from)?;
+            let mut means = moments
+                .finish_with_count(tokens)
+                .map_err(ModelError::from)?;
             let input = plan.input(&linear.input).context("an input of the plan")?;
             let scale = self.metrics.scale(input);
             means.iter_mut().for_each(|mean| *mean *= scale);

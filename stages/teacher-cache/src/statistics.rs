@@ -8,7 +8,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use camino::Utf8Path;
 use uc_model::device::OnDevice;
-use uc_model::forward::{Layer, Tap, Values};
+use uc_model::forward::{ActivationObserver, Layer, WeightsFromFn};
 use uc_model::moments::Moments;
 use uc_model::{InputSpec, LayerPlan, ModelConfig, ModelError, SourceFolder};
 use uc_store::settings::AllocationMode;
@@ -62,7 +62,7 @@ impl OnDevice for LayerPass<'_, '_> {
             }
             Pass::Survey => Box::new(weights_of_source(job, plan.clone())?),
         };
-        let weights = Values::new(&*read, &device);
+        let weights = WeightsFromFn::new(&*read, &device);
         let layer = Layer::<B, _>::new(&config.layers[index], length, &weights, &device)?;
         let max_input_block = job.settings().calibration.max_input_block as usize;
         let mut sums = Sums::new(&plan, max_input_block, &emphases, &job.work_dir()?)?;
@@ -197,7 +197,8 @@ impl<'a> Sums<'a> {
                 let missing = (input.width as u64).saturating_sub(sums.count);
                 if missing > 0 {
                     let pool = self.pool::<B>(input, &mut pools, device)?;
-                    sums.fill(missing, pool).map_err(ModelError::from)?;
+                    sums.add_pseudo_tokens(missing, pool)
+                        .map_err(ModelError::from)?;
                     short.push(input.name.clone());
                 }
             }
@@ -252,8 +253,8 @@ impl<'a> Sums<'a> {
     }
 }
 
-impl<B: Backend> Tap<B> for Sums<'_> {
-    fn input(&mut self, name: &str, x: &Tensor<B, 2>, tokens: Option<&[usize]>) {
+impl<B: Backend> ActivationObserver<B> for Sums<'_> {
+    fn observe_input(&mut self, name: &str, x: &Tensor<B, 2>, tokens: Option<&[usize]>) {
         if self.refused.is_ok() {
             self.refused = self.add(name, x.clone(), tokens);
         }
