@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use uc_fake_hub::faults::{Fault, Route, Schedule};
 use uc_fake_hub::{FakeHub, Options};
-use uc_tests::kills::{losses, signal, workers_of};
+use uc_tests::kills::{lost_work, signal, workers_of};
 use uc_tests::{compress, contents, fail_with, json, program, repository, succeed, uc, words};
 use uc_tests::{copy_model, tiny_model};
 
@@ -174,7 +174,7 @@ fn layers_go_up_while_later_ones_are_made_whatever_happens_on_the_way() {
     let other = fake_hub();
     succeed(&mut upload(&other, &run));
     assert!(remote(&other) == expected);
-    assert_eq!(losses(&run).cut_off, 0);
+    assert_eq!(lost_work(&run).interrupted, 0);
     let quantized = events(&run, &[("event", "finished"), ("stage", "quantize")]);
     assert_eq!(quantized.len(), 4);
 }
@@ -465,7 +465,9 @@ fn freed_layers_never_lie_here_in_greater_number_than_the_bound_says() {
     assert_eq!(fake_hub.commits(REPO, "main"), commits);
     let said = fail_with(uc().arg("verify").arg(run.join("pack")), DAMAGED);
     assert!(
-        said.contains("layer_003.uc: not here; remote.json says that tester/pack holds it"),
+        said.contains(
+            "layer_003.uc: not in this folder; according to remote.json, tester/pack holds it"
+        ),
         "{said}"
     );
 

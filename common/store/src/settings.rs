@@ -99,7 +99,7 @@ pub enum AllocationMode {
 pub struct QuantizeSettings {
     /// Bits per weight over the linears, every byte of the layer files counted.
     pub bpw: f64,
-    /// Added to the diagonal of the second moments, relative to its mean; [`QuantizeSettings::at_rate`] below 5 bits.
+    /// Added to the diagonal of the second moments, relative to its mean. Raised below 5 bits per weight (`uc_codec::factor::damping_at_rate`).
     pub damping: f64,
     /// Share by which what lies off the diagonal of the second moments is taken smaller.
     pub shrinkage: f64,
@@ -307,15 +307,6 @@ impl<'de> Deserialize<'de> for Rank {
             }
         }
         deserializer.deserialize_any(Visitor)
-    }
-}
-
-impl QuantizeSettings {
-    /// What a damping that is set for 5 bits per weight is at `bpw`: as many times more as the squared errors of the weights,
-    /// and so those that the layers before leave in the inputs, are larger at fewer bits, 4 for each that is missing. What
-    /// damping guards against at 5 bits and more, the chance in the moments, is the same at any rate.
-    pub fn at_rate(&self, damping: f64) -> f64 {
-        damping * (2.0 * (5.0 - self.bpw).max(0.0)).exp2()
     }
 }
 
@@ -560,21 +551,6 @@ mod tests {
         assert_eq!(settings.model.device, Device::Cuda);
         settings.set("overlay.rank", "auto").expect("set");
         assert_eq!(settings.overlay.rank, Rank::Auto);
-    }
-
-    #[test]
-    fn dampings_grow_below_five_bits_and_stay_above() {
-        let at = |bpw: f64| {
-            let quantize = QuantizeSettings {
-                bpw,
-                ..QuantizeSettings::default()
-            };
-            quantize.at_rate(0.25)
-        };
-        assert_eq!(
-            [2.0, 4.0, 4.5, 5.0, 8.0].map(at),
-            [16.0, 1.0, 0.5, 0.25, 0.25]
-        );
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::error::StoreError;
 use crate::events::{Event, EventKind, JobRequest};
 use crate::exit::ExitCode;
 use crate::logging::{self, LogFormat};
-use crate::plan::{ArtifactId, External, ExternalFile, JobId, Per, Plan, SOURCE, StagePlan};
+use crate::plan::{ArtifactId, External, ExternalFile, JobId, Per, Plan, SOURCE, StagePlan, Unit};
 use crate::receipt::{Key, OutputRecord, Receipt, job_key};
 use crate::resources;
 use crate::run::{RunDir, parent_process};
@@ -157,10 +157,8 @@ fn once(
         die_with_parent(&run)?;
     }
     let _lock = run.stage_lock(&name)?;
-    let id = JobId {
-        stage: name,
-        layer: args.layer,
-    };
+    let unit = plan.stage(&name).expect("open found it").unit(args.layer);
+    let id = JobId { stage: name, unit };
     execute(
         &run,
         &plan,
@@ -213,7 +211,7 @@ fn serve(
             .with_context(|| format!("job request `{line}`, expected {{\"layer\": N}}"))?;
         let id = JobId {
             stage: name.clone(),
-            layer: request.layer,
+            unit: request.unit,
         };
         if let Err(error) = execute(&run, &plan, &id, stage, &mut verified, &mut emit) {
             eprintln!("error: {id}: {error:#}");
@@ -221,7 +219,7 @@ fn serve(
             let message = format!("{error:#}");
             emit(Event {
                 stage: id.stage,
-                layer: id.layer,
+                unit: id.unit,
                 kind: EventKind::Failed { class, message },
             });
         }
@@ -248,7 +246,7 @@ fn execute(
     let start = Instant::now();
     let mut job = Job::begin(run, plan, id, verified, emit)?;
     job.event(EventKind::Started);
-    let _span = tracing::info_span!("job", stage = %id.stage, layer = ?id.layer).entered();
+    let _span = tracing::info_span!("job", stage = %id.stage, unit = %id.unit).entered();
     tracing::info!("started");
     stage.run(&mut job)?;
     job.finish()?;
@@ -257,7 +255,7 @@ fn execute(
     tracing::info!(seconds, peak_rss_bytes, "finished");
     emit(Event {
         stage: id.stage.clone(),
-        layer: id.layer,
+        unit: id.unit,
         kind: EventKind::Finished {
             seconds,
             peak_rss_bytes,
@@ -318,24 +316,25 @@ impl<'a> Job<'a> {
         let key = key.map_err(|artifact| missing(&artifact))?;
         let shard = |number: u32| plan.shards().any(|(shard, _)| shard == number as usize);
         let is_expected = match stage.per {
-            Per::Shard => id.layer.is_some_and(shard),
-            _ => stage.layers(plan.model.layers).contains(&id.layer),
+            Per::Shard => id.unit.shard().is_some_and(shard),
+            _ => stage.units(plan.model.layers).contains(&id.unit),
         };
         if !is_expected {
             return Err(StoreError::Layer {
                 stage: stage.name.clone(),
-                found: id
-                    .layer
-                    .map_or_else(|| "none".into(), |layer| layer.to_string()),
+                found: match id.unit {
+                    Unit::Run => "none".into(),
+                    Unit::Layer(number) | Unit::Shard(number) => number.to_string(),
+                },
                 expected: match stage.per {
                     Per::Run => "none (the stage has one job for the run)".into(),
                     Per::Layer => format!("0 to {}", plan.model.layers.saturating_sub(1)),
-                    Per::Shard => "the number of a shard that comes and goes".into(),
+                    Per::Shard => "the number of a shard that is fetched on demand".into(),
                 },
             });
         }
         let mut inputs = BTreeMap::new();
-        for artifact in plan.inputs(stage, id.layer) {
+        for artifact in plan.inputs(stage, id.unit) {
             if let Some(external) = plan.external(&artifact) {
                 source::verify_external(external, verified)?;
                 let path = external
@@ -355,7 +354,7 @@ impl<'a> Job<'a> {
             verify_file(&path, record.size, &digest)?;
             inputs.insert(artifact, (path, digest));
         }
-        for number in plan.shards_of(stage, id.layer) {
+        for number in plan.shards_of(stage, id.unit) {
             let file = &plan.externals[SOURCE].files[number];
             if !file.path.exists() {
                 return Err(StoreError::MissingInput {
@@ -385,7 +384,7 @@ impl<'a> Job<'a> {
 
     /// The job's layer; an error for a per-run stage.
     pub fn layer(&self) -> Result<u32, StoreError> {
-        self.id.layer.ok_or_else(|| StoreError::Layer {
+        self.id.unit.layer().ok_or_else(|| StoreError::Layer {
             stage: self.id.stage.clone(),
             found: "none".into(),
             expected: "a layer".into(),
@@ -429,12 +428,18 @@ impl<'a> Job<'a> {
             .ok_or_else(|| self.unknown("outside input of this stage", name, self.inputs.keys()))
     }
 
-    /// The shard of the source that a job of a stage per shard is about.
+    /// The shard of the source that the job of a per-shard stage fetches; an error for any other stage.
     pub fn shard(&self) -> Result<&'a ExternalFile, StoreError> {
-        let number = self.layer()? as usize;
-        let mut shards = self.plan.shards();
-        let found = shards.find(|(shard, _)| *shard == number);
-        Ok(found.expect("checked by begin").1)
+        let shard = self.id.unit.shard().and_then(|wanted| {
+            let mut shards = self.plan.shards();
+            shards.find(|(shard, _)| *shard == wanted as usize)
+        });
+        let (_, file) = shard.ok_or_else(|| StoreError::Layer {
+            stage: self.id.stage.clone(),
+            found: "none".into(),
+            expected: "a shard".into(),
+        })?;
+        Ok(file)
     }
 
     /// The digest of an input that the job reads once.
@@ -474,7 +479,7 @@ impl<'a> Job<'a> {
     }
 
     fn output_id(&self, name: &str) -> Result<ArtifactId, StoreError> {
-        let outputs = self.plan.outputs(self.stage, self.id.layer);
+        let outputs = self.plan.outputs(self.stage, self.id.unit);
         outputs
             .iter()
             .find(|id| id.name == name)
@@ -561,7 +566,7 @@ impl<'a> Job<'a> {
     fn event(&mut self, kind: EventKind) {
         (self.emit)(Event {
             stage: self.id.stage.clone(),
-            layer: self.id.layer,
+            unit: self.id.unit,
             kind,
         });
     }
@@ -575,7 +580,7 @@ impl<'a> Job<'a> {
 
     /// Publishes metrics and receipt once every declared output is there.
     fn finish(self) -> Result<(), StoreError> {
-        for artifact in self.plan.outputs(self.stage, self.id.layer) {
+        for artifact in self.plan.outputs(self.stage, self.id.unit) {
             if !self
                 .outputs
                 .iter()
@@ -594,7 +599,7 @@ impl<'a> Job<'a> {
         outputs.sort_by(|a, b| a.artifact.cmp(&b.artifact));
         let receipt = Receipt {
             stage: self.id.stage.clone(),
-            layer: self.id.layer,
+            unit: self.id.unit,
             key: self.key,
             outputs,
         };

@@ -1,8 +1,9 @@
-//! evaluator: teacher and pack side by side on the same windows, layer by layer.
+//! evaluator: runs teacher and pack over the same windows, layer by layer, and compares their predictions.
 //!
-//! `windows` draws and embeds the evaluation windows; `layer` pushes the states of both through one layer, the pack's
-//! layer read from disk through `uc_pack`; `report` applies norm and head and compares every next-token distribution.
-//! Each layer of each model is read once whatever the number of windows, and only one layer is in memory.
+//! `windows` draws and embeds the evaluation windows. `layer` runs one layer of both models; the pack's layer is read from
+//! disk through `uc_pack`, as any reader of the pack would. `report` applies the final norm and head, and compares all
+//! next-token distributions. Each layer of each model is read once, however many windows there are, and only one layer is in
+//! memory.
 
 mod layer;
 mod metrics;

@@ -1,23 +1,31 @@
-//! teacher-cache: pushes calibration text through the teacher, layer by layer.
+//! teacher-cache: runs the calibration text through the teacher, layer by layer.
 //!
-//! `windows` draws the windows and embeds them; `layer` reads the hidden states before a layer, writes those after it
-//! and, for every distinct input of the layer's linears, the second moments over all tokens. `sensitivity-windows` and
-//! `survey` do the same with some of the windows before anything is quantized; `loss` and `backward` then carry the
-//! gradient of the loss back through the layers and keep its second moments at the output of every linear and the weight
-//! that it gives to every token. Windows go through in batches of fixed size and order, so the sums are the same bits for
-//! any number of threads.
+//! `windows` draws and embeds the calibration windows. `layer` reads the hidden states before a layer and writes those after
+//! it, together with the second moments of every distinct input of the layer's linears.
+//!
+//! The sensitivity pass runs before anything is quantized, over some of the windows: `sensitivity-windows` and
+//! `sensitivity-forward` correspond to `windows` and `layer`; `sensitivity-loss` and `sensitivity-backward` carry the gradient
+//! of the loss back through the layers and accumulate its second moments at the outputs of every linear, and the weight of
+//! every token. Windows are processed in batches of fixed size and order, so the sums are the same bits for any number of
+//! threads.
 
-mod gradient;
-mod metric;
-mod statistics;
+mod backward;
+mod forward;
+mod input_moments;
+mod leverage;
+mod loss;
+mod sensitivity;
+mod states;
+mod token_weights;
 mod windows;
 
 use clap::{Parser, Subcommand};
 use uc_model::DeviceKind;
-use uc_model::device::dispatch;
 use uc_store::ExitCode;
 use uc_store::settings::Device;
 use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
+
+use crate::forward::Pass;
 
 /// Raised whenever the same input gives other output.
 const VERSION: u32 = 6;
@@ -39,14 +47,14 @@ enum Task {
     Windows(StageArgs),
     /// Hidden states after one layer, and the second moments of its inputs
     Layer(StageArgs),
-    /// Embed those of the calibration windows that the survey takes
-    SurveyWindows(StageArgs),
-    /// As `layer`, for the survey
-    Survey(StageArgs),
-    /// The gradient of the loss by the last layer's output
-    Loss(StageArgs),
+    /// Embed the calibration windows of the sensitivity pass
+    SensitivityWindows(StageArgs),
+    /// As `layer`, over the windows of the sensitivity pass
+    SensitivityForward(StageArgs),
+    /// Gradient of the loss at the output of the last layer
+    SensitivityLoss(StageArgs),
     /// Sensitivities of one layer's linears, and the gradient before it
-    Backward(StageArgs),
+    SensitivityBackward(StageArgs),
 }
 
 fn main() -> std::process::ExitCode {
@@ -60,24 +68,19 @@ fn main() -> std::process::ExitCode {
     };
     match Cli::parse().task {
         Task::Windows(args) => run("windows", &args, windows::draw),
-        Task::Layer(args) => run("layer", &args, |job| layer(job, Pass::Main)),
-        Task::SurveyWindows(args) => run("sensitivity-windows", &args, windows::draw_survey),
-        Task::Survey(args) => run("sensitivity-forward", &args, |job| layer(job, Pass::Survey)),
-        Task::Loss(args) => run("sensitivity-loss", &args, loss),
-        Task::Backward(args) => run("sensitivity-backward", &args, backward),
+        Task::Layer(args) => run("layer", &args, |job| forward::run(job, Pass::Calibration)),
+        Task::SensitivityWindows(args) => {
+            run("sensitivity-windows", &args, windows::embed_sensitivity)
+        }
+        Task::SensitivityForward(args) => run("sensitivity-forward", &args, |job| {
+            forward::run(job, Pass::Sensitivity)
+        }),
+        Task::SensitivityLoss(args) => run("sensitivity-loss", &args, loss::run),
+        Task::SensitivityBackward(args) => run("sensitivity-backward", &args, backward::run),
     }
 }
 
-/// Which windows go through the teacher.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pass {
-    /// The calibration windows.
-    Main,
-    /// The survey's windows; each weight is read from the source once more.
-    Survey,
-}
-
-/// A task: its work, and what all tasks say of their errors.
+/// The work of a task; all tasks classify their errors alike.
 struct Work(fn(&mut Job<'_>) -> anyhow::Result<()>);
 
 impl StageProgram for Work {
@@ -85,24 +88,13 @@ impl StageProgram for Work {
         (self.0)(job)
     }
 
-    /// Whatever the model crate refuses lies in the user's input.
+    /// Errors of the model crate are errors in the user's input.
     fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
         uc_model::error::is_model_error(error.chain()).then_some(ExitCode::BadInput)
     }
 }
 
-fn layer(job: &mut Job<'_>, pass: Pass) -> anyhow::Result<()> {
-    dispatch(device(job), statistics::LayerPass { job, pass })?
-}
-
-fn loss(job: &mut Job<'_>) -> anyhow::Result<()> {
-    dispatch(device(job), gradient::LossPass { job })?
-}
-
-fn backward(job: &mut Job<'_>) -> anyhow::Result<()> {
-    dispatch(device(job), gradient::BackwardPass { job })?
-}
-
+/// The device of the forward and backward passes.
 fn device(job: &Job<'_>) -> DeviceKind {
     match job.settings().model.device {
         Device::Cpu => DeviceKind::Cpu,

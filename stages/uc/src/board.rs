@@ -64,14 +64,14 @@ impl<'p> Board<'p> {
             if spec.optional {
                 continue;
             }
-            for layer in spec.layers(plan.model.layers) {
+            for unit in spec.units(plan.model.layers) {
                 nodes.push(Node {
                     id: JobId {
                         stage: spec.name.clone(),
-                        layer,
+                        unit,
                     },
                     stage,
-                    outputs: plan.outputs(spec, layer),
+                    outputs: plan.outputs(spec, unit),
                     producers: BTreeSet::new(),
                     status: Status::Waiting,
                     retries: 0,
@@ -86,7 +86,7 @@ impl<'p> Board<'p> {
         let mut consumers: BTreeMap<ArtifactId, Vec<usize>> = BTreeMap::new();
         for place in 0..nodes.len() {
             let node = &nodes[place];
-            for input in plan.inputs(&plan.stages[node.stage], node.id.layer) {
+            for input in plan.inputs(&plan.stages[node.stage], node.id.unit) {
                 if plan.external(&input).is_some() {
                     continue;
                 }
@@ -233,7 +233,7 @@ impl<'p> Board<'p> {
             .filter(|node| self.inputs_done(node))
             .filter(|node| !given_up.contains(&node.stage) || !running.is_empty())
             .collect();
-        ready.sort_by_key(|node| (node.id.layer, std::cmp::Reverse(node.stage)));
+        ready.sort_by_key(|node| (node.id.unit, std::cmp::Reverse(node.stage)));
         ready
     }
 
@@ -297,7 +297,8 @@ impl<'p> Board<'p> {
     /// A reader that itself waits for the job does not count: the backward sweep of the survey reads what the forward
     /// sweep wrote only after all of it, and waiting for it would be waiting for ever.
     fn is_too_far_ahead(&self, node: &Node) -> bool {
-        let (Some(max_lead), Some(layer)) = (self.plan.stages[node.stage].max_lead, node.id.layer)
+        let (Some(max_lead), Some(layer)) =
+            (self.plan.stages[node.stage].max_lead, node.id.unit.layer())
         else {
             return false;
         };
@@ -312,7 +313,7 @@ impl<'p> Board<'p> {
             let readers = readers.filter(|place| !behind.contains(place));
             let mut readers = readers.map(|place| &self.nodes[*place]);
             readers.any(|reader| {
-                let counts = reader.id.layer.is_some() && reader.stage != node.stage;
+                let counts = reader.id.unit.layer().is_some() && reader.stage != node.stage;
                 counts && reader.status != Status::Done
             })
         };
@@ -321,7 +322,7 @@ impl<'p> Board<'p> {
             .iter()
             .filter(|sibling| sibling.stage == node.stage)
             .filter(has_slow_reader)
-            .filter_map(|sibling| sibling.id.layer)
+            .filter_map(|sibling| sibling.id.unit.layer())
             .min();
         slowest.is_some_and(|slowest| layer > slowest.saturating_add(max_lead))
     }
@@ -336,7 +337,7 @@ impl<'p> Board<'p> {
                 .collect(),
             Some(id) => {
                 let node = &self.nodes[self.places[id]];
-                let inputs = self.plan.inputs(&self.plan.stages[node.stage], id.layer);
+                let inputs = self.plan.inputs(&self.plan.stages[node.stage], id.unit);
                 inputs
                     .into_iter()
                     .chain(node.outputs.iter().cloned())

@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use uc_store::ExitCode;
 use uc_store::events::{Event, EventKind, JobRequest};
 use uc_store::freshness::{self, Freshness, PendingWork, Reason};
-use uc_store::plan::{ArtifactId, JobId, Plan};
+use uc_store::plan::{ArtifactId, JobId, Plan, Unit};
 use uc_store::receipt::{Receipt, job_key};
 use uc_store::run::RunDir;
 use uc_store::sha::Sha256Digest;
@@ -218,7 +218,7 @@ impl<'a> Driver<'a> {
         }
         let worker = self.workers.get_mut(&id.stage).expect("just there");
         // A worker that is gone closes its output; that message decides what happens to the job.
-        let _ = worker.send(&JobRequest { layer: id.layer });
+        let _ = worker.send(&JobRequest { unit: id.unit });
         self.unsettled = true;
         let heard = Instant::now();
         self.jobs.insert(id.stage.clone(), RunningJob { id, heard });
@@ -352,7 +352,7 @@ impl<'a> Driver<'a> {
         if key.as_ref() != Ok(&receipt.key) {
             // An input was made again while the job ran, with other bytes.
             self.board.set(id, Status::Stale);
-            let layers = vec![id.layer];
+            let layers = vec![id.unit.layer()];
             self.journal.found(&Found {
                 stage: id.stage.clone(),
                 stale: layers,
@@ -455,10 +455,10 @@ impl<'a> Driver<'a> {
     }
 
     fn note_retired(&mut self, id: &ArtifactId, maker: Option<JobId>) {
-        let (stage, layer) = maker.map_or((String::new(), None), |job| (job.stage, job.layer));
+        let (stage, unit) = maker.map_or((String::new(), Unit::Run), |job| (job.stage, job.unit));
         self.journal.event(&Event {
             stage,
-            layer,
+            unit,
             kind: EventKind::Retired {
                 artifact: id.to_string(),
             },
@@ -476,7 +476,7 @@ impl<'a> Driver<'a> {
                 Some(Freshness::Stale(reasons)) if !reasons.iter().all(is_new) => &mut found.stale,
                 _ => &mut found.waiting,
             };
-            list.push(id.layer);
+            list.push(id.unit.layer());
         }
         for (stage, mut found) in stages {
             found.stage = stage.to_owned();
@@ -519,7 +519,7 @@ impl<'a> Driver<'a> {
         self.unsettled = true;
         self.journal.note(
             MISHAP,
-            serde_json::json!({"stage": id.stage, "layer": id.layer,
+            serde_json::json!({"stage": id.stage, "layer": id.unit.layer(), "shard": id.unit.shard(),
                                "class": mishap.class, "message": mishap.message}),
         );
         let title = self.display.title(&id);

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uc_store::events::{Event, EventKind};
-use uc_store::plan::JobId;
+use uc_store::plan::{JobId, Unit};
 
 /// Ends of jobs over which a rate is taken, the last ones.
 const PACE: usize = 5;
@@ -81,8 +81,9 @@ pub struct Mishap {
     pub time: String,
     /// Stage name.
     pub stage: String,
-    /// Layer, for per-layer stages.
-    pub layer: Option<u32>,
+    /// What the job worked on.
+    #[serde(flatten)]
+    pub unit: Unit,
     /// Class of the failure.
     pub class: String,
     /// What was said.
@@ -218,10 +219,10 @@ impl History {
         }
     }
 
-    fn job(&mut self, stage: &str, layer: Option<u32>) -> &mut JobView {
+    fn job(&mut self, stage: &str, unit: Unit) -> &mut JobView {
         let id = JobId {
             stage: stage.to_owned(),
-            layer,
+            unit,
         };
         self.jobs.entry(id).or_insert(JobView {
             state: JobState::Waiting,
@@ -240,7 +241,7 @@ impl History {
         ];
         for (state, layers) in states {
             for &layer in layers {
-                let job = self.job(&found.stage, layer);
+                let job = self.job(&found.stage, layer.map_or(Unit::Run, Unit::Layer));
                 if job.state != JobState::Running {
                     job.state = state;
                 }
@@ -250,15 +251,15 @@ impl History {
 
     fn mishap(&mut self, value: &Value) {
         let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
-        let layer = value["layer"].as_u64().and_then(|n| u32::try_from(n).ok());
+        let unit = Unit::deserialize(value).unwrap_or(Unit::Run);
         let mishap = Mishap {
             time: text("time"),
             stage: text("stage"),
-            layer,
+            unit,
             class: text("class"),
             message: text("message"),
         };
-        let job = self.job(&mishap.stage, layer);
+        let job = self.job(&mishap.stage, unit);
         (job.state, job.progress, job.retry) = (JobState::Failed, None, None);
         if self.mishaps.len() == MISHAPS {
             self.mishaps.remove(0);
@@ -268,10 +269,10 @@ impl History {
 
     fn event(&mut self, event: Event) {
         let now = self.wall_seconds;
-        let (stage, layer) = (event.stage, event.layer);
+        let (stage, unit) = (event.stage, event.unit);
         match event.kind {
             EventKind::Started => {
-                let job = self.job(&stage, layer);
+                let job = self.job(&stage, unit);
                 (job.state, job.progress, job.began) = (JobState::Running, None, now);
                 job.retry = None;
                 self.paces.entry(stage).or_insert(Pace {
@@ -279,9 +280,18 @@ impl History {
                     ends: VecDeque::new(),
                 });
             }
-            EventKind::Progress { done, total, unit } => {
-                let job = self.job(&stage, layer);
-                (job.progress, job.retry) = (Some(Progress { done, total, unit }), None);
+            EventKind::Progress {
+                done,
+                total,
+                unit: counted,
+            } => {
+                let job = self.job(&stage, unit);
+                let progress = Progress {
+                    done,
+                    total,
+                    unit: counted,
+                };
+                (job.progress, job.retry) = (Some(progress), None);
             }
             EventKind::Retrying {
                 attempt,
@@ -289,7 +299,7 @@ impl History {
                 wait_seconds,
                 error,
             } => {
-                self.job(&stage, layer).retry = Some(Retry {
+                self.job(&stage, unit).retry = Some(Retry {
                     attempt,
                     attempts,
                     at: now + wait_seconds,
@@ -300,7 +310,7 @@ impl History {
                 seconds,
                 peak_rss_bytes,
             } => {
-                let job = self.job(&stage, layer);
+                let job = self.job(&stage, unit);
                 (job.state, job.progress, job.retry) = (JobState::Done, None, None);
                 job.took = Some((seconds.max(0.0), peak_rss_bytes));
                 let pace = self.paces.entry(stage).or_default();
@@ -310,7 +320,7 @@ impl History {
                 pace.ends.push_back(now);
             }
             EventKind::Failed { .. } => {
-                let job = self.job(&stage, layer);
+                let job = self.job(&stage, unit);
                 (job.state, job.progress) = (JobState::Failed, None);
             }
             EventKind::Metric { name, value } if name == RECEIVED => {

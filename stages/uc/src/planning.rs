@@ -68,7 +68,7 @@ pub fn forget_upload(plan: &Plan, run: &RunDir) -> anyhow::Result<()> {
         if Some(&stage.argv[0]) != program {
             continue;
         }
-        let inputs = plan.inputs(stage, job.layer).into_iter();
+        let inputs = plan.inputs(stage, job.unit).into_iter();
         let mut paths = inputs.filter_map(|id| plan.path(run.root(), &id));
         if paths.all(|path| path.exists()) {
             atomic::remove_file(&run.receipt_path(&job))?;

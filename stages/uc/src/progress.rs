@@ -10,7 +10,7 @@ use indicatif::{
     BinaryBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
 };
 use uc_store::logging::LogFormat;
-use uc_store::plan::JobId;
+use uc_store::plan::{JobId, Unit};
 
 use crate::cli::OutputArgs;
 
@@ -56,16 +56,16 @@ impl StageView {
     }
 
     fn subject(&self, id: &JobId) -> Option<&String> {
-        self.subjects.get(&id.layer?)
+        self.subjects.get(&id.unit.shard()?)
     }
 
     /// What a job is about, beside the bar of its stage.
     fn place(&self, id: &JobId) -> String {
-        let layer = || {
-            id.layer
-                .map_or_else(String::new, |layer| format!("layer {layer}"))
+        let unit = || match id.unit {
+            Unit::Run => String::new(),
+            unit => unit.to_string(),
         };
-        self.subject(id).cloned().unwrap_or_else(layer)
+        self.subject(id).cloned().unwrap_or_else(unit)
     }
 }
 
@@ -220,7 +220,7 @@ impl Display {
             Form::Lines if due => line(&format!("{}: {text}", view.title(id))),
             Form::Json if due => self.json(
                 "info",
-                serde_json::json!({"event": "progress", "stage": id.stage, "layer": id.layer,
+                serde_json::json!({"event": "progress", "stage": id.stage, "layer": id.unit.layer(), "shard": id.unit.shard(),
                                    "done": done, "total": total, "unit": unit}),
             ),
             _ => {}
@@ -255,7 +255,7 @@ impl Display {
             Form::Lines => line(&format!("{}: {how} ({done}/{total})", view.title(id))),
             Form::Json => self.json(
                 "info",
-                serde_json::json!({"event": "finished", "stage": id.stage, "layer": id.layer,
+                serde_json::json!({"event": "finished", "stage": id.stage, "layer": id.unit.layer(), "shard": id.unit.shard(),
                                    "seconds": seconds, "done": done, "total": total}),
             ),
             Form::Quiet | Form::Bars => {}

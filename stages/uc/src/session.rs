@@ -121,10 +121,10 @@ fn grouped(plan: &Plan, work: &PendingWork, wanted: impl Fn(&Reason) -> bool) ->
     let mut lines = Vec::new();
     for stage in &plan.stages {
         let mut groups: BTreeMap<String, Vec<Option<u32>>> = BTreeMap::new();
-        for layer in stage.layers(plan.model.layers) {
+        for unit in stage.units(plan.model.layers) {
             let id = JobId {
                 stage: stage.name.clone(),
-                layer,
+                unit,
             };
             let Some(Freshness::Stale(reasons)) = work.states.get(&id) else {
                 continue;
@@ -135,7 +135,10 @@ fn grouped(plan: &Plan, work: &PendingWork, wanted: impl Fn(&Reason) -> bool) ->
                 .map(without_layers)
                 .collect();
             if !words.is_empty() {
-                groups.entry(words.join("; ")).or_default().push(layer);
+                groups
+                    .entry(words.join("; "))
+                    .or_default()
+                    .push(unit.layer());
             }
         }
         let mut groups: Vec<_> = groups.into_iter().collect();

@@ -10,7 +10,7 @@ use uc_pack::Pack;
 use uc_pack::totals::Totals;
 use uc_pack::verify::{Finding, Verdict};
 use uc_store::ExitCode;
-use uc_store::plan::{ArtifactId, HubSource, JobId};
+use uc_store::plan::{ArtifactId, HubSource, JobId, Unit};
 
 use crate::failure::{exit_code, failure};
 use crate::history::StageCost;
@@ -185,7 +185,7 @@ fn summarise(session: &Session, threads: u32, display: &Display) -> anyhow::Resu
 fn experts_of(session: &Session, layer: u32) -> Option<Experts> {
     let id = JobId {
         stage: "teacher-cache".into(),
-        layer: Some(layer),
+        unit: Unit::Layer(layer),
     };
     let path = session.run.metrics_path(&id);
     let text = std::fs::read(&path).unwrap_or_default();

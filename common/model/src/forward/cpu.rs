@@ -9,9 +9,9 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
+use uc_simd::{MatrixView, multiply};
 
 use super::heads::Heads;
-use super::product::{View, multiply};
 use super::vector;
 use crate::device::slice;
 use crate::rope::Rope;
@@ -156,23 +156,23 @@ impl WindowInput<'_> {
         let start = (first + 1).saturating_sub(window);
         let (rows, keys) = (group_size * queries, first + queries - start);
         scratch.resize(rows * (width + value_width + keys + 1), 0.0);
-        let (turned, rest) = scratch.split_at_mut(rows * width);
-        let (mixed, rest) = rest.split_at_mut(rows * value_width);
+        let (rotated_q, rest) = scratch.split_at_mut(rows * width);
+        let (context, rest) = rest.split_at_mut(rows * value_width);
         let (sums, rest) = rest.split_at_mut(rows);
         let scores = &mut rest[..rows * keys];
         let scale = self.spec.scale as f32;
         for group in 0..kv_heads {
             // The query and the head of a row.
             let query_and_head = |row: usize| (row % queries, group * group_size + row / queries);
-            for (row, turned) in turned.chunks_exact_mut(width).enumerate() {
+            for (row, rotated_q) in rotated_q.chunks_exact_mut(width).enumerate() {
                 let (query, head) = query_and_head(row);
                 let q = &self.q[((first + query) * heads + head) * width..][..width];
-                self.tables.rotate(q, first + query, scale, turned);
+                self.tables.rotate(q, first + query, scale, rotated_q);
             }
             let all_keys = &self.keys[(group * self.length + start) * width..];
-            let seen = View::new(all_keys, keys, width, width);
-            let turned = View::new(turned, rows, width, width);
-            multiply(scores, turned, seen.transposed());
+            let visible_keys = MatrixView::new(all_keys, keys, width, width);
+            let rotated_q = MatrixView::new(rotated_q, rows, width, width);
+            multiply(scores, keys, rotated_q, visible_keys.transposed());
             if let Some(cap) = self.spec.softcap {
                 let cap = cap as f32;
                 scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
@@ -184,15 +184,20 @@ impl WindowInput<'_> {
             };
             vector::attention_weights(scores, keys, mask, sums);
             let all_values = &self.v[(start * kv_heads + group) * value_width..];
-            let values = View::new(all_values, keys, value_width, kv_heads * value_width);
-            multiply(mixed, View::new(scores, rows, keys, keys), values);
-            for (row, (mixed, sum)) in mixed.chunks_exact(value_width).zip(&*sums).enumerate() {
+            let values = MatrixView::new(all_values, keys, value_width, kv_heads * value_width);
+            multiply(
+                context,
+                value_width,
+                MatrixView::new(scores, rows, keys, keys),
+                values,
+            );
+            for (row, (context, sum)) in context.chunks_exact(value_width).zip(&*sums).enumerate() {
                 let (query, head) = query_and_head(row);
                 let out = &mut out[(query * heads + head) * value_width..][..value_width];
                 let inverse = 1.0 / sum;
                 out.iter_mut()
-                    .zip(mixed)
-                    .for_each(|(out, mixed)| *out = mixed * inverse);
+                    .zip(context)
+                    .for_each(|(out, context)| *out = context * inverse);
             }
         }
     }

@@ -23,12 +23,12 @@ mod mamba2;
 mod math;
 mod mlp;
 mod norm;
-mod product;
 mod routing;
 mod self_attention;
 mod short_conv;
 mod vector;
 mod weights;
+mod windows;
 
 pub use embedding::Embedding;
 pub use gradient::{ObservedInput, OnPartTrace, PartTrace};
@@ -36,3 +36,4 @@ pub use head::Head;
 pub use layer::Layer;
 pub use linear::{ActivationObserver, NoObserver};
 pub use weights::{Weights, WeightsFromFn};
+pub use windows::windows_per_batch;

@@ -28,10 +28,10 @@ fn start() -> (tempfile::TempDir, RunDir, Plan) {
     (keep, run, plan)
 }
 
-fn job(stage: &str, layer: Option<u32>) -> JobId {
+fn job(stage: &str, unit: Unit) -> JobId {
     JobId {
         stage: stage.into(),
-        layer,
+        unit,
     }
 }
 
@@ -56,7 +56,7 @@ fn perform(
 #[test]
 fn a_job_leaves_output_figures_and_receipt_and_no_scratch() {
     let (_keep, run, plan) = start();
-    let load = job("load", Some(1));
+    let load = job("load", Unit::Layer(1));
     let (outcome, events) = perform(&run, &plan, &load, "weights");
     outcome.expect("done");
     assert!(matches!(events[0], EventKind::Started));
@@ -84,7 +84,7 @@ fn a_job_leaves_output_figures_and_receipt_and_no_scratch() {
 #[test]
 fn inputs_are_verified_before_the_job_runs() {
     let (_keep, run, plan) = start();
-    let quantize = job("quantize", Some(0));
+    let quantize = job("quantize", Unit::Layer(0));
     let error = perform(&run, &plan, &quantize, "codes")
         .0
         .expect_err("no input");
@@ -94,10 +94,10 @@ fn inputs_are_verified_before_the_job_runs() {
             .contains("weights@000 is missing: quantize of layer 0 needs it"),
         "{error}"
     );
-    perform(&run, &plan, &job("load", Some(0)), "weights")
+    perform(&run, &plan, &job("load", Unit::Layer(0)), "weights")
         .0
         .expect("load");
-    perform(&run, &plan, &job("embed", None), "hidden")
+    perform(&run, &plan, &job("embed", Unit::Run), "hidden")
         .0
         .expect("embed");
     perform(&run, &plan, &quantize, "codes")
@@ -119,7 +119,7 @@ fn inputs_are_verified_before_the_job_runs() {
 #[test]
 fn an_output_that_was_not_published_is_an_error_and_leaves_no_receipt() {
     let (_keep, run, plan) = start();
-    let load = job("load", Some(0));
+    let load = job("load", Unit::Layer(0));
     let mut stage = Echo {
         output: "weights",
         commit: false,
@@ -140,7 +140,7 @@ fn an_output_that_was_not_published_is_an_error_and_leaves_no_receipt() {
 #[test]
 fn unknown_names_and_layers_are_refused() {
     let (_keep, run, plan) = start();
-    let error = perform(&run, &plan, &job("load", Some(0)), "codes")
+    let error = perform(&run, &plan, &job("load", Unit::Layer(0)), "codes")
         .0
         .expect_err("unknown");
     assert!(
@@ -149,18 +149,18 @@ fn unknown_names_and_layers_are_refused() {
             .contains("unknown output of this stage `codes`; known: weights@000"),
         "{error}"
     );
-    let error = perform(&run, &plan, &job("load", Some(2)), "weights")
+    let error = perform(&run, &plan, &job("load", Unit::Layer(2)), "weights")
         .0
         .expect_err("layer");
     assert!(
         error.to_string().contains("layer found 2, expected 0 to 1"),
         "{error}"
     );
-    let error = perform(&run, &plan, &job("embed", Some(0)), "hidden")
+    let error = perform(&run, &plan, &job("embed", Unit::Layer(0)), "hidden")
         .0
         .expect_err("layer");
     assert!(error.to_string().contains("one job for the run"), "{error}");
-    let error = perform(&run, &plan, &job("nothing", None), "hidden")
+    let error = perform(&run, &plan, &job("nothing", Unit::Run), "hidden")
         .0
         .expect_err("stage");
     assert!(
@@ -186,7 +186,7 @@ fn a_shard_is_verified_for_the_jobs_that_read_it_and_for_no_other() {
     });
     let load = plan.stages.iter_mut().find(|stage| stage.name == "load");
     load.expect("a stage").weights = Some(crate::plan::Weights::Layer);
-    let load = |layer| perform(&run, &plan, &job("load", Some(layer)), "weights").0;
+    let load = |layer| perform(&run, &plan, &job("load", Unit::Layer(layer)), "weights").0;
     load(0).expect("reads no shard");
     let class = |error: anyhow::Error| ExitCode::of_error(&error);
     let absent = load(1).expect_err("absent");

@@ -1,6 +1,6 @@
 //! Order, budget, distance and retention, on a plan without files.
 
-use uc_store::plan::{Artifact, External, ModelSource, PLAN_VERSION, Per, StagePlan};
+use uc_store::plan::{Artifact, External, ModelSource, PLAN_VERSION, Per, StagePlan, Unit};
 use uc_store::settings::Settings;
 
 use super::*;
@@ -75,7 +75,7 @@ fn plan(layers: u32) -> Plan {
 fn job(stage: &str, layer: impl Into<Option<u32>>) -> JobId {
     JobId {
         stage: stage.into(),
-        layer: layer.into(),
+        unit: layer.into().map_or(Unit::Run, Unit::Layer),
     }
 }
 
@@ -385,7 +385,7 @@ fn a_job_whose_part_of_the_source_is_absent_is_wanted_and_does_not_start() {
     board.set(&job("embed", None), Status::Done);
     assert_eq!(board.wanted(), [job("load", 0), job("load", 1)]);
     // No later layer starts in their place: it would be too far ahead of those that read what it makes.
-    let is_there = |id: &JobId| id.layer > Some(1);
+    let is_there = |id: &JobId| id.unit.layer() > Some(1);
     assert_eq!(board.next_if(is_there), None);
     assert_eq!(board.next_if(|_| true), Some(job("load", 0)));
     // Where only bounds are in the way, they give way; what is wanted then is what may start then.

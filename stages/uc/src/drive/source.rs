@@ -7,7 +7,7 @@ use uc_store::ExitCode;
 use uc_store::atomic;
 use uc_store::events::{Event, EventKind};
 use uc_store::freshness::PendingWork;
-use uc_store::plan::{JobId, Plan, SOURCE};
+use uc_store::plan::{JobId, Plan, SOURCE, Unit};
 use uc_store::settings::SourceRetention;
 
 use crate::board::{Board, Budget, Status};
@@ -106,14 +106,13 @@ impl Source {
     pub fn job(&self, shard: usize) -> JobId {
         JobId {
             stage: self.stage.clone(),
-            layer: u32::try_from(shard).ok(),
+            unit: Unit::Shard(u32::try_from(shard).expect("at most as many shards as tensors")),
         }
     }
 
     /// The shard that a job fetches; none for any other job.
     pub fn fetched_by(&self, id: &JobId) -> Option<usize> {
-        let layer = id.layer.filter(|_| id.stage == self.stage);
-        layer.map(|layer| layer as usize)
+        id.unit.shard().map(|shard| shard as usize)
     }
 
     /// Whether all that a job reads is there.
@@ -161,10 +160,10 @@ impl Driver<'_> {
                     let path = &self.plan.externals[SOURCE].files[shard].path;
                     atomic::remove_file(path)?;
                     source.shards.set(shard, Place::Absent);
-                    let JobId { stage, layer } = source.job(shard);
+                    let JobId { stage, unit } = source.job(shard);
                     let artifact = path.file_name().unwrap_or_default().to_owned();
                     let kind = EventKind::Retired { artifact };
-                    self.journal.event(&Event { stage, layer, kind });
+                    self.journal.event(&Event { stage, unit, kind });
                 }
             }
         }
@@ -205,11 +204,11 @@ fn budget_of(plan: &Plan) -> u64 {
 fn needs(plan: &Plan) -> BTreeMap<JobId, Vec<usize>> {
     let mut needs = BTreeMap::new();
     for spec in &plan.stages {
-        for layer in spec.layers(plan.model.layers) {
-            let shards = plan.shards_of(spec, layer);
+        for unit in spec.units(plan.model.layers) {
+            let shards = plan.shards_of(spec, unit);
             let id = JobId {
                 stage: spec.name.clone(),
-                layer,
+                unit,
             };
             if !shards.is_empty() {
                 needs.insert(id, shards);

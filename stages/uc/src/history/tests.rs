@@ -27,7 +27,7 @@ fn session(second: f64) -> String {
 fn state(history: &History, stage: &str, layer: u32) -> JobState {
     let id = JobId {
         stage: stage.into(),
-        layer: Some(layer),
+        unit: Unit::Layer(layer),
     };
     history.jobs[&id].state
 }
@@ -187,7 +187,7 @@ fn what_is_tried_again_is_known_until_the_job_moves_on() {
     let text = [session(0.0), started(1.0, "a", 0), line(2.0, retrying)].concat();
     let id = JobId {
         stage: "a".into(),
-        layer: Some(0),
+        unit: Unit::Layer(0),
     };
     let expected = Retry {
         attempt: 2,

@@ -1,4 +1,7 @@
-//! Coded linears on disk: one frame each, in the order of the layer's plan.
+//! Coded linears on disk: one frame per linear, in the order of the layer's plan.
+//!
+//! The passes over a layer write to an unnamed temporary file ([`SpilledCodes`]). The best pass becomes a checkpoint
+//! ([`CodesCheckpoint`]), which holds the same frames.
 
 use std::borrow::Cow;
 
@@ -11,9 +14,9 @@ use uc_store::error::StoreError;
 use uc_store::framed::{Frame, FramedFile};
 use uc_store::spill::Spill;
 
-/// One linear. Indices stand in one byte each before compression; on the four layers of the embedded model at 5 bits
-/// zstd at level 1 made 799758 bytes 512213 (0.64).
-const LINEAR: Frame = Frame {
+/// The frame of one linear. An index takes one byte before compression. On the four layers of the embedded model at 5 bits
+/// per weight, zstd at level 1 reduced 799758 bytes to 512213 (a factor of 0.64).
+const LINEAR_FRAME: Frame = Frame {
     magic: *b"UCCODES\0",
     version: 2,
     what: "codes checkpoint",
@@ -21,21 +24,21 @@ const LINEAR: Frame = Frame {
     zstd_level: Some(1),
 };
 
-/// The linears of a checkpoint: all of a layer, or none where a stage has nothing to say.
+/// A checkpoint of coded linears: all linears of a layer, or none if `overlay-fit` keeps the codes of `quantize`.
 #[derive(Debug)]
-pub struct Codes(FramedFile);
+pub struct CodesCheckpoint(FramedFile);
 
-impl Codes {
+impl CodesCheckpoint {
     /// Opens a checkpoint.
     ///
     /// # Errors
     /// Those of [`FramedFile::open`].
     pub fn open(path: &Utf8Path) -> Result<Self, StoreError> {
-        Ok(Self(FramedFile::open(LINEAR, path)?))
+        Ok(Self(FramedFile::open(LINEAR_FRAME, path)?))
     }
 }
 
-impl Linears for Codes {
+impl Linears for CodesCheckpoint {
     type Error = anyhow::Error;
 
     fn count(&self) -> usize {
@@ -47,7 +50,8 @@ impl Linears for Codes {
     }
 }
 
-/// Linears that wait in a nameless file until it is known whether they are the layer's.
+/// The coded linears of one pass, in an unnamed temporary file. The file disappears when this value is dropped or the
+/// process ends.
 #[derive(Debug)]
 pub struct SpilledCodes {
     spill: Spill,
@@ -56,7 +60,7 @@ pub struct SpilledCodes {
 }
 
 impl SpilledCodes {
-    /// An empty spilled in `folder`, which is made if it is missing.
+    /// An empty temporary file in `folder`, which is created if it does not exist.
     ///
     /// # Errors
     /// [`StoreError::Io`].
@@ -68,23 +72,26 @@ impl SpilledCodes {
         })
     }
 
-    /// Puts the next linear away.
+    /// Appends the next linear.
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub fn put(&mut self, linear: &CodedLinear) -> Result<(), StoreError> {
-        let bytes = LINEAR.encode(linear, &self.folder)?;
+    pub fn append(&mut self, linear: &CodedLinear) -> Result<(), StoreError> {
+        let bytes = LINEAR_FRAME.encode(linear, &self.folder)?;
         self.spill.append(&self.count.to_string(), &bytes)?;
         self.count += 1;
         Ok(())
     }
 
+    /// The encoded frame of linear `index`.
     fn frame(&self, index: usize) -> anyhow::Result<Vec<u8>> {
         let mut pieces = self.spill.pieces(&index.to_string());
-        Ok(pieces.next().context("no such linear")??)
+        Ok(pieces
+            .next()
+            .with_context(|| format!("linear {index} was never appended"))??)
     }
 
-    /// Writes the linears as a checkpoint, to be committed by the file's owner.
+    /// Writes the linears to a checkpoint file. The caller commits the file.
     ///
     /// # Errors
     /// [`StoreError::Io`].
@@ -105,7 +112,7 @@ impl Linears for SpilledCodes {
 
     fn linear(&self, index: usize) -> anyhow::Result<Cow<'_, CodedLinear>> {
         let bytes = self.frame(index)?;
-        Ok(Cow::Owned(LINEAR.decode(&bytes, &self.folder)?))
+        Ok(Cow::Owned(LINEAR_FRAME.decode(&bytes, &self.folder)?))
     }
 }
 
@@ -141,29 +148,29 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_from_disk_gives_the_bytes_of_a_layer_in_memory() {
-        let keep = tempfile::tempdir().expect("folder");
-        let folder = Utf8Path::from_path(keep.path()).expect("utf-8");
+    fn linears_on_disk_encode_to_the_same_bytes_as_linears_in_memory() {
+        let temporary = tempfile::tempdir().expect("folder");
+        let folder = Utf8Path::from_path(temporary.path()).expect("utf-8");
         let linears = [linear("q.weight", 40), linear("k.weight", 8)];
         let bytes = encode_layer(3, &linears, &[]).expect("encoded");
 
         let mut spilled = SpilledCodes::new(&folder.join("work")).expect("made");
         linears
             .iter()
-            .for_each(|linear| spilled.put(linear).expect("put"));
+            .for_each(|linear| spilled.append(linear).expect("appended"));
         let coder = LayerCoder::new(3, &spilled, &[]).expect("counted");
         assert_eq!(coder.length(), bytes.len() as u64);
-        let mut found = Vec::new();
-        coder.write(&spilled, &mut found).expect("written");
-        assert_eq!(found, bytes);
+        let mut written = Vec::new();
+        coder.write(&spilled, &mut written).expect("written");
+        assert_eq!(written, bytes);
 
         let path = folder.join("codes.bin");
         let mut file = AtomicFile::create(&path).expect("made");
         spilled.write(&mut file).expect("written");
         file.commit().expect("published");
-        let codes = Codes::open(&path).expect("opened");
-        let mut found = Vec::new();
-        coder.write(&codes, &mut found).expect("written");
-        assert_eq!(found, bytes);
+        let codes = CodesCheckpoint::open(&path).expect("opened");
+        let mut written = Vec::new();
+        coder.write(&codes, &mut written).expect("written");
+        assert_eq!(written, bytes);
     }
 }
