@@ -16,7 +16,7 @@ use uc_store::stage::Job;
 use crate::{UploadError, read_json, write_json};
 
 /// The artifact that names the repository for the other tasks.
-const DOCUMENT: &str = "hub-repository";
+const REPOSITORY_ARTIFACT: &str = "hub-repository";
 /// Shortest time between two progress events.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -42,13 +42,13 @@ pub struct Remote<'a, 'j> {
 /// Writes `hub-repository`: creates the repository unless it exists, and checks that the token can write to it.
 pub fn make(job: &mut Job<'_>) -> anyhow::Result<()> {
     let target: RepoRef = job.settings().upload.repository.parse()?;
-    let document = Repository {
+    let repository = Repository {
         repository_version: 1,
         repository: target.repo.to_string(),
         branch: target.revision.clone(),
     };
-    write_json(job, DOCUMENT, &document)?;
-    let sample = LocalFile::from_path("repository.json", &job.output_path(DOCUMENT)?)?;
+    write_json(job, REPOSITORY_ARTIFACT, &repository)?;
+    let sample = LocalFile::from_path("repository.json", &job.output_path(REPOSITORY_ARTIFACT)?)?;
     let visibility = match job.settings().upload.private {
         true => Visibility::Private,
         false => Visibility::Public,
@@ -67,7 +67,7 @@ pub fn make(job: &mut Job<'_>) -> anyhow::Result<()> {
 
 /// The repository that [`make`] recorded.
 pub fn read_repository(job: &Job<'_>) -> anyhow::Result<Repository> {
-    Ok(read_json(&job.input(DOCUMENT)?)?)
+    Ok(read_json(&job.input(REPOSITORY_ARTIFACT)?)?)
 }
 
 impl<'a, 'j> Remote<'a, 'j> {
