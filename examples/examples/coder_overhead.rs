@@ -1,4 +1,4 @@
-//! How far the entropy coder of a pack is from the entropy of its contexts, layer by layer.
+//! Overhead of the entropy coder of a pack over the entropy of its contexts, layer by layer.
 //!
 //! ```text
 //! cargo run --release -p uc-examples --example coder_overhead -- runs/…/pack
@@ -15,7 +15,7 @@ fn main() -> anyhow::Result<()> {
         .context("usage: coder_overhead PACK")?;
     let pack = Pack::open(folder)?;
     println!(
-        "bits per weight: entropy of the contexts, coded indices, tables, everything in the file"
+        "bits per weight: entropy of the contexts, coded indices (with the tables, over the entropy), tables, whole file"
     );
     let mut sums = [0.0; 5];
     for entry in &pack.manifest().layers {
@@ -25,17 +25,17 @@ fn main() -> anyhow::Result<()> {
             .map(|i| file.codes(i))
             .collect::<Result<_, _>>()?;
         let codes: Vec<&TensorCode> = codes.iter().collect();
-        // The tables are a function of the indices: these are the file's.
+        // The tables are a function of the indices, so these are the tables of the file.
         let tables = LayerTables::build(&codes)?;
         let weights: usize = codes.iter().map(|code| code.weights()).sum();
-        let mut coded = 0;
+        let mut coded_bits = 0;
         for code in &codes {
-            coded += 8 * uc_codec::rans::encode(code, &tables)?.payload.len();
+            coded_bits += 8 * uc_codec::rans::encode(code, &tables)?.payload.len();
         }
         let bits = [
             weights as f64,
             context_entropy(&codes, tables.granularity())?,
-            coded as f64,
+            coded_bits as f64,
             8.0 * tables.to_bytes().len() as f64,
             8.0 * entry.size as f64,
         ];

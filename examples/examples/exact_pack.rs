@@ -1,12 +1,12 @@
-//! Puts the weights of a model folder into a pack as they are, so that `uc eval` measures what another codec made of a
-//! model with the same evaluator, windows and teacher.
+//! Stores the weights of a model folder in a pack unchanged, so that `uc eval` can measure the result of another codec with
+//! the same evaluator, windows and teacher.
 //!
 //! ```text
 //! cargo run --release -p uc-examples --example exact_pack -- PACK CANDIDATE OUT
 //! ```
-//! PACK is any pack of the teacher; CANDIDATE a Hugging Face folder with the other codec's weights under the teacher's
-//! names. OUT has the scaffold of PACK and every linear of CANDIDATE as an exact tensor: it compresses nothing. A pack has
-//! at least one coded linear; here it is a single zero that no model reads.
+//! PACK is any pack of the teacher. CANDIDATE is a Hugging Face folder with the other codec's weights under the teacher's
+//! names. OUT gets the non-layer tensors of PACK, and every linear of CANDIDATE as an exact tensor: nothing is compressed. A
+//! pack must have at least one coded linear; here it is a single zero that no model reads.
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ use uc_pack::{
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "nobody resumes this: a broken copy is made again"
+    reason = "the program is not resumable: an interrupted copy is made again"
 )]
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -33,9 +33,9 @@ fn main() -> anyhow::Result<()> {
     let candidate = SourceFolder::open(Path::new(candidate))?;
     std::fs::create_dir_all(out)?;
     let mut manifest = pack.manifest().clone();
-    let mut kept: Vec<&str> = vec![&manifest.non_layer.file];
-    kept.extend(manifest.files.iter().map(|file| file.name.as_str()));
-    for name in kept {
+    let mut copied: Vec<&str> = vec![&manifest.non_layer.file];
+    copied.extend(manifest.files.iter().map(|file| file.name.as_str()));
+    for name in copied {
         std::fs::copy(pack.path(name), out.join(name)).with_context(|| name.to_owned())?;
     }
     for entry in &mut manifest.layers {
@@ -44,7 +44,7 @@ fn main() -> anyhow::Result<()> {
         let bytes = encode_layer(entry.index, &[linear], &exact)?;
         std::fs::write(out.join(&entry.file), &bytes)?;
         let file = LayerFile::from_bytes(bytes, &entry.file)?;
-        *entry = LayerEntry::measure(&file, &entry.prefix, |_| Some(Digest::of(&[])))?;
+        *entry = LayerEntry::measure(&file, &entry.prefix, |_| Some(Digest::hash_bytes(&[])))?;
     }
     manifest.codec.name = "exact".into();
     manifest.codec.settings.clear();
@@ -55,7 +55,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A layer whose linears are the candidate's, in f32, and whose other tensors are the pack's.
+/// The content of a layer: the candidate's linears as exact f32 tensors, the pack's exact tensors, and the one coded linear.
 fn exact_layer(
     file: &LayerFile,
     prefix: &str,

@@ -1,13 +1,13 @@
-//! What a low-rank overlay would bring at widths of large models: synthetic layers, as JSON.
+//! The benefit of a low-rank overlay at the widths of large models, on synthetic layers; prints JSON.
 //!
 //! ```text
 //! cargo run --release -p uc-examples --example overlay_width -- 1024 2048 4096
 //! ```
 //! A layer of n inputs and n outputs has second moments with eigenvalues `1/(1 + i)` in a random basis (a Hadamard matrix
-//! between random signs) and normal weights with a strong part of rank 16. It is quantized at 5 bits as the pipeline would,
-//! and overlays are fitted to what that leaves. Printed is, for some ranks, which part of the output error the overlay
-//! takes away and the error that remains when its bits are taken from the indices, over that without overlay: below 1 it
-//! would be worth them. Once with factors in bfloat16, and once as if eight bits had held the same factors.
+//! between random signs), and normal weights plus a strong component of rank 16. It is quantized at 5 bits as in the pipeline,
+//! and overlays are fitted to the residual. For several ranks, the program prints the fraction of the output error that the
+//! overlay removes, and the ratio of the error with overlay, its bits taken from the indices, to the error without. A ratio
+//! below 1 means that the overlay is worth its bits. The second ratio supposes that eight bits hold the same factors.
 
 use anyhow::Context;
 use serde_json::json;
@@ -19,8 +19,8 @@ use uc_model::text::split_mix;
 
 /// Rate of the indices, bits per weight.
 const BITS: f64 = 5.0;
-/// Rank of the strong part of the weights.
-const STRONG: usize = 16;
+/// Rank of the strong component of the weights.
+const STRONG_RANK: usize = 16;
 
 fn main() -> anyhow::Result<()> {
     let mut measured = Vec::new();
@@ -33,7 +33,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A seed, how many numbers were drawn from it, and about normal deviates.
+/// A random generator: the seed and how many numbers were drawn from it.
 struct Random(u64, u64);
 
 impl Random {
@@ -78,14 +78,18 @@ fn moments(n: usize, random: &mut Random) -> Vec<f32> {
     let mut h = vec![0.0f32; n * n];
     for row in 0..n {
         // Row `row` of diag(signs) · Q · diag(λ) · Qᵀ · diag(signs), Q being symmetric.
-        let own = &mut h[row * n..(row + 1) * n];
-        own[row] = signs[row];
-        hadamard(own);
-        own.iter_mut()
+        let values = &mut h[row * n..(row + 1) * n];
+        values[row] = signs[row];
+        hadamard(values);
+        values
+            .iter_mut()
             .enumerate()
             .for_each(|(i, x)| *x /= 1.0 + i as f32);
-        hadamard(own);
-        own.iter_mut().zip(&signs).for_each(|(x, sign)| *x *= sign);
+        hadamard(values);
+        values
+            .iter_mut()
+            .zip(&signs)
+            .for_each(|(x, sign)| *x *= sign);
     }
     for row in 0..n {
         for col in 0..row {
@@ -95,12 +99,16 @@ fn moments(n: usize, random: &mut Random) -> Vec<f32> {
     h
 }
 
+/// Weights [n, n] with a strong component of low rank.
 fn weights(n: usize, random: &mut Random) -> Vec<f32> {
     let mut w = random.normals(n * n);
-    let (u, v) = (random.normals(n * STRONG), random.normals(STRONG * n));
+    let (u, v) = (
+        random.normals(n * STRONG_RANK),
+        random.normals(STRONG_RANK * n),
+    );
     for (i, row) in w.chunks_mut(n).enumerate() {
-        for r in 0..STRONG {
-            let u = u[i * STRONG + r] / (1.0 + r as f32);
+        for r in 0..STRONG_RANK {
+            let u = u[i * STRONG_RANK + r] / (1.0 + r as f32);
             row.iter_mut()
                 .zip(&v[r * n..])
                 .for_each(|(x, v)| *x += u * v);
@@ -110,6 +118,7 @@ fn weights(n: usize, random: &mut Random) -> Vec<f32> {
     w
 }
 
+/// Quantizes a layer of width n and fits overlays to it.
 fn measure(n: usize) -> anyhow::Result<serde_json::Value> {
     let mut random = Random(n as u64, 0);
     let factor = factor::factorize(&moments(n, &mut random), n, 0.001)?;
@@ -141,13 +150,13 @@ fn measure(n: usize) -> anyhow::Result<serde_json::Value> {
     let fit = overlay::fit(&code.residual(&w)?, n, n, &factor, &steps.rows, 64)?;
     let ranks = [1, 4, 16, 32, 64].map(|rank| {
         let bits = overlay::bits_per_weight(rank, n, n);
-        let left = |bits: f64| (1.0 - fit.captured(rank)) * (2.0 * bits).exp2();
+        let relative_error = |bits: f64| (1.0 - fit.captured_energy(rank)) * (2.0 * bits).exp2();
         json!({
             "rank": rank,
-            "captured": fit.captured(rank),
+            "captured": fit.captured_energy(rank),
             "bits_per_weight": bits,
-            "error_at_equal_bits": left(bits),
-            "error_at_equal_bits_with_8_bit_factors": left(bits / 2.0),
+            "error_at_equal_bits": relative_error(bits),
+            "error_at_equal_bits_with_8_bit_factors": relative_error(bits / 2.0),
         })
     });
     Ok(json!({ "width": n, "best_rank": fit.best_rank(), "ranks": ranks }))

@@ -1,4 +1,5 @@
-//! Opens a pack with `uc_pack` alone, lists its layers, decodes one linear and compares it with the manifest.
+//! Reads a pack with no other crate than `uc_pack`: lists its layers, reconstructs one linear and compares its digest with
+//! the manifest.
 //!
 //! ```text
 //! cargo run --release -p uc-examples --example read_pack -- runs/…/pack
@@ -26,7 +27,7 @@ fn main() -> anyhow::Result<()> {
     let file = pack.layer(0)?;
     let entry = &pack.manifest().layers[0].linears[0];
     let weights = file.reconstruct(0)?;
-    let found = Digest::of_words(&weights);
+    let found = Digest::hash_words(&weights);
     let first: Vec<f32> = weights
         .iter()
         .take(4)
@@ -44,6 +45,6 @@ fn main() -> anyhow::Result<()> {
         "expected {}",
         entry.reconstructed_sha256
     );
-    println!("as the manifest says");
+    println!("equal to the digest in the manifest");
     Ok(())
 }

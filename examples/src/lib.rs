@@ -1,4 +1,4 @@
-//! What the example programs share: the story grammar of the tiny models, and weights before training.
+//! Code that the example programs share: the story grammar of the tiny models, and the initialization of weights.
 
 pub mod initial;
 pub mod stories;
@@ -14,14 +14,14 @@ mod tests {
     }
 
     #[test]
-    fn the_committed_texts_are_what_their_seeds_give() {
+    fn the_committed_texts_are_those_of_their_seeds() {
         let read = |name: &str| std::fs::read_to_string(folder().join(name)).expect(name);
         assert!(read("calibration.txt") == stories::text(2, 200_000));
         assert!(read("evaluation.txt") == stories::text(3, 200_000));
     }
 
     #[test]
-    fn the_committed_tokenizer_gives_text_back_and_the_model_is_small() {
+    fn the_committed_tokenizer_round_trips_text_and_the_model_is_small() {
         let tokenizer = uc_model::Tokenizer::load(&folder()).expect("tokenizer");
         let text = stories::text(9, 5_000);
         let ids = tokenizer.encode(&text).expect("ids");

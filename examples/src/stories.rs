@@ -1,15 +1,15 @@
-//! A seeded grammar of small stories, the only text that the embedded model has ever seen.
+//! A seeded grammar of short stories: the only text that the embedded model was trained on.
 //!
-//! Each story has a hero, a friend, a place, a thing that is lost or wanted, and a reason; these recur through the
-//! story, so that a model can lower its perplexity only by remembering them. Everything here was written for this
-//! project; nothing is taken from a data set. The same seed gives the same text on every machine.
+//! Each story has a hero, a friend, a place, a thing that is lost or wanted, and a reason. They recur throughout the story, so
+//! a model must remember them to reach a low perplexity. Everything here was written for this project; nothing is taken from
+//! a data set. A seed gives the same text on every machine.
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
 impl Random {
-    /// A generator started at `seed`.
+    /// A generator with the seed `seed`.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -23,34 +23,35 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number below `end`.
+    /// A uniform number below `end`.
     pub fn below(&mut self, end: usize) -> usize {
         ((u128::from(self.next_u64()) * end as u128) >> 64) as usize
     }
 
-    /// A normal deviate of variance 1 (Box and Muller 1958).
+    /// A standard normal deviate (Box and Muller 1958).
     pub fn normal(&mut self) -> f32 {
         let unit = |bits: u64| ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
         let (a, b) = (unit(self.next_u64()), unit(self.next_u64()));
         ((-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos()) as f32
     }
 
+    /// An entry of a list.
     fn pick<'a>(&mut self, list: &[&'a str]) -> &'a str {
         list[self.below(list.len())]
     }
 
-    /// One of a list, other than `not`.
-    fn other<'a>(&mut self, list: &[&'a str], not: &str) -> &'a str {
+    /// An entry of a list other than `excluded`.
+    fn pick_other<'a>(&mut self, list: &[&'a str], excluded: &str) -> &'a str {
         loop {
-            let found = self.pick(list);
-            if found != not {
-                return found;
+            let entry = self.pick(list);
+            if entry != excluded {
+                return entry;
             }
         }
     }
 }
 
-/// Name, rate_probe, object and possessive pronoun.
+/// A name with its subject, object and possessive pronouns.
 type Person = (&'static str, &'static str, &'static str, &'static str);
 
 const PEOPLE: [Person; 24] = [
@@ -216,9 +217,9 @@ struct Story {
 pub fn story(random: &mut Random) -> String {
     let hero = PEOPLE[random.below(PEOPLE.len())];
     let friend = loop {
-        let found = PEOPLE[random.below(PEOPLE.len())];
-        if found.0 != hero.0 {
-            break found;
+        let person = PEOPLE[random.below(PEOPLE.len())];
+        if person.0 != hero.0 {
+            break person;
         }
     };
     let home = random.pick(&PLACES);
@@ -229,16 +230,16 @@ pub fn story(random: &mut Random) -> String {
         thing: random.pick(&THINGS),
         colour: random.pick(&COLOURS),
         home,
-        place: random.other(&PLACES, home),
+        place: random.pick_other(&PLACES, home),
         animal: random.pick(&ANIMALS),
         weather: WEATHER[random.below(WEATHER.len())],
         feeling: FEELINGS[random.below(FEELINGS.len())],
         day: random.below(DAYS.len()),
     };
     let mut parts = vec![story.opening(random), story.loss(random)];
-    let middles = 1 + random.below(3);
+    let middle_parts = 1 + random.below(3);
     let first = random.below(4);
-    for step in 0..middles {
+    for step in 0..middle_parts {
         parts.push(match (first + step) % 4 {
             0 => story.counting(random),
             1 => story.talk(random),
@@ -251,7 +252,7 @@ pub fn story(random: &mut Random) -> String {
     parts.join(" ") + "\n\n"
 }
 
-/// Stories until there are at least `bytes` bytes.
+/// Stories, one after another, with a total of at least `bytes` bytes.
 pub fn text(seed: u64, bytes: usize) -> String {
     let mut random = Random::new(seed);
     let mut text = String::with_capacity(bytes + 2048);
@@ -299,7 +300,7 @@ impl Story {
         match random.below(3) {
             0 => format!(
                 "That day {name} could not find {her} {colour} {thing}. {} was {} and wanted {}.",
-                capital(she),
+                capitalized(she),
                 feeling.0,
                 feeling.1
             ),
@@ -309,7 +310,7 @@ impl Story {
             ),
             _ => format!(
                 "{} had only one wish, to see {her} {colour} {thing} again, for without it {she} felt {}.",
-                capital(she),
+                capitalized(she),
                 feeling.0
             ),
         }
@@ -371,7 +372,7 @@ impl Story {
         match random.below(3) {
             0 => format!(
                 "On the way a {animal} crossed the path and looked at {name}. {} followed the {animal} as far as {place}.",
-                capital(she)
+                capitalized(she)
             ),
             1 => format!(
                 "A {animal} sat on the wall. It did not run away when {name} came near; it led {her} to {place}."
@@ -398,7 +399,7 @@ impl Story {
             ),
             _ => format!(
                 "{} {noun} went by. When {next} came, {name} could wait no longer.",
-                capital(number)
+                capitalized(number)
             ),
         }
     }
@@ -439,7 +440,7 @@ impl Story {
             0 => format!(
                 "{name} was not {} any more. {} carried the {thing} back to {home} and told {friend}: \"I know now that {lesson}.\"",
                 feeling.0,
-                capital(she)
+                capitalized(she)
             ),
             1 => format!(
                 "In the evening {name} thanked {friend} and gave {him} {}. Since then people at {home} say that {lesson}.",
@@ -452,7 +453,8 @@ impl Story {
     }
 }
 
-fn capital(word: &str) -> String {
+/// The word with its first letter in upper case.
+fn capitalized(word: &str) -> String {
     let mut letters = word.chars();
     letters.next().map_or_else(String::new, |first| {
         first.to_uppercase().chain(letters).collect()
@@ -464,14 +466,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_gives_one_text_and_another_seed_another() {
+    fn equal_seeds_give_equal_texts_and_other_seeds_other_texts() {
         assert_eq!(text(1, 4000), text(1, 4000));
         assert_ne!(text(1, 4000), text(2, 4000));
         assert!(text(1, 4000).len() >= 4000);
     }
 
     #[test]
-    fn stories_remember_their_hero_and_their_thing() {
+    fn every_story_mentions_its_hero_and_its_thing_again() {
         let mut random = Random::new(3);
         for _ in 0..200 {
             let story = story(&mut random);

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Every family through the whole pipeline, into docs/benchmarks/families.json.
+"""Runs every model family through the whole pipeline and writes docs/benchmarks/families.json.
 
 Usage: python3 tests/benchmark/families.py [FAMILY ...]
-For each configuration of examples/small-configs a model with random weights (its predictions are noise: what counts is that
-it is packed within its budget, verified, and close to its teacher), and the trained tiny models of examples. Default settings, the
-stories of the embedded model. Entries of families that are not named are kept.
+Compresses a model with random weights for each configuration of examples/small-configs (predictions are noise; what counts is
+that the pack meets its budget, verifies, and stays close to its teacher), and the trained tiny models of examples. Settings are
+the defaults, texts the stories of the embedded model. Entries of families that are not named are kept.
 """
 import json
 import os
@@ -24,7 +24,7 @@ def run(program, *arguments):
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT).stdout
 
 
-def measured(model, case, trained):
+def measure(model, case, trained):
     with tempfile.TemporaryDirectory() as folder:
         summary = json.loads(run("uc", "compress", model, "--run", pathlib.Path(folder) / "run", "--json"))
     totals, metrics = summary["pack"]["totals"], summary["metrics"]
@@ -45,23 +45,23 @@ def measured(model, case, trained):
 
 
 def main():
-    wanted = sys.argv[1:]
-    known = json.loads(RECEIPT.read_text())["models"] if RECEIPT.exists() else []
-    entries = {entry["case"]: entry for entry in known}
+    selected = sys.argv[1:]
+    previous = json.loads(RECEIPT.read_text())["models"] if RECEIPT.exists() else []
+    entries = {entry["case"]: entry for entry in previous}
     for config in sorted((ROOT / "examples/small-configs").glob("*.json")):
         case = f"small-configs/{config.stem}"
-        if wanted and config.stem not in wanted:
+        if selected and config.stem not in selected:
             continue
         with tempfile.TemporaryDirectory() as model:
             run("random-model", "--config", config, "--out", model)
             for text in ["calibration.txt", "evaluation.txt"]:
                 (pathlib.Path(model) / text).write_bytes((ROOT / "examples/tiny-stories" / text).read_bytes())
-            entries[case] = measured(model, case, False)
+            entries[case] = measure(model, case, False)
         print(case, entries[case]["bits_per_weight"], entries[case]["mean_kl"]["value"], flush=True)
     for name in TRAINED:
-        if wanted and name not in wanted:
+        if selected and name not in selected:
             continue
-        entries[name] = measured(ROOT / "examples" / name, name, True)
+        entries[name] = measure(ROOT / "examples" / name, name, True)
         print(name, entries[name]["ppl_ratio"], entries[name]["mean_kl"]["value"], flush=True)
     models = [entries[case] for case in sorted(entries)]
     RECEIPT.write_text(json.dumps({"command": "make bench-families", "models": models}, indent=1) + "\n")

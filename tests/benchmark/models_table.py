@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""The table of docs/models.md: what is known of each of the reference's models without its weights.
+"""Writes the table of docs/models.md: what is known about each reference model without its weights.
 
 Usage: python3 tests/benchmark/models_table.py [--models FOLDER]
-FOLDER holds configs/NAME.json, indexes/generated/NAME/{model.safetensors.index.json,tensors.json} and, of some, indexes/real/NAME; it
-is not part of the project. With it the plans are made again (`uc plan --config`, `shard-loader describe --tensors`) and written to
-docs/benchmarks/models.json; without it that receipt is used as it is. Golden cases are those of tests/golden, whole runs those of
-docs/benchmarks/families.json if it is there. Replaces what stands between the markers of docs/models.md.
+FOLDER holds configs/NAME.json, indexes/generated/NAME/{model.safetensors.index.json,tensors.json} and, for some models,
+indexes/real/NAME; it is not part of the project. With it, plans are computed again (`uc plan --config`,
+`shard-loader describe --tensors`) and written to docs/benchmarks/models.json; without it, that receipt is used. Golden cases are
+those of tests/golden, whole runs those of docs/benchmarks/families.json if it exists. Replaces the text between the markers of
+docs/models.md.
 """
 import argparse
 import json
@@ -20,7 +21,7 @@ PAGE = ROOT / "docs/models.md"
 MARKERS = ("<!-- begin: made by tests/benchmark/models_table.py -->", "<!-- end -->")
 TOLERANCE = "3e-6"  # of common/model/tests/golden.rs
 
-# Model, the configuration that stands for it, and why where it is another's; the last one an index that was published for it or for a
+# The model; the configuration that stands for it; the reason if that is another model's; an index published for it or for a
 # model of the same architecture and sizes.
 LLAMA = "meta-llama--Meta-Llama-3.1-"
 MODELS = [
@@ -56,7 +57,7 @@ def run(program, *arguments):
 
 
 def origin(text):
-    """Where a configuration came from, as the folder says."""
+    """The origin of a configuration, from the folder's own description."""
     if text == "real file":
         return "the published file"
     if text.startswith("= "):
@@ -66,8 +67,8 @@ def origin(text):
     return "as other software has it"
 
 
-def planned(folder, config, real):
-    """What the plan says of a configuration, and whether it is what transformers makes of it and what was published."""
+def plan_facts(folder, config, real):
+    """Figures of the plan for a configuration, and whether its tensors equal those of transformers and of the published index."""
     source = folder / "configs" / f"{config}.json"
     generated = folder / "indexes/generated" / config
     index = generated / "model.safetensors.index.json"
@@ -107,11 +108,11 @@ def size(number):
     return f"{number / 1e9:.1f} GB"
 
 
-def names(facts, why):
+def tensor_names(facts, reason):
     if facts is None:
-        return f"no configuration at hand; {why}"
+        return f"no configuration at hand; {reason}"
     verdict = "equal" if facts["equal_to_transformers"] else "DIFFERENT"
-    stand_in = f"; {why}" if why else ""
+    stand_in = f"; {reason}" if reason else ""
     text = f"{verdict}, {facts['tensors']} ({facts['config_origin']}{stand_in})"
     if "published_index" in facts:
         verdict = "names equal" if facts["equal_to_published"] else "names DIFFERENT"
@@ -136,31 +137,31 @@ def table(head, rows):
     return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
 
 
-def by_model(known, receipt):
+def table_by_model(models, receipt):
     head = ["model", "family", "parameters", "linears", "tensor names and shapes", "forward pass", "whole pipeline", "pack at 5 bpw", "peak disk, memory", "awaits hardware"]
     rows = []
-    for model, config, why, _ in MODELS:
-        facts = known.get(model)
+    for model, config, reason, _ in MODELS:
+        facts = models.get(model)
         family = facts["family"] if facts else FAMILY_OF_UNPLANNED[model]
-        waits = "compression and evaluation"
+        pending = "compression and evaluation"
         if facts:
             parameters, linears = count(facts["parameters"]), f"{facts['linears']}, {count(facts['linear_parameters'])}"
-            width = f" (scaffold of {facts['source_bytes_per_weight']:.0f} bytes a weight)" if facts["source_bytes_per_weight"] > 2.5 else ""
+            width = f" (non-layer tensors at {facts['source_bytes_per_weight']:.0f} bytes per weight)" if facts["source_bytes_per_weight"] > 2.5 else ""
             pack = f"{size(facts['pack_bytes'])}, {facts['bits_per_weight_all']:.2f} bpw of all{width}"
             needs = f"{size(facts['peak_disk_bytes'])}, {size(facts['largest_memory_bytes'])}"
-            waits += f"; source of {size(facts['source_bytes'])}"
+            pending += f"; source of {size(facts['source_bytes'])}"
         else:
             parameters = linears = pack = needs = "–"
-        done = f"{len(entries(family, receipt))} models" if entries(family, receipt) else "not yet"
-        rows.append([model, f"`{family}`", parameters, linears, names(facts, why), f"{len(cases(family))} cases", done, pack, needs, waits])
+        runs = f"{len(entries(family, receipt))} models" if entries(family, receipt) else "not yet"
+        rows.append([model, f"`{family}`", parameters, linears, tensor_names(facts, reason), f"{len(cases(family))} cases", runs, pack, needs, pending])
     return table(head, rows)
 
 
-def by_family(known, receipt):
+def table_by_family(models, receipt):
     head = ["family", "forward pass equal to transformers, logits within " + TOLERANCE, "whole pipeline on a small model"]
-    families = sorted({facts["family"] for facts in known.values()} | set(FAMILY_OF_UNPLANNED.values()))
-    runs = lambda family: "; ".join(map(whole_run, entries(family, receipt))) or "not yet"
-    return table(head, [[f"`{family}`", ", ".join(cases(family)), runs(family)] for family in families])
+    families = sorted({facts["family"] for facts in models.values()} | set(FAMILY_OF_UNPLANNED.values()))
+    whole_runs = lambda family: "; ".join(map(whole_run, entries(family, receipt))) or "not yet"
+    return table(head, [[f"`{family}`", ", ".join(cases(family)), whole_runs(family)] for family in families])
 
 
 def main():
@@ -169,14 +170,14 @@ def main():
     options = parser.parse_args()
     receipt = BENCHMARKS / "models.json"
     if options.models:
-        known = {model: planned(options.models, config, real) for model, config, _, real in MODELS if config}
-        receipt.write_text(json.dumps({"command": "make bench-models", "models": known}, indent=1) + "\n")
-    known = json.loads(receipt.read_text())["models"]
+        models = {model: plan_facts(options.models, config, real) for model, config, _, real in MODELS if config}
+        receipt.write_text(json.dumps({"command": "make bench-models", "models": models}, indent=1) + "\n")
+    models = json.loads(receipt.read_text())["models"]
     families = BENCHMARKS / "families.json"
     runs = json.loads(families.read_text())["models"] if families.exists() else []
     before, rest = PAGE.read_text().split(MARKERS[0])
     after = rest.split(MARKERS[1])[1]
-    PAGE.write_text(before + "\n".join([MARKERS[0], *by_model(known, runs), "", "By family:", "", *by_family(known, runs), MARKERS[1]]) + after)
+    PAGE.write_text(before + "\n".join([MARKERS[0], *table_by_model(models, runs), "", "By family:", "", *table_by_family(models, runs), MARKERS[1]]) + after)
     print("docs/models.md")
 
 

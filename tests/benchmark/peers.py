@@ -1,22 +1,22 @@
 #!/usr/bin/env python3
-"""Other codecs on the benchmark model, measured by this project's evaluator on the same windows.
+"""Evaluates other codecs on the benchmark model, with this project's evaluator on the same windows.
 
 Usage: python3 tests/benchmark/peers.py --model DIR --run RUN --text EVALUATION --llama-quantize PROGRAM [--windows 40]
        [--only NAME ...]
-With --windows 0 all that the text gives are taken, into a receipt of their own.
+--windows 0 uses all windows of the text and writes a receipt of its own.
 Build first: make setup; cargo build --release -p uc-examples --example exact_pack
 Needs: numpy, torch, transformers, safetensors, gguf; the program llama-quantize of llama.cpp; a finished run of `uc compress`
-       on the same model, whose calibration windows are used here too and whose pack lends its scaffold.
+       on the same model: its calibration windows are reused here, and its pack provides the non-layer tensors.
 
-Each codec's weights become an ordinary model folder, `exact_pack` puts them into a pack as they are, `uc eval` measures it.
-Embeddings, norms and head are exact for all; only the linears differ, and bits count the linears alone.
+Each codec's weights are written as an ordinary model folder; `exact_pack` stores them unchanged in a pack, which `uc eval`
+measures. Embeddings, norms and head are exact for all codecs. Only the linears differ, and only their bits are counted.
 
 - llama.cpp: llama-quantize itself, with an importance matrix (the mean square of every input over the calibration windows, which
-  is what llama-imatrix computes) and the token embedding kept. K-quants need rows of whole blocks of 256: rows are padded with
-  zeros for it and cut again; bits are the format's own.
-- reference-like: what the system that this project re-creates is understood to do, at the same true bits: blocks of 64 with an f16
-  scale, a grid of levels learned per tensor by k-means, plain rounding, and an overlay of rank 32 in bfloat16 fitted in closed form
-  to the residual whitened by the second moments (QERA, 2410.06040); `reference-like-plain` spends the overlay's bits on levels.
+  is what llama-imatrix computes), leaving the token embedding unquantized. K-quants need rows of whole blocks of 256, so rows are
+  padded with zeros and truncated afterwards; bits are the format's own.
+- reference-like: what the system that this project re-creates is understood to do, at the same true rate: blocks of 64 with an f16
+  scale, a grid of levels learned per tensor by k-means, round-to-nearest, and an overlay of rank 32 in bfloat16, fitted in closed
+  form to the residual whitened by the second moments (QERA, 2410.06040); `reference-like-plain` spends the overlay's bits on levels.
 """
 import argparse
 import json
@@ -41,7 +41,7 @@ NAMES = {
 
 
 def linears(weights):
-    """Names of the linears and of what llama.cpp calls them."""
+    """Names of the linears, each with its name in llama.cpp."""
     for name in weights:
         parts = name.split(".")
         if len(parts) == 6 and ".".join(parts[3:5]) in NAMES:
@@ -49,31 +49,31 @@ def linears(weights):
 
 
 def second_moments(folder, windows):
-    """Mean of x xᵀ over the windows, by the name of the weight. Linears of one input share it."""
-    shares = {"q_proj": ("q_proj", "k_proj", "v_proj"), "o_proj": ("o_proj",), "gate_proj": ("gate_proj", "up_proj"),
+    """Mean of x xᵀ over the windows, by weight name. Linears that read the same input share it."""
+    same_input = {"q_proj": ("q_proj", "k_proj", "v_proj"), "o_proj": ("o_proj",), "gate_proj": ("gate_proj", "up_proj"),
               "down_proj": ("down_proj",)}
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     sums, hooks = {}, []
 
-    def watch(name):
+    def accumulate(name):
         def hook(module, inputs):
             x = inputs[0].reshape(-1, inputs[0].shape[-1])
             sums[name] = sums.get(name, 0) + x.T @ x
         return hook
 
     for name, module in model.named_modules():
-        if name.split(".")[-1] in shares:
-            hooks.append(module.register_forward_pre_hook(watch(name + ".weight")))
+        if name.split(".")[-1] in same_input:
+            hooks.append(module.register_forward_pre_hook(accumulate(name + ".weight")))
     tokens = 0
     with torch.no_grad():
         for window in windows:
             model.model(torch.tensor([window]))
             tokens += len(window)
-    found = {}
+    means = {}
     for name, total in sums.items():
         path, last = name.removesuffix(".weight").rsplit(".", 1)
-        found.update({f"{path}.{other}.weight": total / tokens for other in shares[last]})
-    return found
+        means.update({f"{path}.{other}.weight": total / tokens for other in same_input[last]})
+    return means
 
 
 def pad(values, width):
@@ -109,7 +109,7 @@ def write_importance(path, weights, moments):
     for name, label in linears(weights):
         squares = moments[name].diagonal().numpy().astype(np.float32)
         width = -(-len(squares) // 256) * 256
-        # Padding columns weigh as the average does: their weights are zero anyway.
+        # Padding columns get the mean importance; their weights are zero anyway.
         padded = np.full(width, squares.mean(), dtype=np.float32)
         padded[:len(squares)] = squares
         writer.add_tensor(label + ".in_sum2", padded.reshape(1, -1))
@@ -121,7 +121,7 @@ def write_importance(path, weights, moments):
 
 
 def llama_quants(kind, program, weights, source, importance, scratch):
-    """Weights and bits per weight after llama-quantize."""
+    """Dequantized weights and bits per weight of llama-quantize."""
     import gguf
     out = scratch / f"{kind}.gguf"
     command = [program, "--token-embedding-type", "f16", "--output-tensor-type", "f16"]
@@ -129,21 +129,21 @@ def llama_quants(kind, program, weights, source, importance, scratch):
         command += ["--imatrix", importance]
     subprocess.run(command + [source, out, kind], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     tensors = {t.name: t for t in gguf.GGUFReader(out).tensors}
-    found, bits, count = dict(weights), 0, 0
+    dequantized, bits, count = dict(weights), 0, 0
     for name, label in linears(weights):
         tensor = tensors[label]
         values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         rows, columns = weights[name].shape
-        found[name] = torch.from_numpy(np.ascontiguousarray(values.reshape(rows, -1)[:, :columns]))
-        # The format's bits for the weights themselves, without the padding.
+        dequantized[name] = torch.from_numpy(np.ascontiguousarray(values.reshape(rows, -1)[:, :columns]))
+        # Bits of the format for the weights alone, without the padding.
         bits += 8 * tensor.n_bytes / tensor.n_elements * rows * columns
         count += rows * columns
     out.unlink()
-    return found, bits / count
+    return dequantized, bits / count
 
 
 def kmeans(values, levels, rounds=30):
-    """Grid of `levels` numbers with small squared error on a sample of `values`."""
+    """Grid of `levels` values with small squared error on a sample of `values` (Lloyd's algorithm)."""
     sample = values[torch.randperm(values.numel(), generator=torch.Generator().manual_seed(42))[:200_000]].sort().values
     grid = sample[((torch.arange(levels) + 0.5) / levels * len(sample)).long()]
     for _ in range(rounds):
@@ -155,14 +155,14 @@ def kmeans(values, levels, rounds=30):
 
 
 def reference_like(weights, moments, rank, bpw):
-    """Block-64 k-means grid, plain rounding, overlay of `rank`: as many levels as `bpw` bits leave, counted whole."""
+    """Blocks of 64, k-means grid, round-to-nearest, overlay of rank `rank`: the largest whole number of levels that fits `bpw`."""
     overlay = lambda w: 16 * rank * sum(w.shape)
     scales = lambda w: 16 * w.numel() / 64
     names = [name for name, _ in linears(weights)]
     count = sum(weights[name].numel() for name in names)
     fixed = sum(overlay(weights[name]) + scales(weights[name]) for name in names)
     levels = int(2 ** (bpw - fixed / count))
-    found, bits = dict(weights), 0
+    quantized, bits = dict(weights), 0
     for name in names:
         w = weights[name].float()
         blocks = w.reshape(-1, 64)
@@ -175,21 +175,21 @@ def reference_like(weights, moments, rank, bpw):
             h = moments[name].double()
             h += 1e-4 * h.diagonal().mean() * torch.eye(len(h))
             size, axes = torch.linalg.eigh(h)
-            root, back = axes * size.sqrt() @ axes.T, axes / size.sqrt() @ axes.T
-            u, s, v = torch.linalg.svd((w - value).double() @ root, full_matrices=False)
-            left, right = (u[:, :rank] * s[:rank].sqrt()), (s[:rank].sqrt()[:, None] * v[:rank]) @ back
+            whiten, unwhiten = axes * size.sqrt() @ axes.T, axes / size.sqrt() @ axes.T
+            u, s, v = torch.linalg.svd((w - value).double() @ whiten, full_matrices=False)
+            left, right = (u[:, :rank] * s[:rank].sqrt()), (s[:rank].sqrt()[:, None] * v[:rank]) @ unwhiten
             value = value + left.bfloat16().float() @ right.bfloat16().float()
-        found[name] = value.contiguous()
+        quantized[name] = value.contiguous()
         bits += overlay(w) + scales(w) + math.log2(levels) * w.numel() + 16 * levels
-    return found, bits / count, levels
+    return quantized, bits / count, levels
 
 
-def evaluate(options, found, name, scratch):
+def evaluate(options, weights, name, scratch):
     """Metrics of `uc eval` for the weights."""
     folder, pack = scratch / name, scratch / f"{name}-pack"
     folder.mkdir()
     shutil.copy(options.model / "config.json", folder)
-    save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     subprocess.run([PROGRAMS / "examples" / "exact_pack", options.run / "pack", folder, pack], check=True)
     run = subprocess.run(
         [PROGRAMS / "uc", "eval", pack, "--model", options.model, "--text", options.text, "--run", scratch / f"{name}-run", "--json",
@@ -231,8 +231,8 @@ def main():
         for name, make in codecs.items():
             if options.only and name not in options.only:
                 continue
-            found, bpw, *levels = make()
-            metrics = evaluate(options, found, name, scratch)
+            quantized, bpw, *levels = make()
+            metrics = evaluate(options, quantized, name, scratch)
             results[name] = {"bits_per_weight_linears": round(bpw, 4), **({"levels": levels[0]} if levels else {}), "metrics": metrics}
             print(f"{name}: {bpw:.3f} bpw, mean KL {metrics['mean_kl']['value']:.5f}", flush=True)
             command = f"python3 tests/benchmark/peers.py --model {options.model.name} --run RUN --text {options.text.name} --windows {options.windows}"

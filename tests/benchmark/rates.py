@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Rate and quality: compresses a model at several rates and writes the table and the plot of docs/benchmarks.
+"""Rate-distortion curve: compresses a model at several rates and writes the receipt and the plot of docs/benchmarks.
 
 Usage: python3 tests/benchmark/rates.py --model DIR --calibration FILE ... --text FILE [--windows 12] [--bpw 2 3 4 5 6 7 8] [--set K=V ...]
        [--run DIR]
-All rates share one run directory that keeps every intermediate file, so that survey and calibration are made once; it is
-temporary unless --run names it.
-Needs: matplotlib. Writes docs/benchmarks/rates-MODEL.json and .svg; other codecs of peers-MODEL.json are drawn beside the curve.
-Rates that the receipt has already are kept unless they are named in --bpw.
+All rates share one run directory that keeps every intermediate file, so that the sensitivity pass and the calibration run once;
+it is temporary unless --run names it.
+Needs: matplotlib. Writes docs/benchmarks/rates-MODEL.json and .svg; the codecs of peers-MODEL.json are plotted next to the curve.
+Rates that are already in the receipt are kept unless --bpw names them.
 """
 import argparse
 import json
@@ -36,9 +36,9 @@ def measure(options, run, bpw):
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     summary = json.loads(done.stdout)
     metrics, totals = summary["metrics"], summary["pack"]["totals"]
-    found = float(totals["bits_per_weight_linears"])
-    assert bpw - 0.01 <= found <= bpw, f"{found} for {bpw}"
-    return {"bpw": bpw, "bits_per_weight_linears": found, "mean_kl": metrics["mean_kl"], "ppl_ratio": metrics["ppl_ratio"],
+    actual = float(totals["bits_per_weight_linears"])
+    assert bpw - 0.01 <= actual <= bpw, f"found {actual}, expected {bpw}"
+    return {"bpw": bpw, "bits_per_weight_linears": actual, "mean_kl": metrics["mean_kl"], "ppl_ratio": metrics["ppl_ratio"],
             "top1_agreement": metrics["top1_agreement"]}
 
 
@@ -56,7 +56,7 @@ def plot(rates, name, folder):
     axes.grid(True, which="both", alpha=0.3)
     axes.legend()
     figure.tight_layout()
-    plt.rcParams["svg.hashsalt"] = "uc"  # the same file for the same figures
+    plt.rcParams["svg.hashsalt"] = "uc"  # equal data must give an equal file
     figure.savefig(folder / f"rates-{name}.svg", metadata={"Date": None})
 
 
@@ -79,8 +79,8 @@ def main():
 def sweep(options, run):
     folder, name = ROOT / "docs" / "benchmarks", options.model.name
     receipt = folder / f"rates-{name}.json"
-    old = json.loads(receipt.read_text())["rates"] if receipt.exists() else []
-    rates = {rate["bpw"]: rate for rate in old}
+    previous = json.loads(receipt.read_text())["rates"] if receipt.exists() else []
+    rates = {rate["bpw"]: rate for rate in previous}
     for bpw in options.bpw:
         rates[bpw] = measure(options, run, bpw)
         ordered = [rates[key] for key in sorted(rates)]

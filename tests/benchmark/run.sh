@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Benchmark receipts: the main job as its users run it, its summary as JSON.
+# Writes a benchmark receipt: runs `uc compress` as a user would and stores its summary as JSON.
 #
 #   make bench                                                          the embedded model
 #   make bench BENCH_MODEL=DIR CALIBRATION="A B" EVALUATION=C           another model
-#   KEEP=DIR make bench …                                               and the run stays in DIR/run
+#   KEEP=DIR make bench …                                               keep the run in DIR/run
 #
-# The receipt's name is the model folder's. Times are of this machine; compare them only within one receipt.
+# The receipt is named after the model folder. Times are those of one machine; compare them only within one receipt.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 model=${BENCH_MODEL:-examples/tiny-stories}
@@ -20,5 +20,5 @@ for setting in ${SET:-}; do arguments+=(--set "$setting"); done
 "$uc" compress "$model" --run "$run/run" --json "${arguments[@]}" > "$run/summary.json"
 sed "s#$run/##g" "$run/summary.json" > "docs/benchmarks/$name.json"
 echo "docs/benchmarks/$name.json"
-# The estimates of `uc plan --config` rest on this model's run.
+# The estimates of `uc plan --config` are based on this model's run.
 [ "$name" != smollm2-135m ] || python3 tests/benchmark/throughput.py --model "$model"

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Speed of the codec on this machine: runs `cargo bench -p uc-codec` and writes docs/benchmarks/codec-speed.json.
+"""Measures the speed of the codec: runs `cargo bench -p uc-codec` and writes docs/benchmarks/codec-speed.json.
 
 Usage: python3 tests/benchmark/speed.py
-Rates are medians of criterion's samples. Compare them only with one another: the machine is the receipt's.
+Rates are medians of criterion's samples on one machine, which the receipt names; compare them only with one another.
 """
 import json
 import os
@@ -24,7 +24,7 @@ def processor():
 
 def main():
     subprocess.run(["cargo", "bench", "--locked", "-p", "uc-codec", "--bench", "codec", "--", "--noplot"], check=True, cwd=ROOT)
-    found = {}
+    benchmarks = {}
     for folder in sorted(CRITERION.glob("*/*/new")):
         benchmark = json.loads((folder / "benchmark.json").read_text())
         nanoseconds = json.loads((folder / "estimates.json").read_text())["median"]["point_estimate"]
@@ -32,13 +32,13 @@ def main():
         entry = {"milliseconds": round(nanoseconds / 1e6, 3)}
         if elements:
             entry["millions_per_second"] = round(elements / nanoseconds * 1e3, 1)
-        found[benchmark["full_id"]] = entry
-    for name, entry in found.items():
+        benchmarks[benchmark["full_id"]] = entry
+    for name, entry in benchmarks.items():
         if "quantize" in name:
-            product = found[name.replace("quantize", "matrix product")]
+            product = benchmarks[name.replace("quantize", "matrix product")]
             entry["times_the_matrix_product"] = round(entry["milliseconds"] / product["milliseconds"], 2)
     receipt = {"command": "python3 tests/benchmark/speed.py", "processor": processor(), "cores": os.cpu_count(),
-               "note": "elements are indices, and floating-point operations in the groups `feedback`", "benchmarks": found}
+               "note": "elements are indices, and floating-point operations in the groups `feedback`", "benchmarks": benchmarks}
     (ROOT / "docs" / "benchmarks" / "codec-speed.json").write_text(json.dumps(receipt, indent=2) + "\n")
     print(json.dumps(receipt, indent=2))
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Rates of the pipeline on this machine: the receipt of a run → docs/benchmarks/throughput.json, which `uc plan --config` is built with.
+"""Extracts measured stage times from the receipt of a run into docs/benchmarks/throughput.json, which is compiled into `uc plan --config`.
 
 Usage: python3 tests/benchmark/throughput.py --model DIR [--receipt docs/benchmarks/smollm2-135m.json] [--processor NAME] [--cores N]
-The receipt must be that of a run with the built-in pipeline at its defaults (`make bench`); DIR is the model that it names, of which only
-config.json is read. The rates themselves are not in the file: the program divides its own count of operations by these seconds.
+The receipt must come from a run of the built-in pipeline with default settings (`make bench`). DIR is the model of that run; only its
+config.json is read. The file holds no rates: the program divides its own operation counts by these seconds.
 """
 import argparse
 import json
@@ -24,12 +24,12 @@ def main():
     parser.add_argument("--cores", type=int, default=2)
     options = parser.parse_args()
     receipt = json.loads(options.receipt.read_text())
-    described = subprocess.run([PROGRAMS / "shard-loader", "describe", "--config", options.model / "config.json"], check=True, stdout=subprocess.PIPE)
-    model = json.loads(described.stdout)
+    description = subprocess.run([PROGRAMS / "shard-loader", "describe", "--config", options.model / "config.json"], check=True, stdout=subprocess.PIPE)
+    model = json.loads(description.stdout)
     totals = receipt["pack"]["totals"]
     for key in ["linear_parameters", "total_parameters"]:
-        assert model[key] == totals[key], f"{key}: {model[key]} of the model, {totals[key]} of the receipt"
-    found = {
+        assert model[key] == totals[key], f"{key}: {model[key]} in the model, {totals[key]} in the receipt"
+    throughput = {
         "receipt": options.receipt.name,
         "processor": options.processor,
         "cores": options.cores,
@@ -37,7 +37,7 @@ def main():
         "stages": {name: {key: cost[key] for key in ["seconds", "peak_rss_bytes"]} for name, cost in receipt["stages"].items()},
         "model": model,
     }
-    (FOLDER / "throughput.json").write_text(json.dumps(found, indent=1) + "\n")
+    (FOLDER / "throughput.json").write_text(json.dumps(throughput, indent=1) + "\n")
     print("docs/benchmarks/throughput.json")
 
 

@@ -1,7 +1,7 @@
-"""The models that the forward passes are checked on: a tiny one for every switch of every family.
+"""The models that forward passes are checked on: a tiny one for every option of every family.
 
-A case is the config.json of a real checkpoint of its family with smaller numbers. Its `torch_dtype` (`dtype` in the
-spelling of transformers 5; float32 where a family's files have neither) is what the weights are stored in.
+A case is the config.json of a real checkpoint of its family, with smaller dimensions. Weights are stored in its `torch_dtype`
+(`dtype` in transformers 5; float32 if a family's files have neither).
 """
 import dataclasses
 
@@ -12,13 +12,13 @@ BOTH, OLD, NEW = (4, 5), (4,), (5,)
 class Case:
     variant: str
     config: dict
-    # Tokens of the window: more than the sliding windows and most of the original contexts.
+    # Tokens of the window: longer than the sliding windows and most of the original contexts.
     length: int = 70
-    # The major versions of transformers that compute it as its authors meant; the newest of them gives the values.
+    # The major versions of transformers that compute the model as its authors intended; the newest gives the expected values.
     versions: tuple = BOTH
-    # How the file names and groups the tensors, a key of reference.LAYOUTS.
+    # Names and grouping of the tensors in the file: a key of reference.LAYOUTS.
     layout: str = "published"
-    # The variant whose weights and tokens this one stores in another layout.
+    # The variant whose weights and tokens this case stores in another layout.
     twin: str | None = None
 
     @property
@@ -31,7 +31,7 @@ class Case:
 
 
 def common(model_type, architecture, **settings):
-    """What the files of most families hold. Heads of 8 where the file does not say otherwise."""
+    """The settings that most families share; the head dimension is 8 unless a case changes it."""
     return dict(
         architectures=[architecture], model_type=model_type, vocab_size=40, hidden_size=32, intermediate_size=40,
         num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_act="silu", rms_norm_eps=1e-5,
@@ -63,12 +63,12 @@ def llama():
     yield Case("published-llama3", base | dict(rope_scaling=llama3 | dict(rope_type="llama3")))
     yield Case("published-linear", base | dict(rope_scaling=dict(type="linear", factor=4.0)))
     wide = base | dict(hidden_size=24, head_dim=16)
-    # The ramp begins at frequency 1 and ends at 5 of the 8.
+    # The ramp covers frequencies 1 to 5 of the 8.
     yarn = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=2.0, beta_slow=0.25)
     yield Case("yarn", wide | dict(rope_theta=1000.0, rope_scaling=yarn))
-    # Published files spell the kind `type` as well, and mostly leave the betas at their defaults: from 3 to 7.
-    given = dict(type="yarn", factor=4.0, original_max_position_embeddings=8192, attention_factor=0.7)
-    yield Case("yarn-attention-factor", wide | dict(max_position_embeddings=32768, rope_scaling=given))
+    # Published files also use the key `type`, and mostly leave the betas at their defaults, which give a ramp from 3 to 7.
+    explicit = dict(type="yarn", factor=4.0, original_max_position_embeddings=8192, attention_factor=0.7)
+    yield Case("yarn-attention-factor", wide | dict(max_position_embeddings=32768, rope_scaling=explicit))
 
 
 def mistral():
@@ -123,12 +123,12 @@ def phi3():
     yield Case("plain", base | dict(sliding_window=None, original_max_position_embeddings=256))
     yield Case("longrope-long", base | dict(rope_scaling=factors))
     yield Case("longrope-short", base | dict(rope_scaling=factors, original_max_position_embeddings=96))
-    # transformers 5 refuses this older name of the same kind.
+    # transformers 5 rejects this older name of the same type.
     yield Case("longrope-su", base | dict(rope_scaling=factors | dict(type="su")), versions=OLD)
-    # As Phi-4-mini: heads shared, part of each head turned, head tied.
-    turned = dict(short_factor=[1.0, 1.4], long_factor=[1.1, 9.0], type="longrope")
+    # As in Phi-4-mini: grouped-query attention, partial rotary embedding, tied head.
+    partial = dict(short_factor=[1.0, 1.4], long_factor=[1.1, 9.0], type="longrope")
     yield Case("partial-rotary", base | dict(
-        partial_rotary_factor=0.5, rope_scaling=turned, tie_word_embeddings=True, num_key_value_heads=1))
+        partial_rotary_factor=0.5, rope_scaling=partial, tie_word_embeddings=True, num_key_value_heads=1))
     yield Case("sliding-window", base | dict(sliding_window=16, original_max_position_embeddings=256))
 
 
@@ -141,7 +141,7 @@ def phimoe():
     longrope = dict(short_factor=[1.05, 1.1, 1.3, 1.6], long_factor=[1.2, 2.1, 5.5, 19.0], type="longrope",
                     short_mscale=1.1, long_mscale=1.3, original_max_position_embeddings=32)
     short = dict(original_max_position_embeddings=96)
-    # transformers 5 recomputes the short factors here whatever the length.
+    # transformers 5 uses the short factors here, whatever the length.
     yield Case("longrope-long", base | dict(rope_scaling=longrope), versions=OLD)
     yield Case("longrope-short", base | short | dict(rope_scaling=longrope | short))
     yield Case("plain", without(base, "original_max_position_embeddings") | dict(
@@ -156,7 +156,7 @@ def olmo2():
 
 
 def granite():
-    # The embedding is large, so only a large epsilon is felt.
+    # The embedding multiplier is large, so only a large epsilon makes a difference.
     multipliers = dict(rms_norm_eps=1e-3, attention_multiplier=0.25, embedding_multiplier=12.0, logits_scaling=0.5,
                        residual_multiplier=0.22, attention_bias=False, rope_scaling=None)
     dense = common("granite", "GraniteForCausalLM", mlp_bias=False, **multipliers)
@@ -168,7 +168,7 @@ def granite():
 
 
 def gemma():
-    # The published files leave tie_word_embeddings out: the head is tied.
+    # Published files omit tie_word_embeddings; the head is tied by default.
     base = without(common(
         "gemma2", "Gemma2ForCausalLM", hidden_size=24, head_dim=8, hidden_act="gelu_pytorch_tanh",
         hidden_activation="gelu_pytorch_tanh", attention_bias=False, attn_logit_softcapping=2.0,
@@ -201,7 +201,7 @@ def deepseek_v3():
                           original_max_position_embeddings=64, type="yarn"),
     )
     yield Case("plain", base)
-    # transformers 4 can choose an expert outside of the chosen groups where all scores inside are negative.
+    # transformers 4 can select an expert outside the selected groups if all scores inside them are negative.
     yield Case("no-query-rank", base | dict(
         q_lora_rank=None, rope_scaling=None, norm_topk_prob=False, n_shared_experts=2), versions=NEW)
 
@@ -224,7 +224,7 @@ def gpt():
 
 
 def mamba():
-    # Neither file says that the head is tied unless it says so: it is, by default, in mamba.
+    # In mamba the head is tied by default, also if the file does not say so.
     base = dict(
         architectures=["MambaForCausalLM"], model_type="mamba", conv_kernel=4, expand=2, hidden_act="silu",
         hidden_size=24, intermediate_size=48, layer_norm_epsilon=1e-5, num_hidden_layers=2, n_layer=2, state_size=8,
@@ -240,7 +240,7 @@ def mamba():
         time_step_limit=[0.0, 10.0], norm_before_gate=True, tie_word_embeddings=False,
     )
     yield Case("plain", second)
-    # transformers 4 takes the norm behind the scan over all groups at once.
+    # transformers 4 computes the norm after the scan over all groups together.
     yield Case("groups", second | dict(n_groups=2, time_step_limit=[0.05, 0.3]), versions=NEW)
 
 

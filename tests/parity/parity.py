@@ -2,13 +2,13 @@
 
 Needs: pip install torch transformers safetensors numpy; cargo build --release -p uc-model --example logits
 Usage: python3 tests/parity/parity.py MODEL TEXT [--windows N] [--length N]     a real model
-       python3 tests/parity/parity.py --random [PATTERN]                        tiny random models, each switch
-       python3 tests/parity/parity.py --golden tests/golden [PATTERN]           writes the cases of the Rust tests
-       python3 tests/parity/parity.py --check tests/golden [PATTERN]            recomputes what is stored there
-PATTERN, such as 'phi3-*', chooses among the cases of cases.py. Each case names the major versions of transformers that
-read it as its authors meant; --golden writes those whose newest is the installed one, so it is run once with 4.57 and
-once with 5, and --check compares all that the installed one reads.
-Prints the largest difference of any logit and the perplexity of both. Exits with 1 where they disagree.
+       python3 tests/parity/parity.py --random [PATTERN]                        tiny random models, one per option
+       python3 tests/parity/parity.py --golden tests/golden [PATTERN]           writes the golden files of the Rust tests
+       python3 tests/parity/parity.py --check tests/golden [PATTERN]            recomputes the golden files and compares
+PATTERN, such as 'phi3-*', selects cases of cases.py. Each case lists the major versions of transformers that compute it as
+its authors intended. --golden writes the cases whose newest version is the installed one, so it is run once with 4.57 and
+once with 5; --check compares all cases that list the installed version.
+Prints the largest difference of any logit and the perplexity of both. Exits with 1 if they disagree.
 """
 import argparse
 import fnmatch
@@ -27,13 +27,14 @@ from cases import cases
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LOGITS = ROOT / "target/release/examples/logits"
-# Of the largest value: what a change of the order of summation may do to a float32 result.
+# Largest difference, relative to the largest value, that another order of summation may cause in float32.
 ROUNDING = 1e-5
-# Of the largest value, where every weight moves by a millionth: more means that a choice of experts is too close.
-STEADY = 1e-3
+# Largest change, relative to the largest value, when every weight changes by a millionth. More means that the choice of experts
+# is too close to call.
+STABLE = 1e-3
 
 
-def ours(model, ids, vocab):
+def product_logits(model, ids, vocab):
     done = subprocess.run([LOGITS, model], input=json.dumps(ids).encode(), capture_output=True, check=True)
     return np.frombuffer(done.stdout, dtype="<f4").reshape(len(ids), vocab)
 
@@ -50,10 +51,10 @@ def compare(path, model, windows, name, tolerance):
     for ids in windows:
         with torch.no_grad():
             expected = model(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
-        found = ours(path, ids, expected.shape[1])
-        worst = max(worst, float(np.abs(found - expected).max()))
+        actual = product_logits(path, ids, expected.shape[1])
+        worst = max(worst, float(np.abs(actual - expected).max()))
         scale = max(scale, float(np.abs(expected).max()))
-        sums[0] += negative_log_likelihood(found, ids)
+        sums[0] += negative_log_likelihood(actual, ids)
         sums[1] += negative_log_likelihood(expected, ids)
         count += len(ids) - 1
     ppl = [float(np.exp(total / count)) for total in sums]
@@ -61,14 +62,14 @@ def compare(path, model, windows, name, tolerance):
     return worst <= tolerance * max(scale, 1.0)
 
 
-def chosen(pattern):
+def selected_cases(pattern):
     return [case for case in cases() if fnmatch.fnmatch(case.name, pattern) and reference.VERSION in case.versions]
 
 
 def check_random(pattern):
-    """Twice the window of the golden files, where a family has no last position."""
+    """Uses windows twice as long as those of the golden files, unless the family has a maximum position."""
     good = True
-    for case in chosen(pattern):
+    for case in selected_cases(pattern):
         with tempfile.TemporaryDirectory() as root:
             folder = pathlib.Path(root)
             reference.write_model(case, folder)
@@ -83,19 +84,19 @@ def check_random(pattern):
 
 def write_golden(root, pattern):
     good = True
-    for case in chosen(pattern):
+    for case in selected_cases(pattern):
         if reference.VERSION != max(case.versions):
             continue
         largest, moved = reference.write_case(case, root)
         size = sum(file.stat().st_size for file in (root / case.name).iterdir())
-        print(f"{case.name}: {size / 1000:.0f} kB, largest logit {largest:.1f}, moves by {moved:.0e} of it")
-        good &= moved <= STEADY
+        print(f"{case.name}: {size / 1000:.0f} kB, largest logit {largest:.1f}, changes by {moved:.0e} of it")
+        good &= moved <= STABLE
     return good
 
 
 def check_golden(root, pattern):
     good = True
-    for case in chosen(pattern):
+    for case in selected_cases(pattern):
         differences = reference.check_case(root / case.name)
         print(f"{case.name}: " + ", ".join(f"{key} {value:.0e}" for key, value in differences.items()))
         good &= max(differences.values()) <= ROUNDING
@@ -112,7 +113,7 @@ def compare_real(arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", help="a folder; a pattern of cases with the options below")
+    parser.add_argument("model", nargs="?", help="a folder, or a pattern of cases with --random, --golden or --check")
     parser.add_argument("text", nargs="?")
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
@@ -128,7 +129,7 @@ def main():
     if arguments.random:
         return check_random(pattern)
     if not arguments.text:
-        parser.error("a model and a text, or one of --random, --golden and --check")
+        parser.error("expected MODEL and TEXT, or one of --random, --golden and --check")
     return compare_real(arguments)
 
 

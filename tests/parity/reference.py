@@ -1,4 +1,4 @@
-"""Writes the model of a case and runs it with transformers, in float32 and by the plainest code that it has."""
+"""Writes the model of a case and runs it with transformers, in float32 and with its simplest (eager) implementations."""
 import json
 import math
 import pathlib
@@ -24,24 +24,24 @@ def gain(noise):
 
 
 def offset_gain(noise):
-    """Of the Gemma norms, which multiply by one plus the weight."""
+    """For the norms of Gemma, which multiply by one plus the weight."""
     return 0.2 * noise
 
 
 def decay(noise):
-    """log(-A): A = -1, -2, ... over the states of a channel (mamba), or one value between 1 and 16 a head (mamba2)."""
+    """log(-A): A = -1, -2, ... over the states of a channel (mamba), or one value of -A between 1 and 16 per head (mamba2)."""
     if noise.dim() == 1:
         return (1 + 15 * torch.special.ndtr(noise)).log()
     return torch.arange(1, noise.shape[1] + 1).log() + 0.1 * noise
 
 
 def time_step_bias(noise):
-    """softplus of it lies between 0.01 and 0.5."""
+    """Biases whose softplus lies between 0.01 and 0.5."""
     step = (math.log(0.01) + torch.special.ndtr(noise) * math.log(50)).exp()
     return step + (-torch.expm1(-step)).log()
 
 
-# The first pattern found in a tensor's name says how its values follow from a standard normal draw.
+# The first pattern that matches a tensor's name determines how its values are derived from standard normal noise.
 VALUES = (
     (r"A_log$", decay),
     (r"dt_proj\.bias$|dt_bias$", time_step_bias),
@@ -49,7 +49,7 @@ VALUES = (
     (r"(norm|norm_f|ln_.)\.weight$", gain),
     (r"e_score_correction_bias$", lambda noise: 0.2 * noise),
     (r"bias$", lambda noise: 0.2 * noise),
-    # Apart enough that no rounding changes which experts are chosen.
+    # Large enough that rounding never changes the choice of experts.
     (r"(gate|router|router\.layer)\.weight$", lambda noise: 0.6 * noise),
     (r"conv1d\.weight$", lambda noise: 0.4 * noise),
     (r"", lambda noise: 0.25 * noise),
@@ -65,7 +65,7 @@ def values(name, shape, case):
 
 
 def published_tensors(config):
-    """Names and shapes of the file that transformers writes of such a model: those of published checkpoints."""
+    """Names and shapes of the tensors that transformers writes for such a model: those of published checkpoints."""
     with tempfile.TemporaryDirectory() as folder:
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         with safe_open(pathlib.Path(folder) / "model.safetensors", "pt") as file:
@@ -73,28 +73,28 @@ def published_tensors(config):
 
 
 def stacked(tensors):
-    """The experts of a layer in two tensors, as transformers 5 holds them: gate_up_proj [E, 2 ffn, hidden] and
+    """Stacks the experts of a layer into two tensors, as transformers 5 does: gate_up_proj [E, 2 ffn, hidden] and
     down_proj [E, hidden, ffn]."""
     parts = {"gate_proj": 0, "up_proj": 1, "down_proj": 2, "w1": 0, "w3": 1, "w2": 2}
-    whole, experts = {}, {}
+    others, experts = {}, {}
     for name, tensor in tensors.items():
-        found = re.fullmatch(r"(.*\.experts)\.(\d+)\.(\w+)\.weight", name)
-        if found:
-            experts.setdefault(found[1], {})[int(found[2]), parts[found[3]]] = tensor
+        match = re.fullmatch(r"(.*\.experts)\.(\d+)\.(\w+)\.weight", name)
+        if match:
+            experts.setdefault(match[1], {})[int(match[2]), parts[match[3]]] = tensor
         else:
-            whole[name.replace("block_sparse_moe", "mlp")] = tensor
-    for prefix, of in experts.items():
+            others[name.replace("block_sparse_moe", "mlp")] = tensor
+    for prefix, tensors in experts.items():
         prefix = prefix.replace("block_sparse_moe", "mlp")
-        count = len(of) // 3
-        whole[f"{prefix}.gate_up_proj"] = torch.stack([torch.cat([of[i, 0], of[i, 1]]) for i in range(count)])
-        whole[f"{prefix}.down_proj"] = torch.stack([of[i, 2] for i in range(count)])
-    return whole
+        count = len(tensors) // 3
+        others[f"{prefix}.gate_up_proj"] = torch.stack([torch.cat([tensors[i, 0], tensors[i, 1]]) for i in range(count)])
+        others[f"{prefix}.down_proj"] = torch.stack([tensors[i, 2] for i in range(count)])
+    return others
 
 
 LAYOUTS = {
     "published": lambda tensors: tensors,
     "stacked": stacked,
-    # The first files of mamba; transformers reads them no longer.
+    # The first published files of mamba; transformers no longer reads them.
     "embedding": lambda tensors: {name.replace("embeddings", "embedding"): t for name, t in tensors.items()},
 }
 
@@ -106,7 +106,7 @@ def write_model(case, folder):
     (folder / "config.json").write_text(json.dumps(case.config, indent=2, sort_keys=True) + "\n")
     shapes = published_tensors(AutoConfig.from_pretrained(folder))
     dtype = getattr(torch, case.config.get("torch_dtype", case.config.get("dtype", "float32")))
-    # The correction of the routing is float32 in every published file.
+    # The routing correction bias is float32 in all published files.
     tensors = {
         name: values(name, shape, case).to(torch.float32 if name.endswith("correction_bias") else dtype)
         for name, shape in shapes.items()
@@ -120,10 +120,10 @@ def tokens(case, length):
 
 
 def load(folder):
-    plain = {"experts_implementation": "eager"} if VERSION >= 5 else {}
+    eager = {"experts_implementation": "eager"} if VERSION >= 5 else {}
     model, report = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True,
-        key_mapping=FORMER_NAMES, **plain)
+        key_mapping=FORMER_NAMES, **eager)
     wrong = {key: value for key, value in report.items() if value}
     if wrong:
         raise SystemExit(f"{folder}: {wrong}")
@@ -136,13 +136,13 @@ def layers(model):
 
 
 def run(model, ids):
-    """Logits [T, vocab], and the residual stream after each layer [layers, T, hidden], before the last norm."""
+    """Logits [T, vocab], and the residual stream after each layer, before the final norm, [layers, T, hidden]."""
     hidden = []
 
-    def keep(_module, _inputs, output):
+    def record(_module, _inputs, output):
         hidden.append((output[0] if isinstance(output, tuple) else output)[0].detach().clone())
 
-    hooks = [layer.register_forward_hook(keep) for layer in layers(model)]
+    hooks = [layer.register_forward_hook(record) for layer in layers(model)]
     with torch.no_grad():
         logits = model(ids[None], use_cache=False).logits[0].float()
     for hook in hooks:
@@ -150,14 +150,14 @@ def run(model, ids):
     return {"logits": logits.contiguous(), "hidden": torch.stack(hidden).contiguous()}
 
 
-def difference(found, expected):
-    """The largest of any value, over the largest value."""
-    return float((found - expected).abs().max() / expected.abs().max())
+def difference(actual, expected):
+    """The largest absolute difference, relative to the largest expected value."""
+    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 def sensitivity(model, ids, expected):
-    """How much the outputs move when the weights move by about a rounding of float32: small unless a choice of experts
-    hangs on it."""
+    """How much the outputs change when the weights change by about the rounding error of float32: little, unless a choice of
+    experts changes with them."""
     noise = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.data *= 1 + 1e-6 * torch.randn(parameter.shape, generator=noise)
@@ -165,7 +165,7 @@ def sensitivity(model, ids, expected):
 
 
 def write_case(case, root):
-    """Returns the largest logit and how far rounding moves the outputs."""
+    """Writes the golden files of a case; returns the largest logit and the sensitivity of the outputs to rounding."""
     folder = root / case.name
     write_model(case, folder)
     ids = tokens(case, case.length)
@@ -176,7 +176,7 @@ def write_case(case, root):
 
 
 def check_case(folder):
-    """The largest difference of what is stored from what the installed transformers computes."""
+    """The largest difference between the stored outputs and those of the installed transformers, by name."""
     stored = load_file(folder / "golden.safetensors")
-    found = run(load(folder), stored["ids"].long())
-    return {key: difference(value, stored[key]) for key, value in found.items()}
+    actual = run(load(folder), stored["ids"].long())
+    return {key: difference(value, stored[key]) for key, value in actual.items()}

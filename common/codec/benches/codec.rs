@@ -1,4 +1,4 @@
-//! Speed of the coder, of reconstruction and of error feedback: `cargo bench -p uc-codec`.
+//! Speed of the entropy coder, of reconstruction and of error feedback: `cargo bench -p uc-codec`.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use faer::linalg::matmul::matmul;
@@ -11,7 +11,7 @@ use uc_codec::{LowRank, TensorCode, bf16, factor, feedback, rans, reconstruct};
 /// Rows and columns of the matrix under test.
 const SHAPE: (usize, usize) = (2048, 4096);
 
-/// About normal numbers, [count]: sums of twelve uniform ones from a counter (splitmix64).
+/// Approximately normal numbers, [count]: sums of twelve uniform numbers from a counter (splitmix64).
 fn normal(count: usize) -> Vec<f32> {
     let uniform = |i: usize| {
         let z = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -24,7 +24,7 @@ fn normal(count: usize) -> Vec<f32> {
         .collect()
 }
 
-/// Indices of about 5 bits, columns spread over two octaves.
+/// Indices of about 5 bits, with column steps spread over two octaves.
 fn code() -> TensorCode {
     let (rows, cols) = SHAPE;
     let column_log2_eighths: Vec<u8> = (0..cols).map(|j| (j * 37 % 16) as u8).collect();
@@ -112,8 +112,9 @@ fn reconstruction(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Feedback beside plain matrix products of as many floating-point operations, both on one thread: elements per second
-/// are flops. The triangular sums of feedback are `m·n²/2` products and as many sums; with coupled rows, `m²·n/2` more of each.
+/// Error feedback compared with matrix products of as many floating-point operations, both on one thread; elements per second
+/// are floating-point operations per second. The triangular sums of feedback are `m·n²/2` multiplications and as many additions;
+/// with coupled rows, `m²·n/2` more of each.
 fn error_feedback(criterion: &mut Criterion) {
     let one = rayon::ThreadPoolBuilder::new()
         .num_threads(1)
@@ -170,8 +171,8 @@ fn error_feedback(criterion: &mut Criterion) {
     }
 }
 
-/// What the coder's speeds are to be compared with: the same indices copied, and through zstd at its fastest level.
-fn yardsticks(criterion: &mut Criterion) {
+/// Baselines for the entropy coder: copying the same indices, and compressing them with zstd at level 1.
+fn baselines(criterion: &mut Criterion) {
     let code = code();
     let bytes: Vec<u8> = code.q.iter().map(|&q| q as u8).collect();
     let packed = zstd::bulk::compress(&bytes, 1).expect("zstd");
@@ -193,5 +194,5 @@ fn yardsticks(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, coder, yardsticks, reconstruction, error_feedback);
+criterion_group!(benches, coder, baselines, reconstruction, error_feedback);
 criterion_main!(benches);

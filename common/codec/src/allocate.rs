@@ -1,19 +1,20 @@
-//! How many bits per weight each linear is due from a common budget.
+//! Allocates bits per weight to the linears from a common budget.
 //!
-//! At high rate a linear whose column steps are `lambda · U_jj` has the output error `n · lambda² / 12` in each of its m
-//! outputs, and its rate falls by one bit when lambda doubles. With the loss weighing an output's error by `g`, the
-//! least `Σ m n g lambda²` under a given total of bits has the same `g lambda²` everywhere (reverse water-filling; Cover
-//! and Thomas 2006, ch. 10): a linear is due the bits that it takes at a common lambda, plus `log2 √g`.
+//! At high rate, a linear whose column steps are `lambda · U_jj` has the output error `n · lambda² / 12` in each of its m
+//! outputs, and its rate falls by one bit when lambda doubles. If the loss weights an output's error by `g`, the minimum of
+//! `Σ m n g lambda²` for a given total of bits has the same `g lambda²` everywhere (reverse water-filling; Cover and Thomas 2006,
+//! ch. 10): a linear gets the bits that it takes at a common lambda, plus `log2 √g`.
 
 use serde::{Deserialize, Serialize};
 
-/// How far the bits per weight of a linear may lie below and above the budget's.
-const BELOW: f64 = 1.25;
-const ABOVE: f64 = 4.0;
-/// Bits are whole multiples of this, rounded down, so that a last bit of a logarithm does not matter.
-const GRAIN: f64 = 1.0 / 4096.0;
+/// Largest number of bits per weight that a linear may get below the average of the budget.
+const MAX_BELOW_AVERAGE: f64 = 1.25;
+/// Largest number of bits per weight that a linear may get above the average of the budget.
+const MAX_ABOVE_AVERAGE: f64 = 4.0;
+/// Bits are rounded down to multiples of this, so that the last bit of a logarithm does not matter.
+const RESOLUTION: f64 = 1.0 / 4096.0;
 
-/// What the survey found of one linear.
+/// Result of the sensitivity pass for one linear.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LinearSensitivity {
@@ -21,13 +22,13 @@ pub struct LinearSensitivity {
     pub name: String,
     /// Number of weights.
     pub weights: u64,
-    /// `lambda` at which it takes the bits per weight that the budget gives on average.
+    /// `lambda` at which its rate is the average of the budget.
     pub lambda: f64,
-    /// The mean square gradient by its outputs that counts, [`crate::factor::Factor::sensitivity`].
+    /// Effective mean square gradient at its outputs, [`crate::factor::Factor::sensitivity`].
     pub sensitivity: f64,
 }
 
-/// Bits per weight of every linear, by layer and in the layer's order.
+/// Bits per weight of every linear, by layer and in the order of the layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Allocation {
@@ -35,23 +36,23 @@ pub struct Allocation {
     pub layers: Vec<Vec<BitAllocation>>,
 }
 
-/// Bits that a linear is due.
+/// Bits allocated to a linear.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BitAllocation {
     /// Name within the layer.
     pub name: String,
-    /// Bits per weight, every byte of the layer file counted.
+    /// Bits per weight, including every byte of the layer file.
     pub bits: f64,
 }
 
 /// An allocation that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum AllocationError {
-    /// Not such a document.
+    /// The document is not a valid allocation.
     #[error("the allocation cannot be parsed: {0}")]
     Parse(#[from] serde_json::Error),
-    /// It says nothing of a linear.
+    /// The allocation lacks a linear.
     #[error("the allocation has no bits for {name} of layer {layer}")]
     Missing {
         /// Layer index.
@@ -62,11 +63,11 @@ pub enum AllocationError {
 }
 
 impl Allocation {
-    /// Parses a document.
+    /// Parses an allocation from JSON.
     ///
     /// # Errors
     /// [`AllocationError::Parse`].
-    pub fn read(bytes: &[u8]) -> Result<Self, AllocationError> {
+    pub fn from_json(bytes: &[u8]) -> Result<Self, AllocationError> {
         Ok(serde_json::from_slice(bytes)?)
     }
 
@@ -74,7 +75,7 @@ impl Allocation {
     ///
     /// # Errors
     /// [`AllocationError::Missing`].
-    pub fn of<'a>(
+    pub fn layer_bits<'a>(
         &self,
         layer: usize,
         names: impl Iterator<Item = &'a str>,
@@ -82,8 +83,9 @@ impl Allocation {
         let allocations = self.layers.get(layer).map_or(&[][..], Vec::as_slice);
         names
             .map(|name| {
-                let due = allocations.iter().find(|due| due.name == name);
-                due.map(|due| due.bits)
+                let allocation = allocations.iter().find(|linear| linear.name == name);
+                allocation
+                    .map(|linear| linear.bits)
                     .ok_or_else(|| AllocationError::Missing {
                         layer,
                         name: name.into(),
@@ -93,22 +95,25 @@ impl Allocation {
     }
 }
 
-/// Bits per weight of `linears` that together take at most `bits_per_weight` on average and leave the least weighted
-/// error. A linear without any weight in the loss, or all zero, is due the fewest bits.
+/// Bits per weight of `linears` with the least weighted error of all that average at most `bits_per_weight`. A linear that has
+/// no influence on the loss, or is all zero, gets the fewest bits.
 pub fn allocate(linears: &[&LinearSensitivity], bits_per_weight: f64) -> Vec<f64> {
     let scores: Vec<f64> = linears
         .iter()
         .map(|linear| {
-            let worth = linear.lambda * linear.sensitivity.sqrt();
-            if worth.is_finite() && worth > 0.0 {
-                worth.log2()
+            let score = linear.lambda * linear.sensitivity.sqrt();
+            if score.is_finite() && score > 0.0 {
+                score.log2()
             } else {
                 f64::NEG_INFINITY
             }
         })
         .collect();
     let total: f64 = linears.iter().map(|linear| linear.weights as f64).sum();
-    let (fewest, most) = (bits_per_weight - BELOW, bits_per_weight + ABOVE);
+    let (fewest, most) = (
+        bits_per_weight - MAX_BELOW_AVERAGE,
+        bits_per_weight + MAX_ABOVE_AVERAGE,
+    );
     let bits = |score: f64, shift: f64| (score + shift).clamp(fewest, most);
     let mean = |shift: f64| {
         let terms = linears.iter().zip(&scores);
@@ -129,7 +134,7 @@ pub fn allocate(linears: &[&LinearSensitivity], bits_per_weight: f64) -> Vec<f64
     }
     scores
         .iter()
-        .map(|&score| (bits(score, low) / GRAIN).floor() * GRAIN)
+        .map(|&score| (bits(score, low) / RESOLUTION).floor() * RESOLUTION)
         .collect()
 }
 
@@ -156,15 +161,15 @@ mod tests {
             bits(&[linear(8, 1.0, 1.0), linear(8, 1.0, 1.0)], 5.0),
             [5.0, 5.0]
         );
-        let found = bits(&[linear(8, 1.0, 4.0), linear(8, 1.0, 1.0)], 5.0);
+        let allocated = bits(&[linear(8, 1.0, 4.0), linear(8, 1.0, 1.0)], 5.0);
         assert!(
-            (found[0] - 5.5).abs() <= GRAIN && (found[1] - 4.5).abs() <= GRAIN,
-            "{found:?}"
+            (allocated[0] - 5.5).abs() <= RESOLUTION && (allocated[1] - 4.5).abs() <= RESOLUTION,
+            "{allocated:?}"
         );
     }
 
     #[test]
-    fn the_budget_is_kept_whatever_the_values() {
+    fn the_budget_is_met_for_any_values() {
         let linears: Vec<LinearSensitivity> = (1..40u64)
             .map(|i| {
                 linear(
@@ -176,8 +181,8 @@ mod tests {
             .collect();
         let total: u64 = linears.iter().map(|linear| linear.weights).sum();
         for mean in [2.0, 3.3, 5.0, 8.0] {
-            let found = bits(&linears, mean);
-            let sum: f64 = found
+            let allocated = bits(&linears, mean);
+            let sum: f64 = allocated
                 .iter()
                 .zip(&linears)
                 .map(|(b, l)| b * l.weights as f64)
@@ -201,10 +206,10 @@ mod tests {
                 })
                 .sum()
         };
-        let found = bits(&linears, 5.0);
-        let best = error(&found);
+        let allocated = bits(&linears, 5.0);
+        let best = error(&allocated);
         for (from, to) in [(0, 1), (1, 0), (1, 2), (2, 1), (0, 2), (2, 0)] {
-            let mut other = found.clone();
+            let mut other = allocated.clone();
             other[from] -= 1.0 / linears[from].weights as f64;
             other[to] += 1.0 / linears[to].weights as f64;
             assert!(error(&other) > best, "{from} to {to}");
@@ -212,8 +217,8 @@ mod tests {
     }
 
     #[test]
-    fn linears_without_weight_in_the_loss_get_the_fewest_bits() {
-        let found = bits(
+    fn linears_without_influence_on_the_loss_get_the_fewest_bits() {
+        let allocated = bits(
             &[
                 linear(8, 1.0, 0.0),
                 linear(8, 1.0, 1.0),
@@ -221,7 +226,7 @@ mod tests {
             ],
             4.0,
         );
-        assert_eq!((found[0], found[2]), (2.75, 2.75));
-        assert!((found[1] - 6.5).abs() <= GRAIN, "{found:?}");
+        assert_eq!((allocated[0], allocated[2]), (2.75, 2.75));
+        assert!((allocated[1] - 6.5).abs() <= RESOLUTION, "{allocated:?}");
     }
 }

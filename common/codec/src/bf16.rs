@@ -1,6 +1,6 @@
 //! bfloat16 as raw bits: the upper half of an IEEE f32.
 //!
-//! Only two conversions exist, so that every part of the system rounds in the same way.
+//! These two conversions are the only ones, so that every part of the system rounds in the same way.
 
 /// Value of a bfloat16, exact.
 #[inline(always)]
@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_bfloat16_survives_the_way_to_f32_and_back() {
+    fn every_bfloat16_survives_conversion_to_f32_and_back() {
         for bits in 0..=u16::MAX {
             let back = round_nearest_even(to_f32(bits));
             if to_f32(bits).is_nan() {

@@ -5,11 +5,11 @@
 
 use crate::error::CodecError;
 
-/// Collects bits.
+/// Appends bits to a byte vector.
 #[derive(Default)]
 pub(crate) struct BitWriter {
     bytes: Vec<u8>,
-    /// Bits used of the last byte; 0 where it is full or there is none.
+    /// Bits used of the last byte; 0 if it is full or there is none.
     used: u32,
 }
 
@@ -81,7 +81,7 @@ pub(crate) struct BitReader<'a> {
 }
 
 impl<'a> BitReader<'a> {
-    /// Reads `bytes`, which errors call `what`.
+    /// Reads `bytes`; `what` names them in errors.
     pub(crate) fn new(what: &'static str, bytes: &'a [u8]) -> Self {
         BitReader {
             what,
@@ -119,7 +119,7 @@ impl<'a> BitReader<'a> {
         Ok(value)
     }
 
-    /// Checks that only the zero bits of the padding are left.
+    /// Checks that only the zero bits of the padding remain.
     pub(crate) fn finish(self) -> Result<(), CodecError> {
         let whole = self.position.div_ceil(8);
         if whole != self.bytes.len() {
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_and_rice_codes_come_back_in_order() {
+    fn fields_and_rice_codes_are_read_back_in_order() {
         let mut writer = BitWriter::default();
         for i in 0..200u32 {
             writer.put(i & 31, 5);
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn zigzag_is_its_own_way_back() {
+    fn unzigzag_inverts_zigzag() {
         for value in [-4096, -2, -1, 0, 1, 2, 4096] {
             assert_eq!(unzigzag(zigzag(value)), value);
         }
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_that_end_early_late_or_run_away_are_refused() {
+    fn streams_that_are_too_short_too_long_or_have_endless_codes_are_refused() {
         assert!(BitReader::new("test", &[1]).take(9).is_err());
         assert!(BitReader::new("test", &[0xff; 9]).take_rice(0, 20).is_err());
         assert!(

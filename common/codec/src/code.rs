@@ -1,4 +1,6 @@
-//! What one linear layer becomes: indices, logarithms of steps and scales, and the overlay.
+//! The quantized form of one linear: indices, logarithms of steps, and the overlay.
+//!
+//! Owns the checks of its lengths and ranges. How it becomes weights is specified in [`crate::reconstruct`].
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +9,7 @@ use crate::error::{CodecError, check_len, check_matrix};
 use crate::steps::{self, Steps};
 use crate::trellis;
 
-/// A quantized matrix. The weights that it stands for are given by [`crate::reconstruct`].
+/// A quantized matrix. Its weights are defined by [`crate::reconstruct`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorCode {
     /// Outputs of the layer.
@@ -18,14 +20,14 @@ pub struct TensorCode {
     pub step: f32,
     /// [cols] base-2 logarithm of the column's step over `step`, in eighths of an octave.
     pub column_log2_eighths: Vec<u8>,
-    /// [rows] width of the row's distribution, see [`crate::contexts::row_log2_eighths`]: it selects the
-    /// tables of the entropy coder. 0 for a row of zeros.
+    /// [rows] width of the row's distribution, which selects the tables of the entropy coder, see
+    /// [`crate::contexts::row_log2_eighths`]. 0 for a row of zeros.
     pub row_log2_eighths: Vec<u8>,
     /// [rows] base-2 logarithm of the factor by which the row's steps exceed those of the columns, in eighths of an octave.
     pub row_step_log2_eighths: Vec<u8>,
     /// [rows, cols] row-major indices.
     pub q: Vec<i16>,
-    /// Low-rank correction, if one was worth its bits.
+    /// Low-rank correction, if there is one.
     pub overlay: Option<LowRank>,
 }
 
@@ -74,10 +76,10 @@ impl TensorCode {
         )
     }
 
-    /// What the indices alone leave of the weights `w`, both [rows, cols]: `w − level · step`.
+    /// The residual of the indices without the overlay, `w − level · step` [rows, cols], for the weights `w` [rows, cols].
     ///
     /// # Errors
-    /// Those of [`TensorCode::validate`]; [`CodecError::Shape`] for other weights than the code's.
+    /// Those of [`TensorCode::validate`]; [`CodecError::Shape`] if `w` has another length.
     pub fn residual(&self, w: &[f32]) -> Result<Vec<f32>, CodecError> {
         self.validate()?;
         check_matrix("weights", w.len(), self.rows, self.cols)?;
@@ -130,7 +132,7 @@ impl LowRank {
 mod tests {
     use super::*;
 
-    fn sound() -> TensorCode {
+    fn valid_code() -> TensorCode {
         let overlay = LowRank {
             rank: 1,
             u: vec![0x3f80; 2],
@@ -148,16 +150,16 @@ mod tests {
         }
     }
 
-    /// The message of what `validate` refuses after `damage`.
+    /// The message with which `validate` refuses the code after `damage`.
     fn refusal(damage: impl FnOnce(&mut TensorCode)) -> String {
-        let mut code = sound();
+        let mut code = valid_code();
         damage(&mut code);
         code.validate().unwrap_err().to_string()
     }
 
     #[test]
-    fn a_sound_code_is_accepted_and_every_wrong_length_is_named() {
-        sound().validate().unwrap();
+    fn a_valid_code_is_accepted_and_every_wrong_length_is_named() {
+        valid_code().validate().unwrap();
         assert_eq!(
             refusal(|c| c.column_log2_eighths.truncate(2)),
             "column_log2_eighths: found 2 values, expected 3"
@@ -179,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_or_an_overlay_without_meaning_is_refused() {
+    fn an_invalid_step_or_overlay_is_refused() {
         for step in [0.0, -1.0, f32::NAN, f32::INFINITY, 1e-40, 1e30] {
             assert!(refusal(|c| c.step = step).starts_with("step: found"));
         }

@@ -1,19 +1,18 @@
-//! Tables of the entropy coder: one per context of element, shared by the tensors of a layer.
+//! Frequency tables of the entropy coder: one per context, shared by the tensors of a layer.
 //!
-//! # Classes
-//! The width of the distribution of `q_ij` is that of its row (in units of the tensor step) over
-//! the step of its column. Both are logarithms in eighths of an octave, so the *fine context* of an
-//! element is `clamp(row_log2_eighths[i] − column_log2_eighths[j], 0, 127)`, and its context is
-//! `fine >> granularity` with a granularity of 0..=3 (eighth octave to octave) that the encoder
-//! chooses per layer: small layers cannot pay for many tables. `row_log2_eighths` is derived from the indices
-//! themselves ([`row_log2_eighths`]), so that a fine context of `32 + 8·log2(σ)` is met by elements with a
-//! standard deviation of about σ indices.
+//! # Contexts
+//! The width of the distribution of `q_ij` is the width of its row, in units of the tensor step, divided by the step of its
+//! column. Both are logarithms in eighths of an octave, so the *fine context* of an element is
+//! `clamp(row_log2_eighths[i] − column_log2_eighths[j], 0, 127)`. Its context is `fine >> granularity`, with a granularity of
+//! 0..=3 (an eighth of an octave to an octave) that the encoder chooses per layer, since small layers cannot pay for many
+//! tables. Row logarithms are derived from the indices themselves ([`row_log2_eighths`]): elements with a standard deviation
+//! of about σ indices have the fine context `32 + 8·log2(σ)`.
 //!
 //! # Symbols
 //! A table has a shift k of 0..=4. An index q becomes the symbol `s = (q + (2^k >> 1)) >> k`
 //! (arithmetic shift) and k raw bits, `(q + (2^k >> 1)) mod 2^k`. Symbols −127..=127 have frequencies
-//! in 4096ths; −128 is the escape, for an index whose symbol has no frequency: a byte that names the symbol follows, and
-//! for an index beyond all symbols the index itself ([`crate::rans`]).
+//! in 4096ths. −128 is the escape, for an index whose symbol has no frequency: a byte with the symbol follows, or, for an
+//! index beyond all symbols, the index itself ([`crate::rans`]).
 //!
 //! # Bytes of the tables
 //! A bit stream, least significant bit first, zero padding to a whole byte:
@@ -33,12 +32,11 @@
 //!      |s| = half, half−1, …, 1, each as the Rice code of zigzag(frequency − (2·previous − the one before that)),
 //!      both beginning at 0
 //! ```
-//! The frequency of the symbol 0 is what the others leave of 4096.
+//! The frequency of the symbol 0 is 4096 minus the sum of the others.
 //!
-//! # What the encoder chooses
-//! Everything above (granularity, shift, half, mirrored, frequencies) is chosen by counting: the
-//! bits of the tables plus the bits of the indices, in integer arithmetic, so that the choice is the
-//! same everywhere.
+//! # Choices of the encoder
+//! Granularity, shift, half, mirrored and frequencies are chosen by the cost in bits of the tables and the indices, in integer
+//! arithmetic, so that the choice is the same on every platform.
 
 mod fit;
 mod histogram;
@@ -46,22 +44,22 @@ mod table;
 
 pub(crate) use fit::symbol_of;
 pub(crate) use histogram::Histogram;
-pub(crate) use table::{ContextTable, DecodeTables, ESCAPE, PROBABILITY_BITS, place};
+pub(crate) use table::{ContextTable, DecodeTables, ESCAPE, PROBABILITY_BITS, symbol_index};
 
 use crate::bits::{BitReader, BitWriter};
 use crate::code::TensorCode;
 use crate::error::{CodecError, check_len, check_matrix};
-use crate::simd::{Kernel, dispatch};
 use crate::steps::eighths;
 use rayon::prelude::*;
 use std::sync::OnceLock;
+use uc_simd::{Kernel, dispatch};
 
 /// Number of fine contexts.
 pub const FINE_CONTEXTS: usize = 128;
-/// Added to `8·log2(rms)` in a row logarithm.
+/// Offset of a row logarithm: it is `8·log2(rms) + ROW_BIAS`.
 pub const ROW_BIAS: i32 = 32;
 /// Largest granularity.
-const COARSEST: u32 = 3;
+const MAX_GRANULARITY: u32 = 3;
 
 /// Fine context of an element.
 #[inline(always)]
@@ -72,7 +70,8 @@ pub fn fine_context(row_log2_eighths: u8, column_log2_eighths: u8) -> usize {
 
 /// Row logarithms of the indices `q` [rows, cols]: `clamp(32 + round(8·log2(rms)), 1, 255)` with
 /// `rms² = mean over j of (q_ij · 2^(column_log2_eighths[j]/8))²`, which is the row's width in units of the
-/// tensor step. The logarithm 0 means a row of zero weights ([`crate::trellis`]), which only its quantizer knows.
+/// tensor step. The logarithm 0 means a row of zero weights ([`crate::trellis`]); only the quantizer knows these
+/// and sets it.
 ///
 /// # Errors
 /// [`CodecError::Shape`].
@@ -103,7 +102,7 @@ pub fn row_log2_eighths(
         .collect())
 }
 
-/// The logarithm that belongs to a sum of squares over `cols` elements.
+/// The row logarithm for a sum of squares over `cols` elements.
 fn rms_log2_eighths(energy: f64, cols: usize) -> u8 {
     if energy == 0.0 {
         return 1;
@@ -123,7 +122,7 @@ fn square_of_factor(log: u8) -> f64 {
     QUARTERS[usize::from(log & 3)] * f64::from_bits(exponent << 52)
 }
 
-/// Sum over a row of `q_j² · squares_j`, in eight interleaved partial sums (a fixed order).
+/// Sums `q_j² · squares_j` over a row, in eight interleaved partial sums (a fixed order).
 struct RowEnergy<'a> {
     q: &'a [i16],
     squares: &'a [f64],
@@ -160,14 +159,14 @@ impl PartialEq for LayerTables {
     }
 }
 
-/// Counts the indices of tensors that come one after another, and makes the tables for all of them.
+/// Counts the indices of tensors one at a time, then builds the tables for all of them.
 #[derive(Default)]
 pub struct TableBuilder {
     histogram: Histogram,
 }
 
 impl TableBuilder {
-    /// Counts a tensor's indices.
+    /// Counts the indices of a tensor.
     ///
     /// # Errors
     /// [`CodecError::Shape`].
@@ -176,9 +175,9 @@ impl TableBuilder {
             .count(&code.q, &code.row_log2_eighths, &code.column_log2_eighths)
     }
 
-    /// The tables with which what was counted, and the tables themselves, take the fewest bits.
+    /// The tables with which the counted indices and the tables themselves take the fewest bits.
     pub fn build(&self) -> LayerTables {
-        let candidates = (0..=COARSEST).map(|granularity| {
+        let candidates = (0..=MAX_GRANULARITY).map(|granularity| {
             let contexts = self.histogram.contexts(granularity);
             let fitted: Vec<_> = contexts
                 .par_iter()
@@ -191,7 +190,7 @@ impl TableBuilder {
                 .sum();
             (bits, granularity, fitted)
         });
-        // On a tie the coarser one: fewer tables to decode with.
+        // On a tie, the coarser granularity: fewer tables in the decoder.
         let best = candidates.rev().min_by_key(|(bits, ..)| *bits);
         let (_, granularity, fitted) = best.expect("there are four granularities");
         let contexts = fitted
@@ -207,7 +206,7 @@ impl TableBuilder {
 }
 
 impl LayerTables {
-    /// The tables of [`TableBuilder`] for tensors that are all at hand.
+    /// As [`TableBuilder`], for tensors that are all in memory.
     ///
     /// # Errors
     /// [`CodecError::Shape`].
@@ -219,7 +218,7 @@ impl LayerTables {
         Ok(builder.build())
     }
 
-    /// Classes span `2^granularity` eighths of an octave.
+    /// A context spans `2^granularity` eighths of an octave.
     pub fn granularity(&self) -> u32 {
         self.granularity
     }
@@ -229,7 +228,7 @@ impl LayerTables {
         self.contexts.iter().flatten().count()
     }
 
-    /// True where no context has a table, as for a layer without weights.
+    /// True if no context has a table, as for a layer without weights.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -244,13 +243,13 @@ impl LayerTables {
         self.contexts.get(context)?.as_ref()
     }
 
-    /// Tables for the decoder, made at the first use.
+    /// Lookup tables of the decoder, built at the first use.
     pub(crate) fn decode_tables(&self) -> &DecodeTables {
         self.decode
             .get_or_init(|| DecodeTables::new(&self.contexts))
     }
 
-    /// The bytes of the format (see the module).
+    /// Writes the bytes of the format (see the module).
     pub fn to_bytes(&self) -> Vec<u8> {
         let used: Vec<usize> = (0..self.contexts.len())
             .filter(|&context| self.contexts[context].is_some())
@@ -306,13 +305,13 @@ impl LayerTables {
     }
 }
 
-/// Bits of the empirical entropy of the indices of `tensors` in contexts of `2^granularity` eighths
-/// of an octave: what no table of these contexts can go below.
+/// Empirical entropy in bits of the indices of `tensors` in contexts of `2^granularity` eighths of an octave: a lower bound for
+/// any tables of these contexts.
 ///
 /// # Errors
 /// [`CodecError::Shape`]; [`CodecError::Range`] for a granularity beyond 3.
 pub fn context_entropy(tensors: &[&TensorCode], granularity: u32) -> Result<f64, CodecError> {
-    if granularity > COARSEST {
+    if granularity > MAX_GRANULARITY {
         let expected = "0 to 3";
         return Err(CodecError::Range {
             what: "granularity",
@@ -332,7 +331,7 @@ pub fn context_entropy(tensors: &[&TensorCode], granularity: u32) -> Result<f64,
         .sum())
 }
 
-/// Checks that there is one row logarithm per row.
+/// Checks that there is one logarithm per row and per column.
 pub(crate) fn check_log2_eighths(
     rows: usize,
     cols: usize,

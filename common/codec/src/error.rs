@@ -1,24 +1,24 @@
 //! The one error type of this crate.
 //!
-//! The codec sees plain slices, so its errors say what was found and what was expected; whoever
-//! knows the file, the layer and the name of the tensor adds them. Nothing here is ever printed.
+//! The codec works on plain slices, so its errors say what was found and what was expected. Callers add the file, the layer and
+//! the name of the tensor. Nothing here is ever printed.
 
 use thiserror::Error;
 
 /// What can go wrong in the codec.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum CodecError {
-    /// A slice does not have the length that the shape asks for.
+    /// A slice does not have the length that its shape requires.
     #[error("{what}: found {found} values, expected {expected}")]
     Shape {
         /// Which slice.
         what: &'static str,
         /// Its length.
         found: usize,
-        /// The length that the shape asks for.
+        /// The length that the shape requires.
         expected: usize,
     },
-    /// A number of an input is NaN or infinite.
+    /// A value of an input is NaN or infinite.
     #[error("{what}: value {index} is not finite (found {found})")]
     NotFinite {
         /// Which slice.
@@ -28,7 +28,7 @@ pub enum CodecError {
         /// The value.
         found: f32,
     },
-    /// A number of an input lies outside the range that has a meaning.
+    /// A number is outside its valid range.
     #[error("{what}: found {found}, expected {expected}")]
     Range {
         /// Which number.
@@ -38,12 +38,12 @@ pub enum CodecError {
         /// The allowed range in words.
         expected: &'static str,
     },
-    /// The Hessian stayed indefinite although its damping was raised again and again.
+    /// The matrix is not positive definite at any damping that was tried.
     #[error(
         "Hessian of width {n} is not positive definite at damping {damping:e} of its mean diagonal"
     )]
     NotPositiveDefinite {
-        /// Width of the Hessian.
+        /// Width of the matrix.
         n: usize,
         /// The last damping tried.
         damping: f64,
@@ -56,8 +56,7 @@ pub enum CodecError {
         /// Columns of the matrix.
         cols: usize,
     },
-    /// The tables were not built from this tensor: they lack the context of an element, or give an
-    /// index no code.
+    /// The tables were not built from this tensor: they lack the context of an element or have no code for an index.
     #[error("context {context} has no code for index {value}: the tables belong to other tensors")]
     NoCode {
         /// Context of the element.
@@ -65,7 +64,7 @@ pub enum CodecError {
         /// The quantization index.
         value: i16,
     },
-    /// A layer does not fit its budget, whatever the steps.
+    /// A layer exceeds its budget at all steps that were tried.
     #[error(
         "the layer takes {found} bits at the coarsest steps tried, expected at most {expected}"
     )]
@@ -75,14 +74,14 @@ pub enum CodecError {
         /// The budget, bits.
         expected: u64,
     },
-    /// Bytes that no encoder wrote.
+    /// Bytes that no encoder can have written.
     #[error("damaged {what}: found {found}, expected {expected}")]
     Damaged {
         /// Which part of the encoding.
         what: &'static str,
-        /// What stands there.
+        /// The value found.
         found: u64,
-        /// What the format asks for, in words.
+        /// What the format requires, in words.
         expected: &'static str,
     },
 }
@@ -104,7 +103,7 @@ pub(crate) fn check_len(
     }
 }
 
-/// Refuses a shape whose product does not fit into `usize`, and slices that do not have it.
+/// Refuses a slice that does not have `rows · cols` values, also if the product overflows.
 pub(crate) fn check_matrix(
     what: &'static str,
     found: usize,
@@ -116,7 +115,7 @@ pub(crate) fn check_matrix(
 
 /// Refuses NaN and infinities.
 pub(crate) fn check_finite(what: &'static str, values: &[f32]) -> Result<(), CodecError> {
-    // The sum of |x|*0 is NaN as soon as one value is not finite: one pass that vectorises.
+    // The sum of x * 0 is NaN if any value is not finite. This form vectorizes.
     let finite = values.chunks(4096).all(|chunk| {
         let mut lanes = [0.0f32; 16];
         for group in chunk.chunks(16) {

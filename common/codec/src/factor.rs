@@ -1,31 +1,32 @@
-//! The triangular factors of a Hessian and of the gradients at a linear's outputs.
+//! Triangular factors of the second moments of a linear's inputs and of its output gradients.
 //!
 //! `H = Σ x·xᵀ` (or its mean) over the inputs of a linear layer is damped, `H' = H + d·I` with
 //! `d = damping · mean(diag H)`, and factored as `H' = A·Aᵀ` with **A upper triangular** (the
 //! Cholesky factor of `H'` with rows and columns in reverse order, in f64). Then the output error of
 //! any weight error `E` [rows, n] is `tr(E H' Eᵀ) = ‖E·A‖²`, and
 //! `(E·A)_ij = A_jj · (e_ij + Σ_{k<j} e_ik · a_kj)` with `a_kj = A_kj / A_jj`: column j can be
-//! quantized so as to cancel what the columns before it left, with no inverse ever formed. This is
+//! quantized so as to cancel the error of the columns before it, without forming an inverse. This is
 //! the LDLQ form (Chee et al. 2023, QuIP) of GPTQ (Frantar et al. 2022): the upper Cholesky factor
 //! `U` of the inverse `H'⁻¹` used there is `A⁻¹`, so `U_jj = 1 / A_jj`, which is [`Factor::inv_diag`].
 //!
-//! Defined corner cases: an input that was never active (`H_jj = 0`) has the energy `d` that damping
-//! gives it and the weights 0 in all feedback; `H = 0` counts as the identity; where the damped
-//! matrix is not numerically positive definite, damping is raised tenfold, from at least 1e-8, up to
-//! six times, and [`Factor::damping`] tells the value used.
+//! Corner cases are defined. An input that was never active (`H_jj = 0`) has the energy `d` that damping gives it, and neither
+//! takes nor gives feedback. `H = 0` counts as the identity. If the damped matrix is not numerically positive definite,
+//! damping is raised tenfold, to at least 1e-8, up to six times; [`Factor::damping`] is the value used.
 //!
 //! # Outputs
-//! Where the loss minds the outputs' errors by `G = E[g·gᵀ]` over the gradients g at them, the error of the loss is, to
-//! second order and with gradients taken as independent of inputs, `tr(G E H Eᵀ)` (Kronecker-factored Fisher information:
-//! Martens and Grosse 2015; for rounding: Tseng et al. 2025, arXiv 2505.22988). With `G' = B·Bᵀ` as `H' = A·Aᵀ` this is
-//! `‖Bᵀ·E·A‖²`: row i can be quantized so as to cancel what the rows above it left, with `b_ki = B_ki / B_ii` as the columns
-//! are with `a_kj`.
+//! Let `G = E[g·gᵀ]` be the second moments of the gradients g at the outputs. To second order, and with gradients taken as
+//! independent of inputs, a weight error `E` changes the loss by `tr(G E H Eᵀ)` up to a constant factor (Kronecker-factored
+//! Fisher information: Martens and Grosse 2015; for rounding: Tseng et al. 2025, arXiv 2505.22988). With `G' = B·Bᵀ`, as
+//! `H' = A·Aᵀ`, this is `‖Bᵀ·E·A‖²`: row i can be quantized so as to cancel the error of the rows above it with
+//! `b_ki = B_ki / B_ii`, as column j can with `a_kj`.
 //!
 //! # Blocks
-//! A matrix may be kept in diagonal blocks, [n, block]: row i holds its entries in the columns of its own block, which begins
-//! at `i − i mod block`, and zeros where the last block is narrower; a block of n or more is the whole matrix. What lies
-//! outside is taken as zero. `H` of very wide inputs and `G` of very many outputs come in blocks that fit in memory; those of `G`
-//! hold whole blocks of [`crate::trellis::BLOCK_ROWS`] rows or divide them.
+//! A matrix may be stored as its diagonal blocks, [n, block]: row i holds its entries in the columns of its own block, which
+//! begins at `i − i mod block`, and zeros where the last block is narrower. A block of n or more is the whole matrix. Entries
+//! outside the blocks are taken as zero. `H` of very wide inputs and `G` of very many outputs come in blocks that fit in
+//! memory; the blocks of `G` hold whole blocks of [`crate::trellis::BLOCK_ROWS`] rows or divide one.
+//!
+//! This module factors matrices and derives numbers from the factors. It keeps none of them: see [`crate::factor_cache`].
 
 use crate::error::{CodecError, check_finite, check_matrix};
 use faer::dyn_stack::{MemBuffer, MemStack};
@@ -34,19 +35,20 @@ use faer::linalg::triangular_solve::solve_unit_upper_triangular_in_place;
 use faer::{MatMut, MatRef};
 use rayon::prelude::*;
 
-/// How often damping is raised before the Hessian is given up.
+/// How many dampings are tried before a matrix is refused.
 const ATTEMPTS: usize = 7;
 
-/// Outputs that lie near each other: moments between others are shrunk more. A divisor of [`crate::trellis::BLOCK_ROWS`].
-pub const NEAR_OUTPUTS: usize = 128;
+/// Side of the diagonal blocks whose entries [`shrink_off_diagonal`] shrinks less than the others. A divisor of
+/// [`crate::trellis::BLOCK_ROWS`].
+pub const SHRINKAGE_BLOCK: usize = 128;
 
 /// Side of the square tiles in which matrices are transposed.
 const TILE: usize = 64;
 
-/// Tokens whose leverages are solved for at once.
-const SOLVED_TOKENS: usize = 64;
+/// Tokens in one triangular solve of the leverages.
+const LEVERAGE_TOKENS: usize = 64;
 
-/// `H' = A·Aᵀ` in the form that error feedback reads.
+/// `H' = A·Aᵀ`, with the columns of A divided by their diagonal.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Factor {
     /// Rows and columns of the matrix.
@@ -57,10 +59,10 @@ pub struct Factor {
     pub a: Vec<f32>,
     /// [n] `1 / A_jj`, finite and positive: the best steps are proportional to it.
     pub inv_diag: Vec<f32>,
-    /// Damping that was used (in the block that needed most), as a fraction of the mean diagonal; at least the one asked for.
+    /// Damping that was used, as a fraction of the mean diagonal: the largest of any block, and at least the one requested.
     pub damping: f64,
     /// Number of inputs that were never active (`H_jj = 0`).
-    pub dead: usize,
+    pub dead_inputs: usize,
 }
 
 impl Factor {
@@ -70,44 +72,45 @@ impl Factor {
         starts.map(|first| (first, self.block.min(self.n - first)))
     }
 
-    /// Of a factor of output gradients: the mean square gradient that counts for the rate, `2^(−2 · mean log2 inv_diag)`, the
-    /// geometric mean of `B_ii²`. With row steps proportional to `inv_diag` a linear behaves as one of that sensitivity in
-    /// every output.
+    /// For a factor of output gradients: the effective mean square gradient `2^(−2 · mean log2 inv_diag)`, which is the geometric
+    /// mean of `B_ii²`. With row steps proportional to `inv_diag`, a linear has the same rate and loss as one with this
+    /// sensitivity in every output.
     pub fn sensitivity(&self) -> f64 {
         let logs = self.inv_diag.iter().map(|&x| f64::from(x).log2());
         (-2.0 * logs.sum::<f64>() / self.n.max(1) as f64).exp2()
     }
 
-    /// The leverage `xᵀ·H'⁻¹·x` of every row x of `rows` [t, n]: how far an error that is white in the metric of `H'` reaches
-    /// the outputs of this token. Its mean over the tokens of an undamped `H' = E[x·xᵀ]` is n. Takes a copy of `rows`; the
-    /// bits do not depend on the number of threads.
+    /// The leverage `xᵀ·H'⁻¹·x` of every row x of `rows` [t, n]: how strongly an error that is white in the metric of `H'`
+    /// affects the outputs of this token. Its mean over the tokens of an undamped `H' = E[x·xᵀ]` is n. Allocates a copy of
+    /// `rows`. The bits do not depend on the number of threads.
     ///
     /// # Errors
     /// [`CodecError::Shape`].
     pub fn leverages(&self, rows: &[f32]) -> Result<Vec<f32>, CodecError> {
         let tokens = rows.len() / self.n.max(1);
         check_matrix("tokens", rows.len(), tokens, self.n)?;
-        let mut found = vec![0.0; tokens];
-        found
-            .par_chunks_mut(SOLVED_TOKENS)
-            .zip(rows.par_chunks(SOLVED_TOKENS * self.n.max(1)))
-            .for_each(|(found, rows)| self.add_leverages(found, rows));
-        Ok(found)
+        let mut leverages = vec![0.0; tokens];
+        leverages
+            .par_chunks_mut(LEVERAGE_TOKENS)
+            .zip(rows.par_chunks(LEVERAGE_TOKENS * self.n.max(1)))
+            .for_each(|(leverages, rows)| self.add_leverages(leverages, rows));
+        Ok(leverages)
     }
 
-    fn add_leverages(&self, found: &mut [f32], rows: &[f32]) {
+    /// Adds the leverages of `rows` [t, n] to `leverages` [t], block by block.
+    fn add_leverages(&self, leverages: &mut [f32], rows: &[f32]) {
         for (first, size) in self.blocks() {
-            let own = rows.chunks_exact(self.n);
-            let mut whitened: Vec<f32> = own
+            let rows = rows.chunks_exact(self.n);
+            let mut whitened: Vec<f32> = rows
                 .flat_map(|row| &row[first..first + size])
                 .copied()
                 .collect();
             let a = &self.a[first * self.block..];
             let a = MatRef::from_row_major_slice_with_stride(a, size, size, self.block);
-            let x = MatMut::from_column_major_slice_mut(&mut whitened, size, found.len());
+            let x = MatMut::from_column_major_slice_mut(&mut whitened, size, leverages.len());
             solve_unit_upper_triangular_in_place(a, x, faer::Par::Seq);
             let inv_diag = &self.inv_diag[first..first + size];
-            for (sum, row) in found.iter_mut().zip(whitened.chunks_exact(size)) {
+            for (sum, row) in leverages.iter_mut().zip(whitened.chunks_exact(size)) {
                 let parts = row.iter().zip(inv_diag).map(|(x, inverse)| x * inverse);
                 *sum += parts.map(|z| z * z).sum::<f32>();
             }
@@ -115,10 +118,10 @@ impl Factor {
     }
 }
 
-/// Factors the symmetric matrix `h` [n, block], whole or in diagonal blocks as its length tells (only the lower triangles
-/// are read), with `damping` relative to its mean diagonal. A matrix of zeros counts as the identity.
+/// Factors the symmetric matrix `h` [n, block] with `damping` relative to its mean diagonal. The length of `h` says whether it
+/// is whole or in diagonal blocks. Only the lower triangles are read. A matrix of zeros counts as the identity.
 ///
-/// Takes one `block·block` f64 buffer beside the result. The bits do not depend on the number of threads.
+/// Allocates one `block·block` f64 buffer besides the result. The bits do not depend on the number of threads.
 ///
 /// # Errors
 /// [`CodecError::Shape`]; [`CodecError::NotFinite`]; [`CodecError::Range`] for a negative diagonal
@@ -140,7 +143,7 @@ pub fn factorize(h: &[f32], n: usize, damping: f64) -> Result<Factor, CodecError
         a: vec![0.0; n * block],
         inv_diag: vec![1.0; n],
         damping,
-        dead: (0..n).filter(|&j| h[j * block + j % block] == 0.0).count(),
+        dead_inputs: (0..n).filter(|&j| h[j * block + j % block] == 0.0).count(),
     };
     if mean == 0.0 {
         (0..n).for_each(|j| factor.a[j * block + j % block] = 1.0);
@@ -160,55 +163,64 @@ pub fn factorize(h: &[f32], n: usize, damping: f64) -> Result<Factor, CodecError
     Ok(factor)
 }
 
-/// Takes what lies off the diagonal of second moments `h` [n, block] smaller by the share `near`, and outside the diagonal blocks of
-/// [`NEAR_OUTPUTS`] by the share `far`: estimates from few tokens take chance for correlation (shrinkage, Ledoit and
-/// Wolf 2004). Shares are within 0..=1.
+/// The damping to use at `bits_per_weight`, from one that is chosen for 5 bits per weight.
+///
+/// Below 5 bits it grows like the squared errors of the weights, and thus like those that the previous layers leave in the
+/// inputs: by a factor of 4 per missing bit. At 5 bits and above, damping guards against sampling noise in the second
+/// moments, which is the same at any rate.
+pub fn damping_at_rate(damping: f64, bits_per_weight: f64) -> f64 {
+    damping * (2.0 * (5.0 - bits_per_weight).max(0.0)).exp2()
+}
+
+/// Shrinks the off-diagonal entries of the second moments `h` [n, block] by the factor `1 − near` within the diagonal blocks
+/// of [`SHRINKAGE_BLOCK`], and by `1 − far` outside them: estimates from few tokens mistake chance for correlation (shrinkage,
+/// Ledoit and Wolf 2004). `near` and `far` are within 0..=1.
 ///
 /// # Errors
 /// [`CodecError::Shape`].
-pub fn shrink(h: &mut [f32], n: usize, near: f32, far: f32) -> Result<(), CodecError> {
+pub fn shrink_off_diagonal(h: &mut [f32], n: usize, near: f32, far: f32) -> Result<(), CodecError> {
     let block = block_width("second moments", h.len(), n)?;
     for (i, row) in h.chunks_exact_mut(block).enumerate() {
-        let own = i % block;
-        for (k, value) in row.iter_mut().enumerate().filter(|&(k, _)| k != own) {
-            let share = if k / NEAR_OUTPUTS == own / NEAR_OUTPUTS {
+        let diagonal = i % block;
+        for (k, value) in row.iter_mut().enumerate().filter(|&(k, _)| k != diagonal) {
+            let shrinkage = if k / SHRINKAGE_BLOCK == diagonal / SHRINKAGE_BLOCK {
                 near
             } else {
                 far
             };
-            *value *= 1.0 - share;
+            *value *= 1.0 - shrinkage;
         }
     }
     Ok(())
 }
 
-/// Width, at least 1, of the blocks in which `len` values hold a matrix of `n` rows.
+/// Width (at least 1) of the diagonal blocks of a matrix of `n` rows that is stored in `len` values.
 pub(crate) fn block_width(what: &'static str, len: usize, n: usize) -> Result<usize, CodecError> {
     let block = (len / n.max(1)).max(1);
     check_matrix(what, len, n, block)?;
     Ok(block)
 }
 
-/// Mean of the diagonal of a finite matrix [n, block], which may not have a negative entry; 0 of nothing.
+/// Mean of the diagonal of a matrix [n, block], 0 for n = 0. Refuses values that are not finite and negative diagonal entries.
 fn mean_diagonal(h: &[f32], n: usize, block: usize) -> Result<f64, CodecError> {
     check_finite("second moments", h)?;
     let mut sum = 0.0;
     for j in 0..n {
-        let found = f64::from(h[j * block + j % block]);
-        if found < 0.0 {
+        let entry = f64::from(h[j * block + j % block]);
+        if entry < 0.0 {
             let expected = "no negative entry";
             return Err(CodecError::Range {
                 what: "diagonal of the second moments",
-                found,
+                found: entry,
                 expected,
             });
         }
-        sum += found;
+        sum += entry;
     }
     Ok(sum / n.max(1) as f64)
 }
 
-/// Leaves the factor of a block in `buffer` [size, size]; returns the damping with which there is one.
+/// Leaves the factor of a block in `buffer` [size, size]; returns the smallest damping tried with which it exists.
 fn cholesky_damped(
     buffer: &mut [f64],
     h: &[f32],
@@ -232,7 +244,8 @@ fn cholesky_damped(
 }
 
 /// `buffer` [n, n] column-major, lower triangle (i ≥ j): element (i, j) becomes `H'[n-1-j, n-1-i]`,
-/// so that column j is row `n-1-j` of `h` (rows `stride` apart), read backwards from its diagonal.
+/// so that column j is row `n-1-j` of `h` (rows `stride` apart), read backwards from its diagonal. `added` is added to the
+/// diagonal.
 fn fill_reversed(buffer: &mut [f64], h: &[f32], n: usize, stride: usize, added: f64) {
     buffer
         .par_chunks_mut(n)
@@ -246,8 +259,8 @@ fn fill_reversed(buffer: &mut [f64], h: &[f32], n: usize, stride: usize, added: 
         });
 }
 
-/// Cholesky in place (lower triangle, column-major); false where the matrix is not positive
-/// definite or the factor has an entry on its diagonal that is not a positive, normal f32.
+/// Cholesky factorization in place (lower triangle, column-major). False if the matrix is not positive definite, or if a
+/// diagonal entry of the factor or its inverse is not a positive, normal f32.
 fn cholesky(buffer: &mut [f64], n: usize) -> bool {
     let par = faer::Par::rayon(0);
     let params = Default::default();
@@ -273,10 +286,10 @@ fn unit_factor(lower: &[f64], n: usize, stride: usize, a: &mut [f32], inv_diag: 
     }
     a.par_chunks_mut(TILE * stride)
         .enumerate()
-        .for_each(|(strip, rows)| {
-            let first = strip * TILE;
-            for left in (first..n).step_by(TILE) {
-                for j in left..n.min(left + TILE) {
+        .for_each(|(tile, rows)| {
+            let first = tile * TILE;
+            for first_column in (first..n).step_by(TILE) {
+                for j in first_column..n.min(first_column + TILE) {
                     let column = &lower[(n - 1 - j) * n..(n - j) * n];
                     let diagonal = column[n - 1 - j];
                     for k in first..(j + 1).min(first + rows.len() / stride) {
@@ -327,7 +340,7 @@ mod tests {
         for n in [1, 2, 63, 64, 65, 130] {
             let h = hessian(n, 2 * n + 3);
             let factor = factorize(&h, n, 0.01).unwrap();
-            assert_eq!((factor.damping, factor.dead), (0.01, 0));
+            assert_eq!((factor.damping, factor.dead_inputs), (0.01, 0));
             assert!(
                 distance(&factor, &h) < 1e-6,
                 "width {n}: {}",
@@ -339,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn leverages_are_those_of_the_damped_matrix_and_blocks_add_up() {
+    fn leverages_are_those_of_the_damped_matrix_and_add_up_over_blocks() {
         let (n, t) = (130, 70);
         let h = hessian(n, 2 * n + 3);
         let factor = factorize(&h, n, 0.01).unwrap();
@@ -367,8 +380,8 @@ mod tests {
                 let step = before / along;
                 y.iter_mut().zip(&p).for_each(|(y, p)| *y += step * p);
                 r.iter_mut().zip(&image).for_each(|(r, i)| *r -= step * i);
-                let turn = dot(&r, &r) / before;
-                p = r.iter().zip(&p).map(|(r, p)| r + turn * p).collect();
+                let ratio = dot(&r, &r) / before;
+                p = r.iter().zip(&p).map(|(r, p)| r + ratio * p).collect();
             }
             let expected = dot(&x, &y);
             let error = (f64::from(*found) - expected).abs() / expected;
@@ -382,12 +395,12 @@ mod tests {
         let factor = factorize(&halves, n, 0.01).unwrap();
         assert_eq!(factor.block, 65);
         let both = factor.leverages(&rows).unwrap();
-        let of_half = |first: usize| {
+        let half_leverages = |first: usize| {
             let only = rows.iter().enumerate();
             let only = only.map(|(i, &x)| if (i % n) / 65 == first { x } else { 0.0 });
             factor.leverages(&only.collect::<Vec<_>>()).unwrap()
         };
-        for ((both, low), high) in both.iter().zip(of_half(0)).zip(of_half(1)) {
+        for ((both, low), high) in both.iter().zip(half_leverages(0)).zip(half_leverages(1)) {
             assert!((both - low - high).abs() <= 1e-5 * both);
         }
         assert!(factor.leverages(&rows[1..]).is_err());
@@ -403,21 +416,21 @@ mod tests {
         }
         let mean = (0..n).map(|j| f64::from(h[j * n + j])).sum::<f64>() / n as f64;
         let factor = factorize(&h, n, 0.01).unwrap();
-        assert_eq!(factor.dead, 1);
+        assert_eq!(factor.dead_inputs, 1);
         assert!((f64::from(factor.inv_diag[2]) - 1.0 / (0.01 * mean).sqrt()).abs() < 1e-3);
         assert!((0..n).all(|k| k == 2 || factor.a[k * n + 2] == 0.0));
         assert!((0..n).all(|j| j == 2 || factor.a[2 * n + j] == 0.0));
     }
 
     #[test]
-    fn an_input_that_never_spoke_counts_as_the_identity() {
+    fn second_moments_of_zero_count_as_the_identity() {
         let factor = factorize(&[0.0; 9], 3, 0.01).unwrap();
         assert_eq!(factor.a, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]);
-        assert_eq!((factor.inv_diag, factor.dead), (vec![1.0; 3], 3));
+        assert_eq!((factor.inv_diag, factor.dead_inputs), (vec![1.0; 3], 3));
     }
 
     #[test]
-    fn a_singular_hessian_without_damping_raises_the_damping_and_says_so() {
+    fn damping_is_raised_for_a_singular_hessian_and_reported() {
         let n = 8;
         let factor = factorize(&vec![1.0; n * n], n, 0.0).unwrap();
         assert!(
@@ -428,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hopeless_hessian_is_given_up_with_the_last_damping() {
+    fn an_indefinite_hessian_is_refused_with_the_last_damping() {
         let h = [1.0, 1e9, 1e9, 1.0];
         let refused = factorize(&h, 2, 0.01).unwrap_err();
         let CodecError::NotPositiveDefinite { n, damping } = refused else {
@@ -465,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_factored_by_themselves_with_one_damping_for_all() {
+    fn blocks_are_factored_separately_with_one_damping_for_all() {
         let (block, last) = (70, 5);
         let (upper, lower) = (hessian(block, 300), hessian(last, 40));
         let mut h = upper.clone();
@@ -473,9 +486,9 @@ mod tests {
             h.extend(row);
             h.extend(vec![0.0; block - last]);
         }
-        let found = factorize(&h, block + last, 0.1).unwrap();
+        let blockwise = factorize(&h, block + last, 0.1).unwrap();
         assert_eq!(
-            found.blocks().collect::<Vec<_>>(),
+            blockwise.blocks().collect::<Vec<_>>(),
             [(0, block), (block, last)]
         );
         let trace = |h: &[f32], n: usize| (0..n).map(|i| f64::from(h[i * n + i])).sum::<f64>();
@@ -484,8 +497,8 @@ mod tests {
             let factor = factorize(&h, n, 0.1 * mean * n as f64 / trace(&h, n)).unwrap();
             for k in 0..n {
                 let near = |a: f32, b: f32| (a - b).abs() <= 1e-6 * (1.0 + b.abs());
-                assert!(near(found.inv_diag[first + k], factor.inv_diag[k]));
-                let row = &found.a[(first + k) * block..(first + k + 1) * block];
+                assert!(near(blockwise.inv_diag[first + k], factor.inv_diag[k]));
+                let row = &blockwise.a[(first + k) * block..(first + k + 1) * block];
                 assert!(
                     row[..n]
                         .iter()
@@ -498,21 +511,30 @@ mod tests {
     }
 
     #[test]
-    fn shrinking_spares_the_diagonal_and_takes_more_outside_the_blocks() {
+    fn shrinkage_spares_the_diagonal_and_is_stronger_outside_the_blocks() {
         let (n, block) = (300, 200);
         let mut h = vec![8.0; n * block];
-        shrink(&mut h, n, 0.25, 0.5).unwrap();
+        shrink_off_diagonal(&mut h, n, 0.25, 0.5).unwrap();
         for i in 0..n {
             for k in 0..block {
                 let expected = match i % block {
-                    own if own == k => 8.0,
-                    own if own / NEAR_OUTPUTS == k / NEAR_OUTPUTS => 6.0,
+                    diagonal if diagonal == k => 8.0,
+                    diagonal if diagonal / SHRINKAGE_BLOCK == k / SHRINKAGE_BLOCK => 6.0,
                     _ => 4.0,
                 };
                 assert_eq!(h[i * block + k], expected, "[{i}, {k}]");
             }
         }
-        assert!(shrink(&mut h[1..], n, 0.0, 0.0).is_err());
+        assert!(shrink_off_diagonal(&mut h[1..], n, 0.0, 0.0).is_err());
+    }
+
+    #[test]
+    fn damping_grows_below_five_bits_and_is_unchanged_above() {
+        let rates = [2.0, 4.0, 4.5, 5.0, 8.0];
+        assert_eq!(
+            rates.map(|bits| damping_at_rate(0.25, bits)),
+            [16.0, 1.0, 0.5, 0.25, 0.25]
+        );
     }
 
     #[test]

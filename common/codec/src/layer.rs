@@ -1,8 +1,12 @@
-//! All linears of a layer, quantized so that the file that they make meets a budget.
+//! Quantizes all linears of a layer so that the layer's file meets a budget.
 //!
-//! Every linear gets the bits per weight that it is due (see [`crate::allocate`]); then all steps of the layer are moved
-//! by one common factor until the size of the whole, as its caller measures it, lies just below the budget. What the
-//! file holds besides indices (tables, logarithms, headers, exact tensors, overlays) so comes out of the same budget.
+//! The step of every linear is first chosen for the bits per weight allocated to it (see [`crate::allocate`]). Then all steps
+//! of the layer are scaled by one common factor until the size of the file, as the caller measures it, lies just below the
+//! budget. Whatever the file holds besides indices (tables, logarithms, headers, exact tensors, overlays) is thus paid for
+//! from the same budget.
+//!
+//! This module owns the search for the common factor. Where weights come from and where the results go is the caller's
+//! business ([`LayerIo`]).
 
 use std::collections::BTreeMap;
 
@@ -11,32 +15,32 @@ use serde::{Deserialize, Serialize};
 use crate::code::TensorCode;
 use crate::contexts::row_log2_eighths;
 use crate::error::CodecError;
-use crate::factors::Factors;
+use crate::factor_cache::FactorCache;
 use crate::rate::RateProbe;
 use crate::steps::{Steps, bound_levels, step_log2_eighths};
 use crate::{feedback, rate};
 
-/// Most quantizations of the whole layer.
-const MOST_PASSES: usize = 10;
-/// A layer is near enough to its budget when it is this many bits per weight below.
+/// Largest number of quantizations of the whole layer.
+const MAX_PASSES: usize = 10;
+/// The search stops when a layer is at most this many bits per weight below its budget.
 const TOLERANCE: f64 = 0.0015;
-/// First guess at what the file holds besides indices, bits per weight.
-const FIRST_OVERHEAD: f64 = 0.02;
-/// Aimed at below the budget, bits per weight, so that the aim's own noise seldom lands above.
-const MARGIN: f64 = 0.0006;
+/// Initial estimate of what the file holds besides indices, bits per weight.
+const INITIAL_OVERHEAD: f64 = 0.02;
+/// The search aims this many bits per weight below the budget, so that its inaccuracy seldom exceeds the budget.
+const SAFETY_MARGIN: f64 = 0.0006;
 
-/// A linear by name, shape and the input that it reads.
+/// Name, shape, input and allocated bits of a linear.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LinearShape {
     /// Name within the layer.
     pub name: String,
-    /// Name of its input; linears of one input share their column logarithms.
+    /// Name of its input. Linears with the same input share their column logarithms.
     pub input: String,
     /// Outputs.
     pub rows: usize,
     /// Inputs.
     pub cols: usize,
-    /// Bits per weight that it is due.
+    /// Bits per weight allocated to it.
     pub bits: f64,
 }
 
@@ -51,66 +55,71 @@ pub struct CodedLinear {
     pub code: TensorCode,
 }
 
-/// Where the layer's parts come from, where its linears go, and how the result is measured. Never more than one linear
-/// is in memory here.
-pub trait LayerWork {
+/// The caller's side of a layer: it supplies the weights, takes the quantized linears and measures their file. Linears are
+/// passed one at a time, so that never more than one has to be in memory.
+pub trait LayerIo {
     /// The caller's error.
     type Error: From<CodecError>;
 
     /// Weights of linear `index`, `[rows, cols]`.
     fn weights(&self, index: usize) -> Result<Vec<f32>, Self::Error>;
 
-    /// Takes the next linear of the pass under way; may first add a correction to it, its weights being `w`. The first
-    /// of a pass takes the place of what an earlier pass left.
+    /// Stores linear `index` of the current pass, whose weights are `w`. It may add a correction to it first. Linear 0 begins
+    /// a new pass, which replaces the previous one.
     fn store(&mut self, index: usize, w: &[f32], linear: CodedLinear) -> Result<(), Self::Error>;
 
-    /// Bits of the file that the linears of the pass make, everything counted.
+    /// Size in bits of the file with the linears of the current pass, everything included.
     fn measure(&mut self) -> Result<u64, Self::Error>;
 
-    /// The pass that was just measured is the best so far: it outlives the next ones.
-    fn keep(&mut self);
+    /// Keeps the pass that was just measured: it is the best so far.
+    fn keep_pass(&mut self);
 }
 
-/// Quantizes every linear of a layer so that [`LayerWork::measure`] is at most the bits that the linears are due
-/// together, and as near to them as [`TOLERANCE`]; the result is the pass that the work was last told to keep.
+/// Quantizes every linear of a layer so that [`LayerIo::measure`] is at most the sum of the bits allocated to the linears, and
+/// within 0.0015 bits per weight of it if ten passes reach that. The result is the last pass that was kept
+/// ([`LayerIo::keep_pass`]).
 ///
-/// The first guess of each step is probed on `probe_rows` rows.
+/// The initial step of each linear is probed on `probe_rows` rows.
 ///
 /// # Errors
-/// [`CodecError::Budget`] where the budget cannot be met; the codec's and the caller's others.
-pub fn quantize<W: LayerWork>(
+/// [`CodecError::Budget`] if the budget cannot be met; other errors of the codec and of the caller.
+pub fn quantize<W: LayerIo>(
     shapes: &[LinearShape],
-    factors: &Factors<'_, W::Error>,
+    factors: &FactorCache<'_, W::Error>,
     probe_rows: usize,
-    work: &mut W,
+    io: &mut W,
 ) -> Result<(), W::Error> {
     let weights: usize = shapes.iter().map(|shape| shape.rows * shape.cols).sum();
     let total = weights as f64;
-    let due = |shape: &LinearShape| shape.bits * (shape.rows * shape.cols) as f64;
-    let budget = shapes.iter().map(due).sum::<f64>().floor() as u64;
-    let starts = first_steps(shapes, factors, probe_rows, work)?;
-    let (mut most, mut smallest) = (None::<u64>, u64::MAX);
-    let (mut shift, mut last) = (0.0f64, None::<(f64, f64)>);
-    for _ in 0..MOST_PASSES {
-        pass(shapes, factors, &starts, shift, work)?;
-        let bits = work.measure()?;
+    let allocated = |shape: &LinearShape| shape.bits * (shape.rows * shape.cols) as f64;
+    let budget = shapes.iter().map(allocated).sum::<f64>().floor() as u64;
+    let starts = initial_steps(shapes, factors, probe_rows, io)?;
+    // The largest size within the budget, and the smallest of all.
+    let (mut best, mut smallest) = (None::<u64>, u64::MAX);
+    // A secant search in the base-2 logarithm of the common factor.
+    let (mut shift, mut previous) = (0.0f64, None::<(f64, f64)>);
+    for _ in 0..MAX_PASSES {
+        pass(shapes, factors, &starts, shift, io)?;
+        let bits = io.measure()?;
         smallest = smallest.min(bits);
-        if bits <= budget && most.is_none_or(|most| bits > most) {
-            most = Some(bits);
-            work.keep();
+        if bits <= budget && best.is_none_or(|best| bits > best) {
+            best = Some(bits);
+            io.keep_pass();
         }
         let excess = (bits as f64 - budget as f64) / total;
         if (-TOLERANCE..=0.0).contains(&excess) {
             break;
         }
-        let slope = match last {
-            Some((at, then)) if at != shift => ((excess - then) / (shift - at)).clamp(-1.5, -0.2),
+        let slope = match previous {
+            Some((last_shift, last_excess)) if last_shift != shift => {
+                ((excess - last_excess) / (shift - last_shift)).clamp(-1.5, -0.2)
+            }
             _ => -1.0,
         };
-        last = Some((shift, excess));
-        shift -= (excess + MARGIN) / slope;
+        previous = Some((shift, excess));
+        shift -= (excess + SAFETY_MARGIN) / slope;
     }
-    match most {
+    match best {
         Some(_) => Ok(()),
         None => Err(CodecError::Budget {
             found: smallest,
@@ -120,21 +129,22 @@ pub fn quantize<W: LayerWork>(
     }
 }
 
-/// Logarithms and step of one linear before the common factor.
+/// Logarithms and step of one linear before the common factor is applied.
 struct Start {
     column_log2_eighths: Vec<u8>,
     row_step_log2_eighths: Vec<u8>,
     step: f32,
 }
 
-fn first_steps<W: LayerWork>(
+/// Chooses the logarithms and the initial step of every linear.
+fn initial_steps<W: LayerIo>(
     shapes: &[LinearShape],
-    factors: &Factors<'_, W::Error>,
+    factors: &FactorCache<'_, W::Error>,
     probe_rows: usize,
-    work: &W,
+    io: &W,
 ) -> Result<Vec<Start>, W::Error> {
     let mut starts = Vec::with_capacity(shapes.len());
-    // Linears of one input share their logarithms: each bound holds for all of them.
+    // Linears with the same input share their column logarithms, so the bound of each must hold for all.
     let mut shared: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
     for (index, shape) in shapes.iter().enumerate() {
         let factor = factors.input(&shape.input)?;
@@ -143,7 +153,7 @@ fn first_steps<W: LayerWork>(
             Some(outputs) => step_log2_eighths(&outputs.inv_diag)?.0,
             None => vec![0; shape.rows],
         };
-        let w = work.weights(index)?;
+        let w = io.weights(index)?;
         let rate_probe = RateProbe {
             w: &w,
             m: shape.rows,
@@ -152,7 +162,7 @@ fn first_steps<W: LayerWork>(
             column_log2_eighths: &column_log2_eighths,
             row_step_log2_eighths: &row_step_log2_eighths,
         };
-        let target = (shape.bits - FIRST_OVERHEAD).max(0.05);
+        let target = (shape.bits - INITIAL_OVERHEAD).max(0.05);
         let choice = rate::choose_step(rate_probe, base, target, probe_rows)?;
         let logs = shared
             .entry(&shape.input)
@@ -172,20 +182,20 @@ fn first_steps<W: LayerWork>(
     Ok(starts)
 }
 
-/// One quantization of the whole layer with all steps times `2^shift`.
-fn pass<W: LayerWork>(
+/// One quantization of the whole layer with all steps multiplied by `2^shift`.
+fn pass<W: LayerIo>(
     shapes: &[LinearShape],
-    factors: &Factors<'_, W::Error>,
+    factors: &FactorCache<'_, W::Error>,
     starts: &[Start],
     shift: f64,
-    work: &mut W,
+    io: &mut W,
 ) -> Result<(), W::Error> {
     for (index, (shape, start)) in shapes.iter().zip(starts).enumerate() {
         let factor = factors.input(&shape.input)?;
         let outputs = factors.outputs(&shape.name)?;
         let step = (f64::from(start.step) * shift.exp2()) as f32;
         crate::steps::check_step(step)?;
-        let w = work.weights(index)?;
+        let w = io.weights(index)?;
         let steps = Steps::new(
             step,
             &start.column_log2_eighths,
@@ -215,7 +225,7 @@ fn pass<W: LayerWork>(
             input: shape.input.clone(),
             code,
         };
-        work.store(index, &w, linear)?;
+        io.store(index, &w, linear)?;
     }
     Ok(())
 }

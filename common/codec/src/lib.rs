@@ -1,23 +1,24 @@
-//! The mathematics of compression on plain slices.
+//! The mathematics of compression, on plain slices.
 //!
 //! A linear layer `W` [rows = outputs, cols = inputs] with input second moments `H` [cols, cols]
-//! becomes integer indices `q`, one step per column, and perhaps a low-rank correction:
+//! becomes integer indices `q`, one step per column and row, and optionally a low-rank correction:
 //!
-//! 1. [`factor`] turns `H` into the triangular factor that error feedback needs; its diagonal gives
-//!    the column steps ([`steps`]);
-//! 2. [`rate`] finds the step at which the entropy-coded indices meet a budget;
-//! 3. [`feedback`] quantizes, pushing the error of each column into the columns after it; within a column, [`trellis`]
+//! 1. [`factor`] factors `H` (and the second moments of the output gradients) for error feedback; the diagonals of the factors
+//!    give the steps ([`steps`]); [`factor_cache`] keeps factors in memory;
+//! 2. [`rate`] finds the step at which the entropy-coded indices meet a budget; [`allocate`] divides a budget among linears;
+//! 3. [`feedback`] quantizes and feeds the error of each column back into the columns after it; within a column, [`trellis`]
 //!    finds the indices;
-//! 4. [`overlay`] fits what a low-rank correction can still win back;
-//! 5. [`contexts`] builds the tables of the entropy coder, [`rans`] codes and decodes the indices,
-//!    [`packed`] codes short rows of small integers;
-//! 6. [`layer`] does 2 to 5 for all linears of a layer within one budget of bytes;
-//! 7. [`reconstruct`] turns a [`TensorCode`] into bfloat16 weights by exactly specified arithmetic.
+//! 4. [`overlay`] fits a low-rank correction to the residual;
+//! 5. [`contexts`] builds the tables of the entropy coder, [`rans`] encodes and decodes the indices, [`packed`] encodes short
+//!    rows of small integers;
+//! 6. [`layer`] quantizes all linears of a layer within one budget of bytes;
+//! 7. [`reconstruct`] turns a [`TensorCode`] into bfloat16 weights by exactly specified arithmetic; [`output_error`] measures
+//!    the result.
 //!
-//! This crate reads no file, starts no process, draws nothing and knows no tensor library. Every
-//! result is the same bits for any number of threads: work is cut into pieces of fixed size, and
-//! every product inside a piece is single-threaded. Decoding is integer-only and refuses whatever
-//! no encoder wrote; reconstruction agrees bit for bit on every processor.
+//! This crate reads no file, starts no process, prints nothing and uses no tensor library. Every result has the same bits for
+//! any number of threads: work is cut into pieces of fixed size, and every product inside a piece is single-threaded. Decoding
+//! uses integers only and refuses anything that no encoder can have written. Reconstruction has the same bits on every
+//! processor.
 
 pub mod allocate;
 pub mod bf16;
@@ -26,8 +27,7 @@ mod code;
 pub mod contexts;
 mod error;
 pub mod factor;
-pub mod factors;
-
+pub mod factor_cache;
 pub mod feedback;
 pub mod layer;
 pub mod output_error;
@@ -37,7 +37,6 @@ mod product;
 pub mod rans;
 pub mod rate;
 pub mod reconstruct;
-mod simd;
 pub mod steps;
 pub mod trellis;
 

@@ -1,17 +1,17 @@
-//! What quantization does to a layer's output.
+//! The relative error of a linear's output after quantization.
 
 use crate::error::{CodecError, check_finite, check_matrix};
 use crate::factor::block_width;
-use crate::product::{View, multiply};
 use rayon::prelude::*;
+use uc_simd::{MatrixView, multiply};
 
 /// Rows of one parallel piece.
-const PIECE: usize = 128;
+const PIECE_ROWS: usize = 128;
 
 /// Relative output error `tr(E·H·Eᵀ) / tr(W·H·Wᵀ)` with `E = approximation − weights`, both [m, n],
-/// under the (undamped) Hessian `h` [n, block] of the inputs, whole or in diagonal blocks ([`crate::factor`]): the mean square of the change of the
-/// outputs over the mean square of the outputs. 0 where both vanish, infinite where only the
-/// denominator does.
+/// under the undamped second moments `h` [n, block] of the inputs, whole or in diagonal blocks ([`crate::factor`]): the mean
+/// square of the change of the outputs over the mean square of the outputs. 0 if the error is 0, infinite if only the
+/// denominator is 0.
 ///
 /// # Errors
 /// [`CodecError::Shape`] and [`CodecError::NotFinite`].
@@ -47,9 +47,9 @@ fn energy(x: &[f32], n: usize, h: &[f32], block: usize) -> f64 {
         let mut product = vec![0.0f32; x.len()];
         for first in (0..n).step_by(block) {
             let width = block.min(n - first);
-            let own = View::new(&x[first..], rows, width, n);
-            let h = View::new(&h[first * block..], width, width, block);
-            multiply(&mut product[first..], n, own, h, false);
+            let columns = MatrixView::new(&x[first..], rows, width, n);
+            let h = MatrixView::new(&h[first * block..], width, width, block);
+            multiply(&mut product[first..], n, columns, h);
         }
         product
             .iter()
@@ -57,7 +57,7 @@ fn energy(x: &[f32], n: usize, h: &[f32], block: usize) -> f64 {
             .map(|(p, x)| f64::from(*p) * f64::from(*x))
             .sum::<f64>()
     };
-    let pieces: Vec<f64> = x.par_chunks(PIECE * n).map(piece).collect();
+    let pieces: Vec<f64> = x.par_chunks(PIECE_ROWS * n).map(piece).collect();
     pieces.iter().sum()
 }
 

@@ -1,56 +1,56 @@
-//! The low-rank correction of what quantization left.
+//! The low-rank correction of the quantization residual.
 //!
-//! Given the residual `E = W − Ŵ` [m, n] and the factor of the layer's Hessian, `H' = A·Aᵀ`, the
-//! correction of rank r that leaves the least output error `‖(E − U·V)·A‖²` is the truncated singular
-//! value decomposition of `E·A`, mapped back: `U·V = U_r·S_r·V_rᵀ·A⁻¹` (QERA, Zhang et al. 2024, arXiv
-//! 2410.06040). Both factors carry `√S` and are rounded to bfloat16; what a rank captures is measured
-//! after that rounding. Errors of a row count in units of the row's step, as they do in quantization.
+//! Given the residual `E = W − Ŵ` [m, n] and the factor of the input's second moments, `H' = A·Aᵀ`, the correction of rank r
+//! with the least output error `‖(E − U·V)·A‖²` is the truncated singular value decomposition of `E·A`, mapped back:
+//! `U·V = U_r·S_r·V_rᵀ·A⁻¹` (QERA, Zhang et al. 2024, arXiv 2410.06040). Each factor carries `√S` and is rounded to bfloat16;
+//! the energy that a rank captures is measured after that rounding. Errors of a row are in units of the row's step, as in
+//! quantization.
 //!
-//! Wide matrices are decomposed by subspace iteration (Halko, Martinsson, Tropp 2011) from a fixed
-//! matrix of signs; small dense steps run sequentially in f64, large products in fixed pieces. So the
-//! bits do not depend on the number of threads.
+//! Wide matrices are decomposed by subspace iteration (Halko, Martinsson, Tropp 2011) from a fixed matrix of signs. Small dense
+//! steps run sequentially in f64, large products in fixed pieces, so the bits do not depend on the number of threads.
 
 use crate::bf16;
 use crate::code::LowRank;
 use crate::error::{CodecError, check_finite, check_len, check_matrix};
 use crate::factor::Factor;
-use crate::product::{View, multiply, parallel_product};
+use crate::product::parallel_product;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
 use faer::{MatMut, MatRef, Par};
 use rayon::prelude::*;
+use uc_simd::{MatrixView, multiply};
 
-/// Columns beyond the wanted rank that the subspace carries.
+/// Columns of the subspace beyond the requested rank.
 const OVERSAMPLE: usize = 16;
-/// Subspace iterations. What feedback leaves has a flat spectrum, which converges slowly.
+/// Subspace iterations. The residual of error feedback has a flat spectrum, which converges slowly.
 const ITERATIONS: usize = 6;
-/// Columns of a block in products with the triangular factor.
+/// Columns of a block in products with the triangular factor and in its inversion.
 const BLOCK: usize = 128;
 /// Rows of a parallel piece.
 const PIECE: usize = 128;
 
-/// A low-rank correction for every rank up to a largest one.
+/// Low-rank corrections of every rank up to a largest one.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Fit {
+pub struct OverlayFit {
     m: usize,
     n: usize,
     /// bfloat16 [rank, m], the largest singular value first.
     u: Vec<u16>,
     /// bfloat16 [rank, n]
     v: Vec<u16>,
-    /// [rank + 1]
+    /// [rank + 1] captured energy by rank.
     captured: Vec<f64>,
 }
 
-impl Fit {
-    /// Largest rank that there is: at most the one asked for, less for a residual of lower rank.
+impl OverlayFit {
+    /// Largest rank: the one requested, or less for a small matrix or a residual of zeros.
     pub fn max_rank(&self) -> usize {
         self.captured.len() - 1
     }
 
-    /// Fraction of the residual's output error `‖E·A‖²` that the correction of a rank removes, with
-    /// its factors as stored; 0 at rank 0. Beyond the largest rank: that of the largest.
-    pub fn captured(&self, rank: usize) -> f64 {
+    /// Fraction of the residual's output error `‖E·A‖²` that the correction of a rank removes, with its factors as stored; 0
+    /// at rank 0. Beyond the largest rank, that of the largest.
+    pub fn captured_energy(&self, rank: usize) -> f64 {
         self.captured[rank.min(self.max_rank())]
     }
 
@@ -70,14 +70,13 @@ impl Fit {
         })
     }
 
-    /// The rank that leaves the least output error when its bits are taken from the indices, see
-    /// [`best_rank`].
+    /// The rank with the least output error when its bits are taken from the indices, see [`best_rank`].
     pub fn best_rank(&self) -> usize {
         best_rank(&self.captured, self.m, self.n)
     }
 }
 
-/// Bits per weight of an overlay of a rank on a matrix [m, n].
+/// Bits per weight of a correction of a rank to a matrix [m, n].
 pub fn bits_per_weight(rank: usize, m: usize, n: usize) -> f64 {
     if rank == 0 {
         0.0
@@ -86,17 +85,21 @@ pub fn bits_per_weight(rank: usize, m: usize, n: usize) -> f64 {
     }
 }
 
-/// The rank r that minimises `(1 − captured[r]) · 2^(2·bits_per_weight(r))`: at high rate, taking d
-/// bits from every index multiplies its error by `2^(2d)`. The smallest such rank, often 0.
+/// The smallest rank r that minimises `(1 − captured[r]) · 2^(2·bits_per_weight(r))`, often 0: at high rate, taking d bits from
+/// every index multiplies its squared error by `2^(2d)`.
 pub fn best_rank(captured: &[f64], m: usize, n: usize) -> usize {
-    let left = |rank: usize| (1.0 - captured[rank]) * (2.0 * bits_per_weight(rank, m, n)).exp2();
-    (1..captured.len()).fold(
-        0,
-        |best, rank| if left(rank) < left(best) { rank } else { best },
-    )
+    let error = |rank: usize| (1.0 - captured[rank]) * (2.0 * bits_per_weight(rank, m, n)).exp2();
+    (1..captured.len()).fold(0, |best, rank| {
+        if error(rank) < error(best) {
+            rank
+        } else {
+            best
+        }
+    })
 }
 
-/// Fits corrections of every rank up to `max_rank` to the residual `W − Ŵ` [m, n] of rows with the step factors `rows` [m].
+/// Fits corrections of every rank up to `max_rank` to the residual `W − Ŵ` [m, n]. `row_steps` [m] are the factors of the steps
+/// by row.
 ///
 /// # Errors
 /// [`CodecError::Shape`], [`CodecError::NotFinite`], [`CodecError::NoConvergence`].
@@ -105,15 +108,15 @@ pub fn fit(
     m: usize,
     n: usize,
     factor: &Factor,
-    rows: &[f32],
+    row_steps: &[f32],
     max_rank: usize,
-) -> Result<Fit, CodecError> {
+) -> Result<OverlayFit, CodecError> {
     check_matrix("residual", residual.len(), m, n)?;
     check_len("factor", factor.n, n)?;
-    check_len("row steps", rows.len(), m)?;
+    check_len("row steps", row_steps.len(), m)?;
     check_finite("residual", residual)?;
     let rank = max_rank.min(m).min(n);
-    let nothing = Fit {
+    let no_correction = OverlayFit {
         m,
         n,
         u: vec![],
@@ -121,25 +124,25 @@ pub fn fit(
         captured: vec![0.0],
     };
     if rank == 0 {
-        return Ok(nothing);
+        return Ok(no_correction);
     }
-    let mut whitened = times_factor(residual, n, factor);
-    for (row, step) in whitened.chunks_mut(n).zip(rows) {
+    let mut whitened = multiply_factor(residual, n, factor);
+    for (row, step) in whitened.chunks_mut(n).zip(row_steps) {
         row.iter_mut().for_each(|x| *x /= step);
     }
     check_finite("whitened residual", &whitened)?;
     let energy = dot(&whitened, &whitened);
     if energy == 0.0 {
-        return Ok(nothing);
+        return Ok(no_correction);
     }
     let (mut u, s, mut x) = leading_triples(&whitened, m, n, rank)?;
     for (r, s) in s.iter().enumerate() {
         let root = s.sqrt() as f32;
-        let column = u[r * m..(r + 1) * m].iter_mut().zip(rows);
+        let column = u[r * m..(r + 1) * m].iter_mut().zip(row_steps);
         column.for_each(|(u, step)| *u *= root * step);
         x[r * n..(r + 1) * n].iter_mut().for_each(|x| *x *= root);
     }
-    let v = over_factor(&x, n, factor);
+    let v = solve_factor(&x, n, factor);
     let round = |values: &[f32]| {
         values
             .iter()
@@ -147,8 +150,8 @@ pub fn fit(
             .collect()
     };
     let (u, v): (Vec<u16>, Vec<u16>) = (round(&u), round(&v));
-    let captured = captured(&whitened, m, n, factor, rows, &u, &v, energy);
-    Ok(Fit {
+    let captured = captured_energy(&whitened, m, n, factor, row_steps, &u, &v, energy);
+    Ok(OverlayFit {
         m,
         n,
         u,
@@ -158,7 +161,7 @@ pub fn fit(
 }
 
 /// `X·A` for `x` [rows, n], in parallel over fixed pieces of rows.
-fn times_factor(x: &[f32], n: usize, factor: &Factor) -> Vec<f32> {
+fn multiply_factor(x: &[f32], n: usize, factor: &Factor) -> Vec<f32> {
     let mut out = vec![0.0f32; x.len()];
     out.par_chunks_mut(PIECE * n)
         .zip(x.par_chunks(PIECE * n))
@@ -168,10 +171,10 @@ fn times_factor(x: &[f32], n: usize, factor: &Factor) -> Vec<f32> {
                 let a = &factor.a[start * factor.block..];
                 for done in (0..size).step_by(BLOCK) {
                     let width = BLOCK.min(size - done);
-                    let depth = done + width; // nothing below the diagonal
-                    let x = View::new(&x[start..], rows, depth, n);
-                    let a = View::new(&a[done..], depth, width, factor.block);
-                    multiply(&mut out[start + done..], n, x, a, false);
+                    let depth = done + width; // entries below the diagonal are zero
+                    let x = MatrixView::new(&x[start..], rows, depth, n);
+                    let a = MatrixView::new(&a[done..], depth, width, factor.block);
+                    multiply(&mut out[start + done..], n, x, a);
                 }
             }
             for row in out.chunks_mut(n) {
@@ -184,7 +187,7 @@ fn times_factor(x: &[f32], n: usize, factor: &Factor) -> Vec<f32> {
 }
 
 /// `X·A⁻¹` for `x` [rows, n]: `y_j = x_j / A_jj − Σ_{k<j} y_k·a_kj`, blocked.
-fn over_factor(x: &[f32], n: usize, factor: &Factor) -> Vec<f32> {
+fn solve_factor(x: &[f32], n: usize, factor: &Factor) -> Vec<f32> {
     let rows = x.len() / n;
     let mut y = vec![0.0f32; x.len()];
     let mut sums = vec![0.0f32; rows * BLOCK];
@@ -195,9 +198,9 @@ fn over_factor(x: &[f32], n: usize, factor: &Factor) -> Vec<f32> {
             let sums = &mut sums[..rows * width];
             sums.fill(0.0);
             if done > 0 {
-                let before = View::new(&y[start..], rows, done, n);
-                let onto = View::new(&a[done..], done, width, stride);
-                multiply(sums, width, before, onto, false);
+                let known = MatrixView::new(&y[start..], rows, done, n);
+                let columns = MatrixView::new(&a[done..], done, width, stride);
+                multiply(sums, width, known, columns);
             }
             for row in 0..rows {
                 let at = row * n + start;
@@ -206,8 +209,8 @@ fn over_factor(x: &[f32], n: usize, factor: &Factor) -> Vec<f32> {
                     for k in done..j {
                         sum += f64::from(y[at + k]) * f64::from(a[k * stride + j]);
                     }
-                    let own = f64::from(x[at + j]) * f64::from(factor.inv_diag[start + j]);
-                    y[at + j] = (own - sum) as f32;
+                    let scaled = f64::from(x[at + j]) * f64::from(factor.inv_diag[start + j]);
+                    y[at + j] = (scaled - sum) as f32;
                 }
             }
         }
@@ -222,11 +225,11 @@ type Triples = (Vec<f32>, Vec<f64>, Vec<f32>);
 fn leading_triples(g: &[f32], m: usize, n: usize, rank: usize) -> Result<Triples, CodecError> {
     let width = rank + OVERSAMPLE;
     let smaller = m.min(n);
-    let view = View::new(g, m, n, n);
+    let view = MatrixView::new(g, m, n, n);
     if 2 * width >= smaller {
-        let wide: Vec<f64> = g.iter().map(|&x| f64::from(x)).collect();
-        // Row-major [m, n] is column-major [n, m]: its left vectors are our right ones.
-        let (v, s, u) = thin_svd(&wide, n, m)?;
+        let g: Vec<f64> = g.iter().map(|&x| f64::from(x)).collect();
+        // Row-major [m, n] is column-major [n, m], whose left vectors are the right vectors of g.
+        let (v, s, u) = thin_svd(&g, n, m)?;
         return Ok((
             leading(&u, m, rank),
             s[..rank].to_vec(),
@@ -236,26 +239,25 @@ fn leading_triples(g: &[f32], m: usize, n: usize, rank: usize) -> Result<Triples
     let mut right = signs(n * width);
     let mut left = Vec::new();
     for iteration in 0..=ITERATIONS {
-        left = parallel_product(view, View::new(&right, n, width, width));
-        orthonormalise(&mut left, m, width);
+        left = parallel_product(view, MatrixView::new(&right, n, width, width));
+        orthonormalize(&mut left, m, width);
         if iteration < ITERATIONS {
-            right = parallel_product(view.transposed(), View::new(&left, m, width, width));
-            orthonormalise(&mut right, n, width);
+            right = parallel_product(view.transposed(), MatrixView::new(&left, m, width, width));
+            orthonormalize(&mut right, n, width);
         }
     }
-    let projected = parallel_product(View::new(&left, m, width, width).transposed(), view);
+    let projected = parallel_product(MatrixView::new(&left, m, width, width).transposed(), view);
     let projected: Vec<f64> = projected.iter().map(|&x| f64::from(x)).collect();
     // Row-major [width, n] is column-major [n, width].
     let (v, s, mixing) = thin_svd(&projected, n, width)?;
     let mixing = leading(&mixing, width, rank);
     let mut u = vec![0.0f32; rank * m];
-    let left = View::new(&left, m, width, width);
+    let left = MatrixView::new(&left, m, width, width);
     multiply(
         &mut u,
         m,
-        View::new(&mixing, rank, width, width),
+        MatrixView::new(&mixing, rank, width, width),
         left.transposed(),
-        false,
     );
     Ok((u, s[..rank].to_vec(), leading(&v, n, rank)))
 }
@@ -265,11 +267,10 @@ fn leading(columns: &[f64], length: usize, rank: usize) -> Vec<f32> {
     columns[..length * rank].iter().map(|&x| x as f32).collect()
 }
 
-/// Left vectors, singular values, right vectors; vectors are columns, column-major.
+/// Left vectors, singular values, right vectors. Vectors are the columns of column-major matrices.
 type Decomposition = (Vec<f64>, Vec<f64>, Vec<f64>);
 
-/// Singular value decomposition of a column-major matrix: left vectors, values, right vectors, each
-/// vector a column of its result. Sequential: the bits are those of one thread.
+/// Singular value decomposition of a column-major matrix. Sequential, so that the bits are those of one thread.
 fn thin_svd(matrix: &[f64], rows: usize, cols: usize) -> Result<Decomposition, CodecError> {
     let size = rows.min(cols);
     let (mut u, mut v) = (vec![0.0; rows * size], vec![0.0; cols * size]);
@@ -304,28 +305,29 @@ fn signs(count: usize) -> Vec<f32> {
 
 /// Replaces the columns of `x` [rows, cols] by an orthonormal basis of their span (Gram-Schmidt in
 /// f64, every projection twice); columns that depend on earlier ones become 0.
-fn orthonormalise(x: &mut [f32], rows: usize, cols: usize) {
+fn orthonormalize(x: &mut [f32], rows: usize, cols: usize) {
     let mut columns: Vec<Vec<f64>> = (0..cols)
         .map(|j| (0..rows).map(|i| f64::from(x[i * cols + j])).collect())
         .collect();
     for j in 0..cols {
         let (done, rest) = columns.split_at_mut(j);
-        let own = &mut rest[0];
+        let column = &mut rest[0];
         let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
-        let before = norm(own);
+        let before = norm(column);
         for _ in 0..2 {
             for other in done.iter() {
-                let along: f64 = own.iter().zip(other).map(|(a, b)| a * b).sum();
-                own.iter_mut().zip(other).for_each(|(a, b)| *a -= along * b);
+                let projection: f64 = column.iter().zip(other).map(|(a, b)| a * b).sum();
+                let pairs = column.iter_mut().zip(other);
+                pairs.for_each(|(a, b)| *a -= projection * b);
             }
         }
-        let after = norm(own);
+        let after = norm(column);
         let scale = if after > 1e-7 * before {
             1.0 / after
         } else {
             0.0
         };
-        own.iter_mut().for_each(|x| *x *= scale);
+        column.iter_mut().for_each(|x| *x *= scale);
     }
     for (j, column) in columns.iter().enumerate() {
         column
@@ -335,34 +337,37 @@ fn orthonormalise(x: &mut [f32], rows: usize, cols: usize) {
     }
 }
 
-/// `1 − ‖G − U·V·A‖² / ‖G‖²` for every rank, with the factors as stored (U in units of the row steps):
+/// `1 − ‖G − U·V·A‖² / ‖G‖²` for every rank, with U and V as stored (here U in units of the row steps):
 /// `‖G‖² − ‖G − U·V·A‖² = Σ_r 2·(u_rᵀG)·(v_rA) − Σ_rs (u_r·u_s)(v_rA·v_sA)`.
-fn captured(
+fn captured_energy(
     g: &[f32],
     m: usize,
     n: usize,
     factor: &Factor,
-    rows: &[f32],
+    row_steps: &[f32],
     u: &[u16],
     v: &[u16],
     energy: f64,
 ) -> Vec<f64> {
     let rank = u.len() / m;
     let values = |bits: &[u16]| -> Vec<f32> { bits.iter().map(|&x| bf16::to_f32(x)).collect() };
-    let (mut u, v) = (values(u), times_factor(&values(v), n, factor));
+    let (mut u, v) = (values(u), multiply_factor(&values(v), n, factor));
     for column in u.chunks_mut(m) {
-        column.iter_mut().zip(rows).for_each(|(u, step)| *u /= step);
+        column
+            .iter_mut()
+            .zip(row_steps)
+            .for_each(|(u, step)| *u /= step);
     }
-    let projected = parallel_product(View::new(&u, rank, m, m), View::new(g, m, n, n));
+    let projected = parallel_product(MatrixView::new(&u, rank, m, m), MatrixView::new(g, m, n, n));
     let row = |x: &'_ [f32], r: usize, width: usize| x[r * width..(r + 1) * width].to_vec();
     let mut captured = vec![0.0];
     let mut sum = 0.0;
     for r in 0..rank {
-        let (own_u, own_v) = (row(&u, r, m), row(&v, r, n));
-        sum += 2.0 * dot(&row(&projected, r, n), &own_v);
+        let (u_r, v_r) = (row(&u, r, m), row(&v, r, n));
+        sum += 2.0 * dot(&row(&projected, r, n), &v_r);
         for s in 0..=r {
             let twice = if s < r { 2.0 } else { 1.0 };
-            sum -= twice * dot(&own_u, &row(&u, s, m)) * dot(&own_v, &row(&v, s, n));
+            sum -= twice * dot(&u_r, &row(&u, s, m)) * dot(&v_r, &row(&v, s, n));
         }
         captured.push(sum / energy);
     }
@@ -382,7 +387,7 @@ mod tests {
     use super::*;
     use crate::factor::factorize;
 
-    /// A matrix with singular values 1, 1/2, 1/4, … and noise far below them.
+    /// A matrix with six singular values that halve from one to the next, and much smaller noise.
     fn decaying(m: usize, n: usize) -> Vec<f32> {
         let (u, v) = (signs(m * 6), signs(n * 7));
         let low = |i: usize, j: usize| -> f32 {
@@ -408,8 +413,8 @@ mod tests {
         let (m, n) = (150, 130);
         let g = decaying(m, n);
         let (_, iterated, _) = leading_triples(&g, m, n, 6).unwrap();
-        let wide: Vec<f64> = g.iter().map(|&x| f64::from(x)).collect();
-        let (_, exact, _) = thin_svd(&wide, n, m).unwrap();
+        let g: Vec<f64> = g.iter().map(|&x| f64::from(x)).collect();
+        let (_, exact, _) = thin_svd(&g, n, m).unwrap();
         for (found, exact) in iterated.iter().zip(&exact) {
             assert!(
                 (found / exact - 1.0).abs() < 1e-4,
@@ -419,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_rank_captures_is_what_its_stored_factors_take_away() {
+    fn the_captured_energy_is_what_the_stored_factors_remove() {
         let (m, n) = (90, 70);
         let h: Vec<f32> = (0..n * n)
             .map(|i: usize| 0.8f32.powi((i / n).abs_diff(i % n) as i32))
@@ -428,7 +433,7 @@ mod tests {
         let residual = decaying(m, n);
         let fit = fit(&residual, m, n, &factor, &vec![1.0; m], 5).unwrap();
         let energy = |e: &[f32]| {
-            let whitened = times_factor(e, n, &factor);
+            let whitened = multiply_factor(e, n, &factor);
             dot(&whitened, &whitened)
         };
         for rank in 1..=5 {
@@ -445,22 +450,22 @@ mod tests {
                 .collect();
             let exact = 1.0 - energy(&rest) / energy(&residual);
             assert!(
-                (fit.captured(rank) - exact).abs() < 1e-4,
+                (fit.captured_energy(rank) - exact).abs() < 1e-4,
                 "rank {rank}: {exact}"
             );
-            assert!(fit.captured(rank) > fit.captured(rank - 1));
+            assert!(fit.captured_energy(rank) > fit.captured_energy(rank - 1));
         }
     }
 
     #[test]
-    fn the_inverse_of_the_factor_undoes_the_factor_across_blocks() {
+    fn solving_undoes_the_multiplication_across_blocks() {
         let n = 300;
         let h: Vec<f32> = (0..n * n)
             .map(|i: usize| 0.7f32.powi((i / n).abs_diff(i % n) as i32))
             .collect();
         let factor = factorize(&h, n, 0.01).unwrap();
         let x = decaying(5, n);
-        let back = over_factor(&times_factor(&x, n, &factor), n, &factor);
+        let back = solve_factor(&multiply_factor(&x, n, &factor), n, &factor);
         for (found, x) in back.iter().zip(&x) {
             assert!((found - x).abs() < 1e-4, "{found} against {x}");
         }
@@ -468,7 +473,7 @@ mod tests {
 
     #[test]
     fn the_best_rank_weighs_error_against_bits() {
-        // A rank of a [64, 64] matrix costs half a bit: it must take away more than half.
+        // A rank of a [64, 64] matrix costs half a bit, so it must remove more than half of the error.
         assert_eq!(best_rank(&[0.0, 0.49], 64, 64), 0);
         assert_eq!(best_rank(&[0.0, 0.51], 64, 64), 1);
         assert_eq!(best_rank(&[0.0, 0.1, 0.9, 0.91], 64, 64), 2);
@@ -477,10 +482,10 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_correct_and_nothing_allowed_give_rank_zero() {
+    fn a_residual_of_zeros_and_a_largest_rank_of_zero_give_rank_zero() {
         let zero = fit(&[0.0; 12], 3, 4, &identity(4), &[1.0; 3], 2).unwrap();
         assert_eq!(
-            (zero.max_rank(), zero.best_rank(), zero.captured(1)),
+            (zero.max_rank(), zero.best_rank(), zero.captured_energy(1)),
             (0, 0, 0.0)
         );
         let none = fit(&[1.0; 12], 3, 4, &identity(4), &[1.0; 3], 0).unwrap();

@@ -7,16 +7,16 @@
 //!   `zigzag(value − base)`, that is z = 0, 1, 2, 3, … for differences 0, −1, 1, −2, …; the code is
 //!   `z >> k` one bits, a zero bit, and the k lowest bits of z.
 //!
-//! The number of values is not stored: it is a dimension of the tensor. The writer takes the
-//! shorter of both forms, mode 0..=8 on a tie.
+//! The number of values is not stored: it is a dimension of the tensor. The writer uses the shorter form, and mode 0..=8 on
+//! a tie.
 
 use crate::bits::{BitReader, BitWriter, best_rice, unzigzag, zigzag};
 use crate::error::CodecError;
 
 /// First mode with Rice codes.
-const RICE: u8 = 16;
+const FIRST_RICE_MODE: u8 = 16;
 /// Largest zigzag of a difference of two bytes.
-const LARGEST: u32 = 511;
+const LARGEST_ZIGZAG: u32 = 511;
 
 /// Packs `values`; at least two bytes.
 pub fn pack_small(values: &[u8]) -> Vec<u8> {
@@ -32,7 +32,7 @@ pub fn pack_small(values: &[u8]) -> Vec<u8> {
     let mut writer = BitWriter::default();
     if rice_bits.div_ceil(8) < (values.len() as u64 * u64::from(width)).div_ceil(8) {
         writer.put(u32::from(median), 8);
-        writer.put(u32::from(RICE) + parameter, 8);
+        writer.put(u32::from(FIRST_RICE_MODE) + parameter, 8);
         zigzags.iter().for_each(|&z| writer.put_rice(z, parameter));
     } else {
         writer.put(u32::from(smallest), 8);
@@ -44,17 +44,17 @@ pub fn pack_small(values: &[u8]) -> Vec<u8> {
     writer.finish()
 }
 
-/// Unpacks `count` values; `bytes` must hold exactly these.
+/// Unpacks `count` values; `bytes` must hold nothing else.
 ///
 /// # Errors
-/// [`CodecError::Damaged`] for anything that [`pack_small`] could not have written for `count`
-/// values, save that the base and the mode may be other than the best. The allocation is bounded by
-/// `count` and checked against the number of bytes first where the mode allows it.
+/// [`CodecError::Damaged`] for anything that is not a valid encoding of `count` values; the base and the mode need not be those
+/// that [`pack_small`] chooses. `count` is checked against the number of bytes before memory is allocated, unless the mode is
+/// 0, in which values take no bits.
 pub fn unpack_small(bytes: &[u8], count: usize) -> Result<Vec<u8>, CodecError> {
     let mut reader = BitReader::new("packed integers", bytes);
     let base = reader.take(8)? as i32;
     let mode = reader.take(8)?;
-    let rice = u32::from(RICE);
+    let rice = u32::from(FIRST_RICE_MODE);
     let bits = match mode {
         0..=8 => mode as usize,
         _ if (rice..rice + 8).contains(&mode) => (mode - rice) as usize + 1,
@@ -70,7 +70,7 @@ pub fn unpack_small(bytes: &[u8], count: usize) -> Result<Vec<u8>, CodecError> {
     for _ in 0..count {
         let difference = match mode {
             0..=8 => reader.take(mode)? as i32,
-            _ => unzigzag(reader.take_rice(mode - rice, LARGEST)?),
+            _ => unzigzag(reader.take_rice(mode - rice, LARGEST_ZIGZAG)?),
         };
         let value = base + difference;
         let Ok(value) = u8::try_from(value) else {
@@ -82,7 +82,7 @@ pub fn unpack_small(bytes: &[u8], count: usize) -> Result<Vec<u8>, CodecError> {
     Ok(values)
 }
 
-/// The lower median, 0 of nothing.
+/// The lower median, 0 if there are no values.
 fn median(values: &[u8]) -> u8 {
     let mut counts = [0usize; 256];
     values.iter().for_each(|&v| counts[usize::from(v)] += 1);
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_outliers_do_not_widen_the_others() {
+    fn a_few_outliers_do_not_widen_the_other_values() {
         let mut values = vec![20u8; 4000];
         values
             .iter_mut()
@@ -136,7 +136,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_packed_comes_back(values in proptest::collection::vec(any::<u8>(), 0..300), spread in 1u8..=255) {
+        fn packed_values_are_unpacked_unchanged(values in proptest::collection::vec(any::<u8>(), 0..300), spread in 1u8..=255) {
             let values: Vec<u8> = values.iter().map(|v| 90u8.wrapping_add(v % spread)).collect();
             let packed = pack_small(&values);
             prop_assert_eq!(unpack_small(&packed, values.len()).unwrap(), values);

@@ -1,33 +1,32 @@
 //! The entropy coder of the indices: interleaved rANS (Duda 2013; Giesen 2014) in tiles.
 //!
 //! # Tiles
-//! The indices of a tensor [rows, cols] are cut into tiles of `tile_rows` whole rows (the last may
-//! have fewer): whole blocks of the trellis ([`crate::trellis`]), `128 · max(1, 2^20 / (128 · cols))`. Tiles follow one another in the payload
-//! without gaps, each can be decoded alone, and a tile of R rows and C columns is:
+//! The indices of a tensor [rows, cols] are cut into tiles of `tile_rows` rows (the last may have fewer). A tile holds whole
+//! blocks of the trellis ([`crate::trellis`]): `256 · max(1, floor(2^20 / 256 / cols))` rows. Tiles follow one another in the
+//! payload without gaps, and each can be decoded independently. A tile of R rows and C columns is:
 //! ```text
 //! u32 × min(32, C)   the first state of each lane, little endian, 2^16 or more
 //! u8 × …             words of 16 bits, little endian, and bytes of escapes, up to the end of the tile
 //! ```
 //!
 //! # Decoding a tile
-//! Rows in order; in a row groups of 32 columns in order, the last group perhaps with fewer; column
-//! j belongs to lane `j mod 32`. For each group, with the table of each element's context
-//! ([`crate::contexts`]: shift k, frequencies f, slots shared out to the symbols −128, −127, …, 127
-//! in this order):
+//! Rows are decoded in order, and in a row groups of 32 columns in order; the last group may have fewer. Column j belongs to
+//! lane `j mod 32`. For each group, with the table of each element's context ([`crate::contexts`]: shift k, frequencies f, slots
+//! assigned to the symbols −128, −127, …, 127 in this order):
 //! 1. every lane, with its state x of 32 bits:
 //!    `raw = x mod 2^k`, `slot = (x >> k) mod 4096`, s the symbol that owns the slot, `first` its
 //!    first slot; the index is `s·2^k + raw − (2^k >> 1)`; `x = f·(x >> (k+12)) + slot − first`;
 //! 2. the lanes whose x is now below 2^16, in order: `x = x·2^16 + next word`;
-//! 3. the lanes whose symbol was the escape −128, in order: the next byte, as i8, takes the place of s in the index; where
-//!    it is −128 too, the index is the word behind it, as i16.
+//! 3. the lanes whose symbol was the escape −128, in order: the next byte, as i8, replaces s in the index; if it is −128 too,
+//!    the index is the word that follows, as i16.
 //!
-//! After the last group every state is 2^16 and every byte is used; anything else is damage. The
-//! encoder does the same backwards. With k ≤ 4 one word restores any state, so that 32 lanes need
-//! at most 32 words and 96 bytes of escapes per group.
+//! After the last group every state is 2^16 and every byte is used; anything else is an error. The encoder runs the same
+//! steps backwards. With k ≤ 4 one word restores any state, so that 32 lanes need at most 32 words and 96 bytes of escapes
+//! per group.
 //!
 //! # Cost
-//! States are stored with 32 bits and begin with 16 in the encoder: a full tile of 2^20 indices spends less than 128 bytes,
-//! 0.001 bits per weight.
+//! States are stored in 32 bits, and the encoder begins with states of 16 bits: the overhead of a full tile of 2^20 indices is
+//! less than 128 bytes, 0.001 bits per weight.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -45,9 +44,9 @@ use crate::trellis::BLOCK_ROWS;
 
 /// Lanes of a tile.
 pub const LANES: usize = 32;
-/// Indices of a tile, about; more where so many make no block of the trellis.
+/// Approximate number of indices of a tile; more if a block of the trellis is larger.
 pub const TILE_SYMBOLS: usize = 1 << 20;
-/// States stay at or above this between groups.
+/// States are at least this between groups.
 pub(crate) const LOWEST_STATE: u32 = 1 << 16;
 
 /// The coded indices of a tensor.
@@ -55,13 +54,13 @@ pub(crate) const LOWEST_STATE: u32 = 1 << 16;
 pub struct EncodedTensor {
     /// Rows of a tile, at least 1; the last tile may have fewer.
     pub tile_rows: u32,
-    /// [tiles] first byte of each tile in the payload; the last tile ends with the payload.
+    /// [tiles] first byte of each tile in the payload; the last tile ends where the payload ends.
     pub tile_offsets: Vec<u64>,
     /// The tiles.
     pub payload: Vec<u8>,
 }
 
-/// Rows of a tile of a `[rows, cols]` tensor: what [`encode`] uses.
+/// Rows of a tile of a `[rows, cols]` tensor, as [`encode`] uses them.
 pub fn tile_rows(rows: usize, cols: usize) -> u32 {
     let blocks = (TILE_SYMBOLS / BLOCK_ROWS / cols.max(1)).max(1);
     let rows = (blocks * BLOCK_ROWS).min(rows).max(1);

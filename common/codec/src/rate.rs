@@ -1,12 +1,10 @@
-//! Which step meets a budget of bits per weight.
+//! Finds the step that meets a budget of bits per weight.
 //!
-//! A probe quantizes a fixed sample of rows with the feedback of their columns (what rows hand on to one another hardly
-//! changes the rate) and counts the entropy of the indices in the contexts that the coder
-//! uses. The entropy of a sample lies below that of the whole by about `(support − 1) / (2 ln 2)` bits
-//! per context (Miller and Madow 1955); this is added. A probe counts indices alone: whoever writes
-//! the file adds tables, logarithms and headers, and corrects all steps of a layer by the same power
-//! of two if the bytes as written miss the budget (at high rate, a factor of `2^x` takes x bits off
-//! every weight).
+//! A probe quantizes a fixed sample of rows with error feedback along their columns (feedback between rows hardly changes the
+//! rate) and computes the entropy of the indices in the contexts of the entropy coder. The entropy of a sample is below that of
+//! the whole by about `(support − 1) / (2 ln 2)` bits per context (Miller and Madow 1955); this is added. A probe counts
+//! indices only. Tables, logarithms and headers are counted by [`crate::layer`], which scales all steps of a layer by the same
+//! power of two if the file misses the budget (at high rate, a factor of `2^x` saves x bits per weight).
 
 use crate::contexts::{Histogram, row_log2_eighths};
 use crate::error::{CodecError, check_finite, check_len, check_matrix};
@@ -14,20 +12,20 @@ use crate::factor::Factor;
 use crate::feedback;
 use crate::steps::{Steps, check_step};
 
-/// Granularity of the contexts in a probe: quarters of an octave.
+/// Granularity of the contexts in a probe: a quarter of an octave.
 const GRANULARITY: u32 = 1;
-/// A step is good enough when its sample is this near to the target, bits per weight.
+/// A step is accepted when the rate of the sample is this close to the target, bits per weight.
 pub const TOLERANCE: f64 = 0.002;
-/// Most probes of one search.
-const MOST_PROBES: u32 = 12;
-/// Range of targets in bits per weight.
+/// Largest number of probes of one search.
+const MAX_PROBES: u32 = 12;
+/// Allowed targets, bits per weight.
 const TARGETS: std::ops::RangeInclusive<f64> = 0.05..=12.0;
 /// Range of base-2 logarithms of steps that a search visits.
-const STEP_LOGS: std::ops::RangeInclusive<f64> = -125.0..=90.0;
+const STEP_LOG2_RANGE: std::ops::RangeInclusive<f64> = -125.0..=90.0;
 
-/// The step that a search found.
+/// The step found by a search.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Choice {
+pub struct StepChoice {
     /// Tensor step, for [`crate::steps::column_step`].
     pub step: f32,
     /// Bits per weight that the probe at this step predicts for the indices.
@@ -36,7 +34,7 @@ pub struct Choice {
     pub probes: u32,
 }
 
-/// A tensor whose rate is asked for.
+/// A tensor whose rate is to be determined.
 #[derive(Clone, Copy)]
 pub struct RateProbe<'a> {
     /// [m, n]
@@ -45,7 +43,7 @@ pub struct RateProbe<'a> {
     pub m: usize,
     /// Inputs.
     pub n: usize,
-    /// Factor of the Hessian of its input.
+    /// Factor of the second moments of its input.
     pub factor: &'a Factor,
     /// [n], see [`crate::steps`].
     pub column_log2_eighths: &'a [u8],
@@ -130,9 +128,9 @@ impl<'a> Sample<'a> {
         Ok(bits / q.len() as f64)
     }
 
-    /// Logarithm of the step that high-rate theory gives: the differential entropy of rows taken as
-    /// Gaussian in units of their steps, minus the target, minus the mean logarithm of the columns. None without any energy.
-    fn start(&self, target: f64) -> Option<f64> {
+    /// Base-2 logarithm of the step according to high-rate theory: the differential entropy of the rows, taken as Gaussian, in
+    /// units of their steps, minus the target, minus the mean logarithm of the columns. None if all weights are zero.
+    fn initial_log2(&self, target: f64) -> Option<f64> {
         let energies = self.w.chunks(self.n.max(1)).map(|row| {
             row.iter()
                 .map(|&x| f64::from(x) * f64::from(x))
@@ -147,29 +145,29 @@ impl<'a> Sample<'a> {
         if logs.is_empty() {
             return None;
         }
-        let spread: f64 = self
+        let column_logs: f64 = self
             .column_log2_eighths
             .iter()
             .map(|&log| f64::from(log) / 8.0)
             .sum();
-        let width = logs.iter().sum::<f64>() / logs.len() as f64;
-        // An index stands for two levels: one bit less than the levels have.
-        Some(width + 2.047 - 1.0 - spread / self.n as f64 - target)
+        let row_log = logs.iter().sum::<f64>() / logs.len() as f64;
+        // 2.047 is the differential entropy of a unit Gaussian, `log2(2πe)/2`. An index stands for two levels, which is one
+        // bit less than the entropy of the levels.
+        Some(row_log + 2.047 - 1.0 - column_logs / self.n as f64 - target)
     }
 }
 
 /// Bits per weight of the indices of a tensor at a tensor step, predicted from `probe_rows` rows.
 ///
 /// # Errors
-/// Those of [`feedback::quantize`]; [`CodecError::Range`] for a step or a number of rows without
-/// meaning.
+/// Those of [`feedback::quantize`]; [`CodecError::Range`] for an invalid step or `probe_rows == 0`.
 pub fn probe(rate_probe: RateProbe<'_>, step: f32, probe_rows: usize) -> Result<f64, CodecError> {
     Sample::new(rate_probe, probe_rows)?.bits(step)
 }
 
-/// The tensor step at which the indices of a tensor take `target_bits` per weight, to within
-/// [`TOLERANCE`] on `probe_rows` rows; where no step does (few weights, or all the same), the step
-/// that came nearest. `base` is the step for a tensor of zeros, which any step meets.
+/// The tensor step at which the indices of a tensor take `target_bits` per weight, to within [`TOLERANCE`] on `probe_rows`
+/// rows. If there is no such step (few weights, or all equal), the step whose rate came closest. `base` is returned for a
+/// tensor of zeros, where any step will do.
 ///
 /// # Errors
 /// Those of [`probe`]; [`CodecError::Range`] for a target outside 0.05..=12.
@@ -178,7 +176,7 @@ pub fn choose_step(
     base: f32,
     target_bits: f64,
     probe_rows: usize,
-) -> Result<Choice, CodecError> {
+) -> Result<StepChoice, CodecError> {
     if !TARGETS.contains(&target_bits) {
         let expected = "0.05 to 12 bits per weight";
         return Err(CodecError::Range {
@@ -188,45 +186,45 @@ pub fn choose_step(
         });
     }
     let sample = Sample::new(rate_probe, probe_rows)?;
-    let Some(start) = sample.start(target_bits) else {
+    let Some(start) = sample.initial_log2(target_bits) else {
         check_step(base)?;
-        return Ok(Choice {
+        return Ok(StepChoice {
             step: base,
             bits: 0.0,
             probes: 0,
         });
     };
     let mut search = Search::new(start);
-    let mut best: Option<Choice> = None;
-    for probes in 1..=MOST_PROBES {
+    let mut best: Option<StepChoice> = None;
+    for probes in 1..=MAX_PROBES {
         let step = search.log.exp2() as f32;
         let bits = sample.bits(step)?;
-        let miss = bits - target_bits;
-        if best.is_none_or(|best| miss.abs() < (best.bits - target_bits).abs()) {
-            best = Some(Choice { step, bits, probes });
+        let excess = bits - target_bits;
+        if best.is_none_or(|best| excess.abs() < (best.bits - target_bits).abs()) {
+            best = Some(StepChoice { step, bits, probes });
         }
-        best = best.map(|best| Choice { probes, ..best });
-        if miss.abs() <= TOLERANCE || !search.advance(miss) {
+        best = best.map(|best| StepChoice { probes, ..best });
+        if excess.abs() <= TOLERANCE || !search.advance(excess) {
             break;
         }
     }
     Ok(best.expect("at least one probe was made"))
 }
 
-/// A root search for a falling function whose slope is about −1.
+/// A secant search, with bisection as a fallback, for the root of a falling function whose slope is about −1.
 struct Search {
-    /// Where to look next.
+    /// The next point.
     log: f64,
-    /// The last point and its miss.
+    /// The last point and the excess there.
     last: Option<(f64, f64)>,
-    /// Largest point known to be above the target, smallest known to be below.
+    /// The largest point known to exceed the target, and the smallest known to be below it.
     above: f64,
     below: f64,
 }
 
 impl Search {
     fn new(log: f64) -> Self {
-        let (above, below) = (*STEP_LOGS.start(), *STEP_LOGS.end());
+        let (above, below) = (*STEP_LOG2_RANGE.start(), *STEP_LOG2_RANGE.end());
         Search {
             log: log.clamp(above, below),
             last: None,
@@ -235,23 +233,23 @@ impl Search {
         }
     }
 
-    /// Takes the miss (bits over the target) at `self.log`; false where there is nowhere to go.
-    fn advance(&mut self, miss: f64) -> bool {
+    /// Takes the excess (bits over the target) at `self.log` and moves on; false if the next point is the same.
+    fn advance(&mut self, excess: f64) -> bool {
         let here = self.log;
-        if miss > 0.0 {
+        if excess > 0.0 {
             self.above = here
         } else {
             self.below = here
         }
         let slope = match self.last {
-            Some((log, old)) if log != here => ((miss - old) / (here - log)).clamp(-1.5, -0.2),
+            Some((log, old)) if log != here => ((excess - old) / (here - log)).clamp(-1.5, -0.2),
             _ => -1.0,
         };
-        let mut next = here - miss / slope;
+        let mut next = here - excess / slope;
         if next <= self.above || next >= self.below {
             next = 0.5 * (self.above + self.below);
         }
-        self.last = Some((here, miss));
+        self.last = Some((here, excess));
         self.log = next;
         (next - here).abs() > 1e-6
     }

@@ -1,19 +1,19 @@
 //! From indices back to weights, by exactly specified arithmetic.
 //!
-//! For row i and column j: `acc = f32(level_ij) ·f32 s_ij` with the level that [`crate::trellis`] gives to the index and the
-//! step of [`crate::steps`]; with an overlay of rank R, `acc = fma(u_ir, v_rj, acc)` for r = 0, 1, …, R−1, each fused
-//! multiply-add rounded once to f32 (nearest even); the weight is `acc` rounded to bfloat16, nearest
-//! even. Nothing else: any implementation, on any processor, gives the same bits.
+//! For row i and column j, `acc = f32(level_ij) ·f32 s_ij` with the level of [`crate::trellis`] and the step of
+//! [`crate::steps`]. With an overlay of rank R, `acc = fma(u_ir, v_rj, acc)` for r = 0, 1, …, R−1; each fused multiply-add is
+//! rounded once to f32 (nearest even). The weight is `acc` rounded to bfloat16, nearest even. There is no other operation, so
+//! any implementation on any processor gives the same bits.
 
 use crate::bf16;
 use crate::code::TensorCode;
 use crate::error::CodecError;
-use crate::simd::{Kernel, dispatch};
-use crate::trellis::{BLOCK_ROWS, advance, level, levels};
+use crate::trellis::{BLOCK_ROWS, level, levels, next_state};
 use rayon::prelude::*;
+use uc_simd::{Kernel, dispatch};
 
-/// Columns that are finished together, so that their accumulators stay in the nearest cache.
-const STRIP: usize = 512;
+/// Columns that are reconstructed together, so that their accumulators stay in the L1 cache.
+const CHUNK: usize = 512;
 
 /// The weights of a tensor as bfloat16 bits, [rows, cols] row-major, in parallel over rows.
 ///
@@ -50,7 +50,7 @@ pub fn reconstruct(code: &TensorCode) -> Result<Vec<u16>, CodecError> {
     Ok(out)
 }
 
-/// The weights of row `row`, [cols] bfloat16 bits: the specification, word for word.
+/// The weights of row `row`, [cols] bfloat16 bits: a literal transcription of the specification.
 ///
 /// # Errors
 /// Those of [`TensorCode::validate`]; [`CodecError::Range`] for a row that the tensor does not have.
@@ -82,7 +82,7 @@ pub fn reconstruct_row(code: &TensorCode, row: usize) -> Result<Vec<u16>, CodecE
     Ok((0..code.cols).map(weight).collect())
 }
 
-/// The overlay's factors as f32, empty where there is none.
+/// The overlay's factors as f32, empty without an overlay.
 fn overlay_values(code: &TensorCode) -> (Vec<f32>, Vec<f32>) {
     let values = |bits: &[u16]| bits.iter().map(|&x| bf16::to_f32(x)).collect();
     match &code.overlay {
@@ -110,20 +110,20 @@ impl Kernel for Block<'_> {
     #[inline(always)]
     fn run(self) {
         let cols = self.steps.len();
-        for first in (0..cols).step_by(STRIP) {
-            let last = cols.min(first + STRIP);
+        for first in (0..cols).step_by(CHUNK) {
+            let last = cols.min(first + CHUNK);
             let steps = &self.steps[first..last];
-            let mut history = [0u16; STRIP];
+            let mut states = [0u16; CHUNK];
             let rows = self.row_log2_eighths.iter().zip(self.row_factors);
             for (row, (&row_log2_eighths, &row_factor)) in rows.enumerate() {
                 let at = row * cols;
-                let mut acc = [0.0f32; STRIP];
+                let mut acc = [0.0f32; CHUNK];
                 if row_log2_eighths > 0 {
                     let q = &self.q[at + first..at + last];
-                    let columns = acc.iter_mut().zip(&mut history).zip(q).zip(steps);
-                    for (((acc, history), &q), &step) in columns {
-                        *acc = level(*history, q) as f32 * (step * row_factor);
-                        *history = advance(*history, q);
+                    let columns = acc.iter_mut().zip(&mut states).zip(q).zip(steps);
+                    for (((acc, state), &q), &step) in columns {
+                        *acc = level(*state, q) as f32 * (step * row_factor);
+                        *state = next_state(*state, q);
                     }
                 }
                 for r in 0..self.rank {

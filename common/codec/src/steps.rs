@@ -1,12 +1,12 @@
 //! Quantization steps as logarithms: one f32 per tensor, one byte per column, one byte per row.
 //!
-//! A logarithm stands for the f32 `F(log) = M[log & 7] · 2^(log >> 3)`, exact because the second factor is a power of two;
-//! `M[k]` is the f32 nearest to `2^(k/8)`. Column j has the step `s_j = step · F(column_log2_eighths[j])`, its weight in row i the
-//! step `s_j · F(row_step_log2_eighths[i])`: one f32 multiplication each, so that the steps are the same bits on every machine.
-//! Logarithms run from 0 to 255: almost 32 octaves.
+//! A logarithm stands for the f32 `F(log) = M[log & 7] · 2^(log >> 3)`, which is exact because the second factor is a power of
+//! two; `M[k]` is the f32 nearest to `2^(k/8)`. Column j has the step `s_j = step · F(column_log2_eighths[j])`, and its weight
+//! in row i has the step `s_j · F(row_step_log2_eighths[i])`. Each is one f32 multiplication, so that the steps are the same
+//! bits on every machine. Logarithms range from 0 to 255, almost 32 octaves.
 //!
-//! The same table quantizes ratios to eighths of an octave, by comparing instead of calling a
-//! library's logarithm, whose last bit depends on the platform.
+//! Ratios are rounded to eighths of an octave by comparison with a table instead of a library's logarithm, whose last bit
+//! depends on the platform.
 
 use crate::error::{CodecError, check_finite};
 
@@ -22,7 +22,7 @@ pub const MANTISSA_BITS: [u32; 8] = [
     0x3fea_c0c7,
 ];
 
-/// `2^((2k+1)/16)`: above the k-th, a mantissa is nearer to `2^((k+1)/8)` than to `2^(k/8)`.
+/// `2^((2k+1)/16)`: a mantissa above the k-th rounds to `2^((k+1)/8)`, one below it to `2^(k/8)`.
 const MIDPOINTS: [f64; 8] = [
     1.0442737824274138,
     1.1387886347566916,
@@ -34,13 +34,13 @@ const MIDPOINTS: [f64; 8] = [
     1.9152065613971474,
 ];
 
-/// No column's step is below this share of the median column's, so that the logarithms reach all columns that matter.
+/// No column has a step below this fraction of the median column's, so that 8 bits reach all columns that matter.
 const FINEST: f32 = 1.0 / 4096.0;
 
-/// Levels beyond this resolve a column finer than the bfloat16 of its largest and of most of its other weights.
+/// Levels beyond this resolve a column more finely than bfloat16 represents its largest weight and most of the others.
 const LARGEST_USEFUL: f32 = 16_384.0;
 
-/// Smallest and largest tensor step: with them no step is subnormal or infinite.
+/// Smallest and largest tensor step: within them no step is subnormal or infinite.
 const STEP_RANGE: std::ops::RangeInclusive<f32> = f32::MIN_POSITIVE..=1e19;
 
 /// `M[log & 7] · 2^(log >> 3)`, exact.
@@ -56,10 +56,10 @@ pub fn column_step(step: f32, log: u8) -> f32 {
     step * factor(log)
 }
 
-/// Steps of all weights of a tensor: that of row i and column j is `columns[j] · rows[i]`.
+/// Steps of all weights of a tensor: the weight of row i and column j has the step `columns[j] · rows[i]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Steps {
-    /// [cols] steps of the columns.
+    /// [cols] steps in a row whose factor is 1.
     pub columns: Vec<f32>,
     /// [rows] factors of the rows.
     pub rows: Vec<f32>,
@@ -94,11 +94,11 @@ pub(crate) fn eighths(ratio: f64) -> i32 {
             .count() as i32
 }
 
-/// Logarithms of the steps that suit a factor: the steps are to be proportional to `inv_diag` (positive and finite), of
-/// columns to that of the inputs' [`crate::factor::Factor`], of rows to that of the outputs'.
+/// Logarithms of steps proportional to `inv_diag` (positive and finite): for columns, that of the input's
+/// [`crate::factor::Factor`]; for rows, that of the output gradients'.
 ///
-/// Returns `(logs, base)`: base is the smallest entry, entries below [`FINEST`] of the median being raised to it, and
-/// `logs[j] = min(255, round(8 · log2(inv_diag[j] / base)))`, so that with the tensor step `lambda · base` column j has the
+/// Returns `(logs, base)`. `base` is the smallest entry, but at least 1/4096 of the median, and
+/// `logs[j] = clamp(round(8 · log2(inv_diag[j] / base)), 0, 255)`. With the tensor step `lambda · base`, column j then has the
 /// step `lambda · inv_diag[j]` to within 1/16 octave.
 ///
 /// # Errors
@@ -124,11 +124,11 @@ pub fn step_log2_eighths(inv_diag: &[f32]) -> Result<(Vec<u8>, f32), CodecError>
     Ok((inv_diag.iter().map(|&x| log(x)).collect(), base))
 }
 
-/// Raises the logarithms of columns whose largest weight in `w` [rows, cols], in units of its row's factor, would have a
-/// level beyond [`LARGEST_USEFUL`] at the tensor step `step`.
+/// Raises the logarithms of columns whose largest weight in `w` [rows, cols], in units of its row's factor, would have a level
+/// beyond 16384 at the tensor step `step`.
 ///
-/// Channels with massive activations (Sun et al. 2024) ask for steps far finer than the bfloat16 of the result; without
-/// a bound their levels would saturate.
+/// Channels with massive activations (Sun et al. 2024) call for steps far finer than the precision of bfloat16; without a
+/// bound their levels would saturate.
 pub fn bound_levels(
     w: &[f32],
     step: f32,
@@ -149,7 +149,7 @@ pub fn bound_levels(
     }
 }
 
-/// Refuses a tensor step with which some step would be subnormal or infinite.
+/// Refuses a tensor step outside [`STEP_RANGE`].
 pub(crate) fn check_step(step: f32) -> Result<(), CodecError> {
     if STEP_RANGE.contains(&step) {
         return Ok(());
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn eighths_agree_with_the_logarithm_away_from_its_midpoints() {
+    fn eighths_agree_with_the_logarithm_away_from_the_midpoints() {
         for i in 0..20_000 {
             let ratio = 1e-9 * 1.0021f64.powi(i);
             let exact = 8.0 * ratio.log2();
@@ -210,13 +210,13 @@ mod tests {
     }
 
     #[test]
-    fn a_column_far_finer_than_the_others_is_held_at_a_share_of_the_median() {
+    fn a_step_far_below_the_others_is_raised_to_a_fraction_of_the_median() {
         let (logs, base) = step_log2_eighths(&[1.0, 1e-6, 1.0, 2.0]).unwrap();
         assert_eq!((logs, base), (vec![96, 0, 96, 104], FINEST));
     }
 
     #[test]
-    fn columns_whose_levels_would_grow_too_large_get_wider_steps() {
+    fn columns_whose_levels_would_be_too_large_get_larger_steps() {
         let mut logs = vec![0, 8, 0];
         let w = [1.0, -0.1, 0.0, -4.0, 1.0, 0.0];
         bound_levels(&w, 1.0 / 16_384.0, &mut logs, &[0, 0]);
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn step_logs_refuse_what_is_no_step() {
+    fn step_logs_refuse_invalid_steps() {
         assert!(matches!(
             step_log2_eighths(&[1.0, f32::NAN]),
             Err(CodecError::NotFinite { .. })

@@ -1,9 +1,9 @@
-//! The codec from weights to bytes and back: gains, budgets, determinism, equal bits on every path, hostile bytes.
+//! The codec from weights to bytes and back: gains, budgets, determinism, equal bits on every path, damaged input.
 
 use proptest::prelude::*;
 use uc_codec::contexts::{LayerTables, context_entropy, row_log2_eighths};
-use uc_codec::factors::Factors;
-use uc_codec::layer::{self, CodedLinear, LayerWork, LinearShape};
+use uc_codec::factor_cache::FactorCache;
+use uc_codec::layer::{self, CodedLinear, LayerIo, LinearShape};
 use uc_codec::rate::RateProbe;
 use uc_codec::steps::Steps;
 use uc_codec::trellis::BLOCK_ROWS;
@@ -62,8 +62,8 @@ fn correlated(n: usize, random: &mut Random) -> Vec<f32> {
     symmetric
 }
 
-/// Moments of output gradients whose rows differ in size and resemble their neighbours, [rows, BLOCK_ROWS].
-fn gradients(rows: usize) -> Vec<f32> {
+/// Second moments of output gradients that differ in size and are correlated between adjacent rows, [rows, BLOCK_ROWS].
+fn gradient_moments(rows: usize) -> Vec<f32> {
     let mut moments = vec![0.0; rows * BLOCK_ROWS];
     for i in 0..rows {
         for k in (i - i % BLOCK_ROWS..rows).take(BLOCK_ROWS) {
@@ -91,60 +91,63 @@ fn coded(rows: usize, cols: usize, q: Vec<i16>, column_log2_eighths: Vec<u8>) ->
 
 fn values(code: &TensorCode) -> Vec<f32> {
     reconstruct::reconstruct(code)
-        .expect("sound")
+        .expect("valid")
         .into_iter()
         .map(bf16::to_f32)
         .collect()
 }
 
 #[test]
-fn feedback_leaves_a_small_part_of_the_error_of_plain_rounding() {
+fn error_feedback_has_a_fraction_of_the_error_of_rounding() {
     let (m, n) = (64, 96);
     let mut random = Random(1);
     let h = correlated(n, &mut random);
     let w = random.normals(m * n);
-    let found = factor::factorize(&h, n, 0.01).expect("factor");
+    let factor = factor::factorize(&h, n, 0.01).expect("factor");
     let step = 0.1f32;
     let steps = Steps {
         columns: vec![step; n],
         rows: vec![1.0; m],
     };
-    let q = feedback::quantize(&w, m, n, &found, None, &steps).expect("quantized");
+    let q = feedback::quantize(&w, m, n, &factor, None, &steps).expect("quantized");
     let levels = trellis::levels(&q, n, &vec![1; m]);
-    let with: Vec<f32> = levels.iter().map(|&level| level as f32 * step).collect();
-    let plain: Vec<f32> = w
+    let with_feedback: Vec<f32> = levels.iter().map(|&level| level as f32 * step).collect();
+    let rounded: Vec<f32> = w
         .iter()
         .map(|x| (x / (2.0 * step)).round() * 2.0 * step)
         .collect();
-    let of = |approximation: &[f32]| {
+    let error = |approximation: &[f32]| {
         output_error::relative_output_error(&w, approximation, m, n, &h).expect("error")
     };
-    let (with, plain) = (of(&with), of(&plain));
-    assert!(with < 0.4 * plain, "{with} against {plain}");
+    let (with_feedback, rounded) = (error(&with_feedback), error(&rounded));
+    assert!(
+        with_feedback < 0.4 * rounded,
+        "{with_feedback} against {rounded}"
+    );
 }
 
 #[test]
-fn probes_predict_the_rate_of_the_whole_tensor() {
+fn a_probe_predicts_the_rate_of_the_whole_tensor() {
     let (m, n) = (512, 128);
     let mut random = Random(2);
     let h = correlated(n, &mut random);
     let w = random.normals(m * n);
-    let found = factor::factorize(&h, n, 0.01).expect("factor");
+    let factor = factor::factorize(&h, n, 0.01).expect("factor");
     let (column_log2_eighths, base) =
-        steps::step_log2_eighths(&found.inv_diag).expect("logarithms");
+        steps::step_log2_eighths(&factor.inv_diag).expect("logarithms");
     for target in [2.5, 4.0, 5.0] {
         let row_step_log2_eighths: Vec<u8> = (0..m).map(|row| (row / 4 % 24) as u8).collect();
         let rate_probe = RateProbe {
             w: &w,
             m,
             n,
-            factor: &found,
+            factor: &factor,
             column_log2_eighths: &column_log2_eighths,
             row_step_log2_eighths: &row_step_log2_eighths,
         };
         let choice = rate::choose_step(rate_probe, base, target, 256).expect("step");
         let steps = Steps::new(choice.step, &column_log2_eighths, &row_step_log2_eighths);
-        let q = feedback::quantize(&w, m, n, &found, None, &steps).expect("quantized");
+        let q = feedback::quantize(&w, m, n, &factor, None, &steps).expect("quantized");
         let code = coded(m, n, q, column_log2_eighths.clone());
         let bits = context_entropy(&[&code], 1).expect("entropy") / (m * n) as f64;
         assert!((bits - target).abs() < 0.05, "{bits} for {target}");
@@ -152,7 +155,7 @@ fn probes_predict_the_rate_of_the_whole_tensor() {
 }
 
 #[test]
-fn the_coder_stays_within_a_hundredth_of_a_bit_of_the_entropy_of_its_classes() {
+fn the_coder_stays_within_a_hundredth_of_a_bit_of_the_entropy_of_its_contexts() {
     let (rows, cols) = (1024, 1024);
     let mut random = Random(3);
     let q: Vec<i16> = (0..rows * cols)
@@ -175,31 +178,31 @@ fn one_and_three_threads_give_the_same_bits() {
     let h = correlated(n, &mut random);
     let w = random.normals(m * n);
     let work = || {
-        let found = factor::factorize(&h, n, 0.01).expect("factor");
+        let factor = factor::factorize(&h, n, 0.01).expect("factor");
         let (column_log2_eighths, base) =
-            steps::step_log2_eighths(&found.inv_diag).expect("logarithms");
-        let outputs = factor::factorize(&gradients(m), m, 0.1).expect("outputs");
+            steps::step_log2_eighths(&factor.inv_diag).expect("logarithms");
+        let outputs = factor::factorize(&gradient_moments(m), m, 0.1).expect("outputs");
         let (row_step_log2_eighths, _) =
             steps::step_log2_eighths(&outputs.inv_diag).expect("logarithms");
         let rate_probe = RateProbe {
             w: &w,
             m,
             n,
-            factor: &found,
+            factor: &factor,
             column_log2_eighths: &column_log2_eighths,
             row_step_log2_eighths: &row_step_log2_eighths,
         };
         let choice = rate::choose_step(rate_probe, base, 4.0, 64).expect("step");
         let steps = Steps::new(choice.step, &column_log2_eighths, &row_step_log2_eighths);
-        let q = feedback::quantize(&w, m, n, &found, Some(&outputs), &steps).expect("quantized");
+        let q = feedback::quantize(&w, m, n, &factor, Some(&outputs), &steps).expect("quantized");
         let mut code = coded(m, n, q, column_log2_eighths);
         (code.step, code.row_step_log2_eighths) = (choice.step, row_step_log2_eighths);
         let residual = code.residual(&w).expect("residual");
-        let fit = uc_codec::overlay::fit(&residual, m, n, &found, &steps.rows, 6).expect("fit");
+        let fit = uc_codec::overlay::fit(&residual, m, n, &factor, &steps.rows, 6).expect("fit");
         code.overlay = fit.low_rank(6);
         let tables = LayerTables::build(&[&code]).expect("tables");
         let encoded = rans::encode(&code, &tables).expect("encoded");
-        let bits: Vec<u32> = found.a.iter().map(|x| x.to_bits()).collect();
+        let bits: Vec<u32> = factor.a.iter().map(|x| x.to_bits()).collect();
         (bits, encoded.payload, values(&code))
     };
     let with = |threads: usize| {
@@ -214,13 +217,13 @@ fn one_and_three_threads_give_the_same_bits() {
 }
 
 #[test]
-fn a_correction_recovers_a_residual_of_low_rank_and_is_not_bought_for_noise() {
+fn a_correction_recovers_a_residual_of_low_rank_and_is_not_worth_its_bits_for_noise() {
     let (m, n) = (96, 80);
     let mut random = Random(5);
     let h = correlated(n, &mut random);
-    let found = factor::factorize(&h, n, 0.01).expect("factor");
+    let factor = factor::factorize(&h, n, 0.01).expect("factor");
     let (u, v) = (random.normals(m * 2), random.normals(2 * n));
-    let low: Vec<f32> = (0..m * n)
+    let low_rank: Vec<f32> = (0..m * n)
         .map(|e| {
             (0..2)
                 .map(|r| u[(e / n) * 2 + r] * v[r * n + e % n])
@@ -228,29 +231,30 @@ fn a_correction_recovers_a_residual_of_low_rank_and_is_not_bought_for_noise() {
         })
         .collect();
     let rows: Vec<f32> = (0..m).map(|row| 1.0 + (row % 3) as f32).collect();
-    let fit = uc_codec::overlay::fit(&low, m, n, &found, &rows, 4).expect("fit");
-    assert!(fit.captured(2) > 0.999, "{}", fit.captured(2));
+    let fit = uc_codec::overlay::fit(&low_rank, m, n, &factor, &rows, 4).expect("fit");
+    assert!(fit.captured_energy(2) > 0.999, "{}", fit.captured_energy(2));
     let noise = random.normals(m * n);
-    let white: Vec<f32> = (0..n * n)
+    let identity: Vec<f32> = (0..n * n)
         .map(|e| if e / n == e % n { 1.0 } else { 0.0 })
         .collect();
-    let plain = factor::factorize(&white, n, 0.01).expect("factor");
+    let unweighted = factor::factorize(&identity, n, 0.01).expect("factor");
     assert_eq!(
-        uc_codec::overlay::fit(&noise, m, n, &plain, &vec![1.0; m], 16)
+        uc_codec::overlay::fit(&noise, m, n, &unweighted, &vec![1.0; m], 16)
             .expect("fit")
             .best_rank(),
         0
     );
 }
 
+/// A layer in memory.
 #[derive(Default)]
-struct Layer {
+struct MemoryLayer {
     weights: Vec<Vec<f32>>,
     linears: Vec<CodedLinear>,
     kept: Vec<CodedLinear>,
 }
 
-impl LayerWork for Layer {
+impl LayerIo for MemoryLayer {
     type Error = CodecError;
 
     fn weights(&self, index: usize) -> Result<Vec<f32>, CodecError> {
@@ -273,7 +277,7 @@ impl LayerWork for Layer {
         Ok(8 * bytes as u64)
     }
 
-    fn keep(&mut self) {
+    fn keep_pass(&mut self) {
         self.kept.clone_from(&self.linears);
     }
 }
@@ -284,9 +288,9 @@ fn a_layer_meets_its_budget_from_below_and_an_impossible_one_is_refused() {
     let n = 96;
     let h = correlated(n, &mut random);
     let input = factor::factorize(&h, n, 0.01).expect("factor");
-    let outputs = factor::factorize(&gradients(320), 320, 0.1).expect("outputs");
-    let of_linear = |name: &str| Ok((name == "a").then(|| outputs.clone()));
-    let factors = Factors::new(|_: &str| Ok(input.clone()), of_linear, 0);
+    let outputs = factor::factorize(&gradient_moments(320), 320, 0.1).expect("outputs");
+    let output_factor = |name: &str| Ok((name == "a").then(|| outputs.clone()));
+    let factors = FactorCache::new(|_: &str| Ok(input.clone()), output_factor, 0);
     let shapes = |bits: f64| {
         [("a", 320, 0.25), ("b", 128, -0.625)].map(|(name, rows, more)| LinearShape {
             name: name.into(),
@@ -297,28 +301,28 @@ fn a_layer_meets_its_budget_from_below_and_an_impossible_one_is_refused() {
         })
     };
     let weights = [320, 128].map(|rows| random.normals(rows * n)).into();
-    let mut work = Layer {
+    let mut io = MemoryLayer {
         weights,
-        ..Layer::default()
+        ..MemoryLayer::default()
     };
     let total = (320 + 128) * n;
     for bpw in [2.5, 5.0, 7.3] {
         let bits = (bpw * total as f64) as u64;
-        layer::quantize(&shapes(bpw), &factors, 64, &mut work).expect("met");
-        work.linears.clone_from(&work.kept);
-        let found = work.measure().expect("measured");
+        layer::quantize(&shapes(bpw), &factors, 64, &mut io).expect("met");
+        io.linears.clone_from(&io.kept);
+        let found = io.measure().expect("measured");
         let below = (bits as f64 - found as f64) / total as f64;
         assert!((0.0..0.01).contains(&below), "{bpw}: {below} below");
     }
-    let refused = layer::quantize(&shapes(0.02), &factors, 64, &mut work);
+    let refused = layer::quantize(&shapes(0.02), &factors, 64, &mut io);
     assert!(
         matches!(refused, Err(CodecError::Budget { .. })),
         "{refused:?}"
     );
 }
 
-/// Weights and second moments of one hard case, `[m, n]` and `[n, n]`.
-struct Hard {
+/// Weights `[m, n]` and second moments `[n, n]` of a difficult layer.
+struct HardCase {
     name: &'static str,
     m: usize,
     n: usize,
@@ -326,7 +330,7 @@ struct Hard {
     h: Vec<f32>,
 }
 
-fn hard_cases() -> Vec<Hard> {
+fn hard_cases() -> Vec<HardCase> {
     let mut random = Random(7);
     let diagonal = |n: usize, at: &dyn Fn(usize) -> f32| -> Vec<f32> {
         (0..n * n)
@@ -334,14 +338,20 @@ fn hard_cases() -> Vec<Hard> {
             .collect()
     };
     let mut cases = Vec::new();
-    let mut case = |name, m, n, w, h| cases.push(Hard { name, m, n, w, h });
+    let mut case = |name, m, n, w, h| cases.push(HardCase { name, m, n, w, h });
     let (m, n) = (160, 64);
     let w = random.normals(m * n);
-    let few: Vec<Vec<f32>> = (0..3).map(|_| random.normals(n)).collect();
-    let of_few = (0..n * n)
-        .map(|e| few.iter().map(|x| x[e / n] * x[e % n]).sum::<f32>() / 3.0)
+    let tokens: Vec<Vec<f32>> = (0..3).map(|_| random.normals(n)).collect();
+    let three_tokens = (0..n * n)
+        .map(|e| tokens.iter().map(|x| x[e / n] * x[e % n]).sum::<f32>() / 3.0)
         .collect();
-    case("an expert that saw three tokens", m, n, w.clone(), of_few);
+    case(
+        "an expert that saw three tokens",
+        m,
+        n,
+        w.clone(),
+        three_tokens,
+    );
     case("an expert that saw none", m, n, w.clone(), vec![0.0; n * n]);
     let outlier = diagonal(n, &|j| if j == 5 { 1e8 } else { 1.0 });
     case("a massive input channel", m, n, w.clone(), outlier);
@@ -377,17 +387,17 @@ fn hard_cases() -> Vec<Hard> {
 }
 
 #[test]
-fn hard_layers_are_quantized_within_the_error_that_their_bits_allow() {
-    for Hard { name, m, n, w, h } in hard_cases() {
-        let found = factor::factorize(&h, n, 0.001).unwrap_or_else(|e| panic!("{name}: {e}"));
+fn difficult_layers_are_quantized_within_the_error_that_their_bits_allow() {
+    for HardCase { name, m, n, w, h } in hard_cases() {
+        let factor = factor::factorize(&h, n, 0.001).unwrap_or_else(|e| panic!("{name}: {e}"));
         let (mut column_log2_eighths, base) =
-            steps::step_log2_eighths(&found.inv_diag).expect("logarithms");
+            steps::step_log2_eighths(&factor.inv_diag).expect("logarithms");
         let row_step_log2_eighths = vec![0; m];
         let rate_probe = RateProbe {
             w: &w,
             m,
             n,
-            factor: &found,
+            factor: &factor,
             column_log2_eighths: &column_log2_eighths,
             row_step_log2_eighths: &row_step_log2_eighths,
         };
@@ -399,7 +409,7 @@ fn hard_layers_are_quantized_within_the_error_that_their_bits_allow() {
             &row_step_log2_eighths,
         );
         let steps = Steps::new(choice.step, &column_log2_eighths, &row_step_log2_eighths);
-        let q = feedback::quantize(&w, m, n, &found, None, &steps).expect("quantized");
+        let q = feedback::quantize(&w, m, n, &factor, None, &steps).expect("quantized");
         let mut code = coded(m, n, q, column_log2_eighths);
         code.step = choice.step;
         let tables = LayerTables::build(&[&code]).expect("tables");
@@ -418,7 +428,7 @@ fn hard_layers_are_quantized_within_the_error_that_their_bits_allow() {
         let values = values(&code);
         assert!(values.iter().all(|value| value.is_finite()), "{name}");
         let error = output_error::relative_output_error(&w, &values, m, n, &h).expect("error");
-        // Six bits leave 2^-12 of white weights; few weights may meet a coarser step.
+        // Six bits leave 2^-12 of the energy of white weights; with few weights the step may be coarser.
         assert!(error < 0.004 || m * n <= n.max(m), "{name}: {error}");
     }
 }
@@ -427,7 +437,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn indices_of_any_shape_and_width_come_back(
+    fn indices_of_any_shape_and_width_are_decoded_unchanged(
         rows in 1usize..40, cols in 1usize..100, width in 0.0f32..3000.0, seed in any::<u64>(), outliers in any::<bool>()
     ) {
         let mut random = Random(seed);
@@ -439,7 +449,7 @@ proptest! {
         let column_log2_eighths = (0..cols).map(|_| (random.bits() % 20) as u8).collect();
         let code = coded(rows, cols, q, column_log2_eighths);
         let tables = LayerTables::build(&[&code]).expect("tables");
-        let tables = LayerTables::from_bytes(&tables.to_bytes()).expect("tables come back");
+        let tables = LayerTables::from_bytes(&tables.to_bytes()).expect("tables are read back");
         let e = rans::encode(&code, &tables).expect("encoded");
         let found = rans::decode(
             rows, cols, &code.row_log2_eighths, &code.column_log2_eighths, &tables, e.tile_rows, &e.tile_offsets, &e.payload,
@@ -448,7 +458,7 @@ proptest! {
     }
 
     #[test]
-    fn damaged_payloads_and_tables_are_refused_or_decode_to_something_but_never_panic(
+    fn damaged_payloads_and_tables_are_refused_or_decode_to_other_indices_but_never_panic(
         at in any::<usize>(), bit in 0u8..8, cut in any::<bool>()
     ) {
         let mut random = Random(9);
@@ -466,7 +476,7 @@ proptest! {
         let found = rans::decode(
             60, 50, &code.row_log2_eighths, &code.column_log2_eighths, &tables, e.tile_rows, &e.tile_offsets, &payload,
         );
-        // The coder is a bijection: damaged bytes are no code at all, or the code of other indices.
+        // The coder is a bijection: damaged bytes are invalid, or the code of other indices.
         prop_assert!(found.as_ref() != Ok(&code.q));
         prop_assert!(!cut || found.is_err());
         if let Ok(other) = LayerTables::from_bytes(&damage(&tables.to_bytes())) {
@@ -492,8 +502,8 @@ proptest! {
         }
         let fast = reconstruct::reconstruct(&code).expect("fast");
         for row in (0..rows).step_by(1 + rows / 8) {
-            let plain = reconstruct::reconstruct_row(&code, row).expect("plain");
-            prop_assert_eq!(&fast[row * cols..(row + 1) * cols], plain.as_slice());
+            let specified = reconstruct::reconstruct_row(&code, row).expect("specified");
+            prop_assert_eq!(&fast[row * cols..(row + 1) * cols], specified.as_slice());
         }
     }
 }

@@ -79,6 +79,15 @@ impl FromStr for DeviceKind {
     }
 }
 
+impl From<uc_settings::Device> for DeviceKind {
+    fn from(device: uc_settings::Device) -> Self {
+        match device {
+            uc_settings::Device::Cpu => DeviceKind::Cpu,
+            uc_settings::Device::Cuda => DeviceKind::Cuda,
+        }
+    }
+}
+
 impl fmt::Display for DeviceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -1,18 +1,19 @@
-//! The matrix product, at the precision of f32 on every device.
+//! Matrix products of tensors in full f32 precision on every device.
 //!
-//! burn's product of f32 tensors on CUDA rounds its operands to TF32 (10 bits of mantissa) where the
-//! GPU has tensor cores, and has no switch for it. Hidden states and moments computed so would differ
-//! from those of the CPU in the fourth digit, so on CUDA the product is cubek's kernel without tensor
-//! cores, on both sides of the graph.
+//! On GPUs with tensor cores, burn's product of f32 tensors rounds its operands to TF32 (10 bits of mantissa) and has no
+//! option to disable this. Hidden states and moments would then differ from those of the CPU in the fourth digit. On CUDA the
+//! product is therefore cubek's kernel without tensor cores, in the forward and in the backward pass.
+//!
+//! Products on slices, for the CPU kernels, are those of `uc_simd`.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-/// `left right`, of matrices or of equally many matrices side by side: `[.., m, k]` and `[.., k, n]`
-/// give `[.., m, n]`. Differentiable on `Autodiff`.
+/// The product `left · right` of matrices or of batches of matrices: `[.., m, k]` and `[.., k, n]` give `[.., m, n]`.
+/// Differentiable on `Autodiff`.
 ///
 /// # Panics
-/// If the shapes do not belong together.
+/// If the shapes do not match.
 pub(crate) fn matmul<B: Backend, const D: usize>(
     left: Tensor<B, D>,
     right: Tensor<B, D>,
@@ -22,10 +23,10 @@ pub(crate) fn matmul<B: Backend, const D: usize>(
         use crate::device::{Cuda, cast, is};
         type Graph = burn::backend::Autodiff<Cuda>;
         if is::<B, Cuda>() {
-            return cast(cuda::plain::<D>(cast(left), cast(right)));
+            return cast(cuda::product::<D>(cast(left), cast(right)));
         }
         if is::<B, Graph>() {
-            return cast(cuda::recorded::<D>(cast(left), cast(right)));
+            return cast(cuda::tracked_product::<D>(cast(left), cast(right)));
         }
     }
     left.matmul(right)
@@ -51,32 +52,32 @@ mod cuda {
 
     type Primitive = FloatTensor<Cuda>;
 
-    /// The product without a graph.
-    pub(super) fn plain<const D: usize>(
+    /// The product without autodiff.
+    pub(super) fn product<const D: usize>(
         left: Tensor<Cuda, D>,
         right: Tensor<Cuda, D>,
     ) -> Tensor<Cuda, D> {
-        let [left, right] = [left, right].map(|side| side.into_primitive().tensor());
+        let [left, right] = [left, right].map(|operand| operand.into_primitive().tensor());
         tensor(multiply(left, right))
     }
 
-    /// The product as one operation of the graph.
-    pub(super) fn recorded<const D: usize>(
+    /// The product as one operation of the autodiff graph.
+    pub(super) fn tracked_product<const D: usize>(
         left: Tensor<Autodiff<Cuda>, D>,
         right: Tensor<Autodiff<Cuda>, D>,
     ) -> Tensor<Autodiff<Cuda>, D> {
-        let sides = [left, right].map(|side| side.into_primitive().tensor());
-        let nodes = sides.each_ref().map(|side| side.node.clone());
-        let sides = sides.map(|side| side.primitive);
-        let product = multiply(sides[0].clone(), sides[1].clone());
+        let operands = [left, right].map(|operand| operand.into_primitive().tensor());
+        let nodes = operands.each_ref().map(|operand| operand.node.clone());
+        let operands = operands.map(|operand| operand.primitive);
+        let product = multiply(operands[0].clone(), operands[1].clone());
         let operation = Product::<D>.prepare::<NoCheckpointing>(nodes);
         tensor(match operation.compute_bound().stateful() {
-            OpsKind::Tracked(tracked) => tracked.finish(sides, product),
+            OpsKind::Tracked(tracked) => tracked.finish(operands, product),
             OpsKind::UnTracked(untracked) => untracked.finish(product),
         })
     }
 
-    /// The way back through a product, whose state in the graph is its two sides.
+    /// The backward pass of a product. Its state in the graph is the two operands.
     #[derive(Debug)]
     struct Product<const D: usize>;
 
@@ -89,16 +90,16 @@ mod cuda {
             gradients: &mut Gradients,
             _checkpointer: &mut Checkpointer,
         ) {
-            let above = gradients.consume::<Cuda>(&ops.node);
+            let gradient = gradients.consume::<Cuda>(&ops.node);
             let [left, right] = ops.state;
-            let [to_left, to_right] = ops.parents;
-            if let Some(parent) = to_left {
-                let found = multiply(above.clone(), transposed::<D>(right));
-                gradients.register::<Cuda>(parent.id, found);
+            let [left_parent, right_parent] = ops.parents;
+            if let Some(parent) = left_parent {
+                let left_gradient = multiply(gradient.clone(), transposed::<D>(right));
+                gradients.register::<Cuda>(parent.id, left_gradient);
             }
-            if let Some(parent) = to_right {
-                let found = multiply(transposed::<D>(left), above);
-                gradients.register::<Cuda>(parent.id, found);
+            if let Some(parent) = right_parent {
+                let right_gradient = multiply(transposed::<D>(left), gradient);
+                gradients.register::<Cuda>(parent.id, right_gradient);
             }
         }
     }
@@ -108,7 +109,7 @@ mod cuda {
         matrix.transpose().into_primitive().tensor()
     }
 
-    /// Launches the kernel.
+    /// Launches the kernel without tensor cores.
     fn multiply<R: CubeRuntime>(left: CubeTensor<R>, right: CubeTensor<R>) -> CubeTensor<R> {
         let element = left.dtype;
         let client = left.client.clone();
@@ -118,8 +119,8 @@ mod cuda {
             rhs: element.into(),
             out: element.into(),
         });
-        let side = |tensor: CubeTensor<R>| InputBinding::new(tensor.binding(), element.into());
-        let (left, right, into) = (side(left), side(right), out.clone().binding());
+        let input = |tensor: CubeTensor<R>| InputBinding::new(tensor.binding(), element.into());
+        let (left, right, into) = (input(left), input(right), out.clone().binding());
         let strategy = Strategy::SimpleUnit(Default::default());
         launch_ref(&strategy, &client, left, right, into, &mut elements)
             .expect("the kernel without tensor cores takes every shape");

@@ -1,60 +1,18 @@
-//! Loops compiled for the widest vectors that the processor has, and an exponential that fits into them.
+//! The vector width of the CPU kernels, and an exponential that vectorizes.
 //!
-//! The exponential is a polynomial of its own: the system's is scalar (it took longer than the
-//! products of attention) and differs between C libraries. Every operation is an IEEE operation on
-//! its own element and every sum has a fixed order, so all instruction sets give the same bits.
-//!
-//! Safety: the only unsafe step is to call a function compiled for an instruction set, behind the
-//! check that the processor has it.
-#![allow(unsafe_code)]
+//! Dispatch by instruction set is that of `uc_simd`. The exponential is here because only the forward pass needs it: it is a
+//! polynomial, since that of the C library is scalar (it took longer than the matrix products of attention) and differs
+//! between libraries. It consists of IEEE operations in a fixed order, so it has the same bits on every instruction set.
 
-/// Partial results of a reduction, or channels side by side: one AVX-512 register.
+/// Partial sums of a reduction, or channels processed side by side: one AVX-512 register.
 pub(crate) const LANES: usize = 16;
 
-/// A loop to be compiled for several instruction sets.
-pub(crate) trait Kernel {
-    /// What the loop gives back.
-    type Output;
-    /// Runs it; to be inlined into every instruction set's function.
-    fn run(self) -> Self::Output;
-}
-
-/// Runs a kernel with the widest instruction set that the processor has.
-#[inline]
-pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-        fn avx512<K: Kernel>(kernel: K) -> K::Output {
-            kernel.run()
-        }
-        #[target_feature(enable = "avx2,fma")]
-        fn avx2<K: Kernel>(kernel: K) -> K::Output {
-            kernel.run()
-        }
-        let base = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-        let wide = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl");
-        if base && wide {
-            // SAFETY: the processor has every feature that `avx512` is compiled for.
-            return unsafe { avx512(kernel) };
-        }
-        if base {
-            // SAFETY: the processor has every feature that `avx2` is compiled for.
-            return unsafe { avx2(kernel) };
-        }
-    }
-    kernel.run()
-}
-
-/// `e^x` for `x <= 0`, to 2 ulp; below -87 it is `e^-87` (1.6e-38), the end of the normal numbers.
+/// `e^x` for `x <= 0`, within 2 ulp. Below -87 it returns `e^-87` (1.6e-38), about the smallest normal number.
 ///
 /// `x = n ln 2 + r` with `|r| <= ln 2 / 2`; the polynomial for `e^r` is that of Cephes `expf`.
 #[inline(always)]
 pub(crate) fn exp_below_zero(x: f32) -> f32 {
-    /// Adding it leaves the nearest integer in the low bits of the sum.
+    /// `1.5 · 2^23`: adding it rounds to an integer and leaves that in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
     let x = if x > -87.0 { x } else { -87.0 };
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
@@ -81,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_exponential_is_within_two_ulp_of_the_exact_one() {
+    fn the_exponential_is_within_two_ulp_of_the_exact_value() {
         let worst = (0..2_000_000)
             .map(|i| {
                 let x = -87.0 * i as f32 / 2_000_000.0;

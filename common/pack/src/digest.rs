@@ -1,7 +1,7 @@
-//! SHA-256 digests as a type of their own.
+//! SHA-256 digests.
 //!
-//! Owns: `Digest`, written as 64 lower-case hexadecimal characters and read from nothing else, and the
-//! streaming hasher over a file.
+//! Owns [`Digest`], whose only text form is 64 lower-case hexadecimal characters, and the hashing of bytes, readers and
+//! files.
 
 use std::fmt;
 use std::io::Read;
@@ -19,12 +19,12 @@ pub struct Digest(pub [u8; 32]);
 
 impl Digest {
     /// Digest of bytes in memory.
-    pub fn of(bytes: &[u8]) -> Self {
+    pub fn hash_bytes(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
 
-    /// Digest of 16-bit values as little-endian bytes: the form in which reconstructed tensors are hashed.
-    pub fn of_words(words: &[u16]) -> Self {
+    /// Digest of 16-bit values as little-endian bytes. Reconstructed tensors are hashed in this form.
+    pub fn hash_words(words: &[u16]) -> Self {
         let mut hasher = Sha256::new();
         let mut buffer = Vec::with_capacity(2 << 14);
         for chunk in words.chunks(1 << 14) {
@@ -35,11 +35,11 @@ impl Digest {
         Self(hasher.finalize().into())
     }
 
-    /// Length and digest of everything a reader yields, 1 MiB at a time.
+    /// Number of bytes that a reader yields, and their digest. Reads 1 MiB at a time.
     ///
     /// # Errors
-    /// The reader's.
-    pub fn of_reader(mut reader: impl Read) -> std::io::Result<(u64, Self)> {
+    /// Those of the reader.
+    pub fn hash_reader(mut reader: impl Read) -> std::io::Result<(u64, Self)> {
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; 1 << 20];
         let mut size = 0;
@@ -60,10 +60,10 @@ impl Digest {
     ///
     /// # Errors
     /// `Io` with the path.
-    pub fn of_file(path: &Path) -> Result<(u64, Self), PackError> {
+    pub fn hash_file(path: &Path) -> Result<(u64, Self), PackError> {
         let origin = path.display().to_string();
         let file = std::fs::File::open(path).map_err(io(&origin))?;
-        Self::of_reader(file).map_err(io(&origin))
+        Self::hash_reader(file).map_err(io(&origin))
     }
 }
 
@@ -89,14 +89,15 @@ impl TryFrom<String> for Digest {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let wrong = || format!("SHA-256 {text:?}: expected 64 lower-case hexadecimal characters");
+        let malformed =
+            || format!("SHA-256 {text:?}: expected 64 lower-case hexadecimal characters");
         let mut bytes = [0; 32];
-        hex::decode_to_slice(&text, &mut bytes).map_err(|_| wrong())?;
+        hex::decode_to_slice(&text, &mut bytes).map_err(|_| malformed())?;
         let digest = Self(bytes);
         if digest.to_string() == text {
             Ok(digest)
         } else {
-            Err(wrong())
+            Err(malformed())
         }
     }
 }
@@ -106,20 +107,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn digests_agree_with_the_published_vector_and_each_other() {
+    fn digests_equal_the_published_test_vector_and_one_another() {
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(Digest::of(b"abc").to_string(), abc);
+        assert_eq!(Digest::hash_bytes(b"abc").to_string(), abc);
         assert_eq!(
-            Digest::of_reader(&b"abc"[..]).unwrap(),
-            (3, Digest::of(b"abc"))
+            Digest::hash_reader(&b"abc"[..]).unwrap(),
+            (3, Digest::hash_bytes(b"abc"))
         );
         let words: Vec<u16> = (0..40_000u32).map(|i| (i * 77) as u16).collect();
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-        assert_eq!(Digest::of_words(&words), Digest::of(&bytes));
+        assert_eq!(Digest::hash_words(&words), Digest::hash_bytes(&bytes));
     }
 
     #[test]
-    fn only_lower_case_hexadecimal_of_full_length_is_a_digest() {
+    fn only_64_lower_case_hexadecimal_characters_are_a_digest() {
         let good = "ab".repeat(32);
         assert!(Digest::try_from(good.clone()).is_ok());
         for bad in [

@@ -1,131 +1,131 @@
-//! Everything that can be wrong with a pack, as one error type.
+//! The error type of this crate.
 //!
-//! Owns: `PackError`. Every variant names the file (or the given origin of bytes in memory), what was
-//! looked at, what was found and what was expected. It deliberately never prints and never decides
-//! whether an error is fatal: `verify` turns errors into findings, everybody else returns them.
+//! Every variant of [`PackError`] names the file (or the name that the caller gave to bytes in memory), what was checked,
+//! what was found and what was expected. This module never prints and never decides whether an error is fatal:
+//! [`crate::verify`] turns errors into findings, everything else returns them.
 
 use thiserror::Error;
 
 /// An error of reading, writing or checking a pack.
 #[derive(Debug, Error)]
 pub enum PackError {
-    /// The operating system refused to open or read.
+    /// An operation of the operating system failed.
     #[error("{origin}: {source}")]
     Io {
         /// Path of the file.
         origin: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The file does not begin with the magic of its kind.
-    #[error("{origin}: this is no {kind} file: it begins with {found}, expected {expected}")]
+    #[error("{origin}: not a {kind} file: it begins with {found}, expected {expected}")]
     Magic {
         /// Path or name of the bytes.
         origin: String,
-        /// "layer" or "scaffold".
+        /// Kind of file: "layer" or "non-layer tensor".
         kind: &'static str,
-        /// First eight bytes found, hexadecimal.
+        /// First eight bytes of the file, hexadecimal.
         found: String,
         /// The magic, hexadecimal.
         expected: String,
     },
-    /// The file has another format version than this crate reads.
+    /// The format version of the file is not the one that this crate supports.
     #[error("{origin}: format version {found}; this program reads version {supported}")]
     Version {
         /// Path or name of the bytes.
         origin: String,
         /// Version in the file.
         found: u32,
-        /// The one version that is read and written.
+        /// The only version that this crate reads and writes.
         supported: u32,
     },
-    /// The file ends before a field or section does.
+    /// The file ends within a field or section.
     #[error(
-        "{origin}: {what} needs {needed} bytes at byte {offset}, but only {available} are there"
+        "{origin}: {what} needs {needed} bytes at byte {offset}, but only {available} are left"
     )]
     Truncated {
         /// Path or name of the bytes.
         origin: String,
         /// Field or section.
         what: String,
-        /// Where it begins, bytes from the start of the file.
+        /// Where it begins, in bytes from the start of the file.
         offset: u64,
         /// Its length in bytes.
         needed: u64,
-        /// Bytes that are left in the file.
+        /// Bytes that are left from there to the end of the file.
         available: u64,
     },
-    /// A value is outside what the format allows, or two values contradict each other.
+    /// A value is outside the range that the format allows, or contradicts another value.
     #[error("{origin}: {what}: found {found}, expected {expected}")]
     Invalid {
         /// Path or name of the bytes.
         origin: String,
         /// Field, section or tensor.
         what: String,
-        /// The value.
+        /// The value that was found.
         found: String,
-        /// What would have been valid.
+        /// The valid value or range.
         expected: String,
     },
-    /// The entropy coder or the reconstruction refused a tensor.
+    /// The codec rejected a tensor.
     #[error("{origin}: tensor {tensor}: {source}")]
     Codec {
         /// Path or name of the bytes.
         origin: String,
         /// Name of the tensor within the file.
         tensor: String,
-        /// What the codec said.
+        /// The codec's error.
         source: uc_codec::CodecError,
     },
-    /// A tensor was asked for that the file does not hold.
-    #[error("{origin}: holds no tensor {tensor}")]
+    /// The file has no tensor of the requested name.
+    #[error("{origin}: no tensor is named {tensor}")]
     NoTensor {
         /// Path or name of the bytes.
         origin: String,
-        /// The name asked for.
+        /// The requested name.
         tensor: String,
     },
-    /// A layer was asked for that the pack does not have.
-    #[error("{origin}: layer {layer} was asked for, but the pack has {layers} layers")]
+    /// The pack has no layer of the requested index.
+    #[error("{origin}: layer {layer} was requested, but the pack has {layers} layers")]
     NoLayer {
         /// Path of the manifest.
         origin: String,
-        /// Index asked for.
+        /// The requested index.
         layer: u32,
-        /// Number of layers.
+        /// Number of layers of the pack.
         layers: u32,
     },
-    /// The manifest is not JSON of the specified form.
+    /// A JSON file cannot be parsed, or does not have the specified fields.
     #[error("{origin}: {source}")]
     Json {
-        /// Path of the manifest.
+        /// Path of the file.
         origin: String,
-        /// What the parser said, with line and column.
+        /// The parser's error, with line and column.
         source: serde_json::Error,
     },
-    /// The manifest means something valid but is not written in the one canonical form.
-    #[error("{origin}: not in canonical form from byte {offset} on")]
+    /// The manifest can be parsed, but its text is not the canonical text of its content.
+    #[error("{origin}: differs from the canonical text at byte {offset}")]
     NotCanonical {
         /// Path of the manifest.
         origin: String,
-        /// First byte that differs from the canonical text.
+        /// Offset of the first byte that differs.
         offset: usize,
     },
-    /// A SHA-256 differs from the recorded one.
+    /// A SHA-256 digest differs from the recorded one.
     #[error("{origin}: SHA-256 of {what}: found {found}, expected {expected}")]
     Digest {
         /// Path of the file.
         origin: String,
         /// What was hashed.
         what: String,
-        /// Digest or text found.
+        /// The computed digest, or the line that it would make in `manifest.sha256`.
         found: String,
-        /// Digest or text recorded.
+        /// The recorded digest or line.
         expected: String,
     },
 }
 
-/// Shorthand for the most frequent variant.
+/// Makes a [`PackError::Invalid`].
 pub(crate) fn invalid(
     origin: &str,
     what: impl Into<String>,
@@ -140,7 +140,7 @@ pub(crate) fn invalid(
     }
 }
 
-/// Attaches a path to an I/O error.
+/// Makes a [`PackError::Io`] from the error of an operation on `origin`.
 pub(crate) fn io(origin: &str) -> impl FnOnce(std::io::Error) -> PackError + '_ {
     move |source| PackError::Io {
         origin: origin.to_owned(),

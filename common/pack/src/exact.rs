@@ -1,7 +1,7 @@
-//! Tensors that are stored exactly: norms, biases, routers, embeddings, the head.
+//! Tensors that are stored unchanged: norms, biases, routers, embeddings, the output head.
 //!
-//! Owns: the dtype codes and the descriptor (name, dtype, shape) that layer files and the scaffold share.
-//! The values are opaque bytes here; nothing converts or interprets them.
+//! Owns the dtype codes and the descriptor (name, dtype, shape), which layer files and `scaffold.uc` share. The values are
+//! opaque bytes: nothing here converts or interprets them.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,10 +9,16 @@ use crate::MAX_EXACT_RANK;
 use crate::error::{PackError, invalid};
 use crate::wire::{Cursor, put_name};
 
-/// Element type of an exact tensor. The code in the file is the position in `ExactDtype::ALL`.
+/// Element type of an exact tensor. Its code in a file is its position in [`ExactDtype::ALL`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
-#[allow(non_camel_case_types)]
+#[expect(
+    missing_docs,
+    reason = "the names are the usual ones of tensor formats"
+)]
+#[expect(
+    non_camel_case_types,
+    reason = "the variants are written to the manifest under these names"
+)]
 pub enum ExactDtype {
     F32,
     F16,
@@ -65,29 +71,29 @@ impl ExactDtype {
         }
     }
 
-    /// The code in the file.
+    /// The dtype's code in a file.
     pub fn code(self) -> u8 {
         self as u8
     }
 
-    /// The dtype of a code, if there is one.
+    /// The dtype with the given code, if any.
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.get(usize::from(code)).copied()
     }
 }
 
-/// What is known of an exact tensor besides its bytes.
+/// The descriptor of an exact tensor: everything but its values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExactDecl {
-    /// Name: within the layer's prefix in a layer file, in full in the scaffold.
+    /// Name: relative to the layer's prefix in a layer file, the full name in `scaffold.uc`.
     pub name: String,
     /// Element type.
     pub dtype: ExactDtype,
-    /// Dimensions, outermost first; empty for a scalar. No dimension is zero.
+    /// Dimensions, outermost first; empty for a scalar. Zero is not a valid dimension.
     pub shape: Vec<u64>,
 }
 
-/// An exact tensor with its bytes (row-major, little-endian).
+/// An exact tensor with its values (row-major, little-endian).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExactTensor {
     /// Name relative to the layer's prefix.
@@ -96,12 +102,12 @@ pub struct ExactTensor {
     pub dtype: ExactDtype,
     /// Dimensions, outermost first.
     pub shape: Vec<u64>,
-    /// `product(shape) * dtype.width()` bytes.
+    /// The values: `product(shape) * dtype.width()` bytes.
     pub bytes: Vec<u8>,
 }
 
 impl ExactTensor {
-    /// The descriptor without the bytes.
+    /// The tensor's descriptor.
     pub fn decl(&self) -> ExactDecl {
         ExactDecl {
             name: self.name.clone(),
@@ -115,9 +121,9 @@ impl ExactDecl {
     /// Number of elements.
     ///
     /// # Errors
-    /// `Invalid` for a zero dimension, one beyond 32 bits, too many dimensions, or an overflowing product.
+    /// `Invalid` for a zero dimension, one of more than 32 bits, too many dimensions or elements.
     pub fn elements(&self, origin: &str) -> Result<u64, PackError> {
-        let wrong = |expected| {
+        let invalid_shape = |expected| {
             invalid(
                 origin,
                 format!("shape of {}", self.name),
@@ -126,34 +132,34 @@ impl ExactDecl {
             )
         };
         if self.shape.len() > MAX_EXACT_RANK {
-            return Err(wrong("at most 8 dimensions"));
+            return Err(invalid_shape("at most 8 dimensions"));
         }
         if self
             .shape
             .iter()
             .any(|d| *d == 0 || *d > u64::from(u32::MAX))
         {
-            return Err(wrong("dimensions from 1 to 2^32-1"));
+            return Err(invalid_shape("dimensions from 1 to 2^32-1"));
         }
         let product = self
             .shape
             .iter()
-            .try_fold(1u64, |all, d| all.checked_mul(*d));
-        // Leaves room for the dtype's width and for file offsets.
+            .try_fold(1u64, |product, d| product.checked_mul(*d));
+        // The limit leaves room for the width of the dtype and for file offsets.
         product
             .filter(|n| *n < 1 << 56)
-            .ok_or_else(|| wrong("fewer than 2^56 elements"))
+            .ok_or_else(|| invalid_shape("fewer than 2^56 elements"))
     }
 
-    /// Length of the tensor's data in bytes.
+    /// Length of the tensor's values in bytes.
     ///
     /// # Errors
-    /// As `elements`.
+    /// Those of [`ExactDecl::elements`].
     pub fn byte_len(&self, origin: &str) -> Result<u64, PackError> {
         Ok(self.elements(origin)? * self.dtype.width())
     }
 
-    /// Appends the descriptor: name, dtype u8, number of dimensions u8, dimensions u32.
+    /// Checks and appends the descriptor: name, dtype u8, number of dimensions u8, dimensions u32 each.
     pub(crate) fn put(&self, out: &mut Vec<u8>, origin: &str) -> Result<(), PackError> {
         self.elements(origin)?;
         put_name(out, &self.name, "exact tensor", origin)?;
@@ -164,7 +170,7 @@ impl ExactDecl {
         Ok(())
     }
 
-    /// Reads and checks one descriptor.
+    /// Reads and checks a descriptor.
     pub(crate) fn take(cursor: &mut Cursor<'_>, origin: &str) -> Result<Self, PackError> {
         let name = cursor.name("exact tensor")?;
         let code = cursor.u8("dtype")?;

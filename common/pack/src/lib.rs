@@ -1,12 +1,14 @@
-//! The pack: a compressed model whose every weight can be re-derived and checked.
+//! The pack format: a compressed model in which every weight can be re-derived and every byte can be checked.
 //!
-//! Owns the format, its writer and reader, and verification. It creates no file (it returns bytes or writes into a
-//! sink), starts no process, and depends only on `uc-codec`: an auditor should be able to read all of it. The same
-//! text, with the entropy coder and the arithmetic, is in `docs/pack-format.md`.
+//! This crate owns the format, its writer, its reader and its verification. It creates no file (it returns bytes or
+//! writes to a sink that the caller provides), starts no process, and depends on no other crate of the workspace than
+//! `uc-codec`, so that an auditor can read all of it. `docs/pack-format.md` specifies the same layout, and also the
+//! entropy coder and the arithmetic of the reconstruction.
 //!
-//! A pack is a folder: `layer_NNN.uc` per layer, `scaffold.uc`, `manifest.json`, `manifest.sha256`, `config.json`, the
-//! tokenizer's files. Integers are little-endian. Names are a length byte and that many characters of
-//! `A-Z a-z 0-9 _ - .`. Padding is zero. Nothing follows the last section.
+//! A pack is a folder that holds one `layer_NNN.uc` per layer, `scaffold.uc` with the tensors outside the layers,
+//! `manifest.json`, `manifest.sha256`, `config.json` and the tokenizer's files. Integers are little-endian. A name is a
+//! length byte followed by that many characters of `A-Z a-z 0-9 _ - .`. Padding is zero. Nothing follows the last
+//! section of a file.
 //!
 //! # layer_NNN.uc
 //! ```text
@@ -22,31 +24,38 @@
 //! 24      T      context tables (uc_codec::contexts)
 //! …       …      groups: name of the input; columns u32; length u32 and packed column logarithms (uc_codec::packed)
 //! …       …      linears: name; rows u32; group u16; rank R u16; tensor step f32;
-//!                length u32 and packed sums modulo 256 of row logarithms and row step logarithms; length u32 and packed row
-//!                step logarithms; length u32 of each tile; with R > 0 the overlay's factors U [rows, R] and V [R, columns]
-//!                in bfloat16
+//!                length u32 and packed row sums, each the sum modulo 256 of the row's logarithm and its step logarithm;
+//!                length u32 and packed row step logarithms; length u32 of each tile;
+//!                if R > 0, the overlay's factors U [rows, R] and V [R, columns] in bfloat16
 //! …       …      exact tensors: name; dtype u8 (position in ExactDtype::ALL); number of dimensions u8; dimensions u32 each;
 //!                the values
 //! …       …      per linear: zero bytes up to a multiple of 8, then its tiles (uc_codec::rans)
 //! ```
-//! A linear has `columns` of its group and `ceil(rows / tile_rows)` tiles, `tile_rows = 256 · max(1, 2^20 / (256 ·
-//! columns))` but at most `rows`. A tile of `n` weights takes at least 4·min(32, columns) bytes, so that what a reader
-//! allocates is bounded by 2^20 times the file's size however it lies.
+//! Everything before the payloads is the header of the file. A linear has the columns of its group and
+//! `ceil(rows / tile_rows)` tiles, with `tile_rows = min(rows, 256 · max(1, floor(2^20 / (256 · columns))))`. A tile
+//! takes at least `4 · min(32, columns)` bytes. This bounds what a reader allocates for the indices by 2^20 times the
+//! size of the file, whatever the header claims.
 //!
 //! # scaffold.uc
 //! ```text
+//! offset  bytes  content
 //! 0       8      magic "UCSCAFF\0"
 //! 8       2      format version, u16: 7
 //! 10      2      number of tensors, u16
-//! 12      4      length of the head (this and the descriptors), u32
+//! 12      4      length of the header (these 16 bytes and the descriptors), u32
 //! 16      …      descriptors: name; dtype u8; number of dimensions u8; dimensions u32 each
 //! …       …      per tensor: zero bytes up to a multiple of 64, then the values
 //! ```
 //!
 //! # Code map
-//! [`layer`]: layer files; [`scaffold`]; [`manifest`] and [`totals`]: the manifest; [`pack`]: the folder;
-//! [`verify`]: every check of a pack; [`exact`]: tensors stored as they are; [`digest`], [`error`].
+//! - [`layer`]: layer files, writer and reader;
+//! - [`non_layer`]: the file of the tensors outside the layers, writer and reader;
+//! - [`exact`]: the type and the descriptor of a tensor that is stored unchanged;
+//! - [`manifest`] and [`totals`]: the manifest, its canonical text and its sums;
+//! - [`pack`]: the folder as a whole; [`verify`]: every check of a pack;
+//! - [`digest`]: SHA-256; [`error`]: the error type.
 
+mod check;
 pub mod digest;
 pub mod error;
 pub mod exact;
@@ -68,13 +77,13 @@ pub use pack::Pack;
 
 use wire::Cursor;
 
-/// Version of every file of the format.
+/// Format version of every file of a pack.
 pub const FORMAT_VERSION: u16 = 7;
 /// First bytes of a layer file.
 pub const LAYER_MAGIC: [u8; 8] = *b"UCLAYER\0";
-/// First bytes of a scaffold file.
+/// First bytes of the file of non-layer tensors.
 pub const NON_LAYER_MAGIC: [u8; 8] = *b"UCSCAFF\0";
-/// Name of the scaffold file.
+/// Name of the file of non-layer tensors.
 pub const NON_LAYER_FILE: &str = "scaffold.uc";
 /// Name of the manifest.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -82,41 +91,41 @@ pub const MANIFEST_FILE: &str = "manifest.json";
 pub const DIGEST_FILE: &str = "manifest.sha256";
 /// Name of the model's configuration.
 pub const CONFIG_FILE: &str = "config.json";
-/// What may lie beside a pack that was sent: the repository that holds it. No part of the pack.
+/// Name of a note next to an uploaded pack that records which repository holds it. The note is not part of the pack.
 pub const REMOTE_FILE: &str = "remote.json";
 /// Alignment of payloads in a layer file, bytes.
 pub const LAYER_ALIGNMENT: usize = 8;
-/// Alignment of tensors in the scaffold, bytes.
+/// Alignment of tensors in the file of non-layer tensors, bytes.
 pub const NON_LAYER_ALIGNMENT: usize = 64;
-/// Bytes of the scaffold's fixed part.
+/// Length of the fixed part of that file's header, bytes.
 pub const NON_LAYER_FIXED: u64 = 16;
-/// Most layers of a model: three digits name a layer.
+/// Maximum number of layers of a model: file names have three digits for the layer.
 pub const MAX_LAYERS: u64 = 1000;
-/// Most groups of a layer.
+/// Maximum number of groups of a layer.
 pub const MAX_GROUPS: u64 = 4096;
-/// Most linears of a layer.
+/// Maximum number of linears of a layer.
 pub const MAX_LINEARS: u64 = 16384;
-/// Most exact tensors of a file.
+/// Maximum number of exact tensors of a file.
 pub const MAX_EXACT_TENSORS: u64 = 16384;
-/// Most dimensions of an exact tensor.
+/// Maximum number of dimensions of an exact tensor.
 pub const MAX_EXACT_RANK: usize = 8;
-/// Most rows of a coded matrix.
+/// Maximum number of rows of a coded matrix.
 pub const MAX_ROWS: u64 = 1 << 24;
-/// Most columns of a coded matrix.
+/// Maximum number of columns of a coded matrix.
 pub const MAX_COLUMNS: u64 = 1 << 18;
-/// Largest rank of an overlay.
+/// Maximum rank of an overlay.
 pub const MAX_RANK: u64 = 4096;
-/// Longest head of a scaffold, bytes.
-pub const MAX_NON_LAYER_HEAD: u64 = 16 << 20;
-/// Longest manifest, bytes.
+/// Maximum length of the header of the file of non-layer tensors, bytes.
+pub const MAX_NON_LAYER_HEADER: u64 = 16 << 20;
+/// Maximum length of the manifest, bytes.
 pub const MAX_MANIFEST: u64 = 256 << 20;
 
-/// `layer_NNN.uc`.
+/// Name of the file of a layer: `layer_NNN.uc`.
 pub fn layer_file_name(layer: u32) -> String {
     format!("layer_{layer:03}.uc")
 }
 
-/// Reads magic and version.
+/// Reads and checks the magic and the format version.
 fn check_magic(
     cursor: &mut Cursor<'_>,
     magic: [u8; 8],

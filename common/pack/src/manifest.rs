@@ -1,14 +1,15 @@
-//! manifest.json: what the pack holds, what it was made from, and the digest of everything.
+//! manifest.json: the content of the pack, what it was made from, and the digest of every file and tensor.
 //!
-//! Owns: the manifest's types (fields in the order of the file, unknown fields refused), its canonical
-//! text, and the checks that need nothing but the manifest itself. Bits and sizes are integers; the few
-//! derived ratios are decimal strings that are recomputed on reading, so that no float is ever compared.
+//! Owns the manifest's types (fields in the order of the file, unknown fields rejected), its canonical text, and the checks
+//! that need nothing but the manifest. Bits and sizes are integers. The few derived ratios are decimal strings, which are
+//! recomputed on reading, so that no floating-point numbers are compared.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::check::{check_equal, check_unique};
 use crate::digest::Digest;
 use crate::error::{self, PackError, invalid};
 use crate::exact::{ExactDecl, ExactDtype};
@@ -19,28 +20,28 @@ use crate::{
     NON_LAYER_FILE, layer_file_name,
 };
 
-/// The whole manifest. Field order is file order.
+/// The whole manifest. The order of the fields is their order in the file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// Format version: 5.
+    /// Format version of the pack: [`FORMAT_VERSION`].
     pub pack_version: u32,
     /// The program that wrote the pack.
     pub tool: Tool,
-    /// How the linears were coded.
+    /// The codec of the linears.
     pub codec: Codec,
-    /// What was compressed.
+    /// The model that was compressed.
     pub source: Source,
-    /// On which text the codec was calibrated.
+    /// The calibration text.
     pub calibration: Calibration,
-    /// One entry per layer, by index.
+    /// The layers, by index.
     pub layers: Vec<LayerEntry>,
-    /// The scaffold file.
+    /// The file of non-layer tensors (`scaffold.uc`).
     #[serde(rename = "scaffold")]
     pub non_layer: NonLayerEntry,
-    /// Every other file of the pack: config.json, tokenizer.json and so on.
+    /// The other files of the pack: config.json, tokenizer.json and so on.
     pub files: Vec<FileEntry>,
-    /// Sums over the above.
+    /// Sums over the entries above.
     pub totals: Totals,
 }
 
@@ -50,42 +51,42 @@ pub struct Manifest {
 pub struct Tool {
     /// Name of the program.
     pub name: String,
-    /// Its version.
+    /// Version of the program.
     pub version: String,
 }
 
-/// How the linears were coded.
+/// The codec of the linears.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Codec {
-    /// Name of the method.
+    /// Name of the codec.
     pub name: String,
     /// "open" if the source code of the encoder is public.
     pub source: String,
-    /// Version of the payload format in the layer files.
+    /// Version of the payloads in the layer files.
     pub format: u32,
-    /// The encoder's settings; the reader does not need them.
+    /// The encoder's settings, for information: a reader does not need them.
     pub settings: BTreeMap<String, String>,
 }
 
-/// What was compressed.
+/// The model that was compressed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
-    /// Name of the model as given to the compressor.
+    /// Name of the model, as given to the compressor.
     pub name: String,
-    /// SHA-256 of the model's config.json, which the pack also holds.
+    /// SHA-256 of the model's config.json, a copy of which is in the pack.
     pub config_sha256: Digest,
-    /// The files of the source.
+    /// The source's files.
     pub files: Vec<FileEntry>,
     /// Number of source tensors of each dtype.
     pub dtypes: BTreeMap<String, u64>,
-    /// Where the source came from, if it is a model of the Hub.
+    /// The Hub repository that the source was downloaded from, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hub: Option<HubSource>,
 }
 
-/// A repository of the Hub at a commit.
+/// A Hub repository at a commit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HubSource {
@@ -95,19 +96,19 @@ pub struct HubSource {
     pub commit: String,
 }
 
-/// On which text the codec was calibrated.
+/// The calibration text: the files, and the windows drawn from them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
     /// The text files.
     pub files: Vec<FileEntry>,
-    /// Number of windows drawn from them.
+    /// Number of windows.
     pub windows: u64,
     /// Tokens per window.
     pub length: u64,
-    /// Seed of the draw.
+    /// Seed of the random choice of windows.
     pub seed: u64,
-    /// SHA-256 of the concatenated SHA-256s of all windows.
+    /// SHA-256 of the concatenated SHA-256 digests of all windows.
     pub windows_sha256: Digest,
     /// Tokens in all windows.
     pub tokens: u64,
@@ -117,15 +118,15 @@ pub struct Calibration {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileEntry {
-    /// Plain name, no folder.
+    /// Name without a folder.
     pub name: String,
     /// Bytes.
     pub size: u64,
-    /// Digest of its bytes.
+    /// Digest of the file.
     pub sha256: Digest,
 }
 
-/// A layer file and the tensors that it yields.
+/// A layer file and its tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerEntry {
@@ -137,7 +138,7 @@ pub struct LayerEntry {
     pub size: u64,
     /// Digest of the file.
     pub sha256: Digest,
-    /// What to put before the names below to get the model's tensor names.
+    /// Prefix that turns the names below into the model's tensor names.
     pub prefix: String,
     /// The coded matrices, in file order.
     pub linears: Vec<LinearEntry>,
@@ -150,36 +151,36 @@ pub struct LayerEntry {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LinearEntry {
-    /// Name within the prefix.
+    /// Name relative to the prefix.
     pub name: String,
     /// Rows (outputs) and columns (inputs).
     pub shape: [u64; 2],
-    /// Digest of the source tensor's bytes as they stood in the source.
+    /// Digest of the tensor's bytes in the source, arranged as [rows, columns].
     pub source_sha256: Digest,
-    /// Digest of the reconstruction: row-major bf16, little-endian.
+    /// Digest of the reconstructed weights: bfloat16, row-major, little-endian.
     pub reconstructed_sha256: Digest,
-    /// 8 times the bytes that the layer file spends on this matrix alone (`LinearHeader::bytes`).
+    /// 8 times the bytes of the layer file that belong to this matrix alone ([`crate::LinearHeader::bytes`]).
     pub bits: u64,
-    /// Rank of the low-rank correction, 0 for none.
+    /// Rank of the overlay (low-rank correction), 0 for none.
     pub rank: u32,
 }
 
-/// A tensor that is stored exactly.
+/// A tensor that is stored unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExactEntry {
-    /// Name; within the prefix for a layer's exact tensors.
+    /// Name; relative to the prefix for a layer's tensor.
     pub name: String,
     /// Dimensions, outermost first.
     pub shape: Vec<u64>,
     /// Element type.
     pub dtype: ExactDtype,
-    /// Digest of the tensor's bytes.
+    /// Digest of the tensor's values.
     pub sha256: Digest,
 }
 
 impl ExactEntry {
-    /// An entry for a tensor whose digest is known.
+    /// The entry of a tensor with the given descriptor and digest.
     pub fn new(decl: &ExactDecl, sha256: Digest) -> Self {
         Self {
             name: decl.name.clone(),
@@ -199,7 +200,7 @@ impl ExactEntry {
     }
 }
 
-/// The scaffold file and its tensors.
+/// The file of non-layer tensors and its tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NonLayerEntry {
@@ -213,29 +214,29 @@ pub struct NonLayerEntry {
     pub tensors: Vec<ExactEntry>,
 }
 
-/// Only what must be known before the rest can be understood.
+/// The manifest's version alone, which is checked before the other fields are parsed.
 #[derive(Deserialize)]
 struct VersionOnly {
     pack_version: u32,
 }
 
 impl Manifest {
-    /// The canonical text: two-space indented JSON in field order, one newline at the end.
+    /// The canonical text: JSON with two spaces of indentation, fields in order, and a final newline.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = serde_json::to_vec_pretty(self).expect("strings, integers and lists only");
         bytes.push(b'\n');
         bytes
     }
 
-    /// The content of `manifest.sha256` for the given manifest text, as `sha256sum` writes it.
+    /// The content of `manifest.sha256` for the given manifest text, in the form that `sha256sum` writes.
     pub fn digest_line(manifest: &[u8]) -> String {
-        format!("{}  {MANIFEST_FILE}\n", Digest::of(manifest))
+        format!("{}  {MANIFEST_FILE}\n", Digest::hash_bytes(manifest))
     }
 
-    /// Parses without the cross checks of `problems`.
+    /// Parses a manifest, without the checks of [`Manifest::inconsistencies`].
     ///
     /// # Errors
-    /// `Version` before anything else, `Json`.
+    /// `Version`, which is checked first, and `Json`.
     pub fn parse(bytes: &[u8], origin: &str) -> Result<Self, PackError> {
         let json = |source| PackError::Json {
             origin: origin.to_owned(),
@@ -255,27 +256,27 @@ impl Manifest {
         serde_json::from_slice(bytes).map_err(json)
     }
 
-    /// Whether `bytes` are this manifest's canonical text.
+    /// Checks that `bytes` are the canonical text of this manifest.
     ///
     /// # Errors
-    /// `NotCanonical` with the first byte that differs.
+    /// `NotCanonical` with the offset of the first byte that differs.
     pub fn check_canonical(&self, bytes: &[u8], origin: &str) -> Result<(), PackError> {
         let canonical = self.to_bytes();
         if canonical == bytes {
             return Ok(());
         }
-        let same = canonical
+        let offset = canonical
             .iter()
             .zip(bytes)
             .take_while(|(a, b)| a == b)
             .count();
         Err(PackError::NotCanonical {
             origin: origin.to_owned(),
-            offset: same,
+            offset,
         })
     }
 
-    /// Reads and checks the manifest of a pack; returns its fingerprint too.
+    /// Reads and checks the manifest of a pack. Also returns its SHA-256, the fingerprint of the pack.
     ///
     /// # Errors
     /// `Io`, `Digest`, `Version`, `Json`, `NotCanonical`, `Invalid`.
@@ -286,51 +287,52 @@ impl Manifest {
         let manifest = Self::parse(&bytes, &origin)?;
         check_digest_line(dir.as_ref(), &bytes)?;
         manifest.check_canonical(&bytes, &origin)?;
-        match manifest.problems(&origin).into_iter().next() {
-            Some(problem) => Err(problem),
-            None => Ok((manifest, Digest::of(&bytes))),
+        match manifest.inconsistencies(&origin).into_iter().next() {
+            Some(error) => Err(error),
+            None => Ok((manifest, Digest::hash_bytes(&bytes))),
         }
     }
 
-    /// Everything that is wrong with the manifest in itself: names, order, shapes, totals.
-    pub fn problems(&self, origin: &str) -> Vec<PackError> {
-        let mut found = Vec::new();
-        let mut note = |result: Result<(), PackError>| found.extend(result.err());
+    /// Every inconsistency that the manifest alone shows: in names, order, shapes and totals.
+    pub fn inconsistencies(&self, origin: &str) -> Vec<PackError> {
+        let mut errors = Vec::new();
+        let mut check = |result: Result<(), PackError>| errors.extend(result.err());
         for (i, layer) in self.layers.iter().enumerate() {
-            note(equal(origin, "layer index", layer.index as usize, i));
-            note(equal(
+            check(check_equal(origin, "layer index", layer.index as usize, i));
+            check(check_equal(
                 origin,
                 "layer file",
                 &layer.file,
                 &layer_file_name(layer.index),
             ));
             for linear in &layer.linears {
-                note(check_linear(origin, layer, linear));
+                check(check_linear(origin, layer, linear));
             }
-            for extra in &layer.exact {
-                note(extra.decl().elements(origin).map(|_| ()));
+            for tensor in &layer.exact {
+                check(tensor.decl().elements(origin).map(|_| ()));
             }
         }
-        note(equal(
+        check(check_equal(
             origin,
-            "scaffold file",
+            "file of non-layer tensors",
             self.non_layer.file.as_str(),
             NON_LAYER_FILE,
         ));
         for tensor in &self.non_layer.tensors {
-            note(tensor.decl().elements(origin).map(|_| ()));
+            check(tensor.decl().elements(origin).map(|_| ()));
         }
-        note(check_unique(origin, "tensor", self.tensor_names()));
-        note(check_unique(
+        let tensor_names: Vec<String> = self.tensor_names().collect();
+        check(check_unique(
             origin,
-            "file",
-            self.file_names().map(str::to_owned),
+            "tensor names",
+            tensor_names.iter().map(String::as_str),
         ));
+        check(check_unique(origin, "file names", self.file_names()));
         for file in &self.files {
-            note(check_file_name(origin, &file.name));
+            check(check_file_name(origin, &file.name));
         }
-        for label in self.source.files.iter().chain(&self.calibration.files) {
-            note(check_label(origin, &label.name));
+        for file in self.source.files.iter().chain(&self.calibration.files) {
+            check(check_external_name(origin, &file.name));
         }
         let config = self
             .files
@@ -338,17 +340,17 @@ impl Manifest {
             .find(|f| f.name == CONFIG_FILE)
             .map(|f| f.sha256);
         let expected = Some(self.source.config_sha256);
-        note(equal(
+        check(check_equal(
             origin,
             "SHA-256 of config.json in files",
             config,
             expected,
         ));
         match Totals::compute(self, origin) {
-            Ok(totals) => note(equal(origin, "totals", &self.totals, &totals)),
-            Err(error) => note(Err(error)),
+            Ok(totals) => check(check_equal(origin, "totals", &self.totals, &totals)),
+            Err(error) => check(Err(error)),
         }
-        found
+        errors
     }
 
     /// Full names of all tensors.
@@ -362,18 +364,18 @@ impl Manifest {
         layers.chain(self.non_layer.tensors.iter().map(|t| t.name.clone()))
     }
 
-    /// Names of all files of the pack, the manifest and its digest included.
+    /// Names of all files of the pack, including the manifest and its digest.
     pub fn file_names(&self) -> impl Iterator<Item = &str> {
-        let named = self.layers.iter().map(|l| l.file.as_str());
+        let layers = self.layers.iter().map(|l| l.file.as_str());
         let others = self.files.iter().map(|f| f.name.as_str());
-        named
+        layers
             .chain([self.non_layer.file.as_str()])
             .chain(others)
             .chain([MANIFEST_FILE, DIGEST_FILE])
     }
 }
 
-/// Compares manifest.sha256 with the digest of the manifest's bytes, to the byte.
+/// Checks that manifest.sha256 holds exactly the digest line of the given manifest text.
 ///
 /// # Errors
 /// `Io`, `Digest`.
@@ -383,17 +385,17 @@ pub(crate) fn check_digest_line(dir: &Path, manifest: &[u8]) -> Result<(), PackE
     if found == expected.as_bytes() {
         return Ok(());
     }
-    // At most one line of what was found: the file may be anything.
-    let shown = String::from_utf8_lossy(&found[..found.len().min(96)]);
+    // The file may hold anything, so the error quotes only its beginning.
+    let recorded = String::from_utf8_lossy(&found[..found.len().min(96)]);
     Err(PackError::Digest {
         origin: dir.join(MANIFEST_FILE).display().to_string(),
-        what: format!("the manifest against {DIGEST_FILE}"),
+        what: format!("the manifest, compared with {DIGEST_FILE}"),
         found: expected.trim_end().to_owned(),
-        expected: shown.trim_end().escape_default().to_string(),
+        expected: recorded.trim_end().escape_default().to_string(),
     })
 }
 
-/// Reads a text file of the pack that must fit in memory.
+/// Reads a file of the pack into memory, if it is no longer than [`MAX_MANIFEST`].
 pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>, PackError> {
     let origin = path.display().to_string();
     let size = std::fs::metadata(path).map_err(error::io(&origin))?.len();
@@ -408,23 +410,7 @@ pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>, PackError> {
     std::fs::read(path).map_err(error::io(&origin))
 }
 
-pub(crate) fn equal<T: PartialEq + std::fmt::Debug>(
-    origin: &str,
-    what: &str,
-    found: T,
-    expected: T,
-) -> Result<(), PackError> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(invalid(
-        origin,
-        what,
-        format!("{found:?}"),
-        format!("{expected:?}"),
-    ))
-}
-
+/// Checks the shape of a linear.
 fn check_linear(origin: &str, layer: &LayerEntry, linear: &LinearEntry) -> Result<(), PackError> {
     let what = format!("shape of {}{}", layer.prefix, linear.name);
     let [rows, columns] = linear.shape;
@@ -440,27 +426,7 @@ fn check_linear(origin: &str, layer: &LayerEntry, linear: &LinearEntry) -> Resul
     Ok(())
 }
 
-fn check_unique(
-    origin: &str,
-    what: &str,
-    names: impl Iterator<Item = String>,
-) -> Result<(), PackError> {
-    let mut seen = HashSet::new();
-    for name in names {
-        if seen.contains(&name) {
-            return Err(invalid(
-                origin,
-                format!("{what} names"),
-                name,
-                "every name once",
-            ));
-        }
-        seen.insert(name);
-    }
-    Ok(())
-}
-
-/// Names of files in the pack: `A-Z a-z 0-9 _ - .`, no leading dot, no two dots in a row.
+/// Checks the name of a file of the pack: `A-Z a-z 0-9 _ - .`, no leading dot, no two dots in a row.
 pub(crate) fn check_file_name(origin: &str, name: &str) -> Result<(), PackError> {
     check_name(name, "file name", origin)?;
     if name.starts_with('.') || name.contains("..") {
@@ -474,12 +440,17 @@ pub(crate) fn check_file_name(origin: &str, name: &str) -> Result<(), PackError>
     Ok(())
 }
 
-/// Names of files outside the pack are only shown, never opened; they must still be harmless to show.
-fn check_label(origin: &str, name: &str) -> Result<(), PackError> {
-    let bad = |c: char| c.is_control() || matches!(c, '/' | '\\');
-    if name.is_empty() || name.len() > 255 || name.contains(bad) || name.contains("..") {
+/// Checks the name of a file outside the pack. Such a name is only displayed, never opened, and must be safe to display.
+fn check_external_name(origin: &str, name: &str) -> Result<(), PackError> {
+    let forbidden = |c: char| c.is_control() || matches!(c, '/' | '\\');
+    if name.is_empty() || name.len() > 255 || name.contains(forbidden) || name.contains("..") {
         let expected = "1 to 255 bytes, no separators, control characters or two dots in a row";
-        return Err(invalid(origin, "file label", format!("{name:?}"), expected));
+        return Err(invalid(
+            origin,
+            "name of an external file",
+            format!("{name:?}"),
+            expected,
+        ));
     }
     Ok(())
 }

@@ -1,85 +1,79 @@
-//! scaffold.uc: the model's exact tensors outside the layers (embeddings, final norm, head).
+//! scaffold.uc: the model's exact tensors outside the layers (embeddings, final norm, output head).
 //!
-//! Owns: the streaming writer and the reader with positioned reads; embeddings may be several GB, so
-//! neither holds more than one tensor, and the writer not even that. The byte layout is in the crate's
-//! documentation.
+//! Owns the streaming writer and the reader, which reads values by position. Embeddings may take several GB: the reader
+//! holds at most one tensor, the writer none. The byte layout is in the crate's documentation.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use crate::check::check_unique;
 use crate::error::{self, PackError, invalid};
 use crate::exact::ExactDecl;
 use crate::wire::{Cursor, check_zero, narrow, padding_to};
 use crate::{
-    FORMAT_VERSION, MAX_EXACT_TENSORS, MAX_NON_LAYER_HEAD, NON_LAYER_ALIGNMENT, NON_LAYER_FIXED,
-    NON_LAYER_MAGIC, check_magic,
+    FORMAT_VERSION, MAX_EXACT_TENSORS, MAX_NON_LAYER_HEADER, NON_LAYER_ALIGNMENT, NON_LAYER_FILE,
+    NON_LAYER_FIXED, NON_LAYER_MAGIC, check_magic,
 };
 
-/// Fixed part and descriptors.
-fn encode_head(decls: &[ExactDecl], origin: &str) -> Result<Vec<u8>, PackError> {
+/// The header: its fixed part and the descriptors.
+fn encode_header(decls: &[ExactDecl], origin: &str) -> Result<Vec<u8>, PackError> {
     let count: u16 = narrow(decls.len(), MAX_EXACT_TENSORS, "number of tensors", origin)?;
-    let mut head = NON_LAYER_MAGIC.to_vec();
-    head.extend(FORMAT_VERSION.to_le_bytes());
-    head.extend(count.to_le_bytes());
-    head.extend([0; 4]);
+    let mut header = NON_LAYER_MAGIC.to_vec();
+    header.extend(FORMAT_VERSION.to_le_bytes());
+    header.extend(count.to_le_bytes());
+    header.extend([0; 4]);
     for decl in decls {
-        decl.put(&mut head, origin)?;
+        decl.put(&mut header, origin)?;
     }
-    let length: u32 = narrow(head.len(), MAX_NON_LAYER_HEAD, "head length", origin)?;
-    head[12..16].copy_from_slice(&length.to_le_bytes());
-    check_unique(decls, origin)?;
-    Ok(head)
+    let length: u32 = narrow(header.len(), MAX_NON_LAYER_HEADER, "header length", origin)?;
+    header[12..16].copy_from_slice(&length.to_le_bytes());
+    check_names(decls, origin)?;
+    Ok(header)
 }
 
-fn check_unique(decls: &[ExactDecl], origin: &str) -> Result<(), PackError> {
-    let mut seen = HashSet::new();
-    match decls.iter().find(|d| !seen.insert(&d.name)) {
-        Some(twice) => Err(invalid(
-            origin,
-            "tensor names",
-            &twice.name,
-            "every name once",
-        )),
-        None => Ok(()),
-    }
+fn check_names(decls: &[ExactDecl], origin: &str) -> Result<(), PackError> {
+    check_unique(
+        origin,
+        "tensor names",
+        decls.iter().map(|decl| decl.name.as_str()),
+    )
 }
 
-/// Start of every tensor's data and the length of the file.
-fn layout(head: u64, decls: &[ExactDecl], origin: &str) -> Result<(Vec<u64>, u64), PackError> {
-    let mut at = head;
+/// Offset of every tensor's values, and the length of the file, given the length of the header.
+fn layout(header: u64, decls: &[ExactDecl], origin: &str) -> Result<(Vec<u64>, u64), PackError> {
+    let mut end = header;
     let mut starts = Vec::with_capacity(decls.len());
     for decl in decls {
-        at += padding_to(at, NON_LAYER_ALIGNMENT);
-        starts.push(at);
-        // Both are below 2^60: the sum of two cannot overflow, and is kept below by the check.
-        at += decl.byte_len(origin)?;
-        if at >= 1 << 60 {
-            return Err(invalid(origin, "file length", at, "below 2^60"));
+        end += padding_to(end, NON_LAYER_ALIGNMENT);
+        starts.push(end);
+        // Both terms are below 2^60, so the sum cannot overflow.
+        end += decl.byte_len(origin)?;
+        if end >= 1 << 60 {
+            return Err(invalid(origin, "file length", end, "below 2^60"));
         }
     }
-    Ok((starts, at))
+    Ok((starts, end))
 }
 
-/// Refuses more bytes than were declared.
-struct Counted<'a, W> {
+/// Passes bytes on and rejects more of them than the descriptor declares.
+struct BoundedWriter<'a, W> {
     out: &'a mut W,
-    left: u64,
+    remaining: u64,
 }
 
-impl<W: Write> Write for Counted<'_, W> {
+impl<W: Write> Write for BoundedWriter<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.len() as u64 > self.left {
+        if bytes.len() as u64 > self.remaining {
             let message = format!(
                 "{} bytes more than declared",
-                bytes.len() as u64 - self.left
+                bytes.len() as u64 - self.remaining
             );
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
         let written = self.out.write(bytes)?;
-        self.left -= written as u64;
+        self.remaining -= written as u64;
         Ok(written)
     }
 
@@ -88,33 +82,33 @@ impl<W: Write> Write for Counted<'_, W> {
     }
 }
 
-/// Streams a scaffold file into `out`: `data(i, sink)` must write exactly the bytes of tensor `i`.
-/// Returns the file's length.
+/// Writes a file of non-layer tensors to `out` and returns its length. `write_values(i, sink)` must write exactly the
+/// bytes of tensor `i` to the sink.
 ///
 /// # Errors
-/// `Invalid` for a bad declaration or a wrong number of bytes, `Io` from the sink or from `data`.
+/// `Invalid` for an invalid descriptor or a wrong number of bytes, `Io` with the error of `out` or of `write_values`.
 pub fn write_non_layer<W: Write>(
     out: &mut W,
     decls: &[ExactDecl],
-    mut data: impl FnMut(usize, &mut dyn Write) -> io::Result<()>,
+    mut write_values: impl FnMut(usize, &mut dyn Write) -> io::Result<()>,
 ) -> Result<u64, PackError> {
-    let origin = "scaffold";
-    let head = encode_head(decls, origin)?;
-    let (_, length) = layout(head.len() as u64, decls, origin)?;
-    out.write_all(&head).map_err(error::io(origin))?;
-    let mut at = head.len() as u64;
+    let origin = NON_LAYER_FILE;
+    let header = encode_header(decls, origin)?;
+    let (_, length) = layout(header.len() as u64, decls, origin)?;
+    out.write_all(&header).map_err(error::io(origin))?;
+    let mut written = header.len() as u64;
     for (i, decl) in decls.iter().enumerate() {
-        let padding = padding_to(at, NON_LAYER_ALIGNMENT);
+        let padding = padding_to(written, NON_LAYER_ALIGNMENT);
         out.write_all(&[0; NON_LAYER_ALIGNMENT][..padding as usize])
             .map_err(error::io(origin))?;
         let expected = decl.byte_len(origin)?;
-        let mut sink = Counted {
+        let mut sink = BoundedWriter {
             out,
-            left: expected,
+            remaining: expected,
         };
-        data(i, &mut sink).map_err(error::io(&decl.name))?;
-        if sink.left != 0 {
-            let found = format!("{} bytes", expected - sink.left);
+        write_values(i, &mut sink).map_err(error::io(&decl.name))?;
+        if sink.remaining != 0 {
+            let found = format!("{} bytes", expected - sink.remaining);
             return Err(invalid(
                 origin,
                 &decl.name,
@@ -122,23 +116,24 @@ pub fn write_non_layer<W: Write>(
                 format!("{expected} bytes"),
             ));
         }
-        at += padding + expected;
+        written += padding + expected;
     }
-    debug_assert_eq!(at, length);
+    debug_assert_eq!(written, length);
     Ok(length)
 }
 
-/// An open scaffold file whose head and padding were checked; the tensors' values are read on demand.
+/// An open file of non-layer tensors. Its header and padding have been checked; values are read on demand.
 #[derive(Debug)]
 pub struct NonLayerFile {
     file: File,
     origin: String,
     decls: Vec<ExactDecl>,
+    /// [decls] offset of each tensor's values.
     starts: Vec<u64>,
 }
 
 impl NonLayerFile {
-    /// Opens and checks everything but the values.
+    /// Opens a file and checks everything but the values.
     ///
     /// # Errors
     /// `Io`, `Magic`, `Version`, `Truncated`, `Invalid`.
@@ -146,35 +141,8 @@ impl NonLayerFile {
         let origin = path.as_ref().display().to_string();
         let file = File::open(path.as_ref()).map_err(error::io(&origin))?;
         let length = file.metadata().map_err(error::io(&origin))?.len();
-        let mut fixed = Vec::new();
-        (&file)
-            .take(NON_LAYER_FIXED)
-            .read_to_end(&mut fixed)
-            .map_err(error::io(&origin))?;
-        let mut cursor = Cursor::new(&fixed, &origin);
-        check_magic(&mut cursor, NON_LAYER_MAGIC, "scaffold", &origin)?;
-        let count = cursor.u16("number of tensors")?;
-        let head_length = u64::from(cursor.u32("head length")?);
-        if !(NON_LAYER_FIXED..=MAX_NON_LAYER_HEAD.min(length)).contains(&head_length) {
-            let limit = MAX_NON_LAYER_HEAD.min(length);
-            return Err(invalid(
-                &origin,
-                "head length",
-                head_length,
-                format!("16 to {limit}"),
-            ));
-        }
-        let mut head = vec![0; (head_length - NON_LAYER_FIXED) as usize];
-        file.read_exact_at(&mut head, NON_LAYER_FIXED)
-            .map_err(error::io(&origin))?;
-        let mut cursor = Cursor::new(&head, &origin);
-        let mut decls = Vec::new();
-        for _ in 0..count {
-            decls.push(ExactDecl::take(&mut cursor, &origin)?);
-        }
-        cursor.finish("head length")?;
-        check_unique(&decls, &origin)?;
-        let (starts, expected) = layout(head_length, &decls, &origin)?;
+        let (header_length, decls) = read_header(&file, length, &origin)?;
+        let (starts, expected) = layout(header_length, &decls, &origin)?;
         if length != expected {
             let found = format!("{length} bytes");
             return Err(invalid(
@@ -190,29 +158,29 @@ impl NonLayerFile {
             decls,
             starts,
         };
-        non_layer.check_padding(head_length)?;
+        non_layer.check_padding(header_length)?;
         Ok(non_layer)
     }
 
-    fn check_padding(&self, head_length: u64) -> Result<(), PackError> {
-        let mut at = head_length;
+    fn check_padding(&self, header_length: u64) -> Result<(), PackError> {
+        let mut end = header_length;
         for (decl, start) in self.decls.iter().zip(&self.starts) {
-            let mut padding = vec![0; (start - at) as usize];
+            let mut padding = vec![0; (start - end) as usize];
             self.file
-                .read_exact_at(&mut padding, at)
+                .read_exact_at(&mut padding, end)
                 .map_err(error::io(&self.origin))?;
             check_zero(&padding, &decl.name, &self.origin)?;
-            at = start + decl.byte_len(&self.origin)?;
+            end = start + decl.byte_len(&self.origin)?;
         }
         Ok(())
     }
 
-    /// The tensors, in file order.
+    /// The descriptors of the tensors, in file order.
     pub fn tensors(&self) -> &[ExactDecl] {
         &self.decls
     }
 
-    fn find(&self, name: &str) -> Result<usize, PackError> {
+    fn index_of(&self, name: &str) -> Result<usize, PackError> {
         let missing = || PackError::NoTensor {
             origin: self.origin.clone(),
             tensor: name.to_owned(),
@@ -228,16 +196,16 @@ impl NonLayerFile {
     /// # Errors
     /// `NoTensor`, `Io`.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, PackError> {
-        let i = self.find(name)?;
+        let i = self.index_of(name)?;
         self.read_range(i, 0, self.decls[i].byte_len(&self.origin)?)
     }
 
-    /// Bytes of `count` rows of the leading dimension from row `first` on.
+    /// The bytes of `count` rows of the leading dimension, beginning with row `first`.
     ///
     /// # Errors
-    /// `NoTensor`, `Io`, `Invalid` if the rows are not all there.
+    /// `NoTensor`, `Io`, `Invalid` if the tensor does not have all of these rows.
     pub fn read_rows(&self, name: &str, first: u64, count: u64) -> Result<Vec<u8>, PackError> {
-        let i = self.find(name)?;
+        let i = self.index_of(name)?;
         let decl = &self.decls[i];
         let rows = decl.shape.first().copied().unwrap_or(1);
         if first > rows || count > rows - first {
@@ -246,52 +214,84 @@ impl NonLayerFile {
                 &self.origin,
                 format!("rows of {name}"),
                 found,
-                rows,
+                format!("rows below {rows}"),
             ));
         }
-        let width = decl.byte_len(&self.origin)? / rows;
-        self.read_range(i, first * width, count * width)
+        let row_bytes = decl.byte_len(&self.origin)? / rows;
+        self.read_range(i, first * row_bytes, count * row_bytes)
     }
 
+    /// `count` bytes of tensor `i` from byte `offset` of its values.
     fn read_range(&self, i: usize, offset: u64, count: u64) -> Result<Vec<u8>, PackError> {
         let mut bytes = vec![0; count as usize];
-        let at = self.starts[i] + offset;
         self.file
-            .read_exact_at(&mut bytes, at)
+            .read_exact_at(&mut bytes, self.starts[i] + offset)
             .map_err(error::io(&self.origin))?;
         Ok(bytes)
     }
 
-    /// Streams a tensor's bytes: for hashing what does not fit into memory.
+    /// A reader of a tensor's bytes, for hashing a tensor that does not fit in memory.
     ///
     /// # Errors
     /// `NoTensor`.
     pub fn reader(&self, name: &str) -> Result<impl Read + '_, PackError> {
-        let i = self.find(name)?;
-        let left = self.decls[i].byte_len(&self.origin)?;
+        let i = self.index_of(name)?;
+        let remaining = self.decls[i].byte_len(&self.origin)?;
         Ok(SectionReader {
             file: &self.file,
-            at: self.starts[i],
-            left,
+            offset: self.starts[i],
+            remaining,
         })
     }
 }
 
-/// Sequential reads of one section by position.
+/// Length of the header, and the descriptors in it. `length` is the length of the file.
+fn read_header(file: &File, length: u64, origin: &str) -> Result<(u64, Vec<ExactDecl>), PackError> {
+    let mut fixed = Vec::new();
+    file.take(NON_LAYER_FIXED)
+        .read_to_end(&mut fixed)
+        .map_err(error::io(origin))?;
+    let mut cursor = Cursor::new(&fixed, origin);
+    check_magic(&mut cursor, NON_LAYER_MAGIC, "non-layer tensor", origin)?;
+    let count = cursor.u16("number of tensors")?;
+    let header_length = u64::from(cursor.u32("header length")?);
+    let limit = MAX_NON_LAYER_HEADER.min(length);
+    if !(NON_LAYER_FIXED..=limit).contains(&header_length) {
+        return Err(invalid(
+            origin,
+            "header length",
+            header_length,
+            format!("{NON_LAYER_FIXED} to {limit}"),
+        ));
+    }
+    let mut descriptors = vec![0; (header_length - NON_LAYER_FIXED) as usize];
+    file.read_exact_at(&mut descriptors, NON_LAYER_FIXED)
+        .map_err(error::io(origin))?;
+    let mut cursor = Cursor::new(&descriptors, origin);
+    let mut decls = Vec::new();
+    for _ in 0..count {
+        decls.push(ExactDecl::take(&mut cursor, origin)?);
+    }
+    cursor.finish("header length")?;
+    check_names(&decls, origin)?;
+    Ok((header_length, decls))
+}
+
+/// Reads one section of a file from its beginning to its end, by position.
 struct SectionReader<'a> {
     file: &'a File,
-    at: u64,
-    left: u64,
+    offset: u64,
+    remaining: u64,
 }
 
 impl Read for SectionReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let want = buffer
             .len()
-            .min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        let count = self.file.read_at(&mut buffer[..want], self.at)?;
-        self.at += count as u64;
-        self.left -= count as u64;
+            .min(usize::try_from(self.remaining).unwrap_or(usize::MAX));
+        let count = self.file.read_at(&mut buffer[..want], self.offset)?;
+        self.offset += count as u64;
+        self.remaining -= count as u64;
         Ok(count)
     }
 }

@@ -1,20 +1,21 @@
-//! A pack as a folder: the manifest and the files that it names, opened on demand.
+//! A pack as a folder: the manifest, and the files that it names, which are opened on demand.
 //!
-//! Owns: `Pack`, the agreement between a binary file and its manifest entry, and the measurement that
-//! makes a manifest entry from the bytes of a layer file, so that the recorded digests are those of what
-//! a reader gets and not of what the compressor had in memory. It never writes.
+//! Owns [`Pack`], the comparison of a binary file with its manifest entry, and the measurement of manifest entries. An entry
+//! is measured on the file as written, so that the recorded digests are those of what a reader gets, not of what the
+//! compressor had in memory. This module never writes.
 
 use std::path::{Path, PathBuf};
 
+use crate::check::{check_digest, check_equal};
 use crate::digest::Digest;
 use crate::error::{self, PackError};
 use crate::exact::ExactDecl;
 use crate::layer::{LayerFile, LinearHeader};
-use crate::manifest::{ExactEntry, LayerEntry, LinearEntry, Manifest, NonLayerEntry, equal};
+use crate::manifest::{ExactEntry, LayerEntry, LinearEntry, Manifest, NonLayerEntry};
 use crate::non_layer::NonLayerFile;
 use crate::{MANIFEST_FILE, layer_file_name};
 
-/// An opened pack. The manifest was checked against its digest; other files are checked when opened.
+/// An opened pack. Its manifest has been checked against its digest; other files are checked when they are opened.
 #[derive(Debug)]
 pub struct Pack {
     dir: PathBuf,
@@ -26,7 +27,7 @@ impl Pack {
     /// Opens the pack in `dir`.
     ///
     /// # Errors
-    /// As `Manifest::read`.
+    /// Those of [`Manifest::read`].
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, PackError> {
         let (manifest, fingerprint) = Manifest::read(&dir)?;
         Ok(Self {
@@ -41,7 +42,7 @@ impl Pack {
         &self.manifest
     }
 
-    /// SHA-256 of manifest.json: stands for every byte of the pack.
+    /// SHA-256 of manifest.json. Since the manifest holds the digest of every other file, it identifies the whole pack.
     pub fn fingerprint(&self) -> Digest {
         self.fingerprint
     }
@@ -54,7 +55,7 @@ impl Pack {
     /// Reads a layer file and checks its SHA-256 and its tensors against the manifest.
     ///
     /// # Errors
-    /// `NoLayer`, `Io`, `Digest`, the parser's errors, `Invalid` if the tensors are not the manifest's.
+    /// `NoLayer`, `Io`, `Digest`, those of [`LayerFile::open`], and `Invalid` if the tensors differ from the manifest's.
     pub fn layer(&self, layer: u32) -> Result<LayerFile, PackError> {
         let entry = self
             .manifest
@@ -68,57 +69,59 @@ impl Pack {
         let path = self.path(&entry.file);
         let origin = path.display().to_string();
         let size = std::fs::metadata(&path).map_err(error::io(&origin))?.len();
-        equal(&origin, "file length", size, entry.size)?;
+        check_equal(&origin, "file length", size, entry.size)?;
         let file = LayerFile::open(&path)?;
         check_digest(&origin, "the file", file.digest()?.1, entry.sha256)?;
-        first(compare_layer(&file, entry))?;
+        first_error(compare_layer(&file, entry))?;
         Ok(file)
     }
 
-    /// Opens the scaffold. Size, head and tensor list are checked here; the values, which may be several
-    /// GB, only by `verify`.
+    /// Opens the file of non-layer tensors. Checks its size, header and list of tensors, but not the values, which may take
+    /// several GB: [`crate::verify`] does.
     ///
     /// # Errors
-    /// `Io`, the parser's errors, `Invalid` if the tensors are not the manifest's.
+    /// `Io`, those of [`NonLayerFile::open`], and `Invalid` if the tensors differ from the manifest's.
     pub fn non_layer(&self) -> Result<NonLayerFile, PackError> {
         let entry = &self.manifest.non_layer;
         let path = self.path(&entry.file);
         let origin = path.display().to_string();
         let size = std::fs::metadata(&path).map_err(error::io(&origin))?.len();
-        equal(&origin, "file length", size, entry.size)?;
+        check_equal(&origin, "file length", size, entry.size)?;
         let non_layer = NonLayerFile::open(&path)?;
-        first(compare_non_layer(&non_layer, entry, &origin))?;
+        first_error(compare_non_layer(&non_layer, entry, &origin))?;
         Ok(non_layer)
     }
 }
 
 impl LayerEntry {
-    /// Makes the manifest entry of a layer from the file's own bytes: every linear is decoded and
-    /// reconstructed, one at a time. `source(name)` gives the digest of the source tensor's bytes.
+    /// Makes the manifest entry of a layer from its file: decodes and reconstructs every linear, one at a time.
+    /// `source_digest(name)` returns the digest of a linear's bytes in the source.
     ///
     /// # Errors
-    /// The codec's, and `NoTensor` where `source` has nothing for a linear.
+    /// Those of [`LayerFile::reconstruct`], and `NoTensor` if `source_digest` has no digest of a linear.
     pub fn measure(
         file: &LayerFile,
         prefix: &str,
-        source: impl Fn(&str) -> Option<Digest>,
+        source_digest: impl Fn(&str) -> Option<Digest>,
     ) -> Result<Self, PackError> {
         let mut linears = Vec::with_capacity(file.linears().len());
         for (i, header) in file.linears().iter().enumerate() {
             let missing = || PackError::NoTensor {
-                origin: "digests of the source".to_owned(),
+                origin: "source digests".to_owned(),
                 tensor: format!("{prefix}{}", header.name),
             };
             linears.push(LinearEntry {
                 name: header.name.clone(),
                 shape: [header.rows as u64, header.cols as u64],
-                source_sha256: source(&header.name).ok_or_else(missing)?,
-                reconstructed_sha256: Digest::of_words(&file.reconstruct(i)?),
+                source_sha256: source_digest(&header.name).ok_or_else(missing)?,
+                reconstructed_sha256: Digest::hash_words(&file.reconstruct(i)?),
                 bits: header.bytes * 8,
                 rank: header.rank as u32,
             });
         }
         let exact = file.exact().iter().enumerate();
+        let exact =
+            exact.map(|(i, decl)| ExactEntry::new(decl, Digest::hash_bytes(file.exact_bytes(i))));
         let (size, sha256) = file.digest()?;
         Ok(Self {
             index: file.layer(),
@@ -127,26 +130,24 @@ impl LayerEntry {
             sha256,
             prefix: prefix.to_owned(),
             linears,
-            exact: exact
-                .map(|(i, d)| ExactEntry::new(d, Digest::of(file.exact_bytes(i))))
-                .collect(),
+            exact: exact.collect(),
         })
     }
 }
 
 impl NonLayerEntry {
-    /// Makes the manifest entry of a scaffold from the file as it lies on disk.
+    /// Makes the manifest entry of a file of non-layer tensors from the file on disk.
     ///
     /// # Errors
-    /// `Io` and the parser's errors.
+    /// `Io` and those of [`NonLayerFile::open`].
     pub fn measure(path: impl AsRef<Path>) -> Result<Self, PackError> {
         let origin = path.as_ref().display().to_string();
-        let (size, sha256) = Digest::of_file(path.as_ref())?;
+        let (size, sha256) = Digest::hash_file(path.as_ref())?;
         let non_layer = NonLayerFile::open(path.as_ref())?;
         let mut tensors = Vec::new();
         for decl in non_layer.tensors() {
             let (_, sha256) =
-                Digest::of_reader(non_layer.reader(&decl.name)?).map_err(error::io(&origin))?;
+                Digest::hash_reader(non_layer.reader(&decl.name)?).map_err(error::io(&origin))?;
             tensors.push(ExactEntry::new(decl, sha256));
         }
         Ok(Self {
@@ -158,36 +159,18 @@ impl NonLayerEntry {
     }
 }
 
-fn first(problems: Vec<PackError>) -> Result<(), PackError> {
-    problems.into_iter().next().map_or(Ok(()), Err)
+fn first_error(errors: Vec<PackError>) -> Result<(), PackError> {
+    errors.into_iter().next().map_or(Ok(()), Err)
 }
 
-/// `Digest` unless the two agree.
-pub(crate) fn check_digest(
-    origin: &str,
-    what: &str,
-    found: Digest,
-    expected: Digest,
-) -> Result<(), PackError> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(PackError::Digest {
-        origin: origin.to_owned(),
-        what: what.to_owned(),
-        found: found.to_string(),
-        expected: expected.to_string(),
-    })
-}
-
-/// Every disagreement of index, names, shapes, ranks and bits.
+/// Every difference in index, names, shapes, ranks and bits between a layer file and its manifest entry.
 pub(crate) fn compare_layer(file: &LayerFile, entry: &LayerEntry) -> Vec<PackError> {
     let origin = file.origin();
-    let mut found: Vec<PackError> = equal(origin, "layer index", file.layer(), entry.index)
+    let mut errors: Vec<PackError> = check_equal(origin, "layer index", file.layer(), entry.index)
         .err()
         .into_iter()
         .collect();
-    let described = |h: &LinearHeader| {
+    let from_header = |h: &LinearHeader| {
         (
             h.name.clone(),
             [h.rows as u64, h.cols as u64],
@@ -195,28 +178,33 @@ pub(crate) fn compare_layer(file: &LayerFile, entry: &LayerEntry) -> Vec<PackErr
             h.bytes * 8,
         )
     };
-    let recorded = |l: &LinearEntry| (l.name.clone(), l.shape, l.rank, l.bits);
-    let have: Vec<_> = file.linears().iter().map(described).collect();
-    let want: Vec<_> = entry.linears.iter().map(recorded).collect();
-    found.extend(compare_lists(
+    let from_entry = |l: &LinearEntry| (l.name.clone(), l.shape, l.rank, l.bits);
+    let found: Vec<_> = file.linears().iter().map(from_header).collect();
+    let expected: Vec<_> = entry.linears.iter().map(from_entry).collect();
+    errors.extend(compare_lists(
         origin,
         "linear (name, shape, rank, bits)",
-        &have,
-        &want,
+        &found,
+        &expected,
     ));
-    let want: Vec<ExactDecl> = entry.exact.iter().map(ExactEntry::decl).collect();
-    found.extend(compare_lists(origin, "exact tensor", file.exact(), &want));
-    found
+    let expected: Vec<ExactDecl> = entry.exact.iter().map(ExactEntry::decl).collect();
+    errors.extend(compare_lists(
+        origin,
+        "exact tensor",
+        file.exact(),
+        &expected,
+    ));
+    errors
 }
 
-/// Every disagreement of names, dtypes and shapes.
+/// Every difference in names, dtypes and shapes between a file of non-layer tensors and its manifest entry.
 pub(crate) fn compare_non_layer(
     file: &NonLayerFile,
     entry: &NonLayerEntry,
     origin: &str,
 ) -> Vec<PackError> {
-    let want: Vec<ExactDecl> = entry.tensors.iter().map(ExactEntry::decl).collect();
-    compare_lists(origin, "tensor", file.tensors(), &want)
+    let expected: Vec<ExactDecl> = entry.tensors.iter().map(ExactEntry::decl).collect();
+    compare_lists(origin, "tensor", file.tensors(), &expected)
 }
 
 fn compare_lists<T: PartialEq + std::fmt::Debug>(
@@ -225,14 +213,14 @@ fn compare_lists<T: PartialEq + std::fmt::Debug>(
     found: &[T],
     expected: &[T],
 ) -> Vec<PackError> {
-    let count = equal(
+    let count = check_equal(
         origin,
-        &format!("number of each {what}"),
+        &format!("number of {what} entries"),
         found.len(),
         expected.len(),
     );
     let pairs = found.iter().zip(expected).enumerate();
     let differing =
-        pairs.filter_map(|(i, (a, b))| equal(origin, &format!("{what} {i}"), a, b).err());
+        pairs.filter_map(|(i, (a, b))| check_equal(origin, &format!("{what} {i}"), a, b).err());
     count.err().into_iter().chain(differing).collect()
 }

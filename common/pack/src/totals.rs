@@ -1,43 +1,43 @@
-//! The sums in the manifest, recomputed by every reader.
+//! The totals in the manifest. Every reader recomputes them.
 //!
-//! Owns: what is counted and how ratios are rounded: bits per weight upwards and the compression ratio
-//! downwards, so that no rounded figure flatters the pack.
+//! Owns what is counted and how ratios are rounded: bits per weight up and the compression ratio down, so that rounding
+//! never makes the pack look better than it is.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{PackError, invalid};
 use crate::manifest::Manifest;
 
-/// Sums over the pack. Every byte of every layer file counts as bits of the linears.
+/// Sums over the pack. Every byte of every layer file counts towards the bits of the linears.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Totals {
     /// Elements of all linears.
     pub linear_parameters: u64,
-    /// 8 times the size of all layer files, every byte of them.
+    /// 8 times the total size of the layer files.
     pub linear_bits: u64,
-    /// linear_bits / linear_parameters, six decimals, rounded up.
+    /// `linear_bits / linear_parameters`, six decimals, rounded up.
     pub bits_per_weight_linears: String,
-    /// Elements of all linears, exact tensors and scaffold tensors.
+    /// Elements of all linears, of the layers' exact tensors and of the non-layer tensors.
     pub total_parameters: u64,
-    /// Size of layer files, scaffold and `files`; not manifest.json and manifest.sha256.
+    /// Total size of the layer files, `scaffold.uc` and the manifest's `files`; without manifest.json and manifest.sha256.
     pub total_bytes: u64,
-    /// 8 * total_bytes / total_parameters, six decimals, rounded up.
+    /// `8 * total_bytes / total_parameters`, six decimals, rounded up.
     pub bits_per_weight_all: String,
-    /// Size of the source's files.
+    /// Total size of the source's files.
     pub source_bytes: u64,
-    /// source_bytes / total_bytes, six decimals, rounded down.
+    /// `source_bytes / total_bytes`, six decimals, rounded down.
     pub compression_ratio: String,
 }
 
 impl Totals {
-    /// Computes the totals of a manifest from its entries; `manifest.totals` is not looked at.
+    /// Computes the totals from the entries of a manifest. Ignores `manifest.totals`.
     ///
     /// # Errors
-    /// `Invalid` if a sum does not fit 64 bits or there is no linear at all.
+    /// `Invalid` if a sum does not fit in 64 bits or the manifest has no linear.
     pub fn compute(manifest: &Manifest, origin: &str) -> Result<Self, PackError> {
         let sum = |what: &str, mut terms: &mut dyn Iterator<Item = u64>| {
-            // The outer reference is itself an iterator of known size, as `try_fold` asks for.
+            // `try_fold` needs a sized iterator; a mutable reference to the trait object is one.
             let total = Iterator::try_fold(&mut terms, 0u64, u64::checked_add);
             total.ok_or_else(|| invalid(origin, what, "overflow", "a sum below 2^64"))
         };
@@ -92,7 +92,7 @@ enum Round {
     Down,
 }
 
-/// `numerator / denominator` with six decimals, in integer arithmetic. The denominator is not zero.
+/// `numerator / denominator` with six decimals, in integer arithmetic. The denominator must not be zero.
 fn ratio(numerator: u128, denominator: u64, round: Round) -> String {
     let denominator = u128::from(denominator);
     let scaled = numerator * 1_000_000;
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bits_per_weight_never_round_down_and_ratios_never_up() {
+    fn bits_per_weight_are_never_rounded_down_and_ratios_never_up() {
         assert_eq!(ratio(5_000_001, 1_000_000, Round::Up), "5.000001");
         assert_eq!(ratio(50_000_001, 10_000_000, Round::Up), "5.000001");
         assert_eq!(ratio(50_000_019, 10_000_000, Round::Down), "5.000001");

@@ -1,14 +1,14 @@
 //! Reading and writing the primitive fields of the binary files, with every bound checked.
 //!
-//! Owns: the cursor over untrusted bytes, name rules, alignment and its zero padding. It never
-//! allocates from a length that it has not compared with the bytes that are really there.
+//! Owns the cursor over untrusted bytes, the rules for names, and alignment with its zero padding. It never allocates by a
+//! length field before it has compared the length with the bytes that are available.
 
 use crate::error::{PackError, invalid};
 
-/// A cursor over bytes that are not trusted. All integers are little-endian.
+/// A cursor over untrusted bytes. All integers are little-endian.
 pub(crate) struct Cursor<'a> {
     bytes: &'a [u8],
-    at: usize,
+    position: usize,
     origin: &'a str,
 }
 
@@ -17,33 +17,33 @@ impl<'a> Cursor<'a> {
     pub(crate) fn new(bytes: &'a [u8], origin: &'a str) -> Self {
         Self {
             bytes,
-            at: 0,
+            position: 0,
             origin,
         }
     }
 
-    /// Position, bytes from the start.
-    pub(crate) fn at(&self) -> usize {
-        self.at
+    /// Position in bytes from the start.
+    pub(crate) fn position(&self) -> usize {
+        self.position
     }
 
     /// The next `count` bytes.
     ///
     /// # Errors
-    /// `Truncated` if fewer are left.
+    /// `Truncated` if fewer bytes are left.
     pub(crate) fn take(&mut self, count: u64, what: &str) -> Result<&'a [u8], PackError> {
-        let left = &self.bytes[self.at..];
-        if count > left.len() as u64 {
+        let rest = &self.bytes[self.position..];
+        if count > rest.len() as u64 {
             return Err(PackError::Truncated {
                 origin: self.origin.to_owned(),
                 what: what.to_owned(),
-                offset: self.at as u64,
+                offset: self.position as u64,
                 needed: count,
-                available: left.len() as u64,
+                available: rest.len() as u64,
             });
         }
-        self.at += count as usize;
-        Ok(&left[..count as usize])
+        self.position += count as usize;
+        Ok(&rest[..count as usize])
     }
 
     fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], PackError> {
@@ -68,7 +68,7 @@ impl<'a> Cursor<'a> {
         Ok(f32::from_le_bytes(self.array(what)?))
     }
 
-    /// A length byte and that many characters of the permitted set.
+    /// A checked name: a length byte and that many characters.
     pub(crate) fn name(&mut self, what: &str) -> Result<String, PackError> {
         let length = self.u8(what)?;
         let bytes = self.take(length.into(), what)?;
@@ -77,30 +77,30 @@ impl<'a> Cursor<'a> {
         Ok(name)
     }
 
-    /// Everything must have been read.
+    /// Checks that all bytes have been read.
     ///
     /// # Errors
     /// `Invalid` if bytes are left over.
     pub(crate) fn finish(self, what: &str) -> Result<(), PackError> {
-        if self.at != self.bytes.len() {
+        if self.position != self.bytes.len() {
             let found = format!("{} bytes", self.bytes.len());
             return Err(invalid(
                 self.origin,
                 what,
                 found,
-                format!("{} bytes", self.at),
+                format!("{} bytes", self.position),
             ));
         }
         Ok(())
     }
 }
 
-/// Bytes from `at` to the next multiple of `alignment`.
-pub(crate) fn padding_to(at: u64, alignment: usize) -> u64 {
-    at.next_multiple_of(alignment as u64) - at
+/// Number of bytes from `offset` to the next multiple of `alignment`.
+pub(crate) fn padding_to(offset: u64, alignment: usize) -> u64 {
+    offset.next_multiple_of(alignment as u64) - offset
 }
 
-/// Padding must be zero, so that no byte of a file is without meaning.
+/// Checks that padding is zero: a file holds no byte that a reader would ignore.
 pub(crate) fn check_zero(padding: &[u8], what: &str, origin: &str) -> Result<(), PackError> {
     match padding.iter().find(|byte| **byte != 0) {
         Some(byte) => Err(invalid(
@@ -113,17 +113,17 @@ pub(crate) fn check_zero(padding: &[u8], what: &str, origin: &str) -> Result<(),
     }
 }
 
-/// Names are 1 to 255 characters of `A-Z a-z 0-9 _ - .`.
+/// Checks that a name is 1 to 255 characters of `A-Z a-z 0-9 _ - .`.
 pub(crate) fn check_name(name: &str, what: &str, origin: &str) -> Result<(), PackError> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    if name.is_empty() || name.len() > 255 || !name.chars().all(plain) {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if name.is_empty() || name.len() > 255 || !name.chars().all(allowed) {
         let expected = "1 to 255 characters of A-Z a-z 0-9 _ - .";
         return Err(invalid(origin, what, format!("name {name:?}"), expected));
     }
     Ok(())
 }
 
-/// Writes a checked name: length byte, characters.
+/// Checks a name and appends it: a length byte and the characters.
 pub(crate) fn put_name(
     out: &mut Vec<u8>,
     name: &str,
@@ -136,7 +136,7 @@ pub(crate) fn put_name(
     Ok(())
 }
 
-/// Narrows a count for its field.
+/// Converts a count to the integer type of its field.
 ///
 /// # Errors
 /// `Invalid` if it exceeds `limit`.
@@ -148,7 +148,7 @@ pub(crate) fn narrow<T: TryFrom<u64>>(
 ) -> Result<T, PackError> {
     let found = value as u64;
     match T::try_from(found) {
-        Ok(narrow) if found <= limit => Ok(narrow),
+        Ok(value) if found <= limit => Ok(value),
         _ => Err(invalid(origin, what, found, format!("at most {limit}"))),
     }
 }

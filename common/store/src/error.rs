@@ -1,6 +1,7 @@
 //! Everything that can go wrong in the store, with path, found and expected.
 
 use camino::{Utf8Path, Utf8PathBuf};
+use uc_settings::SettingError;
 
 use crate::sha::Sha256Digest;
 
@@ -94,15 +95,8 @@ pub enum StoreError {
         holder: String,
     },
     /// A setting has a value outside its range or of another type.
-    #[error("setting `{key}`: found {found}, expected {expected}")]
-    Setting {
-        /// `section.key`.
-        key: String,
-        /// The value given.
-        found: String,
-        /// What is allowed.
-        expected: String,
-    },
+    #[error(transparent)]
+    Setting(#[from] SettingError),
     /// A plan names something that it does not define, or contradicts itself.
     #[error("{0}")]
     Plan(#[from] crate::plan::PlanProblem),

@@ -4,13 +4,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::exit::ExitCode;
+use crate::plan::Unit;
 
 /// A job request, one JSON line on a stage's standard input.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct JobRequest {
-    /// The layer, or null for a per-run stage.
-    pub layer: Option<u32>,
+    /// What the job works on.
+    #[serde(flatten)]
+    pub unit: Unit,
 }
 
 /// An event of a job.
@@ -18,8 +19,9 @@ pub struct JobRequest {
 pub struct Event {
     /// Stage name.
     pub stage: String,
-    /// Layer, for per-layer stages.
-    pub layer: Option<u32>,
+    /// What the job works on.
+    #[serde(flatten)]
+    pub unit: Unit,
     /// What happened.
     #[serde(flatten)]
     pub kind: EventKind,
@@ -117,7 +119,7 @@ mod tests {
         for kind in kinds {
             let event = Event {
                 stage: "quantize".into(),
-                layer: Some(3),
+                unit: Unit::Layer(3),
                 kind,
             };
             let line = serde_json::to_string(&event).expect("line");

@@ -1,6 +1,7 @@
 //! Exit codes: one per class of failure, the same for the driver and every stage.
 
 use serde::{Deserialize, Serialize};
+use uc_settings::SettingError;
 
 use crate::error::StoreError;
 
@@ -124,18 +125,21 @@ impl ExitCode {
         matches!(self, Self::Internal | Self::Io)
     }
 
-    /// The class of an error chain: the system's word first, then the store's; `None` when neither speaks.
+    /// The class of an error chain: that of an I/O error if it decides, or else that of a store or settings error. `None`
+    /// if there is neither.
     pub fn of_error(error: &anyhow::Error) -> Option<Self> {
         let by_system = error
             .chain()
             .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
             .find_map(Self::of_io);
-        by_system.or_else(|| {
-            error
-                .chain()
-                .find_map(|cause| cause.downcast_ref::<StoreError>())
-                .map(Self::of_store)
-        })
+        by_system.or_else(|| error.chain().find_map(Self::of_cause))
+    }
+
+    fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        if cause.is::<SettingError>() {
+            return Some(Self::BadPipeline);
+        }
+        cause.downcast_ref::<StoreError>().map(Self::of_store)
     }
 
     fn of_store(error: &StoreError) -> Self {
@@ -148,7 +152,7 @@ impl ExitCode {
             StoreError::Newer { .. } | StoreError::Changed { .. } => Self::BadInput,
             StoreError::MissingInput { .. } => Self::MissingInput,
             StoreError::Locked { .. } => Self::Locked,
-            StoreError::Setting { .. } | StoreError::Plan(_) => Self::BadPipeline,
+            StoreError::Setting(_) | StoreError::Plan(_) => Self::BadPipeline,
             StoreError::Unknown { .. } | StoreError::Layer { .. } => Self::Usage,
         }
     }
@@ -188,5 +192,17 @@ mod tests {
         assert_eq!(ExitCode::of_error(&error), Some(ExitCode::Io));
         assert!(ExitCode::Io.is_transient() && ExitCode::Io.is_vague());
         assert_eq!(ExitCode::of_error(&anyhow::anyhow!("other")), None);
+    }
+
+    #[test]
+    fn a_bad_setting_is_a_bad_pipeline_alone_and_inside_a_store_error() {
+        let set = || uc_settings::Settings::default().set("quantize.bpw", "9");
+        let error = set().expect_err("out of range");
+        let text = error.to_string();
+        let in_store = StoreError::from(error.clone());
+        assert_eq!(in_store.to_string(), text);
+        for error in [anyhow::Error::from(error), anyhow::Error::from(in_store)] {
+            assert_eq!(ExitCode::of_error(&error), Some(ExitCode::BadPipeline));
+        }
     }
 }

@@ -168,7 +168,7 @@ pub fn state_of(
     let stage = plan.stage(&job.stage).expect("job_key checked it");
     let mut reasons = Vec::new();
     let mut retired = false;
-    for id in plan.outputs(stage, job.layer) {
+    for id in plan.outputs(stage, job.unit) {
         let Some(record) = receipt.output(&id) else {
             reasons.push(Reason::MissingOutput(id));
             continue;
@@ -201,7 +201,7 @@ pub fn demand_retired(plan: &Plan, run: &RunDir, work: &mut PendingWork) -> Resu
     let mut stale: Vec<JobId> = work.to_run(plan);
     while let Some(job) = stale.pop() {
         let stage = plan.stage(&job.stage).expect("from the plan");
-        for artifact in plan.inputs(stage, job.layer) {
+        for artifact in plan.inputs(stage, job.unit) {
             if plan.external(&artifact).is_some() || run.artifact_path(plan, &artifact)?.exists() {
                 continue;
             }
@@ -265,7 +265,7 @@ pub fn topological(plan: &Plan, jobs: &[JobId]) -> Vec<JobId> {
 fn producers(plan: &Plan, job: &JobId) -> Vec<JobId> {
     let stage = plan.stage(&job.stage).expect("from the plan");
     let mut all: Vec<JobId> = plan
-        .inputs(stage, job.layer)
+        .inputs(stage, job.unit)
         .iter()
         .filter(|id| plan.external(id).is_none())
         .filter_map(|id| plan.producer(id))

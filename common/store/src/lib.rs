@@ -8,7 +8,7 @@
 //! | [`atomic`] | the creation of files |
 //! | [`sha`], [`framed`], [`tensors`], [`stream`] | digests, typed binary files, tensor files, their batches |
 //! | [`spill`] | bytes that wait on disk |
-//! | [`settings`], [`plan`], [`run`], [`source`] | what a run is, and where |
+//! | [`plan`], [`run`], [`source`] | what a run is, and where |
 //! | [`receipt`], [`freshness`] | what is done, what is stale and why |
 //! | [`events`], [`stage`] | the protocol between driver and stage, and the stage's side of it |
 //! | [`exit`], [`error`], [`logging`], [`resources`] | outcomes, errors, logs, the machine |
@@ -24,9 +24,7 @@ pub mod plan;
 pub mod receipt;
 pub mod resources;
 pub mod run;
-pub mod settings;
 pub mod sha;
-pub mod size;
 pub mod source;
 pub mod spill;
 pub mod stage;

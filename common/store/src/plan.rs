@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use external::{External, ExternalFile, HubSource, ModelSource, SOURCE, ShardContent, Weights};
 pub use problem::PlanProblem;
 
-use crate::settings::Settings;
+use uc_settings::Settings;
 
 mod external;
 mod problem;
@@ -137,13 +137,94 @@ pub struct ArtifactId {
     pub layer: Option<u32>,
 }
 
-/// One unit of work.
+/// What one job of a stage works on; the counterpart of [`Per`].
+///
+/// Serialized as two fields, `layer` and `shard`, of which at most one is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "UnitFields", try_from = "UnitFields")]
+pub enum Unit {
+    /// The whole run.
+    Run,
+    /// A layer.
+    Layer(u32),
+    /// A shard of the source: the position of its file in the external input `source`.
+    Shard(u32),
+}
+
+/// The serialized form of [`Unit`].
+#[derive(Serialize, Deserialize)]
+struct UnitFields {
+    layer: Option<u32>,
+    shard: Option<u32>,
+}
+
+/// A job: one stage on one unit.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId {
     /// Stage name.
     pub stage: String,
-    /// Layer, for stages that have one job per layer.
-    pub layer: Option<u32>,
+    /// What the job works on.
+    pub unit: Unit,
+}
+
+impl From<Unit> for UnitFields {
+    fn from(unit: Unit) -> Self {
+        Self {
+            layer: unit.layer(),
+            shard: unit.shard(),
+        }
+    }
+}
+
+impl TryFrom<UnitFields> for Unit {
+    type Error = String;
+
+    fn try_from(fields: UnitFields) -> Result<Self, String> {
+        match (fields.layer, fields.shard) {
+            (None, None) => Ok(Unit::Run),
+            (Some(layer), None) => Ok(Unit::Layer(layer)),
+            (None, Some(shard)) => Ok(Unit::Shard(shard)),
+            (Some(layer), Some(shard)) => Err(format!(
+                "found layer {layer} and shard {shard}, expected one of them"
+            )),
+        }
+    }
+}
+
+impl Unit {
+    /// The layer, if the unit is one.
+    pub fn layer(self) -> Option<u32> {
+        match self {
+            Unit::Layer(layer) => Some(layer),
+            Unit::Run | Unit::Shard(_) => None,
+        }
+    }
+
+    /// The shard, if the unit is one.
+    pub fn shard(self) -> Option<u32> {
+        match self {
+            Unit::Shard(shard) => Some(shard),
+            Unit::Run | Unit::Layer(_) => None,
+        }
+    }
+
+    /// The name of files and folders that belong to the unit: `run`, or the number in three digits.
+    pub fn file_name(self) -> String {
+        match self {
+            Unit::Run => "run".into(),
+            Unit::Layer(number) | Unit::Shard(number) => format!("{number:03}"),
+        }
+    }
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unit::Run => f.write_str("the run"),
+            Unit::Layer(layer) => write!(f, "layer {layer}"),
+            Unit::Shard(shard) => write!(f, "shard {shard}"),
+        }
+    }
 }
 
 impl fmt::Display for ArtifactRef {
@@ -220,21 +301,30 @@ impl fmt::Display for ArtifactId {
 
 impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.layer {
-            None => f.write_str(&self.stage),
-            Some(layer) => write!(f, "{} of layer {layer}", self.stage),
+        match self.unit {
+            Unit::Run => f.write_str(&self.stage),
+            unit => write!(f, "{} of {unit}", self.stage),
         }
     }
 }
 
 impl StagePlan {
-    /// The layers of the stage's jobs.
-    pub fn layers(&self, layers: u32) -> Vec<Option<u32>> {
+    /// The units of the stage's planned jobs, in a model of `layers` layers.
+    pub fn units(&self, layers: u32) -> Vec<Unit> {
         match self.per {
-            Per::Run => vec![None],
-            Per::Layer => (0..layers).map(Some).collect(),
-            // They come by need, not by plan.
+            Per::Run => vec![Unit::Run],
+            Per::Layer => (0..layers).map(Unit::Layer).collect(),
+            // Shards are fetched on demand, not by plan.
             Per::Shard => Vec::new(),
+        }
+    }
+
+    /// The unit that a number on the command line names: a shard of a per-shard stage, otherwise a layer.
+    pub fn unit(&self, number: Option<u32>) -> Unit {
+        match (self.per, number) {
+            (_, None) => Unit::Run,
+            (Per::Shard, Some(shard)) => Unit::Shard(shard),
+            (Per::Layer | Per::Run, Some(layer)) => Unit::Layer(layer),
         }
     }
 }
@@ -270,11 +360,11 @@ impl Plan {
             .iter()
             .flat_map(|stage| {
                 stage
-                    .layers(self.model.layers)
+                    .units(self.model.layers)
                     .into_iter()
-                    .map(|layer| JobId {
+                    .map(|unit| JobId {
                         stage: stage.name.clone(),
-                        layer,
+                        unit,
                     })
             })
             .collect()
@@ -288,7 +378,7 @@ impl Plan {
         }
     }
 
-    fn resolve(&self, reference: &ArtifactRef, layer: Option<u32>) -> Vec<ArtifactId> {
+    fn resolve(&self, reference: &ArtifactRef, unit: Unit) -> Vec<ArtifactId> {
         let name = &reference.name;
         if !self.is_per_layer(name) {
             return vec![ArtifactId {
@@ -296,7 +386,7 @@ impl Plan {
                 layer: None,
             }];
         }
-        match (reference.which, layer) {
+        match (reference.which, unit.layer()) {
             (Which::Same, Some(layer)) => vec![ArtifactId::at(name, layer)],
             (Which::Next, Some(layer)) => vec![ArtifactId::at(name, layer + 1)],
             (Which::Same | Which::Next, None) => (0..self.model.layers)
@@ -308,20 +398,20 @@ impl Plan {
     }
 
     /// What a job reads, externals included.
-    pub fn inputs(&self, stage: &StagePlan, layer: Option<u32>) -> Vec<ArtifactId> {
+    pub fn inputs(&self, stage: &StagePlan, unit: Unit) -> Vec<ArtifactId> {
         stage
             .reads
             .iter()
-            .flat_map(|reference| self.resolve(reference, layer))
+            .flat_map(|reference| self.resolve(reference, unit))
             .collect()
     }
 
     /// What a job writes.
-    pub fn outputs(&self, stage: &StagePlan, layer: Option<u32>) -> Vec<ArtifactId> {
+    pub fn outputs(&self, stage: &StagePlan, unit: Unit) -> Vec<ArtifactId> {
         stage
             .writes
             .iter()
-            .flat_map(|reference| self.resolve(reference, layer))
+            .flat_map(|reference| self.resolve(reference, unit))
             .collect()
     }
 
@@ -338,17 +428,19 @@ impl Plan {
                 .iter()
                 .filter(|reference| reference.name == id.name)
                 .find_map(|reference| {
-                    let layer = match (stage.per, reference.which, id.layer) {
-                        (Per::Run, ..) => None,
-                        (Per::Layer, Which::Same, Some(layer)) => Some(layer),
-                        (Per::Layer, Which::Next, Some(layer)) => Some(layer.checked_sub(1)?),
+                    let unit = match (stage.per, reference.which, id.layer) {
+                        (Per::Run, ..) => Unit::Run,
+                        (Per::Layer, Which::Same, Some(layer)) => Unit::Layer(layer),
+                        (Per::Layer, Which::Next, Some(layer)) => {
+                            Unit::Layer(layer.checked_sub(1)?)
+                        }
                         _ => return None,
                     };
-                    let in_range = layer.is_none_or(|layer| layer < self.model.layers);
-                    let makes = in_range && self.outputs(stage, layer).contains(id);
+                    let in_range = unit.layer().is_none_or(|layer| layer < self.model.layers);
+                    let makes = in_range && self.outputs(stage, unit).contains(id);
                     makes.then(|| JobId {
                         stage: stage.name.clone(),
-                        layer,
+                        unit,
                     })
                 })
         })
@@ -369,11 +461,11 @@ impl Plan {
             {
                 continue;
             }
-            for layer in stage.layers(self.model.layers) {
-                if self.inputs(stage, layer).contains(id) {
+            for unit in stage.units(self.model.layers) {
+                if self.inputs(stage, unit).contains(id) {
                     jobs.push(JobId {
                         stage: stage.name.clone(),
-                        layer,
+                        unit,
                     });
                 }
             }
@@ -475,7 +567,7 @@ impl Plan {
         let mut producers: BTreeMap<ArtifactId, JobId> = BTreeMap::new();
         for job in self.jobs() {
             let stage = self.stage(&job.stage).expect("from the list");
-            for artifact in self.outputs(stage, job.layer) {
+            for artifact in self.outputs(stage, job.unit) {
                 if let Some(first) = producers.insert(artifact.clone(), job.clone()) {
                     return Err(PlanProblem::TwoProducers {
                         artifact,
@@ -487,7 +579,7 @@ impl Plan {
         }
         for job in self.jobs() {
             let stage = self.stage(&job.stage).expect("from the list");
-            for artifact in self.inputs(stage, job.layer) {
+            for artifact in self.inputs(stage, job.unit) {
                 if self.external(&artifact).is_none() && !producers.contains_key(&artifact) {
                     return Err(PlanProblem::NoProducer {
                         stage: job.to_string(),
@@ -504,7 +596,7 @@ impl Plan {
         let mut waiting: BTreeMap<JobId, BTreeSet<JobId>> = BTreeMap::new();
         for job in self.jobs() {
             let stage = self.stage(&job.stage).expect("from the list");
-            let on = self.inputs(stage, job.layer);
+            let on = self.inputs(stage, job.unit);
             let on = on
                 .iter()
                 .filter(|id| self.external(id).is_none())

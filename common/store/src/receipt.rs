@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::StoreError;
 use crate::framed::Frame;
-use crate::plan::{ArtifactId, JobId, Plan};
+use crate::plan::{ArtifactId, JobId, Plan, Unit};
 use crate::run::RunDir;
 use crate::sha::Sha256Digest;
 
 /// The receipt's file format.
 const FRAME: Frame = Frame {
     magic: *b"UCRECPT\0",
-    version: 2,
+    version: 3,
     what: "receipt",
     max_body: 64 << 20,
     zstd_level: None, // a few hundred bytes, mostly hashes
@@ -30,8 +30,8 @@ pub type Key = BTreeMap<String, String>;
 pub struct Receipt {
     /// Stage name.
     pub stage: String,
-    /// Layer, for per-layer stages.
-    pub layer: Option<u32>,
+    /// What the job worked on.
+    pub unit: Unit,
     /// What determined the outputs.
     pub key: Key,
     /// The outputs.
@@ -54,7 +54,7 @@ impl Receipt {
     pub fn write(&self, run: &RunDir) -> Result<(), StoreError> {
         let job = JobId {
             stage: self.stage.clone(),
-            layer: self.layer,
+            unit: self.unit,
         };
         let path = run.receipt_path(&job);
         crate::atomic::write_bytes(&path, &FRAME.encode(self, &path)?)?;
@@ -70,10 +70,10 @@ impl Receipt {
             Err(error) => return Err(StoreError::io("read", &path)(error)),
         };
         let receipt: Self = FRAME.decode(&bytes, &path)?;
-        if (&receipt.stage, receipt.layer) != (&job.stage, job.layer) {
+        if (&receipt.stage, receipt.unit) != (&job.stage, job.unit) {
             let found = JobId {
                 stage: receipt.stage,
-                layer: receipt.layer,
+                unit: receipt.unit,
             };
             return Err(StoreError::malformed(
                 &path,
@@ -118,7 +118,7 @@ pub fn job_key(
             key.insert(format!("setting.{section}.{field}"), value);
         }
     }
-    for id in plan.inputs(stage, job.layer) {
+    for id in plan.inputs(stage, job.unit) {
         let digest = match plan.external(&id) {
             Some(external) => external.digest,
             None => match hash_of(&id) {
@@ -137,10 +137,10 @@ mod tests {
     use crate::plan::tests_support::{folder, small_plan};
     use crate::sha::hash_bytes;
 
-    fn job(stage: &str, layer: Option<u32>) -> JobId {
+    fn job(stage: &str, unit: Unit) -> JobId {
         JobId {
             stage: stage.into(),
-            layer,
+            unit,
         }
     }
 
@@ -150,7 +150,7 @@ mod tests {
         let run = RunDir::create(&folder, &small_plan()).expect("run");
         let receipt = Receipt {
             stage: "load".into(),
-            layer: Some(1),
+            unit: Unit::Layer(1),
             key: Key::from([("a".into(), "1".into())]),
             outputs: vec![OutputRecord {
                 artifact: ArtifactId::at("weights", 1),
@@ -159,10 +159,10 @@ mod tests {
             }],
         };
         receipt.write(&run).expect("written");
-        let load = job("load", Some(1));
+        let load = job("load", Unit::Layer(1));
         assert_eq!(Receipt::read(&run, &load).expect("read"), Some(receipt));
         assert_eq!(
-            Receipt::read(&run, &job("load", Some(0))).expect("none"),
+            Receipt::read(&run, &job("load", Unit::Layer(0))).expect("none"),
             None
         );
         let path = run.receipt_path(&load);
@@ -182,15 +182,15 @@ mod tests {
         let run = RunDir::create(&folder, &small_plan()).expect("run");
         let receipt = Receipt {
             stage: "load".into(),
-            layer: Some(0),
+            unit: Unit::Layer(0),
             key: Key::new(),
             outputs: Vec::new(),
         };
         receipt.write(&run).expect("written");
-        let bytes = std::fs::read(run.receipt_path(&job("load", Some(0)))).expect("bytes");
-        crate::atomic::write_bytes(&run.receipt_path(&job("load", Some(1))), &bytes)
+        let bytes = std::fs::read(run.receipt_path(&job("load", Unit::Layer(0)))).expect("bytes");
+        crate::atomic::write_bytes(&run.receipt_path(&job("load", Unit::Layer(1))), &bytes)
             .expect("written");
-        let error = Receipt::read(&run, &job("load", Some(1)))
+        let error = Receipt::read(&run, &job("load", Unit::Layer(1)))
             .expect_err("other job")
             .to_string();
         assert!(error.contains("load of layer 0"), "{error}");
@@ -200,16 +200,16 @@ mod tests {
     fn keys_name_version_settings_and_inputs() {
         let plan = small_plan();
         let digest = hash_bytes(b"x");
-        let key = job_key(&plan, &job("quantize", Some(1)), |_| Some(digest))
+        let key = job_key(&plan, &job("quantize", Unit::Layer(1)), |_| Some(digest))
             .expect("known")
             .expect("all inputs");
         assert_eq!(key["setting.quantize.bpw"], "5.0");
         assert_eq!(key["input.weights@001"], digest.to_string());
         assert_eq!(key["stage.version"], "1");
-        let waits = job_key(&plan, &job("quantize", Some(1)), |_| None).expect("known");
+        let waits = job_key(&plan, &job("quantize", Unit::Layer(1)), |_| None).expect("known");
         assert_eq!(waits, Err(ArtifactId::at("weights", 1)));
         assert!(matches!(
-            job_key(&plan, &job("x", None), |_| None),
+            job_key(&plan, &job("x", Unit::Run), |_| None),
             Err(StoreError::Unknown { .. })
         ));
     }

@@ -115,7 +115,7 @@ impl RunDir {
         self.root
             .join("receipts")
             .join(&job.stage)
-            .join(format!("{}.receipt", layer_name(job.layer)))
+            .join(format!("{}.receipt", job.unit.file_name()))
     }
 
     /// The metrics that a job reported, beside its receipt.
@@ -138,7 +138,7 @@ impl RunDir {
         self.root
             .join("scratch")
             .join(&job.stage)
-            .join(layer_name(job.layer))
+            .join(job.unit.file_name())
     }
 
     /// The file of an artifact instance.
@@ -184,10 +184,6 @@ impl RunDir {
     pub fn stage_lock(&self, stage: &str) -> Result<Lock, StoreError> {
         take(&self.root.join("locks").join(format!("{stage}.lock")))
     }
-}
-
-fn layer_name(layer: Option<u32>) -> String {
-    layer.map_or_else(|| "run".into(), |layer| format!("{layer:03}"))
 }
 
 /// The process that started this one.
@@ -281,7 +277,7 @@ mod tests {
         let (run, found) = RunDir::open(&folder).expect("opened");
         assert_eq!(found, plan);
         let text = std::fs::read_to_string(run.plan_path()).expect("text");
-        let newer = text.replace("\"version\": 1,\n  \"tool", "\"version\": 9,\n  \"tool");
+        let newer = text.replace("\"version\": 2,\n  \"tool", "\"version\": 9,\n  \"tool");
         assert_ne!(text, newer);
         atomic::write_bytes(&run.plan_path(), newer.as_bytes()).expect("written");
         let error = RunDir::open(&folder).expect_err("newer").to_string();

@@ -1,11 +1,11 @@
-//! Makes a model folder with random weights for a config.json, to try the pipeline on any architecture.
+//! Creates a model folder with random weights for a config.json, to try the pipeline on any architecture.
 //!
 //! ```text
 //! cargo run --release -p uc-examples --bin random-model -- --config examples/small-configs/mixtral.json --out DIR
 //! ```
-//! The tokenizer is that of the embedded tiny model, so the configuration's `vocab_size` must be at least 1024. Nothing
-//! is trained: what such a model says of a text is noise, but every tensor of the architecture is there, named and laid
-//! out as in its real checkpoints.
+//! The tokenizer is that of the embedded tiny model, so the configuration's `vocab_size` must be at least 1024. Nothing is
+//! trained, so predictions are noise, but every tensor of the architecture is there, with the name and layout of its
+//! published checkpoints.
 
 use std::path::Path;
 
@@ -19,30 +19,30 @@ use uc_store::atomic;
 use uc_store::tensors::{TensorDecl, TensorDtype, TensorFileWriter};
 
 #[derive(Parser)]
-#[command(about = "Makes a model folder with random weights")]
+#[command(about = "Creates a model folder with random weights")]
 struct Cli {
-    /// The configuration
+    /// The config.json of the model
     #[arg(long)]
     config: Utf8PathBuf,
-    /// Folder of the model
+    /// Output folder
     #[arg(long)]
     out: Utf8PathBuf,
-    /// Seed of the weights
+    /// Seed of the random weights
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// Shards; tensors are dealt out one by one, so that every layer lies in several
+    /// Number of shards; tensors are distributed round-robin, so that every layer spans several shards
     #[arg(long, default_value_t = 1)]
     shards: usize,
-    /// Shards hold tensors that follow one another, by about as many bytes, as published models have them
+    /// Fill shards of about equal size with consecutive layers, as in published models
     #[arg(long)]
     in_order: bool,
-    /// Type of the weights; the values are the same
+    /// Type of the stored weights; values are those of bf16 in either case
     #[arg(long, value_enum, default_value = "bf16")]
-    dtype: Type,
+    dtype: WeightDtype,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Type {
+enum WeightDtype {
     Bf16,
     F32,
 }
@@ -68,15 +68,15 @@ fn main() -> anyhow::Result<()> {
         1 => "model.safetensors".to_owned(),
         count => format!("model-{:05}-of-{count:05}.safetensors", shard + 1),
     };
-    let shard_of = dealt(&values, cli.shards, cli.in_order);
+    let shard_of = assign_shards(&values, cli.shards, cli.in_order);
     let mut map = serde_json::Map::new();
     for shard in 0..cli.shards {
-        let own = values.iter().zip(&shard_of);
-        let own = own
-            .filter(|(_, of)| **of == shard)
+        let tensors = values.iter().zip(&shard_of);
+        let tensors = tensors
+            .filter(|(_, assigned)| **assigned == shard)
             .map(|(tensor, _)| tensor);
-        write_shard(&cli.out.join(file_name(shard)), own.clone(), cli.dtype)?;
-        map.extend(own.map(|(name, ..)| (name.clone(), file_name(shard).into())));
+        write_shard(&cli.out.join(file_name(shard)), tensors.clone(), cli.dtype)?;
+        map.extend(tensors.map(|(name, ..)| (name.clone(), file_name(shard).into())));
     }
     if cli.shards > 1 {
         let index = serde_json::json!({"metadata": {}, "weight_map": map});
@@ -85,41 +85,46 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The shard of every tensor: one after another, or by the layer and the bytes before it.
-fn dealt(values: &[(String, Vec<usize>, Vec<f32>)], shards: usize, in_order: bool) -> Vec<usize> {
+/// The shard of every tensor: round-robin, or with `in_order` by layer, in shards of about equal size.
+fn assign_shards(
+    values: &[(String, Vec<usize>, Vec<f32>)],
+    shards: usize,
+    in_order: bool,
+) -> Vec<usize> {
     if !in_order {
-        return (0..values.len()).map(|place| place % shards).collect();
+        return (0..values.len()).map(|index| index % shards).collect();
     }
     let layer = |name: &str| -> Option<u32> { name.split('.').find_map(|part| part.parse().ok()) };
     let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_by_key(|place| layer(&values[*place].0));
+    order.sort_by_key(|index| layer(&values[*index].0));
     let total: usize = values.iter().map(|(.., values)| values.len()).sum();
     let (mut before, mut shard_of) = (0, vec![0; values.len()]);
-    for place in order {
-        shard_of[place] = before * shards / total.max(1);
-        before += values[place].2.len();
+    for index in order {
+        shard_of[index] = before * shards / total.max(1);
+        before += values[index].2.len();
     }
     shard_of
 }
 
-/// Writes one file of weights, rounded to bfloat16.
+/// Writes a file of weights, rounded to bfloat16 and stored as `dtype`.
 fn write_shard<'a>(
     path: &Utf8Path,
     tensors: impl Iterator<Item = &'a (String, Vec<usize>, Vec<f32>)> + Clone,
-    dtype: Type,
+    dtype: WeightDtype,
 ) -> anyhow::Result<()> {
-    let of_file = match dtype {
-        Type::Bf16 => TensorDtype::BF16,
-        Type::F32 => TensorDtype::F32,
+    let file_dtype = match dtype {
+        WeightDtype::Bf16 => TensorDtype::BF16,
+        WeightDtype::F32 => TensorDtype::F32,
     };
-    let decl = |(name, shape, _): &(String, Vec<usize>, _)| TensorDecl::new(name, of_file, shape);
+    let decl =
+        |(name, shape, _): &(String, Vec<usize>, _)| TensorDecl::new(name, file_dtype, shape);
     let decls: Vec<_> = tensors.clone().map(decl).collect();
     let mut file = TensorFileWriter::create(path, &decls)?;
     for (_, _, values) in tensors {
         let rounded = values.iter().map(|&x| half::bf16::from_f32(x));
         let bytes: Vec<u8> = match dtype {
-            Type::Bf16 => rounded.flat_map(|x| x.to_le_bytes()).collect(),
-            Type::F32 => rounded.flat_map(|x| x.to_f32().to_le_bytes()).collect(),
+            WeightDtype::Bf16 => rounded.flat_map(|x| x.to_le_bytes()).collect(),
+            WeightDtype::F32 => rounded.flat_map(|x| x.to_f32().to_le_bytes()).collect(),
         };
         file.append(&bytes)?;
     }

@@ -1,12 +1,12 @@
-//! Trains the tiny models of the examples: text, tokenizer, weights, all from one seed.
+//! Trains the tiny models of the examples: text, tokenizer and weights, all from fixed seeds.
 //!
 //! ```text
 //! cargo run --release -p uc-examples --bin train-tiny -- --out examples/tiny-stories
 //! cargo run --release -p uc-examples --bin train-tiny -- --family qwen3_moe --out examples/tiny-experts
 //! cargo run --release -p uc-examples --bin train-tiny -- --family mamba --out examples/tiny-mamba
 //! ```
-//! The forward pass is the product's own (`uc_model::forward`) on burn's autodiff backend; this file adds the loss, AdamW
-//! (Loshchilov and Hutter 2019) and the writing of a Hugging Face folder.
+//! The forward pass is the product's own (`uc_model::forward`) on burn's autodiff backend. This file adds the loss, AdamW
+//! (Loshchilov and Hutter 2019), and writes a Hugging Face folder.
 
 use std::collections::BTreeMap;
 
@@ -34,13 +34,13 @@ const CONTEXT: usize = 256;
 const HIDDEN: usize = 128;
 const LAYERS: usize = 4;
 const FFN: usize = 384;
-/// Seeds of the three texts; evaluation is text that training never saw.
+/// Seeds of the three texts; the evaluation text is held out from training.
 const TRAINING_SEED: u64 = 1;
 const CALIBRATION_SEED: u64 = 2;
 const EVALUATION_SEED: u64 = 3;
 const TEXT_BYTES: usize = 200_000;
 
-/// The architectures that are trained here: one dense, one with experts, one with states.
+/// The architectures that are trained here: a dense transformer, a mixture of experts, a state space model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Family {
     Llama,
@@ -55,19 +55,19 @@ struct Cli {
     /// Architecture
     #[arg(long, value_enum, default_value = "llama")]
     family: Family,
-    /// Folder of the model
+    /// Output folder
     #[arg(long)]
     out: Utf8PathBuf,
     /// Optimizer steps
     #[arg(long, default_value_t = 800)]
     steps: usize,
-    /// Windows of 256 tokens in a step
+    /// Windows of 256 tokens per step
     #[arg(long, default_value_t = 10)]
     batch: usize,
-    /// Largest learning rate
+    /// Peak learning rate
     #[arg(long, default_value_t = 4e-3)]
     rate: f64,
-    /// Seed of initial weights and of the order of windows
+    /// Seed of the initial weights and of the choice of windows
     #[arg(long, default_value_t = 42)]
     seed: u64,
 }
@@ -79,7 +79,7 @@ fn main() -> anyhow::Result<()> {
     if cli.family == Family::Llama {
         write_texts(&cli.out, &evaluation)?;
     }
-    write_description(cli.family, &cli.out, &training)?;
+    write_config_and_tokenizer(cli.family, &cli.out, &training)?;
     let config = ModelConfig::load(cli.out.as_std_path())?;
     let tokenizer = Tokenizer::load(cli.out.as_std_path())?;
     let ids = tokenizer.encode(&training)?;
@@ -95,9 +95,9 @@ fn main() -> anyhow::Result<()> {
     model.round_to_bf16();
     model.write(&cli.out)?;
     let unigram = unigram_perplexity(&ids, &held_out);
-    let found = model.perplexity(&config, &held_out)?;
-    println!("held-out perplexity {found:.3}, unigram {unigram:.1}");
-    write_readme(&cli, &config, &model, found, unigram)
+    let perplexity = model.perplexity(&config, &held_out)?;
+    println!("held-out perplexity {perplexity:.3}, unigram {unigram:.1}");
+    write_readme(&cli, &config, &model, perplexity, unigram)
 }
 
 fn write_texts(out: &Utf8Path, evaluation: &str) -> anyhow::Result<()> {
@@ -107,12 +107,16 @@ fn write_texts(out: &Utf8Path, evaluation: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// config.json, tokenizer.json and tokenizer_config.json.
-fn write_description(family: Family, out: &Utf8Path, training: &str) -> anyhow::Result<()> {
-    let config = description(family);
+/// Writes config.json, tokenizer.json and tokenizer_config.json.
+fn write_config_and_tokenizer(
+    family: Family,
+    out: &Utf8Path,
+    training: &str,
+) -> anyhow::Result<()> {
+    let config = tiny_config(family);
     atomic::write_json(&out.join("config.json"), &config)?;
 
-    let bytes = || ByteLevel::default().add_prefix_space(false);
+    let byte_level = || ByteLevel::default().add_prefix_space(false);
     let mut tokenizer = TokenizerBuilder::<
         BPE,
         NormalizerWrapper,
@@ -121,8 +125,8 @@ fn write_description(family: Family, out: &Utf8Path, training: &str) -> anyhow::
         DecoderWrapper,
     >::new()
     .with_model(BPE::default())
-    .with_pre_tokenizer(Some(PreTokenizerWrapper::ByteLevel(bytes())))
-    .with_decoder(Some(DecoderWrapper::ByteLevel(bytes())))
+    .with_pre_tokenizer(Some(PreTokenizerWrapper::ByteLevel(byte_level())))
+    .with_decoder(Some(DecoderWrapper::ByteLevel(byte_level())))
     .build()
     .map_err(|error| anyhow!("tokenizer: {error}"))?;
     let mut trainer = BpeTrainerBuilder::new()
@@ -138,17 +142,17 @@ fn write_description(family: Family, out: &Utf8Path, training: &str) -> anyhow::
         .to_string(true)
         .map_err(|error| anyhow!("tokenizer: {error}"))?;
     atomic::write_bytes(&out.join("tokenizer.json"), text.as_bytes())?;
-    let described = serde_json::json!({
+    let tokenizer_config = serde_json::json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": CONTEXT,
     });
-    atomic::write_json(&out.join("tokenizer_config.json"), &described)?;
+    atomic::write_json(&out.join("tokenizer_config.json"), &tokenizer_config)?;
     Ok(())
 }
 
 /// The config.json of a family's tiny model.
-fn description(family: Family) -> serde_json::Value {
-    let attention = serde_json::json!({
+fn tiny_config(family: Family) -> serde_json::Value {
+    let dense = serde_json::json!({
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": HIDDEN,
@@ -164,8 +168,8 @@ fn description(family: Family) -> serde_json::Value {
         "tie_word_embeddings": true,
         "torch_dtype": "bfloat16",
     });
-    let changed = match family {
-        Family::Llama => return attention,
+    let changes = match family {
+        Family::Llama => return dense,
         Family::Mamba => {
             return serde_json::json!({
                 "architectures": ["MambaForCausalLM"],
@@ -196,14 +200,14 @@ fn description(family: Family) -> serde_json::Value {
             "decoder_sparse_step": 1,
         }),
     };
-    let mut all = attention;
-    if let (Some(all), Some(changed)) = (all.as_object_mut(), changed.as_object()) {
-        all.extend(changed.clone());
+    let mut config = dense;
+    if let (Some(config), Some(changes)) = (config.as_object_mut(), changes.as_object()) {
+        config.extend(changes.clone());
     }
-    all
+    config
 }
 
-/// Perplexity of the training text's token frequencies on other text, each count raised by one.
+/// Perplexity on held-out text of the unigram distribution of the training text, with add-one smoothing.
 fn unigram_perplexity(training: &[u32], held_out: &[u32]) -> f64 {
     let mut counts = vec![1.0f64; VOCAB];
     training.iter().for_each(|&id| counts[id as usize] += 1.0);
@@ -215,18 +219,18 @@ fn unigram_perplexity(training: &[u32], held_out: &[u32]) -> f64 {
     (sum / held_out.len() as f64).exp()
 }
 
-/// One tensor of the model: name in the file, shape, flat values and the moments of AdamW.
+/// A tensor of the model: its name in the file, shape, flat values, and the moments of AdamW.
 struct Parameter {
     name: String,
     shape: Vec<usize>,
     value: Tensor<Cpu, 1>,
-    first: Tensor<Cpu, 1>,
-    second: Tensor<Cpu, 1>,
+    first_moment: Tensor<Cpu, 1>,
+    second_moment: Tensor<Cpu, 1>,
 }
 
 struct Parameters(Vec<Parameter>);
 
-/// The leaves of a graph as the weights of a model, or of the layer whose names begin with a prefix.
+/// The leaves of a graph as the weights of a model, or of the layer whose tensor names begin with `prefix`.
 struct Leaves<'a> {
     index: &'a BTreeMap<String, usize>,
     leaves: &'a [Tensor<Train, 1>],
@@ -249,7 +253,7 @@ impl Weights<Train> for Leaves<'_> {
 }
 
 impl Parameters {
-    /// Normal weights scaled by the fan-in, norms at one.
+    /// Initial values, drawn from `seed`; see [`initial`].
     fn new(config: &ModelConfig, seed: u64) -> Self {
         let mut random = Random::new(seed);
         let mut specs = config.non_layer_plan();
@@ -269,14 +273,14 @@ impl Parameters {
                 name: spec.name,
                 shape: spec.shape,
                 value,
-                first: zeros.clone(),
-                second: zeros,
+                first_moment: zeros.clone(),
+                second_moment: zeros,
             }
         };
         Self(specs.into_iter().map(parameter).collect())
     }
 
-    /// The parameters as leaves of a new graph.
+    /// The parameters as the leaves of a new graph.
     fn leaves(&self) -> Vec<Tensor<Train, 1>> {
         self.0
             .iter()
@@ -284,8 +288,7 @@ impl Parameters {
             .collect()
     }
 
-    /// Mean negative log-likelihood of every token but the first of each window, nats, by the model over the
-    /// given leaves.
+    /// Mean negative log-likelihood, in nats, of all tokens but the first of each window, with `leaves` as the parameters.
     fn loss(
         &self,
         config: &ModelConfig,
@@ -299,16 +302,16 @@ impl Parameters {
             leaves,
             prefix,
         };
-        let ends = weights("");
-        let embedding = Embedding::new(config, &ends)?;
+        let non_layer = weights("");
+        let embedding = Embedding::new(config, &non_layer)?;
         let inputs: Vec<&[u32]> = windows.iter().map(|w| &w[..w.len() - 1]).collect();
         let mut hidden = embedding.lookup(&inputs)?;
         for spec in &config.layers {
-            let own = weights(&spec.prefix);
-            let layer = Layer::new(spec, inputs[0].len(), &own, &Default::default())?;
+            let layer_weights = weights(&spec.prefix);
+            let layer = Layer::new(spec, inputs[0].len(), &layer_weights, &Default::default())?;
             hidden = layer.forward(hidden, &mut NoTap)?;
         }
-        let head = Head::tied(config, &embedding, &ends)?;
+        let head = Head::tied(config, &embedding, &non_layer)?;
         let [count, length, width] = hidden.dims();
         let targets: Vec<i32> = windows
             .iter()
@@ -323,7 +326,7 @@ impl Parameters {
             .neg())
     }
 
-    /// Values as the file will hold them.
+    /// Rounds the values to those that the file will hold.
     fn round_to_bf16(&mut self) {
         for parameter in &mut self.0 {
             let values: Vec<f32> = values(&parameter.value)
@@ -396,7 +399,7 @@ fn train(
         cli.batch * CONTEXT
     );
     let start = std::time::Instant::now();
-    let mut smooth = f64::NAN;
+    let mut smoothed = f64::NAN;
     for step in 0..cli.steps {
         let windows: Vec<&[u32]> = (0..cli.batch)
             .map(|_| {
@@ -407,24 +410,24 @@ fn train(
         let leaves = model.leaves();
         let loss = model.loss(config, &leaves, &windows)?;
         let value = scalar(&loss);
-        smooth = if smooth.is_nan() {
+        smoothed = if smoothed.is_nan() {
             value
         } else {
-            0.95 * smooth + 0.05 * value
+            0.95 * smoothed + 0.05 * value
         };
         let gradients = loss.backward();
-        let warm = ((step + 1) as f64 / 40.0).min(1.0);
+        let warmup = ((step + 1) as f64 / 40.0).min(1.0);
         let decay = 0.5 + 0.5 * (std::f64::consts::PI * step as f64 / cli.steps as f64).cos();
-        let rate = cli.rate * warm * (0.05 + 0.95 * decay);
+        let rate = cli.rate * warmup * (0.05 + 0.95 * decay);
         for (parameter, leaf) in model.0.iter_mut().zip(&leaves) {
-            // An expert to which no token came has none.
+            // An expert that no token reached has no gradient.
             if let Some(gradient) = leaf.grad(&gradients) {
                 adamw(parameter, gradient, rate, step + 1);
             }
         }
         if step % 20 == 0 || step + 1 == cli.steps {
             println!(
-                "step {step:5}  loss {smooth:.4}  {:.0} s",
+                "step {step:5}  loss {smoothed:.4}  {:.0} s",
                 start.elapsed().as_secs_f64()
             );
         }
@@ -432,18 +435,20 @@ fn train(
     Ok(())
 }
 
-/// One step of AdamW with weight decay 0.1 on matrices.
+/// One step of AdamW, with weight decay of 0.1 on matrices.
 fn adamw(parameter: &mut Parameter, gradient: Tensor<Cpu, 1>, rate: f64, step: usize) {
     const BETA1: f64 = 0.9;
     const BETA2: f64 = 0.98;
-    let first = parameter.first.clone() * BETA1 + gradient.clone() * (1.0 - BETA1);
-    let second = parameter.second.clone() * BETA2 + gradient.powf_scalar(2.0) * (1.0 - BETA2);
-    let mean = first.clone() / (1.0 - BETA1.powi(step as i32));
-    let spread = (second.clone() / (1.0 - BETA2.powi(step as i32))).sqrt() + 1e-8;
+    let first = parameter.first_moment.clone() * BETA1 + gradient.clone() * (1.0 - BETA1);
+    let second =
+        parameter.second_moment.clone() * BETA2 + gradient.powf_scalar(2.0) * (1.0 - BETA2);
+    let corrected_first = first.clone() / (1.0 - BETA1.powi(step as i32));
+    let denominator = (second.clone() / (1.0 - BETA2.powi(step as i32))).sqrt() + 1e-8;
     let decay = if parameter.shape.len() == 2 { 0.1 } else { 0.0 };
-    parameter.value = parameter.value.clone() * (1.0 - rate * decay) - mean / spread * rate;
-    parameter.first = first;
-    parameter.second = second;
+    parameter.value =
+        parameter.value.clone() * (1.0 - rate * decay) - corrected_first / denominator * rate;
+    parameter.first_moment = first;
+    parameter.second_moment = second;
 }
 
 fn write_readme(

@@ -1,4 +1,4 @@
-//! One layer of the teacher and of the pack over all windows.
+//! The forward pass of one layer of the teacher, and of the same layer of the pack, over all windows.
 
 use std::collections::BTreeMap;
 
@@ -7,18 +7,18 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
-use uc_model::forward::{Layer, NoTap, Values, Weights};
+use uc_model::forward::{Layer, NoTap, Values, Weights, windows_per_batch};
 use uc_pack::LayerFile;
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
 use uc_store::tensors::{self, TensorDecl, TensorDtype, TensorFile, TensorFileWriter};
 
-/// Tokens that go through a layer at once.
+/// Tokens that pass a layer together.
 const BATCH_TOKENS: usize = 4096;
 
-/// Writes `eval-hidden+1`.
+/// Writes the artifact `eval-hidden` after the layer: the hidden states of teacher and pack.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
-    dispatch(crate::device(job), LayerPass { job })?
+    dispatch(job.settings().model.device.into(), LayerPass { job })?
 }
 
 struct LayerPass<'a, 'j> {
@@ -35,7 +35,7 @@ impl OnDevice for LayerPass<'_, '_> {
         let shape = hidden.tensor("teacher")?.shape.clone();
         let &[windows, length, width] = shape.as_slice() else {
             anyhow::bail!(
-                "{}: `teacher` has shape {shape:?}, expected three sides",
+                "{}: `teacher` has shape {shape:?}, expected three dimensions",
                 hidden.path()
             );
         };
@@ -43,62 +43,61 @@ impl OnDevice for LayerPass<'_, '_> {
         let mut output = job.output_tensors("eval-hidden", &decls)?;
         let dims = [windows, length, width];
 
-        // One after the other, so that one layer of one model is in memory.
+        // Teacher first, then pack: the layer of one model is in memory at a time.
         let weights = TensorFile::open(&job.input("weights")?)?;
-        let teacher = |name: &str| -> anyhow::Result<Vec<f32>> { Ok(weights.read_f32(name)?) };
+        let read_teacher = |name: &str| -> anyhow::Result<Vec<f32>> { Ok(weights.read_f32(name)?) };
         let spec = &config.layers[job.layer()? as usize];
-        let of_teacher = Values::<B, _>::new(&teacher, &device);
-        let layer = Layer::new(spec, length, &of_teacher, &device)?;
-        push(job, &layer, &hidden, "teacher", dims, 0, &mut output)?;
+        let teacher_weights = Values::<B, _>::new(&read_teacher, &device);
+        let layer = Layer::new(spec, length, &teacher_weights, &device)?;
+        forward_windows(job, &layer, &hidden, "teacher", dims, 0, &mut output)?;
         drop(layer);
 
         let packed = PackedLayer::open(job)?;
-        let reconstructed = |name: &str| packed.read_f32(name);
-        let of_pack = Values::<B, _>::new(&reconstructed, &device);
-        let layer = Layer::new(spec, length, &of_pack, &device)?;
-        push(job, &layer, &hidden, "pack", dims, windows, &mut output)?;
+        let read_packed = |name: &str| packed.read_f32(name);
+        let pack_weights = Values::<B, _>::new(&read_packed, &device);
+        let layer = Layer::new(spec, length, &pack_weights, &device)?;
+        forward_windows(job, &layer, &hidden, "pack", dims, windows, &mut output)?;
         job.commit_tensors("eval-hidden", output)?;
         Ok(())
     }
 }
 
-/// Sends one model's states through its layer; `before` windows were done already.
-fn push<B: Backend, W: Weights<B, Error = anyhow::Error>>(
+/// Runs the layer of one model, `name`, over the hidden states of its windows. `done` counts windows that were processed
+/// before, for the progress display.
+fn forward_windows<B: Backend, W: Weights<B, Error = anyhow::Error>>(
     job: &mut Job<'_>,
     layer: &Layer<'_, B, W>,
     hidden: &TensorFile,
     name: &str,
     [windows, length, width]: [usize; 3],
-    before: usize,
+    done: usize,
     output: &mut TensorFileWriter,
 ) -> anyhow::Result<()> {
-    let batch = (BATCH_TOKENS / length).max(1);
+    let batch = windows_per_batch(BATCH_TOKENS, length);
     map_rows(hidden, name, batch, output, |values, count, first| {
         let states = TensorData::new(values, [count, length, width]);
         let x = Tensor::<B, 3>::from_data(states, layer.device());
         let y = layer.forward(x, &mut NoTap)?.into_data();
-        job.progress(
-            (before + first + count) as u64,
-            2 * windows as u64,
-            "windows",
-        );
+        job.progress((done + first + count) as u64, 2 * windows as u64, "windows");
         y.into_vec().map_err(|error| anyhow::anyhow!("{error:?}"))
     })
 }
 
-/// A layer as a user of the pack gets it.
+/// A layer as a reader of the pack gets it: linears reconstructed, other tensors exact.
 struct PackedLayer {
     file: LayerFile,
+    /// Index in the file, by name.
     linears: BTreeMap<String, usize>,
+    /// Index in the file, by name.
     exact: BTreeMap<String, usize>,
 }
 
 impl PackedLayer {
     fn open(job: &Job<'_>) -> anyhow::Result<Self> {
         let file = LayerFile::open(job.input("pack-layer")?)?;
-        let names = |names: Vec<&String>| names.into_iter().cloned().zip(0..).collect();
-        let linears = names(file.linears().iter().map(|linear| &linear.name).collect());
-        let exact = names(file.exact().iter().map(|extra| &extra.name).collect());
+        let index = |names: Vec<&String>| names.into_iter().cloned().zip(0..).collect();
+        let linears = index(file.linears().iter().map(|linear| &linear.name).collect());
+        let exact = index(file.exact().iter().map(|tensor| &tensor.name).collect());
         Ok(Self {
             file,
             linears,
@@ -115,8 +114,9 @@ impl PackedLayer {
             .exact
             .get(name)
             .with_context(|| format!("the pack's layer has no tensor {name}"))?;
-        let dtype = crate::report::float(self.file.exact()[index].dtype, name)?;
+        let dtype = crate::report::float_dtype(self.file.exact()[index].dtype, name)?;
         let bytes = self.file.exact_bytes(index);
-        tensors::to_f32(dtype, bytes).with_context(|| format!("extra {name} is no float tensor"))
+        tensors::to_f32(dtype, bytes)
+            .with_context(|| format!("exact tensor {name} is not a float tensor"))
     }
 }

@@ -1,31 +1,31 @@
-//! The figures of an evaluation, from per-token comparisons to values with confidence intervals.
+//! The metrics of an evaluation: from per-token comparisons to estimates with confidence intervals.
 //!
-//! Owns the arithmetic of perplexity, KL divergence and top-1 agreement. Reads no file and knows no model.
-//! Windows are the unit of resampling: tokens of one window are correlated, windows are taken as independent.
+//! Owns the arithmetic of perplexity, KL divergence and top-1 agreement. Reads no files and knows nothing of models.
+//! Windows are the unit of resampling: tokens within a window are correlated, windows are treated as independent.
 
 use serde::{Deserialize, Serialize};
 
 /// Version of the metrics document.
 pub const METRICS_VERSION: u32 = 1;
-/// Bins of the per-window histogram of KL divergences, spread evenly over the logarithm.
+/// Bins of the per-window histogram of KL divergences, evenly spaced in the logarithm.
 const BINS: usize = 2400;
 /// Divergences at or below this value share the first bin, nats.
 const SMALLEST_KL: f64 = 1e-9;
 /// Divergences at or above this value share the last bin, nats.
 const LARGEST_KL: f64 = 1e3;
-/// Resamples of the bootstrap for quantiles.
+/// Bootstrap resamples for quantiles.
 const RESAMPLES: usize = 400;
-/// Two-sided 95 % point of the normal distribution.
+/// Two-sided 95 % quantile of the standard normal distribution.
 const NORMAL_95: f64 = 1.959_963_985;
 
-/// One predicted token: how teacher and pack see the same context.
+/// One predicted token: the predictions of teacher and pack for the same context.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenComparison {
-    /// Negative log-likelihood of the text's token under the teacher, nats.
+    /// Negative log-likelihood of the text's next token under the teacher, nats.
     pub teacher_nll: f64,
     /// The same under the pack, nats.
     pub pack_nll: f64,
-    /// KL(teacher ‖ pack) of the two next-token distributions, nats, clipped at 0 from below.
+    /// KL(teacher ‖ pack) of the two next-token distributions, nats, clamped to at least 0.
     pub kl: f64,
     /// Whether both rank the same token first.
     pub same_top: bool,
@@ -33,8 +33,8 @@ pub struct TokenComparison {
 
 /// Compares the logits of one position.
 ///
-/// `teacher`, `pack`: `[vocab]`, raw logits; `target`: the text's next token. Sums run in f64 in index order, so that
-/// the result does not depend on the number of threads.
+/// `teacher`, `pack`: `[vocab]`, raw logits; `target`: the text's next token. The order of summation is fixed, so the result
+/// does not depend on the number of threads.
 pub fn compare_logits(teacher: &[f32], pack: &[f32], target: usize) -> TokenComparison {
     debug_assert_eq!(teacher.len(), pack.len());
     let (teacher_max, teacher_top) = maximum(teacher);
@@ -42,7 +42,7 @@ pub fn compare_logits(teacher: &[f32], pack: &[f32], target: usize) -> TokenComp
     let mut teacher_sum = 0f64;
     let mut pack_sum = 0f64;
     let mut weighted_difference = 0f64;
-    // Blocks keep the inner loop in f32 vectors; the block sums join in f64.
+    // Short blocks are summed in f32, which vectorizes; block sums are accumulated in f64.
     for (t, p) in teacher.chunks(256).zip(pack.chunks(256)) {
         let (mut block_t, mut block_p, mut block_d) = (0f32, 0f32, 0f32);
         for (&a, &b) in t.iter().zip(p) {
@@ -66,7 +66,7 @@ pub fn compare_logits(teacher: &[f32], pack: &[f32], target: usize) -> TokenComp
     }
 }
 
-/// Largest value and the first index that holds it.
+/// The largest value and the first index where it occurs.
 fn maximum(values: &[f32]) -> (f32, usize) {
     let mut best = (f32::NEG_INFINITY, 0);
     for (index, &value) in values.iter().enumerate() {
@@ -77,10 +77,10 @@ fn maximum(values: &[f32]) -> (f32, usize) {
     best
 }
 
-/// A figure with its 95 % confidence interval over windows.
+/// A metric with its 95 % confidence interval over windows.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
-    /// The figure over all tokens.
+    /// The metric over all tokens.
     pub value: f64,
     /// Lower end of the interval.
     pub low: f64,
@@ -88,9 +88,9 @@ pub struct Estimate {
     pub high: f64,
 }
 
-/// Per-window sums.
+/// Sums over the tokens of a window.
 #[derive(Debug, Clone)]
-struct Window {
+struct WindowSums {
     tokens: usize,
     teacher_nll: f64,
     pack_nll: f64,
@@ -99,25 +99,26 @@ struct Window {
     histogram: Vec<u32>,
 }
 
-/// Collects windows one after another; [`Accumulator::finish`] gives the figures.
+/// Accumulates windows; [`MetricsAccumulator::finish`] returns the metrics.
 #[derive(Debug, Default)]
-pub struct Accumulator {
-    windows: Vec<Window>,
+pub struct MetricsAccumulator {
+    windows: Vec<WindowSums>,
+    /// KL divergence of every token, for exact quantiles.
     kls: Vec<f32>,
 }
 
-/// Every figure of an evaluation.
+/// The metrics of an evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Figures {
+pub struct EvaluationMetrics {
     /// Windows compared.
     pub windows: usize,
-    /// Predicted tokens compared, all windows together.
+    /// Predicted tokens compared, over all windows.
     pub tokens: usize,
     /// Perplexity of the teacher.
     pub teacher_ppl: Estimate,
     /// Perplexity of the pack.
     pub pack_ppl: Estimate,
-    /// Pack perplexity over teacher perplexity; the interval is of the paired difference.
+    /// Pack perplexity over teacher perplexity; the interval is that of the paired log-likelihood difference.
     pub ppl_ratio: Estimate,
     /// Mean KL(teacher ‖ pack), nats.
     pub mean_kl: Estimate,
@@ -125,11 +126,11 @@ pub struct Figures {
     pub median_kl: Estimate,
     /// 99th percentile of the per-token divergence, nats.
     pub p99_kl: Estimate,
-    /// Share of positions where both rank the same token first.
+    /// Fraction of positions where both rank the same token first.
     pub top1_agreement: Estimate,
 }
 
-impl Accumulator {
+impl MetricsAccumulator {
     /// Adds one window's tokens, in order.
     pub fn add_window(&mut self, tokens: &[TokenComparison]) {
         let mut histogram = vec![0u32; BINS];
@@ -137,7 +138,7 @@ impl Accumulator {
             histogram[bin(token.kl)] += 1;
         }
         self.kls.extend(tokens.iter().map(|token| token.kl as f32));
-        self.windows.push(Window {
+        self.windows.push(WindowSums {
             tokens: tokens.len(),
             teacher_nll: tokens.iter().map(|t| t.teacher_nll).sum(),
             pack_nll: tokens.iter().map(|t| t.pack_nll).sum(),
@@ -147,37 +148,38 @@ impl Accumulator {
         });
     }
 
-    /// The figures, or `None` when no token was compared.
-    pub fn finish(mut self) -> Option<Figures> {
+    /// The metrics, or `None` if no token was compared.
+    pub fn finish(mut self) -> Option<EvaluationMetrics> {
         let tokens: usize = self.windows.iter().map(|w| w.tokens).sum();
         if tokens == 0 {
             return None;
         }
         self.kls.sort_unstable_by(f32::total_cmp);
-        let exact =
-            |share: f64| f64::from(self.kls[((tokens - 1) as f64 * share).round() as usize]);
+        let exact_quantile = |probability: f64| {
+            f64::from(self.kls[((tokens - 1) as f64 * probability).round() as usize])
+        };
         let exp = |e: Estimate| Estimate {
             value: e.value.exp(),
             low: e.low.exp(),
             high: e.high.exp(),
         };
         let windows = &self.windows;
-        Some(Figures {
+        Some(EvaluationMetrics {
             windows: windows.len(),
             tokens,
             teacher_ppl: exp(mean(windows, |w| w.teacher_nll)),
             pack_ppl: exp(mean(windows, |w| w.pack_nll)),
             ppl_ratio: exp(mean(windows, |w| w.pack_nll - w.teacher_nll)),
             mean_kl: mean(windows, |w| w.kl),
-            median_kl: quantile(windows, 0.5, exact(0.5)),
-            p99_kl: quantile(windows, 0.99, exact(0.99)),
+            median_kl: quantile(windows, 0.5, exact_quantile(0.5)),
+            p99_kl: quantile(windows, 0.99, exact_quantile(0.99)),
             top1_agreement: mean(windows, |w| w.same_top as f64),
         })
     }
 }
 
-/// Token mean of a per-window sum with the normal interval of a ratio estimator over windows.
-fn mean(windows: &[Window], sum: impl Fn(&Window) -> f64) -> Estimate {
+/// The per-token mean of a per-window sum, with the normal confidence interval of a ratio estimator over windows.
+fn mean(windows: &[WindowSums], sum: impl Fn(&WindowSums) -> f64) -> Estimate {
     let tokens: f64 = windows.iter().map(|w| w.tokens as f64).sum();
     let value = windows.iter().map(&sum).sum::<f64>() / tokens;
     let count = windows.len() as f64;
@@ -200,10 +202,11 @@ fn mean(windows: &[Window], sum: impl Fn(&Window) -> f64) -> Estimate {
     }
 }
 
-/// Bootstrap interval of a quantile, windows resampled with replacement (Efron 1979), fixed seed.
-fn quantile(windows: &[Window], share: f64, value: f64) -> Estimate {
+/// Bootstrap confidence interval of the quantile `value`; windows are resampled with replacement (Efron 1979), from a fixed
+/// seed.
+fn quantile(windows: &[WindowSums], probability: f64, value: f64) -> Estimate {
     let mut random = SplitMix(0x5eed);
-    let mut found: Vec<f64> = (0..RESAMPLES)
+    let mut quantiles: Vec<f64> = (0..RESAMPLES)
         .map(|_| {
             let mut sum = vec![0u64; BINS];
             for _ in 0..windows.len() {
@@ -213,7 +216,7 @@ fn quantile(windows: &[Window], share: f64, value: f64) -> Estimate {
                 }
             }
             let total: u64 = sum.iter().sum();
-            let rank = (total as f64 * share) as u64;
+            let rank = (total as f64 * probability) as u64;
             let mut seen = 0;
             let index = sum.iter().position(|&count| {
                 seen += count;
@@ -222,13 +225,13 @@ fn quantile(windows: &[Window], share: f64, value: f64) -> Estimate {
             bin_center(index.unwrap_or(BINS - 1))
         })
         .collect();
-    found.sort_unstable_by(f64::total_cmp);
-    let at = |part: f64| found[((RESAMPLES - 1) as f64 * part).round() as usize];
-    // Bins are 1.2 % wide: the interval never excludes the exact quantile for that reason alone.
+    quantiles.sort_unstable_by(f64::total_cmp);
+    let percentile = |p: f64| quantiles[((RESAMPLES - 1) as f64 * p).round() as usize];
+    // Bins are 1.2 % wide; rounding to a bin center must not exclude the exact quantile from the interval.
     Estimate {
         value,
-        low: at(0.025).min(value),
-        high: at(0.975).max(value),
+        low: percentile(0.025).min(value),
+        high: percentile(0.975).max(value),
     }
 }
 
@@ -243,7 +246,7 @@ fn bin_center(index: usize) -> f64 {
     SMALLEST_KL * ((index as f64 + 0.5) / BINS as f64 * span).exp()
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): enough for resampling, the same on every machine.
+/// SplitMix64 (Steele, Lea, Flood 2014): good enough for resampling, and the same on every machine.
 struct SplitMix(u64);
 
 impl SplitMix {
@@ -261,7 +264,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_logits_have_no_divergence_and_the_textbook_likelihood() {
+    fn equal_logits_have_zero_divergence_and_the_textbook_likelihood() {
         let logits = [1.0f32, 2.0, 3.0];
         let token = compare_logits(&logits, &logits, 1);
         let expected = (1f64.exp() + 2f64.exp() + 3f64.exp()).ln() - 2.0;
@@ -284,16 +287,16 @@ mod tests {
         };
         let (p, q) = (probabilities(&teacher), probabilities(&pack));
         let direct: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
-        let found = compare_logits(&teacher, &pack, 5);
+        let token = compare_logits(&teacher, &pack, 5);
         assert!(
-            (found.kl - direct).abs() < 1e-6,
+            (token.kl - direct).abs() < 1e-6,
             "{} against {direct}",
-            found.kl
+            token.kl
         );
     }
 
     #[test]
-    fn logits_shifted_by_a_constant_change_nothing() {
+    fn a_constant_added_to_all_logits_changes_nothing() {
         let teacher = [0.5f32, -1.0, 4.0, 2.0];
         let shifted = teacher.map(|x| x + 100.0);
         let token = compare_logits(&teacher, &shifted, 0);
@@ -302,9 +305,9 @@ mod tests {
     }
 
     #[test]
-    fn intervals_hold_the_value_and_shrink_with_more_windows() {
-        let figures = |windows: usize| {
-            let mut all = Accumulator::default();
+    fn intervals_contain_the_value_and_shrink_with_more_windows() {
+        let evaluate = |windows: usize| {
+            let mut accumulator = MetricsAccumulator::default();
             let mut random = SplitMix(7);
             for _ in 0..windows {
                 let tokens: Vec<_> = (0..50)
@@ -318,11 +321,11 @@ mod tests {
                         }
                     })
                     .collect();
-                all.add_window(&tokens);
+                accumulator.add_window(&tokens);
             }
-            all.finish().expect("tokens were added")
+            accumulator.finish().expect("tokens were added")
         };
-        let (few, many) = (figures(8), figures(200));
+        let (few, many) = (evaluate(8), evaluate(200));
         assert_eq!(many.tokens, 200 * 50);
         assert!((many.ppl_ratio.value - 0.01f64.exp()).abs() < 1e-9);
         for e in [
@@ -339,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn no_token_gives_no_figure() {
-        assert!(Accumulator::default().finish().is_none());
+    fn no_tokens_give_no_metrics() {
+        assert!(MetricsAccumulator::default().finish().is_none());
     }
 }

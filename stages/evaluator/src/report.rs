@@ -1,4 +1,4 @@
-//! Norm, head and the comparison of every next-token distribution.
+//! The final norm and head of teacher and pack, the comparison of all next-token distributions, and the metrics document.
 
 use anyhow::{Context, ensure};
 use burn::tensor::backend::Backend;
@@ -12,14 +12,16 @@ use uc_pack::{Manifest, NonLayerFile};
 use uc_store::stage::Job;
 use uc_store::tensors::{self, TensorDtype, TensorFile};
 
-use crate::metrics::{Accumulator, Figures, METRICS_VERSION, TokenComparison, compare_logits};
+use crate::metrics::{
+    EvaluationMetrics, METRICS_VERSION, MetricsAccumulator, TokenComparison, compare_logits,
+};
 
-/// Positions whose logits are in memory at once.
-const CHUNK: usize = 256;
+/// Positions whose logits are in memory together.
+const CHUNK_POSITIONS: usize = 256;
 
-/// Everything needed to read and to repeat an evaluation.
+/// The artifact `metrics`: everything needed to interpret an evaluation and to repeat it.
 #[derive(Debug, Serialize)]
-struct Metrics {
+struct MetricsDocument {
     metrics_version: u32,
     tool_version: String,
     model: String,
@@ -33,7 +35,7 @@ struct Metrics {
     device: String,
     interval: &'static str,
     #[serde(flatten)]
-    figures: Figures,
+    metrics: EvaluationMetrics,
 }
 
 #[derive(Debug, Serialize)]
@@ -43,7 +45,7 @@ struct TextFile {
     sha256: String,
 }
 
-/// Writes `metrics`.
+/// Compares teacher and pack, and writes the artifact `metrics`.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let manifest_path = job.input("manifest")?;
     let folder = manifest_path
@@ -52,15 +54,15 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let (manifest, fingerprint) = Manifest::read(folder)?;
     let set: WindowSet = serde_json::from_slice(&std::fs::read(job.input("evaluation-windows")?)?)
         .context("cannot read the evaluation windows")?;
-    let kind = crate::device(job);
-    let figures = dispatch(kind, Comparison { job, set: &set })??;
-    job.metric("PPL teacher", figures.teacher_ppl.value);
-    job.metric("PPL pack", figures.pack_ppl.value);
-    job.metric("mean KL", figures.mean_kl.value);
+    let kind = job.settings().model.device.into();
+    let metrics = dispatch(kind, Comparison { job, set: &set })??;
+    job.metric("PPL teacher", metrics.teacher_ppl.value);
+    job.metric("PPL pack", metrics.pack_ppl.value);
+    job.metric("mean KL", metrics.mean_kl.value);
 
     let plan = job.plan();
     let texts = job.external("evaluation-text")?.files.iter();
-    let metrics = Metrics {
+    let document = MetricsDocument {
         metrics_version: METRICS_VERSION,
         tool_version: env!("CARGO_PKG_VERSION").into(),
         model: plan.model.name.clone(),
@@ -79,10 +81,10 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
         windows_sha256: set.sha256,
         device: kind.to_string(),
         interval: "95 %, over windows: normal for means, bootstrap for quantiles",
-        figures,
+        metrics,
     };
     let mut file = job.output("metrics")?;
-    let mut text = serde_json::to_vec_pretty(&metrics)?;
+    let mut text = serde_json::to_vec_pretty(&document)?;
     text.push(b'\n');
     file.append(&text)?;
     job.commit("metrics", file)?;
@@ -95,45 +97,47 @@ struct Comparison<'a, 'j> {
 }
 
 impl OnDevice for Comparison<'_, '_> {
-    type Output = anyhow::Result<Figures>;
+    type Output = anyhow::Result<EvaluationMetrics>;
 
-    fn run<B: Backend>(self, device: B::Device) -> anyhow::Result<Figures> {
+    fn run<B: Backend>(self, device: B::Device) -> anyhow::Result<EvaluationMetrics> {
         let Self { job, set } = self;
         let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
         let non_layer = TensorFile::open(&job.input("non-layer")?)?;
         let packed = NonLayerFile::open(job.input("pack-non-layer")?)?;
         check_embedding(&config, &non_layer, &packed)?;
-        let of_teacher = |name: &str| -> anyhow::Result<_> { Ok(non_layer.read_f32(name)?) };
-        let of_pack = |name: &str| read_packed(&packed, name);
-        let teacher = Head::new(&config, &Values::<B, _>::new(&of_teacher, &device))?;
-        let pack = Head::new(&config, &Values::<B, _>::new(&of_pack, &device))?;
+        let read_teacher = |name: &str| -> anyhow::Result<_> { Ok(non_layer.read_f32(name)?) };
+        let read_pack = |name: &str| read_packed(&packed, name);
+        let teacher_head = Head::new(&config, &Values::<B, _>::new(&read_teacher, &device))?;
+        let pack_head = Head::new(&config, &Values::<B, _>::new(&read_pack, &device))?;
         let hidden = TensorFile::open(&job.input("eval-hidden")?)?;
-        let mut all = Accumulator::default();
+        let mut accumulator = MetricsAccumulator::default();
         for (index, window) in set.windows.iter().enumerate() {
             let states = |name: &str| -> anyhow::Result<Vec<f32>> {
                 let bytes = hidden.read_rows(name, index, 1)?;
                 tensors::to_f32(TensorDtype::F32, &bytes).context("hidden states are f32")
             };
-            let (of_teacher, of_pack) = (states("teacher")?, states("pack")?);
-            let positions = set.length - 1; // the last one predicts nothing in the text
+            let (teacher_states, pack_states) = (states("teacher")?, states("pack")?);
+            let positions = set.length - 1; // the last position has no next token to predict
             let mut tokens = Vec::with_capacity(positions);
-            for first in (0..positions).step_by(CHUNK) {
-                let count = CHUNK.min(positions - first);
+            for first in (0..positions).step_by(CHUNK_POSITIONS) {
+                let count = CHUNK_POSITIONS.min(positions - first);
                 let range = first * config.hidden..(first + count) * config.hidden;
                 let targets = &window.ids[first + 1..first + count + 1];
-                let of = |head: &Head<B>, states: &[f32]| {
+                let chunk_logits = |head: &Head<B>, states: &[f32]| {
                     logits(head, &states[range.clone()], count, config.hidden, &device)
                 };
-                let (a, b) = (of(&teacher, &of_teacher)?, of(&pack, &of_pack)?);
-                tokens.extend(compare(&a, &b, targets, config.vocab));
+                let teacher = chunk_logits(&teacher_head, &teacher_states)?;
+                let pack = chunk_logits(&pack_head, &pack_states)?;
+                tokens.extend(compare(&teacher, &pack, targets, config.vocab));
             }
-            all.add_window(&tokens);
+            accumulator.add_window(&tokens);
             job.progress(index as u64 + 1, set.windows.len() as u64, "windows");
         }
-        all.finish().context("no token was compared")
+        accumulator.finish().context("no token was compared")
     }
 }
 
+/// Logits `[count, vocab]` of the hidden states `[count, width]`.
 fn logits<B: Backend>(
     head: &Head<B>,
     states: &[f32],
@@ -148,24 +152,25 @@ fn logits<B: Backend>(
         .map_err(|error| anyhow::anyhow!("{error:?}"))
 }
 
-/// Compares positions in parallel over fixed pieces; the order of the result is that of the positions.
+/// Compares the logits `[positions, vocab]` of all positions in parallel. Results are in the order of the positions and do not
+/// depend on the number of threads.
 fn compare(teacher: &[f32], pack: &[f32], targets: &[u32], vocab: usize) -> Vec<TokenComparison> {
     let threads = uc_store::resources::available_cpus() as usize;
-    let piece = targets.len().div_ceil(threads).max(1);
+    let per_thread = targets.len().div_ceil(threads).max(1);
     std::thread::scope(|scope| {
         let workers: Vec<_> = targets
-            .chunks(piece)
+            .chunks(per_thread)
             .zip(
                 teacher
-                    .chunks(piece * vocab)
-                    .zip(pack.chunks(piece * vocab)),
+                    .chunks(per_thread * vocab)
+                    .zip(pack.chunks(per_thread * vocab)),
             )
             .map(|(targets, (teacher, pack))| {
                 scope.spawn(move || {
                     let rows = teacher.chunks(vocab).zip(pack.chunks(vocab));
-                    let compared = targets.iter().zip(rows);
-                    compared
-                        .map(|(&id, (a, b))| compare_logits(a, b, id as usize))
+                    let positions = targets.iter().zip(rows);
+                    positions
+                        .map(|(&id, (teacher, pack))| compare_logits(teacher, pack, id as usize))
                         .collect::<Vec<_>>()
                 })
             })
@@ -177,7 +182,7 @@ fn compare(teacher: &[f32], pack: &[f32], targets: &[u32], vocab: usize) -> Vec<
     })
 }
 
-/// The states of the pack were embedded with the source's matrices: the pack's must be the same bytes.
+/// Checks that the pack's embedding is byte-equal to the source's, with which the windows of both were embedded.
 fn check_embedding(
     config: &ModelConfig,
     non_layer: &TensorFile,
@@ -187,7 +192,7 @@ fn check_embedding(
     for name in std::iter::once(&spec.weight).chain(&spec.positions) {
         ensure!(
             non_layer.read(name)? == packed.read(name)?,
-            "the pack's {name} is not the source's; expected equal bytes"
+            "the pack's {name} differs from the source's, expected equal bytes"
         );
     }
     Ok(())
@@ -195,16 +200,16 @@ fn check_embedding(
 
 fn read_packed(packed: &NonLayerFile, name: &str) -> anyhow::Result<Vec<f32>> {
     let decl = packed.tensors().iter().find(|decl| decl.name == name);
-    let dtype = float(
-        decl.with_context(|| format!("the pack's scaffold has no {name}"))?
+    let dtype = float_dtype(
+        decl.with_context(|| format!("the pack has no non-layer tensor {name}"))?
             .dtype,
         name,
     )?;
     tensors::to_f32(dtype, &packed.read(name)?).context("a float tensor")
 }
 
-/// The float types that weights may have.
-pub fn float(dtype: uc_pack::ExactDtype, name: &str) -> anyhow::Result<TensorDtype> {
+/// The type of a tensor of weights; refuses types that weights cannot have.
+pub fn float_dtype(dtype: uc_pack::ExactDtype, name: &str) -> anyhow::Result<TensorDtype> {
     match dtype {
         uc_pack::ExactDtype::F32 => Ok(TensorDtype::F32),
         uc_pack::ExactDtype::F16 => Ok(TensorDtype::F16),

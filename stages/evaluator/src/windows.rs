@@ -1,13 +1,14 @@
-//! The evaluation windows: drawn, recorded, embedded for teacher and pack.
+//! Evaluation windows: drawing, recording and embedding them for teacher and pack.
 //!
-//! Both start from the same embedding: the pack's is exact, and the report refuses a scaffold that is not.
+//! Teacher and pack start from the same hidden states, because the pack stores embeddings exactly. The report refuses a pack
+//! whose embedding differs from the source's.
 
 use uc_model::ModelConfig;
 use uc_model::text::{WindowChoice, WindowSet};
 use uc_store::stage::Job;
 use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile, f32_bytes};
 
-/// Writes `evaluation-windows` and `eval-hidden@0`.
+/// Draws the evaluation windows, records them, and writes their hidden states before layer 0.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let settings = &job.settings().evaluation;
     let choice = WindowChoice {
@@ -21,7 +22,7 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
         .external("evaluation-text")?
         .files
         .iter()
-        .map(|f| &f.path)
+        .map(|file| &file.path)
         .collect();
     let set = WindowSet::draw(dir, &config, &texts, choice)?;
     job.metric("evaluation windows", set.windows.len());
@@ -36,11 +37,9 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let mut hidden = job.output_tensors("eval-hidden", &decls)?;
     for _ in &decls {
         for window in &set.windows {
-            for (position, &id) in window.ids.iter().enumerate() {
-                let row = |name: &str, row| non_layer.read_rows_f32(name, row, 1);
-                let values = config.embedding.token(id, position, row)?;
-                hidden.append(&f32_bytes(&values))?;
-            }
+            let read_row = |name: &str, row| non_layer.read_rows_f32(name, row, 1);
+            let values = config.embedding.window(&window.ids, read_row)?;
+            hidden.append(&f32_bytes(&values))?;
         }
     }
     job.commit_tensors("eval-hidden", hidden)?;

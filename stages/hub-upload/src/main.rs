@@ -11,77 +11,55 @@ mod pack;
 mod remote;
 
 use camino::Utf8Path;
-use clap::{Parser, Subcommand};
 use serde::de::DeserializeOwned;
 use uc_hub::HubError;
-use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
+use uc_store::stage::{self, Job, Program, Task};
 use uc_store::{ExitCode, StoreError};
 
-/// Raised whenever the same input gives other output.
-const VERSION: u32 = 2;
-
-#[derive(Parser)]
-#[command(
-    name = "hub-upload",
-    version,
-    about = "Sends a pack to a Hub repository"
-)]
-struct Cli {
-    #[command(subcommand)]
-    task: Task,
-}
-
-#[derive(Subcommand)]
-enum Task {
-    /// Make the repository, and ask whether the token may write to it
-    Repository(StageArgs),
-    /// Check a layer against its record and commit it
-    Layer(StageArgs),
-    /// Write the model card
-    Card(StageArgs),
-    /// Send what is left, the manifest last, and compare the remote tree with the manifest
-    Pack(StageArgs),
-}
+const PROGRAM: Program = Program {
+    name: "hub-upload",
+    about: "Uploads a pack to a Hub repository",
+    version: 2,
+    classify,
+};
 
 fn main() -> std::process::ExitCode {
-    let (task, args, run): (_, _, fn(&mut Job<'_>) -> anyhow::Result<()>) = match Cli::parse().task
-    {
-        Task::Repository(args) => ("repository", args, remote::make),
-        Task::Layer(args) => ("layer", args, layer::run),
-        Task::Card(args) => ("card", args, card::run),
-        Task::Pack(args) => ("pack", args, pack::run),
-    };
-    let program = Program {
-        name: "hub-upload",
-        task,
-        version: VERSION,
-    };
-    stage::main(program, &args, HubUpload { run }).into()
+    stage::run(
+        PROGRAM,
+        [
+            Task::new(
+                "repository",
+                "Create the repository, and check that the token may write to it",
+                remote::create_repository,
+            ),
+            Task::new(
+                "layer",
+                "Check a layer against its record and commit it",
+                layer::run,
+            ),
+            Task::new("card", "Write the model card", card::run),
+            Task::new(
+                "pack",
+                "Upload the remaining files, the manifest last, and compare the remote tree with the manifest",
+                pack::run,
+            ),
+        ],
+    )
 }
 
-struct HubUpload {
-    run: fn(&mut Job<'_>) -> anyhow::Result<()>,
-}
-
-impl StageProgram for HubUpload {
-    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
-        (self.run)(job)
-    }
-
-    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        let of = |cause: &(dyn std::error::Error + 'static)| {
-            if let Some(error) = cause.downcast_ref::<HubError>() {
-                return error.exit_code();
-            }
-            if let Some(error) = cause.downcast_ref::<UploadError>() {
-                return Some(error.exit_code());
-            }
-            cause
-                .is::<uc_pack::PackError>()
-                .then_some(ExitCode::Damaged)
-        };
-        error.chain().find_map(of)
-    }
+/// The exit code of an error of the Hub, of the upload or of the pack.
+fn classify(error: &anyhow::Error) -> Option<ExitCode> {
+    error.chain().find_map(|cause| {
+        if let Some(error) = cause.downcast_ref::<HubError>() {
+            return error.exit_code();
+        }
+        if let Some(error) = cause.downcast_ref::<UploadError>() {
+            return Some(error.exit_code());
+        }
+        cause
+            .is::<uc_pack::PackError>()
+            .then_some(ExitCode::Damaged)
+    })
 }
 
 /// An upload that is refused, or that did not arrive as it was sent.

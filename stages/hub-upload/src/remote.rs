@@ -10,7 +10,7 @@ use uc_hub::{
     CommitId, Endpoint, Hub, Limits, LocalFile, Progress, RemoteFile, RepoRef, Retrier,
     RetryPolicy, RetryState, Visibility, differences,
 };
-use uc_store::settings::UploadSettings;
+use uc_settings::UploadSettings;
 use uc_store::stage::Job;
 
 use crate::{UploadError, read_json, write_json};
@@ -40,7 +40,7 @@ pub struct Remote<'a, 'j> {
 }
 
 /// Writes `hub-repository`: creates the repository unless it exists, and checks that the token can write to it.
-pub fn make(job: &mut Job<'_>) -> anyhow::Result<()> {
+pub fn create_repository(job: &mut Job<'_>) -> anyhow::Result<()> {
     let target: RepoRef = job.settings().upload.repository.parse()?;
     let repository = Repository {
         repository_version: 1,
@@ -65,7 +65,7 @@ pub fn make(job: &mut Job<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The repository that [`make`] recorded.
+/// The repository that [`create_repository`] recorded.
 pub fn read_repository(job: &Job<'_>) -> anyhow::Result<Repository> {
     Ok(read_json(&job.input(REPOSITORY_ARTIFACT)?)?)
 }

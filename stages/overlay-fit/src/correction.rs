@@ -1,29 +1,30 @@
-//! The correction of single linears, and what it leaves.
+//! The overlay of a single linear, and the output error of a linear as a reader reconstructs it.
 
 use uc_codec::factor::Factor;
-use uc_codec::overlay::{self, Fit};
+use uc_codec::overlay::{self, OverlayFit};
 use uc_codec::{CodecError, LowRank, TensorCode, bf16, output_error, reconstruct};
 
-/// Relative output error of a linear as a reader of the pack gets it, every row in units of its step.
+/// Relative output error of a linear as a reader of the pack reconstructs it. Each row is measured in units of its step,
+/// since rows with larger steps matter less to the loss.
 pub fn output_error(
     w: &[f32],
     code: &TensorCode,
     second_moment: &[f32],
 ) -> Result<f64, CodecError> {
-    let in_units = |mut values: Vec<f32>| {
+    let in_row_steps = |mut values: Vec<f32>| {
         for (row, step) in values.chunks_mut(code.cols).zip(code.steps().rows) {
             row.iter_mut().for_each(|x| *x /= step);
         }
         values
     };
-    let found = reconstruct::reconstruct(code)?.into_iter();
-    let found = in_units(found.map(bf16::to_f32).collect());
-    let w = in_units(w.to_vec());
-    output_error::relative_output_error(&w, &found, code.rows, code.cols, second_moment)
+    let reconstructed = reconstruct::reconstruct(code)?.into_iter();
+    let reconstructed = in_row_steps(reconstructed.map(bf16::to_f32).collect());
+    let w = in_row_steps(w.to_vec());
+    output_error::relative_output_error(&w, &reconstructed, code.rows, code.cols, second_moment)
 }
 
-/// The rank whose correction, paid for from the indices, leaves the least predicted error; often 0.
-pub fn worthwhile_rank(
+/// The rank up to `max_rank` with the least predicted error, when the indices give up the bits of the overlay. Often 0.
+pub fn best_rank(
     w: &[f32],
     code: &TensorCode,
     factor: &Factor,
@@ -32,7 +33,7 @@ pub fn worthwhile_rank(
     Ok(fit(w, code, factor, max_rank)?.best_rank())
 }
 
-/// The correction of a given rank.
+/// The overlay of a given rank.
 pub fn correction(
     w: &[f32],
     code: &TensorCode,
@@ -42,8 +43,13 @@ pub fn correction(
     Ok(fit(w, code, factor, rank)?.low_rank(rank))
 }
 
-/// Corrections of what the indices of a linear leave.
-fn fit(w: &[f32], code: &TensorCode, factor: &Factor, rank: usize) -> Result<Fit, CodecError> {
+/// Overlays of up to `rank` for the residual that the indices of a linear leave.
+fn fit(
+    w: &[f32],
+    code: &TensorCode,
+    factor: &Factor,
+    rank: usize,
+) -> Result<OverlayFit, CodecError> {
     let (residual, rows) = (code.residual(w)?, code.steps().rows);
     overlay::fit(&residual, code.rows, code.cols, factor, &rows, rank)
 }

@@ -1,4 +1,6 @@
-//! The pack's scaffold, the model's own description, and the manifest over everything.
+//! Task `manifest`: writes every file of the pack except the layers.
+//!
+//! These are the non-layer tensors, the model's configuration and tokenizer, and the manifest with its digest.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -15,10 +17,10 @@ use uc_store::plan::External;
 use uc_store::stage::Job;
 use uc_store::tensors::TensorFile;
 
-/// Rows of a scaffold tensor copied at a time.
-const ROWS: usize = 4096;
-/// Outputs that are files of the source, copied as they are: the last part of the output's path is the source's name.
-const DESCRIPTION: [&str; 5] = [
+/// Rows of a non-layer tensor that are copied at a time.
+const COPY_ROWS: usize = 4096;
+/// Outputs that are copies of files of the source. The file name of the output is that of the source file.
+const COPIED_FILES: [&str; 5] = [
     "pack-config",
     "pack-tokenizer",
     "pack-tokenizer-config",
@@ -26,11 +28,11 @@ const DESCRIPTION: [&str; 5] = [
     "pack-generation-config",
 ];
 
-/// Writes everything of the pack but the layers.
+/// Writes the pack's files other than the layers. The manifest and its digest come last.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
-    let files = copy_description(job)?;
+    let files = copy_source_files(job)?;
     let non_layer = copy_non_layer(job)?;
-    let manifest = compose(job, files, non_layer)?;
+    let manifest = build_manifest(job, files, non_layer)?;
 
     let text = manifest.to_bytes();
     let mut file = job.output("manifest")?;
@@ -51,29 +53,29 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// config.json and the tokenizer's files, so that the pack is self-contained.
-fn copy_description(job: &mut Job<'_>) -> anyhow::Result<Vec<FileEntry>> {
+/// Copies config.json and the tokenizer's files, so that the pack is self-contained.
+fn copy_source_files(job: &mut Job<'_>) -> anyhow::Result<Vec<FileEntry>> {
     let mut entries = Vec::new();
-    for output in DESCRIPTION {
-        // A model without the file has a plan without the output.
+    for output in COPIED_FILES {
+        // The plan has no such output if the source has no such file.
         let Ok(path) = job.output_path(output) else {
             continue;
         };
         let name = path
             .file_name()
-            .context("an output without a name")?
+            .context("an output without a file name")?
             .to_owned();
         let from = job.plan().model.path.join(&name);
         let bytes = std::fs::read(&from).with_context(|| format!("cannot read {from}"))?;
         let mut file = job.output(output)?;
         file.append(&bytes)?;
         let written = job.commit(output, file)?;
-        entries.push(entry(&name, &written));
+        entries.push(file_entry(&name, &written));
     }
     Ok(entries)
 }
 
-fn entry(name: &str, written: &Written) -> FileEntry {
+fn file_entry(name: &str, written: &Written) -> FileEntry {
     FileEntry {
         name: name.into(),
         size: written.size,
@@ -81,7 +83,7 @@ fn entry(name: &str, written: &Written) -> FileEntry {
     }
 }
 
-/// Streams the scaffold's tensors into `scaffold.uc`.
+/// Copies the non-layer tensors to `scaffold.uc`, a few rows at a time.
 fn copy_non_layer(job: &mut Job<'_>) -> anyhow::Result<NonLayerEntry> {
     let source = TensorFile::open(&job.input("non-layer")?)?;
     let decls: Vec<ExactDecl> = source
@@ -92,8 +94,8 @@ fn copy_non_layer(job: &mut Job<'_>) -> anyhow::Result<NonLayerEntry> {
     write_non_layer(&mut file, &decls, |index, sink: &mut dyn Write| {
         let decl = &decls[index];
         let rows = decl.shape.first().map_or(1, |&rows| rows as usize);
-        for first in (0..rows).step_by(ROWS) {
-            let count = ROWS.min(rows - first);
+        for first in (0..rows).step_by(COPY_ROWS) {
+            let count = COPY_ROWS.min(rows - first);
             let bytes = source
                 .read_rows(&decl.name, first, count)
                 .map_err(std::io::Error::other)?;
@@ -105,20 +107,13 @@ fn copy_non_layer(job: &mut Job<'_>) -> anyhow::Result<NonLayerEntry> {
     Ok(NonLayerEntry::measure(job.output_path("pack-non-layer")?)?)
 }
 
-fn compose(
+/// The manifest of the pack: the records of all layers, and what the pack was made from.
+fn build_manifest(
     job: &mut Job<'_>,
     files: Vec<FileEntry>,
     non_layer: NonLayerEntry,
 ) -> anyhow::Result<Manifest> {
     let plan = job.plan();
-    let mut layers = Vec::with_capacity(plan.model.layers as usize);
-    for layer in 0..plan.model.layers {
-        let path = job.input_at("layer-record", layer)?;
-        let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
-        let record: LayerEntry =
-            serde_json::from_slice(&text).with_context(|| format!("cannot parse {path}"))?;
-        layers.push(record);
-    }
     let config = files
         .iter()
         .find(|file| file.name == "config.json")
@@ -126,8 +121,8 @@ fn compose(
     let source = Source {
         name: plan.model.name.clone(),
         config_sha256: config.sha256,
-        files: labels(job.external("source")?),
-        dtypes: dtypes(&plan.model.path)?,
+        files: external_files(job.external("source")?),
+        dtypes: dtype_counts(&plan.model.path)?,
         hub: plan.model.hub.as_ref().map(|hub| HubSource {
             repository: hub.repository.clone(),
             commit: hub.commit.clone(),
@@ -153,7 +148,7 @@ fn compose(
         },
         source,
         calibration: calibration(job)?,
-        layers,
+        layers: layer_records(job)?,
         non_layer,
         files,
         totals: Totals::default(),
@@ -162,18 +157,32 @@ fn compose(
     Ok(manifest)
 }
 
-/// Files from outside by name, size and digest.
-fn labels(external: &External) -> Vec<FileEntry> {
-    let label = |file: &uc_store::plan::ExternalFile| FileEntry {
+/// The records that the layers' jobs wrote, by layer.
+fn layer_records(job: &Job<'_>) -> anyhow::Result<Vec<LayerEntry>> {
+    let layers = job.plan().model.layers;
+    let mut records = Vec::with_capacity(layers as usize);
+    for layer in 0..layers {
+        let path = job.input_at("layer-record", layer)?;
+        let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
+        let record: LayerEntry =
+            serde_json::from_slice(&text).with_context(|| format!("cannot parse {path}"))?;
+        records.push(record);
+    }
+    Ok(records)
+}
+
+/// Names, sizes and digests of the files of an external input.
+fn external_files(external: &External) -> Vec<FileEntry> {
+    let entry = |file: &uc_store::plan::ExternalFile| FileEntry {
         name: file.path.file_name().unwrap_or_default().into(),
         size: file.size,
         sha256: Digest(file.sha256.0),
     };
-    external.files.iter().map(label).collect()
+    external.files.iter().map(entry).collect()
 }
 
-/// How many source tensors there are of each type.
-fn dtypes(model: &Utf8Path) -> anyhow::Result<BTreeMap<String, u64>> {
+/// Number of source tensors by dtype.
+fn dtype_counts(model: &Utf8Path) -> anyhow::Result<BTreeMap<String, u64>> {
     let mut counts = BTreeMap::new();
     for tensor in SourceFolder::open(model.as_std_path())?.tensors() {
         *counts.entry(tensor.dtype.name().to_owned()).or_insert(0) += 1;
@@ -181,6 +190,7 @@ fn dtypes(model: &Utf8Path) -> anyhow::Result<BTreeMap<String, u64>> {
     Ok(counts)
 }
 
+/// The calibration text and its windows.
 fn calibration(job: &Job<'_>) -> anyhow::Result<Calibration> {
     let path = job.input("calibration-windows")?;
     let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
@@ -189,7 +199,7 @@ fn calibration(job: &Job<'_>) -> anyhow::Result<Calibration> {
     let sha256: uc_store::sha::Sha256Digest =
         set.sha256.parse().context("digest of the windows")?;
     Ok(Calibration {
-        files: labels(job.external("calibration-text")?),
+        files: external_files(job.external("calibration-text")?),
         windows: set.windows.len() as u64,
         length: set.length as u64,
         seed: set.seed,

@@ -1,69 +1,39 @@
 //! quantize: a layer's weights and the second moments of its inputs → codes that fit the byte budget.
 //!
-//! `rates` finds at which steps the linears of a layer take the wanted bits, `allocate` deals out the model's bits by
-//! these and by the linears' sensitivities, `layer` quantizes. The budget is `bpw` bits for every weight of the linears, from
-//! which everything in the layer files is paid. The mathematics is `uc_codec`'s, the size is that of the file as `uc_pack`
-//! writes it, and a layer on its way to that file is `uc_layer_quantizer`'s.
+//! `rates` finds the step at which each linear takes the average bits per weight. `allocate` divides the model's bits among
+//! the linears by these rates and by the linears' sensitivities. `layer` quantizes. The budget is `quantize.bpw` bits for
+//! every weight of the linears, and pays for every byte of the layer files. The mathematics is in `uc_codec`, the file
+//! format in `uc_pack`, the quantizer of a layer in `uc_layer_quantizer`.
 
-mod survey;
+mod allocate;
+mod layer;
+mod rates;
 
-use clap::{Parser, Subcommand};
-use uc_layer_quantizer::LayerInputs;
-use uc_store::ExitCode;
-use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
+use uc_layer_quantizer::QUANTIZER_VERSION;
+use uc_store::stage::{self, Program, Task};
 
-/// Raised whenever the same input gives other output.
-const VERSION: u32 = 9;
-
-#[derive(Parser)]
-#[command(
-    name = "quantize",
-    version,
-    about = "Quantizes the linears of a layer to a byte budget"
-)]
-struct Cli {
-    #[command(subcommand)]
-    task: Task,
-}
-
-#[derive(Subcommand)]
-enum Task {
-    /// Quantize the linears of a layer
-    Layer(StageArgs),
-    /// The steps at which the linears of a layer take the wanted bits
-    Rates(StageArgs),
-    /// Deal out the model's bits among its linears
-    Allocate(StageArgs),
-}
+const PROGRAM: Program = Program {
+    name: "quantize",
+    about: "Quantizes the linears of a layer to a byte budget",
+    version: QUANTIZER_VERSION,
+    classify: uc_layer_quantizer::classify,
+};
 
 fn main() -> std::process::ExitCode {
-    let program = |task| Program {
-        name: "quantize",
-        task,
-        version: VERSION,
-    };
-    match Cli::parse().task {
-        Task::Layer(args) => stage::main(program("layer"), &args, Quantize).into(),
-        Task::Rates(args) => stage::main(program("rates"), &args, survey::Rates).into(),
-        Task::Allocate(args) => stage::main(program("allocate"), &args, survey::Allocate).into(),
-    }
-}
-
-struct Quantize;
-
-impl StageProgram for Quantize {
-    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
-        let inputs = LayerInputs::open(job)?;
-        let (linears, bits) = inputs.quantize(job, |_, _, _| Ok(()))?;
-        inputs.report(job);
-        job.metric("bpw", bits as f64 / inputs.plan.linear_parameters() as f64);
-        let mut file = job.output("codes")?;
-        linears.write(&mut file)?;
-        job.commit("codes", file)?;
-        Ok(())
-    }
-
-    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        uc_layer_quantizer::classify(error)
-    }
+    stage::run(
+        PROGRAM,
+        [
+            Task::new("layer", "Quantize the linears of a layer", layer::run),
+            Task::new(
+                "rates",
+                "Find the step at which each linear of a layer takes the average bits per weight",
+                rates::run,
+            ),
+            Task::new(
+                "allocate",
+                "Divide the bits of the model among its linears",
+                allocate::run,
+            ),
+        ],
+    )
 }

@@ -1,31 +1,24 @@
-//! A stage program for the tests of the driver: its outputs are digests of its inputs, its mishaps are ordered by files.
+//! A stage program for the tests of the driver: its outputs are digests of its inputs, and files tell it how to fail.
 //!
-//! `fake-stage inspect MODEL` states facts like the real shard-loader; `fake-stage job …` is a stage of any name. The
-//! folder `FAKE_CONTROL` holds the orders, named `ORDER-STAGE-LAYER`: `hold` waits while the file exists, `crash` dies
-//! once, `crash-always` dies every time, `hang` says nothing once, `fail` fails with the class that the file names.
-//! Every begin and end of a job is a line of `trace` there.
+//! `fake-stage inspect MODEL` prints a summary as the real shard-loader does; `fake-stage job …` is a stage of any name. The
+//! folder `FAKE_CONTROL` holds the orders, named `ORDER-STAGE-LAYER`: `hold` waits while the file exists, `crash` aborts
+//! once, `crash-always` aborts every time, `hang` sends no event once, `fail` fails with the class that the file names.
+//! Every start and end of a job appends a line to `trace` in that folder.
 #![allow(clippy::disallowed_methods)] // an ordinary test program, not part of the pipeline
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::Subcommand;
 use uc_store::ExitCode;
 use uc_store::plan::Which;
 use uc_store::sha::{Hasher, hash_file};
-use uc_store::stage::{self, Job, Program, StageArgs, StageProgram};
-
-#[derive(Parser)]
-struct Cli {
-    #[command(subcommand)]
-    task: Task,
-}
+use uc_store::stage::{self, Job, Program, Task};
 
 #[derive(Subcommand)]
-enum Task {
+enum Verb {
     Inspect { model: PathBuf },
-    Job(StageArgs),
 }
 
 /// A failure that was ordered.
@@ -40,25 +33,29 @@ impl std::fmt::Display for Ordered {
 
 impl std::error::Error for Ordered {}
 
-struct Fake {
-    stage: String,
+/// One stage, and the folder of the orders.
+struct FakeStage {
+    name: String,
     control: PathBuf,
 }
 
 fn main() -> std::process::ExitCode {
     let control = PathBuf::from(std::env::var("FAKE_CONTROL").unwrap_or_else(|_| "/".into()));
-    match Cli::parse().task {
-        Task::Inspect { model } => inspect(&model),
-        Task::Job(args) => {
-            let program = Program {
-                name: "worker",
-                task: "job",
-                version: version(&control),
-            };
-            let stage = args.stage.clone().unwrap_or_default();
-            stage::main(program, &args, Fake { stage, control }).into()
-        }
-    }
+    let program = Program {
+        name: "worker",
+        about: "A stage program for tests",
+        version: version(&control),
+        classify: |error| error.downcast_ref::<Ordered>().map(|ordered| ordered.0),
+    };
+    let work = move |job: &mut Job<'_>| {
+        let name = job.id().stage.clone();
+        let control = control.clone();
+        FakeStage { name, control }.run(job)
+    };
+    let tasks = [Task::new("job", "Be a stage of any name", work)];
+    stage::run_with_verbs(program, tasks, |verb| match verb {
+        Verb::Inspect { model } => inspect(&model),
+    })
 }
 
 fn version(control: &std::path::Path) -> u32 {
@@ -66,13 +63,13 @@ fn version(control: &std::path::Path) -> u32 {
     text.trim().parse().unwrap_or(1)
 }
 
-fn inspect(model: &std::path::Path) -> std::process::ExitCode {
+fn inspect(model: &std::path::Path) -> ExitCode {
     let Ok(layers) = std::fs::read_to_string(model.join("layers.txt")) else {
         eprintln!(
             "error: {}: no layers.txt, expected the number of layers",
             model.display()
         );
-        return ExitCode::BadInput.into();
+        return ExitCode::BadInput;
     };
     let layers: u32 = layers.trim().parse().expect("a number");
     println!(
@@ -80,51 +77,50 @@ fn inspect(model: &std::path::Path) -> std::process::ExitCode {
         serde_json::json!({"name": "fake", "layers": layers, "linear_parameters": 100 * layers,
                            "total_parameters": 200 * layers, "files": ["layers.txt"]})
     );
-    ExitCode::Ok.into()
+    ExitCode::Ok
 }
 
-impl Fake {
+impl FakeStage {
     fn trace(&self, what: &str, layer: &str) {
         let path = self.control.join("trace");
         let file = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(path);
-        let line = format!("{what} {} {layer}\n", self.stage);
+        let line = format!("{what} {} {layer}\n", self.name);
         file.and_then(|mut file| file.write_all(line.as_bytes()))
             .expect("trace");
     }
 
-    /// Whether an order stands, with the text of its file.
+    /// The text of an order's file, if there is one.
     fn order(&self, order: &str, layer: &str) -> Option<String> {
-        let name = format!("{order}-{}-{layer}", self.stage);
+        let name = format!("{order}-{}-{layer}", self.name);
         std::fs::read_to_string(self.control.join(name)).ok()
     }
 
-    fn carried_out(&self, order: &str, layer: &str) {
-        let name = format!("{order}-{}-{layer}", self.stage);
+    /// Removes an order that is to be followed once.
+    fn remove_order(&self, order: &str, layer: &str) {
+        let name = format!("{order}-{}-{layer}", self.name);
         std::fs::remove_file(self.control.join(name)).expect("order");
     }
-}
 
-impl StageProgram for Fake {
-    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
+    fn run(&self, job: &mut Job<'_>) -> anyhow::Result<()> {
         let layer = job.layer().ok();
         let label = layer.map_or_else(|| "run".to_owned(), |layer| layer.to_string());
         self.trace("start", &label);
-        eprintln!("{} has layer {label} in hand", self.stage);
+        eprintln!("{} has layer {label} in hand", self.name);
         while self.order("hold", &label).is_some() {
             std::thread::sleep(Duration::from_millis(5));
         }
         if self.order("crash", &label).is_some() {
-            self.carried_out("crash", &label);
+            self.remove_order("crash", &label);
             std::process::abort();
         }
         if self.order("crash-always", &label).is_some() {
             std::process::abort();
         }
         if self.order("hang", &label).is_some() {
-            self.carried_out("hang", &label);
+            self.remove_order("hang", &label);
             std::thread::sleep(Duration::from_secs(600));
         }
         if let Some(class) = self.order("fail", &label) {
@@ -135,7 +131,7 @@ impl StageProgram for Fake {
             return Err(Ordered(class).into());
         }
         let plan = job.plan();
-        let spec = plan.stage(&self.stage).expect("of the plan").clone();
+        let spec = plan.stage(&self.name).expect("of the plan").clone();
         let mut hasher = Hasher::default();
         for reference in &spec.reads {
             if let Ok(external) = job.external(&reference.name) {
@@ -167,9 +163,5 @@ impl StageProgram for Fake {
         job.metric("seen", 1);
         self.trace("end", &label);
         Ok(())
-    }
-
-    fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        error.downcast_ref::<Ordered>().map(|ordered| ordered.0)
     }
 }

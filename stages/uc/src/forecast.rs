@@ -11,14 +11,14 @@ mod text;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use uc_settings::Settings;
 use uc_store::ExitCode;
 use uc_store::plan::{ArtifactId, JobId, ModelSource, Per, Plan};
-use uc_store::settings::Settings;
 
-use crate::board::Budget;
-use crate::failure::failure;
-use crate::pipeline::{Goals, Pipeline, Request};
-use crate::sources;
+use crate::plan::pipeline::{Goals, Pipeline, Request};
+use crate::plan::sources;
+use crate::report::failure::failure;
+use crate::schedule::scheduler::Budget;
 use arithmetic::{Arithmetic, JobCost};
 use facts::{Facts, Kind};
 
@@ -336,9 +336,11 @@ impl Rates {
             let Some(found) = measured.stages.get(&stage.name) else {
                 continue;
             };
-            let layers = stage.layers(plan.model.layers).into_iter();
-            let works: Vec<JobCost> = layers
-                .filter_map(|layer| arithmetic.work(&stage.argv, kind(&measured.model, layer)))
+            let units = stage.units(plan.model.layers).into_iter();
+            let works: Vec<JobCost> = units
+                .filter_map(|unit| {
+                    arithmetic.work(&stage.argv, kind(&measured.model, unit.layer()))
+                })
                 .collect();
             let amount: f64 = works.iter().map(|work| work.amount()).sum();
             if let Some(JobCost::Product(_)) = works.first() {
@@ -379,7 +381,8 @@ impl Estimate<'_> {
     }
 
     fn work(&self, job: &JobId) -> Option<JobCost> {
-        self.arithmetic.work(self.argv(job), self.kind(job.layer))
+        self.arithmetic
+            .work(self.argv(job), self.kind(job.unit.layer()))
     }
 }
 
@@ -406,7 +409,7 @@ impl simulation::Sizes for Estimate<'_> {
 
     fn scratch(&self, job: &JobId) -> f64 {
         self.arithmetic
-            .scratch(self.argv(job), self.kind(job.layer))
+            .scratch(self.argv(job), self.kind(job.unit.layer()))
     }
 }
 
@@ -443,29 +446,29 @@ fn run(
     let (mut read, mut written) = (source, 0.0);
     let mut stages = Vec::new();
     for stage in plan.stages.iter().filter(|stage| !stage.optional) {
-        let layers = stage.layers(plan.model.layers);
+        let units = stage.units(plan.model.layers);
         let (mut work, mut seconds, mut bound) = (0.0, 0.0, None);
-        for layer in &layers {
+        for &unit in &units {
             let job = JobId {
                 stage: stage.name.clone(),
-                layer: *layer,
+                unit,
             };
             if let Some(found) = sizes.work(&job) {
                 work += found.amount();
                 bound = Some(found.bound());
             }
             seconds += sizes.seconds(&job);
-            let inputs = plan.inputs(stage, *layer).into_iter();
+            let inputs = plan.inputs(stage, unit).into_iter();
             read += inputs.map(|input| sizes.bytes(&input)).sum::<f64>();
-            read += arithmetic.source_read(&stage.argv, sizes.kind(*layer));
-            let outputs = plan.outputs(stage, *layer).into_iter();
+            read += arithmetic.source_read(&stage.argv, sizes.kind(unit.layer()));
+            let outputs = plan.outputs(stage, unit).into_iter();
             written += outputs.map(|output| sizes.bytes(&output)).sum::<f64>();
             read += sizes.scratch(&job);
             written += sizes.scratch(&job);
         }
         stages.push(StageForecast {
             name: stage.name.clone(),
-            jobs: layers.len() as u64,
+            jobs: units.len() as u64,
             per: stage.per,
             max_lead: stage.max_lead,
             memory_bytes: stage.memory,

@@ -3,33 +3,22 @@
 //! It plans runs, starts stage programs, draws progress and prints results. It never computes on tensors, knows no
 //! model family and no codec; everything that does is a stage program that it starts, or the pack's own library.
 
-mod board;
 mod cli;
-mod drive;
-mod failure;
 mod forecast;
-mod history;
-mod journal;
-mod model;
-mod packs;
-mod pipeline;
-mod planning;
-mod programs;
-mod progress;
-mod runner;
+mod plan;
+mod process;
+mod report;
+mod schedule;
 mod session;
-mod shards;
-mod signals;
-mod sources;
-mod summary;
 mod verbs;
 
 use clap::Parser;
 use uc_store::{ExitCode, logging};
 
 use crate::cli::{Cli, Verb};
-use crate::progress::Display;
-use crate::signals::Listener;
+use crate::process::signals::Listener;
+use crate::report::failure::exit_code;
+use crate::report::progress::Display;
 
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
@@ -39,7 +28,7 @@ fn main() -> std::process::ExitCode {
         Err(error) => {
             // The one place that prints errors.
             eprintln!("error: {error:#}");
-            failure::exit_code(&error).into()
+            exit_code(&error).into()
         }
     }
 }

@@ -9,14 +9,14 @@ use uc_store::resources;
 use uc_store::run::{Lock, RunDir};
 use uc_store::sha::Sha256Digest;
 
-use crate::board::Budget;
-use crate::drive::Driver;
-use crate::drive::source::Source;
 use crate::forecast;
-use crate::model::Model;
-use crate::programs::Programs;
-use crate::progress::Display;
-use crate::signals::Listener;
+use crate::plan::model::Model;
+use crate::process::programs::Programs;
+use crate::process::signals::Listener;
+use crate::report::progress::Display;
+use crate::schedule::driver::Driver;
+use crate::schedule::driver::source::Source;
+use crate::schedule::scheduler::Budget;
 
 /// Share of the machine's memory that jobs may claim, percent.
 const MEMORY_SHARE: u64 = 80;
@@ -121,10 +121,10 @@ fn grouped(plan: &Plan, work: &PendingWork, wanted: impl Fn(&Reason) -> bool) ->
     let mut lines = Vec::new();
     for stage in &plan.stages {
         let mut groups: BTreeMap<String, Vec<Option<u32>>> = BTreeMap::new();
-        for layer in stage.layers(plan.model.layers) {
+        for unit in stage.units(plan.model.layers) {
             let id = JobId {
                 stage: stage.name.clone(),
-                layer,
+                unit,
             };
             let Some(Freshness::Stale(reasons)) = work.states.get(&id) else {
                 continue;
@@ -135,7 +135,10 @@ fn grouped(plan: &Plan, work: &PendingWork, wanted: impl Fn(&Reason) -> bool) ->
                 .map(without_layers)
                 .collect();
             if !words.is_empty() {
-                groups.entry(words.join("; ")).or_default().push(layer);
+                groups
+                    .entry(words.join("; "))
+                    .or_default()
+                    .push(unit.layer());
             }
         }
         let mut groups: Vec<_> = groups.into_iter().collect();

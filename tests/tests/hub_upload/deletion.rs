@@ -62,7 +62,9 @@ fn uploaded_layers_are_deleted_and_few_are_on_disk_at_any_time() {
     assert_eq!(fake_hub.commit_count(REPO, "main"), commits);
     let message = fail_with(uc().arg("verify").arg(run.join("pack")), DAMAGED);
     assert!(
-        message.contains("layer_003.uc: not here; remote.json says that tester/pack holds it"),
+        message.contains(
+            "layer_003.uc: not in this folder; according to remote.json, tester/pack holds it"
+        ),
         "{message}"
     );
 

@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 use uc_fake_hub::faults::{Fault, Route, Schedule};
-use uc_tests::kills::{losses, signal, workers_of};
+use uc_tests::kills::{lost_work, signal, workers_of};
 use uc_tests::{compress, contents, fail_with, json, succeed, tiny_model, uc, words};
 
 use crate::fixture::{
@@ -53,7 +53,7 @@ fn layers_are_uploaded_while_later_ones_are_produced_whatever_faults_occur() {
     let other = fake_hub();
     succeed(&mut upload(&other, &run));
     assert!(remote_files(&other) == expected);
-    assert_eq!(losses(&run).cut_off, 0);
+    assert_eq!(lost_work(&run).interrupted, 0);
     let quantized = events(&run, &[("event", "finished"), ("stage", "quantize")]);
     assert_eq!(quantized.len(), 4);
 }

@@ -1,20 +1,20 @@
-//! The table that codes the indices of a context in the fewest bits, its own included.
+//! Finds the table with which the indices of a context, and the table itself, take the fewest bits.
 //!
-//! Costs are integers in 65536ths of a bit, so that no platform's logarithm can tip a choice.
+//! Costs are integers in 65536ths of a bit, so that the choice does not depend on the platform's logarithm.
 
 use super::histogram::{CENTRE, ContextCounts, WINDOW};
-use super::table::{ContextTable, ESCAPE, LARGEST_SHIFT, LARGEST_SYMBOL, SCALE, place};
+use super::table::{ContextTable, ESCAPE, LARGEST_SHIFT, LARGEST_SYMBOL, SCALE, symbol_index};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// One bit of cost.
+/// The cost of one bit.
 pub(crate) const ONE_BIT: u64 = 1 << 16;
-/// Bits that name the symbol of an escaped index.
-const NAMED_BITS: u64 = 8;
-/// Bits of an index beyond all symbols, beside those that say so.
-const BEYOND_BITS: u64 = 16;
-/// Below this half width a coarser alphabet cannot save anything worth having.
-const FINE_ENOUGH: i32 = 24;
+/// Bits of the byte that gives the symbol of an escaped index.
+const ESCAPED_SYMBOL_BITS: u64 = 8;
+/// Additional bits of an index beyond all symbols.
+const RAW_INDEX_BITS: u64 = 16;
+/// Larger shifts are not tried once the largest half width is at most this: a coarser alphabet saves next to nothing.
+const NARROW_HALF_WIDTH: i32 = 24;
 
 /// `-log2(f / 4096)` in 65536ths of a bit, for f = 1..=4096.
 static COST: [u32; SCALE as usize + 1] = costs();
@@ -40,7 +40,7 @@ const fn costs() -> [u32; SCALE as usize + 1] {
     table
 }
 
-/// The best table for the indices counted, and the cost of indices and table in 65536ths of a bit.
+/// The best table for the counted indices, and the cost of indices and table in 65536ths of a bit.
 pub(crate) fn best_table(context: &ContextCounts) -> (ContextTable, u64) {
     let mut best: Option<(u64, ContextTable)> = None;
     for shift in 0..=LARGEST_SHIFT {
@@ -48,14 +48,17 @@ pub(crate) fn best_table(context: &ContextCounts) -> (ContextTable, u64) {
         let halves = half_widths(&bins, outside);
         for &half in &halves {
             for mirrored in [true, false] {
-                let table = normalised(&bins, outside, half, mirrored, shift);
+                let table = normalized(&bins, outside, half, mirrored, shift);
                 let cost = cost(&table, &bins, outside);
                 if best.as_ref().is_none_or(|(least, _)| cost < *least) {
                     best = Some((cost, table));
                 }
             }
         }
-        if halves.first().is_some_and(|&widest| widest <= FINE_ENOUGH) {
+        if halves
+            .first()
+            .is_some_and(|&largest| largest <= NARROW_HALF_WIDTH)
+        {
             break;
         }
     }
@@ -63,14 +66,14 @@ pub(crate) fn best_table(context: &ContextCounts) -> (ContextTable, u64) {
     (table, cost)
 }
 
-/// Counts per symbol [256, by place] under a shift, and the indices beyond all symbols.
+/// Counts per symbol [256] at a shift, and the number of indices beyond all symbols.
 fn bins(context: &ContextCounts, shift: u32) -> (Vec<u64>, u64) {
     let mut bins = vec![0u64; 256];
     let mut outside = context.outside;
     for (position, &count) in context.counts.iter().enumerate().take(WINDOW) {
         let symbol = symbol_of(position as i32 - CENTRE, shift);
         if count > 0 && symbol.abs() <= LARGEST_SYMBOL {
-            bins[place(symbol)] += count;
+            bins[symbol_index(symbol)] += count;
         } else {
             outside += count;
         }
@@ -83,14 +86,14 @@ pub(crate) fn symbol_of(index: i32, shift: u32) -> i32 {
     (index + ((1 << shift) >> 1)) >> shift
 }
 
-/// Half widths worth trying, widest first: those that leave 0, 1, 2, 4, … indices to the escape.
+/// Half widths to try, largest first: those at which the number of escaped indices first exceeds 0, 1, 2, 4, …
 fn half_widths(bins: &[u64], outside: u64) -> Vec<i32> {
     let total: u64 = bins.iter().sum::<u64>() + outside;
     let mut halves = Vec::new();
     let (mut escaped, mut allowed) = (0u64, 0u64);
     for half in (0..=LARGEST_SYMBOL).rev() {
         let next = if half > 0 {
-            bins[place(half)] + bins[place(-half)]
+            bins[symbol_index(half)] + bins[symbol_index(-half)]
         } else {
             u64::MAX / 2
         };
@@ -108,32 +111,32 @@ fn half_widths(bins: &[u64], outside: u64) -> Vec<i32> {
     halves
 }
 
-/// What a frequency is shared out to: one symbol, or a symbol and its mirror image.
-struct Share {
+/// One frequency to be chosen: that of one symbol, or of a symbol and its mirror image.
+struct FrequencyShare {
     count: u64,
-    /// Slots that one step of the frequency takes.
+    /// Slots that the frequency takes per unit: 2 for mirrored symbols.
     slots: u32,
     frequency: u32,
 }
 
-/// Frequencies for the symbols up to `half`; what lies beyond is escaped.
-fn normalised(bins: &[u64], outside: u64, half: i32, mirrored: bool, shift: u32) -> ContextTable {
-    let beyond = |symbol: &i32| symbol.abs() > half;
+/// Frequencies for the symbols up to the magnitude `half`; larger ones are escaped.
+fn normalized(bins: &[u64], outside: u64, half: i32, mirrored: bool, shift: u32) -> ContextTable {
+    let is_escaped = |symbol: &i32| symbol.abs() > half;
     let escaped: u64 = outside
         + (-127..=127)
-            .filter(beyond)
-            .map(|s| bins[place(s)])
+            .filter(is_escaped)
+            .map(|s| bins[symbol_index(s)])
             .sum::<u64>();
-    let single = |count| Share {
+    let single = |count| FrequencyShare {
         count,
         slots: 1,
         frequency: 0,
     };
-    let mut shares = vec![single(bins[place(0)]), single(escaped)];
+    let mut shares = vec![single(bins[symbol_index(0)]), single(escaped)];
     for s in 1..=half {
-        let (below, above) = (bins[place(-s)], bins[place(s)]);
+        let (below, above) = (bins[symbol_index(-s)], bins[symbol_index(s)]);
         if mirrored {
-            shares.push(Share {
+            shares.push(FrequencyShare {
                 count: below + above,
                 slots: 2,
                 frequency: 0,
@@ -142,51 +145,51 @@ fn normalised(bins: &[u64], outside: u64, half: i32, mirrored: bool, shift: u32)
             shares.extend([single(below), single(above)]);
         }
     }
-    share_out(&mut shares);
-    let mut frequency = vec![0u16; 256];
-    frequency[place(0)] = shares[0].frequency as u16;
-    frequency[place(ESCAPE)] = shares[1].frequency as u16;
+    distribute_slots(&mut shares);
+    let mut frequencies = vec![0u16; 256];
+    frequencies[symbol_index(0)] = shares[0].frequency as u16;
+    frequencies[symbol_index(ESCAPE)] = shares[1].frequency as u16;
     for s in 1..=half {
         let at = 2 + (s as usize - 1) * if mirrored { 1 } else { 2 };
-        frequency[place(-s)] = shares[at].frequency as u16;
-        frequency[place(s)] = shares[if mirrored { at } else { at + 1 }].frequency as u16;
+        frequencies[symbol_index(-s)] = shares[at].frequency as u16;
+        frequencies[symbol_index(s)] = shares[if mirrored { at } else { at + 1 }].frequency as u16;
     }
-    ContextTable { shift, frequency }
+    ContextTable { shift, frequencies }
 }
 
-/// Shares 4096 slots out: at least one step to whatever occurs, the rest where it saves most.
-fn share_out(shares: &mut [Share]) {
+/// Distributes the 4096 slots: at least one unit to every share that occurs, the rest where it saves most.
+fn distribute_slots(shares: &mut [FrequencyShare]) {
     let total: u64 = shares.iter().map(|share| share.count).sum();
-    let mut left = i64::from(SCALE);
+    let mut remaining = i64::from(SCALE);
     for share in shares.iter_mut().filter(|share| share.count > 0) {
         let fair = u128::from(share.count) * u128::from(SCALE)
             / (u128::from(total) * u128::from(share.slots));
         share.frequency = (fair as u32).max(1);
-        left -= i64::from(share.frequency * share.slots);
+        remaining -= i64::from(share.frequency * share.slots);
     }
-    if left > 0 {
-        let gain = |share: &Share| {
+    if remaining > 0 {
+        let gain = |share: &FrequencyShare| {
             let saved = COST[share.frequency as usize] - COST[share.frequency as usize + 1];
             share.count * u64::from(saved) / u64::from(share.slots)
         };
-        let fits = |share: &Share, left: i64| {
-            share.frequency > 0 && i64::from(share.slots) <= left && share.frequency < SCALE
+        let fits = |share: &FrequencyShare, free: i64| {
+            share.frequency > 0 && i64::from(share.slots) <= free && share.frequency < SCALE
         };
         let mut queue: BinaryHeap<(u64, Reverse<usize>)> = (0..shares.len())
-            .filter(|&i| fits(&shares[i], left))
+            .filter(|&i| fits(&shares[i], remaining))
             .map(|i| (gain(&shares[i]), Reverse(i)))
             .collect();
         while let Some((_, Reverse(i))) = queue.pop() {
-            if fits(&shares[i], left) {
+            if fits(&shares[i], remaining) {
                 shares[i].frequency += 1;
-                left -= i64::from(shares[i].slots);
-                if fits(&shares[i], left) {
+                remaining -= i64::from(shares[i].slots);
+                if fits(&shares[i], remaining) {
                     queue.push((gain(&shares[i]), Reverse(i)));
                 }
             }
         }
     } else {
-        let loss = |share: &Share| {
+        let loss = |share: &FrequencyShare| {
             let lost = COST[share.frequency as usize - 1] - COST[share.frequency as usize];
             share.count * u64::from(lost) / u64::from(share.slots)
         };
@@ -194,19 +197,19 @@ fn share_out(shares: &mut [Share]) {
             .filter(|&i| shares[i].frequency > 1)
             .map(|i| Reverse((loss(&shares[i]), i)))
             .collect();
-        while left < 0 {
+        while remaining < 0 {
             let Some(Reverse((_, i))) = queue.pop() else {
                 break;
             };
             shares[i].frequency -= 1;
-            left += i64::from(shares[i].slots);
+            remaining += i64::from(shares[i].slots);
             if shares[i].frequency > 1 {
                 queue.push(Reverse((loss(&shares[i]), i)));
             }
         }
     }
-    // A slot that no pair can use.
-    shares[0].frequency += left as u32;
+    // A single slot that no mirrored pair can use.
+    shares[0].frequency += remaining as u32;
 }
 
 /// Bits of the indices and of the table, in 65536ths.
@@ -215,16 +218,17 @@ fn cost(table: &ContextTable, bins: &[u64], outside: u64) -> u64 {
     let mut escaped = outside;
     let mut total = outside;
     for symbol in -LARGEST_SYMBOL..=LARGEST_SYMBOL {
-        let count = bins[place(symbol)];
+        let count = bins[symbol_index(symbol)];
         total += count;
-        match table.of(symbol) {
+        match table.frequency_of(symbol) {
             0 => escaped += count,
             frequency => cost += count * u64::from(COST[frequency as usize]),
         }
     }
     if escaped > 0 {
-        let escape = u64::from(COST[table.of(ESCAPE) as usize]);
-        cost += escaped * (escape + NAMED_BITS * ONE_BIT) + outside * BEYOND_BITS * ONE_BIT;
+        let escape = u64::from(COST[table.frequency_of(ESCAPE) as usize]);
+        cost +=
+            escaped * (escape + ESCAPED_SYMBOL_BITS * ONE_BIT) + outside * RAW_INDEX_BITS * ONE_BIT;
     }
     cost + total * u64::from(table.shift) * ONE_BIT
 }
@@ -234,13 +238,13 @@ mod tests {
     use super::*;
     use crate::bits::{BitReader, BitWriter};
 
-    /// Counts of a context with the given indices, each with its number.
+    /// Counts of a context with the given indices and their numbers of occurrences.
     fn context(counted: &[(i32, u64)]) -> ContextCounts {
         let mut counts = vec![0; WINDOW];
         let mut outside = 0;
         for &(index, count) in counted {
             match counts.get_mut((index + CENTRE) as u32 as usize) {
-                Some(place) => *place += count,
+                Some(counted) => *counted += count,
                 None => outside += count,
             }
         }
@@ -264,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_sum_to_4096_and_come_back_from_their_bytes() {
+    fn tables_sum_to_4096_and_are_read_back_from_their_bytes() {
         let cases = [
             context(&[(0, 5)]),
             context(&[(7, 5)]),
@@ -280,7 +284,7 @@ mod tests {
         for context in &cases {
             let (table, cost) = best_table(context);
             assert_eq!(
-                table.frequency.iter().map(|&f| u32::from(f)).sum::<u32>(),
+                table.frequencies.iter().map(|&f| u32::from(f)).sum::<u32>(),
                 SCALE
             );
             let mut writer = BitWriter::default();
@@ -290,15 +294,16 @@ mod tests {
             let mut reader = BitReader::new("table", &bytes);
             assert_eq!(ContextTable::read(&mut reader).unwrap(), table);
             assert!(cost >= table.bits() * ONE_BIT);
-            // Whatever was counted has a code.
+            // Every counted index has a code.
             let (bins, outside) = bins(context, table.shift);
-            let escaped = (-127..=127).any(|s| bins[place(s)] > 0 && table.of(s) == 0);
-            assert!(!(escaped || outside > 0) || table.of(ESCAPE) > 0);
+            let escaped =
+                (-127..=127).any(|s| bins[symbol_index(s)] > 0 && table.frequency_of(s) == 0);
+            assert!(!(escaped || outside > 0) || table.frequency_of(ESCAPE) > 0);
         }
     }
 
     #[test]
-    fn large_classes_come_within_a_few_thousandths_of_a_bit_of_their_entropy() {
+    fn large_contexts_come_within_a_few_thousandths_of_a_bit_of_their_entropy() {
         for sigma in [0.3, 1.0, 4.0, 16.0, 40.0, 200.0] {
             let context = bell(sigma, 1e7);
             let (table, cost) = best_table(&context);
@@ -312,8 +317,8 @@ mod tests {
     }
 
     #[test]
-    fn a_class_of_zeros_costs_nothing_but_its_table() {
+    fn a_context_of_zeros_costs_nothing_but_its_table() {
         let (table, cost) = best_table(&context(&[(0, 1 << 40)]));
-        assert_eq!((table.of(0), cost), (SCALE, 12 * ONE_BIT));
+        assert_eq!((table.frequency_of(0), cost), (SCALE, 12 * ONE_BIT));
     }
 }

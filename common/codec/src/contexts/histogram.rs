@@ -4,18 +4,17 @@ use super::{FINE_CONTEXTS, fine_context};
 use crate::error::{CodecError, check_matrix};
 use rayon::prelude::*;
 
-/// Indices counted one by one: −2048..2048. What lies outside can only be escaped.
+/// Number of indices that are counted individually, −2048..2048. Others can only be escaped.
 pub(crate) const WINDOW: usize = 4096;
 /// Position of the index 0 in a window.
 pub(crate) const CENTRE: i32 = WINDOW as i32 / 2;
-/// Symbols that one parallel piece counts, about.
-const PIECE: usize = 1 << 20;
+/// Approximate number of indices counted by one parallel piece.
+const PIECE_INDICES: usize = 1 << 20;
 
-/// [FINE_CONTEXTS] or empty; per context [WINDOW + 1], of which the last entry counts the indices
-/// outside the window.
+/// [FINE_CONTEXTS] or empty. Per context [WINDOW + 1], where the last entry counts the indices outside the window.
 type Counts = Vec<Option<Vec<u64>>>;
 
-/// Counts per fine context.
+/// Counts of indices per fine context.
 #[derive(Default)]
 pub(crate) struct Histogram {
     fine: Counts,
@@ -42,7 +41,7 @@ impl Histogram {
         if q.is_empty() {
             return Ok(());
         }
-        let rows = (PIECE / cols).max(1);
+        let rows = (PIECE_INDICES / cols).max(1);
         let counts = q
             .par_chunks(rows * cols)
             .zip(row_log2_eighths.par_chunks(rows))
@@ -54,7 +53,7 @@ impl Histogram {
         Ok(())
     }
 
-    /// The counts in contexts of `2^granularity` fine contexts, None where nothing was counted.
+    /// The counts in contexts of `2^granularity` fine contexts, None for contexts without indices.
     pub(crate) fn contexts(&self, granularity: u32) -> Vec<Option<ContextCounts>> {
         let merged = |context: usize| {
             let fine = (context << granularity)..((context + 1) << granularity);
@@ -70,7 +69,7 @@ impl Histogram {
     }
 }
 
-/// Counts some rows.
+/// Adds the indices of some rows to `counts`.
 fn count_piece(
     mut counts: Counts,
     q: &[i16],
@@ -110,8 +109,7 @@ impl ContextCounts {
         self.outside + self.counts.iter().sum::<u64>()
     }
 
-    /// Bits of their empirical entropy. What lies outside the window counts as one symbol followed
-    /// by 16 bits.
+    /// Empirical entropy in bits. The indices outside the window count as one symbol followed by 16 bits.
     pub(crate) fn entropy(&self) -> f64 {
         let total = self.total() as f64;
         let bits = |count: u64| match count {

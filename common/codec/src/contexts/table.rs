@@ -7,15 +7,15 @@ use crate::error::CodecError;
 pub(crate) const PROBABILITY_BITS: u32 = 12;
 /// Sum of the frequencies of a table.
 pub(crate) const SCALE: u32 = 1 << PROBABILITY_BITS;
-/// The symbol that announces a raw index.
+/// The escape symbol.
 pub(crate) const ESCAPE: i32 = -128;
 /// Largest magnitude of a symbol.
 pub(crate) const LARGEST_SYMBOL: i32 = 127;
-/// Largest number of raw bits of an index.
+/// Largest shift, which is the number of raw bits of an index.
 pub(crate) const LARGEST_SHIFT: u32 = 4;
 /// Largest Rice parameter of the frequencies.
 const LARGEST_RICE: u32 = 12;
-/// Largest zigzag of what a frequency differs by from the line through the two before it.
+/// Largest zigzag of the difference of a frequency from the linear extrapolation of the two before it.
 const LARGEST_DIFFERENCE: u32 = 8 * SCALE;
 
 /// Frequencies of the symbols of a context.
@@ -23,30 +23,31 @@ const LARGEST_DIFFERENCE: u32 = 8 * SCALE;
 pub(crate) struct ContextTable {
     /// Raw bits per index, 0..=4.
     pub(crate) shift: u32,
-    /// [256] frequency of symbol s at `s + 128`; sum 4096.
-    pub(crate) frequency: Vec<u16>,
+    /// [256] the frequency of symbol s at `s + 128`; the sum is 4096.
+    pub(crate) frequencies: Vec<u16>,
 }
 
-/// Position of a symbol among the frequencies.
+/// Position of a symbol in a list of all symbols.
 #[inline(always)]
-pub(crate) fn place(symbol: i32) -> usize {
+pub(crate) fn symbol_index(symbol: i32) -> usize {
     (symbol - ESCAPE) as usize
 }
 
 impl ContextTable {
     /// Frequency of a symbol.
-    pub(crate) fn of(&self, symbol: i32) -> u32 {
-        u32::from(self.frequency[place(symbol)])
+    pub(crate) fn frequency_of(&self, symbol: i32) -> u32 {
+        u32::from(self.frequencies[symbol_index(symbol)])
     }
 
-    /// Appends the bytes of the format (see [`crate::contexts`]).
+    /// Appends the bits of the format (see [`crate::contexts`]).
     pub(crate) fn write(&self, writer: &mut BitWriter) {
         let half = self.half();
-        let mirrored = half > 0 && (1..=half).all(|s| self.of(s) == self.of(-s));
+        let mirrored =
+            half > 0 && (1..=half).all(|s| self.frequency_of(s) == self.frequency_of(-s));
         writer.put(self.shift, 3);
         writer.put(half as u32, 7);
         writer.put(u32::from(mirrored), 1);
-        let escape = self.of(ESCAPE);
+        let escape = self.frequency_of(ESCAPE);
         writer.put(u32::from(escape > 0), 1);
         if escape > 0 {
             writer.put(escape - 1, 12);
@@ -69,96 +70,97 @@ impl ContextTable {
         }
         let half = reader.take(7)? as i32;
         let mirrored = reader.take(1)? == 1;
-        let mut frequency = vec![0u16; 256];
-        let mut left = SCALE as i32;
+        let mut frequencies = vec![0u16; 256];
+        let mut remaining = SCALE as i32;
         if reader.take(1)? == 1 {
             let escape = reader.take(12)? as i32 + 1;
-            frequency[place(ESCAPE)] = escape as u16;
-            left -= escape;
+            frequencies[symbol_index(ESCAPE)] = escape as u16;
+            remaining -= escape;
         }
         if half == 0 {
             if mirrored {
                 return Err(reader.damaged(1, "no mirror where only the symbol 0 has a frequency"));
             }
-            frequency[place(0)] = left as u16;
-            return Ok(ContextTable { shift, frequency });
+            frequencies[symbol_index(0)] = remaining as u16;
+            return Ok(ContextTable { shift, frequencies });
         }
         let rice = reader.take(4)?;
         if rice > LARGEST_RICE {
             return Err(reader.damaged(rice.into(), "a Rice parameter of 0..=12"));
         }
         for sign in if mirrored { &[-1][..] } else { &[-1, 1][..] } {
-            let (mut previous, mut before) = (0i32, 0i32);
+            let (mut previous, mut second_previous) = (0i32, 0i32);
             for magnitude in (1..=half).rev() {
                 let difference = unzigzag(reader.take_rice(rice, LARGEST_DIFFERENCE)?);
-                (previous, before) = (2 * previous - before + difference, previous);
-                left -= if mirrored { 2 * previous } else { previous };
-                if previous < 0 || left < 0 {
+                (previous, second_previous) =
+                    (2 * previous - second_previous + difference, previous);
+                remaining -= if mirrored { 2 * previous } else { previous };
+                if previous < 0 || remaining < 0 {
                     let found = previous.unsigned_abs().into();
                     return Err(reader.damaged(found, "frequencies of 0 to 4096 with sum 4096"));
                 }
-                frequency[place(sign * magnitude)] = previous as u16;
+                frequencies[symbol_index(sign * magnitude)] = previous as u16;
                 if mirrored {
-                    frequency[place(magnitude)] = previous as u16;
+                    frequencies[symbol_index(magnitude)] = previous as u16;
                 }
             }
         }
-        frequency[place(0)] = left as u16;
-        Ok(ContextTable { shift, frequency })
+        frequencies[symbol_index(0)] = remaining as u16;
+        Ok(ContextTable { shift, frequencies })
     }
 
     /// Bits that [`ContextTable::write`] appends.
     pub(crate) fn bits(&self) -> u64 {
         let half = self.half();
-        let escape = if self.of(ESCAPE) > 0 { 12 } else { 0 };
+        let escape = if self.frequency_of(ESCAPE) > 0 { 12 } else { 0 };
         if half == 0 {
             return 12 + escape;
         }
-        let mirrored = (1..=half).all(|s| self.of(s) == self.of(-s));
+        let mirrored = (1..=half).all(|s| self.frequency_of(s) == self.frequency_of(-s));
         16 + escape + best_rice(&self.differences(half, mirrored), LARGEST_RICE).1
     }
 
     /// Largest magnitude of a symbol with a frequency.
     fn half(&self) -> i32 {
-        let used = |&s: &i32| self.of(s) > 0 || self.of(-s) > 0;
+        let used = |&s: &i32| self.frequency_of(s) > 0 || self.frequency_of(-s) > 0;
         (1..=LARGEST_SYMBOL).rev().find(used).unwrap_or(0)
     }
 
-    /// What is stored of the frequencies, before the Rice code.
+    /// The values that are stored for the frequencies, before the Rice code.
     fn differences(&self, half: i32, mirrored: bool) -> Vec<u32> {
         let mut differences = Vec::with_capacity(2 * half as usize);
         for sign in if mirrored { &[-1][..] } else { &[-1, 1][..] } {
-            let (mut previous, mut before) = (0, 0);
+            let (mut previous, mut second_previous) = (0, 0);
             for magnitude in (1..=half).rev() {
-                let frequency = self.of(sign * magnitude) as i32;
-                differences.push(zigzag(frequency - (2 * previous - before)));
-                (previous, before) = (frequency, previous);
+                let frequency = self.frequency_of(sign * magnitude) as i32;
+                differences.push(zigzag(frequency - (2 * previous - second_previous)));
+                (previous, second_previous) = (frequency, previous);
             }
         }
         differences
     }
 
-    /// First slot of every symbol, by place.
-    pub(crate) fn starts(&self) -> Vec<u16> {
+    /// [256] first slot of every symbol.
+    pub(crate) fn first_slots(&self) -> Vec<u16> {
         let mut next = 0u16;
         let mut start = |&frequency: &u16| {
             next += frequency;
             next - frequency
         };
-        self.frequency.iter().map(&mut start).collect()
+        self.frequencies.iter().map(&mut start).collect()
     }
 }
 
-/// One lookup per symbol: for each context with a table 4096 entries, one per slot, of
+/// Lookup tables of the decoder: for each context with a table, 4096 entries, one per slot, of
 /// `(frequency − 1) | (slot − first slot of the symbol) << 12 | symbol << 24`.
 #[derive(Debug, Clone)]
 pub(crate) struct DecodeTables {
     /// [tables, 4096]
     pub(crate) entries: Vec<u32>,
-    /// [contexts] number of the table, None where the context has none.
-    pub(crate) number: Vec<Option<u8>>,
-    /// [tables]
-    pub(crate) shift: Vec<u8>,
+    /// [contexts] number of the context's table, None if it has none.
+    pub(crate) table_number: Vec<Option<u8>>,
+    /// [tables] shift of the table.
+    pub(crate) shifts: Vec<u8>,
 }
 
 impl DecodeTables {
@@ -166,22 +168,25 @@ impl DecodeTables {
     pub(crate) fn new(contexts: &[Option<ContextTable>]) -> Self {
         let mut tables = DecodeTables {
             entries: Vec::new(),
-            number: Vec::new(),
-            shift: Vec::new(),
+            table_number: Vec::new(),
+            shifts: Vec::new(),
         };
         for context in contexts {
             tables
-                .number
-                .push(context.as_ref().map(|_| tables.shift.len() as u8));
+                .table_number
+                .push(context.as_ref().map(|_| tables.shifts.len() as u8));
             let Some(table) = context else { continue };
-            tables.shift.push(table.shift as u8);
-            for (place, &frequency) in table.frequency.iter().enumerate() {
-                let symbol = (place as i32 + ESCAPE) as u8;
+            tables.shifts.push(table.shift as u8);
+            for (index, &frequency) in table.frequencies.iter().enumerate() {
+                let symbol = (index as i32 + ESCAPE) as u8;
                 tables.entries.extend((0..u32::from(frequency)).map(|bias| {
                     (u32::from(frequency) - 1) | bias << PROBABILITY_BITS | u32::from(symbol) << 24
                 }));
             }
-            debug_assert_eq!(tables.entries.len(), tables.shift.len() << PROBABILITY_BITS);
+            debug_assert_eq!(
+                tables.entries.len(),
+                tables.shifts.len() << PROBABILITY_BITS
+            );
         }
         tables
     }

@@ -1,11 +1,11 @@
 //! The decoder with AVX2: 32 lanes in four vectors of 8.
 //!
-//! Same output as [`Tile::decode_portably`]; groups that are incomplete, or that might read beyond
-//! the end of the tile, are left to the portable code.
+//! The output is that of [`Tile::decode_portably`]. Groups that are incomplete, or that might read beyond the end of the tile,
+//! are left to the portable code.
 //!
-//! Safety: [`decode`] is only reached after a check of the processor's features. Loads and stores go
-//! through references to arrays of exactly the size that is loaded or stored. The gathers read
-//! `entries[table << 12 | slot]` with `slot < 4096` and table numbers that `Lines::new` has checked
+//! Safety: [`decode`] checks the processor's features. Loads and stores go through references to arrays of exactly the size
+//! that is loaded or stored. The gathers read
+//! `entries[table << 12 | slot]` with `slot < 4096` and table numbers that `TableLookup::new` has checked
 //! against the same entries.
 
 #![allow(unsafe_code)]
@@ -16,10 +16,10 @@ use crate::contexts::ESCAPE;
 use crate::error::CodecError;
 use std::arch::x86_64::*;
 
-/// Lane i of row m is the number of lanes below i in the mask m: where lane i finds its word.
-static PLACES: [[u32; 8]; 256] = places();
+/// Lane i of row m is the number of lanes below i in the mask m: the position of the word of lane i.
+static WORD_POSITIONS: [[u32; 8]; 256] = word_positions();
 
-const fn places() -> [[u32; 8]; 256] {
+const fn word_positions() -> [[u32; 8]; 256] {
     let mut table = [[0; 8]; 256];
     let mut mask = 0;
     while mask < 256 {
@@ -35,10 +35,10 @@ const fn places() -> [[u32; 8]; 256] {
 
 /// Decodes a tile into `q`; the processor must have AVX2 (checked).
 pub(super) fn decode(tile: &Tile<'_>, q: &mut [i16]) -> Result<(), CodecError> {
-    assert!(crate::simd::has_avx2());
-    // SAFETY: the processor has the features, the numbers of tables are in range.
+    assert!(uc_simd::has_avx2());
+    // SAFETY: the processor has the features, and `TableLookup::new` has checked the table numbers.
     unsafe {
-        if tile.lines.shifted() {
+        if tile.lookup.shifted() {
             kernel::<true>(tile, q)
         } else {
             kernel::<false>(tile, q)
@@ -47,17 +47,16 @@ pub(super) fn decode(tile: &Tile<'_>, q: &mut [i16]) -> Result<(), CodecError> {
 }
 
 /// # Safety
-/// The processor must have AVX2, and every table number of the tile's lines be below the number of
-/// tables.
+/// The processor must have AVX2, and every table number of the tile's lookup must be below the number of tables.
 #[target_feature(enable = "avx2,fma,popcnt,bmi1")]
 unsafe fn kernel<const SHIFTED: bool>(tile: &Tile<'_>, q: &mut [i16]) -> Result<(), CodecError> {
     let mut cursor = tile.begin()?;
-    let cols = tile.lines.cols();
-    let entries = &tile.lines.tables.entries;
+    let cols = tile.lookup.cols();
+    let entries = &tile.lookup.tables.entries;
     let whole = cols / LANES;
     for (q, &row_log2_eighths) in q.chunks_mut(cols).zip(tile.row_log2_eighths) {
-        let (number, shift) = tile.lines.of(row_log2_eighths);
-        // SAFETY: passed on.
+        let (number, shift) = tile.lookup.row(row_log2_eighths);
+        // SAFETY: the same requirements as of this function.
         let done = unsafe { groups::<SHIFTED>(&mut cursor, entries, number, shift, q, whole)? };
         for first in (done * LANES..cols).step_by(LANES) {
             let columns = first..cols.min(first + LANES);
@@ -68,11 +67,10 @@ unsafe fn kernel<const SHIFTED: bool>(tile: &Tile<'_>, q: &mut [i16]) -> Result<
     cursor.finish()
 }
 
-/// Decodes up to `whole` complete groups of a row, as many as cannot run beyond the end; returns
-/// their number.
+/// Decodes up to `whole` complete groups of a row, as long as none can read beyond the end; returns their number.
 ///
 /// # Safety
-/// As [`kernel`].
+/// Those of [`kernel`].
 #[target_feature(enable = "avx2,fma,popcnt,bmi1")]
 unsafe fn groups<const SHIFTED: bool>(
     cursor: &mut Cursor<'_>,
@@ -140,10 +138,10 @@ unsafe fn load_bytes(bytes: &[u8; LANES], base: usize) -> __m256i {
     unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(bytes[base..base + 8].as_ptr().cast())) }
 }
 
-/// Steps 1 and 2 for 8 lanes: next states, indices, lanes escaped, lanes restored.
+/// Steps 1 and 2 for 8 lanes: returns next states, indices, escaped lanes, restored lanes.
 ///
 /// # Safety
-/// The processor must have AVX2; every lane of `number` be the number of a table.
+/// The processor must have AVX2, and every lane of `number` must be the number of a table.
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn step<const SHIFTED: bool>(
@@ -185,15 +183,15 @@ unsafe fn step<const SHIFTED: bool>(
     let next = _mm256_add_epi32(_mm256_mullo_epi32(frequency, high), bias);
     let below = _mm256_cmpeq_epi32(_mm256_srli_epi32::<16>(next), _mm256_setzero_si256());
     let restored = mask(below);
-    // SAFETY: the window has 16 bytes, a row of the places 32.
-    let (words, places) = unsafe {
+    // SAFETY: the window has 16 bytes, a row of the positions 32.
+    let (words, positions) = unsafe {
         let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(window.as_ptr().cast()));
         (
             words,
-            _mm256_loadu_si256(PLACES[restored as usize].as_ptr().cast()),
+            _mm256_loadu_si256(WORD_POSITIONS[restored as usize].as_ptr().cast()),
         )
     };
-    let words = _mm256_permutevar8x32_epi32(words, places);
+    let words = _mm256_permutevar8x32_epi32(words, positions);
     let grown = _mm256_or_si256(_mm256_slli_epi32::<16>(next), words);
     (
         _mm256_blendv_epi8(next, grown, below),

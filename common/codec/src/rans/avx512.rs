@@ -1,11 +1,11 @@
 //! The decoder with AVX-512: 32 lanes in two vectors of 16.
 //!
-//! Same output as [`Tile::decode_portably`]; groups that are incomplete, or that might read beyond
-//! the end of the tile, are left to the portable code.
+//! The output is that of [`Tile::decode_portably`]. Groups that are incomplete, or that might read beyond the end of the tile,
+//! are left to the portable code.
 //!
-//! Safety: [`decode`] is only reached after a check of the processor's features. Loads and stores go
-//! through references to arrays of exactly the size that is loaded or stored. The two gathers read
-//! `entries[table << 12 | slot]` with `slot < 4096` and table numbers that `Lines::new` has checked
+//! Safety: [`decode`] checks the processor's features. Loads and stores go through references to arrays of exactly the size
+//! that is loaded or stored. The two gathers read
+//! `entries[table << 12 | slot]` with `slot < 4096` and table numbers that `TableLookup::new` has checked
 //! against the same entries.
 
 #![allow(unsafe_code)]
@@ -18,10 +18,10 @@ use std::arch::x86_64::*;
 
 /// Decodes a tile into `q`; the processor must have AVX-512 F, BW, DQ and VL (checked).
 pub(super) fn decode(tile: &Tile<'_>, q: &mut [i16]) -> Result<(), CodecError> {
-    assert!(crate::simd::has_avx512());
-    // SAFETY: the processor has the features, the numbers of tables are in range.
+    assert!(uc_simd::has_avx512());
+    // SAFETY: the processor has the features, and `TableLookup::new` has checked the table numbers.
     unsafe {
-        if tile.lines.shifted() {
+        if tile.lookup.shifted() {
             kernel::<true>(tile, q)
         } else {
             kernel::<false>(tile, q)
@@ -30,17 +30,16 @@ pub(super) fn decode(tile: &Tile<'_>, q: &mut [i16]) -> Result<(), CodecError> {
 }
 
 /// # Safety
-/// The processor must have the features, and every table number of the tile's lines be below the
-/// number of tables.
+/// The processor must have the features, and every table number of the tile's lookup must be below the number of tables.
 #[target_feature(enable = "avx2,fma,popcnt,bmi1,avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn kernel<const SHIFTED: bool>(tile: &Tile<'_>, q: &mut [i16]) -> Result<(), CodecError> {
     let mut cursor = tile.begin()?;
-    let cols = tile.lines.cols();
-    let entries = &tile.lines.tables.entries;
+    let cols = tile.lookup.cols();
+    let entries = &tile.lookup.tables.entries;
     let whole = cols / LANES;
     for (q, &row_log2_eighths) in q.chunks_mut(cols).zip(tile.row_log2_eighths) {
-        let (number, shift) = tile.lines.of(row_log2_eighths);
-        // SAFETY: passed on.
+        let (number, shift) = tile.lookup.row(row_log2_eighths);
+        // SAFETY: the same requirements as of this function.
         let done = unsafe { groups::<SHIFTED>(&mut cursor, entries, number, shift, q, whole)? };
         for first in (done * LANES..cols).step_by(LANES) {
             let columns = first..cols.min(first + LANES);
@@ -51,11 +50,10 @@ unsafe fn kernel<const SHIFTED: bool>(tile: &Tile<'_>, q: &mut [i16]) -> Result<
     cursor.finish()
 }
 
-/// Decodes up to `whole` complete groups of a row, as many as cannot run beyond the end; returns
-/// their number.
+/// Decodes up to `whole` complete groups of a row, as long as none can read beyond the end; returns their number.
 ///
 /// # Safety
-/// As [`kernel`].
+/// Those of [`kernel`].
 #[target_feature(enable = "avx2,fma,popcnt,bmi1,avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn groups<const SHIFTED: bool>(
     cursor: &mut Cursor<'_>,
@@ -121,10 +119,10 @@ unsafe fn load_bytes(bytes: &[u8; LANES], base: usize) -> __m512i {
     unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes[base..base + 16].as_ptr().cast())) }
 }
 
-/// Steps 1 and 2 for 16 lanes: next states, indices, lanes escaped, lanes restored.
+/// Steps 1 and 2 for 16 lanes: returns next states, indices, escaped lanes, restored lanes.
 ///
 /// # Safety
-/// The processor must have the features; every lane of `number` be the number of a table.
+/// The processor must have the features, and every lane of `number` must be the number of a table.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn step<const SHIFTED: bool>(

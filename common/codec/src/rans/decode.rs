@@ -1,23 +1,22 @@
-//! The decoder: checks first, then tiles in parallel with the widest kernel of this processor.
+//! The decoder: checks the arguments, then decodes tiles in parallel with the widest kernel of this processor.
 //!
-//! What a tile claims is checked before any of it is used: every pair of row and column logarithm
-//! must meet a context that has a table, so the kernels look up without further checks of contexts;
-//! every read of words is checked against the end of the tile.
+//! Input is checked before it is used. Every pair of row and column logarithm must have a context with a table, so that the
+//! kernels look up tables without further checks. Every read of words is checked against the end of the tile.
 
 use super::{LANES, LOWEST_STATE};
 use crate::contexts::{DecodeTables, ESCAPE, LayerTables, PROBABILITY_BITS, check_log2_eighths};
 use crate::error::CodecError;
 use rayon::prelude::*;
 
-/// Most bytes that one group can take: a word to restore each state, a byte and a word per escaped index.
+/// Largest number of bytes that one group can take: a word to restore each state, a byte and a word per escaped index.
 pub(super) const GROUP_BYTES: usize = 5 * LANES;
 
 /// Decodes the indices [rows, cols] of a tensor, in parallel over its tiles.
 ///
 /// # Errors
-/// [`CodecError::Shape`] where the logarithms do not have the shape; [`CodecError::Damaged`] for
-/// whatever [`super::encode`] cannot have written. Allocates the result and one byte or two per
-/// column and different row logarithm, nothing that the payload could inflate.
+/// [`CodecError::Shape`] if the logarithms do not have the shape; [`CodecError::Damaged`] for anything that [`super::encode`]
+/// cannot have written. Allocates the result and at most two bytes per column and distinct row logarithm, nothing whose size
+/// the payload determines.
 pub fn decode(
     rows: usize,
     cols: usize,
@@ -33,7 +32,7 @@ pub fn decode(
     if tiles.is_empty() {
         return Ok(Vec::new());
     }
-    let lines = Lines::new(row_log2_eighths, column_log2_eighths, tables)?;
+    let lookup = TableLookup::new(row_log2_eighths, column_log2_eighths, tables)?;
     let count = rows.checked_mul(cols).ok_or(CodecError::Damaged {
         what: "shape",
         found: rows as u64,
@@ -48,15 +47,14 @@ pub fn decode(
             Tile {
                 bytes,
                 row_log2_eighths,
-                lines: &lines,
+                lookup: &lookup,
             }
             .decode(q)
         })?;
     Ok(q)
 }
 
-/// Decodes one tile, [row_log2_eighths.len(), column_log2_eighths.len()], from its bytes and the logarithms of its
-/// rows.
+/// Decodes one tile, [row_log2_eighths.len(), column_log2_eighths.len()], from its bytes and the logarithms of its rows.
 ///
 /// # Errors
 /// As [`decode`].
@@ -135,30 +133,30 @@ fn tiles<'a>(
     offsets.iter().zip(ends).map(tile).collect()
 }
 
-/// Which table each column meets, for every row logarithm that occurs. Every number is that of a
-/// table, checked by [`Lines::new`], which alone writes them.
-pub(super) struct Lines<'a> {
+/// The table of each column, for every row logarithm that occurs. Every table number is valid: [`TableLookup::new`] checks
+/// them, and nothing else writes them.
+pub(super) struct TableLookup<'a> {
     pub(super) tables: &'a DecodeTables,
     cols: usize,
-    /// [256] line of a row logarithm.
-    line: [Option<u16>; 256],
-    /// [lines, cols] number of the table.
+    /// [256] position of a row logarithm among those that occur.
+    position: [Option<u16>; 256],
+    /// [positions, cols] number of the table.
     number: Vec<u8>,
-    /// [lines, cols] shift of the table; empty where no table has one.
+    /// [positions, cols] shift of the table; empty if no table has one.
     shift: Vec<u8>,
 }
 
-impl<'a> Lines<'a> {
+impl<'a> TableLookup<'a> {
     pub(super) fn new(
         row_log2_eighths: &[u8],
         column_log2_eighths: &[u8],
         tables: &'a LayerTables,
     ) -> Result<Self, CodecError> {
         let decode = tables.decode_tables();
-        let mut lines = Lines {
+        let mut lookup = TableLookup {
             tables: decode,
             cols: column_log2_eighths.len(),
-            line: [None; 256],
+            position: [None; 256],
             number: Vec::new(),
             shift: Vec::new(),
         };
@@ -167,11 +165,11 @@ impl<'a> Lines<'a> {
             .iter()
             .for_each(|&log| occurs[usize::from(log)] = true);
         let logs = (0..=255u8).filter(|&log| occurs[usize::from(log)]);
-        for (line, row_log2_eighths) in logs.enumerate() {
-            lines.line[usize::from(row_log2_eighths)] = Some(line as u16);
+        for (position, row_log2_eighths) in logs.enumerate() {
+            lookup.position[usize::from(row_log2_eighths)] = Some(position as u16);
             for &column_log2_eighths in column_log2_eighths {
                 let context = tables.context(row_log2_eighths, column_log2_eighths);
-                let Some(number) = decode.number[context] else {
+                let Some(number) = decode.table_number[context] else {
                     let expected = "a context that has a table";
                     let found = context as u64;
                     return Err(CodecError::Damaged {
@@ -180,33 +178,33 @@ impl<'a> Lines<'a> {
                         expected,
                     });
                 };
-                lines.number.push(number);
+                lookup.number.push(number);
             }
         }
-        // What the kernels with unchecked lookups rely on.
+        // The kernels with unchecked lookups rely on this.
         let tables = decode.entries.len() >> PROBABILITY_BITS;
         assert!(
-            lines
+            lookup
                 .number
                 .iter()
                 .all(|&number| usize::from(number) < tables)
         );
-        if decode.shift.iter().any(|&shift| shift > 0) {
-            let shifts = lines
+        if decode.shifts.iter().any(|&shift| shift > 0) {
+            let shifts = lookup
                 .number
                 .iter()
-                .map(|&number| decode.shift[usize::from(number)]);
-            lines.shift = shifts.collect();
+                .map(|&number| decode.shifts[usize::from(number)]);
+            lookup.shift = shifts.collect();
         }
-        Ok(lines)
+        Ok(lookup)
     }
 
-    /// Numbers and shifts of the tables of a row; no shifts where no table of the layer has one.
-    pub(super) fn of(&self, row_log2_eighths: u8) -> (&[u8], &[u8]) {
-        let line = usize::from(
-            self.line[usize::from(row_log2_eighths)].expect("row logarithms were listed"),
+    /// Numbers and shifts of the tables of a row; no shifts if no table of the layer has one.
+    pub(super) fn row(&self, row_log2_eighths: u8) -> (&[u8], &[u8]) {
+        let position = usize::from(
+            self.position[usize::from(row_log2_eighths)].expect("row logarithms were listed"),
         );
-        let range = line * self.cols..(line + 1) * self.cols;
+        let range = position * self.cols..(position + 1) * self.cols;
         (
             &self.number[range.clone()],
             if self.shift.is_empty() {
@@ -223,21 +221,21 @@ impl<'a> Lines<'a> {
         self.cols
     }
 
-    /// Does any table have a shift?
+    /// Whether any table has a shift.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn shifted(&self) -> bool {
         !self.shift.is_empty()
     }
 }
 
-/// A tile to be decoded.
+/// A tile to decode.
 pub(super) struct Tile<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) row_log2_eighths: &'a [u8],
-    pub(super) lines: &'a Lines<'a>,
+    pub(super) lookup: &'a TableLookup<'a>,
 }
 
-/// Where the decoder of a tile stands.
+/// The state of the decoder in a tile.
 pub(super) struct Cursor<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) position: usize,
@@ -249,35 +247,35 @@ impl Tile<'_> {
     fn decode(&self, q: &mut [i16]) -> Result<(), CodecError> {
         #[cfg(target_arch = "x86_64")]
         {
-            if crate::simd::has_avx512() {
+            if uc_simd::has_avx512() {
                 return super::avx512::decode(self, q);
             }
-            if crate::simd::has_avx2() {
+            if uc_simd::has_avx2() {
                 return super::avx2::decode(self, q);
             }
         }
         self.decode_portably(q)
     }
 
-    /// Decodes into `q` without any special instruction: the reference.
+    /// Decodes into `q` without special instructions: the reference.
     pub(super) fn decode_portably(&self, q: &mut [i16]) -> Result<(), CodecError> {
         let mut cursor = self.begin()?;
-        let cols = self.lines.cols;
+        let cols = self.lookup.cols;
         for (q, &row_log2_eighths) in q.chunks_mut(cols).zip(self.row_log2_eighths) {
-            let (number, shift) = self.lines.of(row_log2_eighths);
+            let (number, shift) = self.lookup.row(row_log2_eighths);
             for first in (0..cols).step_by(LANES) {
                 let columns = first..cols.min(first + LANES);
                 let shift = shift.get(columns.clone()).unwrap_or(&[]);
-                let entries = &self.lines.tables.entries;
+                let entries = &self.lookup.tables.entries;
                 cursor.group(entries, &number[columns.clone()], shift, &mut q[columns])?;
             }
         }
         cursor.finish()
     }
 
-    /// Reads the first states.
+    /// Reads the initial states.
     pub(super) fn begin(&self) -> Result<Cursor<'_>, CodecError> {
-        let lanes = self.lines.cols.min(LANES);
+        let lanes = self.lookup.cols.min(LANES);
         let length = self.bytes.len() as u64;
         if self.bytes.len() < 4 * lanes {
             let expected = "its states";
@@ -309,7 +307,7 @@ impl Tile<'_> {
 
 impl Cursor<'_> {
     /// Decodes a group of `out.len()` columns (at most 32) with the tables `number` and their
-    /// `shift` (none: all 0).
+    /// `shift` (empty if all are 0).
     #[inline(always)]
     pub(super) fn group(
         &mut self,
@@ -338,7 +336,7 @@ impl Cursor<'_> {
         }
     }
 
-    /// Steps 1 and 2; returns the lanes that met an escape. May leave the position behind the end.
+    /// Steps 1 and 2; returns the lanes whose symbol is an escape. May move the position beyond the end.
     #[inline(always)]
     fn symbols<W: Words>(
         &mut self,
@@ -405,7 +403,7 @@ impl Cursor<'_> {
         Ok(bytes)
     }
 
-    /// Checks that the tile ends where its words end, in the state where the encoder began.
+    /// Checks that all bytes are used and that every state is the one with which the encoder began.
     pub(super) fn finish(&self) -> Result<(), CodecError> {
         if self.position != self.bytes.len() {
             let found = (self.bytes.len() - self.position) as u64;
@@ -439,22 +437,22 @@ impl Cursor<'_> {
     }
 }
 
-/// The words ahead.
+/// The words that follow the position.
 trait Words {
-    /// Word `i`, or 0 behind the end.
+    /// Word `i`, or 0 beyond the end.
     fn at(&self, i: usize) -> u16;
 }
 
-/// Enough words for any group: no check per word.
+/// Enough words for any group: words need no check.
 struct Window<'a>(&'a [u8; GROUP_BYTES]);
 
-/// Fewer words than a group might take.
+/// Possibly fewer words than a group takes.
 struct Checked<'a>(&'a [u8]);
 
 impl Words for Window<'_> {
     #[inline(always)]
     fn at(&self, i: usize) -> u16 {
-        // At most one word per lane: the mask never changes i, it only spares the check.
+        // At most one word per lane, so the mask never changes i; it makes the bounds check unnecessary.
         let i = 2 * (i & (LANES - 1));
         u16::from_le_bytes([self.0[i], self.0[i + 1]])
     }

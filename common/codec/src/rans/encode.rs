@@ -1,26 +1,26 @@
-//! The encoder: tiles in parallel, each backwards.
+//! The encoder: tiles in parallel, each from its last index to its first.
 
 use super::{EncodedTensor, LANES, LOWEST_STATE, tile_rows};
 use crate::code::TensorCode;
 use crate::contexts::{
     ContextTable, ESCAPE, FINE_CONTEXTS, LayerTables, PROBABILITY_BITS, fine_context,
 };
-use crate::contexts::{place, symbol_of};
+use crate::contexts::{symbol_index, symbol_of};
 use crate::error::CodecError;
 use rayon::prelude::*;
 
-/// A context as the encoder reads it.
-struct Coder {
+/// The table of a context in the form that the encoder reads.
+struct EncodeTable {
     shift: u32,
-    /// [256] `frequency | first slot << 16`, by place; 0 where the symbol has no code.
+    /// [256] `frequency | first slot << 16`; 0 if the symbol has no code.
     symbols: Vec<u32>,
 }
 
-impl Coder {
+impl EncodeTable {
     fn new(table: &ContextTable) -> Self {
-        let starts = table.starts();
+        let starts = table.first_slots();
         let symbols = table
-            .frequency
+            .frequencies
             .iter()
             .zip(starts)
             .map(|(&frequency, start)| {
@@ -30,7 +30,7 @@ impl Coder {
                     u32::from(frequency) | u32::from(start) << 16
                 }
             });
-        Coder {
+        EncodeTable {
             shift: table.shift,
             symbols: symbols.collect(),
         }
@@ -41,7 +41,7 @@ impl Coder {
 ///
 /// # Errors
 /// [`CodecError::Shape`] and [`CodecError::Range`] from [`TensorCode::validate`];
-/// [`CodecError::NoCode`] where the tables were built from other tensors.
+/// [`CodecError::NoCode`] if the tables were built from other tensors.
 pub fn encode(code: &TensorCode, tables: &LayerTables) -> Result<EncodedTensor, CodecError> {
     code.validate()?;
     let rows = tile_rows(code.rows, code.cols);
@@ -53,8 +53,12 @@ pub fn encode(code: &TensorCode, tables: &LayerTables) -> Result<EncodedTensor, 
     if code.q.is_empty() {
         return Ok(encoded);
     }
-    let fine: Vec<Option<Coder>> = (0..FINE_CONTEXTS)
-        .map(|fine| tables.table(fine >> tables.granularity()).map(Coder::new))
+    let fine: Vec<Option<EncodeTable>> = (0..FINE_CONTEXTS)
+        .map(|fine| {
+            tables
+                .table(fine >> tables.granularity())
+                .map(EncodeTable::new)
+        })
         .collect();
     let rows = rows as usize;
     let tiles = code
@@ -76,12 +80,12 @@ pub fn encode(code: &TensorCode, tables: &LayerTables) -> Result<EncodedTensor, 
     Ok(encoded)
 }
 
-/// Encodes one tile; on failure the fine context and the index that have no code.
+/// Encodes one tile. The error is the fine context and the index that have no code.
 fn encode_tile(
     q: &[i16],
     row_log2_eighths: &[u8],
     column_log2_eighths: &[u8],
-    fine: &[Option<Coder>],
+    fine: &[Option<EncodeTable>],
 ) -> Result<Vec<u8>, (usize, i16)> {
     let cols = column_log2_eighths.len();
     let mut states = [LOWEST_STATE; LANES];
@@ -108,13 +112,14 @@ fn encode_tile(
     Ok(bytes)
 }
 
-/// Encodes one group, last lane first: the bytes of escapes, then symbols. Bytes are put down last first.
+/// Encodes one group from its last lane to its first: first the bytes of escapes, then the symbols. `backwards` holds the bytes
+/// of the tile in reverse order.
 #[inline(always)]
 fn encode_group(
     q: &[i16],
     row_log2_eighths: u8,
     column_log2_eighths: &[u8],
-    fine: &[Option<Coder>],
+    fine: &[Option<EncodeTable>],
     states: &mut [u32; LANES],
     backwards: &mut Vec<u8>,
 ) -> Result<(), (usize, i16)> {
@@ -122,19 +127,19 @@ fn encode_group(
     for lane in (0..q.len()).rev() {
         let context = fine_context(row_log2_eighths, column_log2_eighths[lane]);
         let index = i32::from(q[lane]);
-        let coder = fine[context].as_ref().ok_or((context, q[lane]))?;
-        let shift = coder.shift;
+        let table = fine[context].as_ref().ok_or((context, q[lane]))?;
+        let shift = table.shift;
         let symbol = symbol_of(index, shift);
         let raw = (index + ((1 << shift) >> 1)) as u32 & ((1 << shift) - 1);
         let code = if symbol > ESCAPE && symbol < -ESCAPE {
-            coder.symbols[place(symbol)]
+            table.symbols[symbol_index(symbol)]
         } else {
             0
         };
         if code != 0 {
             steps[lane] = (code, raw, shift);
         } else {
-            let escape = coder.symbols[place(ESCAPE)];
+            let escape = table.symbols[symbol_index(ESCAPE)];
             if escape == 0 {
                 return Err((context, q[lane]));
             }

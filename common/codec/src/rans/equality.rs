@@ -1,7 +1,6 @@
-//! Tests: every kernel of this processor does what the portable decoder does, on sound and on
-//! damaged tiles alike.
+//! Tests: every kernel of this processor has the outcome of the portable decoder, on valid and on damaged tiles.
 
-use super::decode::{Lines, Tile};
+use super::decode::{TableLookup, Tile};
 use super::{LANES, encode};
 use crate::code::TensorCode;
 use crate::contexts::{LayerTables, row_log2_eighths};
@@ -17,18 +16,18 @@ fn kernels() -> Vec<(&'static str, Kernel)> {
     let mut kernels: Vec<(&'static str, Kernel)> = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {
-        if crate::simd::has_avx2() {
+        if uc_simd::has_avx2() {
             kernels.push(("AVX2", super::avx2::decode));
         }
-        if crate::simd::has_avx512() {
+        if uc_simd::has_avx512() {
             kernels.push(("AVX-512", super::avx512::decode));
         }
     }
     kernels
 }
 
-/// A tensor of one tile whose widths differ by row and column; `width` in indices. Every
-/// `outlier`-th index is far outside.
+/// A tensor of one tile whose distributions differ in width by row and column; `width` is in indices. Every `outlier`-th index
+/// is far outside.
 fn tensor(rows: usize, cols: usize, width: f64, seed: u64, outlier: usize) -> TensorCode {
     let mut state = seed;
     let mut uniform = || {
@@ -66,13 +65,13 @@ fn tensor(rows: usize, cols: usize, width: f64, seed: u64, outlier: usize) -> Te
     }
 }
 
-/// Decodes `bytes` with every kernel and compares with the portable decoder, which is returned.
+/// Decodes `bytes` with every kernel, checks that the outcome is that of the portable decoder, and returns it.
 fn agreed(code: &TensorCode, tables: &LayerTables, bytes: &[u8]) -> Result<Vec<i16>, CodecError> {
-    let lines = Lines::new(&code.row_log2_eighths, &code.column_log2_eighths, tables)?;
+    let lookup = TableLookup::new(&code.row_log2_eighths, &code.column_log2_eighths, tables)?;
     let tile = Tile {
         bytes,
         row_log2_eighths: &code.row_log2_eighths,
-        lines: &lines,
+        lookup: &lookup,
     };
     let run = |decode: &dyn Fn(&mut [i16]) -> Result<(), CodecError>| {
         let mut q = vec![0i16; code.q.len()];
@@ -109,7 +108,7 @@ fn every_kernel_decodes_whole_groups_partial_groups_shifts_and_escapes() {
             for outlier in [usize::MAX, 97] {
                 let code = tensor(rows, cols, width, 11, outlier);
                 let (tables, bytes) = encoded(&code);
-                shifted += usize::from(tables.decode_tables().shift.iter().any(|&k| k > 0));
+                shifted += usize::from(tables.decode_tables().shifts.iter().any(|&k| k > 0));
                 assert!(
                     agreed(&code, &tables, &bytes).unwrap() == code.q,
                     "{rows} {cols} {width}"
@@ -151,7 +150,7 @@ proptest! {
     ) {
         let code = tensor(rows, cols, 9.0, 3, 50);
         let (tables, _) = encoded(&code);
-        // States that are in range, so that the words are reached.
+        // Valid states, so that the words are read.
         let mut bytes: Vec<u8> = (0..4 * cols.min(LANES)).map(|i| u8::from(i % 4 == 3)).collect();
         bytes.extend(body);
         let _ = agreed(&code, &tables, &bytes);

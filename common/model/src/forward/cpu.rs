@@ -9,9 +9,9 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
+use uc_simd::{MatrixView, multiply};
 
 use super::attention::Heads;
-use super::product::{View, multiply};
 use super::vector;
 use crate::device::slice;
 use crate::rope::Rope;
@@ -170,9 +170,9 @@ impl Input<'_> {
                 self.angles.turn(q, first + query, scale, turned);
             }
             let all_keys = &self.keys[(group * self.length + start) * width..];
-            let seen = View::new(all_keys, keys, width, width);
-            let turned = View::new(turned, rows, width, width);
-            multiply(scores, turned, seen.transposed());
+            let seen = MatrixView::new(all_keys, keys, width, width);
+            let turned = MatrixView::new(turned, rows, width, width);
+            multiply(scores, keys, turned, seen.transposed());
             if let Some(cap) = self.spec.softcap {
                 let cap = cap as f32;
                 scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
@@ -184,8 +184,13 @@ impl Input<'_> {
             };
             vector::attention_weights(scores, keys, seen, sums);
             let all_values = &self.v[(start * kv_heads + group) * value_width..];
-            let values = View::new(all_values, keys, value_width, kv_heads * value_width);
-            multiply(mixed, View::new(scores, rows, keys, keys), values);
+            let values = MatrixView::new(all_values, keys, value_width, kv_heads * value_width);
+            multiply(
+                mixed,
+                value_width,
+                MatrixView::new(scores, rows, keys, keys),
+                values,
+            );
             for (row, (mixed, sum)) in mixed.chunks_exact(value_width).zip(&*sums).enumerate() {
                 let (query, head) = place(row);
                 let out = &mut out[(query * heads + head) * value_width..][..value_width];

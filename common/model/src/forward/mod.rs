@@ -19,16 +19,17 @@ mod mamba2;
 mod math;
 mod mlp;
 mod norm;
-mod product;
 mod routing;
 mod self_attention;
 mod short_conv;
 mod state_space;
 mod vector;
 mod weights;
+mod windows;
 
 pub use ends::{Embedding, Head};
 pub use gradient::{OnTraced, Passed, Traced};
 pub use layer::Layer;
 pub use linear::{NoTap, Tap};
 pub use weights::{Values, Weights};
+pub use windows::windows_per_batch;

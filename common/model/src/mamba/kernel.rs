@@ -6,9 +6,10 @@
 //! memory of its own, which is laid into the result's rows afterwards.
 
 use rayon::prelude::*;
+use uc_simd::{Kernel, dispatch};
 
 use super::lanes::{Lane, fused, load, times, total};
-use crate::simd::{Kernel, LANES, dispatch, exp_below_zero};
+use crate::simd::{LANES, exp_below_zero};
 
 /// Registers of channels in one piece.
 const GROUPS: usize = 4;

@@ -1,5 +1,6 @@
 #![allow(clippy::disallowed_methods)]
 
+use uc_codec::LowRank;
 use uc_codec::layer::CodedLinear;
 
 use super::*;
@@ -18,11 +19,11 @@ fn linear(
         .collect();
     let row_log2_eighths =
         uc_codec::contexts::row_log2_eighths(&q, rows, column_log2_eighths).expect("logarithms");
-    let words = |count: usize| (0..count).map(|i| 0x3c00 + (i % 50) as u16).collect();
+    let factor = |count: usize| (0..count).map(|i| 0x3c00 + (i % 50) as u16).collect();
     let overlay = (rank > 0).then(|| LowRank {
         rank,
-        u: words(rows * rank),
-        v: words(rank * cols),
+        u: factor(rows * rank),
+        v: factor(rank * cols),
     });
     let column_log2_eighths = column_log2_eighths.to_vec();
     let code = TensorCode {
@@ -50,9 +51,9 @@ fn sample() -> Sample {
         (0..40).map(|j| j % 9).collect(),
         (0..33).map(|j| 5 + j % 3).collect(),
     ];
-    let extra = |name: &str, dtype: ExactDtype, shape: &[u64]| {
-        let bytes = shape.iter().product::<u64>() * dtype.width();
-        let bytes = (0..bytes).map(|b| b as u8).collect();
+    let tensor = |name: &str, dtype: ExactDtype, shape: &[u64]| {
+        let length = shape.iter().product::<u64>() * dtype.width();
+        let bytes = (0..length).map(|b| b as u8).collect();
         ExactTensor {
             name: name.into(),
             dtype,
@@ -66,8 +67,8 @@ fn sample() -> Sample {
         linear("o.weight", "o_in", 40, &columns[1], 0),
     ];
     let exact = vec![
-        extra("norm.weight", ExactDtype::BF16, &[40]),
-        extra("bias", ExactDtype::F32, &[3]),
+        tensor("norm.weight", ExactDtype::BF16, &[40]),
+        tensor("bias", ExactDtype::F32, &[3]),
     ];
     (7, linears, exact)
 }
@@ -76,7 +77,7 @@ fn encode((layer, linears, exact): &Sample) -> Result<Vec<u8>, PackError> {
     encode_layer(*layer, linears, exact)
 }
 
-/// What a reader gets from a file.
+/// Everything that a reader gets from a file.
 fn contents(file: &LayerFile) -> Sample {
     let linears = file.linears().iter().enumerate().map(|(i, header)| {
         let input = file.groups()[header.group].input.clone();
@@ -97,27 +98,27 @@ fn contents(file: &LayerFile) -> Sample {
 }
 
 #[test]
-fn a_layer_comes_back_whole_from_memory_and_from_disk() {
+fn a_layer_round_trips_in_memory_and_on_disk() {
     let sample = sample();
     let bytes = encode(&sample).expect("encoded");
-    let held = LayerFile::from_bytes(bytes.clone(), "test").expect("parsed");
-    assert_eq!(contents(&held), sample);
-    assert_eq!(held.groups().len(), 2);
-    let spent: u64 = held.linears().iter().map(|l| l.bytes).sum();
-    assert!(spent < bytes.len() as u64);
+    let in_memory = LayerFile::from_bytes(bytes.clone(), "test").expect("parsed");
+    assert_eq!(contents(&in_memory), sample);
+    assert_eq!(in_memory.groups().len(), 2);
+    let linear_bytes: u64 = in_memory.linears().iter().map(|l| l.bytes).sum();
+    assert!(linear_bytes < bytes.len() as u64);
 
-    let keep = tempfile::tempdir().expect("folder");
-    let path = keep.path().join("layer.uc");
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("layer.uc");
     std::fs::write(&path, &bytes).expect("written");
     let on_disk = LayerFile::open(&path).expect("parsed");
     assert_eq!(contents(&on_disk), sample);
-    let digest = (bytes.len() as u64, Digest::of(&bytes));
-    assert_eq!(held.digest().expect("hashed"), digest);
+    let digest = (bytes.len() as u64, Digest::hash_bytes(&bytes));
+    assert_eq!(in_memory.digest().expect("hashed"), digest);
     assert_eq!(on_disk.digest().expect("hashed"), digest);
 }
 
 #[test]
-fn a_front_longer_than_the_first_read_is_read_to_its_end() {
+fn a_header_longer_than_the_first_read_is_read_in_full() {
     let (layer, linears, mut exact) = sample();
     exact[0].shape = vec![FIRST_READ];
     exact[0].bytes = (0..2 * FIRST_READ).map(|b| b as u8).collect();
@@ -128,7 +129,7 @@ fn a_front_longer_than_the_first_read_is_read_to_its_end() {
 }
 
 #[test]
-fn the_length_is_known_before_anything_is_written() {
+fn the_length_is_known_before_anything_is_written_and_other_linears_are_rejected() {
     let (layer, mut linears, exact) = sample();
     let coder = LayerCoder::new(layer, linears.as_slice(), &exact).expect("counted");
     let mut bytes = Vec::new();
@@ -137,13 +138,13 @@ fn the_length_is_known_before_anything_is_written() {
         .expect("written");
     assert_eq!(coder.length(), bytes.len() as u64);
     linears[2].code.q.fill(2000);
-    let refused = coder.write(linears.as_slice(), &mut Vec::new());
-    let message = refused.expect_err("other indices").to_string();
+    let rejected = coder.write(linears.as_slice(), &mut Vec::new());
+    let message = rejected.expect_err("other indices").to_string();
     assert!(message.contains("o.weight"), "{message}");
 }
 
 #[test]
-fn every_truncation_is_refused_and_no_flip_panics() {
+fn every_truncation_is_rejected_and_no_bit_flip_panics() {
     let bytes = encode(&sample()).expect("encoded");
     for end in 0..bytes.len() {
         assert!(
@@ -165,25 +166,25 @@ fn every_truncation_is_refused_and_no_flip_panics() {
     }
 }
 
-/// The message of what the writer refuses after `damage`.
-fn refusal(damage: impl FnOnce(&mut Sample)) -> String {
+/// The writer's error message for a sample changed by `damage`.
+fn writer_error(damage: impl FnOnce(&mut Sample)) -> String {
     let mut sample = sample();
     damage(&mut sample);
-    encode(&sample).expect_err("refused").to_string()
+    encode(&sample).expect_err("rejected").to_string()
 }
 
 #[test]
-fn the_writer_refuses_what_a_reader_could_not_take() {
-    assert!(refusal(|s| s.0 = 1000).contains("layer index"));
-    assert!(refusal(|s| s.1[1].name = "q.weight".into()).contains("every name once"));
-    assert!(refusal(|s| s.1[1].name = "a/b".into()).contains("name \"a/b\""));
-    assert!(refusal(|s| s.1[0].code.row_log2_eighths.truncate(3)).contains("q.weight"));
-    let message = refusal(|s| s.2[0].bytes.truncate(79));
+fn the_writer_rejects_what_a_reader_would_reject() {
+    assert!(writer_error(|s| s.0 = 1000).contains("layer index"));
+    assert!(writer_error(|s| s.1[1].name = "q.weight".into()).contains("every name once"));
+    assert!(writer_error(|s| s.1[1].name = "a/b".into()).contains("name \"a/b\""));
+    assert!(writer_error(|s| s.1[0].code.row_log2_eighths.truncate(3)).contains("q.weight"));
+    let message = writer_error(|s| s.2[0].bytes.truncate(79));
     assert!(message.contains("79 bytes, expected 80 bytes"), "{message}");
 }
 
 #[test]
-fn other_magic_and_versions_are_refused_by_name() {
+fn a_wrong_magic_or_version_is_rejected_and_the_error_says_so() {
     let bytes = encode(&sample()).expect("encoded");
     let mut other = bytes.clone();
     other[0] = b'X';

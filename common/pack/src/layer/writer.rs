@@ -1,9 +1,9 @@
-//! From coded linears to the bytes of a layer file.
+//! The writer of layer files.
 //!
-//! A layer may hold more weights than memory does: linears come one after another, and come again for each pass over
-//! them. The first pass counts indices for the tables, the second codes for the lengths that stand before the payloads,
-//! the third codes once more and writes. Coding is so much faster than finding the indices that keeping payloads
-//! elsewhere in between is not worth its trouble.
+//! A layer may hold more weights than fit in memory, so the linears are read one at a time, in three passes. The first
+//! pass counts symbols for the context tables. The second encodes every linear to learn the lengths that stand in the
+//! header. The third encodes again and writes. Entropy coding is much faster than quantization, so encoding twice is
+//! simpler than storing the payloads between the passes, at little cost.
 
 use std::borrow::Cow;
 use std::io::Write;
@@ -21,18 +21,18 @@ use crate::{
     MAX_LAYERS, MAX_LINEARS, MAX_RANK, MAX_ROWS,
 };
 
-/// The coded linears of a layer in the order of its plan, wherever they lie.
+/// The coded linears of a layer in the order of its plan, in memory or on disk.
 pub trait Linears {
-    /// What can go wrong on the way to one.
+    /// The error of reading a linear.
     type Error: From<PackError>;
 
-    /// How many there are.
+    /// Number of linears.
     fn count(&self) -> usize;
 
-    /// The linear at a place below [`Linears::count`].
+    /// Linear `index`, which must be below [`Linears::count`].
     ///
     /// # Errors
-    /// Where it cannot be had.
+    /// If the linear cannot be read.
     fn linear(&self, index: usize) -> Result<Cow<'_, CodedLinear>, Self::Error>;
 }
 
@@ -48,23 +48,23 @@ impl Linears for [CodedLinear] {
     }
 }
 
-/// A layer file of which everything is known but the payloads themselves.
+/// A layer file of which everything is known except the payloads.
 #[derive(Debug)]
 pub struct LayerCoder {
     origin: String,
     tables: LayerTables,
-    /// Everything before the payloads.
-    front: Vec<u8>,
-    /// Bytes of each linear's payload.
-    payloads: Vec<u64>,
+    /// The file's header: everything before the payloads.
+    header: Vec<u8>,
+    /// [linears] length of each payload in bytes.
+    payload_lengths: Vec<u64>,
 }
 
 impl LayerCoder {
-    /// Counts and codes the linears of a layer. Linears that read the same input and have the same column logarithms
-    /// share a group.
+    /// Builds the context tables and the header of a layer. Linears that read the same input and have the same column
+    /// logarithms share a group.
     ///
     /// # Errors
-    /// `Invalid` for what exceeds a limit or contradicts itself, `Codec`; those of `linears`.
+    /// `Invalid` if a value exceeds a limit or contradicts another, `Codec`, and the errors of `linears`.
     pub fn new<L: Linears + ?Sized>(
         layer: u32,
         linears: &L,
@@ -82,55 +82,57 @@ impl LayerCoder {
         for index in 0..linears.count() {
             descriptors.add(&*linears.linear(index)?, &tables, &origin)?;
         }
-        let front = front(layer, &tables, &descriptors, exact, &origin)?;
+        let header = encode_header(layer, &tables, &descriptors, exact, &origin)?;
         Ok(Self {
             origin,
             tables,
-            front,
-            payloads: descriptors.payloads,
+            header,
+            payload_lengths: descriptors.payload_lengths,
         })
     }
 
-    /// Bytes of the file.
+    /// Length of the file in bytes.
     pub fn length(&self) -> u64 {
-        let place = |at: u64, payload: &u64| at + padding_to(at, LAYER_ALIGNMENT) + payload;
-        self.payloads.iter().fold(self.front.len() as u64, place)
+        let append = |end: u64, payload: &u64| end + padding_to(end, LAYER_ALIGNMENT) + payload;
+        let header = self.header.len() as u64;
+        self.payload_lengths.iter().fold(header, append)
     }
 
-    /// Writes the file of the same linears.
+    /// Writes the file. `linears` must be those that [`LayerCoder::new`] was given.
     ///
     /// # Errors
-    /// `Io` with what `sink` says, `Codec`, `Invalid` where a linear is not the one that was counted; those of `linears`.
+    /// `Io` with the error of `sink`, `Codec`, `Invalid` if a payload does not have the length found in
+    /// [`LayerCoder::new`], and the errors of `linears`.
     pub fn write<L: Linears + ?Sized>(
         &self,
         linears: &L,
         sink: &mut impl Write,
     ) -> Result<(), L::Error> {
         let mut put = |bytes: &[u8]| sink.write_all(bytes).map_err(error::io(&self.origin));
-        put(&self.front)?;
-        let mut at = self.front.len() as u64;
-        for (index, &expected) in self.payloads.iter().enumerate() {
+        put(&self.header)?;
+        let mut end = self.header.len() as u64;
+        for (index, &expected) in self.payload_lengths.iter().enumerate() {
             let linear = linears.linear(index)?;
             let encoded = rans::encode(&linear.code, &self.tables)
                 .map_err(|source| codec_error(&self.origin, &linear.name, source))?;
             let found = encoded.payload.len() as u64;
             if found != expected {
-                let what = format!("payload of {}", linear.name);
+                let what = format!("payload length of {}", linear.name);
                 return Err(invalid(&self.origin, what, found, expected.to_string()).into());
             }
-            let padding = padding_to(at, LAYER_ALIGNMENT);
+            let padding = padding_to(end, LAYER_ALIGNMENT);
             put(&[0; LAYER_ALIGNMENT][..padding as usize])?;
             put(&encoded.payload)?;
-            at += padding + found;
+            end += padding + found;
         }
         Ok(())
     }
 }
 
-/// The bytes of the file of a layer whose linears are in memory.
+/// Encodes a layer whose linears are in memory.
 ///
 /// # Errors
-/// As [`LayerCoder::new`].
+/// Those of [`LayerCoder::new`] and [`LayerCoder::write`].
 pub fn encode_layer(
     layer: u32,
     linears: &[CodedLinear],
@@ -142,18 +144,20 @@ pub fn encode_layer(
     Ok(bytes)
 }
 
-/// What stands before the payloads, as far as it depends on the linears.
+/// The parts of the header that depend on the linears.
 #[derive(Default)]
 struct Descriptors {
     groups: Vec<ColumnGroup>,
     names: Vec<String>,
+    /// The linears' descriptors as written.
     bytes: Vec<u8>,
-    payloads: Vec<u64>,
+    /// [linears] length of each payload in bytes.
+    payload_lengths: Vec<u64>,
 }
 
 impl Descriptors {
-    /// Name, rows, group, rank, step, packed row logarithms with the row step logarithms added, packed row step
-    /// logarithms, length of each tile, factors of the overlay.
+    /// Appends a linear's descriptor: name, rows, group, rank, step, packed row sums, packed row step logarithms, length
+    /// of each tile, overlay factors.
     fn add(
         &mut self,
         linear: &CodedLinear,
@@ -163,7 +167,7 @@ impl Descriptors {
         let code = &linear.code;
         let encoded = rans::encode(code, tables)
             .map_err(|source| codec_error(origin, &linear.name, source))?;
-        let group = self.group(linear);
+        let group = self.group_index(linear);
         let out = &mut self.bytes;
         put_name(out, &linear.name, "linear", origin)?;
         put_dimension(out, code.rows, MAX_ROWS, "rows", origin)?;
@@ -171,14 +175,15 @@ impl Descriptors {
         let rank = code.overlay.as_ref().map_or(0, |overlay| overlay.rank);
         out.extend(narrow::<u16>(rank, MAX_RANK, "rank", origin)?.to_le_bytes());
         out.extend(code.step.to_le_bytes());
-        // The width of a row in its own steps follows the step; the sum of both is smoother.
+        // A row with larger steps has smaller indices. The sum of both logarithms varies less from row to row, so the
+        // sums take fewer bits.
         let sums = code
             .row_log2_eighths
             .iter()
             .zip(&code.row_step_log2_eighths);
         let sums: Vec<u8> = sums.map(|(log, step)| log.wrapping_add(*step)).collect();
-        put_small(out, &sums, origin)?;
-        put_small(out, &code.row_step_log2_eighths, origin)?;
+        put_logarithms(out, &sums, origin)?;
+        put_logarithms(out, &code.row_step_log2_eighths, origin)?;
         let length = encoded.payload.len() as u64;
         let ends = encoded.tile_offsets.iter().skip(1).copied().chain([length]);
         for (start, end) in encoded.tile_offsets.iter().zip(ends) {
@@ -186,21 +191,21 @@ impl Descriptors {
             out.extend(narrow::<u32>(tile, u32::MAX.into(), "tile length", origin)?.to_le_bytes());
         }
         if let Some(overlay) = &code.overlay {
-            let words = overlay.u.iter().chain(&overlay.v);
-            out.extend(words.flat_map(|word| word.to_le_bytes()));
+            let factors = overlay.u.iter().chain(&overlay.v);
+            out.extend(factors.flat_map(|bits| bits.to_le_bytes()));
         }
         self.names.push(linear.name.clone());
-        self.payloads.push(length);
+        self.payload_lengths.push(length);
         Ok(())
     }
 
-    /// The group of a linear; a new one where none is like it.
-    fn group(&mut self, linear: &CodedLinear) -> usize {
-        let same = |group: &ColumnGroup| {
+    /// Index of the group that a linear belongs to. Adds a group if none matches.
+    fn group_index(&mut self, linear: &CodedLinear) -> usize {
+        let matches = |group: &ColumnGroup| {
             group.input == linear.input
                 && group.column_log2_eighths == linear.code.column_log2_eighths
         };
-        self.groups.iter().position(same).unwrap_or_else(|| {
+        self.groups.iter().position(matches).unwrap_or_else(|| {
             self.groups.push(ColumnGroup {
                 input: linear.input.clone(),
                 column_log2_eighths: linear.code.column_log2_eighths.clone(),
@@ -211,7 +216,7 @@ impl Descriptors {
 }
 
 /// Everything before the payloads.
-fn front(
+fn encode_header(
     layer: u32,
     tables: &LayerTables,
     linears: &Descriptors,
@@ -226,8 +231,8 @@ fn front(
         (linears.names.len(), MAX_LINEARS, "number of linears"),
         (exact.len(), MAX_EXACT_TENSORS, "number of exact tensors"),
     ];
-    for (count, most, what) in counts {
-        out.extend(narrow::<u16>(count, most, what, origin)?.to_le_bytes());
+    for (count, limit, what) in counts {
+        out.extend(narrow::<u16>(count, limit, what, origin)?.to_le_bytes());
     }
     out.extend([0; 2]);
     let table_bytes = tables.to_bytes();
@@ -237,41 +242,42 @@ fn front(
         put_name(&mut out, &group.input, "group", origin)?;
         let columns = group.column_log2_eighths.len();
         put_dimension(&mut out, columns, MAX_COLUMNS, "columns", origin)?;
-        put_small(&mut out, &group.column_log2_eighths, origin)?;
+        put_logarithms(&mut out, &group.column_log2_eighths, origin)?;
     }
     out.extend(&linears.bytes);
-    for extra in exact {
-        let decl = extra.decl();
+    for tensor in exact {
+        let decl = tensor.decl();
         decl.put(&mut out, origin)?;
-        let (found, expected) = (extra.bytes.len() as u64, decl.byte_len(origin)?);
+        let (found, expected) = (tensor.bytes.len() as u64, decl.byte_len(origin)?);
         if found != expected {
             let found = format!("{found} bytes");
             let expected = format!("{expected} bytes");
-            return Err(invalid(origin, &extra.name, found, expected));
+            return Err(invalid(origin, &tensor.name, found, expected));
         }
-        out.extend(&extra.bytes);
+        out.extend(&tensor.bytes);
     }
-    let exact = exact.iter().map(|extra| &extra.name);
-    check_names(linears.names.iter(), exact, origin)?;
+    let exact_names = exact.iter().map(|tensor| &tensor.name);
+    check_names(linears.names.iter(), exact_names, origin)?;
     Ok(out)
 }
 
+/// A dimension of a matrix, from 1 to `limit`.
 fn put_dimension(
     out: &mut Vec<u8>,
-    side: usize,
-    most: u64,
+    size: usize,
+    limit: u64,
     what: &str,
     origin: &str,
 ) -> Result<(), PackError> {
-    if side == 0 {
-        return Err(invalid(origin, what, 0, format!("1 to {most}")));
+    if size == 0 {
+        return Err(invalid(origin, what, 0, format!("1 to {limit}")));
     }
-    out.extend(narrow::<u32>(side, most, what, origin)?.to_le_bytes());
+    out.extend(narrow::<u32>(size, limit, what, origin)?.to_le_bytes());
     Ok(())
 }
 
-/// Small integers: length u32, then the packed form.
-fn put_small(out: &mut Vec<u8>, values: &[u8], origin: &str) -> Result<(), PackError> {
+/// Logarithms: length u32, then the packed form.
+fn put_logarithms(out: &mut Vec<u8>, values: &[u8], origin: &str) -> Result<(), PackError> {
     let packed = pack_small(values);
     out.extend(narrow::<u32>(packed.len(), u32::MAX.into(), "logarithms", origin)?.to_le_bytes());
     out.extend(packed);

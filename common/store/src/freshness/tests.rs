@@ -1,13 +1,14 @@
 use super::*;
+use crate::plan::Unit;
 use crate::plan::tests_support::{folder, small_plan};
 use crate::receipt::OutputRecord;
 use crate::sha::hash_bytes;
 use camino::Utf8PathBuf;
 
-fn job(stage: &str, layer: Option<u32>) -> JobId {
+fn job(stage: &str, unit: Unit) -> JobId {
     JobId {
         stage: stage.into(),
-        layer,
+        unit,
     }
 }
 
@@ -29,7 +30,7 @@ fn complete(plan: &Plan, run: &RunDir) -> Vec<JobId> {
             .expect("inputs");
         let stage = plan.stage(&id.stage).expect("stage");
         let mut outputs = Vec::new();
-        for artifact in plan.outputs(stage, id.layer) {
+        for artifact in plan.outputs(stage, id.unit) {
             let content = format!(
                 "{artifact} {}",
                 key.iter()
@@ -46,7 +47,7 @@ fn complete(plan: &Plan, run: &RunDir) -> Vec<JobId> {
         }
         Receipt {
             stage: id.stage.clone(),
-            layer: id.layer,
+            unit: id.unit,
             key,
             outputs,
         }
@@ -87,14 +88,17 @@ fn a_finished_run_has_nothing_to_do() {
 fn a_changed_setting_makes_stale_what_depends_on_it_and_says_why() {
     let (_keep, _folder, mut plan, run) = completed();
     plan.settings.set("quantize.bpw", "4.5").expect("set");
-    let quantize = job("quantize", Some(1));
+    let quantize = job("quantize", Unit::Layer(1));
     assert_eq!(
         reasons(&plan, &run, &quantize),
         "`setting.quantize.bpw` changed 5.0 -> 4.5"
     );
-    assert_eq!(reasons(&plan, &run, &job("teacher", Some(1))), "Fresh");
     assert_eq!(
-        reasons(&plan, &run, &job("finish", None)),
+        reasons(&plan, &run, &job("teacher", Unit::Layer(1))),
+        "Fresh"
+    );
+    assert_eq!(
+        reasons(&plan, &run, &job("finish", Unit::Run)),
         "waits for codes@000"
     );
 }
@@ -104,7 +108,7 @@ fn a_changed_source_and_version_are_named() {
     let (_keep, _folder, mut plan, run) = completed();
     plan.externals.get_mut("source").expect("source").digest = hash_bytes(b"other");
     plan.stages[1].version = 2;
-    let found = reasons(&plan, &run, &job("load", Some(0)));
+    let found = reasons(&plan, &run, &job("load", Unit::Layer(0)));
     assert!(
         found.contains("`input.source` changed 41cf6794ba42 -> "),
         "{found}"
@@ -119,7 +123,7 @@ fn damage_to_outputs_and_receipts_is_found() {
     let mut bytes = std::fs::read(&path).expect("codes");
     bytes[0] ^= 1;
     atomic::write_bytes(&path, &bytes).expect("written");
-    let quantize = job("quantize", Some(1));
+    let quantize = job("quantize", Unit::Layer(1));
     assert!(reasons(&plan, &run, &quantize).contains("is damaged: SHA-256 found"));
     atomic::write_bytes(&path, b"short").expect("written");
     assert!(reasons(&plan, &run, &quantize).contains("is damaged: size found 5 bytes"));
@@ -128,13 +132,21 @@ fn damage_to_outputs_and_receipts_is_found() {
         reasons(&plan, &run, &quantize),
         "output codes@001 is missing"
     );
-    let receipt = run.receipt_path(&job("load", Some(0)));
+    let receipt = run.receipt_path(&job("load", Unit::Layer(0)));
     atomic::write_bytes(&receipt, b"rubbish").expect("written");
-    assert!(reasons(&plan, &run, &job("load", Some(0))).contains("its receipt cannot be used"));
+    assert!(
+        reasons(&plan, &run, &job("load", Unit::Layer(0))).contains("its receipt cannot be used")
+    );
     atomic::remove_file(&receipt).expect("removed");
-    assert_eq!(reasons(&plan, &run, &job("load", Some(0))), "not done yet");
+    assert_eq!(
+        reasons(&plan, &run, &job("load", Unit::Layer(0))),
+        "not done yet"
+    );
     // What was made again has the same bytes, so nothing after it runs.
-    assert_eq!(complete(&plan, &run), [job("load", Some(0)), quantize]);
+    assert_eq!(
+        complete(&plan, &run),
+        [job("load", Unit::Layer(0)), quantize]
+    );
 }
 
 #[test]
@@ -146,22 +158,28 @@ fn retired_outputs_are_no_loss_until_somebody_needs_them() {
     }
     let work = plan_work(&plan, &run).expect("walk");
     assert_eq!(work.to_run(&plan), []);
-    assert_eq!(work.states[&job("load", Some(1))], Freshness::Retired);
-    assert_eq!(work.states[&job("teacher", Some(1))], Freshness::Fresh);
+    assert_eq!(
+        work.states[&job("load", Unit::Layer(1))],
+        Freshness::Retired
+    );
+    assert_eq!(
+        work.states[&job("teacher", Unit::Layer(1))],
+        Freshness::Fresh
+    );
 
     // Layer 1 is lost: its weights and hidden states are needed, and for these layer 0's, and the embedding.
-    atomic::remove_file(&run.receipt_path(&job("quantize", Some(1)))).expect("removed");
+    atomic::remove_file(&run.receipt_path(&job("quantize", Unit::Layer(1)))).expect("removed");
     assert_eq!(
-        reasons(&plan, &run, &job("load", Some(1))),
+        reasons(&plan, &run, &job("load", Unit::Layer(1))),
         "output weights@001 was retired and quantize of layer 1 needs it again"
     );
     let ran = complete(&plan, &run);
     let expected = [
-        job("embed", None),
-        job("load", Some(0)),
-        job("load", Some(1)),
-        job("quantize", Some(1)),
-        job("teacher", Some(0)),
+        job("embed", Unit::Run),
+        job("load", Unit::Layer(0)),
+        job("load", Unit::Layer(1)),
+        job("quantize", Unit::Layer(1)),
+        job("teacher", Unit::Layer(0)),
     ];
     assert_eq!(
         ran.iter().collect::<BTreeSet<_>>(),
@@ -174,6 +192,6 @@ fn retired_outputs_are_no_loss_until_somebody_needs_them() {
         !plan_work(&plan, &run)
             .expect("walk")
             .states
-            .contains_key(&job("finish", None))
+            .contains_key(&job("finish", Unit::Run))
     );
 }

@@ -3,7 +3,7 @@
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 
-use super::{Per, Plan, StagePlan};
+use super::{Per, Plan, StagePlan, Unit};
 use crate::sha::Sha256Digest;
 
 /// Name of the outside input that is the model.
@@ -104,8 +104,8 @@ impl Plan {
     }
 
     /// The shards that a job reads; none where the whole source stays.
-    pub fn shards_of(&self, stage: &StagePlan, layer: Option<u32>) -> Vec<usize> {
-        let holds = |file: &ExternalFile| match (stage.weights, layer, &file.shard) {
+    pub fn shards_of(&self, stage: &StagePlan, unit: Unit) -> Vec<usize> {
+        let holds = |file: &ExternalFile| match (stage.weights, unit.layer(), &file.shard) {
             (Some(Weights::NonLayer), _, Some(shard)) => shard.non_layer,
             (Some(Weights::Layer), Some(layer), Some(shard)) => shard.layers.contains(&layer),
             _ => false,
@@ -142,13 +142,13 @@ mod tests {
             file("3", Some((&[], false))),
         ];
         let mut stage = plan.stages[0].clone();
-        let shards = |plan: &Plan, stage: &StagePlan, layer| plan.shards_of(stage, layer);
-        assert!(shards(&plan, &stage, Some(0)).is_empty());
+        let shards = |plan: &Plan, stage: &StagePlan, unit| plan.shards_of(stage, unit);
+        assert!(shards(&plan, &stage, Unit::Layer(0)).is_empty());
         stage.weights = Some(Weights::Layer);
-        assert_eq!(shards(&plan, &stage, Some(0)), [1, 2]);
-        assert_eq!(shards(&plan, &stage, Some(1)), [2]);
+        assert_eq!(shards(&plan, &stage, Unit::Layer(0)), [1, 2]);
+        assert_eq!(shards(&plan, &stage, Unit::Layer(1)), [2]);
         stage.weights = Some(Weights::NonLayer);
-        assert_eq!(shards(&plan, &stage, None), [1]);
+        assert_eq!(shards(&plan, &stage, Unit::Run), [1]);
         assert_eq!(
             plan.shards().map(|(number, _)| number).collect::<Vec<_>>(),
             [1, 2, 3]
@@ -158,7 +158,7 @@ mod tests {
         plan.stages.push(stage);
         assert!(
             plan.fetcher()
-                .is_some_and(|stage| stage.layers(9).is_empty())
+                .is_some_and(|stage| stage.units(9).is_empty())
         );
     }
 }

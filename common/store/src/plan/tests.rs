@@ -34,30 +34,42 @@ fn inputs_outputs_producers_and_consumers_resolve_over_layers() {
     plan.validate().expect("valid");
     let of = |name: &str| plan.stage(name).expect("stage");
     assert_eq!(
-        plan.inputs(of("teacher"), Some(1)),
+        plan.inputs(of("teacher"), Unit::Layer(1)),
         [id("weights@1"), id("hidden@1")]
     );
-    assert_eq!(plan.outputs(of("teacher"), Some(1)), [id("hidden@2")]);
     assert_eq!(
-        plan.inputs(of("finish"), None),
+        plan.outputs(of("teacher"), Unit::Layer(1)),
+        [id("hidden@2")]
+    );
+    assert_eq!(
+        plan.inputs(of("finish"), Unit::Run),
         [id("codes@0"), id("codes@1"), id("hidden@2")]
     );
-    let job = |stage: &str, layer| JobId {
+    let job = |stage: &str, unit| JobId {
         stage: stage.into(),
-        layer,
+        unit,
     };
-    assert_eq!(plan.producer(&id("hidden@0")), Some(job("embed", None)));
+    assert_eq!(
+        plan.producer(&id("hidden@0")),
+        Some(job("embed", Unit::Run))
+    );
     assert_eq!(
         plan.producer(&id("hidden@2")),
-        Some(job("teacher", Some(1)))
+        Some(job("teacher", Unit::Layer(1)))
     );
     assert_eq!(plan.producer(&id("hidden@3")), None);
     assert_eq!(plan.producer(&id("source")), None);
     assert_eq!(
         plan.consumers(&id("hidden@1"), true),
-        [job("teacher", Some(1)), job("quantize", Some(1))]
+        [
+            job("teacher", Unit::Layer(1)),
+            job("quantize", Unit::Layer(1))
+        ]
     );
-    assert_eq!(plan.consumers(&id("hidden@2"), true), [job("finish", None)]);
+    assert_eq!(
+        plan.consumers(&id("hidden@2"), true),
+        [job("finish", Unit::Run)]
+    );
     assert_eq!(plan.jobs().len(), 1 + 2 + 2 + 2 + 1);
 }
 

@@ -1,24 +1,26 @@
+use super::serve::execute;
 use super::*;
+use crate::atomic;
+use crate::events::EventKind;
 use crate::plan::tests_support::{folder, small_plan};
+use crate::plan::{ExternalFile, JobId, Plan, SOURCE, Unit};
+use crate::receipt::Receipt;
+use crate::run::RunDir;
+use crate::source::Verified;
 
-/// Writes a fixed text into the output that its stage declares.
-struct Echo {
-    output: &'static str,
-    commit: bool,
-}
-
-impl StageProgram for Echo {
-    fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
+/// A task that writes a fixed text into an output, and publishes it unless told otherwise.
+fn echo(output: &'static str, commit: bool) -> Task {
+    Task::new("echo", "", move |job| {
         job.progress(1, 2, "half");
         job.metric("length", 5);
         atomic::write_bytes(&job.work_dir()?.join("partial"), b"state")?;
-        let mut file = job.output(self.output)?;
+        let mut file = job.output(output)?;
         file.append(b"hello")?;
-        if self.commit {
-            job.commit(self.output, file)?;
+        if commit {
+            job.commit(output, file)?;
         }
         Ok(())
-    }
+    })
 }
 
 fn start() -> (tempfile::TempDir, RunDir, Plan) {
@@ -28,10 +30,10 @@ fn start() -> (tempfile::TempDir, RunDir, Plan) {
     (keep, run, plan)
 }
 
-fn job(stage: &str, layer: Option<u32>) -> JobId {
+fn job(stage: &str, unit: Unit) -> JobId {
     JobId {
         stage: stage.into(),
-        layer,
+        unit,
     }
 }
 
@@ -42,21 +44,18 @@ fn perform(
     output: &'static str,
 ) -> (anyhow::Result<()>, Vec<EventKind>) {
     let mut events = Vec::new();
-    let mut stage = Echo {
-        output,
-        commit: true,
-    };
+    let mut task = echo(output, true);
     let mut verified = Verified::default();
-    let outcome = execute(run, plan, id, &mut stage, &mut verified, &mut |event| {
+    let outcome = execute(run, plan, id, &mut task, &mut verified, &mut |event| {
         events.push(event.kind)
     });
     (outcome, events)
 }
 
 #[test]
-fn a_job_leaves_output_figures_and_receipt_and_no_scratch() {
+fn a_job_leaves_output_metrics_and_receipt_but_no_scratch() {
     let (_keep, run, plan) = start();
-    let load = job("load", Some(1));
+    let load = job("load", Unit::Layer(1));
     let (outcome, events) = perform(&run, &plan, &load, "weights");
     outcome.expect("done");
     assert!(matches!(events[0], EventKind::Started));
@@ -84,7 +83,7 @@ fn a_job_leaves_output_figures_and_receipt_and_no_scratch() {
 #[test]
 fn inputs_are_verified_before_the_job_runs() {
     let (_keep, run, plan) = start();
-    let quantize = job("quantize", Some(0));
+    let quantize = job("quantize", Unit::Layer(0));
     let error = perform(&run, &plan, &quantize, "codes")
         .0
         .expect_err("no input");
@@ -94,10 +93,10 @@ fn inputs_are_verified_before_the_job_runs() {
             .contains("weights@000 is missing: quantize of layer 0 needs it"),
         "{error}"
     );
-    perform(&run, &plan, &job("load", Some(0)), "weights")
+    perform(&run, &plan, &job("load", Unit::Layer(0)), "weights")
         .0
         .expect("load");
-    perform(&run, &plan, &job("embed", None), "hidden")
+    perform(&run, &plan, &job("embed", Unit::Run), "hidden")
         .0
         .expect("embed");
     perform(&run, &plan, &quantize, "codes")
@@ -119,13 +118,10 @@ fn inputs_are_verified_before_the_job_runs() {
 #[test]
 fn an_output_that_was_not_published_is_an_error_and_leaves_no_receipt() {
     let (_keep, run, plan) = start();
-    let load = job("load", Some(0));
-    let mut stage = Echo {
-        output: "weights",
-        commit: false,
-    };
+    let load = job("load", Unit::Layer(0));
+    let mut task = echo("weights", false);
     let mut verified = Verified::default();
-    let error = execute(&run, &plan, &load, &mut stage, &mut verified, &mut |_| {});
+    let error = execute(&run, &plan, &load, &mut task, &mut verified, &mut |_| {});
     let error = error.expect_err("not published");
     assert!(
         error
@@ -140,7 +136,7 @@ fn an_output_that_was_not_published_is_an_error_and_leaves_no_receipt() {
 #[test]
 fn unknown_names_and_layers_are_refused() {
     let (_keep, run, plan) = start();
-    let error = perform(&run, &plan, &job("load", Some(0)), "codes")
+    let error = perform(&run, &plan, &job("load", Unit::Layer(0)), "codes")
         .0
         .expect_err("unknown");
     assert!(
@@ -149,18 +145,18 @@ fn unknown_names_and_layers_are_refused() {
             .contains("unknown output of this stage `codes`; known: weights@000"),
         "{error}"
     );
-    let error = perform(&run, &plan, &job("load", Some(2)), "weights")
+    let error = perform(&run, &plan, &job("load", Unit::Layer(2)), "weights")
         .0
         .expect_err("layer");
     assert!(
         error.to_string().contains("layer found 2, expected 0 to 1"),
         "{error}"
     );
-    let error = perform(&run, &plan, &job("embed", Some(0)), "hidden")
+    let error = perform(&run, &plan, &job("embed", Unit::Layer(0)), "hidden")
         .0
         .expect_err("layer");
     assert!(error.to_string().contains("one job for the run"), "{error}");
-    let error = perform(&run, &plan, &job("nothing", None), "hidden")
+    let error = perform(&run, &plan, &job("nothing", Unit::Run), "hidden")
         .0
         .expect_err("stage");
     assert!(
@@ -186,7 +182,7 @@ fn a_shard_is_verified_for_the_jobs_that_read_it_and_for_no_other() {
     });
     let load = plan.stages.iter_mut().find(|stage| stage.name == "load");
     load.expect("a stage").weights = Some(crate::plan::Weights::Layer);
-    let load = |layer| perform(&run, &plan, &job("load", Some(layer)), "weights").0;
+    let load = |layer| perform(&run, &plan, &job("load", Unit::Layer(layer)), "weights").0;
     load(0).expect("reads no shard");
     let class = |error: anyhow::Error| ExitCode::of_error(&error);
     let absent = load(1).expect_err("absent");
@@ -216,4 +212,73 @@ fn a_process_hashes_a_file_once_while_it_stays_the_same() {
     crate::source::verify_file(&file, &mut verified).expect("known");
     atomic::write_bytes(&path, b"good").expect("written again");
     assert!(crate::source::verify_file(&file, &mut verified).is_err());
+}
+
+/// A program with two tasks that are never run.
+fn two_tasks() -> (Program, Vec<Task>) {
+    let program = Program {
+        name: "worker",
+        about: "Works",
+        version: 1,
+        classify: |_| None,
+    };
+    let task = |name| Task::new(name, "One part of the work", |_| unreachable!());
+    (program, vec![task("first"), task("second")])
+}
+
+#[test]
+fn a_task_is_a_subcommand_and_a_program_of_one_nameless_task_has_none() {
+    let (program, tasks) = two_tasks();
+    let parse = |tasks: &[Task], words: &[&str]| {
+        command(program, tasks, Command::new(program.name)).try_get_matches_from(words)
+    };
+    let matches = parse(&tasks, &["worker", "second", "--run", "r", "--layer", "3"]);
+    let matches = matches.expect("a task");
+    let (name, matches) = matches.subcommand().expect("a task");
+    assert_eq!(name, "second");
+    let args = StageArgs::from_arg_matches(matches).expect("arguments");
+    assert_eq!((args.run, args.layer), (Some("r".into()), Some(3)));
+    let nameless = [Task::new("", "", |_| unreachable!())];
+    parse(&nameless, &["worker", "--describe"]).expect("no task word");
+
+    let refused = |tasks: &[Task], words: &[&str]| parse(tasks, words).expect_err("refused").kind();
+    use clap::error::ErrorKind;
+    assert_eq!(
+        refused(&tasks, &["worker", "third", "--describe"]),
+        ErrorKind::InvalidSubcommand
+    );
+    assert_eq!(
+        refused(&tasks, &["worker"]),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    );
+    assert_eq!(
+        refused(&tasks, &["worker", "first"]),
+        ErrorKind::MissingRequiredArgument
+    );
+    assert_eq!(
+        refused(
+            &tasks,
+            &["worker", "first", "--run", "r", "--layer", "1", "--jobs"]
+        ),
+        ErrorKind::ArgumentConflict
+    );
+}
+
+#[test]
+fn the_stores_class_of_an_error_precedes_the_programs_unless_it_is_vague() {
+    let program = Program {
+        classify: |_| Some(ExitCode::Network),
+        ..two_tasks().0
+    };
+    let path = camino::Utf8Path::new("/x");
+    let store_error = |kind: std::io::ErrorKind| {
+        anyhow::Error::from(crate::StoreError::io("write", path)(kind.into()))
+    };
+    let full = store_error(std::io::ErrorKind::StorageFull);
+    assert_eq!(classify(program, &full), ExitCode::DiskFull);
+    let vague = store_error(std::io::ErrorKind::BrokenPipe);
+    assert_eq!(classify(program, &vague), ExitCode::Network);
+    let unknown = anyhow::anyhow!("unknown");
+    assert_eq!(classify(two_tasks().0, &vague), ExitCode::Io);
+    assert_eq!(classify(two_tasks().0, &unknown), ExitCode::Internal);
 }

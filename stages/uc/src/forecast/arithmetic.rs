@@ -3,7 +3,7 @@
 //! Operations are floating-point operations; a multiplication with an addition counts as two. Left out as small beside the
 //! rest: norms, rotations, softmax, routers, the scan of a state space (about 1 % of Mamba's), factors of output gradients.
 
-use uc_store::settings::{Rank, Settings};
+use uc_settings::{Rank, Settings};
 
 use super::facts::{Facts, Kind, LinearGroup};
 

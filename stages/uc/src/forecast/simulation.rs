@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use uc_store::freshness::{Freshness, PendingWork, Reason};
 use uc_store::plan::{ArtifactId, JobId, Plan};
 
-use crate::board::{Board, Budget, Status};
+use crate::schedule::scheduler::{Board, Budget, Status};
 
 /// What is known of the run's jobs and files.
 pub trait Sizes {
@@ -123,7 +123,7 @@ pub fn run(plan: &Plan, budget: Budget, sizes: &impl Sizes) -> Outcome {
             outcome.memory = outcome.memory.max(memory);
             disk.add(&scratch_of(&id.stage), sizes.scratch(&id), &mut outcome);
             // Space is taken from the first byte on; counted as if all of it were.
-            for output in plan.outputs(stage, id.layer) {
+            for output in plan.outputs(stage, id.unit) {
                 disk.add(&output.name, sizes.bytes(&output), &mut outcome);
                 disk.there.insert(output);
             }

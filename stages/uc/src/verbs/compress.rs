@@ -4,18 +4,22 @@ use std::collections::BTreeMap;
 
 use anyhow::Context;
 use camino::Utf8PathBuf;
+use uc_settings::{Settings, SourceRetention};
 use uc_store::ExitCode;
 use uc_store::plan::External;
-use uc_store::settings::{Settings, SourceRetention};
 
 use crate::cli::CompressArgs;
-use crate::failure::failure;
-use crate::model::{Extent, Model, TextUse};
-use crate::pipeline::{Goals, Pipeline, Request};
-use crate::programs::Programs;
-use crate::progress::Display;
-use crate::signals::Listener;
-use crate::{drive, planning, session, sources, summary};
+use crate::plan::model::{Extent, Model, TextUse};
+use crate::plan::pipeline::{Goals, Pipeline, Request};
+use crate::plan::planning;
+use crate::plan::sources;
+use crate::process::programs::Programs;
+use crate::process::signals::Listener;
+use crate::report::failure::failure;
+use crate::report::progress::Display;
+use crate::report::summary;
+use crate::schedule::driver;
+use crate::session;
 
 /// What a run without evaluation is for; an upload only where the pipeline has one.
 const WITHOUT_EVALUATION: [&str; 2] = ["manifest", planning::UPLOADED];
@@ -89,7 +93,7 @@ pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> an
     if let Some(repository) = &args.repository {
         planning::upload(&mut plan, repository, &args.upload)?;
     }
-    drive::source::check(&plan)?;
+    driver::source::check(&plan)?;
     let session = planning::enter(&root, plan, display)?;
     if args.repository.is_some() {
         planning::forget_upload(&session.plan, &session.run)?;

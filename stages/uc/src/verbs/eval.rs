@@ -9,13 +9,18 @@ use uc_store::ExitCode;
 use uc_store::plan::{ArtifactId, External};
 
 use crate::cli::EvalArgs;
-use crate::failure::failure;
-use crate::model::{Extent, Model, TextUse};
-use crate::pipeline::{Goals, Pipeline, Request};
-use crate::programs::Programs;
-use crate::progress::Display;
-use crate::signals::Listener;
-use crate::{model, packs, planning, session, sources, summary};
+use crate::plan::model;
+use crate::plan::model::{Extent, Model, TextUse};
+use crate::plan::pipeline::{Goals, Pipeline, Request};
+use crate::plan::planning;
+use crate::plan::sources;
+use crate::process::programs::Programs;
+use crate::process::signals::Listener;
+use crate::report::failure::failure;
+use crate::report::packs;
+use crate::report::progress::Display;
+use crate::report::summary;
+use crate::session;
 
 /// What the run is for.
 const GOAL: [&str; 1] = ["metrics"];

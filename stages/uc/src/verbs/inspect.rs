@@ -5,7 +5,7 @@ use serde_json::json;
 use uc_pack::{Manifest, PackError};
 
 use crate::cli::InspectArgs;
-use crate::packs;
+use crate::report::packs;
 use crate::verbs::print_json;
 
 /// Runs the verb.

@@ -8,13 +8,13 @@ use uc_store::plan::{Per, StagePlan};
 use uc_store::run::RunDir;
 
 use crate::cli::PlanArgs;
-use crate::failure::failure;
 use crate::forecast::{self, Machine};
-use crate::model::Model;
-use crate::pipeline::{self, Pipeline};
-use crate::planning;
-use crate::programs::Programs;
-use crate::progress::Display;
+use crate::plan::model::Model;
+use crate::plan::pipeline::{self, Pipeline};
+use crate::plan::planning;
+use crate::process::programs::Programs;
+use crate::report::failure::failure;
+use crate::report::progress::Display;
 use crate::session::explain;
 use crate::verbs::print_json;
 

@@ -1,16 +1,19 @@
 //! `uc resume RUN`: continues an interrupted run, or brings it up to date.
 
+use uc_settings::SourceRetention;
 use uc_store::ExitCode;
 use uc_store::run::RunDir;
-use uc_store::settings::SourceRetention;
 
 use crate::cli::ResumeArgs;
-use crate::failure::failure;
-use crate::programs::Programs;
-use crate::progress::Display;
+use crate::plan::planning;
+use crate::plan::sources;
+use crate::process::programs::Programs;
+use crate::process::signals::Listener;
+use crate::report::failure::failure;
+use crate::report::progress::Display;
+use crate::report::summary;
+use crate::schedule::driver;
 use crate::session::{self, Session};
-use crate::signals::Listener;
-use crate::{drive, planning, sources, summary};
 
 /// Runs the verb.
 pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
@@ -29,7 +32,7 @@ pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyh
     for change in sources::refresh(&mut plan, threads, display)? {
         display.say(&change);
     }
-    drive::source::check(&plan)?;
+    driver::source::check(&plan)?;
     plan.tool_version = env!("CARGO_PKG_VERSION").into();
     let run = match plan == before {
         true => run,

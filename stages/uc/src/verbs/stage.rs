@@ -4,11 +4,12 @@ use uc_store::StoreError;
 use uc_store::run::RunDir;
 
 use crate::cli::StageArgs;
-use crate::drive::foreground_outcome;
-use crate::programs::Programs;
-use crate::progress::Display;
-use crate::signals::Listener;
-use crate::{runner, session};
+use crate::process::programs::Programs;
+use crate::process::runner;
+use crate::process::signals::Listener;
+use crate::report::progress::Display;
+use crate::schedule::driver::foreground_outcome;
+use crate::session;
 
 /// Runs the verb. The job is done even if its result is up to date.
 pub fn run(args: &StageArgs, display: &Display, signals: &Listener) -> anyhow::Result<()> {

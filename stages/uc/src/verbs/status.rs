@@ -9,14 +9,15 @@ use std::time::{Duration, SystemTime};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
-use uc_store::plan::{HubSource, JobId, Per, Plan, StagePlan};
+use uc_settings::SourceRetention;
+use uc_store::plan::{HubSource, JobId, Per, Plan, StagePlan, Unit};
 use uc_store::run::RunDir;
-use uc_store::settings::SourceRetention;
 
 use crate::cli::StatusArgs;
-use crate::history::{History, JobState, JobView, Mishap, StageCost};
+use crate::report::event_log_replay::{History, JobState, JobView, Mishap, StageCost};
+use crate::report::event_log_writer;
+use crate::session;
 use crate::verbs::print_json;
-use crate::{journal, session};
 
 mod disk;
 mod text;
@@ -106,7 +107,8 @@ struct StageStatus {
 #[derive(Debug, Serialize)]
 struct Running {
     stage: String,
-    layer: Option<u32>,
+    #[serde(flatten)]
+    unit: Unit,
     seconds: f64,
     #[serde(flatten)]
     view: JobView,
@@ -159,7 +161,7 @@ fn look(run: &RunDir, plan: &Plan) -> anyhow::Result<Status> {
         disk: disk::measure(run, plan),
         now: SystemTime::now(),
     };
-    let mut status = assess(plan, journal::history(run), seen);
+    let mut status = assess(plan, event_log_writer::history(run), seen);
     for stage in &mut status.stages {
         stage.metrics = metrics(run, plan, &stage.name);
     }
@@ -222,7 +224,7 @@ fn assess(plan: &Plan, mut history: History, seen: Seen<'_>) -> Status {
         .filter(|(_, job)| job.state == JobState::Running)
         .map(|(id, job)| Running {
             stage: id.stage.clone(),
-            layer: id.layer,
+            unit: id.unit,
             seconds: now - job.began,
             view: job.clone(),
         })
@@ -289,12 +291,12 @@ fn job_states(
     history: &History,
     done: &BTreeSet<JobId>,
 ) -> Vec<JobState> {
-    let layers = stage.layers(plan.model.layers).into_iter();
-    layers
-        .map(|layer| {
+    let units = stage.units(plan.model.layers).into_iter();
+    units
+        .map(|unit| {
             let id = JobId {
                 stage: stage.name.clone(),
-                layer,
+                unit,
             };
             let logged = history.jobs.get(&id).map(|job| job.state);
             match (logged, done.contains(&id)) {
@@ -313,10 +315,7 @@ fn metrics(run: &RunDir, plan: &Plan, stage: &str) -> BTreeMap<String, serde_jso
     let jobs = plan.jobs().into_iter().filter(|id| id.stage == stage);
     jobs.filter_map(|id| {
         let text = std::fs::read(run.metrics_path(&id)).ok()?;
-        let label = id
-            .layer
-            .map_or_else(|| "run".into(), |layer| format!("{layer:03}"));
-        Some((label, serde_json::from_slice(&text).ok()?))
+        Some((id.unit.file_name(), serde_json::from_slice(&text).ok()?))
     })
     .collect()
 }

@@ -3,11 +3,12 @@
 use uc_store::run::RunDir;
 
 use crate::cli::UploadArgs;
-use crate::programs::Programs;
-use crate::progress::Display;
+use crate::plan::planning;
+use crate::process::programs::Programs;
+use crate::process::signals::Listener;
+use crate::report::progress::Display;
+use crate::report::summary;
 use crate::session::{self, Session};
-use crate::signals::Listener;
-use crate::{planning, summary};
 
 /// Runs the verb.
 pub fn run(args: &UploadArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {

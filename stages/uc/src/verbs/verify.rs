@@ -4,10 +4,11 @@ use uc_pack::verify::{Severity, Verdict, VerifyReport};
 use uc_store::ExitCode;
 
 use crate::cli::VerifyArgs;
-use crate::failure::failure;
-use crate::progress::Display;
+use crate::report::failure::failure;
+use crate::report::packs;
+use crate::report::progress::Display;
+use crate::session;
 use crate::verbs::print_json;
-use crate::{packs, session};
 
 /// Runs the verb.
 pub fn run(args: &VerifyArgs, display: &Display) -> anyhow::Result<()> {

@@ -35,8 +35,8 @@ pub fn measure(run: &RunDir, plan: &Plan) -> Disk {
     };
     let mut inside = 0;
     for stage in &plan.stages {
-        for layer in stage.layers(plan.model.layers) {
-            for id in plan.outputs(stage, layer) {
+        for unit in stage.units(plan.model.layers) {
+            for id in plan.outputs(stage, unit) {
                 let bytes = size_of(run, plan, &id);
                 if bytes > 0 {
                     *disk.artifacts.entry(id.name.clone()).or_default() += bytes;

@@ -1,7 +1,7 @@
 //! A run that is alive, one that ended, one that died: the page and the metrics behind it.
 
-use uc_store::plan::{Artifact, ModelSource, PLAN_VERSION, Per};
-use uc_store::settings::Settings;
+use uc_settings::Settings;
+use uc_store::plan::{Artifact, ModelSource, PLAN_VERSION, Per, Unit};
 
 use super::*;
 
@@ -71,7 +71,7 @@ fn seen(active: bool, done: &[(&str, Option<u32>)], now: &str) -> Seen<'static> 
             .iter()
             .map(|(stage, layer)| JobId {
                 stage: (*stage).into(),
-                layer: *layer,
+                unit: layer.map_or(Unit::Run, Unit::Layer),
             })
             .collect(),
         disk: disk::Disk {

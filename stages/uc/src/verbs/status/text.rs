@@ -1,10 +1,11 @@
 //! The state of a run for people.
 
 use indicatif::BinaryBytes;
+use uc_store::plan::Unit;
 
 use super::{RunState, Running, StageStatus, Status};
-use crate::history::{JobState, Mishap};
-use crate::progress::amount;
+use crate::report::event_log_replay::{JobState, Mishap};
+use crate::report::progress::amount;
 
 /// Cells in which a stage's layers are drawn; more layers share cells.
 const CELLS: usize = 48;
@@ -173,7 +174,7 @@ fn running(status: &Status, job: &Running) -> String {
     });
     format!(
         "now    {}: {progress}for {}{retry}",
-        place(status, &job.stage, job.layer),
+        place(status, &job.stage, job.unit),
         duration(job.seconds)
     )
 }
@@ -193,23 +194,18 @@ fn mishap(status: &Status, mishap: &Mishap) -> String {
     format!(
         "error  {} {} ({}): {message}",
         mishap.time,
-        place(status, &mishap.stage, mishap.layer),
+        place(status, &mishap.stage, mishap.unit),
         mishap.class
     )
 }
 
-fn place(status: &Status, stage: &str, layer: Option<u32>) -> String {
-    let shards = status
-        .shards
-        .as_ref()
-        .filter(|shards| shards.stage == stage);
-    if let Some(file) = shards.and_then(|shards| shards.files.get(&layer?)) {
-        return format!("{stage} {file}");
+fn place(status: &Status, stage: &str, unit: Unit) -> String {
+    let file = |shard| status.shards.as_ref()?.files.get(&shard);
+    match (unit, unit.shard().and_then(file)) {
+        (_, Some(file)) => format!("{stage} {file}"),
+        (Unit::Run, None) => stage.to_owned(),
+        (unit, None) => format!("{stage} {unit}"),
     }
-    layer.map_or_else(
-        || stage.to_owned(),
-        |layer| format!("{stage} layer {layer}"),
-    )
 }
 
 /// Jobs per second, minute or hour, whichever reads best.

@@ -1,0 +1,15 @@
+//! Run-time SIMD dispatch and single-threaded matrix products on slices: what every CPU kernel of the workspace needs.
+//!
+//! - [`Kernel`] and [`dispatch()`] compile a safe loop once per instruction set and select one at run time.
+//! - [`MatrixView`], [`multiply`] and [`multiply_add`] are a checked, safe interface to the `gemm` crate.
+//!
+//! Results are the same bits for any number of threads and, for kernels that keep to the rules of [`Kernel`], on any
+//! processor. This crate never starts a thread, uses no other crate of the workspace and knows nothing of models or codecs.
+
+mod dispatch;
+mod product;
+
+pub use dispatch::{Kernel, dispatch};
+#[cfg(target_arch = "x86_64")]
+pub use dispatch::{has_avx2, has_avx512};
+pub use product::{MatrixView, multiply, multiply_add};

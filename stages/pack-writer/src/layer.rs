@@ -1,0 +1,45 @@
+//! Task `layer`: writes `layer_NNN.uc` and the record of what a reader gets from it.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+use uc_layer_quantizer::{CodesCheckpoint, exact_tensors};
+use uc_model::ModelConfig;
+use uc_pack::{Digest, LayerCoder, LayerEntry, LayerFile, Linears};
+use uc_store::stage::Job;
+use uc_store::tensors::TensorFile;
+
+/// Writes `pack-layer` and `layer-record`.
+pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
+    let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
+    let plan = config.layer_plan(job.layer()? as usize);
+    let codes = CodesCheckpoint::open(&job.input("codes")?)?;
+    let overlay = CodesCheckpoint::open(&job.input("overlay")?)?;
+    let linears = if overlay.count() > 0 { overlay } else { codes };
+    let weights = TensorFile::open(&job.input("weights")?)?;
+    let exact = exact_tensors(&weights, &plan)?;
+
+    let coder = LayerCoder::new(plan.index as u32, &linears, &exact)?;
+    let mut file = job.output("pack-layer")?;
+    let target = file.target().to_owned();
+    coder
+        .write(&linears, &mut file)
+        .with_context(|| format!("cannot write {target}"))?;
+    job.commit("pack-layer", file)?;
+    let bits = 8.0 * coder.length() as f64;
+    job.metric("bpw", bits / plan.linear_parameters() as f64);
+
+    // The record is measured on the file as a reader finds it, not on the linears in memory.
+    let mut source_digests = BTreeMap::new();
+    for linear in &plan.linears {
+        let digest = Digest::hash_bytes(&weights.read(&linear.name)?);
+        source_digests.insert(linear.name.clone(), digest);
+    }
+    let written = LayerFile::open(&target)?;
+    let source_digest = |name: &str| source_digests.get(name).copied();
+    let entry = LayerEntry::measure(&written, &plan.prefix, source_digest)?;
+    let mut record = job.output("layer-record")?;
+    record.append(&serde_json::to_vec_pretty(&entry)?)?;
+    job.commit("layer-record", record)?;
+    Ok(())
+}

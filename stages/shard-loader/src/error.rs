@@ -1,0 +1,44 @@
+//! Errors of downloads from the Hub, and their exit codes.
+
+use camino::Utf8PathBuf;
+use uc_hub::{CommitId, HubError, RepoName};
+use uc_store::ExitCode;
+
+/// A model of the Hub that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The repository does not hold a model in a form that can be read.
+    #[error("{repository} at {commit}: found {found}, expected {expected}")]
+    UnusableRepository {
+        /// The repository.
+        repository: RepoName,
+        /// Its commit.
+        commit: CommitId,
+        /// What is there.
+        found: String,
+        /// What should be there.
+        expected: &'static str,
+    },
+    /// A shard does not begin with the header that the run was planned with.
+    #[error(
+        "{shard}: its header differs from {header}, expected the same bytes; plan the run again with uc compress"
+    )]
+    HeaderMismatch {
+        /// The shard.
+        shard: Utf8PathBuf,
+        /// File of the header that was downloaded for the plan.
+        header: Utf8PathBuf,
+    },
+}
+
+/// The exit code of an error of this module, of the Hub or of the model crate, whose errors are errors in the user's input.
+pub fn exit_code(error: &anyhow::Error) -> Option<ExitCode> {
+    let of_cause = |cause: &(dyn std::error::Error + 'static)| {
+        if let Some(error) = cause.downcast_ref::<HubError>() {
+            return error.exit_code();
+        }
+        cause.is::<FetchError>().then_some(ExitCode::BadInput)
+    };
+    let by_model = || uc_model::error::is_model_error(error.chain()).then_some(ExitCode::BadInput);
+    error.chain().find_map(of_cause).or_else(by_model)
+}

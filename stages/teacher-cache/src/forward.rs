@@ -1,0 +1,108 @@
+//! The forward pass of one teacher layer over all windows: hidden states after the layer, second moments of its inputs.
+//!
+//! Windows pass in batches of fixed size and order, which makes the sums the same bits for any number of threads.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+use uc_model::ModelConfig;
+use uc_model::device::{OnDevice, dispatch};
+use uc_model::forward::{Layer, Values, windows_per_batch};
+use uc_store::stage::Job;
+use uc_store::stream::map_rows;
+use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile};
+
+use crate::input_moments::InputMoments;
+use crate::states::{activation_values, hidden_dims, source_weights};
+use crate::token_weights::sqrt_token_weights;
+
+/// Tokens that pass the layer together. Part of the result: sums run batch after batch.
+const BATCH_TOKENS: usize = 4096;
+/// The same for a layer with experts, whose weights are read once per batch.
+const ROUTED_BATCH_TOKENS: usize = 16384;
+
+/// Reads a tensor of the layer by its name.
+type ReadTensor = dyn Fn(&str) -> anyhow::Result<Vec<f32>>;
+
+/// Which windows pass the teacher.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// All calibration windows.
+    Calibration,
+    /// The windows of the sensitivity pass; weights are read from the source model once more.
+    Sensitivity,
+}
+
+/// Writes the hidden states after the layer, and the second moments of its inputs.
+pub fn run(job: &mut Job<'_>, pass: Pass) -> anyhow::Result<()> {
+    dispatch(
+        job.settings().model.device.into(),
+        ForwardPass { job, pass },
+    )?
+}
+
+struct ForwardPass<'a, 'j> {
+    job: &'a mut Job<'j>,
+    pass: Pass,
+}
+
+impl OnDevice for ForwardPass<'_, '_> {
+    type Output = anyhow::Result<()>;
+
+    fn run<B: Backend>(self, device: B::Device) -> anyhow::Result<()> {
+        let job = self.job;
+        let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
+        let index = job.layer()? as usize;
+        let plan = config.layer_plan(index);
+        let (states, statistics) = match self.pass {
+            Pass::Calibration => ("hidden", "statistics"),
+            Pass::Sensitivity => ("sensitivity-hidden", "sensitivity-statistics"),
+        };
+        let hidden = TensorFile::open(&job.input(states)?)?;
+        let dims = hidden_dims(&hidden)?;
+        let [windows, length, width] = dims;
+        let sqrt_weights = match self.pass {
+            Pass::Calibration => sqrt_token_weights(job, &plan, windows, length)?,
+            Pass::Sensitivity => BTreeMap::new(),
+        };
+        let read: Box<ReadTensor> = match self.pass {
+            Pass::Calibration => {
+                let weights = TensorFile::open(&job.input("weights")?)?;
+                Box::new(move |name| Ok(weights.read_f32(name)?))
+            }
+            Pass::Sensitivity => Box::new(source_weights(job, plan.clone())?),
+        };
+        let weights = Values::new(&*read, &device);
+        let layer = Layer::<B, _>::new(&config.layers[index], length, &weights, &device)?;
+        let max_input_block = job.settings().calibration.max_input_block as usize;
+        let mut moments =
+            InputMoments::new(&plan, max_input_block, &sqrt_weights, &job.work_dir()?)?;
+
+        let decl = TensorDecl::new("hidden", TensorDtype::F32, &dims);
+        let mut output = job.output_tensors(states, &[decl])?;
+        let batch_tokens = if moments.has_experts() {
+            ROUTED_BATCH_TOKENS
+        } else {
+            BATCH_TOKENS
+        };
+        let batch = windows_per_batch(batch_tokens, length);
+        map_rows(
+            &hidden,
+            "hidden",
+            batch,
+            &mut output,
+            |values, count, first| {
+                let data = TensorData::new(values, [count, length, width]);
+                let x = Tensor::<B, 3>::from_data(data, &device);
+                moments.begin_batch(first * length);
+                let y = layer.forward(x, &mut moments)?;
+                moments.check_batch()?;
+                job.progress((first + count) as u64, windows as u64, "windows");
+                activation_values(y)
+            },
+        )?;
+        job.commit_tensors(states, output)?;
+        moments.write::<B>(job, statistics, &device)
+    }
+}

@@ -1,0 +1,194 @@
+//! Second moments at the inputs of a layer's linears, accumulated while the layer runs.
+//!
+//! Inputs that every token reaches accumulate in memory. Rows that are routed to an expert are spilled to disk until the last
+//! token has passed: the moments of all experts together would not fit in memory. An expert that saw fewer tokens than its
+//! input has dimensions is filled up with the mean over all experts, because its own moments are rank-deficient.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use anyhow::Context;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+use camino::Utf8Path;
+use uc_model::forward::Tap;
+use uc_model::moments::Moments;
+use uc_model::{InputSpec, LayerPlan, ModelError};
+use uc_store::spill::Spill;
+use uc_store::stage::Job;
+use uc_store::tensors::{TensorDecl, TensorDtype, f32_bytes, to_f32};
+
+use crate::states::{activation_values, scale_rows};
+
+/// Accumulates the second moments of the inputs of one layer.
+pub struct InputMoments<'a> {
+    plan: &'a LayerPlan,
+    /// Inputs wider than this have block-diagonal moments.
+    max_input_block: usize,
+    /// Moments of the inputs that every token reaches.
+    dense: BTreeMap<&'a str, Moments>,
+    /// Rows of the inputs of experts; none in a layer without experts.
+    spill: Option<Spill>,
+    /// Factors that token vectors are scaled by, over all tokens of the pass, by input.
+    sqrt_weights: &'a BTreeMap<String, Vec<f32>>,
+    /// Index of the batch's first token.
+    first_token: usize,
+    /// The first error of the batch; the callback of the layer cannot return it.
+    outcome: anyhow::Result<()>,
+}
+
+impl<'a> InputMoments<'a> {
+    /// Empty moments; rows of experts are spilled to `folder`.
+    pub fn new(
+        plan: &'a LayerPlan,
+        max_input_block: usize,
+        sqrt_weights: &'a BTreeMap<String, Vec<f32>>,
+        folder: &Utf8Path,
+    ) -> anyhow::Result<Self> {
+        let dense = plan.inputs.iter().filter(|input| !input.routed);
+        let dense = dense.map(|input| {
+            let moments = Moments::new(input.width, input.width.min(max_input_block));
+            (input.name.as_str(), moments)
+        });
+        let routed = plan.inputs.iter().any(|input| input.routed);
+        Ok(InputMoments {
+            plan,
+            max_input_block,
+            dense: dense.collect(),
+            spill: routed.then(|| Spill::new(folder)).transpose()?,
+            sqrt_weights,
+            first_token: 0,
+            outcome: Ok(()),
+        })
+    }
+
+    /// Whether the layer has experts.
+    pub fn has_experts(&self) -> bool {
+        self.spill.is_some()
+    }
+
+    /// Sets the index of the first token of the batch that follows.
+    pub fn begin_batch(&mut self, first_token: usize) {
+        self.first_token = first_token;
+    }
+
+    /// The first error since the last call, if any.
+    pub fn check_batch(&mut self) -> anyhow::Result<()> {
+        std::mem::replace(&mut self.outcome, Ok(()))
+    }
+
+    /// Adds the rows `x: [tokens, width]` of the batch to an input; `tokens` are their indices within the batch if not all
+    /// of its tokens are there.
+    fn add<B: Backend>(
+        &mut self,
+        name: &str,
+        x: Tensor<B, 2>,
+        tokens: Option<&[usize]>,
+    ) -> anyhow::Result<()> {
+        let count = x.dims()[0];
+        let x = match self.sqrt_weights.get(name) {
+            None => x,
+            Some(factors) => {
+                let batch = &factors[self.first_token..];
+                let factors = match tokens {
+                    None => batch[..count].to_vec(),
+                    Some(tokens) => tokens.iter().map(|&token| batch[token]).collect(),
+                };
+                scale_rows(x, factors)
+            }
+        };
+        match (self.dense.get_mut(name), &mut self.spill) {
+            (Some(moments), _) => Ok(moments.add(x).map_err(ModelError::from)?),
+            (None, Some(spill)) => Ok(spill.append(name, &f32_bytes(&activation_values(x)?))?),
+            (None, None) => anyhow::bail!("the layer has an input {name} that its plan lacks"),
+        }
+    }
+
+    /// Writes `<input>.second_moment` [n, block] for every input as the artifact `output`.
+    pub fn write<B: Backend>(
+        mut self,
+        job: &mut Job<'_>,
+        output: &str,
+        device: &B::Device,
+    ) -> anyhow::Result<()> {
+        let block = |input: &InputSpec| input.width.min(self.max_input_block);
+        let decls: Vec<TensorDecl> = (self.plan.inputs.iter())
+            .map(|input| {
+                let name = format!("{}.second_moment", input.name);
+                TensorDecl::new(name, TensorDtype::F32, &[input.width, block(input)])
+            })
+            .collect();
+        let mut file = job.output_tensors(output, &decls)?;
+        let mut pools = BTreeMap::new();
+        let (mut token_counts, mut filled_up) = (BTreeMap::new(), Vec::new());
+        for input in &self.plan.inputs {
+            let mut moments = match self.dense.remove(input.name.as_str()) {
+                Some(moments) => moments,
+                None => self.spilled_moments::<B>(&[input], device)?,
+            };
+            if input.routed {
+                token_counts.insert(input.name.clone(), moments.count);
+                let missing = (input.width as u64).saturating_sub(moments.count);
+                if missing > 0 {
+                    let pool = self.pooled_moments::<B>(input, &mut pools, device)?;
+                    moments.fill(missing, pool).map_err(ModelError::from)?;
+                    filled_up.push(input.name.clone());
+                }
+            }
+            file.append(&f32_bytes(&moments.finish().map_err(ModelError::from)?))?;
+        }
+        job.commit_tensors(output, file)?;
+        if self.has_experts() {
+            job.metric("tokens of experts", serde_json::to_value(token_counts)?);
+            job.metric("inputs filled up", serde_json::to_value(filled_up)?);
+        }
+        Ok(())
+    }
+
+    /// The moments pooled over the inputs that correspond to `input` in all experts, computed on first use.
+    fn pooled_moments<'p, B: Backend>(
+        &self,
+        input: &'a InputSpec,
+        pools: &'p mut BTreeMap<(&'a str, usize), Moments>,
+        device: &B::Device,
+    ) -> anyhow::Result<&'p Moments> {
+        let key = (input.role(), input.width);
+        match pools.entry(key) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => {
+                let corresponding: Vec<_> = (self.plan.inputs.iter())
+                    .filter(|other| other.routed && (other.role(), other.width) == key)
+                    .collect();
+                Ok(entry.insert(self.spilled_moments::<B>(&corresponding, device)?))
+            }
+        }
+    }
+
+    /// The moments over the spilled rows of these inputs together.
+    fn spilled_moments<B: Backend>(
+        &self,
+        inputs: &[&InputSpec],
+        device: &B::Device,
+    ) -> anyhow::Result<Moments> {
+        let width = inputs[0].width;
+        let mut moments = Moments::new(width, width.min(self.max_input_block));
+        let spill = self.spill.as_ref().context("no input is routed")?;
+        for input in inputs {
+            for piece in spill.pieces(&input.name) {
+                let values = to_f32(TensorDtype::F32, &piece?).expect("f32 is a float type");
+                let rows = values.len() / width;
+                let x = Tensor::<B, 2>::from_data(TensorData::new(values, [rows, width]), device);
+                moments.add(x).map_err(ModelError::from)?;
+            }
+        }
+        Ok(moments)
+    }
+}
+
+impl<B: Backend> Tap<B> for InputMoments<'_> {
+    fn input(&mut self, name: &str, x: &Tensor<B, 2>, tokens: Option<&[usize]>) {
+        if self.outcome.is_ok() {
+            self.outcome = self.add(name, x.clone(), tokens);
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! The loss of the sensitivity pass, and its gradient at the output of the last layer.
+//!
+//! The loss of a token is the negative log-likelihood of a label sampled from the teacher's own distribution. The second
+//! moment of its gradient is therefore the true Fisher information (Amari 1998), to second order the KL divergence that an
+//! error causes. Labels from the text would give the empirical Fisher, a different matrix (Kunstner, Hennig, Balles 2019).
+
+use burn::backend::Autodiff;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor, TensorData, activation};
+use uc_model::ModelConfig;
+use uc_model::device::{OnDevice, dispatch};
+use uc_model::forward::{Head, Values};
+use uc_model::text::split_mix;
+use uc_store::stage::Job;
+use uc_store::stream::map_rows;
+use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile};
+
+use crate::states::{finite_values, hidden_dims};
+
+/// Tokens whose logits are in memory together.
+const HEAD_TOKENS: usize = 256;
+
+/// Writes the gradient of the loss at the output of the last layer.
+pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
+    dispatch(job.settings().model.device.into(), LossPass { job })?
+}
+
+struct LossPass<'a, 'j> {
+    job: &'a mut Job<'j>,
+}
+
+impl OnDevice for LossPass<'_, '_> {
+    type Output = anyhow::Result<()>;
+
+    fn run<B: Backend>(self, device: B::Device) -> anyhow::Result<()> {
+        let job = self.job;
+        let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
+        let non_layer = TensorFile::open(&job.input("non-layer")?)?;
+        let read = |name: &str| -> anyhow::Result<Vec<f32>> { Ok(non_layer.read_f32(name)?) };
+        let head = Head::new(&config, &Values::<Autodiff<B>, _>::new(&read, &device))?;
+        let hidden = TensorFile::open(&job.input("sensitivity-hidden")?)?;
+        let [windows, length, width] = hidden_dims(&hidden)?;
+        let seed = job.settings().allocation.seed;
+        let decl = TensorDecl::new("hidden", TensorDtype::F32, &[windows, length, width]);
+        let mut output = job.output_tensors("gradient", &[decl])?;
+        map_rows(&hidden, "hidden", 1, &mut output, |values, _, window| {
+            let mut gradients = Vec::with_capacity(values.len());
+            for (chunk, values) in values.chunks(HEAD_TOKENS * width).enumerate() {
+                let first_token = (window * length + chunk * HEAD_TOKENS) as u64;
+                gradients.extend(loss_gradient(
+                    &head,
+                    values,
+                    width,
+                    seed,
+                    first_token,
+                    &device,
+                )?);
+            }
+            job.progress(window as u64 + 1, windows as u64, "windows");
+            anyhow::Ok(gradients)
+        })?;
+        job.commit_tensors("gradient", output)?;
+        Ok(())
+    }
+}
+
+/// Gradient of the summed loss with respect to the hidden states `values: [tokens, width]`. The index of the first token,
+/// `first_token`, and `seed` determine the sampled labels.
+fn loss_gradient<B: Backend>(
+    head: &Head<Autodiff<B>>,
+    values: &[f32],
+    width: usize,
+    seed: u64,
+    first_token: u64,
+    device: &B::Device,
+) -> anyhow::Result<Vec<f32>> {
+    let tokens = values.len() / width;
+    let data = TensorData::new(values.to_vec(), [tokens, width]);
+    let hidden = Tensor::<Autodiff<B>, 2>::from_data(data, device).require_grad();
+    let log_probabilities = activation::log_softmax(head.logits(hidden.clone()), 1);
+    let vocab = log_probabilities.dims()[1];
+    let rows = finite_values(
+        log_probabilities.clone().inner(),
+        "the teacher's log-probabilities",
+    )?;
+    let labels: Vec<i32> = rows
+        .chunks_exact(vocab)
+        .zip(first_token..)
+        .map(|(row, token)| sample(row, uniform(seed, token)) as i32)
+        .collect();
+    let labels = TensorData::new(labels, [tokens, 1]);
+    let labels = Tensor::<Autodiff<B>, 2, Int>::from_data(labels, device);
+    let loss = log_probabilities.gather(1, labels).sum().neg();
+    let gradients = loss.backward();
+    let gradient = hidden.grad(&gradients).ok_or_else(|| {
+        anyhow::anyhow!("the loss does not depend on the output of the last layer")
+    })?;
+    finite_values(gradient, "the gradient of the loss")
+}
+
+/// Samples an index from a distribution by inversion: `uniform` is a number in [0, 1).
+fn sample(log_probabilities: &[f32], uniform: f64) -> usize {
+    let mut cumulative = 0.0;
+    for (index, log_probability) in log_probabilities.iter().enumerate() {
+        cumulative += f64::from(*log_probability).exp();
+        if uniform < cumulative {
+            return index;
+        }
+    }
+    log_probabilities.len() - 1
+}
+
+/// The uniform number in [0, 1) of a token.
+fn uniform(seed: u64, token: u64) -> f64 {
+    (split_mix(seed, token) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_sampled_as_often_as_they_are_probable() {
+        let log_probabilities = [
+            0.5_f32.ln(),
+            0.25_f32.ln(),
+            f32::NEG_INFINITY,
+            0.25_f32.ln(),
+        ];
+        let mut counts = [0_i32; 4];
+        for token in 0..40_000 {
+            counts[sample(&log_probabilities, uniform(7, token))] += 1;
+        }
+        for (count, expected) in counts.into_iter().zip([20_000, 10_000, 0, 10_000]) {
+            assert!((count - expected).abs() < 400, "{counts:?}");
+        }
+        assert_eq!(sample(&[f32::NEG_INFINITY, -20.0], 0.99), 1);
+    }
+}

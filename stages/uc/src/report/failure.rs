@@ -1,0 +1,86 @@
+//! An error of the driver with the class that decides the exit status.
+
+use std::fmt;
+
+use uc_store::ExitCode;
+
+use crate::plan::pipeline::PipelineError;
+
+/// What went wrong, in words for the user, with its class.
+#[derive(Debug)]
+pub struct Failure {
+    /// The class.
+    pub code: ExitCode,
+    /// The sentence.
+    pub message: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// A [`Failure`] as `anyhow::Error`.
+pub fn failure(code: ExitCode, message: impl Into<String>) -> anyhow::Error {
+    Failure {
+        code,
+        message: message.into(),
+    }
+    .into()
+}
+
+/// The exit status of an error: the driver's own word first, then that of the store and the system.
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    let own = error.chain().find_map(|cause| {
+        cause
+            .downcast_ref::<Failure>()
+            .map(|failure| failure.code)
+            .or_else(|| cause.is::<PipelineError>().then_some(ExitCode::BadPipeline))
+    });
+    let missing = || {
+        let mut causes = error.chain();
+        causes
+            .any(|cause| {
+                cause
+                    .downcast_ref::<std::io::Error>()
+                    .is_some_and(|io| io.kind() == std::io::ErrorKind::NotFound)
+            })
+            .then_some(ExitCode::BadInput)
+    };
+    let by_store = ExitCode::of_error(error);
+    own.or(by_store.filter(|code| !code.is_vague()))
+        .or_else(missing)
+        .or(by_store)
+        .unwrap_or(ExitCode::Internal)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn the_class_survives_context_and_the_system_is_heard() {
+        let own = Err::<(), _>(failure(ExitCode::Locked, "held")).context("outer");
+        assert_eq!(exit_code(&own.expect_err("error")), ExitCode::Locked);
+        let line = PipelineError {
+            file: "p".into(),
+            line: 1,
+            key: "k".into(),
+            message: "m".into(),
+        };
+        assert_eq!(exit_code(&line.into()), ExitCode::BadPipeline);
+        for (kind, code) in [
+            (std::io::ErrorKind::PermissionDenied, ExitCode::Permission),
+            (std::io::ErrorKind::StorageFull, ExitCode::DiskFull),
+            (std::io::ErrorKind::NotFound, ExitCode::BadInput),
+            (std::io::ErrorKind::BrokenPipe, ExitCode::Internal),
+        ] {
+            assert_eq!(exit_code(&std::io::Error::from(kind).into()), code);
+        }
+    }
+}
