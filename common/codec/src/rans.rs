@@ -25,7 +25,7 @@
 //! per group.
 //!
 //! # Cost
-//! States are stored in 32 bits, and the encoder begins with states of 16 bits: the overhead of a full tile of 2^20 indices is
+//! States are stored in 32 bits and begin at 2^16 in the encoder: the overhead of a full tile of 2^20 indices is
 //! less than 128 bytes, 0.001 bits per weight.
 
 #[cfg(target_arch = "x86_64")]
