@@ -54,7 +54,7 @@ pub(crate) const LOWEST_STATE: u32 = 1 << 16;
 pub struct EncodedTensor {
     /// Rows of a tile, at least 1; the last tile may have fewer.
     pub tile_rows: u32,
-    /// [tiles] first byte of each tile in the payload; the last tile ends where the payload ends.
+    /// `[tiles]` first byte of each tile in the payload; the last tile ends where the payload ends.
     pub tile_offsets: Vec<u64>,
     /// The tiles.
     pub payload: Vec<u8>,
