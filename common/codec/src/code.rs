@@ -18,12 +18,12 @@ pub struct TensorCode {
     pub cols: usize,
     /// Step of a weight whose logarithms of column and row are 0; finite and positive.
     pub step: f32,
-    /// [cols] base-2 logarithm of the column's step over `step`, in eighths of an octave.
+    /// `[cols]` base-2 logarithm of the column's step over `step`, in eighths of an octave.
     pub column_log2_eighths: Vec<u8>,
-    /// [rows] width of the row's distribution, which selects the tables of the entropy coder, see
+    /// `[rows]` width of the row's distribution, which selects the tables of the entropy coder, see
     /// [`crate::contexts::row_log2_eighths`]. 0 for a row of zeros.
     pub row_log2_eighths: Vec<u8>,
-    /// [rows] base-2 logarithm of the factor by which the row's steps exceed those of the columns, in eighths of an octave.
+    /// `[rows]` base-2 logarithm of the factor by which the row's steps exceed those of the columns, in eighths of an octave.
     pub row_step_log2_eighths: Vec<u8>,
     /// [rows, cols] row-major indices.
     pub q: Vec<i16>,

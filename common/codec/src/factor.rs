@@ -57,7 +57,7 @@ pub struct Factor {
     pub block: usize,
     /// [n, block] unit upper triangular in each block: `a_kj = A_kj / A_jj` for k ≤ j, 0 below.
     pub a: Vec<f32>,
-    /// [n] `1 / A_jj`, finite and positive: the best steps are proportional to it.
+    /// `[n]` `1 / A_jj`, finite and positive: the best steps are proportional to it.
     pub inv_diag: Vec<f32>,
     /// Damping that was used, as a fraction of the mean diagonal: the largest of any block, and at least the one requested.
     pub damping: f64,
@@ -97,7 +97,7 @@ impl Factor {
         Ok(leverages)
     }
 
-    /// Adds the leverages of `rows` [t, n] to `leverages` [t], block by block.
+    /// Adds the leverages of `rows` [t, n] to `leverages` `[t]`, block by block.
     fn add_leverages(&self, leverages: &mut [f32], rows: &[f32]) {
         for (first, size) in self.blocks() {
             let rows = rows.chunks_exact(self.n);
@@ -278,7 +278,7 @@ fn cholesky(buffer: &mut [f64], n: usize) -> bool {
             .all(|(j, c)| c[j..].iter().all(|x| x.is_finite()))
 }
 
-/// Turns the lower factor L [n, n] of the reversed matrix into `a` (rows `stride` apart) and `inv_diag` [n]:
+/// Turns the lower factor L [n, n] of the reversed matrix into `a` (rows `stride` apart) and `inv_diag` `[n]`:
 /// `A_kj = L[n-1-k, n-1-j]`, which lies at `(n-1-j)·n + (n-1-k)`.
 fn unit_factor(lower: &[f64], n: usize, stride: usize, a: &mut [f32], inv_diag: &mut [f32]) {
     for (j, inverse) in inv_diag.iter_mut().enumerate() {

@@ -38,7 +38,7 @@ pub struct OverlayFit {
     u: Vec<u16>,
     /// bfloat16 [rank, n]
     v: Vec<u16>,
-    /// [rank + 1] captured energy by rank.
+    /// `[rank + 1]` captured energy by rank.
     captured: Vec<f64>,
 }
 
@@ -98,7 +98,7 @@ pub fn best_rank(captured: &[f64], m: usize, n: usize) -> usize {
     })
 }
 
-/// Fits corrections of every rank up to `max_rank` to the residual `W − Ŵ` [m, n]. `row_steps` [m] are the factors of the steps
+/// Fits corrections of every rank up to `max_rank` to the residual `W − Ŵ` [m, n]. `row_steps` `[m]` are the factors of the steps
 /// by row.
 ///
 /// # Errors
@@ -218,7 +218,7 @@ fn solve_factor(x: &[f32], n: usize, factor: &Factor) -> Vec<f32> {
     y
 }
 
-/// Left vectors [rank, m], singular values [rank] and right vectors [rank, n] of `g` [m, n].
+/// Left vectors [rank, m], singular values `[rank]` and right vectors [rank, n] of `g` [m, n].
 type Triples = (Vec<f32>, Vec<f64>, Vec<f32>);
 
 /// The leading `rank` singular triples of `g`.

@@ -25,7 +25,7 @@
 //! per group.
 //!
 //! # Cost
-//! States are stored in 32 bits, and the encoder begins with states of 16 bits: the overhead of a full tile of 2^20 indices is
+//! States are stored in 32 bits and begin at 2^16 in the encoder: the overhead of a full tile of 2^20 indices is
 //! less than 128 bytes, 0.001 bits per weight.
 
 #[cfg(target_arch = "x86_64")]
@@ -54,7 +54,7 @@ pub(crate) const LOWEST_STATE: u32 = 1 << 16;
 pub struct EncodedTensor {
     /// Rows of a tile, at least 1; the last tile may have fewer.
     pub tile_rows: u32,
-    /// [tiles] first byte of each tile in the payload; the last tile ends where the payload ends.
+    /// `[tiles]` first byte of each tile in the payload; the last tile ends where the payload ends.
     pub tile_offsets: Vec<u64>,
     /// The tiles.
     pub payload: Vec<u8>,

@@ -45,9 +45,9 @@ pub struct RateProbe<'a> {
     pub n: usize,
     /// Factor of the second moments of its input.
     pub factor: &'a Factor,
-    /// [n], see [`crate::steps`].
+    /// `[n]`, see [`crate::steps`].
     pub column_log2_eighths: &'a [u8],
-    /// [m]
+    /// `[m]`
     pub row_step_log2_eighths: &'a [u8],
 }
 
@@ -59,7 +59,7 @@ struct Sample<'a> {
     n: usize,
     factor: &'a Factor,
     column_log2_eighths: &'a [u8],
-    /// [rows]
+    /// `[rows]`
     row_step_log2_eighths: Vec<u8>,
 }
 

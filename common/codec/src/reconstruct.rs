@@ -50,7 +50,7 @@ pub fn reconstruct(code: &TensorCode) -> Result<Vec<u16>, CodecError> {
     Ok(out)
 }
 
-/// The weights of row `row`, [cols] bfloat16 bits: a literal transcription of the specification.
+/// The weights of row `row`, `[cols]` bfloat16 bits: a literal transcription of the specification.
 ///
 /// # Errors
 /// Those of [`TensorCode::validate`]; [`CodecError::Range`] for a row that the tensor does not have.
@@ -91,7 +91,7 @@ fn overlay_values(code: &TensorCode) -> (Vec<f32>, Vec<f32>) {
     }
 }
 
-/// A block of rows: `out`, `q` [rows, cols], `row_log2_eighths`, `row_factors` [rows], `steps` [cols], `u` [rows, rank], `v`
+/// A block of rows: `out`, `q` [rows, cols], `row_log2_eighths`, `row_factors` `[rows]`, `steps` `[cols]`, `u` [rows, rank], `v`
 /// [rank, cols].
 struct Block<'a> {
     out: &'a mut [u16],

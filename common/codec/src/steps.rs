@@ -59,9 +59,9 @@ pub fn column_step(step: f32, log: u8) -> f32 {
 /// Steps of all weights of a tensor: the weight of row i and column j has the step `columns[j] · rows[i]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Steps {
-    /// [cols] steps in a row whose factor is 1.
+    /// `[cols]` steps in a row whose factor is 1.
     pub columns: Vec<f32>,
-    /// [rows] factors of the rows.
+    /// `[rows]` factors of the rows.
     pub rows: Vec<f32>,
 }
 

@@ -111,11 +111,11 @@ pub fn levels(q: &[i16], cols: usize, row_log2_eighths: &[u8]) -> Vec<i32> {
 
 /// Searches for the best indices of a block of one column; holds the result and the scratch memory of the search.
 pub(crate) struct BlockSearch {
-    /// [rows] bit `i + 32·u`: does the survivor path to the state 2i + u come from i + 32 (instead of i)?
+    /// `[rows]` bit `i + 32·u`: does the survivor path to the state 2i + u come from i + 32 (instead of i)?
     decisions: [u64; BLOCK_ROWS],
-    /// [rows] chosen indices.
+    /// `[rows]` chosen indices.
     pub(crate) indices: [i16; BLOCK_ROWS],
-    /// [rows] chosen levels.
+    /// `[rows]` chosen levels.
     pub(crate) levels: [f32; BLOCK_ROWS],
     survivors: Survivors,
 }

@@ -66,7 +66,7 @@ pub(crate) fn best_table(context: &ContextCounts) -> (ContextTable, u64) {
     (table, cost)
 }
 
-/// Counts per symbol [256] at a shift, and the number of indices beyond all symbols.
+/// Counts per symbol `[256]` at a shift, and the number of indices beyond all symbols.
 fn bins(context: &ContextCounts, shift: u32) -> (Vec<u64>, u64) {
     let mut bins = vec![0u64; 256];
     let mut outside = context.outside;

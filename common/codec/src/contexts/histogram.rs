@@ -11,7 +11,7 @@ pub(crate) const CENTRE: i32 = WINDOW as i32 / 2;
 /// Approximate number of indices counted by one parallel piece.
 const PIECE_INDICES: usize = 1 << 20;
 
-/// [FINE_CONTEXTS] or empty. Per context [WINDOW + 1], where the last entry counts the indices outside the window.
+/// `[FINE_CONTEXTS]` or empty. Per context `[WINDOW + 1]`, where the last entry counts the indices outside the window.
 type Counts = Vec<Option<Vec<u64>>>;
 
 /// Counts of indices per fine context.
@@ -22,7 +22,7 @@ pub(crate) struct Histogram {
 
 /// Counts of one context.
 pub(crate) struct ContextCounts {
-    /// [WINDOW] how often `index + CENTRE` occurs.
+    /// `[WINDOW]` how often `index + CENTRE` occurs.
     pub(crate) counts: Vec<u64>,
     /// Indices outside the window.
     pub(crate) outside: u64,

@@ -23,7 +23,7 @@ const LARGEST_DIFFERENCE: u32 = 8 * SCALE;
 pub(crate) struct ContextTable {
     /// Raw bits per index, 0..=4.
     pub(crate) shift: u32,
-    /// [256] the frequency of symbol s at `s + 128`; the sum is 4096.
+    /// `[256]` the frequency of symbol s at `s + 128`; the sum is 4096.
     pub(crate) frequencies: Vec<u16>,
 }
 
@@ -140,7 +140,7 @@ impl ContextTable {
         differences
     }
 
-    /// [256] first slot of every symbol.
+    /// `[256]` first slot of every symbol.
     pub(crate) fn first_slots(&self) -> Vec<u16> {
         let mut next = 0u16;
         let mut start = |&frequency: &u16| {
@@ -157,9 +157,9 @@ impl ContextTable {
 pub(crate) struct DecodeTables {
     /// [tables, 4096]
     pub(crate) entries: Vec<u32>,
-    /// [contexts] number of the context's table, None if it has none.
+    /// `[contexts]` number of the context's table, None if it has none.
     pub(crate) table_number: Vec<Option<u8>>,
-    /// [tables] shift of the table.
+    /// `[tables]` shift of the table.
     pub(crate) shifts: Vec<u8>,
 }
 

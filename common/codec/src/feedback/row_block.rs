@@ -12,7 +12,7 @@ pub(super) struct RowBlockInput<'a> {
     pub(super) weights: &'a [f32],
     /// Rows that are not zero.
     pub(super) active: Vec<usize>,
-    /// [rows]
+    /// `[rows]`
     pub(super) steps: &'a [f32],
     /// How the rows feed back into one another and into other blocks.
     pub(super) coupling: Option<RowCoupling<'a>>,

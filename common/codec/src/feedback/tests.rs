@@ -6,7 +6,7 @@ use crate::factor::factorize;
 use crate::trellis::levels;
 use crate::trellis::tests::column_indices;
 
-/// Fixed pseudo-random numbers in −1..1, [count].
+/// Fixed pseudo-random numbers in −1..1, `[count]`.
 fn noise(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;
     let mut next = || {

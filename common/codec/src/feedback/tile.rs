@@ -14,13 +14,13 @@ type Column<T> = [T; BLOCK_ROWS];
 
 /// Scratch memory of a tile, column-major.
 pub(super) struct Scratch {
-    /// [columns] what is to be quantized.
+    /// `[columns]` what is to be quantized.
     targets: Vec<Column<f32>>,
-    /// [columns] the weights, and w − ŵ once the column is quantized.
+    /// `[columns]` the weights, and w − ŵ once the column is quantized.
     residuals: Vec<Column<f32>>,
-    /// [columns] target − ŵ.
+    /// `[columns]` target − ŵ.
     pub(super) errors: Vec<Column<f32>>,
-    /// [columns]
+    /// `[columns]`
     indices: Vec<Column<i16>>,
     search: Box<BlockSearch>,
 }
@@ -48,7 +48,7 @@ pub(super) struct Tile<'a> {
     pub(super) targets: &'a [f32],
     /// [width, width] the factor among these columns.
     pub(super) factor: &'a [f32],
-    /// [n] column steps.
+    /// `[n]` column steps.
     pub(super) steps: &'a [f32],
     pub(super) first: usize,
     pub(super) width: usize,

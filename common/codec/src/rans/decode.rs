@@ -138,7 +138,7 @@ fn tiles<'a>(
 pub(super) struct TableLookup<'a> {
     pub(super) tables: &'a DecodeTables,
     cols: usize,
-    /// [256] position of a row logarithm among those that occur.
+    /// `[256]` position of a row logarithm among those that occur.
     position: [Option<u16>; 256],
     /// [positions, cols] number of the table.
     number: Vec<u8>,

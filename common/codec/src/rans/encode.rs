@@ -12,7 +12,7 @@ use rayon::prelude::*;
 /// The table of a context in the form that the encoder reads.
 struct EncodeTable {
     shift: u32,
-    /// [256] `frequency | first slot << 16`; 0 if the symbol has no code.
+    /// `[256]` `frequency | first slot << 16`; 0 if the symbol has no code.
     symbols: Vec<u32>,
 }
 

@@ -83,7 +83,7 @@ impl Survivors {
         (errors, self.group_starts[group].0[state % STATES].into())
     }
 
-    /// [rows] the errors on the survivor path to `state` after the last of `rows` rows.
+    /// `[rows]` the errors on the survivor path to `state` after the last of `rows` rows.
     #[inline(always)]
     pub(super) fn path_errors(&self, rows: usize, mut state: usize) -> [f32; BLOCK_ROWS] {
         let mut path_errors = [0.0; BLOCK_ROWS];
@@ -101,7 +101,7 @@ impl Survivors {
 struct MergedPrefix {
     /// Number of these groups.
     groups: usize,
-    /// [rows] what their errors add to the values of the rows below.
+    /// `[rows]` what their errors add to the values of the rows below.
     sums: [f32; BLOCK_ROWS],
 }
 
