@@ -6,107 +6,109 @@ MODEL ?= examples/tiny-stories
 BIN := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
 UC := $(BIN)/uc
 BPW ?= 5.0
-# Options that are passed only when their variable is set.
+# Options that are passed only if their variable is set.
 RUN_ARGS := $(if $(RUN),--run $(RUN)) $(if $(OUT),--out $(OUT)) $(foreach f,$(CALIBRATION),--calibration $(f)) \
             $(foreach f,$(EVALUATION),--evaluation $(f)) $(foreach s,$(SET),--set $(s)) $(if $(THREADS),--threads $(THREADS)) \
             $(if $(CUDA),--set model.device=cuda)
-# The API version of the CUDA toolkit whose NVRTC will be found at run time: 12080 for 12.8, 13000 for 13.0.
+# The API version of the CUDA toolkit whose NVRTC is loaded at run time: 12080 for 12.8, 13000 for 13.0.
 export CUDARC_CUDA_VERSION ?= 13000
 WITH_CUDA := --features uc-model/cuda
 # cargo-nextest runs the tests in parallel processes; plain cargo test is the fallback.
 TEST := $(shell command -v cargo-nextest >/dev/null 2>&1 && echo "cargo nextest run" || echo "cargo test")
 
 .PHONY: help
-help: ## this list
+help: ## list the targets
 	@echo "make run                        compress, pack, verify and evaluate the embedded tiny model"
 	@echo "make run MODEL=DIR|OWNER/NAME[@REVISION] [CALIBRATION=FILE] [EVALUATION=FILE] [BPW=5.0] [RUN=DIR] [OUT=PACK] [SET='evaluation.windows=0 …'] [THREADS=N] [CUDA=1]"
 	@echo "make resume RUN=DIR             continue an interrupted run"
-	@echo "make stage STAGE=quantize LAYER=3 RUN=DIR   one stage, one layer, full logs"
+	@echo "make stage STAGE=quantize LAYER=3 RUN=DIR   run one stage for one layer, with full logs"
 	@echo
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
+	@echo
+	@echo "The bench targets write their receipts to docs/benchmarks."
 
 .PHONY: setup
 setup: ## build every program (release; CUDA=1 for an NVIDIA GPU)
 	cargo build --release --locked --workspace --bins $(if $(CUDA),$(WITH_CUDA))
 
 .PHONY: run
-run: setup ## the main job: MODEL → verified, evaluated pack
+run: setup ## the main job: compress MODEL to a pack, verify and evaluate it
 	$(UC) compress $(MODEL) --bpw $(BPW) $(RUN_ARGS)
 
 .PHONY: resume
-resume: setup ## continue RUN=DIR
+resume: setup ## continue the run in RUN=DIR
 	$(UC) resume $(RUN)
 
 .PHONY: stage
-stage: setup ## one STAGE of RUN=DIR for one LAYER, alone
+stage: setup ## run one STAGE of RUN=DIR for one LAYER, alone
 	$(UC) stage $(STAGE) --run $(RUN) $(if $(LAYER),--layer $(LAYER)) -v
 
 .PHONY: upload
-upload: setup ## send the pack of RUN=DIR to REPO=OWNER/NAME of the Hub, verified (DELETE_UPLOADED=1 deletes here what is there)
+upload: setup ## upload the pack of RUN=DIR to REPO=OWNER/NAME on the Hub, verified (DELETE_UPLOADED=1 deletes uploaded layers locally)
 	$(UC) upload $(RUN) --repo $(REPO) $(if $(DELETE_UPLOADED),--delete-uploaded)
 
 .PHONY: test
-test: ## all tests but the slow ones
+test: ## build everything and run all tests except the slow ones
 	cargo build --release --locked --workspace --bins
 	$(TEST) --release --locked --workspace
 
 .PHONY: test-full
-test-full: test ## the slow tests too (random kills, larger models)
+test-full: test ## run the slow tests too (random kills, full disks, larger models)
 	$(TEST) --release --locked --workspace $(if $(findstring nextest,$(TEST)),--profile full --run-ignored ignored-only,-- --ignored)
 
 .PHONY: lint
-lint: ## formatting and clippy, warnings denied
+lint: ## check formatting, run clippy with warnings denied
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 
 .PHONY: deny
-deny: ## licences, bans and sources of the dependency tree (needs cargo-deny)
+deny: ## check licences, bans and sources of the dependencies (needs cargo-deny)
 	cargo deny check bans licenses sources
 
 .PHONY: hub-check
-hub-check: ## the official Hub client against the fake Hub of the tests (needs python3 with huggingface_hub)
+hub-check: ## run the official Hub client against the tests' fake Hub (needs python3 with huggingface_hub)
 	cargo build --release --locked -p uc-fake-hub
 	python3 tests/hub/with_huggingface_hub.py $(BIN)/fake-hub
 
 .PHONY: bench
-bench: setup ## benchmark receipts into docs/benchmarks (BENCH_MODEL=DIR CALIBRATION=… EVALUATION=…)
+bench: setup ## write benchmark receipts to docs/benchmarks (BENCH_MODEL=DIR CALIBRATION=… EVALUATION=…)
 	BENCH_MODEL="$(BENCH_MODEL)" CALIBRATION="$(CALIBRATION)" EVALUATION="$(EVALUATION)" SET="$(SET)" tests/benchmark/run.sh
 
 .PHONY: bench-speed
-bench-speed: ## speed of the codec into docs/benchmarks (needs python3)
+bench-speed: ## measure the speed of the codec (needs python3)
 	python3 tests/benchmark/speed.py
 
 .PHONY: bench-overlay
-bench-overlay: ## what a low-rank overlay would bring at large widths, into docs/benchmarks
+bench-overlay: ## measure what a low-rank overlay would gain at large widths
 	cargo run --release --locked -p uc-examples --example overlay_width -- 1024 2048 4096 8192 > docs/benchmarks/overlay-width.json
 
 .PHONY: bench-trellis
-bench-trellis: ## codes for the trellis by their error, into docs/benchmarks
+bench-trellis: ## measure the error of convolutional codes for the trellis
 	cargo run --release --locked -p uc-examples --example trellis_codes > docs/benchmarks/trellis-codes.json
 
 .PHONY: bench-families
-bench-families: setup ## a small model of every family through the pipeline, into docs/benchmarks (needs python3)
+bench-families: setup ## run a small model of every family through the pipeline (needs python3)
 	python3 tests/benchmark/families.py
 
 .PHONY: bench-models
-bench-models: setup ## the table of docs/models.md; with UC_MODELS=FOLDER of configurations the plans too (needs python3)
+bench-models: setup ## make the tables of docs/models.md; with UC_MODELS=FOLDER of configurations, the plans too (needs python3)
 	python3 tests/benchmark/models_table.py $(if $(UC_MODELS),--models $(UC_MODELS))
 
 .PHONY: bench-rates
-bench-rates: setup ## rate curve of BENCH_MODEL into docs/benchmarks (needs python3 with matplotlib)
+bench-rates: setup ## measure and plot the rate curve of BENCH_MODEL (needs python3 with matplotlib)
 	python3 tests/benchmark/rates.py --model $(BENCH_MODEL) --calibration $(CALIBRATION) --text $(EVALUATION) $(if $(SET),--set $(SET))
 
 .PHONY: bench-peers
-bench-peers: setup ## other codecs on BENCH_MODEL, with the windows of the finished RUN (needs python3 as tests/benchmark/peers.py says, LLAMA_QUANTIZE; WINDOWS=0 takes the whole text)
+bench-peers: setup ## measure other codecs on BENCH_MODEL, with the windows of the finished RUN (needs LLAMA_QUANTIZE and the python3 packages that tests/benchmark/peers.py lists; WINDOWS=0 takes the whole text)
 	cargo build --release --locked -p uc-examples --example exact_pack
 	python3 tests/benchmark/peers.py --model $(BENCH_MODEL) --run $(RUN) --text $(EVALUATION) --llama-quantize $(LLAMA_QUANTIZE) $(if $(WINDOWS),--windows $(WINDOWS))
 
 .PHONY: gpu-check
-gpu-check: ## type-check the CUDA backend (no GPU or toolkit needed)
+gpu-check: ## type-check the CUDA backend (needs no GPU or toolkit)
 	cargo check --release --locked -p uc-model -p teacher-cache -p evaluator --all-targets $(WITH_CUDA)
 
 .PHONY: gpu-test
-gpu-test: ## the tests with the CUDA backend (needs an NVIDIA GPU, its driver and the toolkit's NVRTC and headers)
+gpu-test: ## run the tests with the CUDA backend (needs an NVIDIA GPU, its driver and the toolkit's NVRTC and headers)
 	$(TEST) --release --locked -p uc-model -p teacher-cache -p evaluator $(WITH_CUDA)
 
 .PHONY: clean

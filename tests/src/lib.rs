@@ -1,5 +1,5 @@
-//! What the end-to-end tests share: the programs under test, the embedded model, folders compared byte by byte.
-#![allow(clippy::disallowed_methods)] // tests start the program under test and make their own files
+//! Shared by the end-to-end tests: the programs under test, the embedded model, and comparison of folders byte by byte.
+#![allow(clippy::disallowed_methods)] // tests start the programs under test and write their own files
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 pub mod kills;
 
-/// Root of the repository.
+/// The root of the repository.
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -15,12 +15,12 @@ pub fn repository() -> PathBuf {
         .to_owned()
 }
 
-/// The embedded tiny model.
+/// The folder of the embedded tiny model.
 pub fn tiny_model() -> PathBuf {
     repository().join("examples/tiny-stories")
 }
 
-/// The `uc` that was built beside this test.
+/// The `uc` program that was built beside this test.
 pub fn uc() -> Command {
     program("uc")
 }
@@ -65,42 +65,42 @@ pub fn compress(model: &Path, run: &Path) -> Command {
     command
 }
 
-/// The document on standard output.
+/// The JSON document on standard output.
 ///
 /// # Panics
-/// If there is none.
+/// If standard output is not JSON.
 pub fn json(output: &Output) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).expect("JSON on standard output")
 }
 
-/// Standard output and error together, for messages.
+/// Standard output followed by standard error.
 pub fn words(output: &Output) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     text(&output.stdout) + &text(&output.stderr)
 }
 
-/// Runs to the end.
+/// Runs a program to its end.
 ///
 /// # Panics
-/// If the program does not succeed.
+/// If its exit status is not 0.
 pub fn succeed(command: &mut Command) -> Output {
     let output = command.output().expect("the program starts");
     assert!(output.status.success(), "{}", words(&output));
     output
 }
 
-/// Runs to the end and expects an exit code; gives the words.
+/// Runs a program to its end, expects the exit status `code` and returns its output.
 ///
 /// # Panics
-/// If the program ends with another one.
+/// If the exit status is another one.
 pub fn fail_with(command: &mut Command, code: i32) -> String {
     let output = command.output().expect("the program starts");
-    let said = words(&output);
-    assert_eq!(output.status.code(), Some(code), "{said}");
-    said
+    let text = words(&output);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    text
 }
 
-/// Every file of a flat folder by name.
+/// The content of every file of a flat folder, by name.
 ///
 /// # Panics
 /// If the folder cannot be read.
@@ -115,7 +115,7 @@ pub fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// A writable copy of a model folder's files.
+/// Copies the files of the embedded model to a folder in which a test may change them.
 ///
 /// # Panics
 /// If a file cannot be copied.

@@ -1,4 +1,4 @@
-//! Any flipped byte anywhere in a pack is found, and so is a file too few, too many, too short or too long.
+//! `uc verify` finds flipped bits in every file of a pack, and files that are missing, too short, too long or swapped.
 #![allow(clippy::disallowed_methods)]
 
 use std::path::Path;
@@ -14,7 +14,7 @@ fn verify(pack: &Path) -> std::process::Command {
 }
 
 #[test]
-fn verify_finds_flips_truncation_extension_loss_and_strangers_in_every_file() {
+fn verify_finds_flipped_bits_and_truncated_extended_missing_or_swapped_files() {
     let folder = tempfile::tempdir().expect("folder");
     let run = folder.path().join("run");
     succeed(compress(&tiny_model(), &run).arg("--no-eval"));
@@ -27,8 +27,8 @@ fn verify_finds_flips_truncation_extension_loss_and_strangers_in_every_file() {
             let at = (bytes.len() - 1) * part / 4;
             flipped[at] ^= 1 << part;
             std::fs::write(&path, &flipped).expect("damage");
-            let said = fail_with(&mut verify(&pack), DAMAGED);
-            assert!(said.contains(&name), "byte {at} of {name}: {said}");
+            let output = fail_with(&mut verify(&pack), DAMAGED);
+            assert!(output.contains(&name), "byte {at} of {name}: {output}");
         }
         std::fs::write(&path, &bytes[..bytes.len() - 1]).expect("cut");
         fail_with(&mut verify(&pack), DAMAGED);
@@ -36,12 +36,12 @@ fn verify_finds_flips_truncation_extension_loss_and_strangers_in_every_file() {
         fail_with(&mut verify(&pack), DAMAGED);
         std::fs::remove_file(&path).expect("removed");
         let output = verify(&pack).output().expect("starts");
-        assert!(!output.status.success(), "{name} missing");
-        std::fs::write(&path, &bytes).expect("mended");
+        assert!(!output.status.success(), "{name} is missing");
+        std::fs::write(&path, &bytes).expect("restored");
     }
     succeed(&mut verify(&pack));
 
-    // Two layers of the same shape in each other's place.
+    // Two layers of the same shape, swapped.
     let (a, b) = (pack.join("layer_000.uc"), pack.join("layer_001.uc"));
     let (first, second) = (std::fs::read(&a).expect("a"), std::fs::read(&b).expect("b"));
     std::fs::write(&a, &second).expect("swapped");

@@ -1,4 +1,4 @@
-//! Disk of a many-layer run: what is there at any moment stays within the bound of docs/architecture.md.
+//! Disk use of a run with many layers: at every moment it stays within the bound that docs/architecture.md states.
 #![allow(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
@@ -10,9 +10,9 @@ use uc_tests::{compress, program, repository, succeed, uc};
 
 const LAYERS: u64 = 24;
 
-/// How many files of each kind the bound allows, by the start of their path; every other file is a result or a record.
+/// Most files of each kind at one time, by the start of their path. Every other file is a result or a record and stays.
 ///
-/// The bounds follow from `max_lead = 2` of shard-loader, teacher-cache and survey in pipeline.toml.
+/// The bounds follow from `max_lead = 2` of shard-loader, teacher-cache and sensitivity-forward in pipeline.toml.
 const BOUNDS: [(&str, u64); 8] = [
     ("layers/weights.safetensors", 3),
     ("layers/statistics.safetensors", 3),
@@ -24,11 +24,12 @@ const BOUNDS: [(&str, u64); 8] = [
     ("sensitivity/gradient/", 3),
 ];
 
-/// What the survey keeps of every layer: the backward sweep turns the states of a layer into its sensitivity.
-const SWEPT: [&str; 2] = ["sensitivity/hidden/", "sensitivity/sensitivity.safetensors"];
+/// Files that the sensitivity pass keeps for every layer: its backward sweep replaces a layer's hidden states by the
+/// layer's sensitivity.
+const SENSITIVITY_PASS: [&str; 2] = ["sensitivity/hidden/", "sensitivity/sensitivity.safetensors"];
 
-/// A model of many layers.
-fn model(folder: &Path) -> std::path::PathBuf {
+/// Makes a model with many layers.
+fn make_model(folder: &Path) -> std::path::PathBuf {
     let config = repository().join("examples/small-configs/llama.json");
     let text = std::fs::read(config).expect("config");
     let mut config: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
@@ -50,7 +51,7 @@ fn model(folder: &Path) -> std::path::PathBuf {
     model
 }
 
-/// Kind of a file: its path without the layer and, while it is being written, under the name that it will have.
+/// The kind of a file: its path without the layer. A file that is being written counts under its final name.
 fn kind(path: &str) -> String {
     let parts = path.split('/').map(|part| {
         let part = part.strip_suffix(".partial").unwrap_or(part);
@@ -61,7 +62,7 @@ fn kind(path: &str) -> String {
     parts.join("/")
 }
 
-/// Number and bytes of the files of each kind, with the largest one.
+/// The files of one kind: their number, their bytes together and the bytes of the largest.
 #[derive(Debug, Clone, Copy, Default)]
 struct Count {
     files: u64,
@@ -69,15 +70,15 @@ struct Count {
     largest: u64,
 }
 
-fn look(root: &Path, folder: &Path, counts: &mut BTreeMap<String, Count>) {
+fn count_files(root: &Path, folder: &Path, counts: &mut BTreeMap<String, Count>) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        // Files vanish while one looks.
-        let Ok(found) = entry.metadata() else {
+        // A file may be deleted while its folder is being listed.
+        let Ok(metadata) = entry.metadata() else {
             continue;
         };
         let path = entry.path();
-        if found.is_dir() {
-            look(root, &path, counts);
+        if metadata.is_dir() {
+            count_files(root, &path, counts);
             continue;
         }
         let below = path
@@ -86,34 +87,37 @@ fn look(root: &Path, folder: &Path, counts: &mut BTreeMap<String, Count>) {
             .display()
             .to_string();
         let name = kind(&below);
-        let kinds = BOUNDS.iter().map(|(start, _)| *start).chain(SWEPT);
+        let kinds = BOUNDS
+            .iter()
+            .map(|(start, _)| *start)
+            .chain(SENSITIVITY_PASS);
         let bounded = kinds.into_iter().find(|start| name.starts_with(start));
         let name = bounded.unwrap_or("kept").to_owned();
         let count = counts.entry(name).or_default();
         count.files += 1;
-        count.bytes += found.len();
-        count.largest = count.largest.max(found.len());
+        count.bytes += metadata.len();
+        count.largest = count.largest.max(metadata.len());
     }
 }
 
 #[test]
 #[ignore = "a minute; part of `make test-full`"]
-fn a_run_of_many_layers_stays_within_the_bound_that_is_promised() {
+fn a_run_of_many_layers_stays_within_the_documented_bound() {
     let folder = tempfile::tempdir().expect("folder");
-    let model = model(folder.path());
+    let model = make_model(folder.path());
     let run = folder.path().join("run");
     let mut command = compress(&model, &run);
     command.args(["-q"]).stdout(Stdio::null());
     let mut driver = command.spawn().expect("uc");
-    let (mut peak, mut looks, mut swept) = (0, 0u64, 0);
+    let (mut peak, mut samples, mut sensitivity_files) = (0, 0u64, 0);
     let mut most: BTreeMap<String, Count> = BTreeMap::new();
     let status = loop {
         let mut counts = BTreeMap::new();
-        look(&run, &run, &mut counts);
-        looks += 1;
+        count_files(&run, &run, &mut counts);
+        samples += 1;
         peak = peak.max(counts.values().map(|count| count.bytes).sum::<u64>());
-        let of_sweep = SWEPT.iter().filter_map(|name| counts.get(*name));
-        swept = swept.max(of_sweep.map(|count| count.files).sum());
+        let sensitivity = SENSITIVITY_PASS.iter().filter_map(|name| counts.get(*name));
+        sensitivity_files = sensitivity_files.max(sensitivity.map(|count| count.files).sum());
         for (name, count) in counts {
             let most = most.entry(name).or_default();
             most.files = most.files.max(count.files);
@@ -126,21 +130,27 @@ fn a_run_of_many_layers_stays_within_the_bound_that_is_promised() {
         std::thread::sleep(Duration::from_millis(5));
     };
     assert!(status.success(), "{status}");
-    // A look takes time: a file may be seen as deleted only after its successor was seen.
+    // Listing takes time: a file may be counted together with its successor, although they never existed together.
     let slack = 1;
     let mut bound = most["kept"].bytes;
     for (name, limit) in BOUNDS {
-        let found = most.get(name).copied().unwrap_or_default();
-        assert!(found.files <= limit + slack, "{name}: {found:?} of {limit}");
-        bound += limit * found.largest;
+        let count = most.get(name).copied().unwrap_or_default();
+        assert!(count.files <= limit + slack, "{name}: {count:?} of {limit}");
+        bound += limit * count.largest;
     }
-    let largest = SWEPT.iter().map(|name| most[*name].largest).max();
-    assert!(swept <= LAYERS + 2 + slack, "{swept}: {most:#?}");
-    bound += (LAYERS + 2) * largest.expect("two");
+    let largest = SENSITIVITY_PASS
+        .iter()
+        .map(|name| most[*name].largest)
+        .max();
+    assert!(
+        sensitivity_files <= LAYERS + 2 + slack,
+        "{sensitivity_files}: {most:#?}"
+    );
+    bound += (LAYERS + 2) * largest.expect("two kinds");
     let source = std::fs::metadata(model.join("model.safetensors"))
         .expect("source")
         .len();
-    println!("peak {peak} of at most {bound} bytes, source {source}, {looks} looks: {most:#?}");
+    println!("peak {peak} of at most {bound} bytes, source {source}, {samples} samples: {most:#?}");
     assert!(peak <= bound, "{peak} > {bound}: {most:#?}");
     assert!(
         most["layers/weights.safetensors"].bytes < source / 4,

@@ -1,23 +1,23 @@
-//! Every family through the whole pipeline: a small model with random weights, calibrated, quantized, packed, verified
-//! and evaluated, within its budget and close to its teacher.
+//! Every model family through the whole pipeline: a small model with random weights is calibrated, quantized, packed,
+//! verified and evaluated. The pack must keep its budget and stay close to the teacher.
 #![allow(clippy::disallowed_methods)]
 
 use std::path::Path;
 
 use uc_tests::{compress, contents, json, program, repository, succeed};
 
-/// Makes a model of the family.
-fn make(family: &str, model: &Path, options: &[&str]) {
+/// Makes a small model of the family with random weights.
+fn make_model(family: &str, model: &Path, options: &[&str]) {
     let config = repository().join(format!("examples/small-configs/{family}.json"));
     let mut make = program("random-model");
     make.arg("--config").arg(config).arg("--out").arg(model);
     succeed(make.args(options));
 }
 
-/// Makes a model of the family and compresses it; gives the summary.
-fn summary(family: &str, folder: &Path) -> serde_json::Value {
+/// Makes a model of the family, compresses it and returns the summary.
+fn compress_family(family: &str, folder: &Path) -> serde_json::Value {
     let model = folder.join("model");
-    make(family, &model, &[]);
+    make_model(family, &model, &[]);
     json(&succeed(
         compress(&model, &folder.join("run")).arg("--json"),
     ))
@@ -25,24 +25,24 @@ fn summary(family: &str, folder: &Path) -> serde_json::Value {
 
 fn check(family: &str) {
     let folder = tempfile::tempdir().expect("folder");
-    let summary = summary(family, folder.path());
+    let summary = compress_family(family, folder.path());
     let totals = &summary["pack"]["totals"];
     let bits = totals["bits_per_weight_linears"].as_str().expect("bits");
     let bits: f64 = bits.parse().expect("a number");
     assert!((4.98..=5.0).contains(&bits), "{family}: {bits}");
     assert_eq!(summary["pack"]["verdict"], "PASS", "{family}");
-    let figure = |name: &str| summary["metrics"][name]["value"].as_f64().expect(name);
-    // Where a token's experts are decided by random scores, a few tokens take others.
+    let metric = |name: &str| summary["metrics"][name]["value"].as_f64().expect(name);
+    // A router with random weights sends a few tokens to other experts after quantization; hence the median.
     assert!(
-        (0.0..0.02).contains(&figure("median_kl")),
+        (0.0..0.02).contains(&metric("median_kl")),
         "{family}: {summary}"
     );
     assert!(
-        (0.0..0.1).contains(&figure("mean_kl")),
+        (0.0..0.1).contains(&metric("mean_kl")),
         "{family}: {summary}"
     );
     assert!(
-        (0.9..1.1).contains(&figure("ppl_ratio")),
+        (0.9..1.1).contains(&metric("ppl_ratio")),
         "{family}: {summary}"
     );
 }
@@ -67,7 +67,7 @@ families!(
 #[test]
 fn every_small_configuration_is_tested() {
     let folder = repository().join("examples/small-configs");
-    let mut found: Vec<String> = std::fs::read_dir(folder)
+    let mut names: Vec<String> = std::fs::read_dir(folder)
         .expect("folder")
         .map(|entry| {
             let path = entry.expect("entry").path();
@@ -77,14 +77,14 @@ fn every_small_configuration_is_tested() {
                 .into_owned()
         })
         .collect();
-    found.sort();
-    assert_eq!(found, FAMILIES);
+    names.sort();
+    assert_eq!(names, FAMILIES);
 }
 
 #[test]
-fn the_summary_tells_how_the_calibration_reached_the_experts() {
+fn the_summary_lists_the_calibration_tokens_of_every_expert() {
     let folder = tempfile::tempdir().expect("folder");
-    let summary = summary("qwen3_moe", folder.path());
+    let summary = compress_family("qwen3_moe", folder.path());
     let experts = &summary["experts"]["1"];
     let tokens = experts["tokens"].as_object().expect("tokens of inputs");
     // 8 experts with two inputs each; two experts for each of 6 windows of 128 tokens.
@@ -103,14 +103,14 @@ fn the_summary_tells_how_the_calibration_reached_the_experts() {
 }
 
 #[test]
-fn layers_that_lie_in_several_shards_give_the_same_pack_and_weights_may_be_f32() {
+fn a_layer_split_over_shards_gives_the_same_pack_and_f32_weights_are_accepted() {
     let folder = tempfile::tempdir().expect("folder");
     let pack = |name: &str, options: &[&str]| {
         let (model, run) = (
             folder.path().join(name),
             folder.path().join(format!("run-{name}")),
         );
-        make("granitemoe", &model, options);
+        make_model("granitemoe", &model, options);
         succeed(compress(&model, &run).arg("--no-eval"));
         contents(&run.join("pack"))
     };
@@ -118,14 +118,14 @@ fn layers_that_lie_in_several_shards_give_the_same_pack_and_weights_may_be_f32()
     for layer in ["layer_000.uc", "layer_001.uc", "scaffold.uc"] {
         assert!(single[layer] == shards[layer], "{layer}");
     }
-    // Norms and routers are kept as they are, in four bytes, so the layer's linears have a little less.
+    // Norms and routers stay in f32, four bytes a value, which leaves slightly fewer bits to the linears.
     let wide = pack("f32", &["--dtype", "f32"]);
     let lengths = [&single, &wide].map(|pack| pack["layer_000.uc"].len() as f64);
     assert!((lengths[0] / lengths[1] - 1.0).abs() < 0.002, "{lengths:?}");
     assert!(wide["scaffold.uc"].len() > 3 * single["scaffold.uc"].len() / 2);
 }
 
-/// A layer of 128 experts takes 402 MB in f32; what grows with it in a stage is only what is kept for speed or is a result.
+/// A layer of 128 experts takes 402 MB in f32. In a stage only caches and results may grow with the number of experts.
 #[test]
 #[ignore = "minutes; part of `make test-full`"]
 fn no_stage_holds_all_experts_of_a_layer() {
@@ -158,9 +158,9 @@ fn no_stage_holds_all_experts_of_a_layer() {
     let summary = json(&succeed(run.arg("--json")));
     let stages = summary["stages"].as_object().expect("stages");
     let most = |stage: &str| match stage {
-        // The factors of the experts' inputs, 134 MB, are kept between passes.
+        // The factors of the experts' inputs, 134 MB, are cached between passes.
         "rates" | "quantize" | "overlay-fit" => 350,
-        // The moments of the output gradients, 100 MB, are the result.
+        // The second moments of the output gradients, 100 MB, are the result.
         "sensitivity-backward" => 250,
         _ => 100,
     };

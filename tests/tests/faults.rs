@@ -1,4 +1,4 @@
-//! What goes wrong in a run directory or around it: a resume gives the same pack, or a refusal names the file.
+//! Faults in and around a run directory: either the resumed run gives the same pack, or the error names the file.
 #![allow(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
@@ -13,35 +13,36 @@ const BAD_INPUT: i32 = 4;
 const DISK_FULL: i32 = 7;
 const IO: i32 = 12;
 const INTERRUPTED: i32 = 130;
-/// Longer than any step takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// Longer than any step takes, even on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(300);
 
-/// A finished run and what it made.
-struct Finished {
-    _keep: tempfile::TempDir,
+/// A finished run with the files that it made.
+struct FinishedRun {
+    _folder: tempfile::TempDir,
     model: PathBuf,
     run: PathBuf,
     expected: BTreeMap<String, Vec<u8>>,
 }
 
-fn product(run: &Path) -> BTreeMap<String, Vec<u8>> {
+/// The files of the pack and the metrics, by name.
+fn products(run: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = contents(&run.join("pack"));
     let metrics = std::fs::read(run.join("eval/metrics.json")).expect("metrics");
     files.insert("eval/metrics.json".into(), metrics);
     files
 }
 
-impl Finished {
+impl FinishedRun {
     fn new() -> Self {
-        let keep = tempfile::tempdir().expect("folder");
-        let (model, run) = (keep.path().join("model"), keep.path().join("run"));
+        let folder = tempfile::tempdir().expect("folder");
+        let (model, run) = (folder.path().join("model"), folder.path().join("run"));
         copy_model(&model);
         succeed(&mut compress(&model, &run));
         Self {
-            expected: product(&run),
+            expected: products(&run),
             model,
             run,
-            _keep: keep,
+            _folder: folder,
         }
     }
 
@@ -51,45 +52,46 @@ impl Finished {
         command
     }
 
-    /// Resumes and compares what is there then.
-    fn mended(&self, what: &str) {
+    /// Resumes the run after the fault `what` and expects the original files.
+    fn assert_recovers(&self, what: &str) {
         let output = self.resume().output().expect("uc");
         assert!(output.status.success(), "{what}: {}", words(&output));
-        self.is_as_it_was(what);
+        self.assert_unchanged(what);
     }
 
-    fn is_as_it_was(&self, what: &str) {
-        let found = product(&self.run);
+    fn assert_unchanged(&self, what: &str) {
+        let files = products(&self.run);
         assert!(
-            found.keys().eq(self.expected.keys()),
+            files.keys().eq(self.expected.keys()),
             "{what}: {:?}",
-            found.keys()
+            files.keys()
         );
         for (name, bytes) in &self.expected {
-            assert!(found[name] == *bytes, "{name} differs after {what}");
+            assert!(files[name] == *bytes, "{name} differs after {what}");
         }
     }
 
     fn files(&self) -> Vec<PathBuf> {
         let mut files = Vec::new();
-        collect(&self.run, &mut files, &mut Vec::new());
+        collect_paths(&self.run, &mut files, &mut Vec::new());
         files
     }
 
     fn folders(&self) -> Vec<PathBuf> {
         let mut folders = Vec::new();
-        collect(&self.run, &mut Vec::new(), &mut folders);
+        collect_paths(&self.run, &mut Vec::new(), &mut folders);
         folders
     }
 
     /// The path below the run directory.
     fn name(&self, path: &Path) -> String {
-        let below = path.strip_prefix(&self.run).expect("below");
-        below.display().to_string()
+        let relative = path.strip_prefix(&self.run).expect("below the run");
+        relative.display().to_string()
     }
 }
 
-fn collect(folder: &Path, files: &mut Vec<PathBuf>, folders: &mut Vec<PathBuf>) {
+/// Collects the files and folders below a folder, in sorted order.
+fn collect_paths(folder: &Path, files: &mut Vec<PathBuf>, folders: &mut Vec<PathBuf>) {
     let mut entries: Vec<_> = std::fs::read_dir(folder)
         .expect("folder")
         .map(|entry| entry.expect("entry").path())
@@ -98,31 +100,33 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>, folders: &mut Vec<PathBuf>) 
     for path in entries {
         if path.is_dir() {
             folders.push(path.clone());
-            collect(&path, files, folders);
+            collect_paths(&path, files, folders);
         } else {
             files.push(path);
         }
     }
 }
 
-/// What a loss of power, a bad disk or a hand does to a file.
+/// What a power loss, a bad disk or a person may do to a file.
 #[derive(Debug, Clone, Copy)]
 enum Damage {
     Delete,
-    /// The name was there before the data: half of it, or nothing but zeros.
-    Halve,
+    /// Half of the data is missing.
+    Truncate,
+    /// The file has its full length, but only zeros: its name was written before its data.
     Zero,
+    /// One bit is flipped.
     Flip,
 }
 
-const DAMAGES: [Damage; 4] = [Damage::Delete, Damage::Halve, Damage::Zero, Damage::Flip];
+const DAMAGES: [Damage; 4] = [Damage::Delete, Damage::Truncate, Damage::Zero, Damage::Flip];
 
 impl Damage {
-    fn strike(self, path: &Path) {
+    fn apply(self, path: &Path) {
         let bytes = std::fs::read(path).expect("file");
         match self {
             Self::Delete => std::fs::remove_file(path).expect("removed"),
-            Self::Halve => std::fs::write(path, &bytes[..bytes.len() / 2]).expect("cut"),
+            Self::Truncate => std::fs::write(path, &bytes[..bytes.len() / 2]).expect("truncated"),
             Self::Zero => std::fs::write(path, vec![0; bytes.len()]).expect("zeros"),
             Self::Flip => {
                 let mut bytes = bytes;
@@ -135,52 +139,52 @@ impl Damage {
     }
 }
 
-/// Damages the plan and expects a refusal that names it; `uc compress` writes it anew.
-fn plan_is_refused_and_written_anew(run: &Finished, damage: Damage) {
+/// Damages `run.json`, expects an error that names it, and expects `uc compress` to write it again.
+fn assert_damaged_plan_is_refused_and_rewritten(run: &FinishedRun, damage: Damage) {
     let path = run.run.join("run.json");
-    damage.strike(&path);
+    damage.apply(&path);
     let output = run.resume().output().expect("uc");
-    let said = words(&output);
-    assert!(!output.status.success(), "{damage:?}: {said}");
-    assert!(said.contains("run.json"), "{damage:?}: {said}");
-    assert!(!said.contains("panicked"), "{said}");
+    let text = words(&output);
+    assert!(!output.status.success(), "{damage:?}: {text}");
+    assert!(text.contains("run.json"), "{damage:?}: {text}");
+    assert!(!text.contains("panicked"), "{text}");
     succeed(&mut compress(&run.model, &run.run));
-    run.is_as_it_was("a new plan");
+    run.assert_unchanged("rewriting the plan");
 }
 
 #[test]
-fn damage_to_all_files_of_a_kind_at_once_is_mended() {
-    let run = Finished::new();
+fn a_run_recovers_from_damage_to_all_files_of_a_kind() {
+    let run = FinishedRun::new();
     let kind = |name: &str| match name.split('/').next().unwrap_or(name) {
         "receipts" if name.ends_with(".json") => "metrics",
         "receipts" => "receipts",
-        "lock" | "locks" | "logs" | "events.jsonl" => "marks",
+        "lock" | "locks" | "logs" | "events.jsonl" => "logs and locks",
         "run.json" => "plan",
         "pack" => "pack",
         _ => "artifacts",
     };
     for damage in DAMAGES {
-        plan_is_refused_and_written_anew(&run, damage);
-        for wanted in ["metrics", "receipts", "marks", "pack", "artifacts"] {
+        assert_damaged_plan_is_refused_and_rewritten(&run, damage);
+        for target in ["metrics", "receipts", "logs and locks", "pack", "artifacts"] {
             let files = run.files();
-            let files = files.iter().filter(|path| kind(&run.name(path)) == wanted);
-            files.for_each(|path| damage.strike(path));
-            run.mended(&format!("{damage:?} of all {wanted}"));
+            let files = files.iter().filter(|path| kind(&run.name(path)) == target);
+            files.for_each(|path| damage.apply(path));
+            run.assert_recovers(&format!("{damage:?} of all {target}"));
         }
     }
 }
 
 #[test]
 #[ignore = "minutes; part of `make test-full`"]
-fn damage_to_any_single_file_and_loss_of_any_folder_is_mended() {
-    let run = Finished::new();
+fn a_run_recovers_from_damage_to_any_file_and_from_loss_of_any_folder() {
+    let run = FinishedRun::new();
     for damage in DAMAGES {
         for path in run.files() {
             match run.name(&path).as_str() {
-                "run.json" => plan_is_refused_and_written_anew(&run, damage),
+                "run.json" => assert_damaged_plan_is_refused_and_rewritten(&run, damage),
                 name => {
-                    damage.strike(&path);
-                    run.mended(&format!("{damage:?} of {name}"));
+                    damage.apply(&path);
+                    run.assert_recovers(&format!("{damage:?} of {name}"));
                 }
             }
         }
@@ -188,15 +192,15 @@ fn damage_to_any_single_file_and_loss_of_any_folder_is_mended() {
     for folder in run.folders() {
         if folder.exists() {
             std::fs::remove_dir_all(&folder).expect("removed");
-            run.mended(&format!("loss of {}", run.name(&folder)));
+            run.assert_recovers(&format!("loss of {}", run.name(&folder)));
         }
     }
 }
 
 #[test]
-fn what_cannot_be_read_is_named() {
-    let run = Finished::new();
-    // Reading the start of this file is an input/output error, whoever asks.
+fn a_file_that_cannot_be_read_is_named() {
+    let run = FinishedRun::new();
+    // Reading the start of this file is an I/O error for every user.
     let unreadable = Path::new("/proc/self/mem");
     for (name, code) in [
         ("receipts/quantize/001.receipt", IO),
@@ -204,103 +208,103 @@ fn what_cannot_be_read_is_named() {
         ("events.jsonl", IO),
     ] {
         let path = run.run.join(name);
-        let whole = std::fs::read(&path).expect("file");
+        let original = std::fs::read(&path).expect("file");
         std::fs::remove_file(&path).expect("removed");
         std::os::unix::fs::symlink(unreadable, &path).expect("link");
         if name == "events.jsonl" {
-            // The log is for people: nothing depends on it.
+            // The event log is only for people; no job depends on it.
             let output = run.resume().output().expect("uc");
             assert!(!words(&output).contains("panicked"));
         } else {
-            let said = fail_with(&mut run.resume(), code);
-            assert!(said.contains(name), "{name}: {said}");
+            let text = fail_with(&mut run.resume(), code);
+            assert!(text.contains(name), "{name}: {text}");
         }
         std::fs::remove_file(&path).expect("removed");
-        // A folder in its place.
+        // A folder instead of the file.
         std::fs::create_dir(&path).expect("folder");
-        let said = fail_with(&mut run.resume(), code);
-        assert!(said.contains(name), "{name}: {said}");
+        let text = fail_with(&mut run.resume(), code);
+        assert!(text.contains(name), "{name}: {text}");
         std::fs::remove_dir(&path).expect("removed");
-        std::fs::write(&path, whole).expect("mended");
-        run.mended(name);
+        std::fs::write(&path, original).expect("restored");
+        run.assert_recovers(name);
     }
-    // An artifact that cannot be read has not its recorded size, and is made again.
+    // An artifact that cannot be read does not have its recorded size, so it is made again.
     let path = run.run.join("pack/layer_001.uc");
     std::fs::remove_file(&path).expect("removed");
     std::os::unix::fs::symlink(unreadable, &path).expect("link");
-    run.mended("an unreadable layer");
+    run.assert_recovers("an unreadable layer");
     std::fs::remove_file(&path).expect("removed");
     std::fs::create_dir(&path).expect("folder");
-    let said = fail_with(&mut run.resume(), IO);
-    assert!(said.contains("layer_001.uc"), "{said}");
+    let text = fail_with(&mut run.resume(), IO);
+    assert!(text.contains("layer_001.uc"), "{text}");
     std::fs::remove_dir(&path).expect("removed");
-    run.mended("a folder in place of a layer");
+    run.assert_recovers("a folder in place of a layer");
 }
 
-/// Waits until the log of a run holds a line with all `parts`.
+/// Waits until the event log of a run has a line that contains all `parts`.
 fn await_event(run: &Path, parts: &[&str]) {
     let start = Instant::now();
     loop {
         let text = std::fs::read_to_string(run.join("events.jsonl")).unwrap_or_default();
-        let found = |line: &str| parts.iter().all(|part| line.contains(part));
-        if text.lines().any(found) {
+        let matches = |line: &str| parts.iter().all(|part| line.contains(part));
+        if text.lines().any(matches) {
             return;
         }
-        assert!(start.elapsed() < PATIENCE, "no {parts:?} in {text}");
+        assert!(start.elapsed() < TIMEOUT, "no {parts:?} in {text}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
 #[test]
-fn a_shard_that_is_cut_while_the_run_goes_on_is_named_and_the_run_completes_when_it_is_back() {
-    let calm = Finished::new();
-    // The same name, which the manifest records, in another folder.
-    let model = calm.run.with_file_name("other").join("model");
+fn a_shard_truncated_during_the_run_is_named_and_the_run_completes_once_it_is_restored() {
+    let undisturbed = FinishedRun::new();
+    // The manifest records the folder's name, so the copy has the same name in another folder.
+    let model = undisturbed.run.with_file_name("other").join("model");
     copy_model(&model);
-    let run = calm.run.with_file_name("disturbed");
+    let run = undisturbed.run.with_file_name("interrupted");
     let mut command = compress(&model, &run);
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     let driver = command.spawn().expect("uc");
     await_event(&run, &["finished", "\"sensitivity-forward\""]);
     let shard = model.join("model.safetensors");
-    let whole = std::fs::read(&shard).expect("weights");
-    std::fs::write(&shard, &whole[..whole.len() / 2]).expect("cut");
+    let original = std::fs::read(&shard).expect("weights");
+    std::fs::write(&shard, &original[..original.len() / 2]).expect("truncated");
     let output = driver.wait_with_output().expect("ended");
-    let said = words(&output);
-    assert_eq!(output.status.code(), Some(BAD_INPUT), "{said}");
-    assert!(said.contains("model.safetensors"), "{said}");
-    std::fs::write(&shard, whole).expect("back");
+    let text = words(&output);
+    assert_eq!(output.status.code(), Some(BAD_INPUT), "{text}");
+    assert!(text.contains("model.safetensors"), "{text}");
+    std::fs::write(&shard, original).expect("restored");
     succeed(uc().arg("resume").arg(&run));
-    assert!(product(&run) == calm.expected);
+    assert!(products(&run) == undisturbed.expected);
 }
 
 #[test]
-fn signals_end_a_run_of_real_stages_in_order_and_leave_no_process() {
-    let calm = Finished::new();
+fn a_signal_shuts_a_run_down_in_order_and_leaves_no_process() {
+    let undisturbed = FinishedRun::new();
     for name in ["-INT", "-TERM"] {
-        let run = calm.run.with_file_name(format!("run{name}"));
-        let mut command = compress(&calm.model, &run);
+        let run = undisturbed.run.with_file_name(format!("run{name}"));
+        let mut command = compress(&undisturbed.model, &run);
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let driver = command.spawn().expect("uc");
         await_event(&run, &["started", "\"teacher-cache\""]);
         signal(driver.id(), name);
         let output = driver.wait_with_output().expect("ended");
-        let said = words(&output);
-        assert_eq!(output.status.code(), Some(INTERRUPTED), "{said}");
-        assert!(said.contains("uc resume"), "{said}");
+        let text = words(&output);
+        assert_eq!(output.status.code(), Some(INTERRUPTED), "{text}");
+        assert!(text.contains("uc resume"), "{text}");
         assert!(workers_of(&run).is_empty());
         let status = json(&succeed(uc().arg("status").arg(&run).arg("--json")));
         assert_eq!(status["state"], "stopped");
         succeed(uc().arg("resume").arg(&run));
-        assert!(product(&run) == calm.expected);
+        assert!(products(&run) == undisturbed.expected);
     }
 }
 
 #[test]
-fn clocks_that_jump_change_nothing() {
-    let run = Finished::new();
+fn jumps_of_the_clock_change_nothing() {
+    let run = FinishedRun::new();
     for time in ["1971-01-01T00:00:00Z", "2099-01-01T00:00:00Z"] {
-        // Files and log as if another clock had written them.
+        // Set the times of files and log entries as another clock would have.
         let mut touch = Command::new("touch");
         touch.args(["-d", time]).args(run.files());
         succeed(touch.arg(run.model.join("model.safetensors")));
@@ -314,7 +318,7 @@ fn clocks_that_jump_change_nothing() {
         std::fs::write(&log, lines.collect::<String>()).expect("log");
         let output = succeed(&mut run.resume());
         assert!(words(&output).contains(": 0 of "), "{}", words(&output));
-        run.is_as_it_was(time);
+        run.assert_unchanged(time);
         let status = json(&succeed(uc().arg("status").arg(&run.run).arg("--json")));
         assert_eq!(status["state"], "complete");
         assert!(
@@ -322,38 +326,38 @@ fn clocks_that_jump_change_nothing() {
                 .as_f64()
                 .is_some_and(|wall| wall >= 0.0)
         );
-        // Work that is done under the other clock gives the same pack.
+        // Work done under the other clock gives the same pack.
         std::fs::remove_dir_all(run.run.join("receipts/quantize")).expect("removed");
-        run.mended(time);
+        run.assert_recovers(time);
     }
 }
 
 #[test]
-fn the_log_alone_tells_what_the_receipts_tell() {
-    let run = Finished::new();
+fn the_event_log_and_the_receipts_give_the_same_job_states() {
+    let run = FinishedRun::new();
     let status = || json(&succeed(uc().arg("status").arg(&run.run).arg("--json")));
-    let of_jobs = |status: &serde_json::Value| -> Vec<(String, serde_json::Value)> {
+    let jobs = |status: &serde_json::Value| -> Vec<(String, serde_json::Value)> {
         let stages = status["stages"].as_array().expect("stages");
         stages
             .iter()
             .map(|stage| (stage["name"].to_string(), stage["jobs"].clone()))
             .collect()
     };
-    let both = of_jobs(&status());
-    // Without receipts a job that the log calls done is stale; nothing else changes.
+    let expected = jobs(&status());
+    // Without receipts, a job that the log reports as done is stale; nothing else changes.
     let receipts = run.run.join("receipts");
     std::fs::rename(&receipts, run.run.join("away")).expect("moved");
-    let text = serde_json::to_string(&of_jobs(&status())).expect("text");
+    let text = serde_json::to_string(&jobs(&status())).expect("text");
     assert_eq!(
         text.replace("\"stale\"", "\"done\""),
-        serde_json::to_string(&both).expect("text")
+        serde_json::to_string(&expected).expect("text")
     );
     std::fs::rename(run.run.join("away"), &receipts).expect("moved");
-    // Without the log the receipts say it; the next session writes down what it found.
+    // Without the log, the states come from the receipts; the next session logs them again.
     std::fs::remove_file(run.run.join("events.jsonl")).expect("removed");
-    assert_eq!(of_jobs(&status()), both);
+    assert_eq!(jobs(&status()), expected);
     succeed(&mut run.resume());
-    assert_eq!(of_jobs(&status()), both);
+    assert_eq!(jobs(&status()), expected);
     let watched = succeed(
         uc().arg("status")
             .arg(&run.run)
@@ -366,7 +370,7 @@ fn the_log_alone_tells_what_the_receipts_tell() {
     );
 }
 
-/// `uc compress` under a limit on the size of files, in KiB.
+/// `uc compress` under a limit on the file size, in KiB.
 fn limited(model: &Path, run: &Path, kib: u64) -> Command {
     let mut limited = Command::new("bash");
     let script = format!("trap '' XFSZ; ulimit -f {kib}; exec \"$@\"");
@@ -377,26 +381,27 @@ fn limited(model: &Path, run: &Path, kib: u64) -> Command {
     limited
 }
 
-/// Runs under growing limits, each failing at another write; the run that was stopped last completes.
-fn limits(next: impl Fn(u64) -> u64) {
-    let calm = Finished::new();
+/// Runs under growing limits on the file size, each of which makes another write fail, and lets every run complete without
+/// a limit.
+fn check_file_size_limits(next: impl Fn(u64) -> u64) {
+    let undisturbed = FinishedRun::new();
     let (mut kib, mut failures) = (0, 0);
     loop {
-        let run = calm.run.with_file_name(format!("limit-{kib}"));
-        let output = limited(&calm.model, &run, kib).output().expect("uc");
-        let said = words(&output);
-        assert!(!said.contains("panicked"), "{kib} KiB: {said}");
+        let run = undisturbed.run.with_file_name(format!("limit-{kib}"));
+        let output = limited(&undisturbed.model, &run, kib).output().expect("uc");
+        let text = words(&output);
+        assert!(!text.contains("panicked"), "{kib} KiB: {text}");
         let done = output.status.success();
         if !done {
             failures += 1;
-            assert_eq!(output.status.code(), Some(DISK_FULL), "{kib} KiB: {said}");
+            assert_eq!(output.status.code(), Some(DISK_FULL), "{kib} KiB: {text}");
             assert!(
-                said.contains(run.to_str().expect("UTF-8")),
-                "{kib} KiB: {said}"
+                text.contains(run.to_str().expect("UTF-8")),
+                "{kib} KiB: {text}"
             );
-            succeed(&mut compress(&calm.model, &run));
+            succeed(&mut compress(&undisturbed.model, &run));
         }
-        assert!(product(&run) == calm.expected, "{kib} KiB");
+        assert!(products(&run) == undisturbed.expected, "{kib} KiB");
         std::fs::remove_dir_all(&run).expect("removed");
         if done {
             break;
@@ -407,40 +412,41 @@ fn limits(next: impl Fn(u64) -> u64) {
 }
 
 #[test]
-fn a_limit_on_files_is_said_by_name_and_the_run_completes_without_it() {
-    limits(|kib| (kib * 12).max(3));
+fn a_limit_on_the_file_size_is_reported_with_the_file_and_the_run_completes_without_it() {
+    check_file_size_limits(|kib| (kib * 12).max(3));
 }
 
 #[test]
 #[ignore = "minutes; part of `make test-full`"]
-fn growing_limits_on_files_stop_the_run_at_one_write_after_the_other() {
-    limits(|kib| (kib * 5 / 4).max(kib + 1));
+fn a_run_recovers_from_file_size_limits_that_fail_at_later_and_later_writes() {
+    check_file_size_limits(|kib| (kib * 5 / 4).max(kib + 1));
 }
 
-/// Runs on file systems of growing size and lets each complete when there is space; `false` where mounting is denied.
+/// Runs on file systems of growing size and lets each run complete once there is space. Returns `false` where mounting is
+/// denied.
 ///
 /// The smaller the file system, the earlier the write that finds it full.
-fn small_disks(sizes: impl Iterator<Item = u64>) -> bool {
-    let calm = Finished::new();
-    let disk = calm.run.with_file_name("disk");
+fn check_full_disks(sizes: impl Iterator<Item = u64>) -> bool {
+    let undisturbed = FinishedRun::new();
+    let disk = undisturbed.run.with_file_name("disk");
     std::fs::create_dir(&disk).expect("folder");
     let unshare = || {
         let mut command = Command::new("unshare");
         command.args(["-rm", "bash", "-c"]);
         command
     };
-    let try_it = unshare()
+    let mounted = unshare()
         .arg(format!(
             "mount -t tmpfs -o size=64k none {}",
             disk.display()
         ))
         .output();
-    if !try_it.is_ok_and(|output| output.status.success()) {
-        eprintln!("mounting is denied here: full disks are left out");
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        eprintln!("mounting is denied here: full disks are not tested");
         return false;
     }
-    let (run, copy) = (disk.join("run"), calm.run.with_file_name("copy"));
-    let mut full = 0;
+    let (run, copy) = (disk.join("run"), undisturbed.run.with_file_name("copy"));
+    let mut failures = 0;
     for kib in sizes {
         let script = format!(
             "set -e; mount -t tmpfs -o size={kib}k none {disk}; code=0; \"$@\" || code=$?; \
@@ -453,34 +459,34 @@ fn small_disks(sizes: impl Iterator<Item = u64>) -> bool {
         let mut command = unshare();
         command.arg(script).arg("bash").arg(uc().get_program());
         command
-            .args(compress(&calm.model, &run).get_args())
+            .args(compress(&undisturbed.model, &run).get_args())
             .arg("-q");
         let output = command.output().expect("unshare");
-        let said = words(&output);
-        assert!(!said.contains("panicked"), "{kib} KiB: {said}");
+        let text = words(&output);
+        assert!(!text.contains("panicked"), "{kib} KiB: {text}");
         if !output.status.success() {
-            full += 1;
-            assert_eq!(output.status.code(), Some(DISK_FULL), "{kib} KiB: {said}");
+            failures += 1;
+            assert_eq!(output.status.code(), Some(DISK_FULL), "{kib} KiB: {text}");
             assert!(
-                said.contains(disk.to_str().expect("UTF-8")),
-                "{kib} KiB: {said}"
+                text.contains(disk.to_str().expect("UTF-8")),
+                "{kib} KiB: {text}"
             );
         }
-        assert!(product(&copy) == calm.expected, "{kib} KiB: {said}");
+        assert!(products(&copy) == undisturbed.expected, "{kib} KiB: {text}");
         std::fs::remove_dir_all(&copy).expect("removed");
     }
-    assert!(full > 0, "no disk was too small");
+    assert!(failures > 0, "no disk was too small");
     true
 }
 
 #[test]
-fn a_full_disk_is_said_by_name_and_the_run_completes_when_there_is_space() {
-    small_disks([8, 60, 800, 2400].into_iter());
+fn a_full_disk_is_reported_with_the_file_and_the_run_completes_once_there_is_space() {
+    check_full_disks([8, 60, 800, 2400].into_iter());
 }
 
 #[test]
 #[ignore = "minutes; part of `make test-full`"]
-fn disks_of_growing_size_are_full_at_one_write_after_the_other() {
-    // tmpfs gives whole pages: every step of two is another write that fails.
-    small_disks((4..=64).step_by(8).chain((80..5000).step_by(80)));
+fn a_run_recovers_from_disks_that_fill_at_later_and_later_writes() {
+    // tmpfs allocates whole pages, so every step of two pages makes another write fail.
+    check_full_disks((4..=64).step_by(8).chain((80..5000).step_by(80)));
 }

@@ -1,4 +1,5 @@
-//! The main job on the embedded model: pack within its budget, verified, evaluated, the same bytes every time.
+//! The main job on the embedded model: the pack keeps its budget, passes verification, predicts like its teacher, and has
+//! the same bytes every time.
 #![allow(clippy::disallowed_methods)]
 
 use uc_tests::{compress, contents, json, succeed, tiny_model, uc};
@@ -33,16 +34,16 @@ fn the_embedded_model_becomes_a_verified_pack_of_at_most_five_bits_that_predicts
     let metrics: serde_json::Value =
         serde_json::from_slice(&std::fs::read(run.join("eval/metrics.json")).expect("metrics"))
             .expect("JSON");
-    let figure = |name: &str| metrics[name]["value"].as_f64().expect(name);
-    // Far below the 214 of token frequencies, and the pack close to its teacher.
-    assert!(figure("teacher_ppl") < 10.0, "{metrics}");
+    let metric = |name: &str| metrics[name]["value"].as_f64().expect(name);
+    // Token frequencies alone give a perplexity of 214.
+    assert!(metric("teacher_ppl") < 10.0, "{metrics}");
     assert!(
-        figure("ppl_ratio") < 1.1 && figure("mean_kl") < 0.1,
+        metric("ppl_ratio") < 1.1 && metric("mean_kl") < 0.1,
         "{metrics}"
     );
-    assert!(figure("top1_agreement") > 0.85, "{metrics}");
+    assert!(metric("top1_agreement") > 0.85, "{metrics}");
 
-    // Evaluating the finished pack on its own gives the same metrics as the run did.
+    // `uc eval` of the finished pack gives the same metrics as the run did.
     let other = folder.path().join("eval");
     let mut eval = uc();
     eval.arg("eval")
@@ -84,12 +85,12 @@ fn one_thread_and_two_threads_give_the_same_bytes() {
 }
 
 #[test]
-fn bits_dealt_by_sensitivity_predict_better_than_equal_bits_and_keep_the_budget() {
+fn bits_allocated_by_sensitivity_give_less_kl_than_equal_bits_and_keep_the_budget() {
     let folder = tempfile::tempdir().expect("folder");
     let divergence_with = |mode: &str| {
         let run = folder.path().join(mode);
         let setting = format!("allocation.mode={mode}");
-        // Few windows do not tell such small divergences apart.
+        // With fewer windows such small divergences cannot be distinguished.
         let windows = ["--set", "evaluation.windows=40"];
         succeed(
             compress(&tiny_model(), &run)
@@ -119,7 +120,7 @@ fn bits_dealt_by_sensitivity_predict_better_than_equal_bits_and_keep_the_budget(
 #[test]
 fn other_rates_and_a_forced_overlay_keep_the_budget() {
     let folder = tempfile::tempdir().expect("folder");
-    // The second with the moments of its inputs (128 and 384 wide) in blocks.
+    // The second run splits the second moments of its inputs (128 and 384 wide) into diagonal blocks.
     for (index, arguments) in [
         [
             "--bpw",

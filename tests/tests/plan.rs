@@ -1,5 +1,5 @@
-//! Plans without weights: names, shapes and parameters are those of real checkpoints, sizes those of a run, and an index that
-//! says otherwise is refused.
+//! `uc plan --config` without weights: names, shapes and parameter counts equal those of real checkpoints, sizes equal those
+//! of a run, and an index that differs is refused.
 #![allow(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
@@ -22,40 +22,41 @@ fn shape(value: &Value) -> Vec<u64> {
     serde_json::from_value(value["shape"].clone()).expect("a shape")
 }
 
-/// The plan's full names and shapes, and the whole description.
-fn described(config: &Path, index: &Path) -> (Tensors, Value) {
-    let mut describe = program("shard-loader");
-    describe.args(["describe", "--tensors", "--config"]);
-    let output = succeed(describe.arg(config).arg("--index").arg(index));
-    let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let tensors = serde_json::from_value(found["tensors"].clone()).expect("shapes");
-    (tensors, found)
+/// The shapes of the plan's tensors by full name, and the whole output of `shard-loader describe`.
+fn describe(config: &Path, index: &Path) -> (Tensors, Value) {
+    let mut command = program("shard-loader");
+    command.args(["describe", "--tensors", "--config"]);
+    let output = succeed(command.arg(config).arg("--index").arg(index));
+    let description: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let tensors = serde_json::from_value(description["tensors"].clone()).expect("shapes");
+    (tensors, description)
 }
 
-/// An index of these names, all in one shard.
-fn index_of<'a>(names: impl Iterator<Item = &'a String>) -> Value {
+/// An index that places these tensors in one shard.
+fn single_shard_index<'a>(names: impl Iterator<Item = &'a String>) -> Value {
     let map: BTreeMap<&String, &str> = names.map(|name| (name, "model.safetensors")).collect();
     json!({"metadata": {}, "weight_map": map})
 }
 
-fn agrees(found: &Value, what: &str) {
+fn assert_index_agrees(description: &Value, what: &str) {
     for list in ["missing", "left_over"] {
-        assert_eq!(found["index"][list], json!([]), "{what}");
+        assert_eq!(description["index"][list], json!([]), "{what}");
     }
 }
 
-/// Configurations of real models with the names and shapes of their tensors; they are not part of the project.
+/// The folder with configurations of real models and the names and shapes of their tensors, which are not part of the
+/// project.
 fn real_models() -> Option<PathBuf> {
     let named = std::env::var_os("UC_MODELS").map(PathBuf::from);
     let folder = named.unwrap_or_else(|| repository().join("../shared/models"));
-    let there = folder.join("configs").is_dir();
-    if !there {
+    let exists = folder.join("configs").is_dir();
+    if !exists {
         eprintln!(
-            "{} is not there: plans of real models are not tested; UC_MODELS names the folder",
+            "{} does not exist: plans of real models are not tested; UC_MODELS names the folder",
             folder.display()
         );
     }
-    there.then_some(folder)
+    exists.then_some(folder)
 }
 
 #[test]
@@ -71,23 +72,23 @@ fn plans_of_real_models_have_the_names_and_shapes_of_their_checkpoints() {
             .file_stem()
             .and_then(|stem| stem.to_str())
             .expect("name");
-        let own = folder.join("indexes/generated").join(name);
-        let index = own.join("model.safetensors.index.json");
+        let generated = folder.join("indexes/generated").join(name);
+        let index = generated.join("model.safetensors.index.json");
         let expected: BTreeMap<String, Value> =
-            serde_json::from_value(read(&own.join("tensors.json"))).expect("tensors");
+            serde_json::from_value(read(&generated.join("tensors.json"))).expect("tensors");
         let expected: Tensors = expected
             .into_iter()
-            .map(|(tensor, facts)| (tensor, shape(&facts)))
+            .map(|(tensor, entry)| (tensor, shape(&entry)))
             .collect();
-        let (tensors, found) = described(&config, &index);
+        let (tensors, description) = describe(&config, &index);
         assert!(tensors == expected, "{name}: tensors differ");
         let parameters: u64 = expected.values().map(|s| s.iter().product::<u64>()).sum();
-        assert_eq!(found["total_parameters"], parameters, "{name}");
-        agrees(&found, name);
+        assert_eq!(description["total_parameters"], parameters, "{name}");
+        assert_index_agrees(&description, name);
         let real = folder.join("indexes/real").join(name);
         let real = real.join("model.safetensors.index.json");
         if real.exists() {
-            agrees(&described(&config, &real).1, name);
+            assert_index_agrees(&describe(&config, &real).1, name);
         }
         count += 1;
     }
@@ -96,7 +97,7 @@ fn plans_of_real_models_have_the_names_and_shapes_of_their_checkpoints() {
 
 #[test]
 fn plans_of_small_models_of_every_family_have_the_names_and_shapes_of_their_files() {
-    let keep = tempfile::tempdir().expect("folder");
+    let folder = tempfile::tempdir().expect("folder");
     let mut count = 0;
     for entry in std::fs::read_dir(repository().join("tests/golden")).expect("golden") {
         let case = entry.expect("entry").path();
@@ -105,15 +106,15 @@ fn plans_of_small_models_of_every_family_have_the_names_and_shapes_of_their_file
         let mut header: BTreeMap<String, Value> =
             serde_json::from_slice(&bytes[8..8 + length]).expect("header");
         header.remove("__metadata__");
-        let index = keep.path().join("index.json");
-        std::fs::write(&index, index_of(header.keys()).to_string()).expect("written");
-        let (tensors, found) = described(&case.join("config.json"), &index);
+        let index = folder.path().join("index.json");
+        std::fs::write(&index, single_shard_index(header.keys()).to_string()).expect("written");
+        let (tensors, description) = describe(&case.join("config.json"), &index);
         let expected: Tensors = header
             .into_iter()
-            .map(|(name, facts)| (name, shape(&facts)))
+            .map(|(name, entry)| (name, shape(&entry)))
             .collect();
         assert_eq!(tensors, expected, "{}", case.display());
-        agrees(&found, &case.display().to_string());
+        assert_index_agrees(&description, &case.display().to_string());
         count += 1;
     }
     assert!(count > 40, "{count} cases");
@@ -129,7 +130,7 @@ fn dense() -> Value {
 }
 
 /// A small mixture of experts.
-fn mixture() -> Value {
+fn mixture_of_experts() -> Value {
     json!({
         "model_type": "qwen3_moe", "hidden_size": 128, "intermediate_size": 384, "moe_intermediate_size": 96,
         "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": true, "mlp_only_layers": [0],
@@ -139,18 +140,21 @@ fn mixture() -> Value {
     })
 }
 
-/// A configuration as a file.
+/// A configuration, written to a file.
 struct Case {
-    keep: tempfile::TempDir,
+    folder: tempfile::TempDir,
     config: PathBuf,
 }
 
 impl Case {
     fn new(config: &Value) -> Self {
-        let keep = tempfile::tempdir().expect("folder");
-        let path = keep.path().join("config.json");
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("config.json");
         std::fs::write(&path, config.to_string()).expect("written");
-        Case { config: path, keep }
+        Case {
+            config: path,
+            folder,
+        }
     }
 
     /// An index of all tensors of the plan, after `change`.
@@ -158,11 +162,12 @@ impl Case {
         let mut describe = program("shard-loader");
         describe.args(["describe", "--tensors", "--config"]);
         let output = succeed(describe.arg(&self.config));
-        let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        let tensors: Tensors = serde_json::from_value(found["tensors"].clone()).expect("shapes");
-        let mut index = index_of(tensors.keys());
+        let description: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let tensors: Tensors =
+            serde_json::from_value(description["tensors"].clone()).expect("shapes");
+        let mut index = single_shard_index(tensors.keys());
         change(index["weight_map"].as_object_mut().expect("map"));
-        let path = self.keep.path().join("model.safetensors.index.json");
+        let path = self.folder.path().join("model.safetensors.index.json");
         std::fs::write(&path, index.to_string()).expect("written");
         path
     }
@@ -173,7 +178,7 @@ impl Case {
         plan
     }
 
-    /// The text without what changes with the receipt of measured rates: hours, and what order they make.
+    /// The printed text without the parts that depend on the measured rates: the hours, and whatever follows from them.
     fn text(&self, index: &Path) -> String {
         let output = succeed(self.plan().arg("--index").arg(index));
         let text = String::from_utf8(output.stdout).expect("UTF-8");
@@ -200,7 +205,7 @@ fn the_plan_of_a_dense_model_is_printed() {
 
 #[test]
 fn the_plan_of_a_mixture_of_experts_is_printed() {
-    let case = Case::new(&mixture());
+    let case = Case::new(&mixture_of_experts());
     let index = case.index(|map| {
         map["model.norm.weight"] = "model-2.safetensors".into();
         map["model.layers.3.mlp.gate.weight"] = "model-2.safetensors".into();
@@ -222,7 +227,7 @@ fn an_index_that_differs_from_the_plan_is_refused_with_every_difference() {
         let frequencies = "model.layers.0.self_attn.rotary_emb.inv_freq";
         map.insert(frequencies.into(), "model.safetensors".into());
     });
-    let said = fail_with(case.plan().arg("--index").arg(&index), BAD_INPUT);
+    let output = fail_with(case.plan().arg("--index").arg(&index), BAD_INPUT);
     for word in [
         "3 differences",
         &format!("{missing}: missing, expected [688, 256]"),
@@ -230,35 +235,38 @@ fn an_index_that_differs_from_the_plan_is_refused_with_every_difference() {
         "model.norm.bias: left over",
         "tolerated             2",
     ] {
-        assert!(said.contains(word), "`{word}` is missing in: {said}");
+        assert!(output.contains(word), "`{word}` is missing in: {output}");
     }
-    assert!(!said.contains("inv_freq: left over"), "{said}");
+    assert!(!output.contains("inv_freq: left over"), "{output}");
 }
 
 #[test]
 fn configurations_and_options_that_cannot_be_planned_are_refused() {
     let mut other = dense();
     other["model_type"] = "gpt_oss".into();
-    let said = fail_with(&mut Case::new(&other).plan(), BAD_INPUT);
-    assert!(said.contains("gpt_oss") && said.contains("llama"), "{said}");
+    let output = fail_with(&mut Case::new(&other).plan(), BAD_INPUT);
+    assert!(
+        output.contains("gpt_oss") && output.contains("llama"),
+        "{output}"
+    );
     let case = Case::new(&dense());
-    let absent = case.keep.path().join("absent.json");
-    let said = fail_with(case.plan().arg("--index").arg(&absent), BAD_INPUT);
-    assert!(said.contains("absent.json"), "{said}");
+    let absent = case.folder.path().join("absent.json");
+    let output = fail_with(case.plan().arg("--index").arg(&absent), BAD_INPUT);
+    assert!(output.contains("absent.json"), "{output}");
     for (arguments, word) in [
         (["--memory", "much"], "--memory"),
         (["--gflops", "0"], "--gflops"),
         (["--set", "calibration.windows=0"], "calibration.windows"),
     ] {
-        let said = fail_with(case.plan().args(arguments), USAGE);
-        assert!(said.contains(word), "{said}");
+        let output = fail_with(case.plan().args(arguments), USAGE);
+        assert!(output.contains(word), "{output}");
     }
     fail_with(case.plan().arg("some-run"), USAGE);
     fail_with(uc().arg("plan"), USAGE);
     fail_with(uc().args(["plan", "some-run", "--json"]), USAGE);
 }
 
-/// Bytes of the files below a folder by the artifact that `pipeline.toml` puts there.
+/// Bytes of an artifact's files in a run directory, at the paths that `pipeline.toml` gives them.
 fn artifact_bytes(run: &Path, artifact: &str) -> u64 {
     let folders = |folder: &str, file: &str| -> u64 {
         let entries = std::fs::read_dir(run.join(folder)).expect("folder");
@@ -291,21 +299,21 @@ fn artifact_bytes(run: &Path, artifact: &str) -> u64 {
             .metadata()
             .expect("file")
             .len(),
-        other => panic!("{other} is not looked at"),
+        other => panic!("no path for {other}"),
     }
 }
 
 #[test]
-fn sizes_are_those_of_a_run_that_keeps_everything() {
-    let keep = tempfile::tempdir().expect("folder");
+fn predicted_sizes_are_those_of_a_run_that_keeps_all_artifacts() {
+    let folder = tempfile::tempdir().expect("folder");
     let pipeline = std::fs::read_to_string(repository().join("pipeline.toml")).expect("pipeline");
-    let path = keep.path().join("pipeline.toml");
+    let path = folder.path().join("pipeline.toml");
     std::fs::write(
         &path,
         pipeline.replace("temporary = true", "temporary = false"),
     )
     .expect("written");
-    let run = keep.path().join("run");
+    let run = folder.path().join("run");
     let mut compress = uc();
     compress
         .arg("compress")
@@ -343,8 +351,11 @@ fn sizes_are_those_of_a_run_that_keeps_everything() {
         "pack-non-layer",
         "non-layer",
     ] {
-        let found = artifact_bytes(&run, name) as f64;
-        let share = predicted[name] as f64 / found;
-        assert!((0.85..1.15).contains(&share), "{name}: {share} of {found}");
+        let actual = artifact_bytes(&run, name) as f64;
+        let ratio = predicted[name] as f64 / actual;
+        assert!(
+            (0.85..1.15).contains(&ratio),
+            "{name}: predicted {ratio} of {actual} bytes"
+        );
     }
 }

@@ -1,15 +1,26 @@
-//! The rules of the house that a machine can check: who may use whom, and that every file says what it is for.
+//! Workspace rules that a machine can check: which crate may use which, file headers, the length of files and functions,
+//! and the names at the top level.
+//!
+//! Lints and formatting are not checked here; `make lint` does that.
 #![allow(clippy::disallowed_methods)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
-/// The project's crates that each crate may use. A stage never uses a stage.
-fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
-    let of = |names: &[&'static str]| names.iter().copied().collect::<BTreeSet<_>>();
-    let every = of(&[
+/// Most lines of a Rust file.
+const MAX_FILE_LINES: usize = 600;
+
+/// Most lines of a function, from the line with its name to its closing brace.
+const MAX_FUNCTION_LINES: usize = 80;
+
+type Crates = BTreeSet<&'static str>;
+
+/// The workspace crates that each crate may use. A stage never uses another stage.
+fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
+    let crates = |names: &[&'static str]| names.iter().copied().collect::<Crates>();
+    let libraries = crates(&[
         "uc-settings",
         "uc-store",
         "uc-codec",
@@ -17,25 +28,25 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         "uc-model",
         "uc-layer-quantizer",
     ]);
-    // The network is for the stages that load and upload, and for nobody else.
-    let mut with_hub = every.clone();
-    with_hub.insert("uc-hub");
+    // Only the stages that download and upload may use the network.
+    let mut libraries_and_hub = libraries.clone();
+    libraries_and_hub.insert("uc-hub");
     let mut rules = BTreeMap::from([
-        ("uc-settings", of(&[])),
-        ("uc-store", of(&["uc-settings"])),
-        ("uc-simd", of(&[])),
-        ("uc-codec", of(&["uc-simd"])),
-        ("uc-model", of(&["uc-settings", "uc-simd"])),
-        ("uc-hub", of(&["uc-store"])),
-        ("uc-fake-hub", of(&[])),
-        ("uc-pack", of(&["uc-codec"])),
+        ("uc-simd", crates(&[])),
+        ("uc-settings", crates(&[])),
+        ("uc-store", crates(&["uc-settings"])),
+        ("uc-codec", crates(&["uc-simd"])),
+        ("uc-model", crates(&["uc-settings", "uc-simd"])),
+        ("uc-hub", crates(&["uc-store"])),
+        ("uc-fake-hub", crates(&[])),
+        ("uc-pack", crates(&["uc-codec"])),
         (
             "uc-layer-quantizer",
-            of(&["uc-settings", "uc-store", "uc-codec", "uc-pack", "uc-model"]),
+            crates(&["uc-settings", "uc-store", "uc-codec", "uc-pack", "uc-model"]),
         ),
-        ("uc", of(&["uc-settings", "uc-store", "uc-pack"])),
-        ("uc-examples", every.clone()),
-        ("uc-tests", of(&[])),
+        ("uc", crates(&["uc-settings", "uc-store", "uc-pack"])),
+        ("uc-examples", libraries.clone()),
+        ("uc-tests", crates(&[])),
     ]);
     for stage in [
         "teacher-cache",
@@ -44,116 +55,245 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         "pack-writer",
         "evaluator",
     ] {
-        rules.insert(stage, every.clone());
+        rules.insert(stage, libraries.clone());
     }
     for stage in ["shard-loader", "hub-upload"] {
-        rules.insert(stage, with_hub.clone());
+        rules.insert(stage, libraries_and_hub.clone());
     }
     rules
 }
 
+/// Crates that must build without burn, so that verifying a pack stays a small program.
+const WITHOUT_BURN: [&str; 7] = [
+    "uc-simd",
+    "uc-settings",
+    "uc-store",
+    "uc-codec",
+    "uc-pack",
+    "uc-hub",
+    "uc",
+];
+
 #[test]
-fn crates_use_only_whom_they_may() {
-    let manifest = uc_tests::repository().join("Cargo.toml");
+fn crates_depend_only_on_the_crates_that_the_rules_allow() {
     let metadata = MetadataCommand::new()
-        .manifest_path(manifest)
+        .manifest_path(uc_tests::repository().join("Cargo.toml"))
         .no_deps()
         .exec()
         .expect("cargo metadata");
-    let members: BTreeSet<String> = metadata
-        .workspace_packages()
-        .iter()
-        .map(|package| package.name.to_string())
-        .collect();
-    let rules = allowed();
-    assert_eq!(
-        members,
-        rules.keys().map(ToString::to_string).collect(),
-        "a crate without a rule"
-    );
-    for package in metadata.workspace_packages() {
-        let used = package
+    let packages = metadata.workspace_packages();
+    let members: BTreeSet<&str> = packages.iter().map(|p| p.name.as_str()).collect();
+    let rules = allowed_dependencies();
+    for name in &members {
+        assert!(
+            rules.contains_key(name),
+            "crate `{name}` has no entry in allowed_dependencies(): add the crates that it may use"
+        );
+    }
+    for name in rules.keys() {
+        assert!(
+            members.contains(name),
+            "allowed_dependencies() has an entry for `{name}`, which is not a member of the workspace"
+        );
+    }
+    for package in packages {
+        let name = package.name.as_str();
+        let normal = package
             .dependencies
             .iter()
             .filter(|d| d.kind == DependencyKind::Normal);
-        for dependency in used.filter(|d| members.contains(&d.name)) {
-            let may = rules[package.name.as_str()].contains(dependency.name.as_str());
-            assert!(may, "{} must not use {}", package.name, dependency.name);
+        for dependency in normal.filter(|d| members.contains(d.name.as_str())) {
+            assert!(
+                rules[name].contains(dependency.name.as_str()),
+                "crate `{name}` must not depend on `{}`",
+                dependency.name
+            );
         }
-        let burns = package
+        let uses_burn = package
             .dependencies
             .iter()
             .any(|d| d.name.starts_with("burn"));
-        let light = ["uc-store", "uc-simd", "uc-codec", "uc-pack", "uc-hub", "uc"]
-            .contains(&package.name.as_str());
         assert!(
-            !(burns && light),
-            "{} must build without burn",
-            package.name
+            !(uses_burn && WITHOUT_BURN.contains(&name)),
+            "crate `{name}` must build without burn"
         );
     }
 }
 
-fn rust_files(folder: &Path, found: &mut Vec<std::path::PathBuf>) {
+/// Every Rust file of the repository, with its text.
+fn rust_files() -> Vec<(PathBuf, String)> {
+    let mut files = Vec::new();
+    collect_rust_files(&uc_tests::repository(), &mut files);
+    assert!(files.len() > 50, "only {} files found", files.len());
+    files
+}
+
+fn collect_rust_files(folder: &Path, files: &mut Vec<(PathBuf, String)>) {
     for entry in std::fs::read_dir(folder).expect("folder").flatten() {
         let path = entry.path();
         let name = entry.file_name();
         if path.is_dir() && name != "target" && !name.to_string_lossy().starts_with('.') {
-            rust_files(&path, found);
+            collect_rust_files(&path, files);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
+            let text = std::fs::read_to_string(&path).expect("UTF-8 text");
+            files.push((path, text));
         }
     }
 }
 
-#[test]
-fn every_file_opens_by_saying_what_it_is_for_and_stays_readable() {
-    let mut files = Vec::new();
-    rust_files(&uc_tests::repository(), &mut files);
-    assert!(files.len() > 50);
-    for path in files {
-        let text = std::fs::read_to_string(&path).expect("text");
-        let is_tests = path.ends_with("tests.rs"); // a test module stands under the header of its file
-        assert!(
-            is_tests || text.starts_with("//!"),
-            "{} has no //! header",
-            path.display()
-        );
-        let lines = text.lines().count();
-        assert!(lines <= 800, "{} has {lines} lines", path.display());
-    }
+/// Fails with the whole list, so that one run names every violation.
+fn assert_none(violations: &[String], rule: &str) {
+    assert!(violations.is_empty(), "{rule}:\n{}", violations.join("\n"));
 }
 
 #[test]
-fn the_top_level_holds_what_the_house_plan_names() {
-    let known = [
-        "Cargo.toml",
+fn every_file_begins_with_a_header_that_says_what_it_is_for() {
+    let without_header = |(path, text): &(PathBuf, String)| {
+        // A file of tests is described by the file whose tests it holds.
+        let is_test_module = path.ends_with("tests.rs");
+        (!is_test_module && !text.starts_with("//!")).then(|| path.display().to_string())
+    };
+    let violations: Vec<String> = rust_files().iter().filter_map(without_header).collect();
+    assert_none(&violations, "files without a `//!` header");
+}
+
+#[test]
+fn no_file_is_longer_than_600_lines() {
+    let too_long = |(path, text): &(PathBuf, String)| {
+        let lines = text.lines().count();
+        (lines > MAX_FILE_LINES).then(|| format!("{}: {lines} lines", path.display()))
+    };
+    let violations: Vec<String> = rust_files().iter().filter_map(too_long).collect();
+    assert_none(&violations, "files that are too long");
+}
+
+/// The functions of a file that rustfmt formatted: line of the name, name, and number of lines.
+///
+/// A function ends at the first closing brace that is indented like the line with its name; a declaration without a body
+/// ends at its semicolon. A line of a string literal can look like such an end, so the count is a lower bound.
+fn functions(text: &str) -> Vec<(usize, &str, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut functions = Vec::new();
+    for (start, line) in lines.iter().enumerate() {
+        let code = line.trim_start();
+        let indentation = line.len() - code.len();
+        let Some(name) = function_name(code) else {
+            continue;
+        };
+        let is_end = |line: &&str| {
+            line.len() - line.trim_start().len() == indentation
+                && (line.trim_start() == "}" || (line.ends_with(';') && !line.contains('{')))
+        };
+        // A one-line function and a declaration without a body end where they begin.
+        let is_single_line = code.ends_with(';') || code.ends_with('}');
+        let length = match is_single_line {
+            true => 1,
+            false => {
+                let rest = lines[start + 1..].iter().position(is_end);
+                rest.map_or(1, |offset| offset + 2)
+            }
+        };
+        functions.push((start + 1, name, length));
+    }
+    functions
+}
+
+/// The name of the function that a line of code declares, if it declares one.
+fn function_name(code: &str) -> Option<&str> {
+    let (before, after) = code.split_once("fn ")?;
+    let is_modifier = |word: &str| {
+        word.starts_with("pub")
+            || word.ends_with(')')
+            || matches!(
+                word,
+                "const" | "async" | "unsafe" | "extern" | "\"C\"" | "default"
+            )
+    };
+    let name = after.split(['(', '<']).next()?;
+    let is_identifier =
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    (before.split_whitespace().all(is_modifier) && is_identifier).then_some(name)
+}
+
+#[test]
+fn no_function_is_longer_than_80_lines() {
+    let mut violations = Vec::new();
+    for (path, text) in rust_files() {
+        for (line, name, length) in functions(&text) {
+            if length > MAX_FUNCTION_LINES {
+                let place = path.display();
+                violations.push(format!("{place}:{line}: fn {name}: {length} lines"));
+            }
+        }
+    }
+    assert_none(&violations, "functions that are too long");
+}
+
+#[test]
+fn the_length_of_a_function_is_counted_from_its_name_to_its_closing_brace() {
+    let text = "\
+impl A {
+    /// fn in_a_comment
+    pub(crate) const fn one(&self) -> u8 {
+        if true {
+            1
+        } else {
+            2
+        }
+    }
+
+    fn declared(&self);
+    fn short() {}
+}
+
+unsafe fn long<T>(
+    a: T,
+) where
+    T: Copy,
+{
+    let f = |x: fn(u8)| x;
+}
+";
+    let expected = [
+        (3, "one", 7),
+        (11, "declared", 1),
+        (12, "short", 1),
+        (15, "long", 7),
+    ];
+    assert_eq!(functions(text), expected);
+}
+
+#[test]
+fn the_top_level_holds_only_the_names_that_are_listed_here() {
+    let allowed = [
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
         "Cargo.lock",
-        "stages",
-        "pipeline.toml",
-        "common",
-        "tests",
-        "examples",
-        "docs",
+        "Cargo.toml",
+        "LICENSE",
         "Makefile",
         "README.md",
-        "LICENSE",
-        "CHANGELOG.md",
         "clippy.toml",
+        "common",
         "deny.toml",
-        "rustfmt.toml",
-        "target",
-        "runs",
+        "docs",
+        "examples",
         "models",
+        "pipeline.toml",
+        "runs",
+        "rustfmt.toml",
+        "stages",
+        "target",
+        "tests",
     ];
     for entry in std::fs::read_dir(uc_tests::repository())
-        .expect("root")
+        .expect("repository root")
         .flatten()
     {
         let name = entry.file_name().into_string().expect("UTF-8");
         assert!(
-            name.starts_with('.') || known.contains(&name.as_str()),
-            "{name} at the top level"
+            name.starts_with('.') || allowed.contains(&name.as_str()),
+            "`{name}` does not belong at the top level; move it into a folder or add it to this list"
         );
     }
 }

@@ -30,7 +30,7 @@ fn main() -> std::process::ExitCode {
             Task::new(
                 "repository",
                 "Create the repository, and check that the token may write to it",
-                remote::make,
+                remote::create_repository,
             ),
             Task::new(
                 "layer",

@@ -16,7 +16,7 @@ use uc_store::stage::Job;
 use crate::{UploadError, read_json, write_json};
 
 /// The artifact that names the repository for the other tasks.
-const DOCUMENT: &str = "hub-repository";
+const REPOSITORY_ARTIFACT: &str = "hub-repository";
 /// Shortest time between two progress events.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -40,15 +40,15 @@ pub struct Remote<'a, 'j> {
 }
 
 /// Writes `hub-repository`: creates the repository unless it exists, and checks that the token can write to it.
-pub fn make(job: &mut Job<'_>) -> anyhow::Result<()> {
+pub fn create_repository(job: &mut Job<'_>) -> anyhow::Result<()> {
     let target: RepoRef = job.settings().upload.repository.parse()?;
-    let document = Repository {
+    let repository = Repository {
         repository_version: 1,
         repository: target.repo.to_string(),
         branch: target.revision.clone(),
     };
-    write_json(job, DOCUMENT, &document)?;
-    let sample = LocalFile::from_path("repository.json", &job.output_path(DOCUMENT)?)?;
+    write_json(job, REPOSITORY_ARTIFACT, &repository)?;
+    let sample = LocalFile::from_path("repository.json", &job.output_path(REPOSITORY_ARTIFACT)?)?;
     let visibility = match job.settings().upload.private {
         true => Visibility::Private,
         false => Visibility::Public,
@@ -65,9 +65,9 @@ pub fn make(job: &mut Job<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The repository that [`make`] recorded.
+/// The repository that [`create_repository`] recorded.
 pub fn read_repository(job: &Job<'_>) -> anyhow::Result<Repository> {
-    Ok(read_json(&job.input(DOCUMENT)?)?)
+    Ok(read_json(&job.input(REPOSITORY_ARTIFACT)?)?)
 }
 
 impl<'a, 'j> Remote<'a, 'j> {

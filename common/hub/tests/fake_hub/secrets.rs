@@ -32,6 +32,20 @@ fn the_token_is_sent_to_the_hub_only_and_appears_in_no_error_and_no_log() {
         .with_writer(move || writer.clone())
         .init();
     let fixture = Fixture::new();
+    transfer_with_faults(&fixture);
+    check_authorization_headers(&fixture);
+    check_errors(&fixture);
+
+    let log = String::from_utf8(log.0.lock().expect("log").clone()).expect("text");
+    assert!(log.contains("failed, retrying"), "{log}");
+    for secret in [TOKEN, "signed-secret"] {
+        let leaks: Vec<_> = log.lines().filter(|line| line.contains(secret)).collect();
+        assert!(leaks.is_empty(), "{leaks:?}");
+    }
+}
+
+/// Uploads and downloads a file with faults, so that errors of every step are logged.
+fn transfer_with_faults(fixture: &Fixture) {
     let data = noise(1, 45_000);
     let file: LocalFile = fixture.local_file("file", &data);
     let mut script = Schedule::script(Route::Part, [Fault::ExpiredUrl, Fault::Status(500)]);
@@ -61,6 +75,10 @@ fn the_token_is_sent_to_the_hub_only_and_appears_in_no_error_and_no_log() {
             .expect("downloaded"),
         data
     );
+}
+
+/// Checks that every request to the Hub carried the token, and no request to a signed URL did.
+fn check_authorization_headers(fixture: &Fixture) {
     let requests = fixture.fake_hub.requests();
     let (storage, hub): (Vec<_>, Vec<_>) = requests.iter().partition(|request| request.storage);
     assert!(
@@ -74,7 +92,10 @@ fn the_token_is_sent_to_the_hub_only_and_appears_in_no_error_and_no_log() {
         hub.iter()
             .all(|request| request.authorization.is_some() != is_signed(&request.line))
     );
+}
 
+/// Checks that errors contain neither the token, even if the server repeats it, nor the signature of a URL.
+fn check_errors(fixture: &Fixture) {
     let echo = Schedule::script(Route::Info, [Fault::EchoToken]);
     fixture.fake_hub.set_faults(echo);
     let error = fixture
@@ -101,11 +122,4 @@ fn the_token_is_sent_to_the_hub_only_and_appears_in_no_error_and_no_log() {
         !format!("{error} {error:?}").contains("signed-secret"),
         "{error}"
     );
-
-    let log = String::from_utf8(log.0.lock().expect("log").clone()).expect("text");
-    assert!(log.contains("failed, retrying"), "{log}");
-    for secret in [TOKEN, "signed-secret"] {
-        let leaks: Vec<_> = log.lines().filter(|line| line.contains(secret)).collect();
-        assert!(leaks.is_empty(), "{leaks:?}");
-    }
 }

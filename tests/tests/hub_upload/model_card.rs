@@ -1,0 +1,98 @@
+//! The model card: it states sizes and metrics, or that nothing was measured.
+
+use serde_json::Value;
+use uc_fake_hub::FakeHub;
+use uc_tests::{succeed, tiny_model};
+
+use crate::fixture::{
+    REPO, compress_and_upload, expected_files, fake_hub, read_json, remote_files,
+};
+
+fn uploaded_card(fake_hub: &FakeHub) -> String {
+    String::from_utf8(remote_files(fake_hub)["README.md"].clone()).expect("text")
+}
+
+#[test]
+fn the_model_card_states_sizes_and_metrics_or_that_nothing_was_measured() {
+    let folder = tempfile::tempdir().expect("folder");
+    let run = folder.path().join("run");
+    let measured = fake_hub();
+    succeed(&mut compress_and_upload(&measured, &tiny_model(), &run));
+    let card = uploaded_card(&measured);
+    assert!(
+        card.starts_with("---\nlibrary_name: ultracompress\n"),
+        "{card}"
+    );
+    // The name of a local folder is not the name of a base model on the Hub.
+    assert!(!card.contains("base_model"), "{card}");
+    let metrics = read_json(&run.join("eval/metrics.json"));
+    assert_states_metrics(&card, &metrics);
+    let manifest = read_json(&run.join("pack/manifest.json"));
+    assert_states_sizes(&card, &manifest["totals"]);
+    let download = format!("hf download {REPO} --local-dir PACK\nuc verify PACK");
+    assert!(card.contains(&download), "{download} in {card}");
+
+    let run = folder.path().join("unmeasured");
+    let unmeasured = fake_hub();
+    let mut command = compress_and_upload(&unmeasured, &tiny_model(), &run);
+    succeed(command.args(["--no-eval"]));
+    assert!(remote_files(&unmeasured) == expected_files(&run));
+    let card = uploaded_card(&unmeasured);
+    assert!(card.contains("Nothing was measured"), "{card}");
+    assert!(!card.contains("perplexity"), "{card}");
+    let fingerprint = &metrics["pack_fingerprint"];
+    assert!(card.contains(fingerprint.as_str().expect("text")), "{card}");
+}
+
+/// Checks that a card states each metric with its interval, and what was measured.
+fn assert_states_metrics(card: &str, metrics: &Value) {
+    for name in [
+        "teacher_ppl",
+        "pack_ppl",
+        "ppl_ratio",
+        "mean_kl",
+        "median_kl",
+        "p99_kl",
+        "top1_agreement",
+    ] {
+        let part = |part: &str| metrics[name][part].as_f64().expect(name);
+        let row = format!(
+            "| {:.6} | {:.6} to {:.6} |",
+            part("value"),
+            part("low"),
+            part("high")
+        );
+        assert!(card.contains(&row), "{name}: {row} in {card}");
+    }
+    let windows = format!(
+        "over {} windows of {} tokens ({} tokens compared)",
+        metrics["windows"], metrics["window_length"], metrics["tokens"]
+    );
+    let text_digest = metrics["texts"][0]["sha256"].as_str().expect("text");
+    let fingerprint = metrics["pack_fingerprint"].as_str().expect("text");
+    for text in [windows.as_str(), text_digest, fingerprint] {
+        assert!(card.contains(text), "{text} in {card}");
+    }
+}
+
+/// Checks that a card states the sizes of the manifest and the counts behind them.
+fn assert_states_sizes(card: &str, totals: &Value) {
+    for key in [
+        "bits_per_weight_linears",
+        "bits_per_weight_all",
+        "compression_ratio",
+    ] {
+        let row = format!("| {} |", totals[key].as_str().expect(key));
+        assert!(card.contains(&row), "{row} in {card}");
+    }
+    for key in [
+        "linear_parameters",
+        "linear_bits",
+        "total_parameters",
+        "total_bytes",
+        "source_bytes",
+    ] {
+        let count = format!(" {} ", totals[key]);
+        assert!(card.contains(&count), "{key}: {count} in {card}");
+    }
+}
