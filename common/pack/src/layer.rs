@@ -33,7 +33,7 @@ const FIRST_READ: u64 = 1 << 20;
 pub struct ColumnGroup {
     /// Name of the input.
     pub input: String,
-    /// [cols] column logarithms, see `uc_codec::steps`.
+    /// `[cols]` column logarithms, see `uc_codec::steps`.
     pub column_log2_eighths: Vec<u8>,
 }
 

@@ -128,7 +128,7 @@ pub struct NonLayerFile {
     file: File,
     origin: String,
     decls: Vec<ExactDecl>,
-    /// [decls] offset of each tensor's values.
+    /// `[decls]` offset of each tensor's values.
     starts: Vec<u64>,
 }
 

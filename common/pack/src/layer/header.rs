@@ -27,7 +27,7 @@ pub(super) struct Header {
     pub(super) groups: Vec<ColumnGroup>,
     pub(super) linears: Vec<ParsedLinear>,
     pub(super) exact: Vec<ExactDecl>,
-    /// [exact] the values of each exact tensor.
+    /// `[exact]` the values of each exact tensor.
     pub(super) exact_bytes: Vec<Vec<u8>>,
     /// Bytes of the header.
     pub(super) length: u64,
@@ -40,11 +40,11 @@ pub(super) struct ParsedLinear {
     pub(super) header: LinearHeader,
     /// The tensor step.
     pub(super) step: f32,
-    /// [rows]
+    /// `[rows]`
     pub(super) row_log2_eighths: Vec<u8>,
-    /// [rows]
+    /// `[rows]`
     pub(super) row_step_log2_eighths: Vec<u8>,
-    /// [tiles] offset of each tile in the payload.
+    /// `[tiles]` offset of each tile in the payload.
     pub(super) tile_offsets: Vec<u64>,
     pub(super) overlay: Option<LowRank>,
     /// Range of the payload in the file. It begins at 0 until the payload has been located.

@@ -55,7 +55,7 @@ pub struct LayerCoder {
     tables: LayerTables,
     /// The file's header: everything before the payloads.
     header: Vec<u8>,
-    /// [linears] length of each payload in bytes.
+    /// `[linears]` length of each payload in bytes.
     payload_lengths: Vec<u64>,
 }
 
@@ -151,7 +151,7 @@ struct Descriptors {
     names: Vec<String>,
     /// The linears' descriptors as written.
     bytes: Vec<u8>,
-    /// [linears] length of each payload in bytes.
+    /// `[linears]` length of each payload in bytes.
     payload_lengths: Vec<u64>,
 }
 
