@@ -15,7 +15,7 @@ use uc_codec::contexts::row_log2_eighths;
 use uc_codec::rate::{self, RateProbe};
 use uc_codec::steps::{Steps, step_log2_eighths};
 use uc_codec::{TensorCode, factor, feedback, overlay};
-use uc_model::text::split_mix;
+use uc_model::text::splitmix64;
 
 /// Rate of the indices, bits per weight.
 const BITS: f64 = 5.0;
@@ -39,7 +39,7 @@ struct Random(u64, u64);
 impl Random {
     fn bits(&mut self) -> u64 {
         self.1 += 1;
-        split_mix(self.0, self.1)
+        splitmix64(self.0, self.1)
     }
 
     fn normals(&mut self, count: usize) -> Vec<f32> {

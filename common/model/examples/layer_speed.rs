@@ -1,15 +1,15 @@
-//! Time of one layer of SmolLM2-135M's shape, of its bare matrix products and of its statistics.
+//! Speed of one layer with the dimensions of SmolLM2-135M, of its matrix products alone, and with its statistics.
 //!
 //! ```text
 //! RAYON_NUM_THREADS=2 layer_speed [LENGTH [WINDOWS]]
 //! ```
-//! Prints milliseconds (best of 7) and GFLOP/s, counting two operations per multiply-add, the causal
-//! half of attention and one triangle of the statistics.
+//! Prints milliseconds (best of 7) and GFLOP/s. A multiply-add counts as two operations; only the causal half of
+//! attention and one triangle of the statistics count.
 
 use std::time::Instant;
 
 use burn::tensor::{Distribution, Tensor};
-use uc_model::forward::{Layer, NoTap, Tap, Values};
+use uc_model::forward::{ActivationObserver, Layer, NoObserver, WeightsFromFn};
 use uc_model::moments::Moments;
 use uc_model::{Cpu, ModelConfig, ModelError};
 
@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let count = spec.map_or(0, |spec| spec.parameters() as usize);
         Ok(random(1, count).into_data().into_vec().unwrap_or_default())
     };
-    let weights = Values::<Cpu, _>::new(&weights, &device);
+    let weights = WeightsFromFn::<Cpu, _>::new(&weights, &device);
     let layer = Layer::new(&config.layers[0], length, &weights, &device)?;
     let hidden = random(tokens, config.hidden);
     let batch = hidden.clone().reshape([windows, length, config.hidden]);
@@ -55,7 +55,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     });
     report("layer", products + scores, || {
-        layer.forward(batch.clone(), &mut NoTap).expect("weights");
+        layer
+            .forward(batch.clone(), &mut NoObserver)
+            .expect("weights");
     });
     let squares: usize = plan
         .inputs
@@ -68,25 +70,25 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         products + scores + statistics,
         || {
             let new = |input: &uc_model::InputSpec| Moments::new(input.width, input.width);
-            let mut all = Sums(plan.inputs.iter().map(new).collect());
+            let mut all = InputMoments(plan.inputs.iter().map(new).collect());
             layer.forward(batch.clone(), &mut all).expect("weights");
         },
     );
     Ok(())
 }
 
-/// Moments of the inputs in the order of the plan.
-struct Sums(Vec<Moments>);
+/// Moments of the inputs, in the order of the plan.
+struct InputMoments(Vec<Moments>);
 
-impl Tap<Cpu> for Sums {
-    fn input(&mut self, _: &str, x: &Tensor<Cpu, 2>, _: Option<&[usize]>) {
+impl ActivationObserver<Cpu> for InputMoments {
+    fn observe_input(&mut self, _: &str, x: &Tensor<Cpu, 2>, _: Option<&[usize]>) {
         let index = self
             .0
             .iter()
-            .position(|sums| sums.count == 0 && sums.n == x.dims()[1]);
+            .position(|moments| moments.count == 0 && moments.n == x.dims()[1]);
         self.0[index.expect("one per input")]
             .add(x.clone())
-            .expect("widths of the plan");
+            .expect("dims of the plan");
     }
 }
 

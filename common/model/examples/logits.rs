@@ -1,4 +1,4 @@
-//! Logits of a model folder for one window of token ids, for comparison with other implementations.
+//! Computes the logits of a model for one window of token ids, for comparison with other implementations.
 //!
 //! ```text
 //! logits MODEL < ids.json > logits.f32     # ids: [1, 2, 3]; output: [tokens, vocab] f32 little-endian
@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 use burn::tensor::Tensor;
-use uc_model::forward::{Embedding, Head, Layer, NoTap, Values};
+use uc_model::forward::{Embedding, Head, Layer, NoObserver, WeightsFromFn};
 use uc_model::{Cpu, ModelConfig, ModelError, SourceFolder, Tokenizer, text};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -32,15 +32,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     source.check(&config)?;
     let device = Default::default();
     let read = |name: &str| -> Result<Vec<f32>, ModelError> { Ok(source.read_f32(name)?) };
-    let ends = Values::<Cpu, _>::new(&read, &device);
-    let mut hidden = Embedding::new(&config, &ends)?.lookup(&[&ids])?;
+    let weights = WeightsFromFn::<Cpu, _>::new(&read, &device);
+    let mut hidden = Embedding::new(&config, &weights)?.lookup(&[&ids])?;
     for (spec, plan) in config.layers.iter().zip(config.layer_plans()) {
-        let of_layer =
+        let read_layer =
             |name: &str| -> Result<_, ModelError> { Ok(source.read_planned_f32(&plan, name)?) };
-        let weights = Values::new(&of_layer, &device);
-        hidden = Layer::new(spec, ids.len(), &weights, &device)?.forward(hidden, &mut NoTap)?;
+        let layer_weights = WeightsFromFn::new(&read_layer, &device);
+        hidden = Layer::new(spec, ids.len(), &layer_weights, &device)?
+            .forward(hidden, &mut NoObserver)?;
     }
-    let head = Head::new(&config, &ends)?;
+    let head = Head::new(&config, &weights)?;
     let hidden: Tensor<Cpu, 2> = hidden.reshape([ids.len(), config.hidden]);
     let values: Vec<f32> = head
         .logits(hidden)

@@ -1,7 +1,7 @@
-//! The device that computes: the processor always, an NVIDIA GPU when built with feature `cuda`.
+//! The device to compute on: always the CPU, and an NVIDIA GPU if built with the feature `cuda`.
 //!
-//! Owns the choice of backend and the look for the CUDA driver before its first use (burn would
-//! panic). It computes nothing.
+//! Owns the choice of backend and the check for the CUDA driver before its first use (burn would panic). It
+//! computes nothing.
 
 use std::any::{Any, TypeId};
 use std::fmt;
@@ -30,32 +30,34 @@ pub enum DeviceKind {
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DeviceError {
-    /// Not the name of a device.
-    #[error("device {found:?} is unknown, expected \"cpu\" or \"cuda\"")]
+    /// The name is not that of a device.
+    #[error("unknown device {found:?}, expected \"cpu\" or \"cuda\"")]
     Unknown {
         /// The name given.
         found: String,
     },
     /// This program was built without CUDA.
-    #[error("device \"cuda\" was asked for, but this program was built without the feature `cuda`")]
+    #[error("device \"cuda\" was requested, but this program was built without the feature `cuda`")]
     NotBuilt,
-    /// The driver's library is not on this machine.
-    #[error("device \"cuda\" was asked for, but the NVIDIA driver (libcuda) cannot be loaded here")]
+    /// The driver's library cannot be loaded.
+    #[error(
+        "device \"cuda\" was requested, but the NVIDIA driver library (libcuda) cannot be loaded"
+    )]
     NoDriver,
 }
 
-/// Whether `B` is the backend `C`, so that code generic in `B` may do what only `C` can.
+/// Whether `B` is the backend `C`. Lets code that is generic in `B` take a path that only `C` has.
 pub(crate) fn is<B: Backend, C: Backend>() -> bool {
     TypeId::of::<B>() == TypeId::of::<C>()
 }
 
-/// A value whose type has two names, one of them generic in the backend.
+/// Converts between two names of the same type, of which one is generic in the backend.
 pub(crate) fn cast<From: Any, To: Any>(value: From) -> To {
     let value: Box<dyn Any> = Box::new(value);
     *value.downcast().expect("the same backend under two names")
 }
 
-/// A tensor of what its backend calls one.
+/// Wraps a tensor primitive of a backend.
 pub(crate) fn tensor<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
 }
@@ -99,7 +101,7 @@ impl fmt::Display for DeviceKind {
 
 /// Work that can be done on any backend; see [`dispatch`].
 pub trait OnDevice {
-    /// What the work gives back.
+    /// Result of the work.
     type Output;
 
     /// Does the work on `device`.
@@ -139,17 +141,17 @@ fn check_cuda() -> Result<(), DeviceError> {
     Err(DeviceError::NotBuilt)
 }
 
-/// Tries to load the driver's library, as the backend itself does at its first use.
+/// Tries to load the driver's library, as the backend itself does when it is first used.
 #[cfg(feature = "cuda")]
 fn check_cuda() -> Result<(), DeviceError> {
     #![allow(unsafe_code)]
     const NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
-    // SAFETY: loading the NVIDIA driver library runs its initialisers; the backend loads the very
+    // SAFETY: loading the NVIDIA driver library runs its initializers; the backend loads the very
     // same library at its first use, so this adds no code that would not run anyway.
-    let found = NAMES
+    let loadable = NAMES
         .iter()
         .any(|name| unsafe { libloading::Library::new(*name) }.is_ok());
-    if found {
+    if loadable {
         Ok(())
     } else {
         Err(DeviceError::NoDriver)

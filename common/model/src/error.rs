@@ -1,7 +1,7 @@
-//! The error of this crate: one variant per part, each carrying that part's own error.
+//! The error of this crate: one variant per module, each wrapping that module's own error.
 //!
-//! Owns also the two errors of the forward pass (a weight of the wrong length, a token outside the
-//! vocabulary). It does not decide exit codes; the stages do.
+//! Also owns the errors of the forward pass: a weight of the wrong length, windows of unequal length, too many
+//! positions. It does not decide exit codes; the stages do.
 
 use crate::config::ConfigError;
 use crate::device::DeviceError;
@@ -9,13 +9,13 @@ use crate::moments::MomentsError;
 use crate::source::SourceError;
 use crate::text::TextError;
 
-/// Anything that this crate can refuse.
+/// Any error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// `config.json` is absent, broken or describes a model that is not supported.
+    /// `config.json` is missing, invalid or describes a model that is not supported.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The weights on disk are absent, damaged or not those of the configured model.
+    /// The weights on disk are missing, damaged or not those of the configured model.
     #[error(transparent)]
     Source(#[from] SourceError),
     /// The tokenizer or a text cannot be used.
@@ -24,40 +24,44 @@ pub enum ModelError {
     /// The device cannot be used.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// Input statistics were asked for with the wrong shapes.
+    /// Second moments cannot be accumulated or finished.
     #[error(transparent)]
     Moments(#[from] MomentsError),
-    /// A weight given to the forward pass has the wrong number of elements.
-    #[error("tensor {name}: {found} elements given, expected {expected}")]
+    /// A weight for the forward pass has the wrong number of elements.
+    #[error("tensor {name}: found {found} elements, expected {expected}")]
     WeightLength {
-        /// Tensor name as asked for.
+        /// Requested name of the tensor.
         name: String,
-        /// Elements given.
+        /// Elements found.
         found: usize,
-        /// Elements that the configuration asks for.
+        /// Elements of the expected shape.
         expected: usize,
     },
-    /// A batch of token windows that do not all have the same, non-zero length.
-    #[error("window {index}: {found} tokens, expected {expected} (the first window's; at least 1)")]
+    /// The token windows of a batch do not all have the same, non-zero length.
+    #[error(
+        "window {index}: found {found} tokens, expected {expected} as in the first window, and at least 1"
+    )]
     UnevenWindows {
-        /// Which window of the batch.
+        /// Index of the window in the batch.
         index: usize,
         /// Its length in tokens.
         found: usize,
         /// Length of the first window.
         expected: usize,
     },
-    /// More tokens than the rotary tables hold.
-    #[error("{found} positions asked for, but the position tables hold {expected}")]
+    /// A window is longer than the table of learned positions.
+    #[error(
+        "windows of {found} tokens, expected at most {expected} (the number of learned positions)"
+    )]
     TooManyPositions {
-        /// Positions asked for.
+        /// Tokens of a window.
         found: usize,
-        /// Positions in the tables.
+        /// Positions in the table.
         expected: usize,
     },
 }
 
-/// Whether an error chain holds anything that this crate refused.
+/// Whether an error chain contains an error of this crate.
 pub fn is_model_error<'a>(
     chain: impl IntoIterator<Item = &'a (dyn std::error::Error + 'static)>,
 ) -> bool {

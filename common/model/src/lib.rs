@@ -1,18 +1,19 @@
-//! What the stages share about models: which tensors a model has and how its layers compute.
+//! What the stages share about models: which tensors a model has and what its layers compute.
 //!
-//! Owns the reading of a Hugging Face model folder (`config.json`, safetensors shards, tokenizer),
-//! the plan of every layer (tensor names, shapes, which linears read which input), the forward
-//! passes on burn, the input statistics and the choice of device.
+//! Owns the reading of a Hugging Face model folder (`config.json`, safetensors shards, tokenizer), the plan of
+//! every layer (tensor names, shapes, which linears share an input), the forward and backward passes on burn,
+//! the input statistics and the choice of device.
 //!
-//! It never writes a file, never spawns, never talks to a network and knows nothing of the
-//! pipeline, of codecs or of packs.
+//! It never writes a file, never starts a process, never uses a network, and knows nothing of the pipeline, of
+//! codecs or of packs.
 //!
 //! Code map:
-//! - [`spec`]: what a model is, as data; [`config`]: the validated [`ModelConfig`]; `families`: one file
-//!   per family turns that family's `config.json` into it; [`plan`]: tensor names and shapes derived from it.
+//! - [`spec`]: what a model is, as data; [`config`]: the validated [`ModelConfig`]; `load`: reads a
+//!   `config.json`; `families`: one file per family turns its `config.json` into a [`ModelConfig`]; [`plan`]:
+//!   the tensor names and shapes that follow from it.
 //! - [`source`]: the safetensors of a model folder, by positioned reads.
 //! - [`text`]: tokenizer, text files, evaluation and calibration windows.
-//! - [`forward`]: the forward pass, built from the description; [`rope`]: rotary position tables.
+//! - [`forward`]: the forward and backward pass, built from the description; [`rope`]: rotary tables.
 //! - `mamba`: the selective scan and its gradient; `matmul`: the matrix product, in f32 on every device.
 //! - [`moments`]: second moments of layer inputs; [`device`]: CPU or CUDA.
 
@@ -21,6 +22,7 @@ pub mod device;
 pub mod error;
 mod families;
 pub mod forward;
+mod load;
 mod mamba;
 mod matmul;
 pub mod moments;

@@ -1,8 +1,9 @@
-//! Second moments `XᵀX` of the inputs of a layer and of the gradients at its outputs, accumulated in a fixed order.
+//! Second moments `XᵀX` of the inputs of a layer and of the gradients at its outputs, accumulated in a fixed
+//! order.
 //!
-//! One call of [`Moments::add`] makes one product per 256 columns of a block and adds it to the sums, in the
-//! order of the calls; only the upper triangle is computed. The products give the same bits for any
-//! number of threads, so the sums do too. Nothing is regularised or normalised beyond the mean over
+//! [`Moments::add`] makes one matrix product per 256 columns of a block and adds the products to the sums in
+//! the order of the calls. Only the upper triangle is computed. A product has the same bits for any number of
+//! threads, so the sums do too. Nothing is regularized here, and nothing normalized except by the number of
 //! tokens.
 
 use burn::tensor::backend::Backend;
@@ -10,28 +11,28 @@ use burn::tensor::{Tensor, TensorData};
 
 use crate::matmul::matmul;
 
-/// Columns of one product. Small enough to skip most of the lower triangle, large enough that the
-/// product runs at full speed.
-const PANEL: usize = 256;
+/// Columns per matrix product: few enough to skip most of the lower triangle, enough for the product to run at
+/// full speed.
+const COLUMN_CHUNK: usize = 256;
 
 /// Why moments cannot be accumulated or finished.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum MomentsError {
-    /// The rows given have another width.
-    #[error("rows of {found} values given to moments of width {expected}")]
+    /// The rows or moments to add have another width or block size.
+    #[error("cannot add vectors of width {found} to moments of width {expected}")]
     Width {
-        /// Width given.
+        /// Width of the vectors.
         found: usize,
         /// Width of these moments.
         expected: usize,
     },
     /// No token was added.
-    #[error("moments of width {n} finished without a single token")]
+    #[error("moments of width {n}: no tokens were added, expected at least one")]
     Empty {
         /// Width of these moments.
         n: usize,
     },
-    /// A sum is infinite or not a number.
+    /// An entry is infinite or not a number.
     #[error("moments of width {n}: entry [{row}, {col}] is {found}, expected a finite number")]
     NonFinite {
         /// Width of these moments.
@@ -45,22 +46,22 @@ pub enum MomentsError {
     },
 }
 
-/// Running sums over tokens, of the whole matrix or of its diagonal blocks.
+/// Sums of second moments over tokens, of the whole matrix or of its diagonal blocks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moments {
-    /// Width of one token's vector.
+    /// Dimension of one token's vector.
     pub n: usize,
-    /// Width of a block; the last may be narrower. With n, the whole matrix.
+    /// Size of a diagonal block; the last one may be smaller. If equal to `n`, the matrix is whole.
     pub block: usize,
-    /// `[n, block]`: in row i the sums over tokens of `x_i x_k`, k running over the block of i; zeros below the diagonal
-    /// panels and beyond the width.
+    /// `[n, block]`: row `i` has the sums over tokens of `x_i x_k` for all `k` in the block of `i`. Entries to the left
+    /// of the row's column chunk, and beyond the width, are zero.
     pub sum: Vec<f32>,
     /// Number of tokens.
     pub count: u64,
 }
 
 impl Moments {
-    /// Empty sums of width `n` in blocks of `block`.
+    /// Empty sums of dimension `n` in blocks of size `block`.
     pub fn new(n: usize, block: usize) -> Self {
         Moments {
             n,
@@ -82,13 +83,13 @@ impl Moments {
         }
         for start in (0..self.n).step_by(self.block) {
             let end = (start + self.block).min(self.n);
-            for first in (start..end).step_by(PANEL) {
-                let last = (first + PANEL).min(end);
+            for first in (start..end).step_by(COLUMN_CHUNK) {
+                let last = (first + COLUMN_CHUNK).min(end);
                 let left = x.clone().slice([0..tokens, first..last]).transpose();
                 let right = x.clone().slice([0..tokens, first..end]);
-                let panel = values(matmul(left, right).into_data());
+                let products = values(matmul(left, right).into_data());
                 let width = end - first;
-                for (row, products) in panel.chunks_exact(width).enumerate() {
+                for (row, products) in products.chunks_exact(width).enumerate() {
                     let at = (first + row) * self.block + first - start;
                     let sums = &mut self.sum[at..at + width];
                     sums.iter_mut()
@@ -105,7 +106,7 @@ impl Moments {
     ///
     /// # Errors
     /// [`MomentsError::Width`].
-    pub fn absorb(&mut self, other: &Moments) -> Result<(), MomentsError> {
+    pub fn merge(&mut self, other: &Moments) -> Result<(), MomentsError> {
         let (expected, found) = (self.n, other.n);
         if found != expected || self.block != other.block {
             return Err(MomentsError::Width { found, expected });
@@ -116,39 +117,39 @@ impl Moments {
         Ok(())
     }
 
-    /// The same moments as if `count` tokens more had come, each with the mean of `others`.
+    /// Adds `count` pseudo-tokens, each with the mean second moment of `others`.
     ///
     /// # Errors
-    /// [`MomentsError::Width`], [`MomentsError::Empty`] if `others` has no token.
-    pub fn fill(&mut self, count: u64, others: &Moments) -> Result<(), MomentsError> {
+    /// [`MomentsError::Width`]; [`MomentsError::Empty`] if `others` has no tokens.
+    pub fn add_pseudo_tokens(&mut self, count: u64, others: &Moments) -> Result<(), MomentsError> {
         if others.count == 0 {
             return Err(MomentsError::Empty { n: self.n });
         }
-        let mut more = others.clone();
+        let mut pseudo = others.clone();
         let scale = (count as f64 / others.count as f64) as f32;
-        more.sum.iter_mut().for_each(|sum| *sum *= scale);
-        more.count = count;
-        self.absorb(&more)
+        pseudo.sum.iter_mut().for_each(|sum| *sum *= scale);
+        pseudo.count = count;
+        self.merge(&pseudo)
     }
 
-    /// Means over the tokens added, `[n, block]`, every block exactly symmetric.
+    /// The means over the added tokens, `[n, block]`, every block exactly symmetric.
     ///
     /// # Errors
     /// [`MomentsError::Empty`], [`MomentsError::NonFinite`].
     pub fn finish(self) -> Result<Vec<f32>, MomentsError> {
         let count = self.count;
-        self.finish_over(count)
+        self.finish_with_count(count)
     }
 
-    /// As [`Moments::finish`], with means over `count` tokens, of which those not added count as zeros.
+    /// As [`Moments::finish`], but the means are over `count` tokens: tokens that were not added count as zeros.
     ///
     /// # Errors
     /// As [`Moments::finish`].
-    pub fn finish_over(self, count: u64) -> Result<Vec<f32>, MomentsError> {
+    pub fn finish_with_count(self, count: u64) -> Result<Vec<f32>, MomentsError> {
         let Moments {
             n,
             block,
-            sum: mut second,
+            sum: mut sums,
             ..
         } = self;
         if count == 0 {
@@ -159,15 +160,20 @@ impl Moments {
             let start = row - row % block;
             for col in row..(start + block).min(n) {
                 let at = row * block + col - start;
-                let found = (f64::from(second[at]) * scale) as f32;
-                if !found.is_finite() {
-                    return Err(MomentsError::NonFinite { n, row, col, found });
+                let mean = (f64::from(sums[at]) * scale) as f32;
+                if !mean.is_finite() {
+                    return Err(MomentsError::NonFinite {
+                        n,
+                        row,
+                        col,
+                        found: mean,
+                    });
                 }
-                second[at] = found;
-                second[col * block + row - start] = found;
+                sums[at] = mean;
+                sums[col * block + row - start] = mean;
             }
         }
-        Ok(second)
+        Ok(sums)
     }
 }
 
@@ -182,7 +188,7 @@ mod tests {
     use super::*;
     use crate::device::Cpu;
 
-    /// Rows of fixed small integers.
+    /// Token vectors of fixed small integers.
     fn tokens(count: usize, n: usize) -> Tensor<Cpu, 2> {
         let values: Vec<f32> = (0..count * n)
             .map(|i| ((i * 7919) % 13) as f32 - 6.0)
@@ -191,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_those_of_the_whole_matrix() {
+    fn diagonal_blocks_equal_those_of_the_whole_matrix() {
         let (n, block) = (700, 300);
         let (mut whole, mut parts) = (Moments::new(n, n), Moments::new(n, block));
         for count in [5, 9] {
@@ -214,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn other_widths_no_tokens_and_infinities_are_refused() {
+    fn a_wrong_width_no_tokens_and_infinite_moments_are_refused() {
         let mut moments = Moments::new(3, 3);
         let width = moments.add(tokens(2, 4)).unwrap_err();
         assert_eq!(

@@ -1,66 +1,66 @@
-//! The plan of a model's tensors: names, shapes and which linears read the same input.
+//! The plan of a model's tensors: names, shapes, and which linears share an input.
 //!
-//! Derived from a [`ModelConfig`] alone, so that a stage can be planned before any weight is read.
-//! The plan owns no data and opens no file.
+//! It is derived from a [`ModelConfig`] alone, so a stage can be planned before any weight is read. The plan
+//! holds no data and opens no file.
 
 use crate::config::ModelConfig;
 use crate::spec::{
     AttentionSpec, ConvSpec, ExpertsSpec, LatentAttentionSpec, LayerSpec, Mamba2Spec, MambaSpec,
-    Mixer, MlpSpec, NormKind, NormSpec, Projection, QkvSpec, Routing, Stored, Widening,
+    Mixer, MlpInput, MlpSpec, NormKind, NormSpec, Projection, QkvSpec, Routing, Stored,
 };
 
-/// A matrix that is compressed: `y = W x` with `W: [rows, cols]`.
+/// A weight matrix to compress: `y = W x` with `W: [rows, cols]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinearSpec {
     /// Name within the layer, e.g. `self_attn.q_proj.weight`.
     pub name: String,
-    /// Output width.
+    /// Output dimension.
     pub rows: usize,
-    /// Input width.
+    /// Input dimension.
     pub cols: usize,
-    /// Name of the input that it reads; one of [`LayerPlan::inputs`].
+    /// Name of its input; one of [`LayerPlan::inputs`].
     pub input: String,
-    /// How the source's files hold it.
+    /// How the checkpoint stores it.
     pub stored: Stored,
 }
 
-/// A tensor that is kept exactly.
+/// A tensor that is stored exactly.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExactSpec {
-    /// Name within the layer for a layer's tensor, full name for the scaffold.
+    /// Name within the layer; the full name for a non-layer tensor.
     pub name: String,
     /// Shape, outermost dimension first.
     pub shape: Vec<usize>,
 }
 
-/// An input shared by one or more linears of a layer.
+/// An activation that one or more linears of a layer read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InputSpec {
     /// Name within the layer, e.g. `attn_in` or `experts.7.down_in`.
     pub name: String,
-    /// Width of one token's vector.
+    /// Dimension of one token's vector.
     pub width: usize,
-    /// Only some tokens pass here: those that the router sends to this expert.
+    /// Whether only some tokens are in it: those that the router sends to this expert.
     pub routed: bool,
 }
 
-/// Everything that one layer holds.
+/// All tensors and inputs of one layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerPlan {
-    /// Layer number from 0.
+    /// Layer index, from 0.
     pub index: usize,
-    /// What stands before every name of this layer in the source, e.g. `model.layers.17.`.
+    /// Prefix of the full name of every tensor of this layer in the checkpoint, e.g. `model.layers.17.`.
     pub prefix: String,
-    /// Matrices to compress, in the order in which the layer uses them.
+    /// Matrices to compress, in the order in which the layer applies them.
     pub linears: Vec<LinearSpec>,
-    /// Norms, biases, routers and the like, kept exactly.
+    /// Norms, biases, routers and other tensors that are stored exactly.
     pub exact: Vec<ExactSpec>,
-    /// Distinct inputs in the order in which the forward pass observes them.
+    /// Inputs, each once, in the order in which the forward pass observes them.
     pub inputs: Vec<InputSpec>,
 }
 
 impl LayerPlan {
-    fn of(layer: &LayerSpec, index: usize) -> Self {
+    fn new(layer: &LayerSpec, index: usize) -> Self {
         let mut plan = LayerPlan {
             index,
             prefix: layer.prefix.clone(),
@@ -69,7 +69,7 @@ impl LayerPlan {
             inputs: Vec::new(),
         };
         for block in &layer.blocks {
-            plan.add_norm(block.before.as_ref());
+            plan.add_norm(block.pre_norm.as_ref());
             match &block.mixer {
                 Mixer::Attention(attention) => plan.add_attention(attention),
                 Mixer::LatentAttention(attention) => plan.add_latent_attention(attention),
@@ -78,7 +78,7 @@ impl LayerPlan {
                 Mixer::Mamba(mamba) => plan.add_mamba(mamba),
                 Mixer::Mamba2(mamba) => plan.add_mamba2(mamba),
             }
-            plan.add_norm(block.after.as_ref());
+            plan.add_norm(block.post_norm.as_ref());
         }
         plan
     }
@@ -128,32 +128,32 @@ impl LayerPlan {
     }
 
     fn add_latent_attention(&mut self, attention: &LatentAttentionSpec) {
-        self.add_input("attn_in", attention.latent.down.cols, false);
-        let latents = [attention.query_latent.as_ref(), Some(&attention.latent)];
-        if attention.query_latent.is_none() {
-            self.add_linear(&attention.query, "attn_in");
+        self.add_input("attn_in", attention.kv_a.down.cols, false);
+        let latents = [attention.q_a.as_ref(), Some(&attention.kv_a)];
+        if attention.q_a.is_none() {
+            self.add_linear(&attention.q_b, "attn_in");
         }
         for latent in latents.into_iter().flatten() {
             self.add_linear(&latent.down, "attn_in");
             self.add_norm(Some(&latent.norm));
         }
-        if attention.query_latent.is_some() {
-            self.add_input("q_b_in", attention.query.cols, false);
-            self.add_linear(&attention.query, "q_b_in");
+        if attention.q_a.is_some() {
+            self.add_input("q_b_in", attention.q_b.cols, false);
+            self.add_linear(&attention.q_b, "q_b_in");
         }
-        self.add_input("kv_b_in", attention.key_value.cols, false);
-        self.add_linear(&attention.key_value, "kv_b_in");
+        self.add_input("kv_b_in", attention.kv_b.cols, false);
+        self.add_linear(&attention.kv_b, "kv_b_in");
         self.add_input("o_in", attention.output.cols, false);
         self.add_linear(&attention.output, "o_in");
     }
 
     fn add_mlp(&mut self, mlp: &MlpSpec, routed: bool) {
-        self.add_input(&mlp.input, mlp.down.rows, routed);
-        for projection in mlp.widening.projections() {
-            self.add_linear(projection, &mlp.input);
+        self.add_input(&mlp.input_name, mlp.down.rows, routed);
+        for projection in mlp.input.projections() {
+            self.add_linear(projection, &mlp.input_name);
         }
-        self.add_input(&mlp.inner, mlp.ffn, routed);
-        self.add_linear(&mlp.down, &mlp.inner);
+        self.add_input(&mlp.down_input_name, mlp.ffn, routed);
+        self.add_linear(&mlp.down, &mlp.down_input_name);
     }
 
     fn add_experts(&mut self, experts: &ExpertsSpec) {
@@ -163,8 +163,11 @@ impl LayerPlan {
         self.exact
             .push(exact(&format!("{name}.weight"), &[*rows, *cols]));
         self.add_bias(&experts.router);
-        if let Routing::Sigmoid { correction, .. } = &experts.routing {
-            self.exact.push(exact(correction, &[*rows]));
+        if let Routing::Sigmoid {
+            correction_bias, ..
+        } = &experts.routing
+        {
+            self.exact.push(exact(correction_bias, &[*rows]));
         }
         if let Some(shared) = &experts.shared {
             self.add_mlp(shared, false);
@@ -176,29 +179,29 @@ impl LayerPlan {
 
     fn add_mamba(&mut self, mamba: &MambaSpec) {
         let &MambaSpec { inner, state, .. } = mamba;
-        self.add_input("in_in", mamba.input.cols, false);
-        self.add_linear(&mamba.input, "in_in");
+        self.add_input("in_in", mamba.in_proj.cols, false);
+        self.add_linear(&mamba.in_proj, "in_in");
         self.add_conv(&mamba.conv);
         self.add_input("x_in", inner, false);
-        self.add_linear(&mamba.selection, "x_in");
-        self.add_input("dt_in", mamba.rank, false);
-        self.add_linear(&mamba.step, "dt_in");
+        self.add_linear(&mamba.x_proj, "x_in");
+        self.add_input("dt_in", mamba.dt_rank, false);
+        self.add_linear(&mamba.dt_proj, "dt_in");
         self.exact.push(exact("mixer.A_log", &[inner, state]));
         self.exact.push(exact("mixer.D", &[inner]));
         self.add_input("out_in", inner, false);
-        self.add_linear(&mamba.output, "out_in");
+        self.add_linear(&mamba.out_proj, "out_in");
     }
 
     fn add_mamba2(&mut self, mamba: &Mamba2Spec) {
-        self.add_input("in_in", mamba.input.cols, false);
-        self.add_linear(&mamba.input, "in_in");
+        self.add_input("in_in", mamba.in_proj.cols, false);
+        self.add_linear(&mamba.in_proj, "in_in");
         self.add_conv(&mamba.conv);
         for name in ["mixer.dt_bias", "mixer.A_log", "mixer.D"] {
             self.exact.push(exact(name, &[mamba.heads]));
         }
         self.add_norm(Some(&mamba.norm));
-        self.add_input("out_in", mamba.output.cols, false);
-        self.add_linear(&mamba.output, "out_in");
+        self.add_input("out_in", mamba.out_proj.cols, false);
+        self.add_linear(&mamba.out_proj, "out_in");
     }
 
     fn add_conv(&mut self, conv: &ConvSpec) {
@@ -223,7 +226,7 @@ impl LayerPlan {
         self.inputs.iter().find(|input| input.name == name)
     }
 
-    /// Weights of the linears of this layer.
+    /// Number of weights of the linears of this layer.
     pub fn linear_parameters(&self) -> u64 {
         self.linears
             .iter()
@@ -231,12 +234,12 @@ impl LayerPlan {
             .sum()
     }
 
-    /// All parameters of this layer.
+    /// Number of parameters of this layer.
     pub fn parameters(&self) -> u64 {
         self.linear_parameters() + self.exact.iter().map(ExactSpec::parameters).sum::<u64>()
     }
 
-    /// Names (within the layer) and shapes of all tensors of this layer, as the pipeline's files hold them.
+    /// Names within the layer and shapes of all tensors of this layer, as the pipeline's files store them.
     pub fn tensors(&self) -> impl Iterator<Item = ExactSpec> + '_ {
         self.linears
             .iter()
@@ -247,35 +250,33 @@ impl LayerPlan {
             .chain(self.exact.iter().cloned())
     }
 
-    /// Full names and shapes of all tensors of this layer, as the source's files hold them. A tensor that
-    /// holds several linears comes once for each.
+    /// Full names and shapes of all tensors of this layer, as the checkpoint stores them. A tensor that holds
+    /// several linears is repeated for each of them.
     pub fn source_tensors(&self) -> impl Iterator<Item = ExactSpec> + '_ {
         let linears = self.linears.iter().map(|linear| {
-            let (name, shape) = linear.in_source();
+            let (name, shape) = linear.source_tensor();
             exact(&format!("{}{name}", self.prefix), &shape)
         });
         let exact = self
             .exact
             .iter()
-            .map(|extra| exact(&format!("{}{}", self.prefix, extra.name), &extra.shape));
+            .map(|spec| exact(&format!("{}{}", self.prefix, spec.name), &spec.shape));
         linears.chain(exact)
     }
 }
 
 impl LinearSpec {
-    /// Name within the layer and shape of the tensor that holds this linear in the source.
-    pub fn in_source(&self) -> (&str, Vec<usize>) {
+    /// Name within the layer and shape of the tensor that holds this linear in the checkpoint.
+    pub fn source_tensor(&self) -> (&str, Vec<usize>) {
         match &self.stored {
             Stored::Whole => (&self.name, vec![self.rows, self.cols]),
             Stored::Transposed => (&self.name, vec![self.cols, self.rows]),
             Stored::Slice { tensor, count, .. } => (tensor, vec![*count, self.rows, self.cols]),
         }
     }
-}
 
-impl LinearSpec {
-    /// The name without the number of its expert: the same for the linears of a layer's experts that do the
-    /// same.
+    /// The name without its expert's index: linears with the same function in different experts have the same
+    /// role.
     pub fn role(&self) -> &str {
         role(&self.name)
     }
@@ -288,18 +289,18 @@ impl InputSpec {
     }
 }
 
-/// What follows the last number of a name.
+/// The part of a name after its last numeric component.
 fn role(name: &str) -> &str {
-    let number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let mut role = name;
     let mut rest = name;
-    let mut from = name;
-    while let Some((part, after)) = from.split_once('.') {
-        if number(part) {
-            rest = after;
+    while let Some((part, after)) = rest.split_once('.') {
+        if is_number(part) {
+            role = after;
         }
-        from = after;
+        rest = after;
     }
-    rest
+    role
 }
 
 impl ExactSpec {
@@ -310,7 +311,7 @@ impl ExactSpec {
 }
 
 impl NormSpec {
-    /// The norm's tensors.
+    /// Names and shapes of the norm's tensors.
     pub fn tensors(&self) -> Vec<ExactSpec> {
         let tensor = |part: &str| exact(&format!("{}.{part}", self.name), &[self.width]);
         match self.kind {
@@ -321,44 +322,44 @@ impl NormSpec {
 }
 
 impl QkvSpec {
-    /// The matrices in the order in which the layer uses them.
+    /// The matrices in the order in which the layer applies them.
     pub fn projections(&self) -> Vec<&Projection> {
         match self {
             QkvSpec::Separate { q, k, v } => vec![q, k, v],
-            QkvSpec::Stacked(one) | QkvSpec::PerHead(one) => vec![one],
+            QkvSpec::Fused(matrix) | QkvSpec::FusedPerHead(matrix) => vec![matrix],
         }
     }
 
-    /// Width of their input.
+    /// Input dimension.
     pub fn hidden(&self) -> usize {
         match self {
             QkvSpec::Separate { q, .. } => q.cols,
-            QkvSpec::Stacked(one) | QkvSpec::PerHead(one) => one.cols,
+            QkvSpec::Fused(matrix) | QkvSpec::FusedPerHead(matrix) => matrix.cols,
         }
     }
 }
 
-impl Widening {
-    /// The matrices in the order in which the layer uses them.
+impl MlpInput {
+    /// The matrices in the order in which the layer applies them.
     pub fn projections(&self) -> Vec<&Projection> {
         match self {
-            Widening::Gated { gate, up } => vec![gate, up],
-            Widening::GatedStacked(one) | Widening::Plain(one) => vec![one],
+            MlpInput::Gated { gate, up } => vec![gate, up],
+            MlpInput::FusedGated(matrix) | MlpInput::Ungated(matrix) => vec![matrix],
         }
     }
 }
 
 impl ModelConfig {
-    /// Plan of layer `index`.
+    /// The plan of layer `index`.
     ///
     /// # Panics
     /// If there is no such layer.
     pub fn layer_plan(&self, index: usize) -> LayerPlan {
-        LayerPlan::of(&self.layers[index], index)
+        LayerPlan::new(&self.layers[index], index)
     }
 
-    /// Full names and shapes of the tensors outside the layers: embedding, final norm and, unless
-    /// the head is tied to the embedding, the output matrix.
+    /// Full names and shapes of the non-layer tensors: embedding, learned positions, final norm and, unless the
+    /// head is tied to the embedding, the output matrix.
     pub fn non_layer_plan(&self) -> Vec<ExactSpec> {
         let matrix = |name: &str, rows| exact(name, &[rows, self.hidden]);
         let mut non_layer = vec![matrix(&self.embedding.weight, self.vocab)];
@@ -375,14 +376,14 @@ impl ModelConfig {
         non_layer
     }
 
-    /// Weights of all linears of all layers.
+    /// Number of weights of all linears of all layers.
     pub fn linear_parameters(&self) -> u64 {
         self.layer_plans()
             .map(|plan| plan.linear_parameters())
             .sum()
     }
 
-    /// All parameters; a tied head counts once.
+    /// Number of parameters of the model; a tied head counts once.
     pub fn total_parameters(&self) -> u64 {
         let non_layer = self.non_layer_plan();
         self.layer_plans()
@@ -391,12 +392,12 @@ impl ModelConfig {
             + non_layer.iter().map(ExactSpec::parameters).sum::<u64>()
     }
 
-    /// The plans of all layers, one after another.
+    /// The plans of all layers, in order.
     pub fn layer_plans(&self) -> impl Iterator<Item = LayerPlan> + '_ {
         self.layers
             .iter()
             .enumerate()
-            .map(|(index, layer)| LayerPlan::of(layer, index))
+            .map(|(index, layer)| LayerPlan::new(layer, index))
     }
 }
 

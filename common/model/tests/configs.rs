@@ -1,5 +1,5 @@
-//! Which `config.json` is refused, by which key, and what is tolerated beside a model's tensors. Published
-//! configurations give the published numbers of parameters.
+//! Which `config.json` is refused and by which key, and which tensors are ignored in addition to a model's own.
+//! Published configurations give the published numbers of parameters.
 #![allow(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
@@ -25,170 +25,101 @@ fn parsed(text: &str) -> Result<ModelConfig, ConfigError> {
     ModelConfig::from_json(text.as_bytes(), Path::new("config.json"), &|_| false)
 }
 
-/// The configuration of a golden case with one key set, `a.b` being key b of the object a.
+/// The configuration of a golden case with one key changed; `a.b` is key `b` of the object `a`.
 fn changed(case: &str, key: &str, value: Value) -> Value {
     let mut config = config_of(case);
-    let (mut place, mut rest) = (&mut config, key);
+    let (mut object, mut rest) = (&mut config, key);
     while let Some((outer, inner)) = rest.split_once('.') {
-        place = &mut place[outer];
+        object = &mut object[outer];
         rest = inner;
     }
-    place[rest] = value;
+    object[rest] = value;
     config
 }
 
-#[test]
-fn a_value_that_is_not_computed_is_refused_by_its_key() {
-    let deepseek = "deepseek_v3-plain";
-    let dynamic = || json!({"type": "dynamic", "factor": 2.0});
-    let cases = [
-        (
-            "llama-yarn",
-            "rope_scaling",
-            dynamic(),
-            "rope_scaling.rope_type",
-        ),
-        (
-            "llama-plain",
-            "rope_interleaved",
-            json!(true),
-            "rope_interleaved",
-        ),
-        ("llama-plain", "hidden_act", json!("tanh"), "hidden_act"),
-        ("llama-plain", "clip_qkv", json!(8.0), "clip_qkv"),
-        (
-            "llama-plain",
-            "num_key_value_heads",
-            json!(4),
-            "num_key_value_heads",
-        ),
-        (
-            "llama-plain",
-            "quantization_config",
-            json!({"bits": 4}),
-            "quantization_config",
-        ),
-        (
-            "llama-yarn",
-            "rope_scaling.mscale_all_dims",
-            json!(1.0),
-            "rope_scaling.mscale_all_dims",
-        ),
-        (
-            "qwen3_moe-plain",
-            "num_experts_per_tok",
-            json!(99),
-            "num_experts_per_tok",
-        ),
-        (
-            "phimoe-plain",
-            "num_experts_per_tok",
-            json!(3),
-            "num_experts_per_tok",
-        ),
-        (
-            deepseek,
-            "quantization_config",
-            json!({"quant_method": "fp8"}),
-            "quantization_config",
-        ),
-        (deepseek, "n_group", json!(3), "n_group"),
-        (deepseek, "n_group", json!(8), "n_group"),
-        (deepseek, "topk_group", json!(5), "topk_group"),
-        (
-            deepseek,
-            "num_experts_per_tok",
-            json!(5),
-            "num_experts_per_tok",
-        ),
-        (deepseek, "scoring_func", json!("softmax"), "scoring_func"),
-        (
-            deepseek,
-            "topk_method",
-            json!("group_limited_greedy"),
-            "topk_method",
-        ),
-        (deepseek, "moe_layer_freq", json!(2), "moe_layer_freq"),
-        (
-            deepseek,
-            "num_key_value_heads",
-            json!(2),
-            "num_key_value_heads",
-        ),
-        (
-            deepseek,
-            "qk_rope_head_dim",
-            json!(7),
-            "head_dim · partial_rotary_factor",
-        ),
-        (deepseek, "qk_head_dim", json!(15), "qk_head_dim"),
-        (
-            deepseek,
-            "partial_rotary_factor",
-            json!(0.5),
-            "partial_rotary_factor",
-        ),
-        (
-            deepseek,
-            "rope_scaling",
-            dynamic(),
-            "rope_scaling.rope_type",
-        ),
-        (
-            deepseek,
-            "rope_scaling.mscale_all_dim",
-            json!(-1),
-            "rope_scaling.mscale_all_dim",
-        ),
-        (
-            deepseek,
-            "num_nextn_predict_layers",
-            json!(1_000_000),
-            "num_nextn_predict_layers",
-        ),
-        ("mamba-plain", "rms_norm", json!(false), "rms_norm"),
-        ("mamba2-plain", "rms_norm", json!(false), "rms_norm"),
-        ("mamba2-plain", "expand", json!(3), "expand"),
-        (
-            "mamba2-plain",
-            "intermediate_size",
-            json!(40),
-            "intermediate_size",
-        ),
-        ("mamba2-plain", "n_groups", json!(4), "n_groups"),
-        (
-            "mamba2-plain",
-            "time_step_limit",
-            json!([0.3, 0.1]),
-            "time_step_limit",
-        ),
-        (
-            "mamba2-plain",
-            "time_step_limit",
-            json!([-1.0, 0.1]),
-            "time_step_limit",
-        ),
-        (
-            "mamba2-plain",
-            "time_step_limit",
-            json!([0.0]),
-            "time_step_limit",
-        ),
-    ];
-    let mut others = Vec::new();
+/// A golden case, a key, an unsupported value of it, and the key that the error names.
+type Refused = (&'static str, &'static str, Value, &'static str);
+
+/// A value that is refused by its own key.
+fn refused(case: &'static str, key: &'static str, value: Value) -> Refused {
+    (case, key, value, key)
+}
+
+/// Asserts that every value is refused, and by the right key.
+fn assert_refused(cases: impl IntoIterator<Item = Refused>) {
+    let mut failures = Vec::new();
     for (case, key, value, refused) in cases {
         let what = format!("{case}, {key} {value}");
         match parsed(&changed(case, key, value).to_string()) {
             Err(ConfigError::Value { key, .. }) if key == refused => {}
-            Err(error) => others.push(format!("{what}: {error}")),
-            Ok(_) => others.push(format!("{what}: accepted")),
+            Err(error) => failures.push(format!("{what}: {error}")),
+            Ok(_) => failures.push(format!("{what}: accepted")),
         }
     }
-    assert!(others.is_empty(), "{}", others.join("\n"));
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// A rotary scaling that is not supported.
+fn dynamic_rope() -> Value {
+    json!({"type": "dynamic", "factor": 2.0})
 }
 
 #[test]
-fn a_value_that_means_the_same_is_accepted() {
+fn unsupported_values_are_refused_by_their_key() {
+    let rope_type = "rope_scaling.rope_type";
+    assert_refused([
+        ("llama-yarn", "rope_scaling", dynamic_rope(), rope_type),
+        refused("llama-plain", "rope_interleaved", json!(true)),
+        refused("llama-plain", "hidden_act", json!("tanh")),
+        refused("llama-plain", "clip_qkv", json!(8.0)),
+        refused("llama-plain", "num_key_value_heads", json!(4)),
+        refused("llama-plain", "quantization_config", json!({"bits": 4})),
+        refused("llama-yarn", "rope_scaling.mscale_all_dims", json!(1.0)),
+        refused("qwen3_moe-plain", "num_experts_per_tok", json!(99)),
+        refused("phimoe-plain", "num_experts_per_tok", json!(3)),
+    ]);
+}
+
+#[test]
+fn unsupported_values_of_latent_attention_and_group_limited_routing_are_refused_by_their_key() {
+    let case = "deepseek_v3-plain";
+    let rope_type = "rope_scaling.rope_type";
+    let rope_dim = "head_dim · partial_rotary_factor";
+    assert_refused([
+        refused(case, "quantization_config", json!({"quant_method": "fp8"})),
+        refused(case, "n_group", json!(3)),
+        refused(case, "n_group", json!(8)),
+        refused(case, "topk_group", json!(5)),
+        refused(case, "num_experts_per_tok", json!(5)),
+        refused(case, "scoring_func", json!("softmax")),
+        refused(case, "topk_method", json!("group_limited_greedy")),
+        refused(case, "moe_layer_freq", json!(2)),
+        refused(case, "num_key_value_heads", json!(2)),
+        (case, "qk_rope_head_dim", json!(7), rope_dim),
+        refused(case, "qk_head_dim", json!(15)),
+        refused(case, "partial_rotary_factor", json!(0.5)),
+        (case, "rope_scaling", dynamic_rope(), rope_type),
+        refused(case, "rope_scaling.mscale_all_dim", json!(-1)),
+        refused(case, "num_nextn_predict_layers", json!(1_000_000)),
+    ]);
+}
+
+#[test]
+fn unsupported_values_of_state_space_models_are_refused_by_their_key() {
+    assert_refused([
+        refused("mamba-plain", "rms_norm", json!(false)),
+        refused("mamba2-plain", "rms_norm", json!(false)),
+        refused("mamba2-plain", "expand", json!(3)),
+        refused("mamba2-plain", "intermediate_size", json!(40)),
+        refused("mamba2-plain", "n_groups", json!(4)),
+        refused("mamba2-plain", "time_step_limit", json!([0.3, 0.1])),
+        refused("mamba2-plain", "time_step_limit", json!([-1.0, 0.1])),
+        refused("mamba2-plain", "time_step_limit", json!([0.0])),
+    ]);
+}
+
+#[test]
+fn redundant_keys_with_consistent_values_are_accepted() {
     let cases = [
         ("deepseek_v3-plain", "qk_head_dim", json!(14)),
         ("deepseek_v3-plain", "head_dim", json!(8)),
@@ -208,7 +139,7 @@ fn a_value_that_means_the_same_is_accepted() {
 }
 
 #[test]
-fn yarn_takes_no_share_for_a_share_of_nothing() {
+fn a_yarn_mscale_of_zero_counts_as_absent() {
     let absent = changed(
         "deepseek_v3-plain",
         "rope_scaling.mscale_all_dim",
@@ -224,15 +155,18 @@ fn yarn_takes_no_share_for_a_share_of_nothing() {
 }
 
 #[test]
-fn an_infinite_limit_may_be_written_in_either_way() {
+fn an_infinite_limit_is_accepted_in_both_spellings() {
     let with = |limit: &str| {
-        let marked = changed("mamba2-plain", "time_step_limit", json!("here"));
-        parsed(&marked.to_string().replace("\"here\"", limit))
+        let template = changed("mamba2-plain", "time_step_limit", json!("placeholder"));
+        parsed(&template.to_string().replace("\"placeholder\"", limit))
     };
-    let bare = with("[0.0, Infinity]").unwrap();
-    assert_eq!(with(r#"[0.0, {"__float__": "Infinity"}]"#).unwrap(), bare);
-    assert_eq!(with("null").unwrap(), bare);
-    assert_ne!(with("[0.0, 1.0]").unwrap(), bare);
+    let literal = with("[0.0, Infinity]").unwrap();
+    assert_eq!(
+        with(r#"[0.0, {"__float__": "Infinity"}]"#).unwrap(),
+        literal
+    );
+    assert_eq!(with("null").unwrap(), literal);
+    assert_ne!(with("[0.0, 1.0]").unwrap(), literal);
     for limit in ["[0.0, NaN]", "[Infinity, Infinity]", "[0.0, -Infinity]"] {
         let found = with(limit);
         assert!(
@@ -243,7 +177,7 @@ fn an_infinite_limit_may_be_written_in_either_way() {
     assert!(matches!(with("[0.0, Inf]"), Err(ConfigError::Json { .. })));
 }
 
-/// 671B and 7,285,403,648 as their makers say.
+/// 671B and 7,285,403,648, as their authors state.
 #[test]
 fn published_models_have_their_published_numbers_of_parameters() {
     let deepseek = json!({
@@ -277,37 +211,37 @@ fn published_models_have_their_published_numbers_of_parameters() {
 }
 
 #[test]
-fn layers_that_predict_further_tokens_are_skipped_where_the_configuration_has_them() {
+fn layers_for_multi_token_prediction_are_ignored_if_the_configuration_has_them() {
     let case = golden("deepseek_v3-plain");
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("further-layers");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mtp-layers");
     std::fs::create_dir_all(&folder).unwrap();
     let bytes = std::fs::read(case.join("model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let mut tensors: BTreeMap<String, TensorView<'_>> = file.tensors().into_iter().collect();
     for name in ["eh_proj.weight", "mlp.experts.0.up_proj.weight"] {
-        let any = tensors["model.norm.weight"].clone();
-        tensors.insert(format!("model.layers.2.{name}"), any);
+        let tensor = tensors["model.norm.weight"].clone();
+        tensors.insert(format!("model.layers.2.{name}"), tensor);
     }
     let weights = folder.join("model.safetensors");
     safetensors::serialize_to_file(&tensors, None, &weights).unwrap();
     let source = SourceFolder::open(&folder).unwrap();
-    let check = |further: usize| {
+    let check = |mtp_layers: usize| {
         let config = changed(
             "deepseek_v3-plain",
             "num_nextn_predict_layers",
-            json!(further),
+            json!(mtp_layers),
         );
         source.check(&parsed(&config.to_string()).unwrap())
     };
     check(1).unwrap();
-    let refused = check(0).unwrap_err().to_string();
-    assert_eq!(refused.matches("left over").count(), 2, "{refused}");
+    let error = check(0).unwrap_err().to_string();
+    assert_eq!(error.matches("unexpected tensor").count(), 2, "{error}");
 }
 
 #[test]
-fn a_folder_opens_by_headers_alone_and_reads_a_tensor_once_its_shard_is_there() {
+fn a_folder_opens_with_headers_only_and_reads_tensors_once_their_shard_exists() {
     let case = golden("llama-plain");
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("headers-alone");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("headers-only");
     std::fs::create_dir_all(&folder).unwrap();
     let (shard, bytes) = (
         folder.join("model.safetensors"),
@@ -332,7 +266,7 @@ fn a_folder_opens_by_headers_alone_and_reads_a_tensor_once_its_shard_is_there() 
         source.read(name).unwrap().bytes,
         whole.read(name).unwrap().bytes
     );
-    // A header that is cut, or followed by more.
+    // A truncated header, and a header followed by more bytes.
     for wrong in [
         &bytes[..length as usize - 1],
         &bytes[..length as usize + 1],

@@ -1,6 +1,6 @@
-//! The forward pass against logits that another implementation computed (`tests/parity/parity.py
-//! --golden`, Hugging Face transformers), on the CPU kernels and on the tensor formulation; and, on the same
-//! models, what a tap sees and the gradients.
+//! The forward pass against the hidden states and logits of another implementation (Hugging Face transformers, via
+//! `tests/parity/parity.py --golden`), on the CPU kernels and on the tensor formulation. On the same models: what an
+//! observer sees, and the gradients.
 #![allow(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
@@ -10,11 +10,14 @@ use burn::backend::Autodiff;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
 use safetensors::SafeTensors;
-use uc_model::forward::{Embedding, Head, Layer, NoTap, Tap, Traced, Values};
+use uc_model::forward::{
+    ActivationObserver, Embedding, Head, Layer, NoObserver, PartTrace, WeightsFromFn,
+};
 use uc_model::spec::{LayerSpec, Mixer};
 use uc_model::{Cpu, LayerPlan, ModelConfig, ModelError, SourceFolder};
 
-/// Of the largest value; f32 rounding of a two-layer model stays below 1e-6, in long sums a little more.
+/// Largest accepted error, relative to the largest value. f32 rounding in a two-layer model stays below 1e-6, and
+/// a little above it in long sums.
 const TOLERANCE: f32 = 3e-6;
 
 fn cases() -> Vec<PathBuf> {
@@ -25,9 +28,9 @@ fn cases() -> Vec<PathBuf> {
     cases
 }
 
-/// What a model computes for a window.
+/// The results of a forward pass.
 struct Computed {
-    /// `[layers, tokens, hidden]` the residual stream after each layer.
+    /// `[layers, tokens, hidden]`: the residual stream after each layer.
     hidden: Vec<f32>,
     /// `[tokens, vocab]`
     logits: Vec<f32>,
@@ -39,30 +42,30 @@ fn computed<B: Backend>(folder: &Path, windows: &[&[u32]]) -> Computed {
     source.check(&config).unwrap();
     let device = B::Device::default();
     let read = |name: &str| -> Result<Vec<f32>, ModelError> { Ok(source.read_f32(name)?) };
-    let ends = Values::<B, _>::new(&read, &device);
-    let mut hidden = Embedding::new(&config, &ends)
+    let weights = WeightsFromFn::<B, _>::new(&read, &device);
+    let mut hidden = Embedding::new(&config, &weights)
         .unwrap()
         .lookup(windows)
         .unwrap();
     let mut states = Vec::new();
     for (spec, plan) in config.layers.iter().zip(config.layer_plans()) {
-        let of_layer =
+        let read_layer =
             |name: &str| -> Result<_, ModelError> { Ok(source.read_planned_f32(&plan, name)?) };
-        let weights = Values::new(&of_layer, &device);
-        let layer = Layer::new(spec, windows[0].len(), &weights, &device).unwrap();
-        hidden = layer.forward(hidden, &mut NoTap).unwrap();
+        let layer_weights = WeightsFromFn::new(&read_layer, &device);
+        let layer = Layer::new(spec, windows[0].len(), &layer_weights, &device).unwrap();
+        hidden = layer.forward(hidden, &mut NoObserver).unwrap();
         states.extend(hidden.clone().into_data().into_vec::<f32>().unwrap());
     }
     let tokens = windows.len() * windows[0].len();
     let hidden: Tensor<B, 2> = hidden.reshape([tokens, config.hidden]);
-    let head = Head::<B>::new(&config, &ends).unwrap();
+    let head = Head::<B>::new(&config, &weights).unwrap();
     Computed {
         hidden: states,
         logits: head.logits(hidden).into_data().into_vec().unwrap(),
     }
 }
 
-/// The window's ids, and what transformers computes.
+/// The token ids of a golden case, and the results of transformers.
 fn golden(folder: &Path) -> (Vec<u32>, Computed) {
     let bytes = std::fs::read(folder.join("golden.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -83,7 +86,7 @@ fn assert_close(folder: &Path, what: &str, found: &[f32], expected: &[f32]) {
     assert_within(folder, what, found, expected, TOLERANCE);
 }
 
-/// Asserts that no value is farther off than `tolerance` of the largest.
+/// Asserts that no error exceeds `tolerance` times the largest value.
 fn assert_within(folder: &Path, what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(
         found.len(),
@@ -98,7 +101,7 @@ fn assert_within(folder: &Path, what: &str, found: &[f32], expected: &[f32], tol
         .enumerate()
         .fold(
             (0, 0.0),
-            |worst, new| if new.1 > worst.1 { new } else { worst },
+            |worst, next| if next.1 > worst.1 { next } else { worst },
         );
     assert!(
         distance <= tolerance * largest,
@@ -133,8 +136,8 @@ fn hidden_states_and_logits_equal_those_of_transformers() {
         "qwen3_moe",
     ];
     for family in families {
-        let of_family = |case: &PathBuf| case.to_string_lossy().contains(&format!("/{family}-"));
-        assert!(cases().iter().any(of_family), "no golden file of {family}");
+        let has_family = |case: &PathBuf| case.to_string_lossy().contains(&format!("/{family}-"));
+        assert!(cases().iter().any(has_family), "no golden file of {family}");
     }
     for folder in cases() {
         let (ids, expected) = golden(&folder);
@@ -149,32 +152,32 @@ fn hidden_states_and_logits_equal_those_of_transformers() {
 }
 
 #[test]
-fn windows_of_a_batch_do_not_see_each_other_and_tokens_do_not_see_later_ones() {
+fn windows_of_a_batch_are_independent_and_tokens_do_not_depend_on_later_ones() {
     for folder in cases() {
         let (ids, expected) = golden(&folder);
         let expected = expected.logits;
         let other: Vec<u32> = ids.iter().rev().copied().collect();
         let both = computed::<Cpu>(&folder, &[&other, &ids]).logits;
         assert_close(&folder, "logit", &both[expected.len()..], &expected);
-        // Some rotary scalings turn by other angles in a shorter window.
-        let stretched = ["longrope", "phi3-partial"];
+        // Some rotary scalings use other frequencies in a shorter window.
+        let length_dependent = ["longrope", "phi3-partial"];
         let name = folder.to_string_lossy();
-        if !stretched.iter().any(|part| name.contains(part)) {
+        if !length_dependent.iter().any(|part| name.contains(part)) {
             let vocab = expected.len() / ids.len();
-            let head = computed::<Cpu>(&folder, &[&ids[..20]]).logits;
-            assert_close(&folder, "logit", &head, &expected[..20 * vocab]);
+            let prefix = computed::<Cpu>(&folder, &[&ids[..20]]).logits;
+            assert_close(&folder, "logit", &prefix, &expected[..20 * vocab]);
         }
     }
 }
 
-/// Keeps what passes: inputs by name, width and tokens in order, and for every output a zero added to it.
-struct Taps<B: AutodiffBackend> {
+/// Records name, width and number of routed tokens of every input in order, and a zero added to every output.
+struct Recorder<B: AutodiffBackend> {
     inputs: Vec<(String, usize, Option<usize>)>,
     zeros: BTreeMap<String, Tensor<B, 2>>,
 }
 
-impl<B: AutodiffBackend> Tap<B> for Taps<B> {
-    fn input(&mut self, name: &str, x: &Tensor<B, 2>, tokens: Option<&[usize]>) {
+impl<B: AutodiffBackend> ActivationObserver<B> for Recorder<B> {
+    fn observe_input(&mut self, name: &str, x: &Tensor<B, 2>, tokens: Option<&[usize]>) {
         let [rows, width] = x.dims();
         if let Some(tokens) = tokens {
             assert_eq!(tokens.len(), rows, "tokens of {name}");
@@ -183,7 +186,7 @@ impl<B: AutodiffBackend> Tap<B> for Taps<B> {
         self.inputs.push((name.to_owned(), width, tokens));
     }
 
-    fn output(&mut self, weight: &str, y: Tensor<B, 2>) -> Tensor<B, 2> {
+    fn observe_output(&mut self, weight: &str, y: Tensor<B, 2>) -> Tensor<B, 2> {
         let zero = Tensor::zeros(y.dims(), &y.device()).require_grad();
         let before = self.zeros.insert(weight.to_owned(), zero.clone());
         assert!(before.is_none(), "{weight} is applied twice");
@@ -191,13 +194,14 @@ impl<B: AutodiffBackend> Tap<B> for Taps<B> {
     }
 }
 
-/// Numbers in -1..1 without a pattern that matters.
-fn scattered(count: usize, step: usize) -> Vec<f32> {
+/// Pseudo-random numbers in -1..1.
+fn pseudo_random(count: usize, step: usize) -> Vec<f32> {
     let number = |i: usize| (i * step % 1009) as f32 / 504.5 - 1.0;
     (1..=count).map(number).collect()
 }
 
-/// Calls `check` with every layer of every case, the function that reads its weights and its input, `[1, tokens, hidden]`.
+/// Calls `check` with a description, the spec and the plan of every layer of every case, the function that reads its
+/// weights, and its input `[1, tokens, hidden]`.
 fn with_layers(
     mut check: impl FnMut(
         &str,
@@ -213,8 +217,8 @@ fn with_layers(
         let device = Default::default();
         let read = |name: &str| -> Result<Vec<f32>, ModelError> { Ok(source.read_f32(name)?) };
         let (ids, expected) = golden(&folder);
-        let ends = Values::<Cpu, _>::new(&read, &device);
-        let embedding = Embedding::new(&config, &ends).unwrap();
+        let weights = WeightsFromFn::<Cpu, _>::new(&read, &device);
+        let embedding = Embedding::new(&config, &weights).unwrap();
         let mut hidden = embedding.lookup(&[&ids]).unwrap().into_data();
         let outputs = expected.hidden.chunks_exact(ids.len() * config.hidden);
         for ((spec, plan), output) in config.layers.iter().zip(config.layer_plans()).zip(outputs) {
@@ -234,88 +238,102 @@ fn with_layers(
 
 type Graph = Autodiff<Cpu>;
 
-/// The graph of a layer as one, and the gradients in it.
-struct Whole {
+/// A layer computed as a single graph, with its gradients.
+struct WholeGraph {
     x: Tensor<Graph, 3>,
-    above: Tensor<Cpu, 3>,
-    taps: Taps<Graph>,
+    grad_output: Tensor<Cpu, 3>,
+    recorder: Recorder<Graph>,
     gradients: <Graph as AutodiffBackend>::Gradients,
 }
 
-fn whole(
+fn whole_graph(
     spec: &LayerSpec,
     read: &dyn Fn(&str) -> Result<Vec<f32>, ModelError>,
     x: &TensorData,
-) -> Whole {
+) -> WholeGraph {
     let device = Default::default();
-    let above = scattered(x.shape.iter().product(), 7919);
-    let above = Tensor::from_data(TensorData::new(above, x.shape.clone()), &device);
-    let weights = Values::<Graph, _>::new(read, &device);
+    let grad_output = pseudo_random(x.shape.iter().product(), 7919);
+    let grad_output = Tensor::from_data(TensorData::new(grad_output, x.shape.clone()), &device);
+    let weights = WeightsFromFn::<Graph, _>::new(read, &device);
     let layer = Layer::new(spec, x.shape[1], &weights, &device).unwrap();
-    let mut taps = Taps {
+    let mut recorder = Recorder {
         inputs: Vec::new(),
         zeros: BTreeMap::new(),
     };
     let x = Tensor::<Graph, 3>::from_data(x.clone(), &device).require_grad();
-    let y = layer.forward(x.clone(), &mut taps).unwrap();
-    let loss = (y * Tensor::from_inner(above.clone())).sum();
+    let y = layer.forward(x.clone(), &mut recorder).unwrap();
+    let loss = (y * Tensor::from_inner(grad_output.clone())).sum();
     let gradients = loss.backward();
-    Whole {
+    WholeGraph {
         x,
-        above,
-        taps,
+        grad_output,
+        recorder,
         gradients,
     }
 }
 
 #[test]
-fn every_linear_gets_a_gradient_and_every_input_passes_with_its_planned_width() {
+fn every_linear_has_a_gradient_and_every_input_its_planned_width() {
     with_layers(|what, spec, plan, read, x| {
-        let Whole {
-            mut taps,
+        let WholeGraph {
+            mut recorder,
             gradients,
             ..
-        } = whole(spec, read, &x);
+        } = whole_graph(spec, read, &x);
 
-        let mut seen = taps.inputs.into_iter().peekable();
+        let mut observed = recorder.inputs.into_iter().peekable();
         for input in &plan.inputs {
-            match seen.next_if(|(name, ..)| *name == input.name) {
-                Some((name, width, of_expert)) => {
+            match observed.next_if(|(name, ..)| *name == input.name) {
+                Some((name, width, routed_tokens)) => {
                     assert_eq!(width, input.width, "{what}: width of {name}");
-                    assert_eq!(of_expert.is_some(), input.routed, "{what}: {name}");
+                    assert_eq!(routed_tokens.is_some(), input.routed, "{what}: {name}");
                 }
-                None => assert!(input.routed, "{what}: {} is not seen", input.name),
+                None => assert!(input.routed, "{what}: {} is not observed", input.name),
             }
         }
-        assert_eq!(seen.next(), None, "{what}: an input beside the plan");
+        assert_eq!(
+            observed.next(),
+            None,
+            "{what}: an input that is not in the plan"
+        );
 
         let routed = |name: &str| plan.inputs.iter().any(|i| i.name == name && i.routed);
         for linear in &plan.linears {
-            let Some(zero) = taps.zeros.remove(&linear.name) else {
-                assert!(routed(&linear.input), "{what}: {} is idle", linear.name);
-                continue; // an expert to which no token came
+            let Some(zero) = recorder.zeros.remove(&linear.name) else {
+                assert!(
+                    routed(&linear.input),
+                    "{what}: {} is not applied",
+                    linear.name
+                );
+                continue; // an expert without tokens
             };
             let found = zero.grad(&gradients).expect(&linear.name);
             assert_eq!(found.dims()[1], linear.rows, "{what}: {}", linear.name);
             let found: Vec<f32> = found.into_data().into_vec().unwrap();
             let name = &linear.name;
             assert!(found.iter().all(|g| g.is_finite()), "{what}: {name}");
-            assert!(found.iter().any(|g| *g != 0.0), "{what}: {name} gets none");
+            assert!(
+                found.iter().any(|g| *g != 0.0),
+                "{what}: the gradient of {name} is zero"
+            );
         }
-        assert!(taps.zeros.is_empty(), "{what}: a linear beside the plan");
+        assert!(
+            recorder.zeros.is_empty(),
+            "{what}: a linear that is not in the plan"
+        );
     });
 }
 
-/// Compares the gradients that `B` finds part by part with those of the whole graph on the CPU.
+/// Compares the gradients computed part by part on `B` with those of a single graph on the CPU.
 fn compare_gradients<B: Backend>(tolerance: f32) {
     let device = B::Device::default();
     with_layers(|what, spec, plan, read, x| {
-        let Whole {
+        let WholeGraph {
             x: input,
-            above,
-            mut taps,
+            grad_output,
+            mut recorder,
             gradients,
-        } = whole(spec, read, &x);
+        } = whole_graph(spec, read, &x);
         let tokens = x.shape[1];
 
         let compare = |name: &str, found: TensorData, expected: TensorData| {
@@ -330,79 +348,89 @@ fn compare_gradients<B: Backend>(tolerance: f32) {
                 "{what}: {name} {error} of {largest}"
             );
         };
-        let mut traced = |part: Traced<B>| -> Result<(), ModelError> {
-            for (name, found) in part.outputs {
-                let zero = taps.zeros.remove(&name).expect(&name);
+        let mut on_trace = |part: PartTrace<B>| -> Result<(), ModelError> {
+            for (name, found) in part.output_gradients {
+                let zero = recorder.zeros.remove(&name).expect(&name);
                 let expected = zero.grad(&gradients).expect(&name);
                 compare(&name, found.into_data(), expected.into_data());
                 let input = &plan.linear(&name).expect(&name).input;
-                let (x, own) = &part.inputs[input];
-                assert_eq!(x.dims()[0], own.as_ref().map_or(tokens, Vec::len));
+                let (x, routed_tokens) = &part.inputs[input];
+                assert_eq!(x.dims()[0], routed_tokens.as_ref().map_or(tokens, Vec::len));
             }
             for name in part.inputs.keys() {
-                let place = taps.inputs.iter().position(|(seen, ..)| seen == name);
-                taps.inputs.remove(place.expect(name));
+                let index = recorder
+                    .inputs
+                    .iter()
+                    .position(|(observed, ..)| observed == name);
+                recorder.inputs.remove(index.expect(name));
             }
             Ok(())
         };
         let hidden = Tensor::<B, 3>::from_data(x, &device);
-        let above = Tensor::from_data(above.into_data(), &device);
-        let weights = Values::<Autodiff<B>, _>::new(read, &device);
+        let grad_output = Tensor::from_data(grad_output.into_data(), &device);
+        let weights = WeightsFromFn::<Autodiff<B>, _>::new(read, &device);
         let layer = Layer::new(spec, tokens, &weights, &device).unwrap();
-        let found = layer.gradient(hidden, above, &mut traced).unwrap();
+        let found = layer.gradient(hidden, grad_output, &mut on_trace).unwrap();
         let expected = input.grad(&gradients).unwrap();
         compare("the input", found.into_data(), expected.into_data());
-        assert!(taps.zeros.is_empty() && taps.inputs.is_empty(), "{what}");
+        assert!(
+            recorder.zeros.is_empty() && recorder.inputs.is_empty(),
+            "{what}"
+        );
     });
 }
 
 #[test]
-fn gradients_part_by_part_are_those_of_the_whole_graph() {
+fn gradients_computed_part_by_part_equal_those_of_a_single_graph() {
     compare_gradients::<Cpu>(2e-5);
 }
 
 #[test]
-fn the_gradient_by_a_layers_input_equals_a_difference() {
+fn the_gradient_at_a_layers_input_equals_a_central_difference() {
     with_layers(|what, spec, _, read, x| {
-        // A small step may change the choice of experts, over which there is no derivative.
-        let chooses = |mixer: &Mixer| matches!(mixer, Mixer::Experts(_));
-        if spec.blocks.iter().any(|block| chooses(&block.mixer)) {
+        // A small step may change the selection of experts, which is not differentiable.
+        let has_experts = |mixer: &Mixer| matches!(mixer, Mixer::Experts(_));
+        if spec.blocks.iter().any(|block| has_experts(&block.mixer)) {
             return;
         }
         let shape = x.shape.clone();
         let (tokens, count) = (shape[1], shape.iter().product());
         let x: Vec<f32> = x.into_vec().unwrap();
-        let above = scattered(count, 7919);
-        let along = scattered(count, 6421);
+        let grad_output = pseudo_random(count, 7919);
+        let direction = pseudo_random(count, 6421);
         let mean_square = x.iter().map(|x| x * x).sum::<f32>() / count as f32;
         let step = 1e-3 * mean_square.sqrt();
 
         let device = Default::default();
-        let weights = Values::<Cpu, _>::new(read, &device);
+        let weights = WeightsFromFn::<Cpu, _>::new(read, &device);
         let layer = Layer::new(spec, tokens, &weights, &device).unwrap();
         let loss = |step: f32| -> f64 {
-            let moved = x.iter().zip(&along).map(|(x, a)| x + step * a).collect();
+            let moved = x
+                .iter()
+                .zip(&direction)
+                .map(|(x, a)| x + step * a)
+                .collect();
             let moved = Tensor::from_data(TensorData::new::<f32, _>(moved, shape.clone()), &device);
-            let y = layer.forward(moved, &mut NoTap).unwrap();
+            let y = layer.forward(moved, &mut NoObserver).unwrap();
             let y: Vec<f32> = y.into_data().into_vec().unwrap();
-            let products = y.iter().zip(&above);
+            let products = y.iter().zip(&grad_output);
             products.map(|(y, g)| f64::from(*y) * f64::from(*g)).sum()
         };
         let expected = (loss(step) - loss(-step)) / (2.0 * f64::from(step));
 
         let device = Default::default();
-        let weights = Values::<Autodiff<Cpu>, _>::new(read, &device);
+        let weights = WeightsFromFn::<Autodiff<Cpu>, _>::new(read, &device);
         let layer = Layer::new(spec, tokens, &weights, &device).unwrap();
         let tensor = |values: &[f32]| {
             let data = TensorData::new(values.to_vec(), shape.clone());
             Tensor::<Autodiff<Cpu>, 3>::from_data(data, &device)
         };
         let x = tensor(&x).require_grad();
-        let y = layer.forward(x.clone(), &mut NoTap).unwrap();
-        let gradients = (y * tensor(&above)).sum().backward();
+        let y = layer.forward(x.clone(), &mut NoObserver).unwrap();
+        let gradients = (y * tensor(&grad_output)).sum().backward();
         let found: Vec<f32> = x.grad(&gradients).unwrap().into_data().into_vec().unwrap();
         let squares: f64 = found.iter().map(|g| f64::from(*g).powi(2)).sum();
-        let products = found.iter().zip(&along);
+        let products = found.iter().zip(&direction);
         let found: f64 = products.map(|(g, a)| f64::from(*g) * f64::from(*a)).sum();
         let error = (found - expected).abs() / squares.sqrt();
         println!("{error:.1e} {what}");
@@ -411,7 +439,7 @@ fn the_gradient_by_a_layers_input_equals_a_difference() {
 }
 
 #[test]
-fn pairs_that_are_halves_apart_turn_as_neighbours_do() {
+fn non_interleaved_rope_equals_interleaved_rope_with_reordered_weights() {
     let folder = cases()
         .into_iter()
         .find(|case| case.ends_with("deepseek_v3-plain"));
@@ -423,42 +451,42 @@ fn pairs_that_are_halves_apart_turn_as_neighbours_do() {
     let device = Default::default();
     let (ids, expected) = golden(&folder);
     let read = |name: &str| -> Result<Vec<f32>, ModelError> { Ok(source.read_f32(name)?) };
-    let ends = Values::<Cpu, _>::new(&read, &device);
-    let hidden = Embedding::new(&config, &ends)
+    let weights = WeightsFromFn::<Cpu, _>::new(&read, &device);
+    let hidden = Embedding::new(&config, &weights)
         .unwrap()
         .lookup(&[&ids])
         .unwrap();
-    // The rows of turned elements of every head, even ones first: what such a model would have in its file.
-    let moved = |name: &str| -> Result<Vec<f32>, ModelError> {
+    // The rotary rows of every head, even ones first: the weights of an equivalent model without interleaving.
+    let reordered = |name: &str| -> Result<Vec<f32>, ModelError> {
         let values = source.read_f32(&format!("model.layers.0.{name}"))?;
-        let (before, cols, all) = match name {
+        let (nope, cols, all) = match name {
             "self_attn.q_b_proj.weight" => (6, 12, 14),
             "self_attn.kv_a_proj_with_mqa.weight" => (10, 24, 18),
             _ => return Ok(values),
         };
-        let order = (0..before)
-            .chain((before..all).step_by(2))
-            .chain((before + 1..all).step_by(2));
+        let order = (0..nope)
+            .chain((nope..all).step_by(2))
+            .chain((nope + 1..all).step_by(2));
         let order: Vec<usize> = order.collect();
         let heads = values.chunks_exact(all * cols);
         let rows = heads.flat_map(|head| order.iter().map(|&row| &head[row * cols..][..cols]));
         Ok(rows.flatten().copied().collect())
     };
-    let weights = Values::new(&moved, &device);
+    let weights = WeightsFromFn::new(&reordered, &device);
     let layer = Layer::new(&config.layers[0], ids.len(), &weights, &device).unwrap();
-    let found = layer.forward(hidden, &mut NoTap).unwrap();
+    let found = layer.forward(hidden, &mut NoObserver).unwrap();
     let found: Vec<f32> = found.into_data().into_vec().unwrap();
     assert_close(&folder, "hidden", &found, &expected.hidden[..found.len()]);
 }
 
-/// On the GPU, whose sums and elementary functions round in other places than the CPU's.
+/// On the GPU, whose sums and elementary functions round differently from the CPU's.
 #[cfg(feature = "cuda")]
 mod cuda {
     use uc_model::{Cuda, DeviceKind};
 
     use super::*;
 
-    /// Of the largest value.
+    /// Largest accepted error, relative to the largest value.
     const TOLERANCE: f32 = 1e-5;
 
     #[test]
@@ -480,7 +508,7 @@ mod cuda {
     }
 
     #[test]
-    fn gradients_are_those_of_the_cpu() {
+    fn gradients_equal_those_of_the_cpu() {
         DeviceKind::Cuda.check().unwrap();
         compare_gradients::<Cuda>(1e-4);
     }

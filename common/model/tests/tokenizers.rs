@@ -1,7 +1,7 @@
-//! Tokenizers of real models: which of them put a token before a text, and that text comes back.
+//! Tokenizers of real models: which of them prepend a special token to a text, and that texts survive a round trip.
 //!
-//! They are looked for in the folder that `UC_MODELS` names, or in `../shared/models` beside the repository; without them
-//! there is nothing to test.
+//! They are read from the folder that `UC_MODELS` names, or from `../shared/models` next to the repository. If neither
+//! exists, nothing is tested.
 #![allow(clippy::disallowed_methods)]
 
 use std::path::{Path, PathBuf};
@@ -9,16 +9,16 @@ use std::path::{Path, PathBuf};
 use uc_model::Tokenizer;
 
 fn folder() -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/models");
+    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/models");
     let named = std::env::var_os("UC_MODELS").map(PathBuf::from);
-    let folder = named.unwrap_or(beside).join("tokenizers");
+    let folder = named.unwrap_or(default).join("tokenizers");
     folder.is_dir().then_some(folder)
 }
 
 #[test]
-fn a_token_stands_before_a_text_where_the_tokenizer_says_so_and_text_comes_back() {
+fn tokenizers_prepend_their_special_token_and_round_trip_texts() {
     let Some(folder) = folder() else {
-        eprintln!("no real tokenizers here: set UC_MODELS");
+        eprintln!("skipped: no tokenizers of real models (set UC_MODELS)");
         return;
     };
     let expected = [
@@ -39,11 +39,11 @@ fn a_token_stands_before_a_text_where_the_tokenizer_says_so_and_text_comes_back(
         assert_eq!(tokenizer.bos(), bos, "{name}");
         let ids = tokenizer.encode(text).unwrap();
         assert!(bos.is_none_or(|bos| !ids.contains(&bos)), "{name}");
-        // Yi's decoder puts more spaces between words than there were.
-        let back = tokenizer.decode(&ids).unwrap();
+        // Yi's decoder adds spaces between words.
+        let decoded = tokenizer.decode(&ids).unwrap();
         assert!(
-            back.split_whitespace().eq(text.split_whitespace()),
-            "{name}: {back}"
+            decoded.split_whitespace().eq(text.split_whitespace()),
+            "{name}: {decoded}"
         );
         let words = tokenizer.encode(&"word ".repeat(600)).unwrap();
         let windows = tokenizer.windows(&words, 64, 2, 42).unwrap();

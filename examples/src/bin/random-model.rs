@@ -57,7 +57,7 @@ fn main() -> anyhow::Result<()> {
     atomic::write_bytes(&cli.out.join("tokenizer.json"), &tokenizer)?;
 
     let mut random = Random::new(cli.seed);
-    let values: Vec<_> = source::planned(&config)
+    let values: Vec<_> = source::expected_tensors(&config)
         .into_iter()
         .map(|(name, shape)| {
             let values = initial(&name, &shape, config.layers.len(), &mut random);

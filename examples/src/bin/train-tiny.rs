@@ -22,7 +22,7 @@ use tokenizers::{
 };
 use uc_examples::initial::initial;
 use uc_examples::stories::{self, Random};
-use uc_model::forward::{Embedding, Head, Layer, NoTap, Weights};
+use uc_model::forward::{Embedding, Head, Layer, NoObserver, Weights};
 use uc_model::{Cpu, ModelConfig, Tokenizer};
 use uc_store::atomic;
 use uc_store::tensors::{TensorDecl, TensorDtype, TensorFileWriter};
@@ -309,7 +309,7 @@ impl Parameters {
         for spec in &config.layers {
             let layer_weights = weights(&spec.prefix);
             let layer = Layer::new(spec, inputs[0].len(), &layer_weights, &Default::default())?;
-            hidden = layer.forward(hidden, &mut NoTap)?;
+            hidden = layer.forward(hidden, &mut NoObserver)?;
         }
         let head = Head::tied(config, &embedding, &non_layer)?;
         let [count, length, width] = hidden.dims();

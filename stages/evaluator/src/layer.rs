@@ -7,7 +7,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
-use uc_model::forward::{Layer, NoTap, Values, Weights, windows_per_batch};
+use uc_model::forward::{Layer, NoObserver, Weights, WeightsFromFn, windows_per_batch};
 use uc_pack::LayerFile;
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
@@ -47,14 +47,14 @@ impl OnDevice for LayerPass<'_, '_> {
         let weights = TensorFile::open(&job.input("weights")?)?;
         let read_teacher = |name: &str| -> anyhow::Result<Vec<f32>> { Ok(weights.read_f32(name)?) };
         let spec = &config.layers[job.layer()? as usize];
-        let teacher_weights = Values::<B, _>::new(&read_teacher, &device);
+        let teacher_weights = WeightsFromFn::<B, _>::new(&read_teacher, &device);
         let layer = Layer::new(spec, length, &teacher_weights, &device)?;
         forward_windows(job, &layer, &hidden, "teacher", dims, 0, &mut output)?;
         drop(layer);
 
         let packed = PackedLayer::open(job)?;
         let read_packed = |name: &str| packed.read_f32(name);
-        let pack_weights = Values::<B, _>::new(&read_packed, &device);
+        let pack_weights = WeightsFromFn::<B, _>::new(&read_packed, &device);
         let layer = Layer::new(spec, length, &pack_weights, &device)?;
         forward_windows(job, &layer, &hidden, "pack", dims, windows, &mut output)?;
         job.commit_tensors("eval-hidden", output)?;
@@ -77,7 +77,7 @@ fn forward_windows<B: Backend, W: Weights<B, Error = anyhow::Error>>(
     map_rows(hidden, name, batch, output, |values, count, first| {
         let states = TensorData::new(values, [count, length, width]);
         let x = Tensor::<B, 3>::from_data(states, layer.device());
-        let y = layer.forward(x, &mut NoTap)?.into_data();
+        let y = layer.forward(x, &mut NoObserver)?.into_data();
         job.progress((done + first + count) as u64, 2 * windows as u64, "windows");
         y.into_vec().map_err(|error| anyhow::anyhow!("{error:?}"))
     })

@@ -6,7 +6,7 @@ use burn::tensor::{Tensor, TensorData};
 use serde::Serialize;
 use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
-use uc_model::forward::{Head, Values};
+use uc_model::forward::{Head, WeightsFromFn};
 use uc_model::text::WindowSet;
 use uc_pack::{Manifest, NonLayerFile};
 use uc_store::stage::Job;
@@ -107,8 +107,8 @@ impl OnDevice for Comparison<'_, '_> {
         check_embedding(&config, &non_layer, &packed)?;
         let read_teacher = |name: &str| -> anyhow::Result<_> { Ok(non_layer.read_f32(name)?) };
         let read_pack = |name: &str| read_packed(&packed, name);
-        let teacher_head = Head::new(&config, &Values::<B, _>::new(&read_teacher, &device))?;
-        let pack_head = Head::new(&config, &Values::<B, _>::new(&read_pack, &device))?;
+        let teacher_head = Head::new(&config, &WeightsFromFn::<B, _>::new(&read_teacher, &device))?;
+        let pack_head = Head::new(&config, &WeightsFromFn::<B, _>::new(&read_pack, &device))?;
         let hidden = TensorFile::open(&job.input("eval-hidden")?)?;
         let mut accumulator = MetricsAccumulator::default();
         for (index, window) in set.windows.iter().enumerate() {

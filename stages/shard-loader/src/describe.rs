@@ -105,7 +105,7 @@ pub fn describe(
     };
     let config = ModelConfig::read(config, &has)?;
     let plans: Vec<LayerPlan> = config.layer_plans().collect();
-    let tensors = source::planned(&config);
+    let tensors = source::expected_tensors(&config);
     let non_layer = config.non_layer_plan();
     Ok(Description {
         layers: config.layers.len(),
@@ -157,11 +157,11 @@ fn kind(spec: &LayerSpec, plan: &LayerPlan) -> anyhow::Result<Kind> {
         match &block.mixer {
             Mixer::Attention(attention) => attention_width += attention.heads * attention.head_dim,
             Mixer::LatentAttention(attention) => {
-                let scored = attention.query.rows; // heads times both parts of a query
-                attention_width += (scored + attention.heads * attention.value) / 2;
+                let scored = attention.q_b.rows; // heads times both parts of a query
+                attention_width += (scored + attention.heads * attention.v_head_dim) / 2;
             }
             Mixer::Experts(mixture) => {
-                (experts, chosen) = (mixture.experts.len(), mixture.chosen);
+                (experts, chosen) = (mixture.experts.len(), mixture.top_k);
             }
             Mixer::Mlp(_) | Mixer::Mamba(_) | Mixer::Mamba2(_) => {}
         }
@@ -229,7 +229,7 @@ fn facts(index: &Index, config: &ModelConfig, plans: &[LayerPlan]) -> IndexFacts
             .collect();
         shards.len() > 1
     };
-    let agreement = index.agreement(config);
+    let agreement = index.compare_with_plan(config);
     IndexFacts {
         tensors: index.names().count(),
         shards: index.file_names().len(),
@@ -240,8 +240,8 @@ fn facts(index: &Index, config: &ModelConfig, plans: &[LayerPlan]) -> IndexFacts
             .into_iter()
             .map(|(name, shape)| Planned { name, shape })
             .collect(),
-        left_over: agreement.left_over,
-        tolerated: agreement.tolerated,
+        left_over: agreement.unexpected,
+        tolerated: agreement.ignored,
     }
 }
 

@@ -8,7 +8,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
-use uc_model::forward::{Layer, Values, windows_per_batch};
+use uc_model::forward::{Layer, WeightsFromFn, windows_per_batch};
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
 use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile};
@@ -73,7 +73,7 @@ impl OnDevice for ForwardPass<'_, '_> {
             }
             Pass::Sensitivity => Box::new(source_weights(job, plan.clone())?),
         };
-        let weights = Values::new(&*read, &device);
+        let weights = WeightsFromFn::new(&*read, &device);
         let layer = Layer::<B, _>::new(&config.layers[index], length, &weights, &device)?;
         let max_input_block = job.settings().calibration.max_input_block as usize;
         let mut moments =

@@ -11,7 +11,7 @@ use anyhow::Context;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use camino::Utf8Path;
-use uc_model::forward::Tap;
+use uc_model::forward::ActivationObserver;
 use uc_model::moments::Moments;
 use uc_model::{InputSpec, LayerPlan, ModelError};
 use uc_store::spill::Spill;
@@ -131,7 +131,9 @@ impl<'a> InputMoments<'a> {
                 let missing = (input.width as u64).saturating_sub(moments.count);
                 if missing > 0 {
                     let pool = self.pooled_moments::<B>(input, &mut pools, device)?;
-                    moments.fill(missing, pool).map_err(ModelError::from)?;
+                    moments
+                        .add_pseudo_tokens(missing, pool)
+                        .map_err(ModelError::from)?;
                     filled_up.push(input.name.clone());
                 }
             }
@@ -185,8 +187,8 @@ impl<'a> InputMoments<'a> {
     }
 }
 
-impl<B: Backend> Tap<B> for InputMoments<'_> {
-    fn input(&mut self, name: &str, x: &Tensor<B, 2>, tokens: Option<&[usize]>) {
+impl<B: Backend> ActivationObserver<B> for InputMoments<'_> {
+    fn observe_input(&mut self, name: &str, x: &Tensor<B, 2>, tokens: Option<&[usize]>) {
         if self.outcome.is_ok() {
             self.outcome = self.add(name, x.clone(), tokens);
         }

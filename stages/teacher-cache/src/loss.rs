@@ -9,8 +9,8 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
-use uc_model::forward::{Head, Values};
-use uc_model::text::split_mix;
+use uc_model::forward::{Head, WeightsFromFn};
+use uc_model::text::splitmix64;
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
 use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile};
@@ -37,7 +37,10 @@ impl OnDevice for LossPass<'_, '_> {
         let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
         let non_layer = TensorFile::open(&job.input("non-layer")?)?;
         let read = |name: &str| -> anyhow::Result<Vec<f32>> { Ok(non_layer.read_f32(name)?) };
-        let head = Head::new(&config, &Values::<Autodiff<B>, _>::new(&read, &device))?;
+        let head = Head::new(
+            &config,
+            &WeightsFromFn::<Autodiff<B>, _>::new(&read, &device),
+        )?;
         let hidden = TensorFile::open(&job.input("sensitivity-hidden")?)?;
         let [windows, length, width] = hidden_dims(&hidden)?;
         let seed = job.settings().allocation.seed;
@@ -112,7 +115,7 @@ fn sample(log_probabilities: &[f32], uniform: f64) -> usize {
 
 /// The uniform number in [0, 1) of a token.
 fn uniform(seed: u64, token: u64) -> f64 {
-    (split_mix(seed, token) >> 11) as f64 / (1u64 << 53) as f64
+    (splitmix64(seed, token) >> 11) as f64 / (1u64 << 53) as f64
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use anyhow::Context;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use uc_codec::factor::SHRINKAGE_BLOCK;
-use uc_model::forward::Traced;
+use uc_model::forward::PartTrace;
 use uc_model::moments::Moments;
 use uc_model::{LayerPlan, LinearSpec, ModelError};
 use uc_settings::Settings;
@@ -68,14 +68,14 @@ impl LayerSensitivity {
     pub fn add<B: Backend>(
         &mut self,
         plan: &LayerPlan,
-        part: Traced<B>,
+        part: PartTrace<B>,
         first: usize,
         count: usize,
     ) -> anyhow::Result<()> {
         let batch = first..first + count;
         let is_reference = first < self.reference_tokens;
         let mut squares: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
-        for (name, gradient) in &part.outputs {
+        for (name, gradient) in &part.output_gradients {
             let rows = row_energies(gradient.clone())?;
             let sums = squares.entry(&planned_linear(plan, name)?.input);
             let sums = sums.or_insert_with(|| vec![0.0; rows.len()]);
@@ -108,7 +108,7 @@ impl LayerSensitivity {
         if is_reference {
             return Ok(());
         }
-        for (name, gradient) in part.outputs {
+        for (name, gradient) in part.output_gradients {
             let scores = scores.get(&planned_linear(plan, &name)?.input);
             let scores =
                 scores.with_context(|| format!("the linear {name} has gradients but no input"))?;
@@ -139,11 +139,13 @@ impl LayerSensitivity {
                 .map(|other| &self.output_moments[&other.name])
                 .filter(|other| other.block == moments.block);
             for other in corresponding {
-                pool.absorb(other).map_err(ModelError::from)?;
+                pool.merge(other).map_err(ModelError::from)?;
             }
             let moments = self.output_moments.get_mut(&linear.name);
             let moments = moments.expect("one per linear");
-            moments.fill(1, &pool).map_err(ModelError::from)?;
+            moments
+                .add_pseudo_tokens(1, &pool)
+                .map_err(ModelError::from)?;
         }
         Ok(())
     }
@@ -172,7 +174,9 @@ impl LayerSensitivity {
         for linear in &plan.linears {
             let moments = self.output_moments.remove(&linear.name);
             let moments = moments.expect("one per linear");
-            let mut means = moments.finish_over(tokens).map_err(ModelError::from)?;
+            let mut means = moments
+                .finish_with_count(tokens)
+                .map_err(ModelError::from)?;
             let input = plan.input(&linear.input).context("an input of the plan")?;
             let scale = self.leverage.normalization(input);
             means.iter_mut().for_each(|mean| *mean *= scale);

@@ -1,33 +1,35 @@
-//! Numbers that JSON does not have: Python writes `Infinity`, `-Infinity` and `NaN` all the same, and newer files
-//! of Hugging Face transformers have an object in their place, `{"__float__": "Infinity"}`.
+//! Non-finite numbers, which JSON does not have. Python writes them as the literals `Infinity`, `-Infinity` and `NaN`;
+//! newer versions of Hugging Face transformers write an object instead, `{"__float__": "Infinity"}`.
 
 use serde_json::Value;
 
-/// The words as Python writes them, longer ones before what they end with.
-const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
-/// The only key of an object that stands for a number.
+/// The literals that Python writes. `-Infinity` comes before its suffix `Infinity`.
+const LITERALS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+/// The only key of an object that represents a number.
 const TAG: &str = "__float__";
 
-/// `json` with an object in the place of every such word outside of texts.
-pub(crate) fn tagged(json: &[u8]) -> Vec<u8> {
+/// Replaces every such literal outside of strings by the object that represents it.
+pub(crate) fn tag_non_finite(json: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(json.len());
-    let (mut rest, mut in_text) = (json, false);
+    let (mut rest, mut in_string) = (json, false);
     while let Some((&byte, after)) = rest.split_first() {
-        let word = WORDS.iter().find(|word| rest.starts_with(word.as_bytes()));
-        if let (Some(word), false) = (word, in_text) {
-            out.extend(format!("{{\"{TAG}\":\"{word}\"}}").into_bytes());
-            rest = &rest[word.len()..];
+        let literal = LITERALS
+            .iter()
+            .find(|literal| rest.starts_with(literal.as_bytes()));
+        if let (Some(literal), false) = (literal, in_string) {
+            out.extend(format!("{{\"{TAG}\":\"{literal}\"}}").into_bytes());
+            rest = &rest[literal.len()..];
             continue;
         }
         out.push(byte);
         rest = after;
         match byte {
-            b'"' => in_text = !in_text,
-            b'\\' if in_text => {
-                // What follows a backslash ends no text.
-                let taken = rest.len().min(1);
-                out.extend(&rest[..taken]);
-                rest = &rest[taken..];
+            b'"' => in_string = !in_string,
+            b'\\' if in_string => {
+                // An escaped character does not end the string.
+                let escaped = rest.len().min(1);
+                out.extend(&rest[..escaped]);
+                rest = &rest[escaped..];
             }
             _ => {}
         }
@@ -35,7 +37,7 @@ pub(crate) fn tagged(json: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A number, or an object that stands for one.
+/// A number, or an object that represents one.
 pub(super) fn float(value: &Value) -> Option<f64> {
     match value {
         Value::Object(map) if map.len() == 1 => match map.get(TAG)?.as_str()? {
@@ -53,9 +55,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_outside_of_texts_become_numbers() {
+    fn literals_outside_of_strings_become_numbers() {
         let json = br#"{"NaN \" Infinity": [1.5, Infinity, -Infinity,NaN, "a\\", Infinity]}"#;
-        let value: Value = serde_json::from_slice(&tagged(json)).unwrap();
+        let value: Value = serde_json::from_slice(&tag_non_finite(json)).unwrap();
         let found: Vec<_> = value["NaN \" Infinity"]
             .as_array()
             .unwrap()
@@ -69,9 +71,9 @@ mod tests {
     }
 
     #[test]
-    fn json_without_such_words_stays_as_it_is_even_if_broken() {
+    fn json_without_such_literals_is_unchanged_even_if_invalid() {
         for json in [r#"{"a": [1, "Infinity"]}"#, r#"{"a\"#, "\"\\", "", "é\u{0}"] {
-            assert_eq!(tagged(json.as_bytes()), json.as_bytes(), "{json}");
+            assert_eq!(tag_non_finite(json.as_bytes()), json.as_bytes(), "{json}");
         }
     }
 }

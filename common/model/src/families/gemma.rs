@@ -1,45 +1,45 @@
-//! Gemma 2 and the text part of Gemma 3: norms around every block, sliding windows in most layers.
+//! Gemma 2 and the text model of Gemma 3: norms before and after every block, sliding windows in many layers.
 
-use super::Keys;
-use super::decoder::{Tied, Widths, norm};
+use super::decoder::{DecoderDims, TieDefault, norm};
+use super::keys::Keys;
 use crate::config::{ConfigError, ModelConfig};
 use crate::rope::RopeSpec;
 use crate::spec::{AttentionSpec, BlockSpec, Mixer, NormKind, QkNorm};
 
 pub(super) fn gemma2(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
-    let widths = Widths::read(keys)?;
+    let dims = DecoderDims::read(keys)?;
     let attention = AttentionSpec {
-        softcap: keys.number_if_any("attn_logit_softcapping", 0.0)?,
-        ..widths.attention([keys.flag("attention_bias")?; 2], widths.rope(keys)?)
+        softcap: keys.optional_number_above("attn_logit_softcapping", 0.0)?,
+        ..dims.attention([keys.flag("attention_bias")?; 2], dims.rope(keys)?)
     };
-    let windows = widths.windows(keys, |layer| layer.is_multiple_of(2))?;
-    let mut model = describe(keys, &widths, |layer| AttentionSpec {
+    let windows = dims.windows(keys, |layer| layer.is_multiple_of(2))?;
+    let mut model = describe(keys, &dims, |layer| AttentionSpec {
         window: windows[layer],
         ..attention.clone()
     })?;
-    model.head.softcap = keys.number_if_any("final_logit_softcapping", 0.0)?;
+    model.head.softcap = keys.optional_number_above("final_logit_softcapping", 0.0)?;
     Ok(model)
 }
 
 pub(super) fn gemma3_text(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
-    let widths = Widths::read(keys)?;
-    let [global, local] = ropes(keys, &widths)?;
-    let of_head = |name| norm(name, NormKind::RmsOnePlus, widths.head_dim, widths.eps);
+    let dims = DecoderDims::read(keys)?;
+    let [global, local] = ropes(keys, &dims)?;
+    let head_norm = |name| norm(name, NormKind::RmsOnePlus, dims.head_dim, dims.eps);
     let attention = AttentionSpec {
         qk_norm: Some(QkNorm {
-            q: of_head("self_attn.q_norm"),
-            k: of_head("self_attn.k_norm"),
+            q: head_norm("self_attn.q_norm"),
+            k: head_norm("self_attn.k_norm"),
         }),
-        softcap: keys.number_if_any("attn_logit_softcapping", 0.0)?,
-        ..widths.attention([keys.flag("attention_bias")?; 2], global)
+        softcap: keys.optional_number_above("attn_logit_softcapping", 0.0)?,
+        ..dims.attention([keys.flag("attention_bias")?; 2], global)
     };
-    keys.only("use_bidirectional_attention", false)?;
-    let pattern = keys.size_if_any("sliding_window_pattern")?;
+    keys.supports_only("use_bidirectional_attention", false)?;
+    let pattern = keys.optional_size("sliding_window_pattern")?;
     let pattern = pattern
-        .or(keys.size_if_any("_sliding_window_pattern")?)
+        .or(keys.optional_size("_sliding_window_pattern")?)
         .unwrap_or(6);
-    let windows = widths.windows(keys, |layer| !(layer + 1).is_multiple_of(pattern))?;
-    let mut model = describe(keys, &widths, |layer| AttentionSpec {
+    let windows = dims.windows(keys, |layer| !(layer + 1).is_multiple_of(pattern))?;
+    let mut model = describe(keys, &dims, |layer| AttentionSpec {
         window: windows[layer],
         rope: match windows[layer] {
             Some(_) => Some(local.clone()),
@@ -47,44 +47,52 @@ pub(super) fn gemma3_text(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
         },
         ..attention.clone()
     })?;
-    model.head.softcap = keys.number_if_any("final_logit_softcapping", 0.0)?;
+    model.head.softcap = keys.optional_number_above("final_logit_softcapping", 0.0)?;
     Ok(model)
 }
 
-/// Rotary positions of layers that see everything and of those that slide.
-fn ropes(keys: &Keys<'_>, widths: &Widths) -> Result<[RopeSpec; 2], ConfigError> {
-    if let Some(kinds) = keys.object_if_any("rope_parameters")? {
-        let of = |kind| widths.rope_of(keys, kinds.object_if_any(kind)?, None);
-        let ropes = [of("full_attention")?, of("sliding_attention")?];
-        kinds.refuse_others()?;
+/// The rotary embeddings of layers with full attention and of layers with a sliding window.
+fn ropes(keys: &Keys<'_>, dims: &DecoderDims) -> Result<[RopeSpec; 2], ConfigError> {
+    if let Some(by_type) = keys.optional_object("rope_parameters")? {
+        let rope_of_type = |kind| dims.rope_from(keys, by_type.optional_object(kind)?, None);
+        let ropes = [
+            rope_of_type("full_attention")?,
+            rope_of_type("sliding_attention")?,
+        ];
+        by_type.refuse_unread()?;
         return Ok(ropes);
     }
-    let theta = keys.number_if_any("rope_theta", 1.0)?.unwrap_or(1e6);
+    let theta = keys
+        .optional_number_above("rope_theta", 1.0)?
+        .unwrap_or(1e6);
     let local = keys
-        .number_if_any("rope_local_base_freq", 1.0)?
+        .optional_number_above("rope_local_base_freq", 1.0)?
         .unwrap_or(1e4);
     Ok([
-        widths.rope_of(keys, keys.object_if_any("rope_scaling")?, Some(theta))?,
-        widths.rope_of(keys, None, Some(local))?,
+        dims.rope_from(keys, keys.optional_object("rope_scaling")?, Some(theta))?,
+        dims.rope_from(keys, None, Some(local))?,
     ])
 }
 
 fn describe(
     keys: &Keys<'_>,
-    widths: &Widths,
+    dims: &DecoderDims,
     attention: impl Fn(usize) -> AttentionSpec,
 ) -> Result<ModelConfig, ConfigError> {
-    keys.ignore(&["hidden_act", "cache_implementation"]); // files name the wrong activation there
-    let mlp = widths.gated_mlp(keys.activation("hidden_activation")?, false);
-    let one_plus = |name| norm(name, NormKind::RmsOnePlus, widths.hidden, widths.eps);
-    let block = |before, mixer, after| BlockSpec {
-        before: Some(one_plus(before)),
+    keys.ignore(&["hidden_act", "cache_implementation"]); // `hidden_act` names the wrong activation
+    let mlp = dims.gated_mlp(keys.activation("hidden_activation")?, false);
+    let one_plus = |name| norm(name, NormKind::RmsOnePlus, dims.hidden, dims.eps);
+    let block = |pre_norm, mixer, post_norm| BlockSpec {
+        pre_norm: Some(one_plus(pre_norm)),
         mixer,
-        after: Some(one_plus(after)),
+        post_norm: Some(one_plus(post_norm)),
         scale: 1.0,
     };
-    let scale = keys.number("query_pre_attn_scalar", 0.0)?.sqrt().recip();
-    let mut model = widths.model(keys, Tied::Usually, |layer| {
+    let scale = keys
+        .number_above("query_pre_attn_scalar", 0.0)?
+        .sqrt()
+        .recip();
+    let mut model = dims.model(keys, TieDefault::Tied, |layer| {
         let attention = AttentionSpec {
             scale,
             ..attention(layer)
@@ -104,6 +112,6 @@ fn describe(
         ]
     })?;
     model.head.norm = one_plus("model.norm");
-    model.embedding.scale = (widths.hidden as f64).sqrt();
+    model.embedding.scale = (dims.hidden as f64).sqrt();
     Ok(model)
 }

@@ -1,24 +1,24 @@
-//! GPT-2: learned positions, layer norms, matrices stored with inputs first.
+//! GPT-2: learned positions, layer norms, transposed weight matrices (`Conv1D`).
 
-use super::Keys;
-use super::decoder::{Tied, norm};
+use super::decoder::{TieDefault, norm};
+use super::keys::Keys;
 use crate::config::{ConfigError, ModelConfig};
 use crate::spec::{
-    AttentionSpec, BlockSpec, EmbeddingSpec, HeadSpec, LayerSpec, Mixer, MlpSpec, NormKind,
-    Projection, QkvSpec, Stored, Widening,
+    AttentionSpec, BlockSpec, EmbeddingSpec, HeadSpec, LayerSpec, Mixer, MlpInput, MlpSpec,
+    NormKind, Projection, QkvSpec, Stored,
 };
 
 pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let (hidden, heads) = (keys.size("n_embd")?, keys.size("n_head")?);
     if !hidden.is_multiple_of(heads) {
-        return Err(keys.refuse("n_embd", hidden, format!("a multiple of n_head, {heads}")));
+        return Err(keys.invalid("n_embd", hidden, format!("a multiple of n_head, {heads}")));
     }
-    let ffn = keys.size_if_any("n_inner")?.unwrap_or(4 * hidden);
+    let ffn = keys.optional_size("n_inner")?.unwrap_or(4 * hidden);
     let eps = keys
-        .number_if_any("layer_norm_epsilon", 0.0)?
+        .optional_number_above("layer_norm_epsilon", 0.0)?
         .unwrap_or(1e-5);
-    keys.only("scale_attn_weights", true)?;
-    keys.only("scale_attn_by_inverse_layer_idx", false)?;
+    keys.supports_only("scale_attn_weights", true)?;
+    keys.supports_only("scale_attn_by_inverse_layer_idx", false)?;
     keys.ignore(&["reorder_and_upcast_attn"]);
     let linear = |name: &str, rows, cols| Projection {
         stored: Stored::Transposed,
@@ -28,7 +28,7 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
         heads,
         kv_heads: heads,
         head_dim: hidden / heads,
-        qkv: QkvSpec::Stacked(linear("attn.c_attn", 3 * hidden, hidden)),
+        qkv: QkvSpec::Fused(linear("attn.c_attn", 3 * hidden, hidden)),
         output: linear("attn.c_proj", hidden, hidden),
         qk_norm: None,
         rope: None,
@@ -37,16 +37,18 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
         softcap: None,
     };
     let mlp = MlpSpec {
-        widening: Widening::Plain(linear("mlp.c_fc", ffn, hidden)),
+        input: MlpInput::Ungated(linear("mlp.c_fc", ffn, hidden)),
         down: linear("mlp.c_proj", hidden, ffn),
         ffn,
         activation: keys.activation("activation_function")?,
-        input: "mlp_in".into(),
-        inner: "down_in".into(),
+        input_name: "mlp_in".into(),
+        down_input_name: "down_in".into(),
     };
     let layer_norm = |name: &str| norm(name, NormKind::Layer, hidden, eps);
-    // The oldest files have no common beginning of names.
-    let prefix = match keys.tensors_contain("transformer.") || !keys.tensors_contain("wte.weight") {
+    // The oldest checkpoints have no common prefix.
+    let prefix = match keys.has_tensor_containing("transformer.")
+        || !keys.has_tensor_containing("wte.weight")
+    {
         true => "transformer.",
         false => "",
     };
@@ -59,7 +61,7 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
         parallel: false,
     });
     let embedding = format!("{prefix}wte.weight");
-    let tied = Tied::Usually.read(keys)?;
+    let tied = TieDefault::Tied.read(keys)?;
     Ok(ModelConfig {
         family: "gpt2".into(),
         hidden,
@@ -78,7 +80,7 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
             scale: 1.0,
             softcap: None,
         },
-        beside: Vec::new(),
+        ignored_prefixes: Vec::new(),
         embedding: EmbeddingSpec {
             weight: embedding,
             scale: 1.0,

@@ -1,55 +1,56 @@
-//! Granite, dense and with experts: Llama with factors at the embedding, the scores, the residual stream and the
-//! logits.
+//! Granite, dense and with experts: Llama with factors at the embedding, the attention scores, the residual stream
+//! and the logits.
 
-use super::Keys;
-use super::decoder::{Tied, Widths, fused_expert};
+use super::decoder::{DecoderDims, TieDefault};
+use super::experts::fused_expert;
+use super::keys::Keys;
 use crate::config::{ConfigError, ModelConfig};
 use crate::spec::{BlockSpec, ExpertsSpec, Mixer, Projection, Routing};
 
 pub(super) fn dense(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
-    let widths = Widths::read(keys)?;
-    let mlp = widths.gated_mlp(keys.activation("hidden_act")?, keys.flag("mlp_bias")?);
-    describe(keys, &widths, Mixer::Mlp(mlp))
+    let dims = DecoderDims::read(keys)?;
+    let mlp = dims.gated_mlp(keys.activation("hidden_act")?, keys.flag("mlp_bias")?);
+    describe(keys, &dims, Mixer::Mlp(mlp))
 }
 
 pub(super) fn mixture(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
-    let widths = Widths::read(keys)?;
+    let dims = DecoderDims::read(keys)?;
     let activation = keys.activation("hidden_act")?;
     let experts = keys.size("num_local_experts")?;
-    let sides = [widths.hidden, widths.ffn];
-    let of_expert = |index| {
+    let hidden_ffn = [dims.hidden, dims.ffn];
+    let expert_spec = |index| {
         let tensors = [
             "block_sparse_moe.input_linear.weight",
             "block_sparse_moe.output_linear.weight",
         ];
-        fused_expert(tensors, [index, experts], sides, activation)
+        fused_expert(tensors, [index, experts], hidden_ffn, activation)
     };
     let router = "block_sparse_moe.router.layer";
     let sparse = ExpertsSpec {
-        router: Projection::new(router, experts, widths.hidden, false),
-        chosen: keys.at_most("num_experts_per_tok", experts)?,
-        // The softmax over the chosen is that over all, divided by the sum of the chosen.
-        routing: Routing::Softmax { renormalised: true },
-        experts: (0..experts).map(of_expert).collect(),
+        router: Projection::new(router, experts, dims.hidden, false),
+        top_k: keys.size_at_most("num_experts_per_tok", experts)?,
+        // A softmax over the selected experts equals the softmax over all, divided by the sum of the selected.
+        routing: Routing::Softmax { renormalize: true },
+        experts: (0..experts).map(expert_spec).collect(),
         shared: None,
     };
-    describe(keys, &widths, Mixer::Experts(sparse))
+    describe(keys, &dims, Mixer::Experts(sparse))
 }
 
-fn describe(keys: &Keys<'_>, widths: &Widths, second: Mixer) -> Result<ModelConfig, ConfigError> {
+fn describe(keys: &Keys<'_>, dims: &DecoderDims, mlp: Mixer) -> Result<ModelConfig, ConfigError> {
     let bias = keys.flag("attention_bias")?;
-    let mut attention = widths.attention([bias; 2], widths.rope(keys)?);
-    let factor = |key| Ok(keys.number_if_any(key, 0.0)?.unwrap_or(1.0));
+    let mut attention = dims.attention([bias; 2], dims.rope(keys)?);
+    let factor = |key| Ok(keys.optional_number_above(key, 0.0)?.unwrap_or(1.0));
     attention.scale = factor("attention_multiplier")?;
     let scale = factor("residual_multiplier")?;
     let block = |norm, mixer| BlockSpec {
         scale,
-        ..BlockSpec::new(widths.rms(norm), mixer)
+        ..BlockSpec::new(dims.rms(norm), mixer)
     };
-    let mut model = widths.model(keys, Tied::Rarely, |_| {
+    let mut model = dims.model(keys, TieDefault::Untied, |_| {
         vec![
             block("input_layernorm", Mixer::Attention(attention.clone())),
-            block("post_attention_layernorm", second.clone()),
+            block("post_attention_layernorm", mlp.clone()),
         ]
     })?;
     model.embedding.scale = factor("embedding_multiplier")?;

@@ -1,16 +1,16 @@
-//! Llama 1 to 3, TinyLlama, SmolLM, Yi 1.5, Hermes and the like.
+//! Llama 1 to 3 and models of the same architecture: TinyLlama, SmolLM, Yi 1.5, Hermes and others.
 
-use super::Keys;
-use super::decoder::{Tied, Widths};
+use super::decoder::{DecoderDims, TieDefault};
+use super::keys::Keys;
 use crate::config::{ConfigError, ModelConfig};
 use crate::spec::Mixer;
 
 pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
-    let widths = Widths::read(keys)?;
+    let dims = DecoderDims::read(keys)?;
     let bias = keys.flag("attention_bias")?;
-    let attention = widths.attention([bias; 2], widths.rope(keys)?);
-    let mlp = widths.gated_mlp(keys.activation("hidden_act")?, keys.flag("mlp_bias")?);
-    widths.model(keys, Tied::Rarely, |_| {
-        widths.blocks(Mixer::Attention(attention.clone()), Mixer::Mlp(mlp.clone()))
+    let attention = dims.attention([bias; 2], dims.rope(keys)?);
+    let mlp = dims.gated_mlp(keys.activation("hidden_act")?, keys.flag("mlp_bias")?);
+    dims.model(keys, TieDefault::Untied, |_| {
+        dims.blocks(Mixer::Attention(attention.clone()), Mixer::Mlp(mlp.clone()))
     })
 }

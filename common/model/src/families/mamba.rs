@@ -1,28 +1,28 @@
-//! Mamba: layers of one selective state space block.
+//! Mamba: every layer is one selective state space block.
 
-use super::Keys;
-use super::decoder::{Tied, norm};
+use super::decoder::{TieDefault, norm};
+use super::keys::Keys;
 use crate::config::{ConfigError, ModelConfig};
 use crate::spec::{
     BlockSpec, ConvSpec, EmbeddingSpec, HeadSpec, LayerSpec, MambaSpec, Mixer, NormKind, Projection,
 };
 
-/// Longest window: the state has no limit, the pipeline wants one.
+/// Context length. A state space has no limit, but the pipeline needs one.
 const CONTEXT: usize = 1 << 20;
 
 pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let hidden = keys.size("hidden_size")?;
-    let expand = keys.size_if_any("expand")?.unwrap_or(2);
+    let expand = keys.optional_size("expand")?.unwrap_or(2);
     let inner = keys
-        .size_if_any("intermediate_size")?
+        .optional_size("intermediate_size")?
         .unwrap_or(expand * hidden);
-    let state = keys.size_if_any("state_size")?.unwrap_or(16);
-    let rank = match keys.text("time_step_rank") {
+    let state = keys.optional_size("state_size")?.unwrap_or(16);
+    let dt_rank = match keys.optional_string("time_step_rank") {
         Ok(None | Some("auto")) => hidden.div_ceil(16),
         _ => keys.size("time_step_rank")?,
     };
     let eps = keys
-        .number_if_any("layer_norm_epsilon", 0.0)?
+        .optional_number_above("layer_norm_epsilon", 0.0)?
         .unwrap_or(1e-5);
     let bias = keys.flag("use_bias")?;
     let layers = keys.layers("num_hidden_layers")?;
@@ -30,36 +30,36 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let mixer = Mixer::Mamba(MambaSpec {
         inner,
         state,
-        rank,
+        dt_rank,
         conv: conv(keys, inner)?,
-        input: Projection::new("mixer.in_proj", 2 * inner, hidden, bias),
-        selection: Projection::new("mixer.x_proj", rank + 2 * state, inner, false),
-        step: Projection::new("mixer.dt_proj", inner, rank, true),
-        output: Projection::new("mixer.out_proj", hidden, inner, bias),
+        in_proj: Projection::new("mixer.in_proj", 2 * inner, hidden, bias),
+        x_proj: Projection::new("mixer.x_proj", dt_rank + 2 * state, inner, false),
+        dt_proj: Projection::new("mixer.dt_proj", inner, dt_rank, true),
+        out_proj: Projection::new("mixer.out_proj", hidden, inner, bias),
         activation: keys.activation("hidden_act")?,
     });
-    model(keys, [hidden, layers], eps, Tied::Usually, &mixer)
+    model(keys, [hidden, layers], eps, TieDefault::Tied, &mixer)
 }
 
-/// The convolution of `channels` channels.
+/// The convolution over `channels` channels.
 pub(super) fn conv(keys: &Keys<'_>, channels: usize) -> Result<ConvSpec, ConfigError> {
     Ok(ConvSpec {
         name: "mixer.conv1d".into(),
         channels,
-        kernel: keys.size_if_any("conv_kernel")?.unwrap_or(4),
-        bias: keys.flag_if_any("use_conv_bias")?.unwrap_or(true),
+        kernel: keys.optional_size("conv_kernel")?.unwrap_or(4),
+        bias: keys.optional_flag("use_conv_bias")?.unwrap_or(true),
     })
 }
 
-/// A model of layers `backbone.layers.N.` of one block each.
+/// The model whose layers `backbone.layers.N.` consist of one block with this mixer each.
 pub(super) fn model(
     keys: &Keys<'_>,
     [hidden, layers]: [usize; 2],
     eps: f64,
-    tied: Tied,
+    tied: TieDefault,
     mixer: &Mixer,
 ) -> Result<ModelConfig, ConfigError> {
-    keys.only("rms_norm", true)?;
+    keys.supports_only("rms_norm", true)?;
     keys.ignore(&[
         "residual_in_fp32",
         "fused_add_norm",
@@ -71,14 +71,17 @@ pub(super) fn model(
         blocks: vec![BlockSpec::new(rms("norm"), mixer.clone())],
         parallel: false,
     });
-    // Checkpoints have either name.
-    let embedding = match keys.tensors_contain("backbone.embedding.") {
+    // Checkpoints use one name or the other.
+    let embedding = match keys.has_tensor_containing("backbone.embedding.") {
         true => "backbone.embedding.weight",
         false => "backbone.embeddings.weight",
     };
     let tied = tied.read(keys)?;
     Ok(ModelConfig {
-        family: keys.text("model_type")?.unwrap_or_default().to_owned(),
+        family: keys
+            .optional_string("model_type")?
+            .unwrap_or_default()
+            .to_owned(),
         hidden,
         vocab: keys.size("vocab_size")?,
         context: CONTEXT,
@@ -96,6 +99,6 @@ pub(super) fn model(
             scale: 1.0,
             softcap: None,
         },
-        beside: Vec::new(),
+        ignored_prefixes: Vec::new(),
     })
 }

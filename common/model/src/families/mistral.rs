@@ -1,17 +1,17 @@
-//! Mistral: Llama with a sliding window where `sliding_window` is given.
+//! Mistral: Llama with an optional sliding window.
 
-use super::Keys;
-use super::decoder::{Tied, Widths};
+use super::decoder::{DecoderDims, TieDefault};
+use super::keys::Keys;
 use crate::config::{ConfigError, ModelConfig};
 use crate::spec::Mixer;
 
 pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
-    let widths = Widths::read(keys)?;
-    let mut attention = widths.attention([false; 2], widths.rope(keys)?);
-    let mlp = widths.gated_mlp(keys.activation("hidden_act")?, false);
-    let windows = widths.windows(keys, |_| true)?;
-    widths.model(keys, Tied::Rarely, |layer| {
+    let dims = DecoderDims::read(keys)?;
+    let mut attention = dims.attention([false; 2], dims.rope(keys)?);
+    let mlp = dims.gated_mlp(keys.activation("hidden_act")?, false);
+    let windows = dims.windows(keys, |_| true)?;
+    dims.model(keys, TieDefault::Untied, |layer| {
         attention.window = windows[layer];
-        widths.blocks(Mixer::Attention(attention.clone()), Mixer::Mlp(mlp.clone()))
+        dims.blocks(Mixer::Attention(attention.clone()), Mixer::Mlp(mlp.clone()))
     })
 }

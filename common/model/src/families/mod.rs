@@ -1,17 +1,22 @@
-//! One file per model family: what its `config.json` says, as a description of layers.
+//! One file per model family: from its `config.json` to a description of its layers.
 //!
-//! A family's file is a function from the keys of a `config.json` to a [`ModelConfig`]: it reads every key
-//! that the forward pass depends on and refuses, by name, what is not implemented. `docs/adding-a-model.md`
-//! shows how to add one.
+//! A family's file is a function from the keys of a `config.json` to a [`ModelConfig`]. It reads every
+//! key that the forward pass depends on and refuses, by name, whatever is not implemented.
+//! `docs/adding-a-model.md` shows how to add a family.
+//!
+//! Shared parts: [`keys`] reads keys and remembers which were read, [`floats`] handles non-finite
+//! numbers, [`decoder`] has the usual dimensions and tensor names, [`experts`] the layouts of expert
+//! weights, [`rope`] the two spellings of the rotary settings.
 
 mod decoder;
 mod deepseek_v3;
-mod floats;
+mod experts;
+pub(crate) mod floats;
 mod gemma;
 mod gpt2;
 mod gpt_neox;
 mod granite;
-mod keys;
+pub(crate) mod keys;
 mod llama;
 mod mamba;
 mod mamba2;
@@ -23,16 +28,15 @@ mod phimoe;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
-
-pub(crate) use floats::tagged;
-pub(crate) use keys::Keys;
+mod rope;
 
 use crate::config::{ConfigError, ModelConfig};
+use keys::Keys;
 
-/// From the keys of a `config.json` to a model.
+/// A function from the keys of a `config.json` to a model description.
 type Describe = fn(&Keys<'_>) -> Result<ModelConfig, ConfigError>;
 
-/// The families by their `model_type`.
+/// The supported families by `model_type`.
 pub(crate) const FAMILIES: [(&str, Describe); 18] = [
     ("deepseek_v3", deepseek_v3::describe),
     ("gemma2", gemma::gemma2),

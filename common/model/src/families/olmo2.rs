@@ -1,37 +1,37 @@
-//! OLMo 2: norms after the blocks instead of before, and over all queries and all keys.
+//! OLMo 2: norms after the blocks instead of before them; QK norms over all heads together.
 
-use super::Keys;
-use super::decoder::{Tied, Widths, norm};
+use super::decoder::{DecoderDims, TieDefault, norm};
+use super::keys::Keys;
 use crate::config::{ConfigError, ModelConfig};
 use crate::spec::{AttentionSpec, BlockSpec, Mixer, NormKind, NormSpec, QkNorm};
 
 pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
-    let widths = Widths::read(keys)?;
+    let dims = DecoderDims::read(keys)?;
     let bias = keys.flag("attention_bias")?;
-    let of_all = |name, heads| norm(name, NormKind::Rms, heads * widths.head_dim, widths.eps);
+    let qk_norm = |name, heads| norm(name, NormKind::Rms, heads * dims.head_dim, dims.eps);
     let attention = AttentionSpec {
         qk_norm: Some(QkNorm {
-            q: of_all("self_attn.q_norm", widths.heads),
-            k: of_all("self_attn.k_norm", widths.kv_heads),
+            q: qk_norm("self_attn.q_norm", dims.heads),
+            k: qk_norm("self_attn.k_norm", dims.kv_heads),
         }),
-        ..widths.attention([bias; 2], widths.rope(keys)?)
+        ..dims.attention([bias; 2], dims.rope(keys)?)
     };
-    let mlp = widths.gated_mlp(keys.activation("hidden_act")?, false);
-    let block = |mixer, after: NormSpec| BlockSpec {
-        before: None,
+    let mlp = dims.gated_mlp(keys.activation("hidden_act")?, false);
+    let block = |mixer, post_norm: NormSpec| BlockSpec {
+        pre_norm: None,
         mixer,
-        after: Some(after),
+        post_norm: Some(post_norm),
         scale: 1.0,
     };
-    widths.model(keys, Tied::Rarely, |_| {
+    dims.model(keys, TieDefault::Untied, |_| {
         vec![
             block(
                 Mixer::Attention(attention.clone()),
-                widths.rms("post_attention_layernorm"),
+                dims.rms("post_attention_layernorm"),
             ),
             block(
                 Mixer::Mlp(mlp.clone()),
-                widths.rms("post_feedforward_layernorm"),
+                dims.rms("post_feedforward_layernorm"),
             ),
         ]
     })

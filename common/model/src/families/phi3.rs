@@ -1,28 +1,28 @@
-//! Phi-3, Phi-3.5-mini and Phi-4: queries, keys and values in one matrix, gate and up in another.
+//! Phi-3, Phi-3.5-mini and Phi-4: fused query, key and value projection, fused gate and up projection.
 
-use super::Keys;
-use super::decoder::{Tied, Widths};
+use super::decoder::{DecoderDims, TieDefault};
+use super::keys::Keys;
 use crate::config::{ConfigError, ModelConfig};
-use crate::spec::{AttentionSpec, Mixer, MlpSpec, Projection, QkvSpec, Widening};
+use crate::spec::{AttentionSpec, Mixer, MlpInput, MlpSpec, Projection, QkvSpec};
 
 pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
-    let widths = Widths::read(keys)?;
-    keys.only("attention_bias", false)?;
-    keys.ignore(&["original_max_position_embeddings"]); // read by LongRoPE, where it means something
-    let all = (widths.heads + 2 * widths.kv_heads) * widths.head_dim;
-    let qkv = Projection::new("self_attn.qkv_proj", all, widths.hidden, false);
+    let dims = DecoderDims::read(keys)?;
+    keys.supports_only("attention_bias", false)?;
+    keys.ignore(&["original_max_position_embeddings"]); // read by LongRoPE, without meaning otherwise
+    let qkv_width = (dims.heads + 2 * dims.kv_heads) * dims.head_dim;
+    let qkv = Projection::new("self_attn.qkv_proj", qkv_width, dims.hidden, false);
     let mut attention = AttentionSpec {
-        qkv: QkvSpec::Stacked(qkv),
-        ..widths.attention([false; 2], widths.rope(keys)?)
+        qkv: QkvSpec::Fused(qkv),
+        ..dims.attention([false; 2], dims.rope(keys)?)
     };
-    let both = Projection::new("mlp.gate_up_proj", 2 * widths.ffn, widths.hidden, false);
+    let gate_up = Projection::new("mlp.gate_up_proj", 2 * dims.ffn, dims.hidden, false);
     let mlp = MlpSpec {
-        widening: Widening::GatedStacked(both),
-        ..widths.gated_mlp(keys.activation("hidden_act")?, false)
+        input: MlpInput::FusedGated(gate_up),
+        ..dims.gated_mlp(keys.activation("hidden_act")?, false)
     };
-    let windows = widths.windows(keys, |_| true)?;
-    widths.model(keys, Tied::Rarely, |layer| {
+    let windows = dims.windows(keys, |_| true)?;
+    dims.model(keys, TieDefault::Untied, |layer| {
         attention.window = windows[layer];
-        widths.blocks(Mixer::Attention(attention.clone()), Mixer::Mlp(mlp.clone()))
+        dims.blocks(Mixer::Attention(attention.clone()), Mixer::Mlp(mlp.clone()))
     })
 }

@@ -1,39 +1,40 @@
-//! Phi-3.5-MoE: layer norms, biases, and experts chosen by SparseMixer.
+//! Phi-3.5-MoE: layer norms, biases, and experts selected by SparseMixer.
 
-use super::Keys;
-use super::decoder::{Tied, Widths, expert, norm};
+use super::decoder::{DecoderDims, TieDefault, norm};
+use super::experts::expert;
+use super::keys::Keys;
 use crate::config::{ConfigError, ModelConfig};
 use crate::spec::{BlockSpec, ExpertsSpec, Mixer, NormKind, Projection, Routing};
 
 pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
-    let widths = Widths::read(keys)?;
-    keys.ignore(&["original_max_position_embeddings"]); // read by LongRoPE, where it means something
+    let dims = DecoderDims::read(keys)?;
+    keys.ignore(&["original_max_position_embeddings"]); // read by LongRoPE, without meaning otherwise
     let bias = keys.flag("attention_bias")?;
-    let mut attention = widths.attention([bias; 2], widths.rope(keys)?);
+    let mut attention = dims.attention([bias; 2], dims.rope(keys)?);
     let activation = keys.activation("hidden_act")?;
     let experts = keys.size("num_local_experts")?;
-    keys.only("num_experts_per_tok", 2)?;
+    keys.supports_only("num_experts_per_tok", 2)?;
     if experts < 2 {
-        return Err(keys.refuse("num_local_experts", experts, "at least 2"));
+        return Err(keys.invalid("num_local_experts", experts, "at least 2"));
     }
-    let sides = [widths.hidden, widths.ffn];
-    let of_expert = |index| {
+    let hidden_ffn = [dims.hidden, dims.ffn];
+    let expert_spec = |index| {
         let (prefix, names) = ("block_sparse_moe.experts", ["w1", "w3", "w2"]);
-        expert(prefix, index, names, sides, activation)
+        expert(prefix, index, names, hidden_ffn, activation)
     };
-    let jitter = keys.number_if_any("router_jitter_noise", 0.0)?;
+    let jitter = keys.optional_number_above("router_jitter_noise", 0.0)?;
     let sparse = ExpertsSpec {
-        router: Projection::new("block_sparse_moe.gate", experts, widths.hidden, false),
-        chosen: 2,
+        router: Projection::new("block_sparse_moe.gate", experts, dims.hidden, false),
+        top_k: 2,
         routing: Routing::SparseMixer {
             jitter: jitter.unwrap_or(0.01),
         },
-        experts: (0..experts).map(of_expert).collect(),
+        experts: (0..experts).map(expert_spec).collect(),
         shared: None,
     };
-    let windows = widths.windows(keys, |_| true)?;
-    let layer_norm = |name| norm(name, NormKind::Layer, widths.hidden, widths.eps);
-    let mut model = widths.model(keys, Tied::Rarely, |layer| {
+    let windows = dims.windows(keys, |_| true)?;
+    let layer_norm = |name| norm(name, NormKind::Layer, dims.hidden, dims.eps);
+    let mut model = dims.model(keys, TieDefault::Untied, |layer| {
         attention.window = windows[layer];
         let experts = Mixer::Experts(sparse.clone());
         vec![

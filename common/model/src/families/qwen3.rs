@@ -1,31 +1,31 @@
-//! Qwen3: queries and keys of every head are normalised.
+//! Qwen3: queries and keys are normalized per head.
 
-use super::Keys;
-use super::decoder::{Tied, Widths, norm};
+use super::decoder::{DecoderDims, TieDefault, norm};
+use super::keys::Keys;
 use super::qwen2::windows;
 use crate::config::{ConfigError, ModelConfig};
 use crate::spec::{AttentionSpec, Mixer, NormKind, QkNorm};
 
 pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
-    let widths = Widths::read(keys)?;
-    let mut attention = attention(keys, &widths)?;
-    let mlp = widths.gated_mlp(keys.activation("hidden_act")?, false);
-    let windows = windows(keys, &widths)?;
-    widths.model(keys, Tied::Rarely, |layer| {
+    let dims = DecoderDims::read(keys)?;
+    let mut attention = attention(keys, &dims)?;
+    let mlp = dims.gated_mlp(keys.activation("hidden_act")?, false);
+    let windows = windows(keys, &dims)?;
+    dims.model(keys, TieDefault::Untied, |layer| {
         attention.window = windows[layer];
-        widths.blocks(Mixer::Attention(attention.clone()), Mixer::Mlp(mlp.clone()))
+        dims.blocks(Mixer::Attention(attention.clone()), Mixer::Mlp(mlp.clone()))
     })
 }
 
-/// Attention with a norm for the queries and one for the keys of every head.
-pub(super) fn attention(keys: &Keys<'_>, widths: &Widths) -> Result<AttentionSpec, ConfigError> {
+/// Attention with per-head norms of queries and keys.
+pub(super) fn attention(keys: &Keys<'_>, dims: &DecoderDims) -> Result<AttentionSpec, ConfigError> {
     let bias = keys.flag("attention_bias")?;
-    let of_head = |name| norm(name, NormKind::Rms, widths.head_dim, widths.eps);
+    let head_norm = |name| norm(name, NormKind::Rms, dims.head_dim, dims.eps);
     Ok(AttentionSpec {
         qk_norm: Some(QkNorm {
-            q: of_head("self_attn.q_norm"),
-            k: of_head("self_attn.k_norm"),
+            q: head_norm("self_attn.q_norm"),
+            k: head_norm("self_attn.k_norm"),
         }),
-        ..widths.attention([bias; 2], widths.rope(keys)?)
+        ..dims.attention([bias; 2], dims.rope(keys)?)
     })
 }

@@ -1,70 +1,24 @@
-//! Causal grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), chunked over queries so that memory stays bounded.
+//! Causal grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), computed in chunks of queries so
+//! that memory stays bounded.
 //!
-//! Layouts are chosen so that no key or value head is repeated in memory: the query heads that
-//! share a key head are laid out as one taller matrix, `[kv_heads, share * queries, width]`. Values may have
-//! another width than queries and keys.
+//! No key or value head is repeated in memory: the query heads that share a key head are laid out as one
+//! taller matrix, `[kv_heads, group_size * queries, width]`. Values may have another dimension than queries
+//! and keys.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData, activation};
 
 use super::cpu;
+use super::heads::Heads;
 use super::math::capped;
 use crate::device::{Cpu, is};
 use crate::matmul::matmul;
 use crate::rope::Rope;
-use crate::spec::{AttentionSpec, LatentAttentionSpec};
 
-/// Queries of one chunk. A chunk skips the keys after its last query.
+/// Queries per chunk. A chunk skips the keys after its last query.
 const QUERY_CHUNK: usize = 256;
-/// Scores held at once, in elements (256 MiB): larger batches go through window by window.
+/// Largest tensor of scores, in elements (256 MiB). Batches that need more are computed in groups of windows.
 const SCORE_BUDGET: usize = 1 << 26;
-
-/// What the kernels need to know of an attention block.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Heads {
-    /// Query heads, a multiple of `kv_heads`.
-    pub(super) heads: usize,
-    /// Key and value heads.
-    pub(super) kv_heads: usize,
-    /// Width of a head's queries and keys, of which the first values turn.
-    pub(super) width: usize,
-    /// Width of a head's values.
-    pub(super) value_width: usize,
-    /// A token sees so many tokens, itself included; all earlier ones if none.
-    pub(super) window: Option<usize>,
-    /// Factor of the scores.
-    pub(super) scale: f64,
-    /// Scores become `cap · tanh(score / cap)`.
-    pub(super) softcap: Option<f64>,
-}
-
-impl From<&AttentionSpec> for Heads {
-    fn from(spec: &AttentionSpec) -> Self {
-        Heads {
-            heads: spec.heads,
-            kv_heads: spec.kv_heads,
-            width: spec.head_dim,
-            value_width: spec.head_dim,
-            window: spec.window,
-            scale: spec.scale,
-            softcap: spec.softcap,
-        }
-    }
-}
-
-impl From<&LatentAttentionSpec> for Heads {
-    fn from(spec: &LatentAttentionSpec) -> Self {
-        Heads {
-            heads: spec.heads,
-            kv_heads: spec.heads,
-            width: spec.plain + spec.rope.width,
-            value_width: spec.value,
-            window: None,
-            scale: spec.scale,
-            softcap: None,
-        }
-    }
-}
 
 /// `softmax(q kᵀ · scale + mask) v` for `windows` windows of `length` tokens.
 ///
@@ -75,14 +29,14 @@ pub(super) fn attention<B: Backend>(
     q: Tensor<B, 2>,
     k: Tensor<B, 2>,
     v: Tensor<B, 2>,
-    sides: [usize; 2],
+    dims: [usize; 2],
     spec: &Heads,
     rope: Option<&Rope<B>>,
 ) -> Tensor<B, 2> {
     if is::<B, Cpu>() {
-        return cpu::attention(q, k, v, sides, spec, rope);
+        return cpu::attention(q, k, v, dims, spec, rope);
     }
-    reference(q, k, v, sides, spec, rope)
+    reference(q, k, v, dims, spec, rope)
 }
 
 /// Attention as tensor operations.
@@ -101,24 +55,24 @@ fn reference<B: Backend>(
         value_width,
         ..
     } = spec;
-    let turned = |x| match rope {
+    let rotated = |x| match rope {
         Some(rope) => rotate(x, rope),
         None => x,
     };
-    let q = turned(by_head(q * spec.scale, windows, length, heads, width));
-    let k = turned(by_head(k, windows, length, kv_heads, width));
+    let q = rotated(by_head(q * spec.scale, windows, length, heads, width));
+    let k = rotated(by_head(k, windows, length, kv_heads, width));
     let v = by_head(v, windows, length, kv_heads, value_width);
     let group = (SCORE_BUDGET / (heads * length * length.min(QUERY_CHUNK))).clamp(1, windows);
-    let mixed: Vec<Tensor<B, 4>> = (0..windows)
+    let context: Vec<Tensor<B, 4>> = (0..windows)
         .step_by(group)
         .map(|first| {
-            let pick = first..(first + group).min(windows);
-            let part = |t: &Tensor<B, 4>| t.clone().slice([pick.clone()]);
+            let range = first..(first + group).min(windows);
+            let part = |t: &Tensor<B, 4>| t.clone().slice([range.clone()]);
             causal(part(&q), part(&k), part(&v), spec)
         })
         .collect();
-    let mixed = join(mixed, 0);
-    mixed
+    let context = concat(context, 0);
+    context
         .swap_dims(1, 2)
         .reshape([windows * length, heads * value_width])
 }
@@ -134,26 +88,26 @@ fn by_head<B: Backend>(
     x.reshape([windows, length, heads, width]).swap_dims(1, 2)
 }
 
-/// Turns the pairs `(i, i + width/2)` of every head by their position's angle; what lies behind the turned
-/// width stays.
+/// Rotates the pairs `(i, i + width/2)` of the first `width` elements of every head, where `width` is twice that of
+/// the tables, by the angle of their position. The elements after them are not rotated.
 fn rotate<B: Backend>(x: Tensor<B, 4>, rope: &Rope<B>) -> Tensor<B, 4> {
     let [windows, heads, length, width] = x.dims();
     let half = rope.cos.dims()[1];
     let flat = [windows * heads, length * half];
-    let part = |first: usize, last: usize| {
+    let columns = |first: usize, last: usize| {
         x.clone()
             .slice([0..windows, 0..heads, 0..length, first..last])
     };
     let table = |t: &Tensor<B, 2>| t.clone().narrow(0, 0, length).reshape([1, length * half]);
-    let low = part(0, half).reshape(flat);
-    let high = part(half, 2 * half).reshape(flat);
+    let low = columns(0, half).reshape(flat);
+    let high = columns(half, 2 * half).reshape(flat);
     let (cos, sin) = (table(&rope.cos), table(&rope.sin));
-    let turned_low = low.clone() * cos.clone() - high.clone() * sin.clone();
-    let turned_high = high * cos + low * sin;
+    let rotated_low = low.clone() * cos.clone() - high.clone() * sin.clone();
+    let rotated_high = high * cos + low * sin;
     let shape = [windows, heads, length, half];
-    let mut parts = vec![turned_low.reshape(shape), turned_high.reshape(shape)];
+    let mut parts = vec![rotated_low.reshape(shape), rotated_high.reshape(shape)];
     if 2 * half < width {
-        parts.push(part(2 * half, width));
+        parts.push(columns(2 * half, width));
     }
     Tensor::cat(parts, 3)
 }
@@ -168,11 +122,11 @@ fn causal<B: Backend>(
 ) -> Tensor<B, 4> {
     let [windows, heads, length, width] = q.dims();
     let kv_heads = k.dims()[1];
-    let share = heads / kv_heads;
+    let group_size = heads / kv_heads;
     let chunks = (0..length).step_by(QUERY_CHUNK).map(|first| {
         let last = (first + QUERY_CHUNK).min(length);
         let queries = last - first;
-        let tall = [windows, kv_heads, share * queries, width];
+        let tall = [windows, kv_heads, group_size * queries, width];
         let q = q
             .clone()
             .slice([0..windows, 0..heads, first..last])
@@ -185,14 +139,14 @@ fn causal<B: Backend>(
         );
         let scores = scores + mask(first, queries, spec.window, &v.device());
         let weights = activation::softmax(scores.reshape([windows * heads, queries, last]), 2);
-        let weights = weights.reshape([windows, kv_heads, share * queries, last]);
-        let mixed = matmul(weights, v.clone().slice(keys));
-        mixed.reshape([windows, heads, queries, spec.value_width])
+        let weights = weights.reshape([windows, kv_heads, group_size * queries, last]);
+        let context = matmul(weights, v.clone().slice(keys));
+        context.reshape([windows, heads, queries, spec.value_width])
     });
-    join(chunks.collect(), 2)
+    concat(chunks.collect(), 2)
 }
 
-/// `[1, queries * (first + queries)]`: 0 where query `first + i` may see key `j`, else -inf.
+/// `[1, queries * (first + queries)]`: 0 where query `first + i` attends to key `j`, else -inf.
 fn mask<B: Backend>(
     first: usize,
     queries: usize,
@@ -208,8 +162,8 @@ fn mask<B: Backend>(
     Tensor::from_data(TensorData::new(mask, [1, queries * keys]), device)
 }
 
-/// The parts joined along `dim`; a single part is passed on as it is.
-fn join<B: Backend>(mut parts: Vec<Tensor<B, 4>>, dim: usize) -> Tensor<B, 4> {
+/// Concatenates along `dim`, without a copy if there is a single part.
+fn concat<B: Backend>(mut parts: Vec<Tensor<B, 4>>, dim: usize) -> Tensor<B, 4> {
     if parts.len() == 1 {
         parts.remove(0)
     } else {
@@ -223,7 +177,7 @@ mod tests {
     use crate::device::Cpu;
     use crate::rope::{RopeScaling, RopeSpec};
 
-    /// Largest difference beside the largest value.
+    /// Largest accepted difference, relative to the largest value.
     const ERROR: f32 = 2e-6;
 
     fn random<const D: usize>(shape: [usize; D], step: usize) -> Tensor<Cpu, D> {
@@ -234,7 +188,7 @@ mod tests {
 
     #[test]
     fn the_kernel_equals_the_tensor_formulation() {
-        let usual = Heads {
+        let default = Heads {
             heads: 4,
             kv_heads: 4,
             width: 10,
@@ -244,11 +198,11 @@ mod tests {
             softcap: None,
         };
         let cases = [
-            (usual, 0, QUERY_CHUNK + 40),
+            (default, 0, QUERY_CHUNK + 40),
             (
                 Heads {
                     value_width: 3,
-                    ..usual
+                    ..default
                 },
                 8,
                 70,
@@ -258,7 +212,7 @@ mod tests {
                     kv_heads: 2,
                     value_width: 17,
                     window: Some(19),
-                    ..usual
+                    ..default
                 },
                 10,
                 QUERY_CHUNK + 40,
@@ -267,27 +221,27 @@ mod tests {
                 Heads {
                     kv_heads: 1,
                     softcap: Some(1.5),
-                    ..usual
+                    ..default
                 },
                 4,
                 33,
             ),
         ];
-        for (heads, turned, length) in cases {
+        for (heads, rotary_dim, length) in cases {
             let rows = 2 * length;
             let q = random([rows, heads.heads * heads.width], 7919);
             let k = random([rows, heads.kv_heads * heads.width], 6421);
             let v = random([rows, heads.kv_heads * heads.value_width], 4099);
             let rope = RopeSpec {
-                width: turned,
+                width: rotary_dim,
                 theta: 100.0,
                 scaling: RopeScaling::Default,
             };
             let rope = Rope::new(&rope, length, &Default::default());
-            let rope = (turned > 0).then_some(&rope);
+            let rope = (rotary_dim > 0).then_some(&rope);
             let run = |kernel: fn(_, _, _, _, &Heads, Option<&Rope<Cpu>>) -> Tensor<Cpu, 2>| {
-                let sides = [2, length];
-                kernel(q.clone(), k.clone(), v.clone(), sides, &heads, rope)
+                let dims = [2, length];
+                kernel(q.clone(), k.clone(), v.clone(), dims, &heads, rope)
             };
             let (found, expected) = (run(cpu::attention), run(reference));
             let shape = [rows, heads.heads * heads.value_width];

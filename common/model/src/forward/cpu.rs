@@ -1,24 +1,24 @@
-//! The two slow spots of the forward pass as kernels of our own for the plain CPU backend:
-//! attention and the MLP gate.
+//! Kernels for the plain CPU backend, for the two parts of the forward pass that are slow as tensor
+//! operations: attention and the MLP gate.
 //!
-//! Written as tensor operations, they spend more time in scalar exponentials, masks and fresh
-//! memory than in products. The tensor formulation beside each (in `attention` and `math`) is the
-//! reference, and what runs on every other backend, autodiff included. Work is cut into pieces of
-//! fixed size, each computed by one thread: the bits do not depend on the number of threads.
+//! As tensor operations these spend more time in scalar exponentials, masks and allocation than in matrix
+//! products. The tensor formulation of each (in `attention` and `math`) is the reference, and runs on every
+//! other backend, autodiff included. Work is split into pieces of fixed size, each computed by one thread, so
+//! the bits of a result do not depend on the number of threads.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 use uc_simd::{MatrixView, multiply};
 
-use super::attention::Heads;
+use super::heads::Heads;
 use super::vector;
 use crate::device::slice;
 use crate::rope::Rope;
 
-/// Queries of one piece of attention.
+/// Queries per piece of attention.
 const QUERIES: usize = 64;
-/// Elements of one piece of an elementwise loop.
+/// Elements per piece of an elementwise loop.
 const ELEMENTS: usize = 1 << 14;
 
 /// `silu(gate) * up`, all `[tokens, ffn]`.
@@ -44,33 +44,33 @@ pub(super) fn attention<B: Backend>(
 ) -> Tensor<B, 2> {
     let device = q.device();
     let table = |t: &Tensor<B, 2>| t.clone().narrow(0, 0, length).into_data();
-    let tables = rope.map(|rope| [table(&rope.cos), table(&rope.sin)]);
+    let cos_sin = rope.map(|rope| [table(&rope.cos), table(&rope.sin)]);
     let (q, k, v) = (q.into_data(), k.into_data(), v.into_data());
-    let angles = match &tables {
-        Some([cos, sin]) => Angles {
+    let tables = match &cos_sin {
+        Some([cos, sin]) => RotaryTables {
             half: cos.shape[1],
             cos: slice(cos),
             sin: slice(sin),
         },
-        None => Angles {
+        None => RotaryTables {
             half: 0,
             cos: &[],
             sin: &[],
         },
     };
-    let keys = rotated_keys(slice(&k), length, spec, &angles);
+    let keys = rotated_keys(slice(&k), length, spec, &tables);
     let out_width = spec.heads * spec.value_width;
     let mut out = vec![0.0; windows * length * out_width];
     let per_window = out.par_chunks_mut(length * out_width).enumerate();
     per_window.for_each(|(window, out)| {
-        let of_window = |width: usize| window * length * width..(window + 1) * length * width;
-        let input = Input {
-            q: &slice(&q)[of_window(spec.heads * spec.width)],
-            keys: &keys[of_window(spec.kv_heads * spec.width)],
-            v: &slice(&v)[of_window(spec.kv_heads * spec.value_width)],
+        let window_range = |width: usize| window * length * width..(window + 1) * length * width;
+        let input = WindowInput {
+            q: &slice(&q)[window_range(spec.heads * spec.width)],
+            keys: &keys[window_range(spec.kv_heads * spec.width)],
+            v: &slice(&v)[window_range(spec.kv_heads * spec.value_width)],
             length,
             spec,
-            angles: &angles,
+            tables: &tables,
         };
         let pieces = out.par_chunks_mut(QUERIES * out_width).enumerate();
         pieces.for_each_init(Vec::new, |scratch, (piece, out)| {
@@ -81,22 +81,22 @@ pub(super) fn attention<B: Backend>(
     Tensor::from_data(TensorData::new(out, shape), &device)
 }
 
-/// Cosines and sines, `[length, half]` each.
-struct Angles<'a> {
+/// Rotary tables: cosines and sines, `[length, half]` each.
+struct RotaryTables<'a> {
     cos: &'a [f32],
     sin: &'a [f32],
     half: usize,
 }
 
-impl Angles<'_> {
-    /// `out <- x` turned to `position` and scaled; both of a head's width.
-    fn turn(&self, x: &[f32], position: usize, scale: f32, out: &mut [f32]) {
+impl RotaryTables<'_> {
+    /// `out <- scale * x`, rotated to `position`; `x` and `out` are one head.
+    fn rotate(&self, x: &[f32], position: usize, scale: f32, out: &mut [f32]) {
         let row = position * self.half..(position + 1) * self.half;
         let (cos, sin) = (&self.cos[row.clone()], &self.sin[row]);
-        let (turned, rest) = x.split_at(2 * self.half);
-        let (out_turned, out_rest) = out.split_at_mut(2 * self.half);
-        let (low, high) = turned.split_at(self.half);
-        let (out_low, out_high) = out_turned.split_at_mut(self.half);
+        let (rotary, rest) = x.split_at(2 * self.half);
+        let (out_rotary, out_rest) = out.split_at_mut(2 * self.half);
+        let (low, high) = rotary.split_at(self.half);
+        let (out_low, out_high) = out_rotary.split_at_mut(self.half);
         for i in 0..self.half {
             let (a, b) = (low[i] * scale, high[i] * scale);
             out_low[i] = a * cos[i] - b * sin[i];
@@ -108,8 +108,8 @@ impl Angles<'_> {
     }
 }
 
-/// `k: [windows * length, kv_heads * width]` turned, as `[windows, kv_heads, length, width]`.
-fn rotated_keys(k: &[f32], length: usize, spec: &Heads, angles: &Angles<'_>) -> Vec<f32> {
+/// `k: [windows * length, kv_heads * width]` rotated, as `[windows, kv_heads, length, width]`.
+fn rotated_keys(k: &[f32], length: usize, spec: &Heads, tables: &RotaryTables<'_>) -> Vec<f32> {
     let &Heads {
         kv_heads, width, ..
     } = spec;
@@ -119,14 +119,14 @@ fn rotated_keys(k: &[f32], length: usize, spec: &Heads, angles: &Angles<'_>) -> 
         let (window, head) = (index / kv_heads, index % kv_heads);
         for (position, out) in out.chunks_exact_mut(width).enumerate() {
             let start = ((window * length + position) * kv_heads + head) * width;
-            angles.turn(&k[start..start + width], position, 1.0, out);
+            tables.rotate(&k[start..start + width], position, 1.0, out);
         }
     });
     out
 }
 
-/// One window's queries, turned keys and values.
-struct Input<'a> {
+/// The attention inputs of one window: queries, rotated keys, values.
+struct WindowInput<'a> {
     /// `[length, heads * width]`
     q: &'a [f32],
     /// `[kv_heads, length, width]`
@@ -135,12 +135,12 @@ struct Input<'a> {
     v: &'a [f32],
     length: usize,
     spec: &'a Heads,
-    angles: &'a Angles<'a>,
+    tables: &'a RotaryTables<'a>,
 }
 
-impl Input<'_> {
-    /// Attention of the queries from `first` on, as many as `out: [queries, heads * value_width]` has
-    /// rows. The query heads that share a key head form one taller matrix.
+impl WindowInput<'_> {
+    /// Attention of the queries starting at `first`, one per row of `out: [queries, heads * value_width]`. The
+    /// query heads that share a key head form one taller matrix.
     fn attend(&self, first: usize, out: &mut [f32], scratch: &mut Vec<f32>) {
         let &Heads {
             heads,
@@ -150,54 +150,54 @@ impl Input<'_> {
             ..
         } = self.spec;
         let window = self.spec.window.unwrap_or(usize::MAX);
-        let share = heads / kv_heads;
+        let group_size = heads / kv_heads;
         let queries = out.len() / (heads * value_width);
-        // The first key that any of these queries sees.
+        // The first key that any of these queries attends to.
         let start = (first + 1).saturating_sub(window);
-        let (rows, keys) = (share * queries, first + queries - start);
+        let (rows, keys) = (group_size * queries, first + queries - start);
         scratch.resize(rows * (width + value_width + keys + 1), 0.0);
-        let (turned, rest) = scratch.split_at_mut(rows * width);
-        let (mixed, rest) = rest.split_at_mut(rows * value_width);
+        let (rotated_q, rest) = scratch.split_at_mut(rows * width);
+        let (context, rest) = rest.split_at_mut(rows * value_width);
         let (sums, rest) = rest.split_at_mut(rows);
         let scores = &mut rest[..rows * keys];
         let scale = self.spec.scale as f32;
         for group in 0..kv_heads {
-            // Query and head of a row.
-            let place = |row: usize| (row % queries, group * share + row / queries);
-            for (row, turned) in turned.chunks_exact_mut(width).enumerate() {
-                let (query, head) = place(row);
+            // The query and the head of a row.
+            let query_and_head = |row: usize| (row % queries, group * group_size + row / queries);
+            for (row, rotated_q) in rotated_q.chunks_exact_mut(width).enumerate() {
+                let (query, head) = query_and_head(row);
                 let q = &self.q[((first + query) * heads + head) * width..][..width];
-                self.angles.turn(q, first + query, scale, turned);
+                self.tables.rotate(q, first + query, scale, rotated_q);
             }
             let all_keys = &self.keys[(group * self.length + start) * width..];
-            let seen = MatrixView::new(all_keys, keys, width, width);
-            let turned = MatrixView::new(turned, rows, width, width);
-            multiply(scores, keys, turned, seen.transposed());
+            let visible_keys = MatrixView::new(all_keys, keys, width, width);
+            let rotated_q = MatrixView::new(rotated_q, rows, width, width);
+            multiply(scores, keys, rotated_q, visible_keys.transposed());
             if let Some(cap) = self.spec.softcap {
                 let cap = cap as f32;
                 scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
             }
-            let seen = vector::Seen {
+            let mask = vector::KeyMask {
                 queries,
                 first: first - start,
                 window,
             };
-            vector::attention_weights(scores, keys, seen, sums);
+            vector::attention_weights(scores, keys, mask, sums);
             let all_values = &self.v[(start * kv_heads + group) * value_width..];
             let values = MatrixView::new(all_values, keys, value_width, kv_heads * value_width);
             multiply(
-                mixed,
+                context,
                 value_width,
                 MatrixView::new(scores, rows, keys, keys),
                 values,
             );
-            for (row, (mixed, sum)) in mixed.chunks_exact(value_width).zip(&*sums).enumerate() {
-                let (query, head) = place(row);
+            for (row, (context, sum)) in context.chunks_exact(value_width).zip(&*sums).enumerate() {
+                let (query, head) = query_and_head(row);
                 let out = &mut out[(query * heads + head) * value_width..][..value_width];
                 let inverse = 1.0 / sum;
                 out.iter_mut()
-                    .zip(mixed)
-                    .for_each(|(out, mixed)| *out = mixed * inverse);
+                    .zip(context)
+                    .for_each(|(out, context)| *out = context * inverse);
             }
         }
     }

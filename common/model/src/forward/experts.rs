@@ -1,23 +1,23 @@
 //! The mixture of experts: a router sends every token to a few of many MLPs.
 //!
-//! An expert's weights are asked for when the tokens that come to it are known, and dropped when they have
-//! passed; those of the MLP that all tokens pass, if there is one, stay.
+//! An expert's weights are requested when the tokens routed to it are known, and dropped after it has run.
+//! The weights of the shared experts, if there are any, stay in memory.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{IndexingUpdateOp, Tensor};
 
-use super::linear::{Linear, Tap};
+use super::linear::{ActivationObserver, Linear};
 use super::mlp::Mlp;
-use super::routing::{correction, indices, route};
+use super::routing::{correction_bias, index_tensor, route};
 use super::weights::Weights;
 use crate::spec::ExpertsSpec;
 
-/// The router and what all tokens pass; the experts are asked for as tokens come to them.
+/// The router and the shared experts. The routed experts are built when tokens reach them.
 #[derive(Debug, Clone)]
 pub(super) struct Experts<B: Backend> {
     router: Linear<B>,
-    /// `[experts]`, added to the scores for the choice.
-    correction: Option<Vec<f32>>,
+    /// `[experts]`, added to the scores for the selection.
+    correction_bias: Option<Vec<f32>>,
     pub(super) shared: Option<Mlp<B>>,
 }
 
@@ -27,25 +27,25 @@ impl<B: Backend> Experts<B> {
         let shared = shared.map(|shared| Mlp::new(shared, weights));
         Ok(Experts {
             router: Linear::new(&spec.router, weights)?,
-            correction: correction(spec, weights)?,
+            correction_bias: correction_bias(spec, weights)?,
             shared: shared.transpose()?,
         })
     }
 
-    /// For every expert the places `token · chosen + choice` at which it was chosen, and `[tokens · chosen, 1]` by how
-    /// much each choice counts.
+    /// For every expert, the slots `token · top_k + rank` that selected it; and the factor of each slot's
+    /// output, `[tokens · top_k, 1]`.
     pub(super) fn route(
         &self,
         spec: &ExpertsSpec,
         x: Tensor<B, 2>,
     ) -> (Vec<Vec<usize>>, Tensor<B, 2>) {
         let [tokens, _] = x.dims();
-        let routed = route(self.router.apply(x), spec, self.correction.as_deref());
-        let mut places = vec![Vec::new(); spec.experts.len()];
-        for (place, &expert) in routed.experts.iter().enumerate() {
-            places[expert].push(place);
+        let routed = route(self.router.apply(x), spec, self.correction_bias.as_deref());
+        let mut slots = vec![Vec::new(); spec.experts.len()];
+        for (slot, &expert) in routed.experts.iter().enumerate() {
+            slots[expert].push(slot);
         }
-        (places, routed.factors.reshape([tokens * spec.chosen, 1]))
+        (slots, routed.weights.reshape([tokens * spec.top_k, 1]))
     }
 
     /// `x: [tokens, hidden]` to the same shape.
@@ -54,23 +54,24 @@ impl<B: Backend> Experts<B> {
         spec: &ExpertsSpec,
         x: Tensor<B, 2>,
         weights: &W,
-        tap: &mut dyn Tap<B>,
+        observer: &mut dyn ActivationObserver<B>,
     ) -> Result<Tensor<B, 2>, W::Error> {
         let device = x.device();
-        let (places, factors) = self.route(spec, x.clone());
+        let (slots, factors) = self.route(spec, x.clone());
         let mut y = match (&self.shared, &spec.shared) {
-            (Some(own), Some(spec)) => own.forward(spec, x.clone(), None, tap),
+            (Some(shared), Some(spec)) => shared.forward(spec, x.clone(), None, observer),
             _ => x.zeros_like(),
         };
-        for (expert, places) in spec.experts.iter().zip(places) {
-            if places.is_empty() {
+        for (expert, slots) in spec.experts.iter().zip(slots) {
+            if slots.is_empty() {
                 continue;
             }
-            let own: Vec<usize> = places.iter().map(|place| place / spec.chosen).collect();
-            let rows = indices(&own, &device);
+            let tokens: Vec<usize> = slots.iter().map(|slot| slot / spec.top_k).collect();
+            let rows = index_tensor(&tokens, &device);
             let mlp = Mlp::new(expert, weights)?;
-            let out = mlp.forward(expert, x.clone().select(0, rows.clone()), Some(&own), tap);
-            let factor = factors.clone().select(0, indices(&places, &device));
+            let input = x.clone().select(0, rows.clone());
+            let out = mlp.forward(expert, input, Some(&tokens), observer);
+            let factor = factors.clone().select(0, index_tensor(&slots, &device));
             y = y.select_assign(0, rows, out * factor, IndexingUpdateOp::Add);
         }
         Ok(y)

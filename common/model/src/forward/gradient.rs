@@ -1,9 +1,10 @@
 //! The backward pass of a layer, block by block and expert by expert.
 //!
-//! The graph of a whole layer would hold the weights of every expert to which a token of the batch came. So the inputs
-//! of the blocks are computed first, without a graph; then, from the last block to the first, each is computed once
-//! more with its graph recorded and left (Chen et al. 2016, "Training deep nets with sublinear memory cost"), and in a
-//! mixture of experts each expert for itself.
+//! The graph of a whole layer would hold the weights of every expert that a token of the batch is routed to.
+//! So the inputs of the blocks are computed first, without a graph. Then, from the last block to the first,
+//! each block is computed again with its graph, which is dropped after its backward pass (gradient
+//! checkpointing: Chen et al. 2016, "Training deep nets with sublinear memory cost"). In a mixture of experts
+//! each expert has a graph of its own.
 
 use std::collections::BTreeMap;
 
@@ -12,211 +13,217 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{IndexingUpdateOp, Tensor};
 
 use super::experts::Experts;
-use super::layer::{Block, Layer, Mixing};
-use super::linear::{NoTap, Tap};
+use super::layer::{Block, Layer, MixerWeights};
+use super::linear::{ActivationObserver, NoObserver};
 use super::mlp::Mlp;
 use super::norm::Norm;
-use super::routing::indices;
+use super::routing::index_tensor;
 use super::weights::Weights;
 use crate::spec::{BlockSpec, ExpertsSpec, Mixer};
 
-/// What passed in a part of a layer (a block without its experts, or an expert) and the gradients there.
+/// The inputs of the linears in one part of a layer and the gradients at their outputs. A part is a block
+/// without its routed experts, or one expert.
 #[derive(Debug)]
-pub struct Traced<B: Backend> {
-    /// The inputs of its linears by name.
-    pub inputs: BTreeMap<String, Passed<B>>,
-    /// By weight: the gradient by the outputs of the linear, `[tokens, rows]`.
-    pub outputs: BTreeMap<String, Tensor<B, 2>>,
+pub struct PartTrace<B: Backend> {
+    /// The inputs of the linears, by their name in the layer's plan.
+    pub inputs: BTreeMap<String, ObservedInput<B>>,
+    /// The gradient at the output of each linear, `[tokens, rows]`, by the name of its weight.
+    pub output_gradients: BTreeMap<String, Tensor<B, 2>>,
 }
 
-/// An input `[tokens, width]`, and which tokens these are where not all of them pass.
-pub type Passed<B> = (Tensor<B, 2>, Option<Vec<usize>>);
+/// An input `[tokens, width]` and, if only some tokens of the batch are in it, their indices.
+pub type ObservedInput<B> = (Tensor<B, 2>, Option<Vec<usize>>);
 
-/// Told of every part of a layer.
-pub type OnTraced<'a, B, E> = &'a mut dyn FnMut(Traced<B>) -> Result<(), E>;
+/// Callback that receives the trace of every part of a layer.
+pub type OnPartTrace<'a, B, E> = &'a mut dyn FnMut(PartTrace<B>) -> Result<(), E>;
 
 impl<B: Backend, W: Weights<Autodiff<B>>> Layer<'_, Autodiff<B>, W> {
-    /// The gradient of `sum(layer(hidden) · above)` by `hidden`, all `[windows, length, hidden]`. What passes in the
-    /// layer's parts is shown to `traced` as soon as it is known, from the last block to the first.
+    /// The gradient with respect to `hidden`, given `grad_output`, the gradient at the layer's output. All
+    /// three are `[windows, length, hidden]`. `on_trace` receives the trace of each part as soon as it is
+    /// complete, from the last block to the first.
     ///
     /// # Errors
-    /// What the weights return for an expert, and what `traced` returns.
+    /// What the weights return for an expert, and what `on_trace` returns.
     ///
     /// # Panics
-    /// If `hidden` has another length or width than the layer, or `above` another shape than `hidden`.
+    /// If `hidden` has another length or width than the layer, or `grad_output` another shape than `hidden`.
     pub fn gradient(
         &self,
         hidden: Tensor<B, 3>,
-        above: Tensor<B, 3>,
-        traced: OnTraced<'_, B, W::Error>,
+        grad_output: Tensor<B, 3>,
+        on_trace: OnPartTrace<'_, B, W::Error>,
     ) -> Result<Tensor<B, 3>, W::Error> {
         let [windows, length, width] = hidden.dims();
         assert_eq!(length, self.length, "tokens of a window");
-        let sides = [windows, length];
+        let dims = [windows, length];
         let rows = |x: Tensor<B, 3>| x.reshape([windows * length, width]);
-        let (input, above) = (rows(hidden), rows(above));
+        let (input, grad_output) = (rows(hidden), rows(grad_output));
         let blocks = self.spec.blocks.iter().zip(&self.blocks);
 
         let mut inputs = vec![input];
         if !self.spec.parallel {
             for (spec, block) in blocks.clone().take(self.blocks.len().saturating_sub(1)) {
                 let x = inputs[inputs.len() - 1].clone();
-                let plain = Tensor::from_inner(x.clone());
-                let added = block.forward(spec, plain, sides, self.weights, &mut NoTap)?;
-                inputs.push(spec.add(added.inner(), x));
+                let untracked = Tensor::from_inner(x.clone());
+                let output = block.forward(spec, untracked, dims, self.weights, &mut NoObserver)?;
+                inputs.push(spec.add(output.inner(), x));
             }
         }
-        let mut sum = above.clone();
-        for (place, (spec, block)) in blocks.enumerate().rev() {
-            let (x, above) = match self.spec.parallel {
-                true => (&inputs[0], &above),
-                false => (&inputs[place], &sum),
+        let mut gradient = grad_output.clone();
+        for (index, (spec, block)) in blocks.enumerate().rev() {
+            let (x, grad_block) = match self.spec.parallel {
+                true => (&inputs[0], &grad_output),
+                false => (&inputs[index], &gradient),
             };
-            let scaled = spec.scaled(above.clone());
-            let own = block.gradient(spec, x.clone(), scaled, sides, self.weights, traced)?;
-            sum = sum + own;
+            let grad_block = spec.scaled(grad_block.clone());
+            let grad_x =
+                block.gradient(spec, x.clone(), grad_block, dims, self.weights, on_trace)?;
+            gradient = gradient + grad_x;
         }
-        Ok(sum.reshape([windows, length, width]))
+        Ok(gradient.reshape([windows, length, width]))
     }
 }
 
 impl<B: Backend> Block<Autodiff<B>> {
-    /// The gradient of `sum(block(x) · above)` by `x`, all `[tokens, hidden]`.
+    /// The gradient with respect to `x`, given `grad_output`, the gradient at the block's output; all
+    /// `[tokens, hidden]`.
     fn gradient<W: Weights<Autodiff<B>>>(
         &self,
         spec: &BlockSpec,
         x: Tensor<B, 2>,
-        above: Tensor<B, 2>,
-        sides: [usize; 2],
+        grad_output: Tensor<B, 2>,
+        dims: [usize; 2],
         weights: &W,
-        traced: OnTraced<'_, B, W::Error>,
+        on_trace: OnPartTrace<'_, B, W::Error>,
     ) -> Result<Tensor<B, 2>, W::Error> {
         let x = Tensor::from_inner(x).require_grad();
-        let mut taps = Taps::default();
-        let part = match (&self.mixing, &spec.mixer) {
-            (Mixing::Experts(own), Mixer::Experts(spec)) => {
-                let normed = Norm::or_not(&self.before, x.clone());
-                let above = match &self.after {
-                    None => above,
+        let mut recorder = TraceRecorder::default();
+        let surrogate = match (&self.mixer, &spec.mixer) {
+            (MixerWeights::Experts(experts), Mixer::Experts(spec)) => {
+                let normed = Norm::apply_optional(&self.pre_norm, x.clone());
+                let grad_experts = match &self.post_norm {
+                    None => grad_output,
                     Some(norm) => {
-                        let plain = Tensor::from_inner(normed.clone().inner());
-                        let y = own.forward(spec, plain, weights, &mut NoTap)?;
+                        let untracked = Tensor::from_inner(normed.clone().inner());
+                        let y = experts.forward(spec, untracked, weights, &mut NoObserver)?;
                         let y = Tensor::from_inner(y.inner()).require_grad();
-                        let gradients = dot(norm.forward(y.clone()), above).backward();
-                        gradient_of(&y, &gradients)
+                        let gradients = dot(norm.forward(y.clone()), grad_output).backward();
+                        gradient_at(&y, &gradients)
                     }
                 };
-                own.trace(spec, normed, above, weights, &mut taps, traced)?
+                experts.backward(spec, normed, grad_experts, weights, &mut recorder, on_trace)?
             }
             _ => dot(
-                self.forward(spec, x.clone(), sides, weights, &mut taps)?,
-                above,
+                self.forward(spec, x.clone(), dims, weights, &mut recorder)?,
+                grad_output,
             ),
         };
-        let gradients = part.backward();
-        traced(taps.traced(&gradients))?;
-        Ok(gradient_of(&x, &gradients))
+        let gradients = surrogate.backward();
+        on_trace(recorder.finish(&gradients))?;
+        Ok(gradient_at(&x, &gradients))
     }
 }
 
 impl<B: Backend> Experts<Autodiff<B>> {
-    /// A number whose gradient by what `x` depends on is that of `sum(experts(x) · above)`, `x: [tokens, hidden]`.
-    /// Every expert is computed here, traced and left.
-    fn trace<W: Weights<Autodiff<B>>>(
+    /// A scalar that has the same gradient with respect to whatever `x` depends on as
+    /// `sum(experts(x) · grad_output)`, where `x: [tokens, hidden]`. The backward pass of every routed expert
+    /// runs here, one expert after the other.
+    fn backward<W: Weights<Autodiff<B>>>(
         &self,
         spec: &ExpertsSpec,
         x: Tensor<Autodiff<B>, 2>,
-        above: Tensor<B, 2>,
+        grad_output: Tensor<B, 2>,
         weights: &W,
-        taps: &mut Taps<Autodiff<B>>,
-        traced: OnTraced<'_, B, W::Error>,
+        recorder: &mut TraceRecorder<Autodiff<B>>,
+        on_trace: OnPartTrace<'_, B, W::Error>,
     ) -> Result<Tensor<Autodiff<B>, 1>, W::Error> {
-        let plain = x.clone().inner();
-        let device = plain.device();
-        let (places, factors) = self.route(spec, x.clone());
-        let known = factors.clone().inner();
-        let mut by_x = plain.zeros_like();
-        let mut by_factors = known.zeros_like();
-        for (expert, places) in spec.experts.iter().zip(places) {
-            if places.is_empty() {
+        let untracked_x = x.clone().inner();
+        let device = untracked_x.device();
+        let (slots, factors) = self.route(spec, x.clone());
+        let untracked_factors = factors.clone().inner();
+        let mut grad_x = untracked_x.zeros_like();
+        let mut grad_factors = untracked_factors.zeros_like();
+        for (expert, slots) in spec.experts.iter().zip(slots) {
+            if slots.is_empty() {
                 continue;
             }
-            let own: Vec<usize> = places.iter().map(|place| place / spec.chosen).collect();
-            let rows = indices::<B>(&own, &device);
-            let places = indices::<B>(&places, &device);
+            let tokens: Vec<usize> = slots.iter().map(|slot| slot / spec.top_k).collect();
+            let rows = index_tensor::<B>(&tokens, &device);
+            let slots = index_tensor::<B>(&slots, &device);
             let mlp = Mlp::new(expert, weights)?;
-            let input = Tensor::from_inner(plain.clone().select(0, rows.clone())).require_grad();
-            let above = above.clone().select(0, rows.clone());
-            let factor = known.clone().select(0, places.clone());
-            let mut taps = Taps::default();
-            let out = mlp.forward(expert, input.clone(), Some(&own), &mut taps);
-            let of_factor = (out.clone().inner() * above.clone()).sum_dim(1);
-            let gradients = dot(out, above * factor).backward();
-            traced(taps.traced(&gradients))?;
-            let found = gradient_of(&input, &gradients);
-            by_x = by_x.select_assign(0, rows, found, IndexingUpdateOp::Add);
-            by_factors = by_factors.select_assign(0, places, of_factor, IndexingUpdateOp::Add);
+            let input = untracked_x.clone().select(0, rows.clone());
+            let input = Tensor::from_inner(input).require_grad();
+            let grad_rows = grad_output.clone().select(0, rows.clone());
+            let factor = untracked_factors.clone().select(0, slots.clone());
+            let mut recorder = TraceRecorder::default();
+            let out = mlp.forward(expert, input.clone(), Some(&tokens), &mut recorder);
+            let grad_factor = (out.clone().inner() * grad_rows.clone()).sum_dim(1);
+            let gradients = dot(out, grad_rows * factor).backward();
+            on_trace(recorder.finish(&gradients))?;
+            let grad_input = gradient_at(&input, &gradients);
+            grad_x = grad_x.select_assign(0, rows, grad_input, IndexingUpdateOp::Add);
+            grad_factors = grad_factors.select_assign(0, slots, grad_factor, IndexingUpdateOp::Add);
         }
-        let mut sum = dot(factors, by_factors) + dot(x.clone(), by_x);
-        if let (Some(own), Some(spec)) = (&self.shared, &spec.shared) {
-            sum = sum + dot(own.forward(spec, x, None, taps), above);
+        let mut sum = dot(factors, grad_factors) + dot(x.clone(), grad_x);
+        if let (Some(shared), Some(spec)) = (&self.shared, &spec.shared) {
+            sum = sum + dot(shared.forward(spec, x, None, recorder), grad_output);
         }
         Ok(sum)
     }
 }
 
-/// Keeps every input with the tokens that it has, and adds to every output a zero whose gradient is asked for
-/// afterwards.
-struct Taps<B: AutodiffBackend> {
-    inputs: BTreeMap<String, Passed<B::InnerBackend>>,
-    outputs: BTreeMap<String, Tensor<B, 2>>,
+/// Records the inputs of the linears, and adds a zero to each of their outputs: the gradient with respect to
+/// that zero is the gradient at the output.
+struct TraceRecorder<B: AutodiffBackend> {
+    inputs: BTreeMap<String, ObservedInput<B::InnerBackend>>,
+    zeros: BTreeMap<String, Tensor<B, 2>>,
 }
 
-impl<B: AutodiffBackend> Default for Taps<B> {
+impl<B: AutodiffBackend> Default for TraceRecorder<B> {
     fn default() -> Self {
-        Taps {
+        TraceRecorder {
             inputs: BTreeMap::new(),
-            outputs: BTreeMap::new(),
+            zeros: BTreeMap::new(),
         }
     }
 }
 
-impl<B: AutodiffBackend> Tap<B> for Taps<B> {
-    fn input(&mut self, name: &str, x: &Tensor<B, 2>, tokens: Option<&[usize]>) {
+impl<B: AutodiffBackend> ActivationObserver<B> for TraceRecorder<B> {
+    fn observe_input(&mut self, name: &str, x: &Tensor<B, 2>, tokens: Option<&[usize]>) {
         let tokens = tokens.map(<[usize]>::to_vec);
         self.inputs
             .insert(name.to_owned(), (x.clone().inner(), tokens));
     }
 
-    fn output(&mut self, weight: &str, y: Tensor<B, 2>) -> Tensor<B, 2> {
+    fn observe_output(&mut self, weight: &str, y: Tensor<B, 2>) -> Tensor<B, 2> {
         let zero = Tensor::zeros(y.dims(), &y.device()).require_grad();
-        self.outputs.insert(weight.to_owned(), zero.clone());
+        self.zeros.insert(weight.to_owned(), zero.clone());
         y + zero
     }
 }
 
-impl<B: AutodiffBackend> Taps<B> {
-    fn traced(self, gradients: &B::Gradients) -> Traced<B::InnerBackend> {
-        let outputs = self.outputs.into_iter();
-        Traced {
+impl<B: AutodiffBackend> TraceRecorder<B> {
+    fn finish(self, gradients: &B::Gradients) -> PartTrace<B::InnerBackend> {
+        let zeros = self.zeros.into_iter();
+        PartTrace {
             inputs: self.inputs,
-            outputs: outputs
-                .map(|(name, zero)| (name, gradient_of(&zero, gradients)))
+            output_gradients: zeros
+                .map(|(name, zero)| (name, gradient_at(&zero, gradients)))
                 .collect(),
         }
     }
 }
 
-/// `sum(y · above)`.
-fn dot<B: Backend>(y: Tensor<Autodiff<B>, 2>, above: Tensor<B, 2>) -> Tensor<Autodiff<B>, 1> {
-    (y * Tensor::from_inner(above)).sum()
+/// `sum(y · grad_y)`.
+fn dot<B: Backend>(y: Tensor<Autodiff<B>, 2>, grad_y: Tensor<B, 2>) -> Tensor<Autodiff<B>, 1> {
+    (y * Tensor::from_inner(grad_y)).sum()
 }
 
-/// The gradient by a tensor; zero where nothing depends on it.
-fn gradient_of<B: AutodiffBackend>(
+/// The gradient with respect to a tensor; zero if the loss does not depend on it.
+fn gradient_at<B: AutodiffBackend>(
     tensor: &Tensor<B, 2>,
     gradients: &B::Gradients,
 ) -> Tensor<B::InnerBackend, 2> {
-    let found = tensor.grad(gradients);
-    found.unwrap_or_else(|| tensor.clone().inner().zeros_like())
+    let gradient = tensor.grad(gradients);
+    gradient.unwrap_or_else(|| tensor.clone().inner().zeros_like())
 }

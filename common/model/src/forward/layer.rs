@@ -1,16 +1,16 @@
-//! One layer: its blocks one after another (or side by side), each added to the residual stream.
+//! One layer: its blocks, in sequence or in parallel, each added to the residual stream.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::experts::Experts;
 use super::latent_attention::LatentAttention;
-use super::linear::Tap;
+use super::linear::ActivationObserver;
+use super::mamba::Mamba;
 use super::mamba2::Mamba2;
 use super::mlp::Mlp;
 use super::norm::Norm;
 use super::self_attention::SelfAttention;
-use super::state_space::StateSpace;
 use super::weights::Weights;
 use crate::spec::{BlockSpec, LayerSpec, Mixer};
 
@@ -25,25 +25,24 @@ pub struct Layer<'a, B: Backend, W: Weights<B>> {
 
 /// A block with its weights.
 pub(super) struct Block<B: Backend> {
-    pub(super) before: Option<Norm<B>>,
-    pub(super) mixing: Mixing<B>,
-    pub(super) after: Option<Norm<B>>,
+    pub(super) pre_norm: Option<Norm<B>>,
+    pub(super) mixer: MixerWeights<B>,
+    pub(super) post_norm: Option<Norm<B>>,
 }
 
-/// The weights of a block's computation.
-pub(super) enum Mixing<B: Backend> {
+/// The weights of a block's mixer.
+pub(super) enum MixerWeights<B: Backend> {
     Attention(SelfAttention<B>),
     LatentAttention(LatentAttention<B>),
     Mlp(Mlp<B>),
     Experts(Experts<B>),
-    StateSpace(StateSpace<B>),
+    Mamba(Mamba<B>),
     Mamba2(Mamba2<B>),
 }
 
 impl<'a, B: Backend, W: Weights<B>> Layer<'a, B, W> {
-    /// Builds a layer from its weights, for windows of `length` tokens. `weights` is asked for the tensors of
-    /// the layer's plan by their names within the layer; for those of experts later, by
-    /// [`Layer::forward`].
+    /// Builds a layer for windows of `length` tokens. Tensors are requested from `weights` by their names
+    /// within the layer; those of routed experts only later, by [`Layer::forward`].
     ///
     /// # Errors
     /// What `weights` returns.
@@ -55,23 +54,23 @@ impl<'a, B: Backend, W: Weights<B>> Layer<'a, B, W> {
     ) -> Result<Self, W::Error> {
         let block = |spec: &BlockSpec| -> Result<Block<B>, W::Error> {
             let norm = |norm: &Option<_>| norm.as_ref().map(|norm| Norm::new(norm, weights));
-            let before = norm(&spec.before).transpose()?;
-            let mixing = match &spec.mixer {
+            let pre_norm = norm(&spec.pre_norm).transpose()?;
+            let mixer = match &spec.mixer {
                 Mixer::Attention(spec) => {
-                    Mixing::Attention(SelfAttention::new(spec, length, weights, device)?)
+                    MixerWeights::Attention(SelfAttention::new(spec, length, weights, device)?)
                 }
-                Mixer::LatentAttention(spec) => {
-                    Mixing::LatentAttention(LatentAttention::new(spec, length, weights, device)?)
-                }
-                Mixer::Mlp(spec) => Mixing::Mlp(Mlp::new(spec, weights)?),
-                Mixer::Experts(spec) => Mixing::Experts(Experts::new(spec, weights)?),
-                Mixer::Mamba(spec) => Mixing::StateSpace(StateSpace::new(spec, weights)?),
-                Mixer::Mamba2(spec) => Mixing::Mamba2(Mamba2::new(spec, weights)?),
+                Mixer::LatentAttention(spec) => MixerWeights::LatentAttention(
+                    LatentAttention::new(spec, length, weights, device)?,
+                ),
+                Mixer::Mlp(spec) => MixerWeights::Mlp(Mlp::new(spec, weights)?),
+                Mixer::Experts(spec) => MixerWeights::Experts(Experts::new(spec, weights)?),
+                Mixer::Mamba(spec) => MixerWeights::Mamba(Mamba::new(spec, weights)?),
+                Mixer::Mamba2(spec) => MixerWeights::Mamba2(Mamba2::new(spec, weights)?),
             };
             Ok(Block {
-                before,
-                mixing,
-                after: norm(&spec.after).transpose()?,
+                pre_norm,
+                mixer,
+                post_norm: norm(&spec.post_norm).transpose()?,
             })
         };
         Ok(Layer {
@@ -83,13 +82,13 @@ impl<'a, B: Backend, W: Weights<B>> Layer<'a, B, W> {
         })
     }
 
-    /// Where the layer computes.
+    /// The device that the layer computes on.
     pub fn device(&self) -> &B::Device {
         &self.device
     }
 
-    /// The layer applied to `hidden: [windows, length, hidden]`; same shape. Every input and output of a
-    /// linear passes through `tap`.
+    /// Applies the layer to `hidden: [windows, length, hidden]`; the result has the same shape. `observer`
+    /// sees the input and the output of every linear.
     ///
     /// # Errors
     /// What the weights return for an expert.
@@ -99,36 +98,40 @@ impl<'a, B: Backend, W: Weights<B>> Layer<'a, B, W> {
     pub fn forward(
         &self,
         hidden: Tensor<B, 3>,
-        tap: &mut dyn Tap<B>,
+        observer: &mut dyn ActivationObserver<B>,
     ) -> Result<Tensor<B, 3>, W::Error> {
         let [windows, length, width] = hidden.dims();
         assert_eq!(length, self.length, "tokens of a window");
         let input: Tensor<B, 2> = hidden.reshape([windows * length, width]);
-        let mut sum = input.clone();
+        let mut residual = input.clone();
         for (spec, block) in self.spec.blocks.iter().zip(&self.blocks) {
             let x = match self.spec.parallel {
                 true => input.clone(),
-                false => sum.clone(),
+                false => residual.clone(),
             };
-            let added = block.forward(spec, x, [windows, length], self.weights, tap)?;
-            sum = spec.add(added, sum);
+            let output = block.forward(spec, x, [windows, length], self.weights, observer)?;
+            residual = spec.add(output, residual);
         }
-        Ok(sum.reshape([windows, length, width]))
+        Ok(residual.reshape([windows, length, width]))
     }
 }
 
 impl BlockSpec {
-    /// What the block makes, as it counts in the residual stream.
-    pub(super) fn scaled<B: Backend>(&self, made: Tensor<B, 2>) -> Tensor<B, 2> {
+    /// The block's output times the scale with which it is added to the residual stream.
+    pub(super) fn scaled<B: Backend>(&self, output: Tensor<B, 2>) -> Tensor<B, 2> {
         match self.scale {
-            1.0 => made,
-            scale => made * scale,
+            1.0 => output,
+            scale => output * scale,
         }
     }
 
-    /// The residual stream with what the block made.
-    pub(super) fn add<B: Backend>(&self, made: Tensor<B, 2>, stream: Tensor<B, 2>) -> Tensor<B, 2> {
-        self.scaled(made) + stream
+    /// The residual stream plus the scaled output of the block.
+    pub(super) fn add<B: Backend>(
+        &self,
+        output: Tensor<B, 2>,
+        residual: Tensor<B, 2>,
+    ) -> Tensor<B, 2> {
+        self.scaled(output) + residual
     }
 }
 
@@ -137,22 +140,30 @@ impl<B: Backend> Block<B> {
         &self,
         spec: &BlockSpec,
         x: Tensor<B, 2>,
-        sides: [usize; 2],
+        dims: [usize; 2],
         weights: &W,
-        tap: &mut dyn Tap<B>,
+        observer: &mut dyn ActivationObserver<B>,
     ) -> Result<Tensor<B, 2>, W::Error> {
-        let x = Norm::or_not(&self.before, x);
-        let y = match (&self.mixing, &spec.mixer) {
-            (Mixing::Attention(own), Mixer::Attention(spec)) => own.forward(spec, x, sides, tap),
-            (Mixing::LatentAttention(own), Mixer::LatentAttention(spec)) => {
-                own.forward(spec, x, sides, tap)
+        let x = Norm::apply_optional(&self.pre_norm, x);
+        let y = match (&self.mixer, &spec.mixer) {
+            (MixerWeights::Attention(mixer), Mixer::Attention(spec)) => {
+                mixer.forward(spec, x, dims, observer)
             }
-            (Mixing::Mlp(own), Mixer::Mlp(spec)) => own.forward(spec, x, None, tap),
-            (Mixing::Experts(own), Mixer::Experts(spec)) => own.forward(spec, x, weights, tap)?,
-            (Mixing::StateSpace(own), Mixer::Mamba(spec)) => own.forward(spec, x, sides, tap),
-            (Mixing::Mamba2(own), Mixer::Mamba2(spec)) => own.forward(spec, x, sides, tap),
-            _ => unreachable!("a block was built from its own description"),
+            (MixerWeights::LatentAttention(mixer), Mixer::LatentAttention(spec)) => {
+                mixer.forward(spec, x, dims, observer)
+            }
+            (MixerWeights::Mlp(mixer), Mixer::Mlp(spec)) => mixer.forward(spec, x, None, observer),
+            (MixerWeights::Experts(mixer), Mixer::Experts(spec)) => {
+                mixer.forward(spec, x, weights, observer)?
+            }
+            (MixerWeights::Mamba(mixer), Mixer::Mamba(spec)) => {
+                mixer.forward(spec, x, dims, observer)
+            }
+            (MixerWeights::Mamba2(mixer), Mixer::Mamba2(spec)) => {
+                mixer.forward(spec, x, dims, observer)
+            }
+            _ => unreachable!("a block is built from its own spec"),
         };
-        Ok(Norm::or_not(&self.after, y))
+        Ok(Norm::apply_optional(&self.post_norm, y))
     }
 }

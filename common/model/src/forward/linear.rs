@@ -1,4 +1,4 @@
-//! A linear, and who watches it.
+//! A linear layer, and the observer of its input and output.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
@@ -7,22 +7,24 @@ use super::weights::Weights;
 use crate::matmul::matmul;
 use crate::spec::Projection;
 
-/// Sees what passes through a layer, and may replace the outputs of its linears.
-pub trait Tap<B: Backend> {
-    /// The input `[tokens, width]` of one or several linears, by its name in the layer's plan, all windows as
-    /// rows one after another. `tokens` says which tokens these are where not all of them pass here.
-    fn input(&mut self, _name: &str, _x: &Tensor<B, 2>, _tokens: Option<&[usize]>) {}
+/// Observes the activations of a layer. It sees the inputs of the linears and may replace their outputs.
+pub trait ActivationObserver<B: Backend> {
+    /// Called with every input `[tokens, width]`, named as in the layer's plan, before the linears that read
+    /// it. Rows are tokens, window after window. `tokens` gives the indices of the rows' tokens if only some
+    /// tokens of the batch are in it (routed experts).
+    fn observe_input(&mut self, _name: &str, _x: &Tensor<B, 2>, _tokens: Option<&[usize]>) {}
 
-    /// The output `[tokens, out]` of the linear whose weight has this name within the layer.
-    fn output(&mut self, _weight: &str, y: Tensor<B, 2>) -> Tensor<B, 2> {
+    /// Called with the output `[tokens, out]` of the linear whose weight has this name within the layer.
+    /// Returns the output that the forward pass continues with.
+    fn observe_output(&mut self, _weight: &str, y: Tensor<B, 2>) -> Tensor<B, 2> {
         y
     }
 }
 
-/// A tap that does nothing.
-pub struct NoTap;
+/// An observer that does nothing.
+pub struct NoObserver;
 
-impl<B: Backend> Tap<B> for NoTap {}
+impl<B: Backend> ActivationObserver<B> for NoObserver {}
 
 /// `y = x Wᵀ + b`.
 #[derive(Debug, Clone)]
@@ -46,12 +48,16 @@ impl<B: Backend> Linear<B> {
         Ok(Linear { name, weight, bias })
     }
 
-    /// Applies the matrix to `x: [tokens, in]`, before `tap`.
-    pub(super) fn forward(&self, x: Tensor<B, 2>, tap: &mut dyn Tap<B>) -> Tensor<B, 2> {
-        tap.output(&self.name, self.apply(x))
+    /// Applies the layer to `x: [tokens, in]` and shows the output to `observer`.
+    pub(super) fn forward(
+        &self,
+        x: Tensor<B, 2>,
+        observer: &mut dyn ActivationObserver<B>,
+    ) -> Tensor<B, 2> {
+        observer.observe_output(&self.name, self.apply(x))
     }
 
-    /// Applies the matrix to `x: [tokens, in]`.
+    /// Applies the layer to `x: [tokens, in]`, without an observer.
     pub(super) fn apply(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let y = matmul(x, self.weight.clone().transpose());
         match &self.bias {

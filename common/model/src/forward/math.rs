@@ -1,4 +1,4 @@
-//! Small differentiable pieces of the forward pass, each one formula.
+//! Differentiable elementwise formulas of the forward pass.
 
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
@@ -9,14 +9,14 @@ use super::cpu;
 use crate::device::{Cpu, is};
 use crate::spec::Activation;
 
-/// `f(x)`, any shape.
+/// `f(x)` elementwise.
 pub(crate) fn activated<B: Backend, const D: usize>(
     x: Tensor<B, D>,
     function: Activation,
 ) -> Tensor<B, D> {
     match function {
         Activation::Silu => activation::silu(x),
-        // burn's own has, on CUDA, the derivative of the other formula.
+        // On CUDA, burn's own GELU has the derivative of the tanh approximation.
         Activation::Gelu => x.clone() * 0.5 * ((x * FRAC_1_SQRT_2).erf() + 1.0),
         Activation::GeluTanh => {
             let cube = x.clone() * x.clone() * x.clone();
@@ -39,7 +39,7 @@ pub(super) fn gated<B: Backend>(
     activated(gate, function) * up
 }
 
-/// `cap · tanh(x / cap)`, or x without a cap.
+/// `cap · tanh(x / cap)`; `x` without a cap.
 pub(super) fn capped<B: Backend, const D: usize>(
     x: Tensor<B, D>,
     cap: Option<f64>,

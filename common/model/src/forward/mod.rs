@@ -1,20 +1,24 @@
-//! The forward pass on burn, generic over the backend, in f32, built from a model's description.
+//! The forward and backward pass on burn, generic over the backend, in f32, built from a model's description.
 //!
-//! One layer at a time: [`Layer`] maps hidden states to hidden states and shows the inputs and outputs of
-//! its linears to a [`Tap`], and maps gradients back ([`Layer::gradient`]); [`Embedding`] and [`Head`] are the two ends. Weights come from a [`Weights`],
-//! which may read them from a file or hand out the parameters of a trainer; those of an expert are asked
-//! for when tokens come to it and dropped again, so that a few experts are in memory and not all.
+//! It runs one layer at a time: [`Layer`] maps hidden states to hidden states, shows the inputs and outputs of
+//! its linears to an [`ActivationObserver`], and propagates gradients back ([`Layer::gradient`]).
+//! [`Embedding`] and [`Head`] are the input and the output end of the model. Weights come from a [`Weights`],
+//! which may read them from files or return the parameters of a trainer. The weights of a routed expert are
+//! requested when tokens reach it and dropped afterwards, so only a few experts are in memory at a time.
 //!
 //! There is no key-value cache and no sampling here: the pipeline scores whole windows.
 
 mod attention;
 mod cpu;
-mod ends;
+mod embedding;
 mod experts;
 mod gradient;
+mod head;
+mod heads;
 mod latent_attention;
 mod layer;
 mod linear;
+mod mamba;
 mod mamba2;
 mod math;
 mod mlp;
@@ -22,14 +26,14 @@ mod norm;
 mod routing;
 mod self_attention;
 mod short_conv;
-mod state_space;
 mod vector;
 mod weights;
 mod windows;
 
-pub use ends::{Embedding, Head};
-pub use gradient::{OnTraced, Passed, Traced};
+pub use embedding::Embedding;
+pub use gradient::{ObservedInput, OnPartTrace, PartTrace};
+pub use head::Head;
 pub use layer::Layer;
-pub use linear::{NoTap, Tap};
-pub use weights::{Values, Weights};
+pub use linear::{ActivationObserver, NoObserver};
+pub use weights::{Weights, WeightsFromFn};
 pub use windows::windows_per_batch;

@@ -1,10 +1,10 @@
-//! The attention block: projections, norms of queries and keys, attention, output.
+//! The attention block: QKV projections, norms of queries and keys, attention, output projection.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::attention::attention;
-use super::linear::{Linear, Tap};
+use super::linear::{ActivationObserver, Linear};
 use super::norm::Norm;
 use super::weights::Weights;
 use crate::rope::Rope;
@@ -15,13 +15,13 @@ use crate::spec::{AttentionSpec, QkvSpec};
 pub(super) struct SelfAttention<B: Backend> {
     qkv: Vec<Linear<B>>,
     output: Linear<B>,
-    /// Of queries and of keys.
+    /// Norms of queries and of keys.
     norms: Option<[Norm<B>; 2]>,
     rope: Option<Rope<B>>,
 }
 
 impl<B: Backend> SelfAttention<B> {
-    /// For windows of `length` tokens.
+    /// Builds the block for windows of `length` tokens.
     pub(super) fn new<W: Weights<B>>(
         spec: &AttentionSpec,
         length: usize,
@@ -52,46 +52,46 @@ impl<B: Backend> SelfAttention<B> {
         spec: &AttentionSpec,
         x: Tensor<B, 2>,
         [windows, length]: [usize; 2],
-        tap: &mut dyn Tap<B>,
+        observer: &mut dyn ActivationObserver<B>,
     ) -> Tensor<B, 2> {
-        tap.input("attn_in", &x, None);
+        observer.observe_input("attn_in", &x, None);
         let mut projected: Vec<Tensor<B, 2>> = self
             .qkv
             .iter()
-            .map(|linear| linear.forward(x.clone(), tap))
+            .map(|linear| linear.forward(x.clone(), observer))
             .collect();
         let [q, k, v] = match spec.qkv {
             QkvSpec::Separate { .. } => projected
                 .try_into()
-                .unwrap_or_else(|_| unreachable!("queries, keys and values have a matrix each")),
-            QkvSpec::Stacked(_) => stacked(projected.remove(0), spec),
-            QkvSpec::PerHead(_) => per_head(projected.remove(0), spec),
+                .unwrap_or_else(|_| unreachable!("three projections give three outputs")),
+            QkvSpec::Fused(_) => split_fused(projected.remove(0), spec),
+            QkvSpec::FusedPerHead(_) => split_per_head(projected.remove(0), spec),
         };
         let [q, k] = match &self.norms {
-            Some([of_q, of_k]) => [of_q.forward(q), of_k.forward(k)],
+            Some([q_norm, k_norm]) => [q_norm.forward(q), k_norm.forward(k)],
             None => [q, k],
         };
-        let mixed = attention(q, k, v, [windows, length], &spec.into(), self.rope.as_ref());
-        tap.input("o_in", &mixed, None);
-        self.output.forward(mixed, tap)
+        let context = attention(q, k, v, [windows, length], &spec.into(), self.rope.as_ref());
+        observer.observe_input("o_in", &context, None);
+        self.output.forward(context, observer)
     }
 }
 
-/// All queries, then all keys, then all values.
-fn stacked<B: Backend>(all: Tensor<B, 2>, spec: &AttentionSpec) -> [Tensor<B, 2>; 3] {
-    let tokens = all.dims()[0];
+/// Splits columns that hold all queries, then all keys, then all values.
+fn split_fused<B: Backend>(qkv: Tensor<B, 2>, spec: &AttentionSpec) -> [Tensor<B, 2>; 3] {
+    let tokens = qkv.dims()[0];
     let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
     [(0, q), (q, kv), (q + kv, kv)]
-        .map(|(first, width)| all.clone().slice([0..tokens, first..first + width]))
+        .map(|(first, width)| qkv.clone().slice([0..tokens, first..first + width]))
 }
 
-/// For each head its query, its key and its value.
-fn per_head<B: Backend>(all: Tensor<B, 2>, spec: &AttentionSpec) -> [Tensor<B, 2>; 3] {
-    let tokens = all.dims()[0];
+/// Splits columns that hold, for each head, its query, its key and its value.
+fn split_per_head<B: Backend>(qkv: Tensor<B, 2>, spec: &AttentionSpec) -> [Tensor<B, 2>; 3] {
+    let tokens = qkv.dims()[0];
     let (heads, width) = (spec.heads, spec.head_dim);
-    let all = all.reshape([tokens, heads, 3, width]);
+    let qkv = qkv.reshape([tokens, heads, 3, width]);
     [0, 1, 2].map(|part| {
-        let part = all.clone().slice([0..tokens, 0..heads, part..part + 1]);
+        let part = qkv.clone().slice([0..tokens, 0..heads, part..part + 1]);
         part.reshape([tokens, heads * width])
     })
 }

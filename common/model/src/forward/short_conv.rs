@@ -1,4 +1,4 @@
-//! The short causal convolution in front of a state space, with its weights.
+//! The short causal convolution in front of a selective scan, with its weights.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
@@ -11,7 +11,7 @@ use crate::spec::ConvSpec;
 #[derive(Debug, Clone)]
 pub(super) struct ShortConv<B: Backend> {
     /// `[channels, kernel]`
-    taps: Tensor<B, 2>,
+    weight: Tensor<B, 2>,
     /// `[channels]`
     bias: Option<Tensor<B, 1>>,
 }
@@ -22,13 +22,13 @@ impl<B: Backend> ShortConv<B> {
             channels, kernel, ..
         } = spec;
         let name = |part: &str| format!("{}.{part}", spec.name);
-        let taps: Tensor<B, 3> = weights.tensor(&name("weight"), [channels, 1, kernel])?;
+        let weight: Tensor<B, 3> = weights.tensor(&name("weight"), [channels, 1, kernel])?;
         let bias = match spec.bias {
             true => Some(weights.tensor(&name("bias"), [channels])?),
             false => None,
         };
         Ok(ShortConv {
-            taps: taps.reshape([channels, kernel]),
+            weight: weight.reshape([channels, kernel]),
             bias,
         })
     }
@@ -37,6 +37,6 @@ impl<B: Backend> ShortConv<B> {
     pub(super) fn forward(&self, x: Tensor<B, 2>, [windows, length]: [usize; 2]) -> Tensor<B, 2> {
         let [tokens, channels] = x.dims();
         let x = x.reshape([windows, length, channels]);
-        causal_conv(x, self.taps.clone(), self.bias.clone()).reshape([tokens, channels])
+        causal_conv(x, self.weight.clone(), self.bias.clone()).reshape([tokens, channels])
     }
 }

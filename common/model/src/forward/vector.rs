@@ -29,42 +29,42 @@ pub(super) fn silu_gate(gate: &mut [f32], up: &[f32]) {
     dispatch(SiluGate { gate, up });
 }
 
-/// Which keys the rows of a matrix of scores see.
+/// Which keys the rows of a matrix of scores attend to.
 #[derive(Clone, Copy)]
-pub(super) struct Seen {
-    /// Row `i` belongs to query `first + i % queries`, counted from the first key.
+pub(super) struct KeyMask {
+    /// Number of queries. Row `i` of the scores belongs to the query `i % queries`.
     pub(super) queries: usize,
-    /// The first query.
+    /// Index of the first query, counted from the first key.
     pub(super) first: usize,
-    /// A query sees so many keys, the last of them its own.
+    /// Number of keys that a query attends to, the last of which is its own.
     pub(super) window: usize,
 }
 
-struct Weights<'a> {
+struct AttentionWeights<'a> {
     scores: &'a mut [f32],
     keys: usize,
-    seen: Seen,
+    mask: KeyMask,
     sums: &'a mut [f32],
 }
 
-impl Kernel for Weights<'_> {
+impl Kernel for AttentionWeights<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
         let rows = self.scores.chunks_exact_mut(self.keys);
         for (index, (row, sum)) in rows.zip(self.sums).enumerate() {
-            let end = self.seen.first + index % self.seen.queries + 1;
-            let (seen, future) = row.split_at_mut(end);
+            let end = self.mask.first + index % self.mask.queries + 1;
+            let (visible, future) = row.split_at_mut(end);
             future.fill(0.0);
-            let (past, seen) = seen.split_at_mut(end.saturating_sub(self.seen.window));
+            let (past, visible) = visible.split_at_mut(end.saturating_sub(self.mask.window));
             past.fill(0.0);
-            *sum = exponentials(seen);
+            *sum = exponentials(visible);
         }
     }
 }
 
-/// `row <- exp(row - max(row))`, giving the sum.
+/// `row <- exp(row - max(row))`; returns the sum.
 #[inline(always)]
 fn exponentials(row: &mut [f32]) -> f32 {
     let larger = |a: f32, b: f32| if a > b { a } else { b };
@@ -96,15 +96,15 @@ fn exponentials(row: &mut [f32]) -> f32 {
     sum
 }
 
-/// Attention weights before division: in every row of `scores: [heads * queries, keys]` the keys that its
-/// query sees become `exp(score - largest)`, the others 0; `sums[i]` becomes the row's sum.
-pub(super) fn attention_weights(scores: &mut [f32], keys: usize, seen: Seen, sums: &mut [f32]) {
+/// Attention weights before normalization. In every row of `scores: [heads * queries, keys]`, the keys that
+/// its query attends to become `exp(score - largest)` and the others 0; `sums[i]` becomes the sum of row `i`.
+pub(super) fn attention_weights(scores: &mut [f32], keys: usize, mask: KeyMask, sums: &mut [f32]) {
     assert_eq!(scores.len(), sums.len() * keys, "scores and sums differ");
-    assert!(seen.first + seen.queries <= keys, "queries beyond the keys");
-    dispatch(Weights {
+    assert!(mask.first + mask.queries <= keys, "queries beyond the keys");
+    dispatch(AttentionWeights {
         scores,
         keys,
-        seen,
+        mask,
         sums,
     });
 }
@@ -114,48 +114,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wide_and_plain_instruction_sets_give_the_same_bits() {
+    fn all_instruction_sets_give_the_same_bits() {
         let scores: Vec<f32> = (0..6 * 77)
             .map(|i| ((i * 131 % 997) as f32 - 500.0) / 30.0)
             .collect();
-        let (mut wide, mut plain) = (scores.clone(), scores);
-        let (mut wide_sums, mut plain_sums) = ([0.0; 6], [0.0; 6]);
-        let seen = Seen {
+        let (mut dispatched, mut baseline) = (scores.clone(), scores);
+        let (mut dispatched_sums, mut baseline_sums) = ([0.0; 6], [0.0; 6]);
+        let mask = KeyMask {
             queries: 3,
             first: 70,
             window: 41,
         };
-        attention_weights(&mut wide, 77, seen, &mut wide_sums);
-        Weights {
-            scores: &mut plain,
+        attention_weights(&mut dispatched, 77, mask, &mut dispatched_sums);
+        AttentionWeights {
+            scores: &mut baseline,
             keys: 77,
-            seen,
-            sums: &mut plain_sums,
+            mask,
+            sums: &mut baseline_sums,
         }
         .run();
-        assert_eq!(wide, plain);
-        assert_eq!(wide_sums, plain_sums);
-        let up = vec![0.7; wide.len()];
-        silu_gate(&mut wide, &up);
+        assert_eq!(dispatched, baseline);
+        assert_eq!(dispatched_sums, baseline_sums);
+        let up = vec![0.7; dispatched.len()];
+        silu_gate(&mut dispatched, &up);
         SiluGate {
-            gate: &mut plain,
+            gate: &mut baseline,
             up: &up,
         }
         .run();
-        assert_eq!(wide, plain);
+        assert_eq!(dispatched, baseline);
     }
 
     #[test]
-    fn future_keys_and_those_before_the_window_get_no_weight() {
+    fn keys_after_the_query_and_before_the_window_get_no_weight() {
         let mut sums = [0.0; 4];
         let weights = |window, sums: &mut [f32]| {
             let mut scores = vec![1.0; 2 * 2 * 5];
-            let seen = Seen {
+            let mask = KeyMask {
                 queries: 2,
                 first: 3,
                 window,
             };
-            attention_weights(&mut scores, 5, seen, sums);
+            attention_weights(&mut scores, 5, mask, sums);
             scores
         };
         assert_eq!(weights(usize::MAX, &mut sums)[4], 0.0);
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn silu_holds_at_the_ends() {
+    fn silu_is_exact_for_large_positive_and_negative_inputs() {
         let mut gate = [-200.0, -1.0, 0.0, 1.0, 200.0];
         silu_gate(&mut gate, &[1.0; 5]);
         let exact = [0.0, -0.268_941_43, 0.0, 0.731_058_6, 200.0];

@@ -1,19 +1,19 @@
-//! Where the forward pass takes its weights from.
+//! The source of the weights of a forward pass.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
 use crate::error::ModelError;
 
-/// A source of tensors by name.
+/// A source of tensors, by name.
 pub trait Weights<B: Backend> {
-    /// Why a tensor cannot be had.
+    /// Why a tensor cannot be provided.
     type Error: From<ModelError>;
 
-    /// The tensor `name`, within the layer for a layer's tensor, of the given shape.
+    /// The tensor `name`, of the given shape. For tensors of a layer, `name` is the name within the layer.
     ///
     /// # Errors
-    /// Whatever keeps the tensor from being had with this shape.
+    /// Any reason why the tensor is not available in this shape.
     fn tensor<const D: usize>(
         &self,
         name: &str,
@@ -21,20 +21,20 @@ pub trait Weights<B: Backend> {
     ) -> Result<Tensor<B, D>, Self::Error>;
 }
 
-/// Weights that a function gives as values, row by row.
-pub struct Values<'a, B: Backend, E> {
+/// Weights read by a function that returns the values of a tensor, row by row.
+pub struct WeightsFromFn<'a, B: Backend, E> {
     read: &'a dyn Fn(&str) -> Result<Vec<f32>, E>,
     device: &'a B::Device,
 }
 
-impl<'a, B: Backend, E> Values<'a, B, E> {
-    /// The values that `read` gives, as tensors on `device`.
+impl<'a, B: Backend, E> WeightsFromFn<'a, B, E> {
+    /// The values that `read` returns, as tensors on `device`.
     pub fn new(read: &'a dyn Fn(&str) -> Result<Vec<f32>, E>, device: &'a B::Device) -> Self {
-        Values { read, device }
+        WeightsFromFn { read, device }
     }
 }
 
-impl<B: Backend, E: From<ModelError>> Weights<B> for Values<'_, B, E> {
+impl<B: Backend, E: From<ModelError>> Weights<B> for WeightsFromFn<'_, B, E> {
     type Error = E;
 
     fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<B, D>, E> {

@@ -1,25 +1,25 @@
 //! The scan and its gradient as tensor operations, for backends without a kernel.
 //!
-//! Within a block of [`STEPS`] steps all states are held at once, and the recurrence takes
-//! `log2(STEPS)` rounds of whole-block operations (Hillis & Steele 1986) instead of one round a
-//! step: on a GPU the number of operations is what costs. Blocks follow each other, and so do
-//! groups of windows, so that no tensor of states is larger than [`BUDGET`], whatever the batch;
-//! about a dozen of them are alive at once. There is no matrix product, so no reduced precision.
+//! Within a block of [`STEPS`] steps all states are in memory at once, and the recurrence takes `log2(STEPS)`
+//! rounds of whole-block operations (parallel prefix: Hillis and Steele 1986) instead of one round per step: on
+//! a GPU, the number of operations determines the time. Blocks are computed one after the other, and so are
+//! groups of windows, so no tensor of states exceeds [`BUDGET`], whatever the batch size. About a dozen of them
+//! are alive at once. There is no matrix product, so no reduced precision.
 
 use std::ops::Range;
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use super::scan::Scan;
+use super::tensors::ScanTensors;
 
-/// Steps of a block.
+/// Steps per block.
 const STEPS: usize = 64;
-/// Elements of the largest tensor of states (128 MiB), unless one window's block is larger.
+/// Largest tensor of states, in elements (128 MiB). A single window may exceed it.
 const BUDGET: usize = 1 << 25;
 
 /// `y: [windows, length, inner]`.
-pub(super) fn forward<B: Backend>(scan: &Scan<B>) -> Tensor<B, 3> {
+pub(super) fn forward<B: Backend>(scan: &ScanTensors<B>) -> Tensor<B, 3> {
     let groups = window_groups(scan).map(|windows| {
         let scan = scan.windows(windows);
         let mut start = scan.zero_states();
@@ -34,19 +34,19 @@ pub(super) fn forward<B: Backend>(scan: &Scan<B>) -> Tensor<B, 3> {
     Tensor::cat(groups.collect(), 0)
 }
 
-/// Gradients of `sum(y * above)`, each in the shape of its input.
-pub(super) fn gradient<B: Backend>(scan: &Scan<B>, above: &Tensor<B, 3>) -> Scan<B> {
+/// Gradients with respect to the six inputs, given `grad_y: [windows, length, inner]`.
+pub(super) fn gradient<B: Backend>(scan: &ScanTensors<B>, grad_y: &Tensor<B, 3>) -> ScanTensors<B> {
     let groups = window_groups(scan).map(|windows| {
-        let above = above.clone().slice([windows.clone()]);
-        gradient_of_group(&scan.windows(windows), &above)
+        let grad_y = grad_y.clone().slice([windows.clone()]);
+        group_gradient(&scan.windows(windows), &grad_y)
     });
     let groups: Vec<_> = groups.collect();
     join(groups, 0)
 }
 
-fn gradient_of_group<B: Backend>(scan: &Scan<B>, above: &Tensor<B, 3>) -> Scan<B> {
+fn group_gradient<B: Backend>(scan: &ScanTensors<B>, grad_y: &Tensor<B, 3>) -> ScanTensors<B> {
     let mut start = scan.zero_states();
-    let mut later = start.clone();
+    let mut grad_last = start.clone();
     let mut starts = Vec::new();
     for steps in steps(scan.length()) {
         let states = Block::new(scan, steps).states(start.clone());
@@ -54,28 +54,28 @@ fn gradient_of_group<B: Backend>(scan: &Scan<B>, above: &Tensor<B, 3>) -> Scan<B
     }
     let mut parts = Vec::new();
     for steps in steps(scan.length()).rev() {
-        let above = above.clone().slice([0..scan.count(), steps.clone()]);
+        let grad_y = grad_y.clone().slice([0..scan.count(), steps.clone()]);
         let start = starts.pop().expect("one per block");
-        let (part, earlier) = Block::new(scan, steps).gradient(start, above, later);
-        later = earlier;
+        let (part, grad_start) = Block::new(scan, steps).gradient(start, grad_y, grad_last);
+        grad_last = grad_start;
         parts.push(part);
     }
     parts.reverse();
     join(parts, 1)
 }
 
-/// Parts that follow each other along `dim` of the inputs that have one; others are summed.
-fn join<B: Backend>(parts: Vec<Scan<B>>, dim: usize) -> Scan<B> {
-    let cat = |of: fn(&Scan<B>) -> &Tensor<B, 3>| {
-        Tensor::cat(parts.iter().map(|part| of(part).clone()).collect(), dim)
+/// Concatenates along `dim` the tensors that have windows and steps, and sums the others, `a` and `d`.
+fn join<B: Backend>(parts: Vec<ScanTensors<B>>, dim: usize) -> ScanTensors<B> {
+    let cat = |field: fn(&ScanTensors<B>) -> &Tensor<B, 3>| {
+        Tensor::cat(parts.iter().map(|part| field(part).clone()).collect(), dim)
     };
-    let sum = |total: Scan<B>, part: &Scan<B>| Scan {
+    let sum = |total: ScanTensors<B>, part: &ScanTensors<B>| ScanTensors {
         a: total.a + part.a.clone(),
         d: total.d + part.d.clone(),
         ..total
     };
     let sums = parts[1..].iter().fold(parts[0].clone(), sum);
-    Scan {
+    ScanTensors {
         u: cat(|part| &part.u),
         delta: cat(|part| &part.delta),
         b: cat(|part| &part.b),
@@ -84,8 +84,10 @@ fn join<B: Backend>(parts: Vec<Scan<B>>, dim: usize) -> Scan<B> {
     }
 }
 
-/// Windows that are computed at once.
-pub(super) fn window_groups<B: Backend>(scan: &Scan<B>) -> impl Iterator<Item = Range<usize>> {
+/// Groups of windows that are computed together.
+pub(super) fn window_groups<B: Backend>(
+    scan: &ScanTensors<B>,
+) -> impl Iterator<Item = Range<usize>> {
     let windows = scan.count();
     let [inner, state] = scan.a.dims();
     let group = (BUDGET / (STEPS * inner * state)).clamp(1, windows);
@@ -94,7 +96,7 @@ pub(super) fn window_groups<B: Backend>(scan: &Scan<B>) -> impl Iterator<Item = 
         .map(move |first| first..(first + group).min(windows))
 }
 
-/// Steps that are computed at once.
+/// Blocks of steps that are computed together.
 fn steps(length: usize) -> impl DoubleEndedIterator<Item = Range<usize>> {
     (0..length.div_ceil(STEPS)).map(move |block| {
         let first = block * STEPS;
@@ -110,7 +112,7 @@ fn last<B: Backend>(states: &Tensor<B, 4>) -> Tensor<B, 4> {
 /// `h[t] = decay[t] * h[t - 1] + value[t]` along dimension 1 of `[windows, steps, inner, state]`,
 /// from `start: [windows, 1, inner, state]`.
 ///
-/// After the round of `reach`, `value[t]` holds what the steps of `(t - 2 reach, t]` bring to step
+/// After the round with distance `reach`, `value[t]` is the contribution of the steps `(t - 2 reach, t]` to step
 /// `t`, and `decay[t]` the product of their decays.
 fn recurrence<B: Backend>(
     mut decay: Tensor<B, 4>,
@@ -131,7 +133,7 @@ fn recurrence<B: Backend>(
     value + decay * start
 }
 
-/// Some steps of a scan, laid out for `[windows, steps, inner, state]`.
+/// A block of steps of a scan, shaped to broadcast to `[windows, steps, inner, state]`.
 struct Block<B: Backend> {
     /// `[windows, steps, inner, 1]`
     u: Tensor<B, 4>,
@@ -150,7 +152,7 @@ struct Block<B: Backend> {
 }
 
 impl<B: Backend> Block<B> {
-    fn new(scan: &Scan<B>, steps: Range<usize>) -> Self {
+    fn new(scan: &ScanTensors<B>, steps: Range<usize>) -> Self {
         let part = |t: &Tensor<B, 3>| t.clone().slice([0..scan.count(), steps.clone()]);
         let delta = part(&scan.delta).unsqueeze_dim(3);
         let a = scan.a.clone().unsqueeze();
@@ -165,12 +167,12 @@ impl<B: Backend> Block<B> {
         }
     }
 
-    /// `delta * u: [windows, steps, inner, 1]`, what `b` drives the states with.
+    /// `delta * u: [windows, steps, inner, 1]`, which `b` multiplies.
     fn drive(&self) -> Tensor<B, 4> {
         self.delta.clone() * self.u.clone()
     }
 
-    /// All states of the block, from the ones before it, `[windows, 1, inner, state]`.
+    /// All states of the block, given the states before it, `start: [windows, 1, inner, state]`.
     fn states(&self, start: Tensor<B, 4>) -> Tensor<B, 4> {
         recurrence(self.decay.clone(), self.drive() * self.b.clone(), start)
     }
@@ -181,48 +183,48 @@ impl<B: Backend> Block<B> {
         y.squeeze_dim(3)
     }
 
-    /// Gradients by the block's inputs and by `start`, where `later` is the one by the block's last
-    /// states that later blocks bring.
+    /// Gradients with respect to the block's inputs and to `start`. `grad_last` is the gradient that later blocks
+    /// propagate to the block's last states, already multiplied by the decay of the step after the block.
     fn gradient(
         self,
         start: Tensor<B, 4>,
-        above: Tensor<B, 3>,
-        later: Tensor<B, 4>,
-    ) -> (Scan<B>, Tensor<B, 4>) {
+        grad_y: Tensor<B, 3>,
+        grad_last: Tensor<B, 4>,
+    ) -> (ScanTensors<B>, Tensor<B, 4>) {
         let steps = self.decay.dims()[1];
         let [inner, state] = [self.a.dims()[2], self.a.dims()[3]];
         let drive = self.drive();
         let states = self.states(start.clone());
-        let above: Tensor<B, 4> = above.unsqueeze_dim(3);
-        let by_c = (states.clone() * above.clone()).sum_dim(2);
-        let by_h = self.by_states(above.clone(), later);
-        let by_b = (by_h.clone() * drive).sum_dim(2);
-        let by_drive = (by_h.clone() * self.b).sum_dim(3);
-        let by_previous = by_h * self.decay;
+        let grad_y: Tensor<B, 4> = grad_y.unsqueeze_dim(3);
+        let grad_c = (states.clone() * grad_y.clone()).sum_dim(2);
+        let grad_h = self.state_gradients(grad_y.clone(), grad_last);
+        let grad_b = (grad_h.clone() * drive).sum_dim(2);
+        let grad_drive = (grad_h.clone() * self.b).sum_dim(3);
+        let grad_previous = grad_h * self.decay;
         let previous = Tensor::cat(vec![start, states], 1).narrow(1, 0, steps);
-        let by_exponent = by_previous.clone() * previous;
-        let by_a = (by_exponent.clone() * self.delta.clone()).sum_dim(0);
-        let by_delta = (by_exponent * self.a).sum_dim(3) + by_drive.clone() * self.u.clone();
-        let by_d = (above.clone() * self.u).sum_dim(0).sum_dim(1);
-        let part = Scan {
-            u: (by_drive * self.delta + above * self.d).squeeze_dim(3),
-            delta: by_delta.squeeze_dim(3),
-            a: by_a.sum_dim(1).reshape([inner, state]),
-            b: by_b.squeeze_dim(2),
-            c: by_c.squeeze_dim(2),
-            d: by_d.reshape([inner]),
+        let grad_exponent = grad_previous.clone() * previous;
+        let grad_a = (grad_exponent.clone() * self.delta.clone()).sum_dim(0);
+        let grad_delta = (grad_exponent * self.a).sum_dim(3) + grad_drive.clone() * self.u.clone();
+        let grad_d = (grad_y.clone() * self.u).sum_dim(0).sum_dim(1);
+        let part = ScanTensors {
+            u: (grad_drive * self.delta + grad_y * self.d).squeeze_dim(3),
+            delta: grad_delta.squeeze_dim(3),
+            a: grad_a.sum_dim(1).reshape([inner, state]),
+            b: grad_b.squeeze_dim(2),
+            c: grad_c.squeeze_dim(2),
+            d: grad_d.reshape([inner]),
         };
-        (part, by_previous.narrow(1, 0, 1))
+        (part, grad_previous.narrow(1, 0, 1))
     }
 
-    /// The gradient by all states: the same recurrence, from the last step to the first.
-    fn by_states(&self, above: Tensor<B, 4>, later: Tensor<B, 4>) -> Tensor<B, 4> {
+    /// The gradient with respect to all states: the same recurrence, from the last step to the first.
+    fn state_gradients(&self, grad_y: Tensor<B, 4>, grad_last: Tensor<B, 4>) -> Tensor<B, 4> {
         let steps = self.decay.dims()[1];
-        let value = (above * self.c.clone()).flip([1]);
+        let value = (grad_y * self.c.clone()).flip([1]);
         let decay = self.decay.clone().flip([1]);
-        // Every step passes on what it has decayed by itself, and `later` is what the step after the
-        // block passes on: it has decayed already.
-        let decay = Tensor::cat(vec![later.ones_like(), decay], 1).narrow(1, 0, steps);
-        recurrence(decay, value, later).flip([1])
+        // A step propagates its gradient multiplied by its own decay. `grad_last` comes from the step after the
+        // block and has already been multiplied.
+        let decay = Tensor::cat(vec![grad_last.ones_like(), decay], 1).narrow(1, 0, steps);
+        recurrence(decay, value, grad_last).flip([1])
     }
 }

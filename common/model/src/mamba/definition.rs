@@ -1,11 +1,11 @@
-//! The scan and its derivatives by definition, in double precision, and random cases of it.
+//! The scan by definition, in double precision, its derivatives by central differences, and random test cases.
 //! For tests only.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
-use super::scan::Scan;
-use crate::text::split_mix;
+use super::tensors::ScanTensors;
+use crate::text::splitmix64;
 
 /// A random scan.
 #[derive(Clone)]
@@ -14,13 +14,13 @@ pub(super) struct Case {
     pub length: usize,
     pub inner: usize,
     pub state: usize,
-    /// `u`, `delta`, `a`, `b`, `c`, `d`, in the layouts of [`Scan`].
+    /// `u`, `delta`, `a`, `b`, `c`, `d`, in the layouts of [`ScanTensors`].
     pub inputs: [Vec<f32>; 6],
 }
 
-/// As many numbers from `low..high`.
+/// `count` pseudo-random numbers from `low..high`.
 pub(super) fn random(count: usize, seed: u64, low: f32, high: f32) -> Vec<f32> {
-    let unit = |i| (split_mix(seed, i) >> 40) as f32 / (1 << 24) as f32;
+    let unit = |i| (splitmix64(seed, i) >> 40) as f32 / (1 << 24) as f32;
     (0..count as u64)
         .map(|i| low + (high - low) * unit(i))
         .collect()
@@ -45,18 +45,18 @@ impl Case {
         }
     }
 
-    /// Numbers that stand for the gradient by `y`.
-    pub fn above(&self) -> Vec<f32> {
+    /// A random gradient at `y`.
+    pub fn grad_y(&self) -> Vec<f32> {
         random(self.windows * self.length * self.inner, 7, -1.0, 1.0)
     }
 
-    pub fn scan<B: Backend>(&self) -> Scan<B> {
+    pub fn scan<B: Backend>(&self) -> ScanTensors<B> {
         let [u, delta, a, b, c, d] = &self.inputs;
-        let outer = [self.windows, self.length, self.inner];
+        let shape_x = [self.windows, self.length, self.inner];
         let states = [self.windows, self.length, self.state];
-        Scan {
-            u: tensor(u, outer),
-            delta: tensor(delta, outer),
+        ScanTensors {
+            u: tensor(u, shape_x),
+            delta: tensor(delta, shape_x),
             a: tensor(a, [self.inner, self.state]),
             b: tensor(b, states),
             c: tensor(c, states),
@@ -66,24 +66,24 @@ impl Case {
 
     /// `y: [windows, length, inner]`.
     pub fn y(&self) -> Vec<f64> {
-        let inputs = self.inputs.each_ref().map(|values| wide(values));
+        let inputs = self.inputs.each_ref().map(|values| to_f64(values));
         y(self, &inputs)
     }
 
-    /// The central difference of `sum(y * above)` by one number of one input.
-    pub fn derivative(&self, input: usize, index: usize, above: &[f32]) -> f64 {
+    /// The derivative of `sum(y * grad_y)` with respect to one element of one input, by central difference.
+    pub fn derivative(&self, input: usize, index: usize, grad_y: &[f32]) -> f64 {
         const STEP: f64 = 1e-5;
         let loss = |step: f64| -> f64 {
-            let mut inputs = self.inputs.each_ref().map(|values| wide(values));
+            let mut inputs = self.inputs.each_ref().map(|values| to_f64(values));
             inputs[input][index] += step;
             let y = y(self, &inputs);
-            y.iter().zip(above).map(|(y, g)| y * f64::from(*g)).sum()
+            y.iter().zip(grad_y).map(|(y, g)| y * f64::from(*g)).sum()
         };
         (loss(STEP) - loss(-STEP)) / (2.0 * STEP)
     }
 }
 
-fn wide(values: &[f32]) -> Vec<f64> {
+fn to_f64(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&x| f64::from(x)).collect()
 }
 

@@ -1,24 +1,24 @@
 //! The scan and its gradient on slices, for the plain CPU backend.
 //!
-//! A piece is one window and [`CHANNELS`] channels, computed by one thread from the first step to
-//! the last: channels never meet, except in the gradients by `b` and `c`, whose sums over pieces
-//! run in the order of the pieces. So no bit depends on the number of threads. A piece writes to
-//! memory of its own, which is laid into the result's rows afterwards.
+//! A piece is one window and [`CHANNELS`] channels, computed by one thread from the first step to the last.
+//! Channels are independent of each other except in the gradients of `b` and `c`, whose sums over pieces run in
+//! the order of the pieces. So the bits do not depend on the number of threads. A piece writes to memory of its
+//! own, which is copied into the rows of the result afterwards.
 
 use rayon::prelude::*;
 use uc_simd::{Kernel, dispatch};
 
-use super::lanes::{Lane, fused, load, times, total};
+use super::lanes::{Lane, load, mul, mul_add, sum};
 use crate::simd::{LANES, exp_below_zero};
 
-/// Registers of channels in one piece.
+/// Vector registers of channels per piece.
 const GROUPS: usize = 4;
-/// Channels of one piece.
+/// Channels per piece.
 const CHANNELS: usize = GROUPS * LANES;
-/// Steps whose states the gradient holds at once: with their decays they stay in a core's cache.
+/// Steps whose states the backward sweep keeps in memory at once. With their decays they fit into a core's cache.
 const STEPS: usize = 32;
 
-/// The six inputs of a scan, as in [`super::scan::Scan`].
+/// The six inputs of a scan, as in [`super::tensors::ScanTensors`].
 #[derive(Clone, Copy)]
 pub(super) struct Input<'a> {
     /// `[windows, length, inner]`
@@ -41,7 +41,7 @@ pub(super) struct Input<'a> {
     pub state: usize,
 }
 
-/// Gradients by the six inputs, in their layouts.
+/// Gradients with respect to the six inputs, in their layouts.
 pub(super) struct Gradient {
     pub u: Vec<f32>,
     pub delta: Vec<f32>,
@@ -57,33 +57,33 @@ pub(super) fn forward(input: Input<'_>) -> Vec<f32> {
         .pieces()
         .map(|piece| dispatch(Forward { piece: &piece }))
         .collect();
-    input.lay_out(&parts, |part| part)
+    input.interleave_pieces(&parts, |part| part)
 }
 
-/// Gradients of `sum(y * above)`; `above: [windows, length, inner]`.
-pub(super) fn gradient(input: Input<'_>, above: &[f32]) -> Gradient {
-    assert_eq!(above.len(), input.u.len(), "y and its gradient differ");
-    let parts: Vec<Part> = input
+/// Gradients with respect to the six inputs, given `grad_y: [windows, length, inner]`.
+pub(super) fn gradient(input: Input<'_>, grad_y: &[f32]) -> Gradient {
+    assert_eq!(grad_y.len(), input.u.len(), "y and its gradient differ");
+    let parts: Vec<PieceGradient> = input
         .pieces()
         .map(|piece| {
-            let above = input.window(above, piece.window, input.inner);
+            let grad_y = input.window(grad_y, piece.window, input.inner);
             let piece = &piece;
-            dispatch(Backward { piece, above })
+            dispatch(Backward { piece, grad_y })
         })
         .collect();
     Gradient {
-        u: input.lay_out(&parts, |part| &part.u),
-        delta: input.lay_out(&parts, |part| &part.delta),
-        b: input.sum_of_chunks(&parts, |part| &part.b),
-        c: input.sum_of_chunks(&parts, |part| &part.c),
-        a: input.sum_of_windows(&parts, input.state, |part| &part.a),
-        d: input.sum_of_windows(&parts, 1, |part| &part.d),
+        u: input.interleave_pieces(&parts, |part| &part.u),
+        delta: input.interleave_pieces(&parts, |part| &part.delta),
+        b: input.sum_within_windows(&parts, |part| &part.b),
+        c: input.sum_within_windows(&parts, |part| &part.c),
+        a: input.sum_over_windows(&parts, input.state, |part| &part.a),
+        d: input.sum_over_windows(&parts, 1, |part| &part.d),
     }
 }
 
 impl<'a> Input<'a> {
-    /// Pieces that make up a window.
-    fn chunks(&self) -> usize {
+    /// Number of pieces per window.
+    fn pieces_per_window(&self) -> usize {
         self.inner.div_ceil(CHANNELS)
     }
 
@@ -98,12 +98,12 @@ impl<'a> Input<'a> {
 
     /// All pieces, window by window.
     fn pieces(self) -> impl IndexedParallelIterator<Item = Piece<'a>> {
-        let chunks = self.chunks();
-        (0..self.windows() * chunks)
+        let per_window = self.pieces_per_window();
+        (0..self.windows() * per_window)
             .into_par_iter()
             .map(move |index| {
-                let window = index / chunks;
-                let first = index % chunks * CHANNELS;
+                let window = index / per_window;
+                let first = index % per_window * CHANNELS;
                 let end = (first + CHANNELS).min(self.inner);
                 let groups = (end - first).div_ceil(LANES);
                 let mut a = vec![[0.0; LANES]; groups * self.state];
@@ -130,41 +130,49 @@ impl<'a> Input<'a> {
     }
 
     /// `[windows, length, inner]` from one `[length, CHANNELS]` per piece.
-    fn lay_out<P: Sync>(&self, parts: &[P], of: impl Fn(&P) -> &Vec<f32> + Sync) -> Vec<f32> {
+    fn interleave_pieces<P: Sync>(
+        &self,
+        parts: &[P],
+        field: impl Fn(&P) -> &Vec<f32> + Sync,
+    ) -> Vec<f32> {
         let mut out = vec![0.0; self.u.len()];
         let rows = out.par_chunks_mut(self.inner).enumerate();
         rows.for_each(|(row, out)| {
             let (window, step) = (row / self.length, row % self.length);
-            let parts = &parts[window * self.chunks()..];
+            let parts = &parts[window * self.pieces_per_window()..];
             for (part, out) in parts.iter().zip(out.chunks_mut(CHANNELS)) {
-                out.copy_from_slice(&of(part)[step * CHANNELS..][..out.len()]);
+                out.copy_from_slice(&field(part)[step * CHANNELS..][..out.len()]);
             }
         });
         out
     }
 
-    /// `[windows, length, state]` from one `[length, state]` per piece.
-    fn sum_of_chunks<P: Sync>(&self, parts: &[P], of: impl Fn(&P) -> &Vec<f32> + Sync) -> Vec<f32> {
+    /// `[windows, length, state]`, each window the sum of its pieces' `[length, state]`.
+    fn sum_within_windows<P: Sync>(
+        &self,
+        parts: &[P],
+        field: impl Fn(&P) -> &Vec<f32> + Sync,
+    ) -> Vec<f32> {
         let mut out = vec![0.0; self.b.len()];
         let size = self.length * self.state;
         let windows = out
             .par_chunks_mut(size)
-            .zip(parts.par_chunks(self.chunks()));
-        windows.for_each(|(out, parts)| parts.iter().for_each(|part| add(out, of(part))));
+            .zip(parts.par_chunks(self.pieces_per_window()));
+        windows.for_each(|(out, parts)| parts.iter().for_each(|part| add(out, field(part))));
         out
     }
 
-    /// `[inner, width]` from one `[channels, width]` per piece.
-    fn sum_of_windows<P>(
+    /// `[inner, width]`, the sum over windows of the pieces' `[channels, width]`.
+    fn sum_over_windows<P>(
         &self,
         parts: &[P],
         width: usize,
-        of: impl Fn(&P) -> &Vec<f32>,
+        field: impl Fn(&P) -> &Vec<f32>,
     ) -> Vec<f32> {
         let mut out = vec![0.0; self.inner * width];
-        for parts in parts.chunks(self.chunks()) {
+        for parts in parts.chunks(self.pieces_per_window()) {
             for (part, out) in parts.iter().zip(out.chunks_mut(CHANNELS * width)) {
-                add(out, of(part));
+                add(out, field(part));
             }
         }
         out
@@ -176,7 +184,7 @@ fn add(sum: &mut [f32], values: &[f32]) {
     sum.iter_mut().zip(values).for_each(|(sum, x)| *sum += x);
 }
 
-/// One window's inputs and the coefficients of some channels, `[groups, state]` registers.
+/// The inputs of one window and the parameters of its channels, `[groups, state]` registers.
 struct Piece<'a> {
     window: usize,
     /// `[length, inner]`
@@ -187,7 +195,7 @@ struct Piece<'a> {
     b: &'a [f32],
     /// `[length, state]`
     c: &'a [f32],
-    /// `[groups, state]`; channels beyond the last are 0.
+    /// `[groups, state]`; lanes beyond the last channel are 0.
     a: Vec<Lane>,
     /// `[groups]`
     d: Vec<Lane>,
@@ -209,19 +217,19 @@ impl Piece<'_> {
         load(&values[row + self.first + group * LANES..row + self.end])
     }
 
-    /// Takes the states `h: [state]` of one register of channels one step on and shows every decay
-    /// and new state.
+    /// Advances the states `h: [state]` of one register of channels by one step and passes every decay and new
+    /// state to `observe`.
     #[inline(always)]
     fn advance(
         &self,
         h: &mut [Lane],
         step: usize,
         group: usize,
-        mut show: impl FnMut(usize, Lane, Lane),
+        mut observe: impl FnMut(usize, Lane, Lane),
     ) {
         let u = self.lane(self.u, step, group);
         let delta = self.lane(self.delta, step, group);
-        let drive = times(delta, u);
+        let drive = mul(delta, u);
         let a = &self.a[group * self.state..][..self.state];
         let b = &self.b[step * self.state..][..self.state];
         for (n, ((h, a), b)) in h.iter_mut().zip(a).zip(b).enumerate() {
@@ -229,8 +237,8 @@ impl Piece<'_> {
             for i in 0..LANES {
                 decay[i] = exp_below_zero(delta[i] * a[i]);
             }
-            *h = fused(decay, *h, times(drive, [*b; LANES]));
-            show(n, decay, *h);
+            *h = mul_add(decay, *h, mul(drive, [*b; LANES]));
+            observe(n, decay, *h);
         }
     }
 }
@@ -254,8 +262,8 @@ impl Kernel for Forward<'_> {
             let groups = states.chunks_exact_mut(piece.state).zip(row);
             for (group, (h, out)) in groups.enumerate() {
                 let (u, d) = (piece.lane(piece.u, step, group), piece.d[group]);
-                let mut y = times(d, u);
-                piece.advance(h, step, group, |n, _, h| y = fused(h, [c[n]; LANES], y));
+                let mut y = mul(d, u);
+                piece.advance(h, step, group, |n, _, h| y = mul_add(h, [c[n]; LANES], y));
                 *out = y;
             }
         }
@@ -263,14 +271,14 @@ impl Kernel for Forward<'_> {
     }
 }
 
-/// Gradients of a piece; `above: [length, inner]` is the one by `y`.
+/// The gradients of a piece, given `grad_y: [length, inner]`.
 struct Backward<'a> {
     piece: &'a Piece<'a>,
-    above: &'a [f32],
+    grad_y: &'a [f32],
 }
 
-/// What a piece adds to the gradients.
-struct Part {
+/// The contribution of a piece to the gradients.
+struct PieceGradient {
     /// `[length, CHANNELS]`
     u: Vec<f32>,
     /// `[length, CHANNELS]`
@@ -286,15 +294,15 @@ struct Part {
 }
 
 impl Kernel for Backward<'_> {
-    type Output = Part;
+    type Output = PieceGradient;
 
     #[inline(always)]
-    fn run(self) -> Part {
-        let Backward { piece, above } = self;
+    fn run(self) -> PieceGradient {
+        let Backward { piece, grad_y } = self;
         let (length, state, registers) = (piece.length(), piece.state, piece.a.len());
-        let starts = starts(piece);
-        let mut sweep = Sweep::new(piece);
-        let mut part = Part {
+        let starts = block_starts(piece);
+        let mut sweep = BackwardSweep::new(piece);
+        let mut part = PieceGradient {
             u: vec![0.0; length * CHANNELS],
             delta: vec![0.0; length * CHANNELS],
             a: Vec::new(),
@@ -306,9 +314,9 @@ impl Kernel for Backward<'_> {
             let first = block * STEPS;
             let count = STEPS.min(length - first);
             sweep.recompute(piece, start, first, count);
-            for within in (0..count).rev() {
-                let step = first + within;
-                sweep.back(piece, above, step, within, &mut part);
+            for index in (0..count).rev() {
+                let step = first + index;
+                sweep.step_back(piece, grad_y, step, index, &mut part);
             }
         }
         let channels = piece.end - piece.first;
@@ -325,7 +333,7 @@ impl Kernel for Backward<'_> {
 
 /// The states before every block of steps, `[blocks, groups, state]`.
 #[inline(always)]
-fn starts(piece: &Piece<'_>) -> Vec<Lane> {
+fn block_starts(piece: &Piece<'_>) -> Vec<Lane> {
     let (length, registers) = (piece.length(), piece.a.len());
     let mut states = vec![[0.0; LANES]; registers];
     let mut starts = Vec::with_capacity(length.div_ceil(STEPS) * registers);
@@ -340,32 +348,32 @@ fn starts(piece: &Piece<'_>) -> Vec<Lane> {
     starts
 }
 
-/// The running values of the way back through a piece.
-struct Sweep {
-    /// Before the block and after each of its steps, `[1 + STEPS, groups, state]`.
+/// The running values of the backward sweep through a piece.
+struct BackwardSweep {
+    /// The states before the block and after each of its steps, `[1 + STEPS, groups, state]`.
     states: Vec<Lane>,
-    /// Of each of its steps, `[STEPS, groups, state]`.
+    /// The decays of each of its steps, `[STEPS, groups, state]`.
     decays: Vec<Lane>,
-    /// What later steps add to the gradient by the states, `[groups, state]`.
-    later: Vec<Lane>,
-    /// Gradient by `a`, `[groups, state]`.
+    /// The gradient that later steps propagate to the states, `[groups, state]`.
+    grad_later: Vec<Lane>,
+    /// Gradient of `a`, `[groups, state]`.
     a: Vec<Lane>,
-    /// Gradient by `d`, `[groups]`.
+    /// Gradient of `d`, `[groups]`.
     d: Vec<Lane>,
-    /// Gradient of one step by `b`, not yet summed over lanes, `[state]`.
+    /// Gradient of `b` at one step, not yet summed over lanes, `[state]`.
     b: Vec<Lane>,
-    /// Gradient of one step by `c`, not yet summed over lanes, `[state]`.
+    /// Gradient of `c` at one step, not yet summed over lanes, `[state]`.
     c: Vec<Lane>,
 }
 
-impl Sweep {
+impl BackwardSweep {
     fn new(piece: &Piece<'_>) -> Self {
         let registers = piece.a.len();
         let zeros = |count| vec![[0.0; LANES]; count];
-        Sweep {
+        BackwardSweep {
             states: zeros((1 + STEPS) * registers),
             decays: zeros(STEPS * registers),
-            later: zeros(registers),
+            grad_later: zeros(registers),
             a: zeros(registers),
             d: zeros(piece.d.len()),
             b: zeros(piece.state),
@@ -373,33 +381,33 @@ impl Sweep {
         }
     }
 
-    /// States and decays of `count` steps from `first` on, before which the states are `start`.
+    /// Recomputes states and decays of `count` steps starting at `first`; `start` are the states before them.
     #[inline(always)]
     fn recompute(&mut self, piece: &Piece<'_>, start: &[Lane], first: usize, count: usize) {
         let registers = start.len();
         self.states[..registers].copy_from_slice(start);
         let decays = self.decays.chunks_exact_mut(registers);
-        for (within, decays) in decays.take(count).enumerate() {
-            let (before, after) = self.states.split_at_mut((within + 1) * registers);
+        for (index, decays) in decays.take(count).enumerate() {
+            let (before, after) = self.states.split_at_mut((index + 1) * registers);
             let after = &mut after[..registers];
-            after.copy_from_slice(&before[within * registers..]);
+            after.copy_from_slice(&before[index * registers..]);
             let groups = after.chunks_exact_mut(piece.state);
             for (group, h) in groups.enumerate() {
                 let decays = &mut decays[group * piece.state..][..piece.state];
-                piece.advance(h, first + within, group, |n, decay, _| decays[n] = decay);
+                piece.advance(h, first + index, group, |n, decay, _| decays[n] = decay);
             }
         }
     }
 
-    /// The way back through one step, the block's `within`th.
+    /// The backward pass of `step`, which has this index in its block.
     #[inline(always)]
-    fn back(
+    fn step_back(
         &mut self,
         piece: &Piece<'_>,
-        above: &[f32],
+        grad_y: &[f32],
         step: usize,
-        within: usize,
-        part: &mut Part,
+        index: usize,
+        part: &mut PieceGradient,
     ) {
         let (state, registers) = (piece.state, piece.a.len());
         let b = &piece.b[step * state..][..state];
@@ -409,39 +417,39 @@ impl Sweep {
         for group in 0..piece.d.len() {
             let u = piece.lane(piece.u, step, group);
             let delta = piece.lane(piece.delta, step, group);
-            let above = piece.lane(above, step, group);
-            let drive = times(delta, u);
+            let grad_y = piece.lane(grad_y, step, group);
+            let drive = mul(delta, u);
             let at = group * state;
-            let before = &self.states[within * registers + at..][..state];
-            let after = &self.states[(within + 1) * registers + at..][..state];
-            let decays = &self.decays[within * registers + at..][..state];
+            let before = &self.states[index * registers + at..][..state];
+            let after = &self.states[(index + 1) * registers + at..][..state];
+            let decays = &self.decays[index * registers + at..][..state];
             let a = &piece.a[at..][..state];
-            let later = &mut self.later[at..][..state];
-            let by_a = &mut self.a[at..][..state];
-            let (by_b, by_c) = (&mut self.b[..state], &mut self.c[..state]);
-            // Gradients by `delta * u`, and by `delta` inside the decays.
-            let (mut by_drive, mut by_delta) = ([0.0; LANES], [0.0; LANES]);
+            let grad_later = &mut self.grad_later[at..][..state];
+            let grad_a = &mut self.a[at..][..state];
+            let (grad_b, grad_c) = (&mut self.b[..state], &mut self.c[..state]);
+            // Gradients of `delta * u`, and of `delta` inside the decays.
+            let (mut grad_drive, mut grad_delta) = ([0.0; LANES], [0.0; LANES]);
             for n in 0..state {
-                let by_h = fused(above, [c[n]; LANES], later[n]);
-                let decayed = times(by_h, decays[n]);
-                let by_exponent = times(decayed, before[n]);
-                later[n] = decayed;
-                by_a[n] = fused(by_exponent, delta, by_a[n]);
-                by_delta = fused(by_exponent, a[n], by_delta);
-                by_drive = fused(by_h, [b[n]; LANES], by_drive);
-                by_b[n] = fused(by_h, drive, by_b[n]);
-                by_c[n] = fused(above, after[n], by_c[n]);
+                let grad_h = mul_add(grad_y, [c[n]; LANES], grad_later[n]);
+                let decayed = mul(grad_h, decays[n]);
+                let grad_exponent = mul(decayed, before[n]);
+                grad_later[n] = decayed;
+                grad_a[n] = mul_add(grad_exponent, delta, grad_a[n]);
+                grad_delta = mul_add(grad_exponent, a[n], grad_delta);
+                grad_drive = mul_add(grad_h, [b[n]; LANES], grad_drive);
+                grad_b[n] = mul_add(grad_h, drive, grad_b[n]);
+                grad_c[n] = mul_add(grad_y, after[n], grad_c[n]);
             }
             let out = step * CHANNELS + group * LANES;
-            let by_u = fused(by_drive, delta, times(above, piece.d[group]));
-            part.u[out..][..LANES].copy_from_slice(&by_u);
-            part.delta[out..][..LANES].copy_from_slice(&fused(by_drive, u, by_delta));
-            self.d[group] = fused(above, u, self.d[group]);
+            let grad_u = mul_add(grad_drive, delta, mul(grad_y, piece.d[group]));
+            part.u[out..][..LANES].copy_from_slice(&grad_u);
+            part.delta[out..][..LANES].copy_from_slice(&mul_add(grad_drive, u, grad_delta));
+            self.d[group] = mul_add(grad_y, u, self.d[group]);
         }
         let sums = self.b.iter().zip(&self.c).enumerate();
-        for (n, (by_b, by_c)) in sums {
-            part.b[step * state + n] = total(*by_b);
-            part.c[step * state + n] = total(*by_c);
+        for (n, (grad_b, grad_c)) in sums {
+            part.b[step * state + n] = sum(*grad_b);
+            part.c[step * state + n] = sum(*grad_c);
         }
     }
 }
@@ -452,9 +460,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wide_and_plain_instruction_sets_give_the_same_bits() {
+    fn all_instruction_sets_give_the_same_bits() {
         let case = Case::new(1, 40, 37, 5);
-        let (above, [u, delta, a, b, c, d]) = (case.above(), &case.inputs);
+        let (grad_y, [u, delta, a, b, c, d]) = (case.grad_y(), &case.inputs);
         let (length, inner, state) = (case.length, case.inner, case.state);
         let input = Input {
             u,
@@ -471,12 +479,12 @@ mod tests {
         let [piece] = &pieces[..] else {
             panic!("{} pieces", pieces.len());
         };
-        let wide = dispatch(Forward { piece });
-        assert_eq!(wide, Forward { piece }.run());
-        let above = &above[..];
-        let wide = dispatch(Backward { piece, above });
-        let plain = Backward { piece, above }.run();
-        let all = |part: Part| [part.u, part.delta, part.a, part.b, part.c, part.d];
-        assert_eq!(all(wide), all(plain));
+        let dispatched = dispatch(Forward { piece });
+        assert_eq!(dispatched, Forward { piece }.run());
+        let grad_y = &grad_y[..];
+        let dispatched = dispatch(Backward { piece, grad_y });
+        let baseline = Backward { piece, grad_y }.run();
+        let all = |part: PieceGradient| [part.u, part.delta, part.a, part.b, part.c, part.d];
+        assert_eq!(all(dispatched), all(baseline));
     }
 }

@@ -1,11 +1,9 @@
-//! The selective scan as one differentiable operation, by backend.
+//! The selective scan as one differentiable operation, dispatched by backend.
 //!
-//! burn reaches an operation of one's own through the type of the backend, and code generic in
-//! `B: Backend` does not know that type. A trait that every caller's bound would have to name is
-//! avoided: the backends of this crate are a closed list ([`crate::device`], each plain and with
-//! [`Autodiff`]), so the type is looked up and the tensors are moved through [`Any`](std::any::Any).
-
-use std::ops::Range;
+//! burn defines custom operations per backend type, and code that is generic in `B: Backend` does not know that
+//! type. The usual solution is a trait that every caller has to name in its bounds. It is avoided here: the
+//! backends of this crate are a closed list ([`crate::device`], each with and without [`Autodiff`]), so the type
+//! is looked up and the tensors are converted through [`Any`](std::any::Any).
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -13,9 +11,9 @@ use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::backend::Backend;
-use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorData};
 
+use super::tensors::ScanTensors;
 use super::{blocks, kernel};
 #[cfg(feature = "cuda")]
 use crate::device::Cuda;
@@ -25,13 +23,13 @@ use crate::device::{Cpu, cast, is, slice, tensor};
 /// `h[t] = exp(delta[t] a) h[t-1] + delta[t] u[t] b[t]` from `h = 0`, `y[t] = <c[t], h[t]> + d u[t]`.
 ///
 /// `u`, `delta: [windows, length, inner]`, `a: [inner, state]`, `b`, `c: [windows, length, state]`,
-/// `d: [inner]`; the result has the shape of `u`. `delta` is what softplus gave, so not negative,
-/// and `a` is `-exp(A_log)`, so negative: their product must not exceed 0. On the CPU a decay is at
-/// least `e^-87`. Differentiable by all six on `Autodiff` of both devices; elsewhere the graph of
-/// the tensor operations is recorded, which is correct and large.
+/// `d: [inner]`; the result has the shape of `u`. `delta` is the output of softplus, so it is not negative, and
+/// `a` is `-exp(A_log)`, so it is negative: their product must not exceed 0. On the CPU a decay is at least
+/// `e^-87`. Differentiable with respect to all six inputs on `Autodiff` of both devices. On other backends the
+/// graph of the tensor operations is recorded, which is correct but large.
 ///
 /// # Panics
-/// If the shapes do not belong together, or one is empty.
+/// If the shapes do not match, or one is empty.
 pub(crate) fn selective_scan<B: Backend>(
     u: Tensor<B, 3>,
     delta: Tensor<B, 3>,
@@ -40,7 +38,7 @@ pub(crate) fn selective_scan<B: Backend>(
     c: Tensor<B, 3>,
     d: Tensor<B, 1>,
 ) -> Tensor<B, 3> {
-    let scan = Scan {
+    let scan = ScanTensors {
         u,
         delta,
         a,
@@ -59,93 +57,8 @@ pub(crate) fn selective_scan<B: Backend>(
     forward(&scan)
 }
 
-/// The six inputs of a scan, or the gradients by them.
-#[derive(Debug, Clone)]
-pub(super) struct Scan<B: Backend> {
-    /// `[windows, length, inner]`
-    pub u: Tensor<B, 3>,
-    /// `[windows, length, inner]`
-    pub delta: Tensor<B, 3>,
-    /// `[inner, state]`
-    pub a: Tensor<B, 2>,
-    /// `[windows, length, state]`
-    pub b: Tensor<B, 3>,
-    /// `[windows, length, state]`
-    pub c: Tensor<B, 3>,
-    /// `[inner]`
-    pub d: Tensor<B, 1>,
-}
-
-impl<B: Backend> Scan<B> {
-    /// # Panics
-    /// If the shapes do not belong together, or one is empty.
-    fn check(&self) {
-        let [windows, length, inner] = self.u.dims();
-        let state = self.a.dims()[1];
-        assert!(windows * length * inner * state > 0, "an empty scan");
-        assert_eq!(self.delta.dims(), [windows, length, inner], "delta");
-        assert_eq!(self.a.dims(), [inner, state], "a");
-        assert_eq!(self.b.dims(), [windows, length, state], "b");
-        assert_eq!(self.c.dims(), [windows, length, state], "c");
-        assert_eq!(self.d.dims(), [inner], "d");
-    }
-
-    /// Number of windows.
-    pub fn count(&self) -> usize {
-        self.u.dims()[0]
-    }
-
-    /// Tokens of a window.
-    pub fn length(&self) -> usize {
-        self.u.dims()[1]
-    }
-
-    /// `[windows, 1, inner, state]`, the states before the first token.
-    pub fn zero_states(&self) -> Tensor<B, 4> {
-        let [inner, state] = self.a.dims();
-        Tensor::zeros([self.count(), 1, inner, state], &self.u.device())
-    }
-
-    /// The scan of some windows.
-    pub fn windows(&self, pick: Range<usize>) -> Self {
-        let part = |t: &Tensor<B, 3>| t.clone().slice([pick.clone()]);
-        Scan {
-            u: part(&self.u),
-            delta: part(&self.delta),
-            b: part(&self.b),
-            c: part(&self.c),
-            ..self.clone()
-        }
-    }
-
-    /// In the order of the fields.
-    fn into_primitives(self) -> [FloatTensor<B>; 6] {
-        [
-            self.u.into_primitive().tensor(),
-            self.delta.into_primitive().tensor(),
-            self.a.into_primitive().tensor(),
-            self.b.into_primitive().tensor(),
-            self.c.into_primitive().tensor(),
-            self.d.into_primitive().tensor(),
-        ]
-    }
-
-    /// As [`Self::into_primitives`] gives them.
-    fn from_primitives(primitives: [FloatTensor<B>; 6]) -> Self {
-        let [u, delta, a, b, c, d] = primitives;
-        Scan {
-            u: tensor(u),
-            delta: tensor(delta),
-            a: tensor(a),
-            b: tensor(b),
-            c: tensor(c),
-            d: tensor(d),
-        }
-    }
-}
-
-/// The scan without a graph.
-fn forward<B: Backend>(scan: &Scan<B>) -> Tensor<B, 3> {
+/// The scan, without a graph.
+fn forward<B: Backend>(scan: &ScanTensors<B>) -> Tensor<B, 3> {
     if is::<B, Cpu>() {
         let y = on_slices(scan, kernel::forward);
         return from_values(y, scan.u.dims(), &scan.u);
@@ -153,14 +66,14 @@ fn forward<B: Backend>(scan: &Scan<B>) -> Tensor<B, 3> {
     blocks::forward(scan)
 }
 
-/// Gradients of `sum(y * above)` by the six inputs, without a graph.
-fn gradient<B: Backend>(scan: &Scan<B>, above: Tensor<B, 3>) -> Scan<B> {
+/// Gradients of `sum(y * grad_y)` by the six inputs, without a graph.
+fn gradient<B: Backend>(scan: &ScanTensors<B>, grad_y: Tensor<B, 3>) -> ScanTensors<B> {
     if !is::<B, Cpu>() {
-        return blocks::gradient(scan, &above);
+        return blocks::gradient(scan, &grad_y);
     }
-    let above = above.into_data();
-    let found = on_slices(scan, |input| kernel::gradient(input, slice(&above)));
-    Scan {
+    let grad_y = grad_y.into_data();
+    let found = on_slices(scan, |input| kernel::gradient(input, slice(&grad_y)));
+    ScanTensors {
         u: from_values(found.u, scan.u.dims(), &scan.u),
         delta: from_values(found.delta, scan.u.dims(), &scan.u),
         a: from_values(found.a, scan.a.dims(), &scan.u),
@@ -170,8 +83,8 @@ fn gradient<B: Backend>(scan: &Scan<B>, above: Tensor<B, 3>) -> Scan<B> {
     }
 }
 
-/// Opens the tensors of the plain CPU backend.
-fn on_slices<B: Backend, R>(scan: &Scan<B>, work: impl FnOnce(kernel::Input<'_>) -> R) -> R {
+/// Passes the values of the tensors to `work`; for the plain CPU backend.
+fn on_slices<B: Backend, R>(scan: &ScanTensors<B>, work: impl FnOnce(kernel::Input<'_>) -> R) -> R {
     let [inner, state] = scan.a.dims();
     let [u, delta] = [&scan.u, &scan.delta].map(|t| t.clone().into_data());
     let [b, c] = [&scan.b, &scan.c].map(|t| t.clone().into_data());
@@ -189,20 +102,20 @@ fn on_slices<B: Backend, R>(scan: &Scan<B>, work: impl FnOnce(kernel::Input<'_>)
     })
 }
 
-/// A tensor on the device of `beside`.
+/// A tensor on the device of `like`.
 fn from_values<B: Backend, const D: usize>(
     values: Vec<f32>,
     shape: [usize; D],
-    beside: &Tensor<B, 3>,
+    like: &Tensor<B, 3>,
 ) -> Tensor<B, D> {
-    Tensor::from_data(TensorData::new(values, shape), &beside.device())
+    Tensor::from_data(TensorData::new(values, shape), &like.device())
 }
 
-/// The scan as one operation of the graph.
-fn record<I: Backend>(scan: Scan<Autodiff<I>>) -> Tensor<Autodiff<I>, 3> {
+/// The scan, recorded as one operation of the graph.
+fn record<I: Backend>(scan: ScanTensors<Autodiff<I>>) -> Tensor<Autodiff<I>, 3> {
     let inputs = scan.into_primitives();
     let nodes = inputs.each_ref().map(|input| input.node.clone());
-    let scan = Scan::<I>::from_primitives(inputs.map(|input| input.primitive));
+    let scan = ScanTensors::<I>::from_primitives(inputs.map(|input| input.primitive));
     let y = forward(&scan).into_primitive().tensor();
     let operation = SelectiveScan.prepare::<NoCheckpointing>(nodes);
     tensor(match operation.compute_bound().stateful() {
@@ -211,21 +124,21 @@ fn record<I: Backend>(scan: Scan<Autodiff<I>>) -> Tensor<Autodiff<I>, 3> {
     })
 }
 
-/// The way back through a scan, whose state in the graph is its inputs.
+/// The backward operation of a scan; the graph keeps the inputs of the scan as its state.
 #[derive(Debug)]
 struct SelectiveScan;
 
 impl<I: Backend> Backward<I, 6> for SelectiveScan {
-    type State = Scan<I>;
+    type State = ScanTensors<I>;
 
     fn backward(
         self,
-        ops: Ops<Scan<I>, 6>,
+        ops: Ops<ScanTensors<I>, 6>,
         gradients: &mut Gradients,
         _checkpointer: &mut Checkpointer,
     ) {
-        let above = tensor(gradients.consume::<I>(&ops.node));
-        let found = gradient(&ops.state, above).into_primitives();
+        let grad_y = tensor(gradients.consume::<I>(&ops.node));
+        let found = gradient(&ops.state, grad_y).into_primitives();
         for (parent, found) in ops.parents.iter().zip(found) {
             if let Some(parent) = parent {
                 gradients.register::<I>(parent.id, found);
@@ -243,8 +156,8 @@ mod tests {
     use super::super::definition::{Case, tensor, values};
     use super::*;
 
-    /// Windows, length, inner, state: one of everything; less and more than a register of channels,
-    /// a piece of them, a block of steps.
+    /// Windows, length, inner, state: all 1, and sizes below and above a register of channels, a piece and a
+    /// block of steps.
     const SHAPES: [[usize; 4]; 7] = [
         [1, 1, 1, 1],
         [3, 1, 5, 4],
@@ -254,7 +167,7 @@ mod tests {
         [2, 70, 70, 3],
         [1, 131, 130, 5],
     ];
-    /// Largest error beside the largest number of the result.
+    /// Largest accepted error, relative to the largest value of the result.
     const ERROR: f64 = 3e-6;
 
     fn assert_close(found: &[f32], expected: &[f64], what: &str) {
@@ -266,8 +179,8 @@ mod tests {
         }
     }
 
-    /// In the order of the fields.
-    fn all_values<B: Backend>(scan: &Scan<B>) -> [Vec<f32>; 6] {
+    /// The values, in the order of the fields.
+    fn all_values<B: Backend>(scan: &ScanTensors<B>) -> [Vec<f32>; 6] {
         [
             values(&scan.u),
             values(&scan.delta),
@@ -278,8 +191,8 @@ mod tests {
         ]
     }
 
-    fn scan<B: Backend>(input: Scan<B>) -> Tensor<B, 3> {
-        let Scan {
+    fn scan<B: Backend>(input: ScanTensors<B>) -> Tensor<B, 3> {
+        let ScanTensors {
             u,
             delta,
             a,
@@ -290,10 +203,10 @@ mod tests {
         selective_scan(u, delta, a, b, c, d)
     }
 
-    /// The same scan with gradients asked for.
-    fn tracked(case: &Case) -> Scan<Autodiff<Cpu>> {
+    /// The scan of a case, with gradients required for all inputs.
+    fn tracked(case: &Case) -> ScanTensors<Autodiff<Cpu>> {
         let input = case.scan::<Autodiff<Cpu>>();
-        Scan {
+        ScanTensors {
             u: input.u.require_grad(),
             delta: input.delta.require_grad(),
             a: input.a.require_grad(),
@@ -303,15 +216,15 @@ mod tests {
         }
     }
 
-    /// Gradients of `sum(y * above)` that the graph of `y` gives.
+    /// Gradients of `sum(y * grad_y)` that the graph of `y` gives.
     fn graph_gradients(
-        input: &Scan<Autodiff<Cpu>>,
+        input: &ScanTensors<Autodiff<Cpu>>,
         y: Tensor<Autodiff<Cpu>, 3>,
-        above: &[f32],
-    ) -> Scan<Cpu> {
-        let above = tensor(above, y.dims());
-        let found = (y * above).sum().backward();
-        Scan {
+        grad_y: &[f32],
+    ) -> ScanTensors<Cpu> {
+        let grad_y = tensor(grad_y, y.dims());
+        let found = (y * grad_y).sum().backward();
+        ScanTensors {
             u: input.u.grad(&found).expect("u"),
             delta: input.delta.grad(&found).expect("delta"),
             a: input.a.grad(&found).expect("a"),
@@ -336,50 +249,54 @@ mod tests {
     }
 
     #[test]
-    fn gradients_by_all_six_inputs_equal_differences() {
-        /// Numbers of each input that are tried.
-        const TRIED: usize = 40;
+    fn gradients_with_respect_to_all_six_inputs_equal_central_differences() {
+        /// Elements of each input that are checked.
+        const CHECKED: usize = 40;
         for shape in SHAPES {
             let [windows, length, inner, state] = shape;
             let case = Case::new(windows, length, inner, state);
-            let (input, above) = (case.scan::<Cpu>(), case.above());
-            let by_y = tensor(&above, [windows, length, inner]);
-            let kernel = all_values(&gradient(&input, by_y.clone()));
-            let blocks = all_values(&blocks::gradient(&input, &by_y));
+            let (input, grad_y) = (case.scan::<Cpu>(), case.grad_y());
+            let grad_tensor = tensor(&grad_y, [windows, length, inner]);
+            let kernel = all_values(&gradient(&input, grad_tensor.clone()));
+            let blocks = all_values(&blocks::gradient(&input, &grad_tensor));
             for (which, name) in ["u", "delta", "a", "b", "c", "d"].iter().enumerate() {
                 let count = kernel[which].len();
                 assert_eq!(count, case.inputs[which].len(), "{name} {shape:?}");
-                let picks = (0..count).rev().step_by(count.div_ceil(TRIED));
+                let picks = (0..count).rev().step_by(count.div_ceil(CHECKED));
                 let picks: Vec<usize> = picks.collect();
                 let expected: Vec<f64> = picks
                     .iter()
-                    .map(|&index| case.derivative(which, index, &above))
+                    .map(|&index| case.derivative(which, index, &grad_y))
                     .collect();
-                for (by, found) in [("kernel", &kernel), ("blocks", &blocks)] {
+                for (implementation, found) in [("kernel", &kernel), ("blocks", &blocks)] {
                     let found: Vec<f32> = picks.iter().map(|&index| found[which][index]).collect();
-                    assert_close(&found, &expected, &format!("{by} {name} {shape:?}"));
+                    assert_close(
+                        &found,
+                        &expected,
+                        &format!("{implementation} {name} {shape:?}"),
+                    );
                 }
             }
         }
     }
 
     #[test]
-    fn the_operation_of_the_graph_gives_the_bits_of_the_kernel() {
+    fn the_recorded_operation_gives_the_bits_of_the_kernel() {
         let case = Case::new(2, 40, 20, 4);
-        let (input, above) = (tracked(&case), case.above());
+        let (input, grad_y) = (tracked(&case), case.grad_y());
         let y = scan(input.clone());
         assert_eq!(values(&y), values(&scan(case.scan::<Cpu>())));
-        let found = graph_gradients(&input, y, &above);
-        let expected = gradient(&case.scan::<Cpu>(), tensor(&above, [2, 40, 20]));
+        let found = graph_gradients(&input, y, &grad_y);
+        let expected = gradient(&case.scan::<Cpu>(), tensor(&grad_y, [2, 40, 20]));
         assert_eq!(all_values(&found), all_values(&expected));
     }
 
     #[test]
-    fn the_graph_of_the_tensor_operations_gives_the_same_gradients() {
+    fn autodiff_of_the_tensor_operations_gives_the_same_gradients() {
         let case = Case::new(2, 70, 6, 4);
-        let (input, above) = (tracked(&case), case.above());
-        let found = graph_gradients(&input, blocks::forward(&input), &above);
-        let expected = gradient(&case.scan::<Cpu>(), tensor(&above, [2, 70, 6]));
+        let (input, grad_y) = (tracked(&case), case.grad_y());
+        let found = graph_gradients(&input, blocks::forward(&input), &grad_y);
+        let expected = gradient(&case.scan::<Cpu>(), tensor(&grad_y, [2, 70, 6]));
         for (found, expected) in all_values(&found).iter().zip(all_values(&expected)) {
             let expected: Vec<f64> = expected.iter().map(|&x| f64::from(x)).collect();
             assert_close(found, &expected, "graph");
@@ -387,25 +304,25 @@ mod tests {
     }
 
     #[test]
-    fn blocks_take_windows_in_groups_when_they_are_too_large_together() {
+    fn windows_are_computed_in_groups_if_their_states_exceed_the_budget() {
         let case = Case::new(3, 2, 1 << 10, 1 << 8);
-        let (input, above) = (case.scan::<Cpu>(), tensor(&case.above(), [3, 2, 1 << 10]));
+        let (input, grad_y) = (case.scan::<Cpu>(), tensor(&case.grad_y(), [3, 2, 1 << 10]));
         assert_eq!(blocks::window_groups(&input).count(), 2);
-        let wide = |x: &f32| f64::from(*x);
-        let expected: Vec<f64> = values(&scan(input.clone())).iter().map(wide).collect();
+        let to_f64 = |x: &f32| f64::from(*x);
+        let expected: Vec<f64> = values(&scan(input.clone())).iter().map(to_f64).collect();
         assert_close(&values(&blocks::forward(&input)), &expected, "y");
-        let found = all_values(&blocks::gradient(&input, &above));
-        for (found, expected) in found.iter().zip(all_values(&gradient(&input, above))) {
-            let expected: Vec<f64> = expected.iter().map(wide).collect();
+        let found = all_values(&blocks::gradient(&input, &grad_y));
+        for (found, expected) in found.iter().zip(all_values(&gradient(&input, grad_y))) {
+            let expected: Vec<f64> = expected.iter().map(to_f64).collect();
             assert_close(found, &expected, "gradient");
         }
     }
 
     #[test]
-    fn only_gradients_that_were_asked_for_are_given() {
+    fn only_required_gradients_are_computed() {
         let case = Case::new(1, 5, 3, 2);
         let input = case.scan::<Autodiff<Cpu>>();
-        let input = Scan {
+        let input = ScanTensors {
             u: input.u.require_grad(),
             ..input
         };
@@ -421,13 +338,13 @@ mod tests {
     fn a_tensor_used_twice_gets_the_sum_of_both_gradients() {
         let case = Case::new(1, 6, 4, 4);
         let plain = tracked(&case);
-        let y = scan(Scan {
+        let y = scan(ScanTensors {
             b: plain.c.clone(),
             ..plain.clone()
         });
         let found = plain.c.grad(&y.sum().backward()).expect("c");
         let same = case.scan::<Cpu>();
-        let same = Scan {
+        let same = ScanTensors {
             b: same.c.clone(),
             ..same
         };
@@ -436,24 +353,24 @@ mod tests {
     }
 
     #[test]
-    fn windows_do_not_see_each_other() {
+    fn windows_are_independent_of_each_other() {
         let case = Case::new(3, 35, 18, 4);
-        let (input, above) = (case.scan::<Cpu>(), tensor(&case.above(), [3, 35, 18]));
+        let (input, grad_y) = (case.scan::<Cpu>(), tensor(&case.grad_y(), [3, 35, 18]));
         for forward in [scan, |input| blocks::forward(&input)] {
             let together = forward(input.clone());
             for window in 0..3 {
                 let alone = forward(input.windows(window..window + 1));
-                let of_window = together.clone().narrow(0, window, 1);
-                assert_eq!(values(&alone), values(&of_window), "window {window}");
+                let expected = together.clone().narrow(0, window, 1);
+                assert_eq!(values(&alone), values(&expected), "window {window}");
             }
         }
-        let together = gradient(&input, above.clone());
+        let together = gradient(&input, grad_y.clone());
         for window in 0..3 {
-            let above = above.clone().narrow(0, window, 1);
-            let alone = gradient(&input.windows(window..window + 1), above);
-            let of_window = together.windows(window..window + 1);
-            assert_eq!(values(&alone.u), values(&of_window.u), "window {window}");
-            assert_eq!(values(&alone.b), values(&of_window.b), "window {window}");
+            let grad_y = grad_y.clone().narrow(0, window, 1);
+            let alone = gradient(&input.windows(window..window + 1), grad_y);
+            let expected = together.windows(window..window + 1);
+            assert_eq!(values(&alone.u), values(&expected.u), "window {window}");
+            assert_eq!(values(&alone.b), values(&expected.b), "window {window}");
         }
     }
 
@@ -464,8 +381,8 @@ mod tests {
             let pool = ThreadPoolBuilder::new().num_threads(threads).build();
             pool.expect("a pool").install(|| {
                 let input = case.scan::<Cpu>();
-                let above = tensor(&case.above(), [2, 50, 150]);
-                let found = gradient(&input, above);
+                let grad_y = tensor(&case.grad_y(), [2, 50, 150]);
+                let found = gradient(&input, grad_y);
                 (values(&scan(input)), all_values(&found))
             })
         };
@@ -473,23 +390,23 @@ mod tests {
     }
 
     #[test]
-    fn decays_that_underflow_leave_finite_gradients() {
+    fn gradients_stay_finite_if_decays_underflow() {
         let mut case = Case::new(1, 40, 3, 2);
         case.inputs[1].iter_mut().for_each(|delta| *delta *= 400.0);
         let input = case.scan::<Cpu>();
         assert_close(&values(&scan(input.clone())), &case.y(), "y");
-        let above = tensor(&case.above(), [1, 40, 3]);
-        let blocks = blocks::gradient(&input, &above);
-        for found in [gradient(&input, above), blocks] {
+        let grad_y = tensor(&case.grad_y(), [1, 40, 3]);
+        let blocks = blocks::gradient(&input, &grad_y);
+        for found in [gradient(&input, grad_y), blocks] {
             assert!(all_values(&found).concat().iter().all(|x| x.is_finite()));
         }
     }
 
     #[test]
     #[should_panic(expected = "delta")]
-    fn shapes_that_do_not_belong_together_are_refused() {
+    fn mismatched_shapes_are_refused() {
         let input = Case::new(1, 4, 3, 2).scan::<Cpu>();
-        scan(Scan {
+        scan(ScanTensors {
             delta: input.delta.clone().narrow(1, 0, 3),
             ..input
         });
@@ -497,11 +414,11 @@ mod tests {
 
     /// Seconds for one layer of Mamba-2.8B and 1024 tokens.
     #[test]
-    #[ignore = "a speed figure"]
+    #[ignore = "a speed measurement"]
     fn speed_at_mamba_2_8b() {
         for [windows, length] in [[1, 1024], [4, 256]] {
             let case = Case::new(windows, length, 5120, 16);
-            let (plain, above) = (case.scan::<Cpu>(), case.above());
+            let (plain, grad_y) = (case.scan::<Cpu>(), case.grad_y());
             for _ in 0..3 {
                 let start = Instant::now();
                 let y = scan(plain.clone());
@@ -510,7 +427,7 @@ mod tests {
             for _ in 0..3 {
                 let input = tracked(&case);
                 let y = scan(input.clone());
-                let loss = (y * tensor(&above, [windows, length, 5120])).sum();
+                let loss = (y * tensor(&grad_y, [windows, length, 5120])).sum();
                 let start = Instant::now();
                 let found = loss.backward();
                 println!("{windows} x {length} backward {:?}", start.elapsed());

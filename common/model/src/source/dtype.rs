@@ -1,8 +1,8 @@
-//! The element types of the safetensors format, and the three that weights may have.
+//! The element types of the safetensors format, and the three of them that weights may have.
 
 use std::fmt;
 
-/// Type of an element, named as in the header of a safetensors file.
+/// Element type, named as in the header of a safetensors file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[allow(missing_docs)]
 pub enum SourceDtype {
@@ -78,27 +78,27 @@ impl fmt::Display for SourceDtype {
 
 /// Little-endian elements as f32; `None` if `dtype` is not one of the weight types.
 pub(super) fn to_f32(dtype: SourceDtype, bytes: &[u8]) -> Option<Vec<f32>> {
-    let pairs = || {
+    let halves = || {
         bytes
             .chunks_exact(2)
             .map(|b| u16::from_le_bytes([b[0], b[1]]))
     };
     match dtype {
         SourceDtype::F32 => {
-            let quads = bytes.chunks_exact(4);
+            let words = bytes.chunks_exact(4);
             Some(
-                quads
+                words
                     .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
                     .collect(),
             )
         }
         SourceDtype::BF16 => Some(
-            pairs()
+            halves()
                 .map(|bits| f32::from_bits(u32::from(bits) << 16))
                 .collect(),
         ),
         SourceDtype::F16 => Some(
-            pairs()
+            halves()
                 .map(|bits| half::f16::from_bits(bits).to_f32())
                 .collect(),
         ),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::SourceDtype;
+use super::dtype::SourceDtype;
 
 /// Why weights are refused.
 #[derive(Debug, thiserror::Error)]
@@ -13,23 +13,23 @@ pub enum SourceError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// The folder has neither a weight file nor an index.
-    #[error("{}: neither model.safetensors nor model.safetensors.index.json is there", path.display())]
+    #[error("{}: found neither model.safetensors nor model.safetensors.index.json", path.display())]
     NoWeights {
         /// The folder.
         path: PathBuf,
     },
     /// The file ends before its header does.
-    #[error("{}: truncated: {found} bytes, the header alone needs {expected}", path.display())]
+    #[error("{}: truncated: found {found} bytes, but the header alone takes {expected}", path.display())]
     TruncatedHeader {
         /// The file.
         path: PathBuf,
         /// Size of the file.
         found: u64,
-        /// Bytes that the header needs, its length field included.
+        /// Bytes of the header, including its length field.
         expected: u64,
     },
     /// The header is larger than the format allows.
@@ -42,40 +42,40 @@ pub enum SourceError {
         /// The limit.
         expected: u64,
     },
-    /// The header is not the JSON that it should be (syntax, types, unknown element types).
-    #[error("{}: header: {source}", path.display())]
+    /// The header is not valid JSON, or not a header (wrong types, unknown element types).
+    #[error("{}: invalid header: {source}", path.display())]
     HeaderJson {
         /// The file.
         path: PathBuf,
         /// Position and reason.
         source: serde_json::Error,
     },
-    /// A header or an index names a tensor twice.
-    #[error("{}: tensor {name} is named twice", path.display())]
+    /// A header names a tensor twice.
+    #[error("{}: duplicate tensor name {name}", path.display())]
     RepeatedName {
         /// The file.
         path: PathBuf,
         /// The tensor.
         name: String,
     },
-    /// A tensor's bytes do not fit its shape and type.
+    /// The byte count of a tensor does not match its shape and type.
     #[error("{}: tensor {name}: {found} bytes, expected {expected} for {dtype} {shape:?}", path.display())]
     ByteCount {
         /// The file.
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// Type of an element.
+        /// Its element type.
         dtype: SourceDtype,
         /// Its shape.
         shape: Vec<u64>,
-        /// Bytes between its offsets (negative if they are swapped).
+        /// Bytes between its offsets; negative if they are swapped.
         found: i128,
-        /// Bytes of its shape and type.
+        /// Bytes that follow from its shape and type.
         expected: u128,
     },
-    /// A tensor lies beyond the end of its file.
-    #[error("{}: tensor {name} ends at byte {expected}, but the file has {found} bytes (truncated?)", path.display())]
+    /// A tensor extends beyond the end of its file.
+    #[error("{}: tensor {name} ends at byte {expected}, but the file has only {found} bytes (truncated?)", path.display())]
     OutOfRange {
         /// The file.
         path: PathBuf,
@@ -91,22 +91,22 @@ pub enum SourceError {
     Overlap {
         /// The file.
         path: PathBuf,
-        /// The later one.
+        /// The tensor at the higher offset.
         name: String,
-        /// The earlier one.
+        /// The tensor at the lower offset.
         other: String,
     },
-    /// Bytes that belong to no tensor.
-    #[error("{}: {found} bytes at data offset {offset} belong to no tensor, expected none", path.display())]
+    /// Some bytes do not belong to any tensor.
+    #[error("{}: {found} bytes at data offset {offset} do not belong to any tensor", path.display())]
     Unclaimed {
         /// The file.
         path: PathBuf,
         /// Where they begin, counted from the end of the header.
         offset: u64,
-        /// How many.
+        /// Number of bytes.
         found: u64,
     },
-    /// Two shards hold a tensor of the same name.
+    /// Two shards have a tensor of the same name.
     #[error("{}: tensor {name} is also in {}", path.display(), other.display())]
     DuplicateTensor {
         /// The later shard.
@@ -116,15 +116,15 @@ pub enum SourceError {
         /// The earlier shard.
         other: PathBuf,
     },
-    /// The index is not the JSON that it should be.
-    #[error("{}: {source}", path.display())]
+    /// The index is not valid JSON, or not an index.
+    #[error("{}: invalid index: {source}", path.display())]
     IndexJson {
         /// The index.
         path: PathBuf,
         /// Position and reason.
         source: serde_json::Error,
     },
-    /// The index is larger than any index.
+    /// The index is too large.
     #[error("{}: {found} bytes, expected at most {expected}", path.display())]
     IndexTooLarge {
         /// The index.
@@ -134,17 +134,17 @@ pub enum SourceError {
         /// The limit.
         expected: u64,
     },
-    /// The index names a shard outside the folder.
-    #[error("{}: tensor {name}: shard {shard:?}, expected a plain file name", path.display())]
+    /// The index names a shard by something other than a plain file name.
+    #[error("{}: tensor {name}: found shard {shard:?}, expected a plain file name", path.display())]
     ShardPath {
         /// The index.
         path: PathBuf,
-        /// A tensor that is said to be there.
+        /// A tensor of that shard.
         name: String,
-        /// The shard as named.
+        /// The shard as the index names it.
         shard: String,
     },
-    /// The index names a shard that is not there.
+    /// The index names a shard that is not in the folder.
     #[error("{}: shard {shard} is not in the folder", path.display())]
     MissingShard {
         /// The index.
@@ -152,48 +152,48 @@ pub enum SourceError {
         /// The shard.
         shard: String,
     },
-    /// The index and the shards do not agree about a tensor.
-    #[error("{}: tensor {name}: the index says {expected}, found in {found}", path.display())]
+    /// The index and the shards disagree about the location of a tensor.
+    #[error("{}: tensor {name}: found in {found}, expected in {expected} according to the index", path.display())]
     IndexMismatch {
         /// The index.
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// Where it is: a shard, or nowhere.
+        /// The shard that has it, or "no shard".
         found: String,
-        /// Where the index has it: a shard, or nowhere.
+        /// The shard that the index names, or "no shard".
         expected: String,
     },
-    /// A tensor that is not there was asked for.
-    #[error("{}: there is no tensor {name}", path.display())]
+    /// A requested tensor does not exist.
+    #[error("{}: no tensor {name}", path.display())]
     NoTensor {
         /// The folder.
         path: PathBuf,
         /// The tensor.
         name: String,
     },
-    /// Rows that a tensor does not have were asked for.
-    #[error("{}: tensor {name}: rows {first} + {count} asked for, it has {rows}", path.display())]
+    /// Requested rows of a tensor do not exist.
+    #[error("{}: tensor {name}: requested {count} rows starting at row {first}, but it has {rows} rows", path.display())]
     NoRows {
         /// The file.
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// First row asked for.
+        /// First requested row.
         first: usize,
-        /// Rows asked for, at least 1.
+        /// Number of requested rows.
         count: usize,
-        /// Rows that there are.
+        /// Number of rows of the tensor.
         rows: usize,
     },
-    /// A tensor that is not of a weight type was asked for as f32.
-    #[error("{}: tensor {name}: {found}, expected F32, F16 or BF16", path.display())]
+    /// A tensor cannot be read as f32 because it does not have a weight type.
+    #[error("{}: tensor {name}: found type {found}, expected F32, F16 or BF16", path.display())]
     NotFloat {
         /// The file.
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// Its type.
+        /// Its element type.
         found: SourceDtype,
     },
     /// A weight is infinite or not a number.
@@ -203,17 +203,17 @@ pub enum SourceError {
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// Index of the first such element, row by row.
+        /// Index of the first such element, in row-major order.
         index: usize,
         /// Its value.
         found: f32,
     },
     /// The tensors are not those of the configured model.
-    #[error("{}: the tensors do not fit config.json:{}", path.display(), list(findings))]
+    #[error("{}: the tensors do not match config.json:{}", path.display(), list(findings))]
     Mismatch {
         /// The folder.
         path: PathBuf,
-        /// Every difference.
+        /// All differences.
         findings: Vec<Finding>,
     },
 }
@@ -222,33 +222,30 @@ pub enum SourceError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Finding {
-    /// The plan has it, the folder has not.
+    /// The tensor is planned but not in the folder.
     Missing { name: String, expected: Vec<usize> },
-    /// The folder has it, the plan has not.
-    LeftOver { name: String, found: Vec<usize> },
+    /// The tensor is in the folder but not planned.
+    Unexpected { name: String, found: Vec<usize> },
     /// The shape differs.
     Shape {
         name: String,
         found: Vec<usize>,
         expected: Vec<usize>,
     },
-    /// The element type is not one of the weight types.
+    /// The element type is not a weight type.
     Type { name: String, found: SourceDtype },
-    /// The configuration ties the head to the embedding, but the folder has another head.
-    OtherHead { name: String, embedding: String },
+    /// The configuration ties the head to the embedding, but the folder has a different head.
+    UntiedHead { name: String, embedding: String },
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Finding::Missing { name, expected } => {
-                write!(f, "{name}: missing, expected {expected:?}")
+                write!(f, "{name}: missing, expected shape {expected:?}")
             }
-            Finding::LeftOver { name, found } => {
-                write!(
-                    f,
-                    "{name}: left over, found {found:?}, expected no such tensor"
-                )
+            Finding::Unexpected { name, found } => {
+                write!(f, "{name}: unexpected tensor of shape {found:?}")
             }
             Finding::Shape {
                 name,
@@ -260,10 +257,10 @@ impl fmt::Display for Finding {
             Finding::Type { name, found } => {
                 write!(f, "{name}: type: found {found}, expected F32, F16 or BF16")
             }
-            Finding::OtherHead { name, embedding } => {
+            Finding::UntiedHead { name, embedding } => {
                 write!(
                     f,
-                    "{name}: differs from {embedding}, expected the same (tied head)"
+                    "{name}: differs from {embedding}, expected the same values (tied head)"
                 )
             }
         }

@@ -1,4 +1,4 @@
-//! The header of one safetensors file: parsed with serde, then checked against the file.
+//! The header of one safetensors file: parsed with serde, then validated against the file.
 //!
 //! Format: u64 little-endian header length, the header (a JSON object of tensors, each with
 //! `dtype`, `shape` and `data_offsets` counted from the end of the header, and an optional
@@ -12,12 +12,13 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 
-use super::{SourceDtype, SourceError};
+use super::dtype::SourceDtype;
+use super::error::SourceError;
 
 /// Largest header that the format's own reader accepts, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// A tensor of one file, checked.
+/// A tensor of one file, validated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
     pub name: String,
@@ -28,7 +29,7 @@ pub(super) struct Entry {
     pub bytes: u64,
 }
 
-/// A tensor as the header has it.
+/// A tensor as the header describes it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct EntryWire {
@@ -37,7 +38,7 @@ struct EntryWire {
     data_offsets: (u64, u64),
 }
 
-/// The header's entries in file order, repeated names kept so that they can be refused.
+/// The header's entries in file order. Duplicate names are kept so that they can be refused.
 struct HeaderWire(Vec<(String, EntryWire)>);
 
 impl<'de> Deserialize<'de> for HeaderWire {
@@ -66,7 +67,7 @@ impl<'de> Deserialize<'de> for HeaderWire {
     }
 }
 
-/// Reads and checks the header of `file`, which has `size` bytes; `path` is only used in errors.
+/// Reads and validates the header of `file`, which has `size` bytes; `path` is only used in errors.
 pub(super) fn read(file: &File, size: u64, path: &Path) -> Result<Vec<Entry>, SourceError> {
     let io = |source| SourceError::Io {
         path: path.to_owned(),
@@ -91,7 +92,7 @@ pub(super) fn read(file: &File, size: u64, path: &Path) -> Result<Vec<Entry>, So
     entries(parse(&header, path)?, data, size, path)
 }
 
-/// Reads a file that is a header and nothing else; the size of its shard is what the tensors make it.
+/// Reads a file that contains only the header of a shard. The size of the shard follows from its tensors.
 pub(super) fn read_alone(file: &File, path: &Path) -> Result<Vec<Entry>, SourceError> {
     let io = |source| SourceError::Io {
         path: path.to_owned(),
@@ -116,7 +117,8 @@ pub(super) fn read_alone(file: &File, path: &Path) -> Result<Vec<Entry>, SourceE
     entries(header, data, size, path)
 }
 
-/// Bytes of a header with its length in front, by its first eight; `path` is only used in errors.
+/// Size of a header in bytes, including its length field, given that field, the first eight bytes of the file.
+/// `path` is only used in errors.
 pub fn length_of(first: [u8; 8], path: &Path) -> Result<u64, SourceError> {
     let length = u64::from_le_bytes(first);
     if length > MAX_HEADER {
@@ -137,7 +139,7 @@ fn parse(header: &[u8], path: &Path) -> Result<HeaderWire, SourceError> {
     })
 }
 
-/// The tensors of a shard of `size` bytes whose data begin at byte `data`, checked.
+/// Validates the tensors of a shard of `size` bytes whose data begins at byte `data`.
 fn entries(
     header: HeaderWire,
     data: u64,
@@ -154,7 +156,7 @@ fn entries(
     Ok(entries)
 }
 
-/// Checks one tensor on its own: byte count and range.
+/// Validates one tensor on its own: byte count and range.
 fn check_entry(
     name: String,
     wire: EntryWire,

@@ -1,16 +1,16 @@
-//! `model.safetensors.index.json`: which shard holds which tensor. It can be read without any shard.
+//! `model.safetensors.index.json`: which shard has which tensor. It can be read without any shard.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
 use serde::Deserialize;
 
-use super::{SourceError, SourceFolder};
+use super::error::SourceError;
 
 /// Largest index that is read, in bytes.
 const MAX_INDEX: u64 = 100_000_000;
 
-/// The index as it is written.
+/// The index as stored in the file.
 #[derive(Debug, Deserialize)]
 struct IndexWire {
     #[serde(default)]
@@ -18,11 +18,11 @@ struct IndexWire {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Tensor name to shard file name, every file name a plain one.
+/// The index, validated: every tensor has a shard, and every shard is a plain file name.
 #[derive(Debug)]
 pub struct Index {
     map: BTreeMap<String, String>,
-    /// Bytes of all tensors, where the index says so.
+    /// Total size of all tensors in bytes, if the index has it.
     pub total_size: Option<u64>,
 }
 
@@ -51,12 +51,12 @@ pub fn read(path: &Path) -> Result<Index, SourceError> {
             source,
         })?;
     for (name, shard) in &wire.weight_map {
-        if !is_plain(shard) {
+        if !is_plain_file_name(shard) {
             let (path, name, shard) = (path.to_owned(), name.clone(), shard.clone());
             return Err(SourceError::ShardPath { path, name, shard });
         }
     }
-    // Some writers have it as a float.
+    // Some writers store it as a float.
     let total_size = wire.metadata.get("total_size").and_then(|size| {
         let float = || size.as_f64().filter(|x| *x >= 0.0 && *x < 1e18);
         size.as_u64().or_else(|| float().map(|x| x as u64))
@@ -67,63 +67,32 @@ pub fn read(path: &Path) -> Result<Index, SourceError> {
     })
 }
 
-/// A file name and nothing else, so that joining it to a folder stays in that folder.
-fn is_plain(shard: &str) -> bool {
+/// Whether `shard` is a file name without directories, so that joining it to a folder stays in that folder.
+fn is_plain_file_name(shard: &str) -> bool {
     let mut parts = Path::new(shard).components();
     let single = matches!(parts.next(), Some(Component::Normal(part)) if part == shard);
     single && parts.next().is_none()
 }
 
 impl Index {
-    /// The shards, each once, in order of name.
+    /// The shards, each once, sorted by name.
     pub fn file_names(&self) -> BTreeSet<&str> {
         self.map.values().map(String::as_str).collect()
     }
 
-    /// The tensors' names.
+    /// The names of the tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.map.keys().map(String::as_str)
     }
 
-    /// The shard that holds a tensor.
+    /// Every tensor's name with the file name of its shard, in order of the tensor names.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = (&str, &str)> {
+        let map = self.map.iter();
+        map.map(|(name, shard)| (name.as_str(), shard.as_str()))
+    }
+
+    /// The shard that has a tensor.
     pub fn shard(&self, name: &str) -> Option<&str> {
         self.map.get(name).map(String::as_str)
-    }
-
-    /// Checks that index and opened shards have the same tensors in the same places.
-    pub(super) fn compare(&self, path: &Path, folder: &SourceFolder) -> Result<(), SourceError> {
-        let mismatch = |name: &str, found: &str, expected: &str| SourceError::IndexMismatch {
-            path: path.to_owned(),
-            name: name.to_owned(),
-            found: found.to_owned(),
-            expected: expected.to_owned(),
-        };
-        for (name, shard) in &self.map {
-            let found = folder
-                .tensors
-                .get(name)
-                .map_or("no shard", |info| folder.shard(info.file));
-            if found != shard {
-                return Err(mismatch(name, found, shard));
-            }
-        }
-        match folder
-            .tensors
-            .values()
-            .find(|info| !self.map.contains_key(&info.name))
-        {
-            None => Ok(()),
-            Some(extra) => Err(mismatch(&extra.name, folder.shard(extra.file), "no shard")),
-        }
-    }
-}
-
-impl SourceFolder {
-    /// File name of shard number `file`.
-    fn shard(&self, file: usize) -> &str {
-        self.files[file]
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default()
     }
 }

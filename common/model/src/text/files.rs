@@ -2,40 +2,40 @@
 
 use std::path::{Path, PathBuf};
 
-use super::TextError;
+use super::error::TextError;
 
 /// One document.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Text {
-    /// The file that it came from.
+pub struct Document {
+    /// The file that it was read from.
     pub path: PathBuf,
-    /// What it says.
+    /// Its content.
     pub text: String,
 }
 
-/// Reads every file in the order given: a plain file is one document, a `.jsonl` file one per
-/// non-empty line, the string under `text` (other keys are ignored).
+/// Reads all files in order. A plain file is one document. A `.jsonl` file has one document per non-empty
+/// line: the string under the key `text` (other keys are ignored).
 ///
 /// # Errors
-/// [`TextError`] with the file and, where it applies, byte offset or line.
-pub fn read_texts<P: AsRef<Path>>(paths: &[P]) -> Result<Vec<Text>, TextError> {
+/// [`TextError`], with the file and, where applicable, the byte offset or line.
+pub fn read_texts<P: AsRef<Path>>(paths: &[P]) -> Result<Vec<Document>, TextError> {
     let mut texts = Vec::new();
     for path in paths {
         let path = path.as_ref();
-        let lines = match path.extension().and_then(|e| e.to_str()) {
+        let is_jsonl = match path.extension().and_then(|e| e.to_str()) {
             Some("txt" | "utf8" | "raw") => false,
             Some("jsonl") => true,
             _ => {
-                return Err(TextError::Kind {
+                return Err(TextError::UnknownFormat {
                     path: path.to_owned(),
                 });
             }
         };
         let content = read_utf8(path)?;
-        if lines {
+        if is_jsonl {
             read_lines(path, &content, &mut texts)?;
         } else {
-            texts.push(Text {
+            texts.push(Document {
                 path: path.to_owned(),
                 text: content,
             });
@@ -55,7 +55,7 @@ fn read_utf8(path: &Path) -> Result<String, TextError> {
     })
 }
 
-fn read_lines(path: &Path, content: &str, texts: &mut Vec<Text>) -> Result<(), TextError> {
+fn read_lines(path: &Path, content: &str, texts: &mut Vec<Document>) -> Result<(), TextError> {
     #[derive(serde::Deserialize)]
     struct Line {
         text: String,
@@ -70,7 +70,7 @@ fn read_lines(path: &Path, content: &str, texts: &mut Vec<Text>) -> Result<(), T
             line: index + 1,
             reason: error.to_string(),
         })?;
-        texts.push(Text {
+        texts.push(Document {
             path: path.to_owned(),
             text: line.text,
         });

@@ -1,32 +1,34 @@
-//! The windows of a run as a document: ids, their digests and how they were chosen.
+//! The windows of a run as a document: token ids, their digests, and the seed and length that selected them.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Tokenizer, read_texts};
+use super::error::TextError;
+use super::files::read_texts;
+use super::tokenizer::Tokenizer;
+use super::windows::check_token_ids;
 use crate::config::ModelConfig;
-use crate::error::ModelError;
 
-/// How many windows of which length are drawn.
+/// How many windows to select, of which length and with which seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WindowChoice {
-    /// Number of windows; 0 takes all.
+    /// Number of windows; 0 selects all.
     pub count: usize,
-    /// Tokens per window; cut to the model's context.
+    /// Tokens per window; limited to the model's context.
     pub length: usize,
-    /// Chooses the windows.
+    /// Seed of the selection.
     pub seed: u64,
 }
 
-/// Windows of equal length with their digests.
+/// Windows of equal length, with their digests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WindowSet {
     /// Tokens per window.
     pub length: usize,
-    /// Seed of the choice.
+    /// Seed of the selection.
     pub seed: u64,
     /// SHA-256 over the concatenated digests of the windows, hexadecimal.
     pub sha256: String,
@@ -40,28 +42,30 @@ pub struct WindowSet {
 pub struct RecordedWindow {
     /// SHA-256 of the ids as little-endian u32, hexadecimal.
     pub sha256: String,
-    /// Token ids, a leading special token included.
+    /// Token ids, including a leading special token if the tokenizer has one.
     pub ids: Vec<u32>,
 }
 
 impl WindowSet {
-    /// Draws windows from text files with the tokenizer of the model folder `dir`.
+    /// Selects windows from text files, using the tokenizer of the model folder `dir`.
     ///
     /// # Errors
-    /// Those of tokenizer, texts and windows; an id outside the model's vocabulary.
+    /// Those of the tokenizer, the text files and [`Tokenizer::windows`]; [`TextError::TokenOutOfRange`].
     pub fn draw<P: AsRef<Path>>(
         dir: &Path,
         config: &ModelConfig,
         texts: &[P],
         choice: WindowChoice,
-    ) -> Result<Self, ModelError> {
+    ) -> Result<Self, TextError> {
         let tokenizer = Tokenizer::load(dir)?;
         let tokens = tokenizer.encode_texts(&read_texts(texts)?)?;
-        super::check_ids(&tokens, config.vocab)?;
+        check_token_ids(&tokens, config.vocab)?;
         let length = choice.length.min(config.context);
         let windows = tokenizer.windows(&tokens, length, choice.count, choice.seed)?;
-        let mut all = Sha256::new();
-        windows.iter().for_each(|window| all.update(window.sha256));
+        let mut hasher = Sha256::new();
+        windows
+            .iter()
+            .for_each(|window| hasher.update(window.sha256));
         let windows = windows
             .into_iter()
             .map(|window| RecordedWindow {
@@ -72,12 +76,12 @@ impl WindowSet {
         Ok(Self {
             length,
             seed: choice.seed,
-            sha256: hex::encode(all.finalize()),
+            sha256: hex::encode(hasher.finalize()),
             windows,
         })
     }
 
-    /// Tokens of all windows.
+    /// Number of tokens of all windows.
     pub fn tokens(&self) -> usize {
         self.windows.len() * self.length
     }

@@ -1,9 +1,10 @@
-//! The model folder's tokenizer, and what it puts before a text.
+//! The model folder's tokenizer, and the special token that it prepends to a text.
 
 use std::path::Path;
 
+use super::error::TextError;
+use super::files::Document;
 use super::windows::{Window, windows};
-use super::{Text, TextError};
 
 /// A loaded `tokenizer.json`.
 pub struct Tokenizer {
@@ -12,9 +13,9 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json` of the model folder `dir`. Truncation and padding that the file may
-    /// ask for are switched off. Whether a text begins with a special token is found by encoding
-    /// one with and without special tokens.
+    /// Loads `tokenizer.json` of the model folder `dir`. Truncation and padding are disabled even if the file
+    /// enables them. Whether a special token is prepended to a text is determined by encoding a text with and
+    /// without special tokens.
     ///
     /// # Errors
     /// [`TextError::Io`], [`TextError::Tokenizer`], [`TextError::SpecialPrefix`].
@@ -38,19 +39,19 @@ impl Tokenizer {
                 inner,
                 bos: Some(*bos),
             }),
-            more => Err(TextError::SpecialPrefix {
+            several => Err(TextError::SpecialPrefix {
                 path,
-                found: more.len(),
+                found: several.len(),
             }),
         }
     }
 
-    /// The special token that this tokenizer puts before a text, if any.
+    /// The special token that this tokenizer prepends to a text, if any.
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
 
-    /// Token ids of `text`, without special tokens before or after it.
+    /// The token ids of `text`, without special tokens.
     ///
     /// # Errors
     /// [`TextError::Encode`].
@@ -64,19 +65,19 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Token ids of all documents, one after another.
+    /// The token ids of all documents, concatenated without separators.
     ///
     /// # Errors
     /// [`TextError::Encode`].
-    pub fn encode_texts(&self, texts: &[Text]) -> Result<Vec<u32>, TextError> {
+    pub fn encode_texts(&self, documents: &[Document]) -> Result<Vec<u32>, TextError> {
         let mut ids = Vec::new();
-        for text in texts {
-            ids.extend(self.encode(&text.text)?);
+        for document in documents {
+            ids.extend(self.encode(&document.text)?);
         }
         Ok(ids)
     }
 
-    /// Text of `ids`, special tokens left out.
+    /// The text of `ids`, without special tokens.
     ///
     /// # Errors
     /// [`TextError::Encode`].
@@ -88,7 +89,7 @@ impl Tokenizer {
             })
     }
 
-    /// [`windows`] that begin as this tokenizer's texts begin.
+    /// [`windows`] that begin with this tokenizer's leading special token, if it has one.
     ///
     /// # Errors
     /// As [`windows`].
@@ -103,14 +104,14 @@ impl Tokenizer {
     }
 }
 
-/// The ids that stand before a text when special tokens are asked for.
+/// The ids that are prepended to a text when special tokens are enabled.
 fn special_prefix(tokenizer: &tokenizers::Tokenizer) -> Result<Vec<u32>, tokenizers::Error> {
-    let plain = tokenizer.encode("a", false)?;
-    let special = tokenizer.encode("a", true)?;
-    let (plain, special) = (plain.get_ids(), special.get_ids());
-    let extra = special.len().saturating_sub(plain.len());
-    let start = (0..=extra)
-        .find(|&start| special[start..].starts_with(plain))
+    let without = tokenizer.encode("a", false)?;
+    let with = tokenizer.encode("a", true)?;
+    let (without, with) = (without.get_ids(), with.get_ids());
+    let added = with.len().saturating_sub(without.len());
+    let start = (0..=added)
+        .find(|&start| with[start..].starts_with(without))
         .unwrap_or(0);
-    Ok(special[..start].to_vec())
+    Ok(with[..start].to_vec())
 }

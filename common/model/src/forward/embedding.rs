@@ -1,18 +1,15 @@
-//! The two ends of the model: token ids to hidden states, hidden states to logits.
+//! The input end of the model: token ids to hidden states.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 
-use super::math::capped;
-use super::norm::Norm;
 use super::weights::Weights;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::matmul::matmul;
 use crate::spec::EmbeddingSpec;
-use crate::text::check_ids;
+use crate::text::check_token_ids;
 
-/// The embedding matrix, and that of positions.
+/// The embedding matrix and, if the model has one, the matrix of learned positions.
 #[derive(Debug, Clone)]
 pub struct Embedding<B: Backend> {
     /// `[vocab, hidden]`
@@ -22,21 +19,9 @@ pub struct Embedding<B: Backend> {
     scale: f64,
 }
 
-/// The final norm and the output matrix.
-#[derive(Debug, Clone)]
-pub struct Head<B: Backend> {
-    norm: Norm<B>,
-    /// `[vocab, hidden]`; of a tied head the embedding matrix.
-    weight: Tensor<B, 2>,
-    /// `[vocab]`
-    bias: Option<Tensor<B, 1>>,
-    scale: f64,
-    softcap: Option<f64>,
-}
-
 impl EmbeddingSpec {
-    /// Token `id` as it enters the residual stream at `position`, `[hidden]`. `row` gives a row of a tensor
-    /// by its full name.
+    /// The embedding of token `id` at `position`, as it enters the residual stream, `[hidden]`. `row` reads
+    /// one row of the tensor with the given full name.
     ///
     /// # Errors
     /// What `row` returns.
@@ -50,15 +35,15 @@ impl EmbeddingSpec {
         let mut token = row(&self.weight, id as usize)?;
         token.iter_mut().for_each(|x| *x *= scale);
         if let Some(positions) = &self.positions {
-            let added = row(positions, position)?;
-            token.iter_mut().zip(added).for_each(|(x, p)| *x += p);
+            let position = row(positions, position)?;
+            token.iter_mut().zip(position).for_each(|(x, p)| *x += p);
         }
         Ok(token)
     }
 }
 
 impl<B: Backend> Embedding<B> {
-    /// Builds the embedding; `weights` is asked for its tensors by their full names.
+    /// Builds the embedding. Tensors are requested from `weights` by their full names.
     ///
     /// # Errors
     /// What `weights` returns.
@@ -73,7 +58,12 @@ impl<B: Backend> Embedding<B> {
         })
     }
 
-    /// Hidden states `[windows, length, hidden]` of windows of equal length.
+    /// The embedding matrix, `[vocab, hidden]`.
+    pub(super) fn weight(&self) -> &Tensor<B, 2> {
+        &self.weight
+    }
+
+    /// The hidden states `[windows, length, hidden]` of token windows of equal length.
     ///
     /// # Errors
     /// [`ModelError::UnevenWindows`], [`ModelError::TooManyPositions`], or a token outside the vocabulary.
@@ -91,7 +81,7 @@ impl<B: Backend> Embedding<B> {
                     expected: length,
                 });
             }
-            check_ids(window, vocab)?;
+            check_token_ids(window, vocab)?;
             ids.extend(window.iter().map(|&id| id as i32));
         }
         if ids.is_empty() {
@@ -116,61 +106,5 @@ impl<B: Backend> Embedding<B> {
         }
         let positions: Tensor<B, 2> = positions.clone().narrow(0, 0, length);
         Ok(rows + positions.unsqueeze())
-    }
-}
-
-impl<B: Backend> Head<B> {
-    /// Builds the head; `weights` is asked for its tensors by their full names, of a tied head for the
-    /// embedding.
-    ///
-    /// # Errors
-    /// What `weights` returns.
-    pub fn new<W: Weights<B>>(config: &ModelConfig, weights: &W) -> Result<Self, W::Error> {
-        let weight = weights.tensor(&config.head.weight, [config.vocab, config.hidden])?;
-        Head::with_matrix(config, weight, weights)
-    }
-
-    /// Builds the head of a tied model from its embedding, without a second copy of the matrix.
-    ///
-    /// # Errors
-    /// What `weights` returns for the other tensors.
-    pub fn tied<W: Weights<B>>(
-        config: &ModelConfig,
-        embedding: &Embedding<B>,
-        weights: &W,
-    ) -> Result<Self, W::Error> {
-        Head::with_matrix(config, embedding.weight.clone(), weights)
-    }
-
-    fn with_matrix<W: Weights<B>>(
-        config: &ModelConfig,
-        weight: Tensor<B, 2>,
-        weights: &W,
-    ) -> Result<Self, W::Error> {
-        let spec = &config.head;
-        let bias = spec.bias.as_ref();
-        let bias = bias.map(|name| weights.tensor(name, [config.vocab]));
-        Ok(Head {
-            norm: Norm::new(&spec.norm, weights)?,
-            weight,
-            bias: bias.transpose()?,
-            scale: spec.scale,
-            softcap: spec.softcap,
-        })
-    }
-
-    /// Logits `[tokens, vocab]` of the last layer's output `hidden: [tokens, hidden]`.
-    pub fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
-        let normed = self.norm.forward(hidden);
-        let logits = matmul(normed, self.weight.clone().transpose());
-        let logits = match &self.bias {
-            Some(bias) => logits + bias.clone().unsqueeze(),
-            None => logits,
-        };
-        let logits = match self.scale {
-            1.0 => logits,
-            scale => logits * scale,
-        };
-        capped(logits, self.softcap)
     }
 }

@@ -1,0 +1,389 @@
+//! An open model folder: its files, what each tensor is and where, and the reading of tensors.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::dtype::{self, SourceDtype};
+use super::error::SourceError;
+use super::header;
+use super::index::{self, Index};
+use crate::plan::LayerPlan;
+use crate::spec::Stored;
+
+/// Name of the single weight file.
+const SINGLE: &str = "model.safetensors";
+/// Name of the index of a sharded model.
+const INDEX: &str = "model.safetensors.index.json";
+/// Suffix of the file that holds a shard's header.
+const HEADER: &str = ".header";
+
+/// Path of the header file of a shard. With it, the shard itself may be absent.
+pub fn header_path(shard: &Path) -> PathBuf {
+    let mut name = shard.as_os_str().to_owned();
+    name.push(HEADER);
+    name.into()
+}
+
+/// What a tensor is and where it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Full name.
+    pub name: String,
+    /// Element type.
+    pub dtype: SourceDtype,
+    /// Shape, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Index in [`SourceFolder::files`] of the file that has it.
+    file: usize,
+    /// Offset of its first byte in that file.
+    offset: u64,
+    /// Size in bytes.
+    pub bytes: u64,
+}
+
+/// A tensor as stored on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceTensor {
+    /// The file it was read from, for errors.
+    pub path: PathBuf,
+    /// Full name.
+    pub name: String,
+    /// Element type.
+    pub dtype: SourceDtype,
+    /// Shape, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Little-endian elements in row-major order.
+    pub bytes: Vec<u8>,
+}
+
+/// An open model folder.
+#[derive(Debug)]
+pub struct SourceFolder {
+    dir: PathBuf,
+    index: Option<PathBuf>,
+    files: Vec<PathBuf>,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl SourceFolder {
+    /// Opens the weights of the model folder `dir` and validates every header. As in other loaders, a
+    /// `model.safetensors` takes precedence over an index.
+    ///
+    /// # Errors
+    /// [`SourceError`], with a variant for every way in which the files can be invalid.
+    pub fn open(dir: &Path) -> Result<SourceFolder, SourceError> {
+        let mut folder = SourceFolder {
+            dir: dir.to_owned(),
+            index: None,
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+        };
+        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+        let exists = |path: &Path| path.exists() || header_path(path).exists();
+        if exists(&single) {
+            folder.add_file(single)?;
+        } else if index.exists() {
+            let shards = index::read(&index)?;
+            for name in shards.file_names() {
+                let path = dir.join(name);
+                if !exists(&path) {
+                    return Err(SourceError::MissingShard {
+                        path: index,
+                        shard: name.to_owned(),
+                    });
+                }
+                folder.add_file(path)?;
+            }
+            folder.check_index(&shards, &index)?;
+            folder.index = Some(index);
+        } else {
+            return Err(SourceError::NoWeights {
+                path: dir.to_owned(),
+            });
+        }
+        Ok(folder)
+    }
+
+    /// Reads the header of a shard and adds its tensors.
+    fn add_file(&mut self, path: PathBuf) -> Result<(), SourceError> {
+        let io = |source| SourceError::Io {
+            path: path.clone(),
+            source,
+        };
+        let header = header_path(&path);
+        let entries = match File::open(&header) {
+            Ok(file) => header::read_alone(&file, &header)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let file = File::open(&path).map_err(io)?;
+                let size = file.metadata().map_err(io)?.len();
+                header::read(&file, size, &path)?
+            }
+            Err(error) => return Err(io(error)),
+        };
+        let file = self.files.len();
+        for entry in entries {
+            if let Some(earlier) = self.tensors.get(&entry.name) {
+                return Err(SourceError::DuplicateTensor {
+                    path,
+                    name: entry.name,
+                    other: self.files[earlier.file].clone(),
+                });
+            }
+            let header::Entry {
+                name,
+                dtype,
+                shape,
+                offset,
+                bytes,
+            } = entry;
+            let info = TensorInfo {
+                name: name.clone(),
+                dtype,
+                shape,
+                file,
+                offset,
+                bytes,
+            };
+            self.tensors.insert(name, info);
+        }
+        self.files.push(path);
+        Ok(())
+    }
+
+    /// Checks that the index and the opened shards have the same tensors in the same places.
+    fn check_index(&self, index: &Index, path: &Path) -> Result<(), SourceError> {
+        let mismatch = |name: &str, found: &str, expected: &str| SourceError::IndexMismatch {
+            path: path.to_owned(),
+            name: name.to_owned(),
+            found: found.to_owned(),
+            expected: expected.to_owned(),
+        };
+        for (name, shard) in index.tensors() {
+            let info = self.tensors.get(name);
+            let found = info.map_or("no shard", |info| self.shard_name(info.file));
+            if found != shard {
+                return Err(mismatch(name, found, shard));
+            }
+        }
+        let unindexed = |info: &&TensorInfo| index.shard(&info.name).is_none();
+        match self.tensors.values().find(unindexed) {
+            None => Ok(()),
+            Some(info) => Err(mismatch(&info.name, self.shard_name(info.file), "no shard")),
+        }
+    }
+
+    /// File name of the shard with this index in `files`.
+    fn shard_name(&self, file: usize) -> &str {
+        self.files[file]
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default()
+    }
+
+    /// Path of the folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The weight files in order, followed by the index file if there is one.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let index = self.index.as_deref();
+        self.files.iter().map(PathBuf::as_path).chain(index)
+    }
+
+    /// The file that has a tensor, and whether the file exists now.
+    pub fn file_of(&self, info: &TensorInfo) -> (&Path, bool) {
+        let path = self.files[info.file].as_path();
+        (path, path.exists())
+    }
+
+    /// All tensors, sorted by name.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.tensors.values()
+    }
+
+    /// The tensor `name`, if the folder has it.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    /// Reads the tensor `name`.
+    ///
+    /// # Errors
+    /// [`SourceError::NoTensor`], [`SourceError::Io`].
+    pub fn read(&self, name: &str) -> Result<SourceTensor, SourceError> {
+        let info = self.info(name)?;
+        self.read_part(info, 0, info.bytes, info.shape.clone())
+    }
+
+    /// Reads rows `first .. first + count` of the leading dimension of the tensor `name`.
+    ///
+    /// # Errors
+    /// [`SourceError::NoTensor`], [`SourceError::NoRows`], [`SourceError::Io`].
+    pub fn read_rows(
+        &self,
+        name: &str,
+        first: usize,
+        count: usize,
+    ) -> Result<SourceTensor, SourceError> {
+        let info = self.info(name)?;
+        let rows = info.shape.first().copied().unwrap_or(0);
+        let last = first
+            .checked_add(count)
+            .filter(|&last| last <= rows && count > 0);
+        if last.is_none() {
+            let path = self.files[info.file].clone();
+            return Err(SourceError::NoRows {
+                path,
+                name: name.to_owned(),
+                first,
+                count,
+                rows,
+            });
+        }
+        let row_bytes = info.bytes / rows as u64;
+        let mut shape = info.shape.clone();
+        shape[0] = count;
+        self.read_part(
+            info,
+            first as u64 * row_bytes,
+            count as u64 * row_bytes,
+            shape,
+        )
+    }
+
+    /// Reads the tensor `name`, converted to f32, refusing values that are not finite.
+    ///
+    /// # Errors
+    /// As [`SourceFolder::read`] and [`SourceTensor::to_f32`].
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, SourceError> {
+        self.read(name)?.to_f32()
+    }
+
+    /// Reads a tensor of a layer by its name in the plan. A linear is returned as `[rows, cols]`, however the files
+    /// store it.
+    ///
+    /// # Errors
+    /// As [`SourceFolder::read`].
+    pub fn read_planned(&self, plan: &LayerPlan, name: &str) -> Result<SourceTensor, SourceError> {
+        let full = |name: &str| format!("{}{name}", plan.prefix);
+        let Some(linear) = plan.linear(name) else {
+            return self.read(&full(name));
+        };
+        let mut tensor = match &linear.stored {
+            Stored::Whole => return self.read(&full(name)),
+            Stored::Transposed => {
+                let mut tensor = self.read(&full(name))?;
+                let size = tensor.dtype.size() as usize;
+                tensor.bytes = transposed(&tensor.bytes, linear.rows, linear.cols, size);
+                tensor
+            }
+            Stored::Slice { tensor, index, .. } => self.read_rows(&full(tensor), *index, 1)?,
+        };
+        tensor.name = full(name);
+        tensor.shape = vec![linear.rows, linear.cols];
+        Ok(tensor)
+    }
+
+    /// Element type of a tensor of a layer by its name in the plan, if the folder has it.
+    pub fn planned_dtype(&self, plan: &LayerPlan, name: &str) -> Option<SourceDtype> {
+        let stored = plan
+            .linear(name)
+            .map_or(name, |linear| linear.source_tensor().0);
+        let info = self.tensor(&format!("{}{stored}", plan.prefix));
+        info.map(|info| info.dtype)
+    }
+
+    /// As [`SourceFolder::read_planned`], converted to f32, refusing values that are not finite.
+    ///
+    /// # Errors
+    /// As [`SourceFolder::read_f32`].
+    pub fn read_planned_f32(&self, plan: &LayerPlan, name: &str) -> Result<Vec<f32>, SourceError> {
+        self.read_planned(plan, name)?.to_f32()
+    }
+
+    fn info(&self, name: &str) -> Result<&TensorInfo, SourceError> {
+        self.tensors.get(name).ok_or_else(|| SourceError::NoTensor {
+            path: self.dir.clone(),
+            name: name.to_owned(),
+        })
+    }
+
+    /// Reads `bytes` bytes starting at byte `start` of a tensor. The range must lie within the tensor.
+    pub(super) fn read_part(
+        &self,
+        info: &TensorInfo,
+        start: u64,
+        bytes: u64,
+        shape: Vec<usize>,
+    ) -> Result<SourceTensor, SourceError> {
+        let path = &self.files[info.file];
+        let io = |source| SourceError::Io {
+            path: path.clone(),
+            source,
+        };
+        let file = File::open(path).map_err(io)?;
+        let mut data = vec![0; bytes as usize];
+        file.read_exact_at(&mut data, info.offset + start)
+            .map_err(io)?;
+        let (path, name, dtype) = (path.clone(), info.name.clone(), info.dtype);
+        Ok(SourceTensor {
+            path,
+            name,
+            dtype,
+            shape,
+            bytes: data,
+        })
+    }
+}
+
+/// Transposes `[cols, rows]` elements of `size` bytes to `[rows, cols]`.
+fn transposed(bytes: &[u8], rows: usize, cols: usize, size: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes.len());
+    for row in 0..rows {
+        for col in 0..cols {
+            let at = (col * rows + row) * size;
+            out.extend_from_slice(&bytes[at..at + size]);
+        }
+    }
+    out
+}
+
+/// The names of the tensors of the folder `dir`. Empty if nothing can be read: opening the folder reports why.
+pub(crate) fn tensor_names(dir: &Path) -> Vec<String> {
+    if !dir.join(SINGLE).exists()
+        && let Ok(index) = index::read(&dir.join(INDEX))
+    {
+        return index.names().map(str::to_owned).collect();
+    }
+    let folder = SourceFolder::open(dir);
+    folder.map_or_else(
+        |_| Vec::new(),
+        |folder| folder.tensors.into_keys().collect(),
+    )
+}
+
+impl SourceTensor {
+    /// The elements as f32. The conversion is exact for all three weight types.
+    ///
+    /// # Errors
+    /// [`SourceError::NotFloat`] for other types, [`SourceError::NonFinite`] with the index of the
+    /// first element that is infinite or not a number.
+    pub fn to_f32(&self) -> Result<Vec<f32>, SourceError> {
+        let values = dtype::to_f32(self.dtype, &self.bytes).ok_or_else(|| {
+            let (path, name, found) = (self.path.clone(), self.name.clone(), self.dtype);
+            SourceError::NotFloat { path, name, found }
+        })?;
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(index) => Err(SourceError::NonFinite {
+                path: self.path.clone(),
+                name: self.name.clone(),
+                index,
+                found: values[index],
+            }),
+        }
+    }
+}
