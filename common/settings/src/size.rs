@@ -1,4 +1,4 @@
-//! A number of bytes as people write it: `64 GiB`.
+//! A number of bytes with a unit, such as `64 GiB`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -45,7 +45,7 @@ impl Serialize for Size {
 
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // A bare number has no unit; the message for texts says what is missing.
+        // A number without a unit gets the same error message as an invalid text.
         let value = serde_json::Value::deserialize(deserializer)?;
         let text = value
             .as_str()
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_read_and_shown_in_their_largest_whole_unit() {
+    fn sizes_are_parsed_and_displayed_in_the_largest_whole_unit() {
         for (text, bytes, shown) in [
             ("64 GiB", 64 << 30, "64 GiB"),
             ("0.5 GiB", 512 << 20, "512 MiB"),

@@ -1,9 +1,10 @@
 //! The one module that creates files.
 //!
-//! A file appears under its name only when it is whole and on disk: scratch sibling, write, fsync, rename, fsync of
-//! the folder. Dropping an unfinished [`AtomicFile`] removes the scratch and never publishes it. Scratch names are
-//! fixed per target, so that what a killed process left is overwritten or swept, never taken for a result.
-#![allow(clippy::disallowed_methods)] // the named exception: everything else publishes through here
+//! A file appears under its name only when it is complete and on disk: write to a scratch file in the same folder, fsync,
+//! rename, fsync of the folder. Dropping an unfinished [`AtomicFile`] removes the scratch file and never publishes it. The
+//! name of a scratch file follows from its target, so that the scratch file of a killed process is overwritten or swept,
+//! and never mistaken for a result.
+#![allow(clippy::disallowed_methods)] // the exception: all other code creates files through this module
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
@@ -14,17 +15,17 @@ use serde::Serialize;
 use crate::error::StoreError;
 use crate::sha::{Hasher, Sha256Digest};
 
-/// Suffix of scratch files; the prefix is a dot.
+/// Suffix of scratch files; their names start with a dot.
 const SCRATCH_SUFFIX: &str = ".partial";
-/// Suffix of files that grow over several processes; the sweep leaves them alone.
+/// Suffix of files that grow over several processes; the sweep does not remove them.
 const GROWING_SUFFIX: &str = ".growing";
 
-/// What was published.
+/// Size and digest of a published file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Written {
-    /// Bytes of the file.
+    /// Size in bytes.
     pub size: u64,
-    /// Digest of the file.
+    /// Digest.
     pub sha256: Sha256Digest,
 }
 
@@ -38,7 +39,7 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Opens the scratch sibling of `target`; its folder is made if it is missing.
+    /// Creates the scratch file of `target`, and the folder if it is missing.
     pub fn create(target: &Utf8Path) -> Result<Self, StoreError> {
         let (Some(folder), Some(name)) = (target.parent(), target.file_name()) else {
             let source = io::Error::from(io::ErrorKind::InvalidInput);
@@ -60,15 +61,15 @@ impl AtomicFile {
         &self.target
     }
 
-    /// Appends data; the error names the file.
+    /// Appends data. The error names the file.
     pub fn append(&mut self, data: &[u8]) -> Result<(), StoreError> {
         self.write_all(data)
             .map_err(StoreError::io("write", &self.target))
     }
 
-    /// Publishes the file: from here on it exists whole, whatever happens.
+    /// Publishes the file. From here on it exists completely, even after a crash.
     pub fn commit(mut self) -> Result<Written, StoreError> {
-        let writer = self.writer.take().expect("taken by commit alone");
+        let writer = self.writer.take().expect("only commit takes it");
         let file = writer
             .into_inner()
             .map_err(|error| StoreError::io("write", &self.target)(error.into_error()))?;
@@ -86,34 +87,34 @@ impl AtomicFile {
 
 impl Write for AtomicFile {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let writer = self.writer.as_mut().expect("taken by commit alone");
+        let writer = self.writer.as_mut().expect("only commit takes it");
         let written = writer.write(data)?;
         self.hasher.update(&data[..written]);
         Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.writer.as_mut().expect("taken by commit alone").flush()
+        self.writer.as_mut().expect("only commit takes it").flush()
     }
 }
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
         if let Some(writer) = self.writer.take() {
-            // The buffer is thrown away, not flushed: the scratch is about to go.
+            // The buffer is discarded, since the scratch file is removed.
             let _ = writer.into_parts();
         }
-        // After a commit the scratch no longer exists; an unfinished one must not stay.
+        // After a commit the scratch file no longer exists.
         let _ = std::fs::remove_file(&self.scratch);
     }
 }
 
-/// A file that grows over several attempts, and over several processes, until it is whole: a download.
+/// A file that grows over several attempts and processes until it is complete: a download.
 ///
-/// The opposite of [`AtomicFile`] in one point: dropping it keeps what is there, so that the next attempt goes on from
-/// its end. What lies on disk is not trusted: whoever goes on reads it again ([`GrowingFile::read`]) and checks the
-/// whole against a digest before [`GrowingFile::commit`]. The tag, part of the scratch name, says of which version of
-/// the target this is the beginning: another version has another file.
+/// Unlike an [`AtomicFile`], it keeps its data when it is dropped, so that the next attempt resumes. The data on disk is
+/// not trusted: the caller reads it again ([`GrowingFile::read`]) and checks the digest of the whole file before
+/// [`GrowingFile::commit`]. The tag identifies the version of the target and is part of the scratch file's name, so that
+/// different versions have different scratch files.
 #[derive(Debug)]
 pub struct GrowingFile {
     target: Utf8PathBuf,
@@ -123,10 +124,11 @@ pub struct GrowingFile {
 }
 
 impl GrowingFile {
-    /// Opens what is there of `target` under `tag` (without dots), or an empty file; its folder is made if it is missing.
+    /// Opens the scratch file of `target` and `tag`, or creates an empty one, and the folder if it is missing. The tag has
+    /// no dot.
     ///
     /// # Errors
-    /// [`StoreError::Locked`] while another process grows the same file; [`StoreError::Io`].
+    /// [`StoreError::Locked`] if another process has the file open; [`StoreError::Io`].
     pub fn open(target: &Utf8Path, tag: &str) -> Result<Self, StoreError> {
         let (Some(folder), Some(name)) = (target.parent(), target.file_name()) else {
             let source = io::Error::from(io::ErrorKind::InvalidInput);
@@ -164,12 +166,12 @@ impl GrowingFile {
         })
     }
 
-    /// Bytes that are there.
+    /// Size so far, in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Hands what is there to `sink`, from the beginning, in pieces.
+    /// Passes the data so far to `sink`, from the beginning, in pieces.
     ///
     /// # Errors
     /// [`StoreError::Io`].
@@ -190,7 +192,7 @@ impl GrowingFile {
     /// Appends data.
     ///
     /// # Errors
-    /// [`StoreError::Io`]; what was written before it stays.
+    /// [`StoreError::Io`]; earlier data stays.
     pub fn append(&mut self, data: &[u8]) -> Result<(), StoreError> {
         self.file
             .write_all(data)
@@ -199,19 +201,19 @@ impl GrowingFile {
         Ok(())
     }
 
-    /// Throws away what is there.
+    /// Discards the data so far.
     ///
     /// # Errors
     /// [`StoreError::Io`].
     pub fn restart(&mut self) -> Result<(), StoreError> {
         self.file
             .set_len(0)
-            .map_err(StoreError::io("cut", &self.scratch))?;
+            .map_err(StoreError::io("truncate", &self.scratch))?;
         self.size = 0;
         Ok(())
     }
 
-    /// Publishes the file, which the caller has checked: from here on it exists whole, whatever happens.
+    /// Publishes the file, which the caller has checked. From here on it exists completely, even after a crash.
     ///
     /// # Errors
     /// [`StoreError::Io`].
@@ -225,7 +227,7 @@ impl GrowingFile {
         self.remove_other_versions()
     }
 
-    /// Removes what was begun of other versions of the target, unless another process is at work on it.
+    /// Removes the scratch files of other versions of the target, unless another process has them open.
     fn remove_other_versions(&self) -> Result<(), StoreError> {
         let folder = self.target.parent().expect("checked by open");
         let name = self.target.file_name().expect("checked by open");
@@ -236,7 +238,7 @@ impl GrowingFile {
                 .file_name()
                 .strip_prefix(&format!(".{name}."))
                 .and_then(|rest| rest.strip_suffix(GROWING_SUFFIX));
-            // A tag has no dot: `.a.b.TAG.growing` is of `a.b` and not of `a`.
+            // A tag has no dot: `.a.b.TAG.growing` belongs to `a.b` and not to `a`.
             if tag.is_none_or(|tag| tag.contains('.')) {
                 continue;
             }
@@ -249,7 +251,8 @@ impl GrowingFile {
     }
 }
 
-/// Removes what was begun of other targets in the folder of `target`. Only for the one process that downloads into it.
+/// Removes growing files of other targets in the folder of `target`. Only the process that downloads into the folder may
+/// call it.
 pub fn sweep_growing(target: &Utf8Path) -> Result<(), StoreError> {
     let (Some(folder), Some(name)) = (target.parent(), target.file_name()) else {
         return Ok(());
@@ -260,16 +263,16 @@ pub fn sweep_growing(target: &Utf8Path) -> Result<(), StoreError> {
     };
     for entry in entries {
         let entry = entry.map_err(StoreError::io("read folder", folder))?;
-        let of = entry.file_name().strip_suffix(GROWING_SUFFIX);
-        let of = of.and_then(|rest| rest.rsplit_once('.')?.0.strip_prefix('.'));
-        if of.is_some_and(|of| of != name) {
+        let owner = entry.file_name().strip_suffix(GROWING_SUFFIX);
+        let owner = owner.and_then(|rest| rest.rsplit_once('.')?.0.strip_prefix('.'));
+        if owner.is_some_and(|owner| owner != name) {
             remove_file(entry.path())?;
         }
     }
     Ok(())
 }
 
-/// Publishes a small file in one call.
+/// Publishes a file in one call.
 pub fn write_bytes(target: &Utf8Path, data: &[u8]) -> Result<Written, StoreError> {
     let mut file = AtomicFile::create(target)?;
     file.append(data)?;
@@ -284,7 +287,7 @@ pub fn write_json<T: Serialize>(target: &Utf8Path, value: &T) -> Result<Written,
     write_bytes(target, &text)
 }
 
-/// Makes a folder and its parents; those that are new outlive a loss of power like the files in them.
+/// Creates a folder and its parents. New folders are synced like files, so that they survive a power failure.
 pub fn create_dir_all(folder: &Utf8Path) -> Result<(), StoreError> {
     let new: Vec<&Utf8Path> = folder
         .ancestors()
@@ -296,7 +299,7 @@ pub fn create_dir_all(folder: &Utf8Path) -> Result<(), StoreError> {
         .try_for_each(sync_folder)
 }
 
-/// Removes a file; one that is already gone is no error.
+/// Removes a file. It is not an error if there is none.
 pub fn remove_file(path: &Utf8Path) -> Result<(), StoreError> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -306,7 +309,7 @@ pub fn remove_file(path: &Utf8Path) -> Result<(), StoreError> {
     }
 }
 
-/// Removes a folder with what is in it; one that is already gone is no error.
+/// Removes a folder and its contents. It is not an error if there is none.
 pub fn remove_dir_all(path: &Utf8Path) -> Result<(), StoreError> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -316,7 +319,7 @@ pub fn remove_dir_all(path: &Utf8Path) -> Result<(), StoreError> {
     }
 }
 
-/// Opens a log for appending; lines of a log are not checkpoints and may be cut by a crash.
+/// Opens a log for appending. A crash may truncate it; a log is not a checkpoint.
 pub fn open_log(path: &Utf8Path) -> Result<File, StoreError> {
     if let Some(folder) = path.parent() {
         create_dir_all(folder)?;
@@ -328,7 +331,7 @@ pub fn open_log(path: &Utf8Path) -> Result<File, StoreError> {
         .map_err(StoreError::io("open", path))
 }
 
-/// Opens a lock file for reading and writing without cutting what its holder wrote.
+/// Opens a lock file for reading and writing, and keeps what its holder wrote.
 pub(crate) fn open_lock(path: &Utf8Path) -> Result<File, StoreError> {
     if let Some(folder) = path.parent() {
         create_dir_all(folder)?;
@@ -342,7 +345,8 @@ pub(crate) fn open_lock(path: &Utf8Path) -> Result<File, StoreError> {
         .map_err(StoreError::io("open", path))
 }
 
-/// Removes scratch files that killed processes left below `folder`; returns how many. Only for the holder of the lock.
+/// Removes the scratch files of killed processes below `folder`, and returns their number. Only the holder of the run's
+/// lock may call it.
 pub fn sweep_scratch(folder: &Utf8Path) -> Result<usize, StoreError> {
     let mut swept = 0;
     let entries = match folder.read_dir_utf8() {
@@ -364,7 +368,7 @@ pub fn sweep_scratch(folder: &Utf8Path) -> Result<usize, StoreError> {
     Ok(swept)
 }
 
-/// Whether a file name is that of a scratch file.
+/// Whether a file name belongs to a scratch file.
 pub fn is_scratch(name: &str) -> bool {
     name.starts_with('.') && name.ends_with(SCRATCH_SUFFIX)
 }
@@ -416,20 +420,20 @@ mod tests {
     }
 
     #[test]
-    fn scratch_of_a_killed_process_is_swept_and_results_stay() {
+    fn scratch_files_of_a_killed_process_are_swept_and_results_stay() {
         let (_keep, folder) = folder();
         let target = folder.join("layers/000/file");
         write_bytes(&target, b"whole").expect("written");
         let mut file = AtomicFile::create(&target).expect("scratch");
         file.append(b"half").expect("appended");
-        std::mem::forget(file); // what kill -9 does
+        std::mem::forget(file); // as after kill -9
         assert_eq!(sweep_scratch(&folder).expect("swept"), 1);
         assert_eq!(std::fs::read(&target).expect("file"), b"whole");
         assert_eq!(sweep_scratch(&folder.join("absent")).expect("nothing"), 0);
     }
 
     #[test]
-    fn a_growing_file_outlives_its_process_and_appears_only_at_commit() {
+    fn a_growing_file_survives_its_process_and_appears_only_at_commit() {
         let (_keep, folder) = folder();
         let target = folder.join("deep/file");
         let mut file = GrowingFile::open(&target, "v1").expect("opened");
@@ -442,7 +446,7 @@ mod tests {
         assert_eq!(sweep_scratch(&folder).expect("swept"), 0);
         assert!(!target.exists());
         let other = GrowingFile::open(&target, "v2").expect("opened");
-        assert_eq!(other.size(), 0, "another version begins anew");
+        assert_eq!(other.size(), 0, "another version starts empty");
         let mut file = GrowingFile::open(&target, "v1").expect("opened");
         assert_eq!(file.size(), 2);
         file.append(b"c").expect("appended");
@@ -455,29 +459,29 @@ mod tests {
     }
 
     #[test]
-    fn what_was_begun_of_other_versions_goes_when_one_is_whole() {
+    fn a_commit_removes_growing_files_of_other_versions_that_are_not_open() {
         let (_keep, folder) = folder();
-        let begin = |name: &str, tag| {
+        let start = |name: &str, tag| {
             let mut file = GrowingFile::open(&folder.join(name), tag).expect("opened");
             file.append(b"x").expect("appended");
             file
         };
-        drop(begin("a", "old"));
-        drop(begin("a.b", "old"));
-        let busy = begin("a", "busy");
-        begin("a", "new").commit().expect("published");
-        let mut left: Vec<_> = folder
+        drop(start("a", "old"));
+        drop(start("a.b", "old"));
+        let busy = start("a", "busy");
+        start("a", "new").commit().expect("published");
+        let mut names: Vec<_> = folder
             .read_dir_utf8()
             .expect("folder")
             .map(|entry| entry.expect("entry").file_name().to_owned())
             .collect();
-        left.sort();
-        assert_eq!(left, [".a.b.old.growing", ".a.busy.growing", "a"]);
+        names.sort();
+        assert_eq!(names, [".a.b.old.growing", ".a.busy.growing", "a"]);
         drop(busy);
     }
 
     #[test]
-    fn a_growing_file_can_begin_again() {
+    fn a_growing_file_can_be_restarted() {
         let (_keep, folder) = folder();
         let target = folder.join("file");
         let mut file = GrowingFile::open(&target, "v1").expect("opened");
@@ -490,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn removing_what_is_gone_is_no_error() {
+    fn removing_an_absent_file_is_not_an_error() {
         let (_keep, folder) = folder();
         remove_file(&folder.join("absent")).expect("no error");
         remove_dir_all(&folder.join("absent")).expect("no error");

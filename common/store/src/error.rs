@@ -1,33 +1,33 @@
-//! Everything that can go wrong in the store, with path, found and expected.
+//! The errors of the store.
 
 use camino::{Utf8Path, Utf8PathBuf};
 use uc_settings::SettingError;
 
 use crate::sha::Sha256Digest;
 
-/// An error of the store. Every variant says where, what was found and what was expected.
+/// An error of the store. Every variant says where it occurred, what was found and what was expected.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The operating system refused an operation.
+    /// An I/O operation failed.
     #[error("cannot {action} {path}")]
     Io {
-        /// What was tried, as an infinitive.
+        /// The operation, as a verb.
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: Utf8PathBuf,
-        /// The system's answer.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// A file does not have the form that its kind requires.
+    /// A file does not have the format of its kind.
     #[error("{path} is not a valid {what}: found {found}, expected {expected}")]
     Malformed {
         /// The file.
         path: Utf8PathBuf,
         /// The kind of file.
         what: &'static str,
-        /// What stands there.
+        /// What is there.
         found: String,
-        /// What should stand there.
+        /// What should be there.
         expected: String,
     },
     /// A file was written by a newer program.
@@ -39,62 +39,62 @@ pub enum StoreError {
         what: &'static str,
         /// The version in the file.
         found: u32,
-        /// The newest version that is understood here.
+        /// The newest version that this program reads.
         supported: u32,
     },
-    /// The bytes of a file are not those that were recorded.
+    /// The bytes of a file differ from the record.
     #[error("{path} is damaged: SHA-256 found {found}, expected {expected}")]
     Hash {
         /// The file.
         path: Utf8PathBuf,
         /// Digest of the bytes on disk.
         found: Sha256Digest,
-        /// Digest that was recorded.
+        /// Recorded digest.
         expected: Sha256Digest,
     },
-    /// A file has another size than was recorded.
+    /// The size of a file differs from the record.
     #[error("{path} is damaged: size found {found} bytes, expected {expected} bytes")]
     Size {
         /// The file.
         path: Utf8PathBuf,
         /// Size on disk.
         found: u64,
-        /// Size that was recorded.
+        /// Recorded size.
         expected: u64,
     },
-    /// An outside file is no longer the one the run was planned with.
+    /// An external file has changed since the run was planned.
     #[error("{path} changed since the run was planned: {what} found {found}, expected {expected}")]
     Changed {
         /// The file.
         path: Utf8PathBuf,
         /// Which of its properties differs.
         what: &'static str,
-        /// Its value now.
+        /// The current value.
         found: String,
-        /// Its value in the plan.
+        /// The value in the plan.
         expected: String,
     },
-    /// Something that a job needs is not there yet.
+    /// An input of a job is missing.
     #[error("{what} is missing: {needed_by} needs it; expected it from {producer}")]
     MissingInput {
-        /// The artifact.
+        /// The input.
         what: String,
         /// The job that needs it.
         needed_by: String,
-        /// The job that makes it.
+        /// The job that makes it, or where else it comes from.
         producer: String,
     },
-    /// Somebody else holds the lock.
+    /// Another process holds the lock.
     #[error(
-        "{path} is locked by another process ({holder}); two must not work on one run directory"
+        "{path} is locked by another process ({holder}); only one process may work on a run directory"
     )]
     Locked {
         /// The lock file.
         path: Utf8PathBuf,
-        /// What the holder wrote into it.
+        /// What the holder wrote into the file.
         holder: String,
     },
-    /// A setting has a value outside its range or of another type.
+    /// A setting has a value that is not allowed.
     #[error(transparent)]
     Setting(#[from] SettingError),
     /// A plan names something that it does not define, or contradicts itself.
@@ -108,30 +108,30 @@ pub enum StoreError {
         /// The output.
         artifact: String,
     },
-    /// A name that the plan does not know.
+    /// An unknown name.
     #[error("unknown {kind} `{name}`; known: {known}")]
     Unknown {
         /// "stage", "artifact", "tensor", …
         kind: &'static str,
         /// The name asked for.
         name: String,
-        /// The names there are.
+        /// The known names.
         known: String,
     },
-    /// A layer that the model or the stage does not have.
+    /// The stage has no job for this layer.
     #[error("stage `{stage}`: layer found {found}, expected {expected}")]
     Layer {
         /// The stage.
         stage: String,
         /// The layer asked for.
         found: String,
-        /// What the stage takes.
+        /// What the stage accepts.
         expected: String,
     },
 }
 
 impl StoreError {
-    /// Wraps an I/O error with what was tried on which path.
+    /// Adds operation and path to an I/O error.
     pub fn io(action: &'static str, path: &Utf8Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io {

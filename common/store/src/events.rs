@@ -1,4 +1,4 @@
-//! What a stage process tells the driver: one JSON line per event on its standard output.
+//! The messages between driver and stage process: jobs as JSON lines on standard input, events on standard output.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -31,29 +31,29 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum EventKind {
-    /// The job began.
+    /// The job started.
     Started,
     /// Part of the job is done.
     Progress {
         /// Units done.
         done: u64,
-        /// Units in all.
+        /// Units in total.
         total: u64,
-        /// What a unit is.
+        /// Name of the unit.
         unit: String,
     },
-    /// The job tries again what failed for a cause outside of it.
+    /// The job retries an operation that failed for an external reason.
     Retrying {
-        /// The attempt that comes, or that began if nothing is waited for.
+        /// The next attempt, or the current one if there is no wait.
         attempt: u32,
-        /// Attempts in a row that are allowed.
+        /// Allowed number of attempts in a row.
         attempts: u32,
-        /// How long it waits before.
+        /// Wait before the attempt.
         wait_seconds: f64,
         /// What failed.
         error: String,
     },
-    /// A figure worth reporting.
+    /// A metric.
     Metric {
         /// Its name.
         name: String,
@@ -64,7 +64,7 @@ pub enum EventKind {
     Finished {
         /// Wall time.
         seconds: f64,
-        /// Largest resident memory of the process so far, bytes.
+        /// Peak resident memory of the process, bytes.
         peak_rss_bytes: u64,
     },
     /// The job failed; nothing was published.
@@ -74,9 +74,9 @@ pub enum EventKind {
         /// The error chain in one line.
         message: String,
     },
-    /// The driver deleted an artifact that nobody needs any more.
+    /// The driver deleted an artifact that no job needs any more.
     Retired {
-        /// Which.
+        /// The artifact.
         artifact: String,
     },
 }
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_are_single_lines_that_come_back() {
+    fn events_are_single_lines_and_parse_back() {
         let kinds = [
             EventKind::Started,
             EventKind::Progress {

@@ -1,46 +1,46 @@
-//! Exit codes: one per class of failure, the same for the driver and every stage.
+//! Exit codes: one for each class of failure, the same for the driver and all stages.
 
 use serde::{Deserialize, Serialize};
 use uc_settings::SettingError;
 
 use crate::error::StoreError;
 
-/// Class of an outcome, and with it the exit status of the process.
+/// The class of an outcome, which determines the exit status of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ExitCode {
-    /// Everything that was asked for is done.
+    /// Success.
     Ok,
-    /// A defect of the program.
+    /// A bug.
     Internal,
-    /// The command line is wrong.
+    /// A mistake on the command line.
     Usage,
-    /// pipeline.toml or a setting is wrong.
+    /// A mistake in pipeline.toml or in a setting.
     BadPipeline,
-    /// Model, configuration, tokenizer or text cannot be used.
+    /// The model, its configuration, its tokenizer or a text cannot be used.
     BadInput,
-    /// A checkpoint or a pack is not what was recorded.
+    /// A checkpoint or a pack differs from its record.
     Damaged,
-    /// Another process works on the run directory.
+    /// Another process holds the lock of the run directory.
     Locked,
-    /// No space left on the device.
+    /// No space is left on the device.
     DiskFull,
     /// The system denies access to a file.
     Permission,
-    /// A stage died or hung more often than its retries allow.
+    /// A stage crashed or hung more often than its retries allow.
     StageFailed,
-    /// Something that the job needs has not been made yet.
+    /// An input of the job has not been made yet.
     MissingInput,
-    /// The Hub could not be reached, failed too often, or does not take what was sent.
+    /// The Hub could not be reached, failed too often, or rejected an upload.
     Network,
-    /// The system failed to read or write a file, for no reason that has a class of its own.
+    /// Reading or writing a file failed, for a reason that has no class of its own.
     Io,
-    /// Stopped by SIGINT or SIGTERM; the run can be resumed.
+    /// SIGINT or SIGTERM stopped the run; it can be resumed.
     Interrupted,
 }
 
 impl ExitCode {
-    /// Every code, in numerical order.
+    /// All codes, in numerical order.
     pub const ALL: [ExitCode; 14] = [
         Self::Ok,
         Self::Internal,
@@ -58,7 +58,7 @@ impl ExitCode {
         Self::Interrupted,
     ];
 
-    /// The process's exit status.
+    /// The exit status of the process.
     pub fn code(self) -> u8 {
         match self {
             Self::Ok => 0,
@@ -78,7 +78,7 @@ impl ExitCode {
         }
     }
 
-    /// The class by name, as events and logs print it.
+    /// The name of the class in events and logs.
     pub fn class(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -98,17 +98,17 @@ impl ExitCode {
         }
     }
 
-    /// The class of an exit status, if it is one of ours.
+    /// The class of an exit status, if there is one.
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|known| known.code() == code)
     }
 
-    /// Whether starting the job again at once may help. Who speaks of the network has tried for long enough already.
+    /// Whether restarting the job at once may help. A job that failed on the network has already retried for a long time.
     pub fn is_transient(self) -> bool {
         matches!(self, Self::Internal | Self::StageFailed | Self::Io)
     }
 
-    /// The class that an I/O error alone decides.
+    /// The class of an I/O error whose kind determines it.
     pub fn of_io(error: &std::io::Error) -> Option<Self> {
         use std::io::ErrorKind;
         match error.kind() {
@@ -120,13 +120,13 @@ impl ExitCode {
         }
     }
 
-    /// Whether the class says nothing of the cause, so that whoever knows more may name another.
+    /// Whether the class says nothing about the cause, so that a more specific class takes precedence.
     pub fn is_vague(self) -> bool {
         matches!(self, Self::Internal | Self::Io)
     }
 
-    /// The class of an error chain: that of an I/O error if it decides, or else that of a store or settings error. `None`
-    /// if there is neither.
+    /// The class of an error chain: that of an I/O error whose kind determines it, or else that of a store or settings
+    /// error. `None` if there is neither.
     pub fn of_error(error: &anyhow::Error) -> Option<Self> {
         let by_system = error
             .chain()
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_are_distinct_and_found_again() {
+    fn codes_are_distinct_and_parse_back() {
         for code in ExitCode::ALL {
             assert_eq!(ExitCode::from_code(code.code()), Some(code));
         }
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_systems_word_decides_before_the_stores() {
+    fn the_kind_of_an_io_error_precedes_the_store_error_around_it() {
         let path = camino::Utf8Path::new("/x");
         let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
         let error = anyhow::Error::from(StoreError::io("write", path)(full)).context("outer");

@@ -1,5 +1,5 @@
-//! Frames: typed binary values that are checked before they are decoded. A file is one frame, or a row of them of which
-//! each can be read without the others.
+//! Frames: typed binary values that are checked before they are decoded. A file is one frame, or a sequence of frames that
+//! can be read independently.
 //!
 //! ```text
 //! offset  bytes  content
@@ -32,20 +32,20 @@ const HEADER: usize = 64;
 /// A kind of framed file.
 #[derive(Debug, Clone, Copy)]
 pub struct Frame {
-    /// First eight bytes of the file.
+    /// The first eight bytes of the frame.
     pub magic: [u8; 8],
-    /// Version that is written; newer ones are refused, older ones too unless the kind says otherwise.
+    /// The version that is written; files of any other version are refused.
     pub version: u32,
-    /// What the file is called in errors.
+    /// Name of the kind of file in errors.
     pub what: &'static str,
-    /// Largest body before compression, bytes.
+    /// Largest size of the body before compression, in bytes.
     pub max_body: u64,
-    /// zstd level, or `None` for a body that compression does not make smaller.
+    /// zstd level, or `None` to store the body uncompressed.
     pub zstd_level: Option<i32>,
 }
 
 impl Frame {
-    /// The file's bytes for a value.
+    /// Encodes a value as a frame.
     pub fn encode<T: Serialize>(&self, value: &T, path: &Utf8Path) -> Result<Vec<u8>, StoreError> {
         let plain = bincode::serde::encode_to_vec(value, bincode::config::standard())
             .map_err(|error| StoreError::io("encode", path)(std::io::Error::other(error)))?;
@@ -69,7 +69,7 @@ impl Frame {
         Ok(bytes)
     }
 
-    /// The value in a frame's bytes; every check comes before decoding.
+    /// Decodes the value of a frame, after all checks.
     pub fn decode<T: DeserializeOwned>(
         &self,
         bytes: &[u8],
@@ -110,27 +110,27 @@ impl Frame {
             .map_err(|error| bad(error.to_string(), "a decodable body".into()))?;
         if used != plain.len() {
             return Err(bad(
-                format!("{} bytes left over", plain.len() - used),
+                format!("{} bytes after the value", plain.len() - used),
                 "none".into(),
             ));
         }
         Ok(value)
     }
 
-    /// Writes a value into an open file, to be committed by its owner.
+    /// Appends a value to an open file, which the caller commits.
     pub fn write<T: Serialize>(&self, file: &mut AtomicFile, value: &T) -> Result<(), StoreError> {
         let bytes = self.encode(value, file.target())?;
         file.append(&bytes)
     }
 
-    /// Reads the value of a file that is one frame.
+    /// Reads the value of a file of one frame.
     pub fn read<T: DeserializeOwned>(&self, path: &Utf8Path) -> Result<T, StoreError> {
         let bytes = std::fs::read(path).map_err(StoreError::io("read", path))?;
         self.decode(&bytes, path)
     }
 }
 
-/// What a frame says of its body.
+/// The header of a frame.
 struct Header {
     compression: u8,
     length: u64,
@@ -192,21 +192,21 @@ impl Header {
     }
 }
 
-/// A file of frames of one kind, read one at a time.
+/// A file of frames of one kind, which are read one at a time.
 #[derive(Debug)]
 pub struct FramedFile {
     frame: Frame,
     path: Utf8PathBuf,
     file: File,
-    /// Where each frame begins, and where the last one ends.
+    /// The offsets of the frames, and the end of the last one.
     bounds: Vec<u64>,
 }
 
 impl FramedFile {
-    /// Opens a file and finds its frames by their headers.
+    /// Opens a file and locates its frames by their headers.
     ///
     /// # Errors
-    /// [`StoreError::Io`]; those of a bad header, [`StoreError::Malformed`] where the last frame is not whole.
+    /// [`StoreError::Io`], the errors of an invalid header, and [`StoreError::Malformed`] if the last frame is incomplete.
     pub fn open(frame: Frame, path: &Utf8Path) -> Result<Self, StoreError> {
         let file = File::open(path).map_err(StoreError::io("open", path))?;
         let size = file.metadata().map_err(StoreError::io("inspect", path))?;
@@ -240,7 +240,7 @@ impl FramedFile {
         self.bounds.len() - 1
     }
 
-    /// Whether there is no frame.
+    /// Whether the file has no frames.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -248,7 +248,7 @@ impl FramedFile {
     /// The value of a frame.
     ///
     /// # Errors
-    /// [`StoreError::Io`] and those of [`Frame::decode`].
+    /// [`StoreError::Io`] and the errors of [`Frame::decode`].
     ///
     /// # Panics
     /// If there is no such frame.
@@ -262,7 +262,7 @@ impl FramedFile {
     }
 }
 
-/// Decompresses at most `limit` bytes and notices when there would be more.
+/// Decompresses at most `limit` bytes, and one more if there are more, so that the caller notices.
 fn decompress(body: &[u8], limit: u64) -> std::io::Result<Vec<u8>> {
     let mut plain = Vec::new();
     zstd::Decoder::new(body)?
@@ -276,7 +276,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const PLAIN: Frame = Frame {
+    const UNCOMPRESSED: Frame = Frame {
         magic: *b"UCTEST\0\0",
         version: 2,
         what: "test frame",
@@ -286,34 +286,34 @@ mod tests {
 
     fn both() -> [Frame; 2] {
         [
-            PLAIN,
+            UNCOMPRESSED,
             Frame {
                 zstd_level: Some(1),
-                ..PLAIN
+                ..UNCOMPRESSED
             },
         ]
     }
 
     #[test]
-    fn values_come_back() {
+    fn values_are_decoded_as_they_were_encoded() {
         let value: (String, Vec<i16>) = ("x".into(), (0..500).map(|i| i % 7 - 3).collect());
         for frame in both() {
             let bytes = frame.encode(&value, Utf8Path::new("f")).expect("encoded");
-            let found: (String, Vec<i16>) =
+            let decoded: (String, Vec<i16>) =
                 frame.decode(&bytes, Utf8Path::new("f")).expect("decoded");
-            assert_eq!(found, value);
+            assert_eq!(decoded, value);
         }
     }
 
     #[test]
-    fn other_magic_versions_and_limits_are_refused() {
+    fn other_magic_numbers_versions_and_larger_bodies_are_refused() {
         let path = Utf8Path::new("f");
-        let bytes = PLAIN.encode(&vec![1u8; 100], path).expect("encoded");
+        let bytes = UNCOMPRESSED.encode(&vec![1u8; 100], path).expect("encoded");
         let read = |frame: Frame| frame.decode::<Vec<u8>>(&bytes, path).expect_err("refused");
         assert!(
             read(Frame {
                 magic: *b"OTHERMAG",
-                ..PLAIN
+                ..UNCOMPRESSED
             })
             .to_string()
             .contains("magic")
@@ -321,14 +321,14 @@ mod tests {
         assert!(matches!(
             read(Frame {
                 version: 1,
-                ..PLAIN
+                ..UNCOMPRESSED
             }),
             StoreError::Newer { found: 2, .. }
         ));
         assert!(
             read(Frame {
                 version: 3,
-                ..PLAIN
+                ..UNCOMPRESSED
             })
             .to_string()
             .contains("version 2")
@@ -336,7 +336,7 @@ mod tests {
         assert!(
             read(Frame {
                 max_body: 10,
-                ..PLAIN
+                ..UNCOMPRESSED
             })
             .to_string()
             .contains("at most 10")
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_in_a_row_are_read_in_any_order_and_a_cut_one_is_noticed() {
+    fn frames_of_a_file_are_read_in_any_order_and_a_truncated_one_is_detected() {
         let keep = tempfile::tempdir().expect("folder");
         let path = Utf8Path::from_path(keep.path()).expect("utf-8").join("row");
         for frame in both() {
@@ -371,7 +371,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_flipped_byte_and_every_truncation_is_found(at in 0usize..400, bit in 0u8..8) {
+        fn every_flipped_bit_and_every_truncation_is_detected(at in 0usize..400, bit in 0u8..8) {
             let value: Vec<u32> = (0..40).collect();
             for frame in both() {
                 let bytes = frame.encode(&value, Utf8Path::new("f")).expect("encoded");

@@ -1,8 +1,8 @@
-//! What is done, what is stale and why, and what therefore has to run.
+//! Which jobs are done, which are stale and why, and which have to run.
 //!
-//! The walk is that of a build system: a job is fresh when its receipt's key equals the key computed now and its
-//! outputs have the recorded hashes. Outputs that the retention rule deleted count as retired, not as missing, until
-//! a job that has to run needs them; then their producer is redone, and so on upstream.
+//! This works like a build system: a job is fresh if the key of its receipt equals the key computed now, and if its outputs
+//! have the recorded hashes. Temporary outputs that were deleted count as retired, not as missing, until a job that has to
+//! run needs them. Then the job that made them runs again, and so on upstream.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,31 +17,31 @@ use crate::sha::{Sha256Digest, verify_file};
 /// Why a job has to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
-    /// It never completed.
+    /// It has never finished.
     NoReceipt,
     /// Its receipt cannot be used.
     BadReceipt(String),
-    /// A field of the key has another value than when it ran.
+    /// A field of the key has changed since it ran.
     Changed {
         /// The field.
         field: String,
-        /// Then; empty when the field is new.
+        /// The old value; empty if the field is new.
         old: String,
-        /// Now; empty when the field is gone.
+        /// The new value; empty if the field is gone.
         new: String,
     },
-    /// An output is not what was recorded.
+    /// An output differs from its record.
     BadOutput(String),
-    /// An output that must be kept is gone.
+    /// An output that is not temporary is missing.
     MissingOutput(ArtifactId),
-    /// An output was deleted by the retention rule and is needed again.
+    /// A temporary output was deleted and is needed again.
     Needed {
         /// The output.
         artifact: ArtifactId,
         /// The job that needs it.
         by: JobId,
     },
-    /// An input is about to be made again; whether this job is stale shows when its hash is known.
+    /// An input is about to be made again. Whether this job is stale is known once the hash of that input is.
     Waits(ArtifactId),
 }
 
@@ -69,34 +69,34 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Hashes are shown by their first digits.
+/// The first digits of a hash; other values in full.
 fn short(value: &str) -> &str {
     let is_hash = value.len() == 64 && value.bytes().all(|b| b.is_ascii_hexdigit());
     if is_hash { &value[..12] } else { value }
 }
 
-/// State of one job's result.
+/// The state of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Freshness {
-    /// Receipt and outputs are good.
+    /// Receipt and outputs are valid.
     Fresh,
-    /// The receipt is good, some outputs were deleted by the retention rule.
+    /// The receipt is valid, and some temporary outputs were deleted.
     Retired,
-    /// The job has to run, for these reasons.
+    /// The job has to run for these reasons.
     Stale(Vec<Reason>),
 }
 
-/// Result of the walk over a run.
+/// The states of the jobs of a run.
 #[derive(Debug, Clone, Default)]
 pub struct PendingWork {
-    /// State of every job that was asked about.
+    /// The state of every job that was examined.
     pub states: BTreeMap<JobId, Freshness>,
-    /// Digest of every artifact instance that is known.
+    /// The known digests of artifacts.
     pub digests: BTreeMap<ArtifactId, Sha256Digest>,
 }
 
 impl PendingWork {
-    /// The jobs that have to run, in an order in which inputs come first.
+    /// The jobs that have to run, in the order of the plan.
     pub fn to_run(&self, plan: &Plan) -> Vec<JobId> {
         plan.jobs()
             .into_iter()
@@ -105,7 +105,7 @@ impl PendingWork {
     }
 }
 
-/// Differences of two keys.
+/// The differences between two keys.
 pub fn key_differences(old: &Key, new: &Key) -> Vec<Reason> {
     let fields: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     let value = |key: &Key, field: &String| key.get(field).cloned().unwrap_or_default();
@@ -120,9 +120,9 @@ pub fn key_differences(old: &Key, new: &Key) -> Vec<Reason> {
         .collect()
 }
 
-/// Walks every stage that is not optional.
+/// Examines the jobs of all stages that are not optional.
 ///
-/// Reads and hashes all outputs that exist, once.
+/// All existing outputs are read and hashed once.
 pub fn plan_work(plan: &Plan, run: &RunDir) -> Result<PendingWork, StoreError> {
     let jobs: Vec<JobId> = plan
         .jobs()
@@ -138,9 +138,9 @@ pub fn plan_work(plan: &Plan, run: &RunDir) -> Result<PendingWork, StoreError> {
     Ok(work)
 }
 
-/// State of one job, given what is known of the jobs before it; records the digests of its outputs.
+/// The state of one job, given the digests of its inputs in `work`; adds the digests of its outputs.
 ///
-/// A job whose inputs' digests are not all known is stale with [`Reason::Waits`].
+/// A job with an input whose digest is unknown is stale with [`Reason::Waits`].
 pub fn state_of(
     plan: &Plan,
     run: &RunDir,
@@ -186,7 +186,7 @@ pub fn state_of(
         } else {
             retired = true;
         }
-        // Stages are deterministic: a damaged output that is made again gets the recorded hash again.
+        // Stages are deterministic: when a damaged output is made again, it gets the recorded hash.
         work.digests.insert(id, Sha256Digest(record.sha256));
     }
     Ok(match (reasons.is_empty(), retired) {
@@ -196,7 +196,7 @@ pub fn state_of(
     })
 }
 
-/// Marks producers of retired artifacts that a job to be run needs, upstream until nothing is missing.
+/// Marks the producers of retired artifacts as stale if a job that has to run needs them, and so on upstream.
 pub fn demand_retired(plan: &Plan, run: &RunDir, work: &mut PendingWork) -> Result<(), StoreError> {
     let mut stale: Vec<JobId> = work.to_run(plan);
     while let Some(job) = stale.pop() {
@@ -222,7 +222,7 @@ pub fn demand_retired(plan: &Plan, run: &RunDir, work: &mut PendingWork) -> Resu
     Ok(())
 }
 
-/// The jobs so ordered that each comes after the producers of what it reads.
+/// The jobs in topological order: each comes after the producers of its inputs.
 pub fn topological(plan: &Plan, jobs: &[JobId]) -> Vec<JobId> {
     fn visit(
         plan: &Plan,
@@ -231,7 +231,7 @@ pub fn topological(plan: &Plan, jobs: &[JobId]) -> Vec<JobId> {
         done: &mut BTreeSet<JobId>,
         order: &mut Vec<JobId>,
     ) {
-        // Depth is bounded by layers: walk the chain with a stack of (job, inputs still to visit).
+        // A chain is as deep as the model has layers, so this uses a stack of (job, producers still to visit).
         let mut stack = vec![(job.clone(), producers(plan, job))];
         while let Some((current, pending)) = stack.last_mut() {
             if done.contains(current) {
@@ -274,7 +274,7 @@ fn producers(plan: &Plan, job: &JobId) -> Vec<JobId> {
     all
 }
 
-/// Deletes an artifact by the retention rule; its receipt stays.
+/// Deletes a temporary artifact; its receipt stays.
 pub fn retire(plan: &Plan, run: &RunDir, id: &ArtifactId) -> Result<(), StoreError> {
     atomic::remove_file(&run.artifact_path(plan, id)?)
 }

@@ -1,17 +1,17 @@
 //! What the processes of a run share on disk: the run directory with its plan, checkpoints and receipts.
 //!
-//! Owns atomic publication of files, hashes, locks, freshness, retention, events, exit codes and the runtime of stage
-//! programs. It never computes on tensors, never draws, never starts a process and never talks to a network.
+//! Owns the atomic publication of files, hashes, locks, freshness, retention, events, exit codes and the runtime of stage
+//! programs. It never computes on tensors, draws a display, starts a process or uses a network.
 //!
 //! | module | what it owns |
 //! |---|---|
 //! | [`atomic`] | the creation of files |
-//! | [`sha`], [`framed`], [`tensors`], [`stream`] | digests, typed binary files, tensor files, their batches |
-//! | [`spill`] | bytes that wait on disk |
-//! | [`plan`], [`run`], [`source`] | what a run is, and where |
-//! | [`receipt`], [`freshness`] | what is done, what is stale and why |
-//! | [`events`], [`stage`] | the protocol between driver and stage, and the stage's side of it |
-//! | [`exit`], [`error`], [`logging`], [`resources`] | outcomes, errors, logs, the machine |
+//! | [`sha`], [`framed`], [`tensors`], [`stream`] | digests, typed binary files, tensor files, batches of a tensor file |
+//! | [`spill`] | temporary data on disk |
+//! | [`plan`], [`run`], [`source`] | what a run consists of, and where it is |
+//! | [`receipt`], [`freshness`] | what is done, and what is stale for which reason |
+//! | [`events`], [`stage`] | the protocol between driver and stage, and its side in the stage |
+//! | [`exit`], [`error`], [`logging`], [`resources`] | exit codes, errors, logs, memory and CPUs |
 
 pub mod atomic;
 pub mod error;

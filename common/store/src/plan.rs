@@ -1,7 +1,7 @@
-//! The plan of a run: which stages make which artifacts of which layers, from what.
+//! The plan of a run: which stages make which artifacts, and from which inputs.
 //!
-//! `run.json` holds it. The driver makes it from `pipeline.toml` and the model; stages only read it. Everything that
-//! can be wrong with it is found by [`Plan::validate`] before a stage starts.
+//! The driver makes the plan from `pipeline.toml` and the model, and writes it to `run.json`; stages only read it.
+//! [`Plan::validate`] checks all of it before a stage starts.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ mod validate;
 #[serde(transparent)]
 pub struct PlanVersion(pub u32);
 
-/// The version that this program writes and the newest that it reads.
+/// The version that this program writes, and the newest that it reads.
 pub const PLAN_VERSION: PlanVersion = PlanVersion(2);
 
 /// A validated run.
@@ -33,33 +33,33 @@ pub const PLAN_VERSION: PlanVersion = PlanVersion(2);
 pub struct Plan {
     /// Version of this document.
     pub version: PlanVersion,
-    /// Version of the program that made it.
+    /// Version of the program that made the plan.
     pub tool_version: String,
     /// The source model.
     pub model: ModelSource,
-    /// Where the pack is, absolute or relative to the run directory.
+    /// Folder of the pack, absolute or relative to the run directory.
     pub pack_dir: Utf8PathBuf,
-    /// What determines the output.
+    /// The settings.
     pub settings: Settings,
-    /// Inputs that no stage of this run makes.
+    /// Inputs that no stage of the run makes, by name.
     pub externals: BTreeMap<String, External>,
-    /// What the stages make, by name.
+    /// Files that the stages make, by name.
     pub artifacts: BTreeMap<String, Artifact>,
     /// The stages in topological order.
     pub stages: Vec<StagePlan>,
 }
 
-/// Something that a stage makes.
+/// A file that a stage makes, or one file per layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Artifact {
-    /// Path below the run directory; `{layer}` makes it one per layer, `{pack}` is the pack's folder.
+    /// Path below the run directory. `{layer}` makes it one file per layer; `{pack}` is the folder of the pack.
     pub path: String,
-    /// Whether it is deleted once its last reader has finished.
+    /// Whether it is deleted when its last reader has finished.
     pub temporary: bool,
 }
 
-/// One stage.
+/// A stage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StagePlan {
@@ -67,53 +67,52 @@ pub struct StagePlan {
     pub name: String,
     /// Program and leading arguments.
     pub argv: Vec<String>,
-    /// One job per layer, or one for the run.
+    /// What its jobs work on.
     pub per: Per,
-    /// What it reads.
+    /// The artifacts and external inputs that it reads.
     pub reads: Vec<ArtifactRef>,
-    /// What it writes.
+    /// The artifacts that it writes.
     pub writes: Vec<ArtifactRef>,
     /// Sections of the settings that determine its output.
     pub settings: Vec<String>,
-    /// Version of the program's output, as the program itself reports it.
+    /// Version of its output, as the program reports it.
     pub version: u32,
-    /// Processor cores a job takes at most; a job that only waits takes none.
+    /// Largest number of CPU cores that a job uses; 0 for a job that only waits.
     pub cpus: u32,
-    /// Memory a job is expected to take at most, bytes; 0 when not declared.
+    /// Largest amount of memory that a job is expected to use, in bytes; 0 if not declared.
     pub memory: u64,
-    /// How many layers it may be ahead of the slowest reader of its outputs.
+    /// How many layers it may be ahead of the slowest reader of its temporary outputs.
     pub max_lead: Option<u32>,
-    /// Left out unless asked for, by its name or by what it makes.
+    /// Whether it runs only on request, by its name or because its output is needed.
     pub optional: bool,
-    /// How often a died or hung job is started again.
+    /// How often a job that crashed or hung is restarted.
     pub retries: u32,
-    /// Seconds without any event after which a job counts as hung; 0 never.
+    /// Seconds without an event after which a job counts as hung; 0 for never.
     pub stall_timeout: u64,
-    /// The tensors of the source that its jobs read; their shards are there while a job runs.
+    /// The tensors of the source that its jobs read; the shards that hold them are kept while a job runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<Weights>,
 }
 
-/// How many jobs a stage has.
+/// What the jobs of a stage work on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Per {
-    /// One per layer.
+    /// One job per layer.
     Layer,
-    /// One.
+    /// One job for the run.
     Run,
-    /// One per shard of the source that is not there, whenever a job needs it; the job's number is that of the file in
-    /// the outside input `source`.
+    /// One job for each shard of the source that is absent when another job needs it.
     Shard,
 }
 
 impl StagePlan {
-    /// The units of the stage's planned jobs, in a model of `layers` layers.
+    /// The units of the planned jobs of the stage, for a model of `layers` layers.
     pub fn units(&self, layers: u32) -> Vec<Unit> {
         match self.per {
             Per::Run => vec![Unit::Run],
             Per::Layer => (0..layers).map(Unit::Layer).collect(),
-            // Shards are fetched on demand, not by plan.
+            // Shards are fetched on demand; no job is planned.
             Per::Shard => Vec::new(),
         }
     }
@@ -134,27 +133,25 @@ impl Plan {
         self.stages.iter().find(|stage| stage.name == name)
     }
 
-    /// Has the optional stages run that an artifact needs: those that write it, and those that write what they read.
-    /// Whether any stage writes it.
+    /// Makes the optional stages run that an artifact needs: those that write it, and those that write their inputs.
+    /// Returns whether a stage writes the artifact.
     pub fn ask_for(&mut self, artifact: &str) -> bool {
         let mut wanted = vec![artifact.to_owned()];
-        let mut found = false;
+        let mut is_made = false;
         while let Some(name) = wanted.pop() {
             let writes = |stage: &&mut StagePlan| stage.writes.iter().any(|w| w.name == name);
             for stage in self.stages.iter_mut().filter(writes) {
-                found = true;
+                is_made = true;
                 if std::mem::take(&mut stage.optional) {
                     wanted.extend(stage.reads.iter().map(|read| read.name.clone()));
                 }
             }
         }
-        found
+        is_made
     }
 
-    /// Every job in an order in which each comes after what it reads, optional stages last in line like the others.
+    /// All planned jobs, optional stages included, in the order of the stages and then of the layers.
     pub fn jobs(&self) -> Vec<JobId> {
-        // Layer-major within runs of per-layer stages would also do; stage order alone is enough for a correct walk
-        // except where a stage reads its own previous layer, and layers ascend within a stage.
         self.stages
             .iter()
             .flat_map(|stage| {
@@ -169,7 +166,7 @@ impl Plan {
             .collect()
     }
 
-    /// Whether an artifact or external of this name is one per layer.
+    /// Whether an artifact is one file per layer.
     fn is_per_layer(&self, name: &str) -> bool {
         match self.artifacts.get(name) {
             Some(artifact) => artifact.path.contains("{layer}"),
@@ -196,7 +193,7 @@ impl Plan {
         }
     }
 
-    /// What a job reads, externals included.
+    /// The inputs of a job, external ones included.
     pub fn inputs(&self, stage: &StagePlan, unit: Unit) -> Vec<ArtifactId> {
         stage
             .reads
@@ -205,7 +202,7 @@ impl Plan {
             .collect()
     }
 
-    /// What a job writes.
+    /// The outputs of a job.
     pub fn outputs(&self, stage: &StagePlan, unit: Unit) -> Vec<ArtifactId> {
         stage
             .writes
@@ -214,12 +211,12 @@ impl Plan {
             .collect()
     }
 
-    /// The outside input behind an instance, if it is one.
+    /// The external input of this name, if there is one.
     pub fn external(&self, id: &ArtifactId) -> Option<&External> {
         self.externals.get(&id.to_string())
     }
 
-    /// The job that makes an instance.
+    /// The job that makes an artifact.
     pub fn producer(&self, id: &ArtifactId) -> Option<JobId> {
         self.stages.iter().find_map(|stage| {
             stage
@@ -245,7 +242,7 @@ impl Plan {
         })
     }
 
-    /// The jobs that read an instance; `with_optional` counts stages that run only when asked for.
+    /// The jobs that read an artifact; `with_optional` includes those of optional stages.
     pub fn consumers(&self, id: &ArtifactId, with_optional: bool) -> Vec<JobId> {
         let mut jobs = Vec::new();
         for stage in self
@@ -272,7 +269,7 @@ impl Plan {
         jobs
     }
 
-    /// The file of an instance, below `root`; for an external its (first) file.
+    /// The file of an artifact below the run directory `root`, or the first file of an external input.
     pub fn path(&self, root: &Utf8Path, id: &ArtifactId) -> Option<Utf8PathBuf> {
         if let Some(external) = self.external(id) {
             return external.files.first().map(|file| file.path.clone());
@@ -282,7 +279,7 @@ impl Plan {
         if let Some(layer) = id.layer {
             path = path.replace("{layer}", &format!("{layer:03}"));
         }
-        Some(root.join(path)) // an absolute pack folder replaces the root
+        Some(root.join(path)) // an absolute pack folder replaces `root`
     }
 }
 

@@ -1,7 +1,7 @@
-//! Receipts: what determined a job's output, and what the output was.
+//! Receipts: what determined the output of a job, and what the output was.
 //!
-//! A receipt is published after the outputs that it names. Its key is a set of named fields, so that freshness can
-//! explain itself; it holds no time, so that equal work leaves equal receipts.
+//! A receipt is published after the outputs that it records. Its key consists of named fields, so that a stale job can say
+//! which of them changed. It holds no time, so that equal work leaves equal receipts.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::plan::{ArtifactId, JobId, Plan, Unit};
 use crate::run::RunDir;
 use crate::sha::Sha256Digest;
 
-/// The receipt's file format.
+/// The file format of receipts.
 const FRAME: Frame = Frame {
     magic: *b"UCRECPT\0",
     version: 3,
@@ -22,10 +22,10 @@ const FRAME: Frame = Frame {
     zstd_level: None, // a few hundred bytes, mostly hashes
 };
 
-/// Named fields that determine a job's output.
+/// Named fields that determine the output of a job.
 pub type Key = BTreeMap<String, String>;
 
-/// What a finished job leaves besides its outputs.
+/// The record of a finished job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {
     /// Stage name.
@@ -38,10 +38,10 @@ pub struct Receipt {
     pub outputs: Vec<OutputRecord>,
 }
 
-/// One output.
+/// The record of an output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputRecord {
-    /// Which artifact.
+    /// The artifact.
     pub artifact: ArtifactId,
     /// Bytes.
     pub size: u64,
@@ -91,14 +91,14 @@ impl Receipt {
     }
 }
 
-/// Computes the key that a job's receipt must have now.
+/// Computes the key that the receipt of a job must have now.
 ///
-/// `hash_of` gives the digest of an input that another job makes, or `None` while it is unknown; then the answer is
-/// the input that is waited for.
+/// `digest_of` returns the digest of an input that another job makes, or `None` if it is unknown. In that case the result
+/// is that input.
 pub fn job_key(
     plan: &Plan,
     job: &JobId,
-    mut hash_of: impl FnMut(&ArtifactId) -> Option<Sha256Digest>,
+    mut digest_of: impl FnMut(&ArtifactId) -> Option<Sha256Digest>,
 ) -> Result<Result<Key, ArtifactId>, StoreError> {
     let stage = plan.stage(&job.stage).ok_or_else(|| StoreError::Unknown {
         kind: "stage",
@@ -121,7 +121,7 @@ pub fn job_key(
     for id in plan.inputs(stage, job.unit) {
         let digest = match plan.external(&id) {
             Some(external) => external.digest,
-            None => match hash_of(&id) {
+            None => match digest_of(&id) {
                 Some(digest) => digest,
                 None => return Ok(Err(id)),
             },
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn receipts_come_back_and_damage_is_found() {
+    fn receipts_are_read_back_and_damage_is_detected() {
         let (_keep, folder) = folder();
         let run = RunDir::create(&folder, &small_plan()).expect("run");
         let receipt = Receipt {
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_receipt_under_another_jobs_name_is_refused() {
+    fn a_receipt_in_the_place_of_another_jobs_is_refused() {
         let (_keep, folder) = folder();
         let run = RunDir::create(&folder, &small_plan()).expect("run");
         let receipt = Receipt {
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_name_version_settings_and_inputs() {
+    fn keys_hold_version_settings_and_inputs() {
         let plan = small_plan();
         let digest = hash_bytes(b"x");
         let key = job_key(&plan, &job("quantize", Unit::Layer(1)), |_| Some(digest))
@@ -206,8 +206,8 @@ mod tests {
         assert_eq!(key["setting.quantize.bpw"], "5.0");
         assert_eq!(key["input.weights@001"], digest.to_string());
         assert_eq!(key["stage.version"], "1");
-        let waits = job_key(&plan, &job("quantize", Unit::Layer(1)), |_| None).expect("known");
-        assert_eq!(waits, Err(ArtifactId::at("weights", 1)));
+        let missing = job_key(&plan, &job("quantize", Unit::Layer(1)), |_| None).expect("known");
+        assert_eq!(missing, Err(ArtifactId::at("weights", 1)));
         assert!(matches!(
             job_key(&plan, &job("x", Unit::Run), |_| None),
             Err(StoreError::Unknown { .. })

@@ -1,16 +1,16 @@
-//! What the machine and this process have: memory and processors, from the system's own tables.
+//! Memory and CPUs of this process and of the machine, read from `/proc`.
 
-/// Largest resident memory of this process so far, bytes; 0 where the system does not say.
+/// Peak resident memory of this process, in bytes; 0 if unknown.
 pub fn peak_rss_bytes() -> u64 {
     status_field("/proc/self/status", "VmHWM:")
 }
 
-/// Memory of the machine, bytes; 0 where the system does not say.
+/// Memory of the machine, in bytes; 0 if unknown.
 pub fn total_memory_bytes() -> u64 {
     status_field("/proc/meminfo", "MemTotal:")
 }
 
-/// Processors that this process may use.
+/// Number of CPUs that this process may use.
 pub fn available_cpus() -> u32 {
     std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
 }

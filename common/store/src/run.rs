@@ -1,4 +1,4 @@
-//! The run directory: where everything of a run is, and who may work on it.
+//! The run directory: where the files of a run are, and which process may work on them.
 //!
 //! ```text
 //! run.json            the plan, with a seal over its text
@@ -6,7 +6,7 @@
 //! locks/<stage>.lock  held by a stage process
 //! receipts/<stage>/<NNN|run>.receipt, .metrics.json
 //! layers/, hidden/, pack/, eval/, …   the artifacts, by the plan's templates
-//! scratch/<stage>/<NNN|run>/          a job's own partial state
+//! scratch/<stage>/<NNN|run>/          partial state of a job
 //! logs/<stage>.log, events.jsonl
 //! ```
 
@@ -21,11 +21,11 @@ use crate::error::StoreError;
 use crate::plan::{ArtifactId, JobId, PLAN_VERSION, Plan};
 use crate::sha::{Sha256Digest, hash_bytes};
 
-/// What stands before and after the digest that closes `run.json`.
+/// Text before and after the digest at the end of `run.json`.
 const SEAL: (&str, &str) = (",\n  \"seal\": \"", "\"\n}\n");
-/// Digits of the digest.
+/// Number of digits of the digest.
 const SEAL_DIGITS: usize = 64;
-/// How long a lock that is held is tried again: whoever asks for the state of a run holds it for an instant.
+/// How long to wait for a lock: a query of the state of a run holds it for a moment.
 const LOCK_PATIENCE: Duration = Duration::from_millis(200);
 
 /// A run directory.
@@ -34,14 +34,14 @@ pub struct RunDir {
     root: Utf8PathBuf,
 }
 
-/// A lock on a run directory or a stage of it, released when dropped (or when the process dies).
+/// A lock on a run directory or on one of its stages, released when dropped and when the process dies.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
 }
 
 impl RunDir {
-    /// Makes the directory if needed and publishes the plan.
+    /// Creates the directory if needed, and publishes the plan.
     pub fn create(root: &Utf8Path, plan: &Plan) -> Result<Self, StoreError> {
         plan.validate()?;
         plan.settings.validate()?;
@@ -54,16 +54,16 @@ impl RunDir {
         Ok(run)
     }
 
-    /// The directory of a run that may not have a plan yet.
+    /// A run directory that may not have a plan yet.
     pub fn at(root: &Utf8Path) -> Self {
         Self {
             root: root.to_owned(),
         }
     }
 
-    /// Opens a directory for work: what is read after the lock is taken nobody else changes.
+    /// Opens a directory for work. The plan is read after the lock is taken, so no other process changes it.
     pub fn open_locked(root: &Utf8Path) -> Result<(Self, Plan, Lock), StoreError> {
-        // A folder that is no run gets no lock file.
+        // No lock file is created in a folder that is not a run directory.
         Self::open(root)?;
         let lock = Self::at(root).lock()?;
         let (run, plan) = Self::open(root)?;
@@ -78,9 +78,14 @@ impl RunDir {
         let path = run.plan_path();
         let text = std::fs::read(&path).map_err(StoreError::io("open the run's plan", &path))?;
         let bad = |error: serde_json::Error| {
-            StoreError::malformed(&path, "plan", error.to_string(), "a plan as `uc` writes it")
+            StoreError::malformed(
+                &path,
+                "plan",
+                error.to_string(),
+                "a plan as written by `uc`",
+            )
         };
-        // The version is read first: a newer plan may have fields that this program does not know.
+        // The version is read first, because a newer plan may have unknown fields.
         #[derive(serde::Deserialize)]
         struct VersionOnly {
             version: u32,
@@ -118,12 +123,12 @@ impl RunDir {
             .join(format!("{}.receipt", job.unit.file_name()))
     }
 
-    /// The metrics that a job reported, beside its receipt.
+    /// The metrics of a job, next to its receipt.
     pub fn metrics_path(&self, job: &JobId) -> Utf8PathBuf {
         self.receipt_path(job).with_extension("metrics.json")
     }
 
-    /// The log of a stage's stderr.
+    /// The log of the standard error of a stage.
     pub fn log_path(&self, stage: &str) -> Utf8PathBuf {
         self.root.join("logs").join(format!("{stage}.log"))
     }
@@ -133,7 +138,7 @@ impl RunDir {
         self.root.join("events.jsonl")
     }
 
-    /// A job's scratch folder; made on demand, removed when the job completes.
+    /// The scratch folder of a job; created on demand, removed when the job finishes.
     pub fn work_path(&self, job: &JobId) -> Utf8PathBuf {
         self.root
             .join("scratch")
@@ -141,7 +146,7 @@ impl RunDir {
             .join(job.unit.file_name())
     }
 
-    /// The file of an artifact instance.
+    /// The file of an artifact.
     pub fn artifact_path(&self, plan: &Plan, id: &ArtifactId) -> Result<Utf8PathBuf, StoreError> {
         plan.path(&self.root, id)
             .ok_or_else(|| StoreError::Unknown {
@@ -156,15 +161,15 @@ impl RunDir {
             })
     }
 
-    /// Takes the driver's lock and sweeps what killed processes left.
+    /// Takes the driver's lock and removes the scratch files of killed processes.
     pub fn lock(&self) -> Result<Lock, StoreError> {
         let lock = take(&self.root.join("lock"))?;
         atomic::sweep_scratch(&self.root)?;
         Ok(lock)
     }
 
-    /// The driver's lock for a stage program that was started by hand: a driver and it must not work side by side.
-    /// `None` where `uc stage` started it and holds the lock for it.
+    /// Takes the driver's lock for a stage program that was started by hand, so that no driver works at the same time.
+    /// Returns `None` if the parent, `uc stage`, holds the lock for it.
     pub fn lock_by_hand(&self) -> Result<Option<Lock>, StoreError> {
         let path = self.root.join("lock");
         match take_once(&path) {
@@ -180,41 +185,41 @@ impl RunDir {
         note.trim().strip_prefix("process ")?.parse().ok()
     }
 
-    /// Takes the lock of one stage, so that two processes never write the same checkpoint.
+    /// Takes the lock of a stage, so that two processes never write the same checkpoint.
     pub fn stage_lock(&self, stage: &str) -> Result<Lock, StoreError> {
         take(&self.root.join("locks").join(format!("{stage}.lock")))
     }
 }
 
-/// The process that started this one.
+/// The parent process.
 pub fn parent_process() -> Option<u32> {
     let parent = rustix::process::getppid()?;
     u32::try_from(parent.as_raw_nonzero().get()).ok()
 }
 
-/// A plan as `run.json` holds it: as its last field the digest of the text without it, so that no flipped byte passes
-/// for another setting.
+/// The text of `run.json`. Its last field is the digest of the text without that field, so that a flipped byte is not
+/// mistaken for another setting.
 fn sealed(plan: &Plan) -> std::io::Result<String> {
     let text = serde_json::to_string_pretty(plan)?;
     let digest = hash_bytes(text.as_bytes());
-    let open = text.trim_end_matches("\n}");
-    Ok(format!("{open}{}{digest}{}", SEAL.0, SEAL.1))
+    let unclosed = text.trim_end_matches("\n}");
+    Ok(format!("{unclosed}{}{digest}{}", SEAL.0, SEAL.1))
 }
 
-/// The plan's text once its seal is found to be right.
+/// The text of the plan without its seal, which is checked.
 fn unsealed(text: &[u8], path: &Utf8Path) -> Result<Vec<u8>, StoreError> {
     let no_seal = || {
-        let found = format!("{} bytes without a seal at their end", text.len());
-        StoreError::malformed(path, "plan", found, "a plan as `uc` writes it")
+        let found = format!("{} bytes that do not end with a seal", text.len());
+        StoreError::malformed(path, "plan", found, "a plan as written by `uc`")
     };
     let parts = text.strip_suffix(SEAL.1.as_bytes()).and_then(|text| {
         let (text, digits) = text.split_at_checked(text.len().checked_sub(SEAL_DIGITS)?)?;
-        let open = text.strip_suffix(SEAL.0.as_bytes())?;
+        let unclosed = text.strip_suffix(SEAL.0.as_bytes())?;
         let digest: Sha256Digest = std::str::from_utf8(digits).ok()?.parse().ok()?;
-        Some((open, digest))
+        Some((unclosed, digest))
     });
-    let (open, expected) = parts.ok_or_else(no_seal)?;
-    let plan = [open, b"\n}"].concat();
+    let (unclosed, expected) = parts.ok_or_else(no_seal)?;
+    let plan = [unclosed, b"\n}"].concat();
     let found = hash_bytes(&plan);
     if found != expected {
         return Err(StoreError::Hash {
@@ -226,7 +231,7 @@ fn unsealed(text: &[u8], path: &Utf8Path) -> Result<Vec<u8>, StoreError> {
     Ok(plan)
 }
 
-/// Takes a lock; one that is held for an instant only is waited for.
+/// Takes a lock, and waits for one that is held for a moment only.
 fn take(path: &Utf8Path) -> Result<Lock, StoreError> {
     let start = Instant::now();
     loop {
@@ -245,7 +250,7 @@ fn take_once(path: &Utf8Path) -> Result<Lock, StoreError> {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
-            // The holder's note is for people; an unreadable one must not hide the fact of the lock.
+            // The note of the holder is only shown to the user; if it cannot be read, the lock is reported without it.
             let _ = Read::by_ref(&mut file)
                 .take(100)
                 .read_to_string(&mut holder);
@@ -270,7 +275,7 @@ mod tests {
     use crate::plan::tests_support::{folder, small_plan};
 
     #[test]
-    fn a_plan_comes_back_and_a_newer_one_is_refused_with_both_numbers() {
+    fn a_plan_is_read_back_and_a_newer_one_is_refused_with_both_versions() {
         let (_keep, folder) = folder();
         let plan = small_plan();
         RunDir::create(&folder, &plan).expect("created");
@@ -297,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn no_change_of_a_byte_of_the_plan_goes_unnoticed() {
+    fn every_changed_byte_of_the_plan_is_detected() {
         let (_keep, folder) = folder();
         let run = RunDir::create(&folder, &small_plan()).expect("created");
         let text = std::fs::read(run.plan_path()).expect("text");
@@ -311,28 +316,28 @@ mod tests {
         atomic::write_bytes(&path, &text[..text.len() - 9]).expect("written");
         let error = RunDir::open(&folder).expect_err("cut").to_string();
         assert!(error.contains("run.json"), "{error}");
-        // Whole but without its seal: not what `uc` wrote.
+        // A complete plan without a seal.
         atomic::write_json(&run.plan_path(), &small_plan()).expect("written");
         RunDir::open(&folder).expect_err("no seal");
     }
 
     #[test]
-    fn a_lock_that_is_held_for_an_instant_is_waited_for() {
+    fn a_lock_that_is_held_for_a_moment_is_waited_for() {
         let (_keep, folder) = folder();
         let run = RunDir::create(&folder, &small_plan()).expect("created");
         drop(run.lock().expect("file"));
-        let question = File::open(folder.join("lock")).expect("file");
-        question.lock_shared().expect("held");
-        let answer = std::thread::spawn(move || {
+        let query = File::open(folder.join("lock")).expect("file");
+        query.lock_shared().expect("held");
+        let releasing = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(30));
-            drop(question);
+            drop(query);
         });
         run.lock().expect("free again");
-        answer.join().expect("ended");
+        releasing.join().expect("ended");
     }
 
     #[test]
-    fn a_stage_by_hand_is_refused_beside_a_driver_and_keeps_drivers_away() {
+    fn a_stage_started_by_hand_and_a_driver_exclude_each_other() {
         let (_keep, folder) = folder();
         let run = RunDir::create(&folder, &small_plan()).expect("created");
         let driver = run.lock().expect("driver");
@@ -341,7 +346,7 @@ mod tests {
         drop(driver);
         let hand = run.lock_by_hand().expect("free").expect("its own");
         assert!(matches!(run.lock(), Err(StoreError::Locked { .. })));
-        // Held by the process that started this one: that is `uc stage`.
+        // Held by the parent process, as if that were `uc stage`.
         drop(hand);
         let parent = take_once(&folder.join("lock")).expect("held");
         let note = format!("process {}\n", parent_process().expect("parent"));
@@ -352,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_driver_is_refused_and_told_who_holds_the_lock() {
+    fn a_second_driver_is_refused_with_the_holder_of_the_lock() {
         let (_keep, folder) = folder();
         let run = RunDir::create(&folder, &small_plan()).expect("created");
         let first = run.lock().expect("first");

@@ -1,4 +1,4 @@
-//! SHA-256 digests as a type of their own, and the digests of files.
+//! SHA-256 digests as a type, and the digests of files.
 
 use std::fmt;
 use std::io::Read;
@@ -13,7 +13,7 @@ use crate::error::StoreError;
 /// Bytes read at a time while hashing.
 const CHUNK: usize = 1 << 20;
 
-/// A SHA-256 digest; shown and stored as 64 lower-case hexadecimal digits.
+/// A SHA-256 digest; displayed and serialized as 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Sha256Digest(pub [u8; 32]);
 
@@ -52,7 +52,7 @@ impl<'de> Deserialize<'de> for Sha256Digest {
     }
 }
 
-/// A digest that grows with the data.
+/// Computes a digest incrementally and counts the bytes.
 #[derive(Debug, Clone, Default)]
 pub struct Hasher {
     state: Sha256,
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn digests_match_the_published_vector_and_survive_text() {
+    fn a_digest_matches_the_published_vector_and_parses_back() {
         let digest = hash_bytes(b"abc");
         let text = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(digest.to_string(), text);
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_checked_by_size_and_by_digest() {
+    fn a_file_is_verified_by_size_and_digest() {
         let folder = tempfile::tempdir().expect("folder");
         let path = Utf8Path::from_path(folder.path()).expect("utf-8").join("f");
         crate::atomic::write_bytes(&path, b"abc").expect("written");

@@ -1,7 +1,7 @@
-//! Outside inputs: hashed whole when a run is planned, recognised by size and time of change afterwards.
+//! External inputs: hashed completely when a run is planned, recognized by size and time of change afterwards.
 //!
-//! The time is that of the inode's last change (ctime), which the system sets: a file that was written and then got
-//! its old modification time back is not taken for the old file.
+//! The time is that of the inode's last change (ctime), which only the system sets. So a file that was overwritten and
+//! given its old modification time again is not mistaken for the old file.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ fn stamp(path: &Utf8Path) -> Result<(u64, i64), StoreError> {
     Ok((metadata.len(), changed))
 }
 
-/// Hashes a file from outside.
+/// Describes an external file; it is hashed.
 pub fn describe_file(path: &Utf8Path) -> Result<ExternalFile, StoreError> {
     let (_, mtime_ns) = stamp(path)?;
     let (sha256, size) = hash_file(path)?;
@@ -35,7 +35,7 @@ pub fn describe_file(path: &Utf8Path) -> Result<ExternalFile, StoreError> {
     })
 }
 
-/// Makes the external of some files; its digest covers file names, sizes and hashes in order.
+/// The external input of some files. Its digest covers names, sizes and hashes of the files in order.
 pub fn external(files: Vec<ExternalFile>) -> External {
     let digest = match files.as_slice() {
         [file] => file.sha256,
@@ -51,16 +51,16 @@ pub fn external(files: Vec<ExternalFile>) -> External {
     External { files, digest }
 }
 
-/// Describes files again, hashing only those whose size or time of change differ from `known`.
+/// Describes files again, and hashes only those whose size or time of change differs from `known`.
 pub fn refresh(known: &External, paths: &[Utf8PathBuf]) -> Result<External, StoreError> {
     let mut files = Vec::with_capacity(paths.len());
     for path in paths {
         let (size, mtime_ns) = stamp(path)?;
-        let same = known
+        let unchanged = known
             .files
             .iter()
             .find(|file| file.path == *path && file.size == size && file.mtime_ns == mtime_ns);
-        files.push(match same {
+        files.push(match unchanged {
             Some(file) => file.clone(),
             None => describe_file(path)?,
         });
@@ -68,19 +68,20 @@ pub fn refresh(known: &External, paths: &[Utf8PathBuf]) -> Result<External, Stor
     Ok(external(files))
 }
 
-/// The files that a process has hashed and found to be those of the plan, with their time of change.
+/// The files that this process has hashed and found unchanged, with their time of change.
 #[derive(Debug, Default)]
 pub struct Verified(BTreeMap<Utf8PathBuf, i64>);
 
-/// Checks that the files are still those of the plan: size and time, and the hash where the time differs.
+/// Checks that the files are those of the plan: by size and time, and by hash if the time differs.
 ///
-/// Shards that come and go are left out: [`verify_file`] is for those that are needed.
+/// Shards that are fetched on demand are left out; those that a job reads are checked by [`verify_file`].
 pub fn verify_external(external: &External, verified: &mut Verified) -> Result<(), StoreError> {
     let mut files = external.files.iter().filter(|file| file.shard.is_none());
     files.try_for_each(|file| verify_file(file, verified))
 }
 
-/// Checks one file; a file that came again after the run was planned is hashed once by each process that reads it.
+/// Checks one file. A file that was downloaded again after the run was planned is hashed once by each process that reads
+/// it.
 pub fn verify_file(file: &ExternalFile, verified: &mut Verified) -> Result<(), StoreError> {
     let (size, mtime_ns) = stamp(&file.path)?;
     let changed = |what, found: String, expected: String| {
@@ -111,7 +112,7 @@ mod tests {
     use crate::plan::tests_support::folder;
 
     #[test]
-    fn a_changed_file_is_noticed_and_a_touched_one_is_not_mistaken() {
+    fn a_changed_file_is_detected_and_a_rewritten_equal_one_is_accepted() {
         let verify_external = |known: &External| verify_external(known, &mut Verified::default());
         let (_keep, folder) = folder();
         let path = folder.join("model.safetensors");
@@ -125,14 +126,14 @@ mod tests {
             refresh(&known, &paths).expect("hashed").digest,
             known.digest
         );
-        // A writer that gives the file its old time back is seen all the same.
-        let then = std::fs::metadata(&path)
+        // A change is detected even if the file gets its old modification time back.
+        let old_time = std::fs::metadata(&path)
             .expect("file")
             .modified()
             .expect("time");
         crate::atomic::write_bytes(&path, b"abd").expect("other bytes");
         let file = std::fs::File::open(&path).expect("file");
-        file.set_modified(then).expect("set back");
+        file.set_modified(old_time).expect("set back");
         assert!(matches!(
             verify_external(&known),
             Err(StoreError::Changed {

@@ -1,7 +1,6 @@
-//! Bytes that wait on disk, by table, until all of a table are there.
+//! Temporary tables on disk: bytes are appended to a table in pieces, and read back when the table is complete.
 //!
-//! The file has no name: whatever ends the process, its space is free again, and no later process can take it for
-//! a result.
+//! The file has no name. Its space is freed however the process ends, and no later process can mistake it for a result.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,13 +12,13 @@ use camino::{Utf8Path, Utf8PathBuf};
 use crate::atomic::create_dir_all;
 use crate::error::StoreError;
 
-/// Tables in one nameless file.
+/// Tables in one unnamed temporary file.
 #[derive(Debug)]
 pub struct Spill {
     folder: Utf8PathBuf,
     file: File,
     end: u64,
-    /// Where the pieces of a table lie, in the order in which they came.
+    /// The pieces of every table, in the order in which they were appended.
     tables: BTreeMap<String, Vec<Piece>>,
 }
 
@@ -30,7 +29,7 @@ struct Piece {
 }
 
 impl Spill {
-    /// An empty file in `folder`, which is made if it is missing.
+    /// Creates an empty file in `folder`, and the folder if it is missing.
     ///
     /// # Errors
     /// [`StoreError::Io`].
@@ -62,7 +61,7 @@ impl Spill {
         Ok(())
     }
 
-    /// The bytes of a table, piece by piece as they were appended.
+    /// The pieces of a table, in the order in which they were appended.
     pub fn pieces<'a>(
         &'a self,
         table: &str,
@@ -83,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tables_come_back_piece_by_piece_and_leave_nothing_behind() {
+    fn tables_are_read_back_piece_by_piece_and_leave_no_file() {
         let keep = tempfile::tempdir().expect("folder");
         let folder = Utf8Path::from_path(keep.path())
             .expect("utf-8")

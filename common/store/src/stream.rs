@@ -1,22 +1,23 @@
-//! Batches of a tensor file through a computation: one thread reads, the caller computes, one thread writes.
+//! Maps a tensor file to another in batches: one thread reads, the caller computes, one thread writes.
 //!
-//! The channels hold one batch each, so that memory is bounded by about four batches whatever the file's size.
+//! Each channel holds one batch, so memory is bounded by about four batches, whatever the size of the file.
 
 use crossbeam_channel::bounded;
 
 use crate::error::StoreError;
 use crate::tensors::{TensorFile, TensorFileWriter, f32_bytes};
 
-/// Batches that wait in a channel.
-const WAITING: usize = 1;
+/// Capacity of a channel, in batches.
+const CHANNEL_CAPACITY: usize = 1;
 
-/// Sends the f32 tensor `name` (`[rows, …]`) through `compute` in batches of `batch` rows and appends what comes back.
+/// Passes the f32 tensor `name` (`[rows, …]`) through `compute` in batches of `batch` rows, and appends the results to
+/// `output`.
 ///
-/// `compute` sees the batch's values, the number of its rows and the index of its first row; it gives the values to
-/// append. It runs on the calling thread, batch after batch in order.
+/// `compute` gets the values of the batch, the number of its rows and the index of its first row, and returns the values
+/// to append. It runs on the calling thread, one batch after another in order.
 ///
 /// # Errors
-/// The first error of reading, computing or writing; nothing is appended after it.
+/// The first error in reading, computing or writing; nothing is appended after it.
 pub fn map_rows<E: From<StoreError>>(
     input: &TensorFile,
     name: &str,
@@ -26,15 +27,16 @@ pub fn map_rows<E: From<StoreError>>(
 ) -> Result<(), E> {
     let decl = input.tensor(name)?;
     let rows = decl.shape.first().copied().unwrap_or(1);
-    let (read_in, read_out) = bounded::<Result<(usize, usize, Vec<f32>), StoreError>>(WAITING);
-    let (write_in, write_out) = bounded::<Vec<f32>>(WAITING);
+    let (read_sender, read_receiver) =
+        bounded::<Result<(usize, usize, Vec<f32>), StoreError>>(CHANNEL_CAPACITY);
+    let (write_sender, write_receiver) = bounded::<Vec<f32>>(CHANNEL_CAPACITY);
     std::thread::scope(|scope| {
         scope.spawn(move || {
             for first in (0..rows).step_by(batch.max(1)) {
                 let count = batch.max(1).min(rows - first);
                 let values = input.read_rows_f32(name, first, count);
-                // A closed channel means that the computation failed; its error is the one that counts.
-                if read_in
+                // A closed channel means that the computation failed; its error is returned.
+                if read_sender
                     .send(values.map(|values| (first, count, values)))
                     .is_err()
                 {
@@ -43,19 +45,19 @@ pub fn map_rows<E: From<StoreError>>(
             }
         });
         let writer = scope.spawn(move || -> Result<(), StoreError> {
-            write_out
+            write_receiver
                 .iter()
                 .try_for_each(|values| output.append(&f32_bytes(&values)))
         });
         let mut computed: Result<(), E> = Ok(());
-        for batch in &read_out {
+        for batch in &read_receiver {
             let values = batch
                 .map_err(E::from)
                 .and_then(|(first, count, values)| compute(values, count, first));
             match values {
                 Ok(values) => {
-                    if write_in.send(values).is_err() {
-                        break; // the writer stopped and has the reason
+                    if write_sender.send(values).is_err() {
+                        break; // the writer failed; its error is returned below
                     }
                 }
                 Err(error) => {
@@ -64,8 +66,8 @@ pub fn map_rows<E: From<StoreError>>(
                 }
             }
         }
-        drop(write_in);
-        drop(read_out);
+        drop(write_sender);
+        drop(read_receiver);
         let written = writer
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -81,7 +83,7 @@ mod tests {
     use crate::tensors::{TensorDecl, TensorDtype};
 
     #[test]
-    fn batches_pass_in_order_and_errors_stop_them() {
+    fn batches_are_mapped_in_order_and_an_error_stops_them() {
         let (_keep, folder) = folder();
         let decl = TensorDecl::new("x", TensorDtype::F32, &[5, 2]);
         let mut file =
@@ -100,11 +102,11 @@ mod tests {
         .expect("mapped");
         output.commit().expect("published");
         assert_eq!(seen, [(0, 2), (2, 2), (4, 1)]);
-        let found = TensorFile::open(&folder.join("out"))
+        let mapped = TensorFile::open(&folder.join("out"))
             .expect("out")
             .read_f32("x")
             .expect("x");
-        assert_eq!(found, (0..10).map(|i| 2.0 * i as f32).collect::<Vec<_>>());
+        assert_eq!(mapped, (0..10).map(|i| 2.0 * i as f32).collect::<Vec<_>>());
 
         let mut output = TensorFileWriter::create(&folder.join("bad"), &[decl]).expect("out");
         let error =

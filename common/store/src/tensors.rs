@@ -1,7 +1,7 @@
-//! Safetensors files written and read as a stream.
+//! Safetensors files that are written as a stream and read by position.
 //!
-//! The writer takes tensors in declared order and never holds one whole; the reader uses positioned reads, so that a
-//! stage can work on a few windows of a large file. Alignment: the data section starts at a multiple of 8 bytes.
+//! The writer takes the tensors in the declared order and never holds a whole one. The reader uses positioned reads, so that
+//! a stage can work on a few windows of a large file. The data section starts at a multiple of 8 bytes.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::atomic::{AtomicFile, Written};
 use crate::error::StoreError;
 
-/// Largest header that is read, bytes; the limit of the safetensors format itself.
+/// Largest header that is read, in bytes: the limit of the safetensors format.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// Element types of the checkpoints.
+/// Element types of tensors in checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TensorDtype {
     /// 32-bit IEEE float.
@@ -64,7 +64,7 @@ pub struct TensorDecl {
 }
 
 impl TensorDecl {
-    /// A declaration.
+    /// The declaration of a tensor.
     pub fn new(name: impl Into<String>, dtype: TensorDtype, shape: &[usize]) -> Self {
         Self {
             name: name.into(),
@@ -73,12 +73,12 @@ impl TensorDecl {
         }
     }
 
-    /// Bytes of the data, or `None` when the product overflows.
+    /// Size of the data in bytes, or `None` if it overflows.
     pub fn byte_len(&self) -> Option<u64> {
         self.shape
             .iter()
-            .try_fold(self.dtype.size() as u64, |total, &side| {
-                total.checked_mul(side as u64)
+            .try_fold(self.dtype.size() as u64, |total, &dim| {
+                total.checked_mul(dim as u64)
             })
     }
 }
@@ -90,7 +90,7 @@ struct WireTensor {
     data_offsets: (u64, u64),
 }
 
-/// Writes declared tensors one after another.
+/// Writes the declared tensors one after another.
 #[derive(Debug)]
 pub struct TensorFileWriter {
     file: AtomicFile,
@@ -99,7 +99,7 @@ pub struct TensorFileWriter {
 }
 
 impl TensorFileWriter {
-    /// Writes the header; the data follow by [`TensorFileWriter::append`] in the order of `tensors`.
+    /// Writes the header. The data follows with [`TensorFileWriter::append`], in the order of `tensors`.
     pub fn create(path: &Utf8Path, tensors: &[TensorDecl]) -> Result<Self, StoreError> {
         Self::begin(AtomicFile::create(path)?, tensors)
     }
@@ -146,7 +146,7 @@ impl TensorFileWriter {
         })
     }
 
-    /// Appends data of the declared tensors, in order; a call may end anywhere.
+    /// Appends data of the declared tensors, in order. A call may end within a tensor.
     pub fn append(&mut self, data: &[u8]) -> Result<(), StoreError> {
         self.written += data.len() as u64;
         self.file.append(data)
@@ -157,7 +157,7 @@ impl TensorFileWriter {
         self.file.target()
     }
 
-    /// Publishes the file; refuses when the data are not as long as declared.
+    /// Publishes the file. It is an error if the data is not as long as declared.
     pub fn commit(self) -> Result<Written, StoreError> {
         if self.written != self.expected {
             return Err(StoreError::malformed(
@@ -178,7 +178,7 @@ struct Entry {
     len: u64,
 }
 
-/// A tensor file open for positioned reads; its header has been validated.
+/// A tensor file that is open for positioned reads; its header is valid.
 #[derive(Debug)]
 pub struct TensorFile {
     path: Utf8PathBuf,
@@ -187,7 +187,7 @@ pub struct TensorFile {
 }
 
 impl TensorFile {
-    /// Opens and validates: header size, bounds, overlaps, and that every range has the size of its shape.
+    /// Opens a file and validates its header: size, bounds, overlaps, and that every range has the size of its shape.
     pub fn open(path: &Utf8Path) -> Result<Self, StoreError> {
         let bad = |found: String, expected: &str| {
             StoreError::malformed(path, "tensor file", found, expected)
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn tensors_come_back_whole_and_by_rows() {
+    fn tensors_are_read_whole_and_by_rows() {
         let (_keep, folder) = folder();
         let file = TensorFile::open(&sample(&folder)).expect("valid");
         assert_eq!(
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn floats_of_three_types_are_read_exactly_and_integers_refused() {
+    fn floats_of_three_types_are_read_exactly_and_integers_are_refused() {
         let (_keep, folder) = folder();
         let path = folder.join("f");
         let decls = [
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn too_little_data_and_double_names_are_refused() {
+    fn missing_data_and_duplicate_names_are_refused() {
         let (_keep, folder) = folder();
         let path = folder.join("t");
         let decl = TensorDecl::new("a", TensorDtype::U8, &[5]);

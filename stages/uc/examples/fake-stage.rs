@@ -1,9 +1,9 @@
-//! A stage program for the tests of the driver: its outputs are digests of its inputs, and files tell it how to fail.
+//! A stage program for tests of the driver: its outputs are digests of its inputs, and it fails when a file instructs it to.
 //!
-//! `fake-stage inspect MODEL` prints a summary as the real shard-loader does; `fake-stage job …` is a stage of any name. The
-//! folder `FAKE_CONTROL` holds the orders, named `ORDER-STAGE-LAYER`: `hold` waits while the file exists, `crash` aborts
-//! once, `crash-always` aborts every time, `hang` sends no event once, `fail` fails with the class that the file names.
-//! Every start and end of a job appends a line to `trace` in that folder.
+//! `fake-stage inspect MODEL` inspects a model like the real shard-loader; `fake-stage job …` is a stage of any name. The
+//! folder `FAKE_CONTROL` holds the instructions, named `INSTRUCTION-STAGE-LAYER`: `hold` waits while the file exists,
+//! `crash` aborts once, `crash-always` aborts every time, `hang` reports nothing once, `fail` fails with the class in the
+//! file. The start and end of every job are lines of `trace` in that folder.
 #![allow(clippy::disallowed_methods)] // an ordinary test program, not part of the pipeline
 
 use std::io::Write;
@@ -21,21 +21,21 @@ enum Verb {
     Inspect { model: PathBuf },
 }
 
-/// A failure that was ordered.
+/// A failure by instruction.
 #[derive(Debug)]
-struct Ordered(ExitCode);
+struct InjectedFailure(ExitCode);
 
-impl std::fmt::Display for Ordered {
+impl std::fmt::Display for InjectedFailure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "an ordered failure of class {}", self.0.class())
+        write!(f, "an injected failure of class {}", self.0.class())
     }
 }
 
-impl std::error::Error for Ordered {}
+impl std::error::Error for InjectedFailure {}
 
-/// One stage, and the folder of the orders.
+/// A stage of any name.
 struct FakeStage {
-    name: String,
+    stage: String,
     control: PathBuf,
 }
 
@@ -45,14 +45,18 @@ fn main() -> std::process::ExitCode {
         name: "worker",
         about: "A stage program for tests",
         version: version(&control),
-        classify: |error| error.downcast_ref::<Ordered>().map(|ordered| ordered.0),
+        classify: |error| {
+            error
+                .downcast_ref::<InjectedFailure>()
+                .map(|failure| failure.0)
+        },
     };
     let work = move |job: &mut Job<'_>| {
-        let name = job.id().stage.clone();
+        let stage = job.id().stage.clone();
         let control = control.clone();
-        FakeStage { name, control }.run(job)
+        FakeStage { stage, control }.run(job)
     };
-    let tasks = [Task::new("job", "Be a stage of any name", work)];
+    let tasks = [Task::new("job", "Run as a stage of any name", work)];
     stage::run_with_verbs(program, tasks, |verb| match verb {
         Verb::Inspect { model } => inspect(&model),
     })
@@ -87,60 +91,60 @@ impl FakeStage {
             .create(true)
             .append(true)
             .open(path);
-        let line = format!("{what} {} {layer}\n", self.name);
+        let line = format!("{what} {} {layer}\n", self.stage);
         file.and_then(|mut file| file.write_all(line.as_bytes()))
             .expect("trace");
     }
 
-    /// The text of an order's file, if there is one.
-    fn order(&self, order: &str, layer: &str) -> Option<String> {
-        let name = format!("{order}-{}-{layer}", self.name);
+    /// The text of an instruction, if it exists.
+    fn instruction(&self, instruction: &str, layer: &str) -> Option<String> {
+        let name = format!("{instruction}-{}-{layer}", self.stage);
         std::fs::read_to_string(self.control.join(name)).ok()
     }
 
-    /// Removes an order that is to be followed once.
-    fn remove_order(&self, order: &str, layer: &str) {
-        let name = format!("{order}-{}-{layer}", self.name);
-        std::fs::remove_file(self.control.join(name)).expect("order");
+    /// Removes an instruction that was followed.
+    fn remove_instruction(&self, instruction: &str, layer: &str) {
+        let name = format!("{instruction}-{}-{layer}", self.stage);
+        std::fs::remove_file(self.control.join(name)).expect("instruction");
     }
 
     fn run(&self, job: &mut Job<'_>) -> anyhow::Result<()> {
         let layer = job.layer().ok();
         let label = layer.map_or_else(|| "run".to_owned(), |layer| layer.to_string());
         self.trace("start", &label);
-        eprintln!("{} has layer {label} in hand", self.name);
-        while self.order("hold", &label).is_some() {
+        eprintln!("{} is working on layer {label}", self.stage);
+        while self.instruction("hold", &label).is_some() {
             std::thread::sleep(Duration::from_millis(5));
         }
-        if self.order("crash", &label).is_some() {
-            self.remove_order("crash", &label);
+        if self.instruction("crash", &label).is_some() {
+            self.remove_instruction("crash", &label);
             std::process::abort();
         }
-        if self.order("crash-always", &label).is_some() {
+        if self.instruction("crash-always", &label).is_some() {
             std::process::abort();
         }
-        if self.order("hang", &label).is_some() {
-            self.remove_order("hang", &label);
+        if self.instruction("hang", &label).is_some() {
+            self.remove_instruction("hang", &label);
             std::thread::sleep(Duration::from_secs(600));
         }
-        if let Some(class) = self.order("fail", &label) {
+        if let Some(class) = self.instruction("fail", &label) {
             let mut classes = ExitCode::ALL.into_iter();
             let class = classes
                 .find(|known| known.class() == class.trim())
                 .expect("a class");
-            return Err(Ordered(class).into());
+            return Err(InjectedFailure(class).into());
         }
         let plan = job.plan();
-        let spec = plan.stage(&self.name).expect("of the plan").clone();
+        let spec = plan.stage(&self.stage).expect("of the plan").clone();
         let mut hasher = Hasher::default();
         for reference in &spec.reads {
             if let Ok(external) = job.external(&reference.name) {
                 hasher.update(&external.digest.0);
                 continue;
             }
-            let every_layer = reference.which == Which::Same && layer.is_none();
+            let reads_all_layers = reference.which == Which::Same && layer.is_none();
             let layers = 0..plan.model.layers;
-            let paths: Vec<_> = match every_layer {
+            let paths: Vec<_> = match reads_all_layers {
                 true => layers
                     .filter_map(|n| job.input_at(&reference.name, n).ok())
                     .collect(),
@@ -160,7 +164,7 @@ impl FakeStage {
             job.commit(&reference.name, file)?;
         }
         job.progress(1, 1, "thing");
-        job.metric("seen", 1);
+        job.metric("jobs", 1);
         self.trace("end", &label);
         Ok(())
     }

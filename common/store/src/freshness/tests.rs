@@ -12,7 +12,7 @@ fn job(stage: &str, unit: Unit) -> JobId {
     }
 }
 
-/// Does every job of the plan that is stale, with contents that depend on the key alone.
+/// Runs all stale jobs of the plan, with outputs that depend on the key alone. Returns them in order.
 fn complete(plan: &Plan, run: &RunDir) -> Vec<JobId> {
     let mut ran = Vec::new();
     loop {
@@ -85,7 +85,7 @@ fn a_finished_run_has_nothing_to_do() {
 }
 
 #[test]
-fn a_changed_setting_makes_stale_what_depends_on_it_and_says_why() {
+fn a_changed_setting_makes_dependent_jobs_stale_with_a_reason() {
     let (_keep, _folder, mut plan, run) = completed();
     plan.settings.set("quantize.bpw", "4.5").expect("set");
     let quantize = job("quantize", Unit::Layer(1));
@@ -104,20 +104,20 @@ fn a_changed_setting_makes_stale_what_depends_on_it_and_says_why() {
 }
 
 #[test]
-fn a_changed_source_and_version_are_named() {
+fn a_changed_source_and_a_changed_version_are_named() {
     let (_keep, _folder, mut plan, run) = completed();
     plan.externals.get_mut("source").expect("source").digest = hash_bytes(b"other");
     plan.stages[1].version = 2;
-    let found = reasons(&plan, &run, &job("load", Unit::Layer(0)));
+    let text = reasons(&plan, &run, &job("load", Unit::Layer(0)));
     assert!(
-        found.contains("`input.source` changed 41cf6794ba42 -> "),
-        "{found}"
+        text.contains("`input.source` changed 41cf6794ba42 -> "),
+        "{text}"
     );
-    assert!(found.contains("`stage.version` changed 1 -> 2"), "{found}");
+    assert!(text.contains("`stage.version` changed 1 -> 2"), "{text}");
 }
 
 #[test]
-fn damage_to_outputs_and_receipts_is_found() {
+fn damage_to_outputs_and_receipts_is_detected() {
     let (_keep, folder, plan, run) = completed();
     let path = folder.join("pack/layer_001.uc");
     let mut bytes = std::fs::read(&path).expect("codes");
@@ -142,7 +142,7 @@ fn damage_to_outputs_and_receipts_is_found() {
         reasons(&plan, &run, &job("load", Unit::Layer(0))),
         "not done yet"
     );
-    // What was made again has the same bytes, so nothing after it runs.
+    // Outputs that are made again have the same bytes, so no later job runs.
     assert_eq!(
         complete(&plan, &run),
         [job("load", Unit::Layer(0)), quantize]
@@ -150,7 +150,7 @@ fn damage_to_outputs_and_receipts_is_found() {
 }
 
 #[test]
-fn retired_outputs_are_no_loss_until_somebody_needs_them() {
+fn retired_outputs_are_made_again_only_if_a_job_needs_them() {
     let (_keep, _folder, mut plan, run) = completed();
     for layer in 0..2 {
         retire(&plan, &run, &ArtifactId::at("weights", layer)).expect("retired");
@@ -167,7 +167,7 @@ fn retired_outputs_are_no_loss_until_somebody_needs_them() {
         Freshness::Fresh
     );
 
-    // Layer 1 is lost: its weights and hidden states are needed, and for these layer 0's, and the embedding.
+    // Layer 1 is lost. It needs its weights and hidden states; these need those of layer 0 and the embedding.
     atomic::remove_file(&run.receipt_path(&job("quantize", Unit::Layer(1)))).expect("removed");
     assert_eq!(
         reasons(&plan, &run, &job("load", Unit::Layer(1))),
@@ -186,7 +186,7 @@ fn retired_outputs_are_no_loss_until_somebody_needs_them() {
         expected.iter().collect::<BTreeSet<_>>()
     );
 
-    // An optional stage is not walked.
+    // Optional stages are not examined.
     plan.stages[4].optional = true;
     assert!(
         !plan_work(&plan, &run)

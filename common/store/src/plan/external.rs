@@ -1,4 +1,4 @@
-//! What a run takes from outside: the model's files and the texts, and the shards of a model of the Hub that come and go.
+//! External inputs of a run: the model's files, the texts, and the shards of a model of the Hub that are fetched on demand.
 
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 use super::{Per, Plan, StagePlan, Unit};
 use crate::sha::Sha256Digest;
 
-/// Name of the outside input that is the model.
+/// Name of the external input that is the model.
 pub const SOURCE: &str = "source";
 
-/// The source model's facts.
+/// The source model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSource {
-    /// Name for people: the folder's.
+    /// Name of the folder.
     pub name: String,
     /// Absolute folder.
     pub path: Utf8PathBuf,
@@ -23,7 +23,7 @@ pub struct ModelSource {
     pub linear_parameters: u64,
     /// Weights of the whole model.
     pub total_parameters: u64,
-    /// Where it came from, if it is a model of the Hub.
+    /// Its origin, if it is a model of the Hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hub: Option<HubSource>,
 }
@@ -34,35 +34,35 @@ pub struct ModelSource {
 pub struct HubSource {
     /// `owner/name`.
     pub repository: String,
-    /// The branch, tag or commit that was asked for.
+    /// The requested branch, tag or commit.
     pub revision: String,
-    /// The commit that it named when the run was planned; every byte is of that commit.
+    /// The commit that the revision meant when the run was planned. All files are of this commit.
     pub commit: String,
 }
 
-/// Files from outside, identified by their hashes when the run was planned.
+/// An external input: files that are identified by the hashes they had when the run was planned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct External {
     /// The files, in a fixed order.
     pub files: Vec<ExternalFile>,
-    /// Digest over names, sizes and hashes of the files; for a single file its own SHA-256.
+    /// Digest of names, sizes and hashes of the files; the SHA-256 of the file if there is only one.
     pub digest: Sha256Digest,
 }
 
-/// One outside file.
+/// An external file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExternalFile {
     /// Absolute path.
     pub path: Utf8PathBuf,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Digest of the whole file when the run was planned.
+    /// Digest of the file when the run was planned.
     pub sha256: Sha256Digest,
-    /// Time of its last change then, nanoseconds since 1970; decides whether to hash again.
+    /// Time of its last change (ctime) then, in nanoseconds since 1970. If it differs, the file is hashed again.
     pub mtime_ns: i64,
-    /// Of a shard that comes and goes during the run: what it holds. Its absence is no change.
+    /// The content of a shard that is fetched on demand. Such a file may be absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shard: Option<ShardContent>,
 }
@@ -71,9 +71,9 @@ pub struct ExternalFile {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ShardContent {
-    /// Layers with a tensor in it.
+    /// Layers of which it holds a tensor.
     pub layers: Vec<u32>,
-    /// Whether embeddings, final norm or head have a tensor in it.
+    /// Whether it holds a tensor of the embeddings, the final norm or the head.
     pub non_layer: bool,
 }
 
@@ -88,7 +88,7 @@ pub enum Weights {
 }
 
 impl Plan {
-    /// The shards of the source, if they come and go: numbers of files of the outside input `source`.
+    /// The shards that are fetched on demand, with the position of their files in the external input `source`.
     pub fn shards(&self) -> impl Iterator<Item = (usize, &ExternalFile)> {
         let files = self
             .externals
@@ -103,7 +103,7 @@ impl Plan {
         self.stages.iter().find(|stage| stage.per == Per::Shard)
     }
 
-    /// The shards that a job reads; none where the whole source stays.
+    /// The shards fetched on demand that a job reads.
     pub fn shards_of(&self, stage: &StagePlan, unit: Unit) -> Vec<usize> {
         let holds = |file: &ExternalFile| match (stage.weights, unit.layer(), &file.shard) {
             (Some(Weights::NonLayer), _, Some(shard)) => shard.non_layer,
@@ -122,7 +122,7 @@ mod tests {
     use crate::sha::hash_bytes;
 
     #[test]
-    fn a_job_reads_the_shards_that_hold_its_layer_or_the_ends() {
+    fn a_job_reads_the_shards_that_hold_its_layer_or_the_non_layer_tensors() {
         let mut plan = small_plan();
         let file = |name: &str, shard: Option<(&[u32], bool)>| ExternalFile {
             path: name.into(),

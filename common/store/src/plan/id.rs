@@ -5,34 +5,34 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Which instance of an artifact a stage means.
+/// Which layer of an artifact a stage refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Which {
-    /// `name`: the job's own layer; from a per-run stage every layer.
+    /// `name`: the layer of the job; from a per-run stage, every layer.
     Same,
-    /// `name+1`: the layer after the job's.
+    /// `name+1`: the layer after that of the job.
     Next,
     /// `name@0`: layer 0.
     First,
-    /// `name@last`: the index one past the last layer.
+    /// `name@last`: the index after the last layer.
     Last,
 }
 
-/// A reference to an artifact, as `pipeline.toml` writes it.
+/// A reference to an artifact, as in `pipeline.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ArtifactRef {
-    /// Artifact or external name.
+    /// Name of the artifact or external input.
     pub name: String,
-    /// Which instance.
+    /// The layer.
     pub which: Which,
 }
 
-/// One instance of an artifact.
+/// An artifact of one layer, or one that is not per layer.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ArtifactId {
     /// Artifact name.
     pub name: String,
-    /// Layer index, for artifacts that are one per layer.
+    /// The layer, for an artifact that is one file per layer.
     pub layer: Option<u32>,
 }
 
@@ -151,10 +151,10 @@ impl FromStr for ArtifactRef {
         } else {
             (text, Which::Same)
         };
-        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if name.is_empty() || !name.chars().all(plain) {
+        let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if name.is_empty() || !name.chars().all(is_allowed) {
             return Err(format!(
-                "`{text}` is no artifact reference; expected `name`, `name+1`, `name@0` or `name@last` \
+                "`{text}` is not a reference to an artifact; expected `name`, `name+1`, `name@0` or `name@last` \
                  with a name of a-z, 0-9 and -"
             ));
         }
@@ -180,7 +180,7 @@ impl<'de> Deserialize<'de> for ArtifactRef {
 }
 
 impl ArtifactId {
-    /// An instance of an artifact that is one per layer.
+    /// The artifact of a layer.
     pub fn at(name: &str, layer: u32) -> Self {
         Self {
             name: name.into(),

@@ -1,13 +1,13 @@
-//! What can be wrong with a plan: each mistake names the stage or artifact and what was expected.
+//! Mistakes in a plan. Each names the stage or artifact, and what was expected.
 
 use super::ArtifactId;
 
-/// What can be wrong with a plan.
+/// A mistake in a plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlanProblem {
-    /// A reference to nothing.
+    /// A reference to an unknown artifact.
     #[error(
-        "stage `{stage}` {direction} `{artifact}`, which is neither an artifact nor an outside input; known: {known}"
+        "stage `{stage}` {direction} `{artifact}`, which is neither an artifact nor an external input; known: {known}"
     )]
     UnknownArtifact {
         /// The stage.
@@ -16,66 +16,66 @@ pub enum PlanProblem {
         direction: &'static str,
         /// The name.
         artifact: String,
-        /// The names there are.
+        /// The known names.
         known: String,
     },
-    /// Two stages write the same thing.
+    /// Two stages write the same artifact.
     #[error(
         "artifact `{artifact}` is written by `{first}` and by `{second}`; expected one producer"
     )]
     TwoProducers {
-        /// The artifact instance.
+        /// The artifact.
         artifact: ArtifactId,
         /// One producer.
         first: String,
         /// The other.
         second: String,
     },
-    /// Nobody writes what is read.
+    /// No stage writes what another reads.
     #[error("stage `{stage}` reads `{artifact}`, which no stage writes")]
     NoProducer {
         /// The reader.
         stage: String,
-        /// The artifact instance.
+        /// The artifact.
         artifact: ArtifactId,
     },
-    /// A job that would wait for itself.
-    #[error("stages wait for each other in a circle: {}", path.join(" -> "))]
+    /// Jobs that wait for each other.
+    #[error("stages wait for each other in a cycle: {}", path.join(" -> "))]
     Cycle {
-        /// The jobs of the circle.
+        /// The jobs of the cycle.
         path: Vec<String>,
     },
-    /// A reference whose form does not fit stage or artifact.
-    #[error("stage `{stage}`: `{reference}` does not fit: {why}")]
+    /// A reference that does not fit its stage or artifact.
+    #[error("stage `{stage}`: `{reference}` does not fit: {reason}")]
     BadReference {
         /// The stage.
         stage: String,
         /// The reference as written.
         reference: String,
         /// What does not fit.
-        why: &'static str,
+        reason: &'static str,
     },
-    /// A section of the settings that does not exist.
+    /// An unknown section of the settings.
     #[error("stage `{stage}` lists the settings section `{section}`; known: {known}")]
     UnknownSection {
         /// The stage.
         stage: String,
         /// The name.
         section: String,
-        /// The names there are.
+        /// The known names.
         known: String,
     },
-    /// A path template that could leave the run directory or is otherwise unusable.
-    #[error("artifact `{artifact}`: path `{path}`: {why}")]
+    /// A path template that could leave the run directory, or that is invalid.
+    #[error("artifact `{artifact}`: path `{path}`: {reason}")]
     BadPath {
         /// The artifact.
         artifact: String,
         /// The template.
         path: String,
         /// What is wrong.
-        why: &'static str,
+        reason: &'static str,
     },
-    /// Two stages of one name.
+    /// Two stages with the same name.
     #[error("stage `{stage}` is defined twice")]
     TwoStages {
         /// The name.

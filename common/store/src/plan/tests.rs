@@ -12,7 +12,7 @@ fn id(text: &str) -> ArtifactId {
 }
 
 #[test]
-fn references_have_four_forms_and_nothing_else() {
+fn references_have_four_forms_and_no_other() {
     for (text, which) in [
         ("hidden", Which::Same),
         ("hidden+1", Which::Next),
@@ -29,20 +29,20 @@ fn references_have_four_forms_and_nothing_else() {
 }
 
 #[test]
-fn inputs_outputs_producers_and_consumers_resolve_over_layers() {
+fn inputs_outputs_producers_and_consumers_are_resolved_by_layer() {
     let plan = small_plan();
     plan.validate().expect("valid");
-    let of = |name: &str| plan.stage(name).expect("stage");
+    let stage = |name: &str| plan.stage(name).expect("stage");
     assert_eq!(
-        plan.inputs(of("teacher"), Unit::Layer(1)),
+        plan.inputs(stage("teacher"), Unit::Layer(1)),
         [id("weights@1"), id("hidden@1")]
     );
     assert_eq!(
-        plan.outputs(of("teacher"), Unit::Layer(1)),
+        plan.outputs(stage("teacher"), Unit::Layer(1)),
         [id("hidden@2")]
     );
     assert_eq!(
-        plan.inputs(of("finish"), Unit::Run),
+        plan.inputs(stage("finish"), Unit::Run),
         [id("codes@0"), id("codes@1"), id("hidden@2")]
     );
     let job = |stage: &str, unit| JobId {
@@ -74,7 +74,7 @@ fn inputs_outputs_producers_and_consumers_resolve_over_layers() {
 }
 
 #[test]
-fn optional_consumers_count_only_when_asked() {
+fn optional_consumers_count_only_on_request() {
     let mut plan = small_plan();
     plan.stages[4].optional = true;
     assert_eq!(plan.consumers(&id("hidden@2"), false), []);
@@ -82,7 +82,7 @@ fn optional_consumers_count_only_when_asked() {
 }
 
 #[test]
-fn what_is_asked_for_takes_along_the_optional_stages_that_it_needs_and_no_others() {
+fn a_requested_artifact_enables_exactly_the_optional_stages_that_it_needs() {
     let optional = |plan: &Plan| {
         let stages = plan.stages.iter().filter(|stage| stage.optional);
         stages.map(|stage| stage.name.clone()).collect::<Vec<_>>()
@@ -119,7 +119,7 @@ fn paths_fill_in_layer_and_pack() {
 }
 
 #[test]
-fn an_external_instance_needs_no_producer() {
+fn an_external_artifact_of_a_layer_needs_no_producer() {
     let mut plan = small_plan();
     plan.stages.retain(|stage| stage.name == "finish");
     plan.stages[0].reads = vec!["codes".parse().expect("reference")];
@@ -135,7 +135,7 @@ fn an_external_instance_needs_no_producer() {
     plan.validate().expect("valid");
 }
 
-/// Applies a change to the small plan and returns the problem's text.
+/// Applies a change to the small plan and returns the text of the error.
 fn problem(change: impl FnOnce(&mut Plan)) -> String {
     let mut plan = small_plan();
     change(&mut plan);
@@ -150,7 +150,7 @@ fn every_mistake_is_named() {
     let cases: Vec<(String, &str)> = vec![
         (
             problem(|p| push(p, Per::Layer, &["wieghts"], &[])),
-            "neither an artifact nor an outside input; known: codes",
+            "neither an artifact nor an external input; known: codes",
         ),
         (
             problem(|p| push(p, Per::Layer, &[], &["source"])),
@@ -166,7 +166,7 @@ fn every_mistake_is_named() {
         ),
         (
             problem(|p| p.stages[1].reads.push("codes".parse().expect("r"))),
-            "in a circle: ",
+            "in a cycle: ",
         ),
         (
             problem(|p| push(p, Per::Run, &["hidden+1"], &[])),
@@ -178,11 +178,11 @@ fn every_mistake_is_named() {
         ),
         (
             problem(|p| push(p, Per::Layer, &[], &["manifest"])),
-            "one file again for each layer",
+            "overwrite one file for each layer",
         ),
         (
             problem(|p| push(p, Per::Layer, &[], &["hidden@0"])),
-            "again and again",
+            "overwrite the file of one layer",
         ),
         (
             problem(|p| p.stages[0].settings.push("codec".into())),
@@ -193,8 +193,8 @@ fn every_mistake_is_named() {
             "defined twice",
         ),
     ];
-    for (found, expected) in cases {
-        assert!(found.contains(expected), "{found}\nexpected: {expected}");
+    for (text, expected) in cases {
+        assert!(text.contains(expected), "{text}\nexpected: {expected}");
     }
 }
 

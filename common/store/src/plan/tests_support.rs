@@ -1,4 +1,4 @@
-//! A small plan for the tests of this crate: two layers, a rolling hidden state, a retired intermediate.
+//! A small plan for the tests of this crate: two layers, a hidden state that passes through them, and temporary files.
 
 use camino::Utf8PathBuf;
 

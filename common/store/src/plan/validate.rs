@@ -56,11 +56,11 @@ impl Plan {
                     known: known.into_iter().cloned().collect::<Vec<_>>().join(", "),
                 });
             }
-            let refuse = |why| {
+            let refuse = |reason| {
                 Err(PlanProblem::BadReference {
                     stage: stage.name.clone(),
                     reference: reference.to_string(),
-                    why,
+                    reason,
                 })
             };
             let per_layer = self.is_per_layer(&reference.name);
@@ -72,12 +72,10 @@ impl Plan {
                     return refuse("only a per-layer stage has a next layer");
                 }
                 (Which::Same, Per::Layer) if direction == "writes" && !per_layer => {
-                    return refuse("a per-layer stage would write one file again for each layer");
+                    return refuse("a per-layer stage would overwrite one file for each layer");
                 }
                 (Which::First | Which::Last, Per::Layer) if direction == "writes" => {
-                    return refuse(
-                        "a per-layer stage would write one layer's file again and again",
-                    );
+                    return refuse("a per-layer stage would overwrite the file of one layer");
                 }
                 _ => {}
             }
@@ -114,8 +112,8 @@ impl Plan {
     }
 
     fn check_cycles(&self, producers: &BTreeMap<ArtifactId, JobId>) -> Result<(), PlanProblem> {
-        // Kahn 1962: what is left when nothing can start any more waits in a circle.
-        let mut waiting: BTreeMap<JobId, BTreeSet<JobId>> = BTreeMap::new();
+        // Kahn (1962): the jobs that remain when no more can start form a cycle, or wait for one.
+        let mut pending: BTreeMap<JobId, BTreeSet<JobId>> = BTreeMap::new();
         for job in self.jobs() {
             let stage = self.stage(&job.stage).expect("from the list");
             let on = self.inputs(stage, job.unit);
@@ -123,26 +121,26 @@ impl Plan {
                 .iter()
                 .filter(|id| self.external(id).is_none())
                 .filter_map(|id| producers.get(id));
-            waiting.insert(job, on.cloned().collect());
+            pending.insert(job, on.cloned().collect());
         }
         let mut readers: BTreeMap<JobId, Vec<JobId>> = BTreeMap::new();
-        for (job, on) in &waiting {
-            for producer in on {
+        for (job, producers) in &pending {
+            for producer in producers {
                 readers
                     .entry(producer.clone())
                     .or_default()
                     .push(job.clone());
             }
         }
-        let mut ready: Vec<JobId> = waiting
+        let mut ready: Vec<JobId> = pending
             .iter()
-            .filter(|(_, on)| on.is_empty())
+            .filter(|(_, producers)| producers.is_empty())
             .map(|(job, _)| job.clone())
             .collect();
         while let Some(job) = ready.pop() {
-            waiting.remove(&job);
+            pending.remove(&job);
             for reader in readers.remove(&job).unwrap_or_default() {
-                let on = waiting
+                let on = pending
                     .get_mut(&reader)
                     .expect("not started before its inputs");
                 on.remove(&job);
@@ -151,39 +149,39 @@ impl Plan {
                 }
             }
         }
-        let Some(start) = waiting.keys().next().cloned() else {
+        let Some(start) = pending.keys().next().cloned() else {
             return Ok(());
         };
         let mut path = vec![start.clone()];
         loop {
-            let next = waiting[path.last().expect("not empty")]
+            let next = pending[path.last().expect("not empty")]
                 .iter()
                 .next()
                 .expect("waits")
                 .clone();
             if let Some(at) = path.iter().position(|job| *job == next) {
-                let mut circle: Vec<_> = path[at..].iter().map(ToString::to_string).collect();
-                circle.push(next.to_string());
-                return Err(PlanProblem::Cycle { path: circle });
+                let mut cycle: Vec<_> = path[at..].iter().map(ToString::to_string).collect();
+                cycle.push(next.to_string());
+                return Err(PlanProblem::Cycle { path: cycle });
             }
             path.push(next);
         }
     }
 }
 
-/// A template must stay below its root and know only the two placeholders.
+/// Checks that a path template stays below the run directory and has no unknown placeholders.
 fn check_template(artifact: &str, path: &str) -> Result<(), PlanProblem> {
-    let refuse = |why| {
+    let refuse = |reason| {
         Err(PlanProblem::BadPath {
             artifact: artifact.into(),
             path: path.into(),
-            why,
+            reason,
         })
     };
     let plain = path.replace("{layer}", "0");
     let plain = plain.strip_prefix("{pack}/").unwrap_or(&plain);
     if plain.contains(['{', '}']) {
-        return refuse("placeholders are {layer}, and {pack} as the first folder");
+        return refuse("expected only the placeholders {layer}, and {pack} as the first folder");
     }
     if plain.is_empty() || plain.ends_with('/') {
         return refuse("expected a file name");

@@ -166,7 +166,7 @@ fn unknown_names_and_layers_are_refused() {
 }
 
 #[test]
-fn a_shard_is_verified_for_the_jobs_that_read_it_and_for_no_other() {
+fn a_shard_is_verified_only_for_the_jobs_that_read_it() {
     let (_keep, run, mut plan) = start();
     let path = run.root().join("source/shard");
     let source = plan.externals.get_mut(SOURCE).expect("source");
@@ -199,7 +199,7 @@ fn a_shard_is_verified_for_the_jobs_that_read_it_and_for_no_other() {
 }
 
 #[test]
-fn a_process_hashes_a_file_once_while_it_stays_the_same() {
+fn a_process_hashes_an_unchanged_file_once() {
     let (_keep, folder) = folder();
     let path = folder.join("file");
     atomic::write_bytes(&path, b"good").expect("written");
@@ -207,7 +207,7 @@ fn a_process_hashes_a_file_once_while_it_stays_the_same() {
     file.mtime_ns = 0;
     let mut verified = Verified::default();
     crate::source::verify_file(&file, &mut verified).expect("good");
-    // Known by its time of change: a wrong digest in the plan is not compared again.
+    // The file is recognized by its time of change, so the wrong digest in the plan is not compared.
     file.sha256 = crate::sha::hash_bytes(b"other");
     crate::source::verify_file(&file, &mut verified).expect("known");
     atomic::write_bytes(&path, b"good").expect("written again");
