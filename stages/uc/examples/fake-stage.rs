@@ -1,9 +1,9 @@
-//! A stage program for the tests of the driver: its outputs are digests of its inputs, its mishaps are ordered by files.
+//! A stage program for tests of the driver: its outputs are digests of its inputs, and it fails when a file instructs it to.
 //!
-//! `fake-stage inspect MODEL` states facts like the real shard-loader; `fake-stage job …` is a stage of any name. The
-//! folder `FAKE_CONTROL` holds the orders, named `ORDER-STAGE-LAYER`: `hold` waits while the file exists, `crash` dies
-//! once, `crash-always` dies every time, `hang` says nothing once, `fail` fails with the class that the file names.
-//! Every begin and end of a job is a line of `trace` there.
+//! `fake-stage inspect MODEL` inspects a model like the real shard-loader; `fake-stage job …` is a stage of any name. The
+//! folder `FAKE_CONTROL` holds the instructions, named `INSTRUCTION-STAGE-LAYER`: `hold` waits while the file exists,
+//! `crash` aborts once, `crash-always` aborts every time, `hang` reports nothing once, `fail` fails with the class in the
+//! file. The start and end of every job are lines of `trace` in that folder.
 #![allow(clippy::disallowed_methods)] // an ordinary test program, not part of the pipeline
 
 use std::io::Write;
@@ -28,19 +28,20 @@ enum Task {
     Job(StageArgs),
 }
 
-/// A failure that was ordered.
+/// A failure by instruction.
 #[derive(Debug)]
-struct Ordered(ExitCode);
+struct InjectedFailure(ExitCode);
 
-impl std::fmt::Display for Ordered {
+impl std::fmt::Display for InjectedFailure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "an ordered failure of class {}", self.0.class())
+        write!(f, "an injected failure of class {}", self.0.class())
     }
 }
 
-impl std::error::Error for Ordered {}
+impl std::error::Error for InjectedFailure {}
 
-struct Fake {
+/// A stage of any name.
+struct FakeStage {
     stage: String,
     control: PathBuf,
 }
@@ -56,7 +57,7 @@ fn main() -> std::process::ExitCode {
                 version: version(&control),
             };
             let stage = args.stage.clone().unwrap_or_default();
-            stage::main(program, &args, Fake { stage, control }).into()
+            stage::main(program, &args, FakeStage { stage, control }).into()
         }
     }
 }
@@ -83,7 +84,7 @@ fn inspect(model: &std::path::Path) -> std::process::ExitCode {
     ExitCode::Ok.into()
 }
 
-impl Fake {
+impl FakeStage {
     fn trace(&self, what: &str, layer: &str) {
         let path = self.control.join("trace");
         let file = std::fs::OpenOptions::new()
@@ -95,44 +96,45 @@ impl Fake {
             .expect("trace");
     }
 
-    /// Whether an order stands, with the text of its file.
-    fn order(&self, order: &str, layer: &str) -> Option<String> {
-        let name = format!("{order}-{}-{layer}", self.stage);
+    /// The text of an instruction, if it exists.
+    fn instruction(&self, instruction: &str, layer: &str) -> Option<String> {
+        let name = format!("{instruction}-{}-{layer}", self.stage);
         std::fs::read_to_string(self.control.join(name)).ok()
     }
 
-    fn carried_out(&self, order: &str, layer: &str) {
-        let name = format!("{order}-{}-{layer}", self.stage);
-        std::fs::remove_file(self.control.join(name)).expect("order");
+    /// Removes an instruction that was followed.
+    fn remove_instruction(&self, instruction: &str, layer: &str) {
+        let name = format!("{instruction}-{}-{layer}", self.stage);
+        std::fs::remove_file(self.control.join(name)).expect("instruction");
     }
 }
 
-impl StageProgram for Fake {
+impl StageProgram for FakeStage {
     fn run(&mut self, job: &mut Job<'_>) -> anyhow::Result<()> {
         let layer = job.layer().ok();
         let label = layer.map_or_else(|| "run".to_owned(), |layer| layer.to_string());
         self.trace("start", &label);
-        eprintln!("{} has layer {label} in hand", self.stage);
-        while self.order("hold", &label).is_some() {
+        eprintln!("{} is working on layer {label}", self.stage);
+        while self.instruction("hold", &label).is_some() {
             std::thread::sleep(Duration::from_millis(5));
         }
-        if self.order("crash", &label).is_some() {
-            self.carried_out("crash", &label);
+        if self.instruction("crash", &label).is_some() {
+            self.remove_instruction("crash", &label);
             std::process::abort();
         }
-        if self.order("crash-always", &label).is_some() {
+        if self.instruction("crash-always", &label).is_some() {
             std::process::abort();
         }
-        if self.order("hang", &label).is_some() {
-            self.carried_out("hang", &label);
+        if self.instruction("hang", &label).is_some() {
+            self.remove_instruction("hang", &label);
             std::thread::sleep(Duration::from_secs(600));
         }
-        if let Some(class) = self.order("fail", &label) {
+        if let Some(class) = self.instruction("fail", &label) {
             let mut classes = ExitCode::ALL.into_iter();
             let class = classes
                 .find(|known| known.class() == class.trim())
                 .expect("a class");
-            return Err(Ordered(class).into());
+            return Err(InjectedFailure(class).into());
         }
         let plan = job.plan();
         let spec = plan.stage(&self.stage).expect("of the plan").clone();
@@ -142,9 +144,9 @@ impl StageProgram for Fake {
                 hasher.update(&external.digest.0);
                 continue;
             }
-            let every_layer = reference.which == Which::Same && layer.is_none();
+            let reads_all_layers = reference.which == Which::Same && layer.is_none();
             let layers = 0..plan.model.layers;
-            let paths: Vec<_> = match every_layer {
+            let paths: Vec<_> = match reads_all_layers {
                 true => layers
                     .filter_map(|n| job.input_at(&reference.name, n).ok())
                     .collect(),
@@ -164,12 +166,14 @@ impl StageProgram for Fake {
             job.commit(&reference.name, file)?;
         }
         job.progress(1, 1, "thing");
-        job.metric("seen", 1);
+        job.metric("jobs", 1);
         self.trace("end", &label);
         Ok(())
     }
 
     fn classify(&self, error: &anyhow::Error) -> Option<ExitCode> {
-        error.downcast_ref::<Ordered>().map(|ordered| ordered.0)
+        error
+            .downcast_ref::<InjectedFailure>()
+            .map(|injected| injected.0)
     }
 }

@@ -1,7 +1,7 @@
-//! `pipeline.toml`: read, checked whole, and turned into the plan of a run.
+//! `pipeline.toml`: parsed, fully checked, and turned into the plan of a run.
 //!
-//! Two types: the wire type is what the file may say, [`Pipeline`] is what it means. Every mistake is refused here,
-//! before anything starts, with file, line and key. Nothing here starts a process or looks at a model's weights.
+//! There are two types: the wire type describes what the file may contain, [`Pipeline`] what it means. Every mistake is
+//! reported before anything starts, with file, line and key. Nothing here starts a process or reads a model's weights.
 
 mod assemble;
 mod locate;
@@ -17,9 +17,12 @@ use toml::Spanned;
 use uc_store::plan::{Artifact, ArtifactRef, Per, PlanProblem, Weights};
 use uc_store::settings::Settings;
 
+use crate::process::programs::Programs;
+use crate::report::failure::PipelineError;
+
 pub use assemble::{Goals, Request};
 
-/// The pipeline that is used unless `--pipeline` names another; the file at the project's root.
+/// The pipeline that is used unless `--pipeline` names another: the file in the root of the repository.
 pub const DEFAULT: &str = include_str!("../../../../pipeline.toml");
 
 /// Name of the embedded pipeline in messages.
@@ -27,20 +30,6 @@ const DEFAULT_NAME: &str = "pipeline.toml (built in)";
 
 /// The version of `pipeline.toml` that this program reads.
 const VERSION: u32 = 2;
-
-/// A mistake in a pipeline file.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{file}:{line}: {key}: {message}")]
-pub struct PipelineError {
-    /// The file.
-    pub file: String,
-    /// Line, from 1.
-    pub line: usize,
-    /// The key, with its table.
-    pub key: String,
-    /// What was found and what was expected.
-    pub message: String,
-}
 
 /// A checked pipeline.
 #[derive(Debug, Clone)]
@@ -57,7 +46,9 @@ pub struct Pipeline {
 #[derive(Debug, Clone)]
 struct ArtifactSpec {
     artifact: Artifact,
+    /// Byte offset of the path in the file.
     path_at: usize,
+    /// The file of the model folder without which the artifact does not exist.
     source_file: Option<String>,
 }
 
@@ -68,7 +59,7 @@ struct StageSpec {
     argv: Spanned<Vec<String>>,
     per: Per,
     reads: Vec<Spanned<ArtifactRef>>,
-    /// Read too, in a run that makes them.
+    /// Additional inputs, in a run that makes them.
     reads_if_made: Vec<Spanned<ArtifactRef>>,
     writes: Vec<Spanned<ArtifactRef>>,
     settings: Vec<Spanned<String>>,
@@ -82,7 +73,7 @@ struct StageSpec {
     weights: Option<Weights>,
 }
 
-/// A setting and the value at which a stage is left out.
+/// A setting and the value for which a stage is left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Condition {
     key: String,
@@ -112,16 +103,16 @@ enum Memory {
     Layers(f64),
 }
 
-/// Bytes of a size such as "6 GiB"; none if it is not one.
-pub fn bytes_of(text: &str) -> Option<u64> {
-    match wire::memory_of(text)? {
+/// Bytes of a size such as "6 GiB"; none if the text is not a size.
+pub fn parse_size(text: &str) -> Option<u64> {
+    match wire::parse_memory(text)? {
         Memory::Bytes(bytes) => Some(bytes),
         Memory::Layers(_) => None,
     }
 }
 
 impl Pipeline {
-    /// Reads a file, or takes the embedded pipeline.
+    /// Reads a file; without a path, the embedded pipeline.
     pub fn load(path: Option<&Utf8Path>) -> anyhow::Result<Self> {
         let Some(path) = path else {
             return Ok(Self::parse(DEFAULT_NAME, DEFAULT)?);
@@ -134,7 +125,7 @@ impl Pipeline {
     /// Parses and checks a whole pipeline.
     pub fn parse(file: &str, text: &str) -> Result<Self, PipelineError> {
         let pipeline = wire::parse(file, text)?;
-        // Two layers show every circle and every missing producer that more layers would show.
+        // Two layers reveal every cycle and every missing producer that more layers would.
         pipeline.assemble(&Request::probe(&pipeline))?;
         Ok(pipeline)
     }
@@ -154,8 +145,18 @@ impl Pipeline {
         })
     }
 
+    /// Checks that the program of every stage exists.
+    pub fn check_programs(&self, programs: &Programs) -> anyhow::Result<()> {
+        for (stage, argv) in self.commands() {
+            programs
+                .find(&argv[0])
+                .map_err(|message| self.argv_error(stage, message))?;
+        }
+        Ok(())
+    }
+
     /// A mistake in the command line of a stage.
-    pub fn argv_error(&self, stage: &str, message: String) -> PipelineError {
+    fn argv_error(&self, stage: &str, message: String) -> PipelineError {
         let at = self
             .stages
             .iter()
@@ -168,35 +169,35 @@ impl Pipeline {
         locate::error(&self.file, &self.text, at, message)
     }
 
-    /// Gives a problem of the plan the line that causes it.
+    /// Turns a problem of the plan into an error at the line that causes it.
     fn explain(&self, problem: &PlanProblem) -> PipelineError {
-        let stage_of = |job: &str| job.split(" of layer ").next().unwrap_or(job).to_owned();
+        let stage_name = |job: &str| job.split(" of layer ").next().unwrap_or(job).to_owned();
         let at = match problem {
             PlanProblem::UnknownArtifact {
                 stage, artifact, ..
             } => self.reference_at(stage, |reference| reference.name == *artifact),
             PlanProblem::BadReference {
                 stage, reference, ..
-            } => self.reference_at(stage, |found| found.to_string() == *reference),
+            } => self.reference_at(stage, |listed| listed.to_string() == *reference),
             PlanProblem::NoProducer { stage, artifact } => self
-                .reference_at(&stage_of(stage), |reference| {
+                .reference_at(&stage_name(stage), |reference| {
                     reference.name == artifact.name
                 }),
             PlanProblem::TwoProducers {
                 artifact, second, ..
-            } => self.write_at(&stage_of(second), |reference| {
+            } => self.write_at(&stage_name(second), |reference| {
                 reference.name == artifact.name
             }),
             PlanProblem::Cycle { path } => path
                 .first()
-                .map_or(0, |job| self.reference_at(&stage_of(job), |_| true)),
+                .map_or(0, |job| self.reference_at(&stage_name(job), |_| true)),
             PlanProblem::UnknownSection { stage, section, .. } => self
                 .spec(stage)
                 .and_then(|spec| {
                     let mut sections = spec.settings.iter();
-                    sections.find(|found| found.get_ref() == section)
+                    sections.find(|listed| listed.get_ref() == section)
                 })
-                .map_or(0, |found| found.span().start),
+                .map_or(0, |listed| listed.span().start),
             PlanProblem::BadPath { artifact, .. } => {
                 self.artifacts.get(artifact).map_or(0, |spec| spec.path_at)
             }
@@ -211,46 +212,47 @@ impl Pipeline {
         self.stages.iter().find(|spec| spec.name.get_ref() == stage)
     }
 
-    /// Where a stage mentions an artifact, reads first.
-    fn reference_at(&self, stage: &str, wanted: impl Fn(&ArtifactRef) -> bool) -> usize {
+    /// Byte offset at which a stage mentions an artifact; inputs are searched first.
+    fn reference_at(&self, stage: &str, matches: impl Fn(&ArtifactRef) -> bool) -> usize {
         self.spec(stage).map_or(0, |spec| {
             spec.reads
                 .iter()
                 .chain(&spec.reads_if_made)
                 .chain(&spec.writes)
-                .find(|reference| wanted(reference.get_ref()))
+                .find(|reference| matches(reference.get_ref()))
                 .map_or(spec.name.span().start, |reference| reference.span().start)
         })
     }
 
     /// Whether a stage writes an artifact.
-    pub fn makes(&self, artifact: &str) -> bool {
+    pub fn has_producer(&self, artifact: &str) -> bool {
         let mut writes = self.stages.iter().flat_map(|spec| &spec.writes);
         writes.any(|write| write.get_ref().name == artifact)
     }
 
-    fn write_at(&self, stage: &str, wanted: impl Fn(&ArtifactRef) -> bool) -> usize {
+    /// Byte offset at which a stage lists an output.
+    fn write_at(&self, stage: &str, matches: impl Fn(&ArtifactRef) -> bool) -> usize {
         self.spec(stage).map_or(0, |spec| {
             spec.writes
                 .iter()
-                .find(|reference| wanted(reference.get_ref()))
+                .find(|reference| matches(reference.get_ref()))
                 .map_or(spec.name.span().start, |reference| reference.span().start)
         })
     }
 
-    /// The stages that goals need: those that make them, and what those read, back to the outside inputs.
-    fn needed(&self, goals: &[&str], outside: &BTreeSet<&str>) -> BTreeSet<String> {
-        let mut wanted: Vec<String> = goals.iter().map(ToString::to_string).collect();
-        let mut seen = BTreeSet::new();
+    /// The stages that goals need: those that make them and, recursively, those that make their inputs.
+    fn required_stages(&self, goals: &[&str], externals: &BTreeSet<&str>) -> BTreeSet<String> {
+        let mut pending: Vec<String> = goals.iter().map(ToString::to_string).collect();
+        let mut visited = BTreeSet::new();
         let mut stages = BTreeSet::new();
-        while let Some(name) = wanted.pop() {
-            if outside.contains(name.as_str()) || !seen.insert(name.clone()) {
+        while let Some(name) = pending.pop() {
+            if externals.contains(name.as_str()) || !visited.insert(name.clone()) {
                 continue;
             }
             for spec in &self.stages {
-                let makes = spec.writes.iter().any(|w| w.get_ref().name == name);
-                if makes && stages.insert(spec.name.get_ref().clone()) {
-                    wanted.extend(spec.reads.iter().map(|read| read.get_ref().name.clone()));
+                let writes_it = spec.writes.iter().any(|w| w.get_ref().name == name);
+                if writes_it && stages.insert(spec.name.get_ref().clone()) {
+                    pending.extend(spec.reads.iter().map(|read| read.get_ref().name.clone()));
                 }
             }
         }
