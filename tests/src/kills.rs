@@ -103,7 +103,7 @@ pub fn losses(run: &Path) -> Losses {
                 let count = open.entry(stage).or_default();
                 *count = count.saturating_sub(1);
             }
-            Some("mishap") => strike(open.remove(&stage).unwrap_or(0)),
+            Some("job-failure") => strike(open.remove(&stage).unwrap_or(0)),
             Some("session") => std::mem::take(&mut open)
                 .into_values()
                 .for_each(&mut strike),

@@ -211,10 +211,10 @@ fn whoever_is_killed_in_the_middle_the_next_one_completes() {
     let mut driver = begin();
     signal(uploading(), "-9");
     await_that("it is missed", || {
-        !events(&run, &[("event", "mishap"), ("stage", "upload-layer")]).is_empty()
+        !events(&run, &[("event", "job-failure"), ("stage", "upload-layer")]).is_empty()
     });
-    let mishaps = events(&run, &[("event", "mishap"), ("stage", "upload-layer")]);
-    assert_eq!(mishaps[0].1["class"], "stage-failed");
+    let failures = events(&run, &[("event", "job-failure"), ("stage", "upload-layer")]);
+    assert_eq!(failures[0].1["class"], "stage-failed");
     // The driver: its stages go with it.
     uploading();
     driver.kill().expect("killed");
@@ -445,7 +445,7 @@ fn freed_layers_never_lie_here_in_greater_number_than_the_bound_says() {
     let last = events(&run, &[("event", "started"), ("stage", "pack-writer")]);
     assert!(first[0].0 < last[last.len() - 1].0);
     let summary = json(&output);
-    assert_eq!(summary["pack"]["freed_layers"], LAYERS);
+    assert_eq!(summary["pack"]["deleted_layers"], LAYERS);
     assert_eq!(summary["pack"]["verdict"], Value::Null);
 
     // What is there is the pack that a run without an upload makes.

@@ -64,7 +64,7 @@ fn layer_group(group: &LayerGroup, lines: &mut Vec<String>) {
         experts => format!(", {experts} experts, {} per token", group.experts_per_token),
     };
     let layers = format!(
-        "{} of this structure from {}{experts}, {} exact tensors",
+        "{} like layer {}{experts}, {} exact tensors",
         group.layers.len(),
         group.layers.first().copied().unwrap_or(0),
         group.exact

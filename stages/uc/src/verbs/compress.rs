@@ -34,19 +34,7 @@ pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> an
     let settings = settings(&pipeline, args)?;
     let versions = programs.versions(pipeline.commands())?;
     let evicts = settings.retention.source == SourceRetention::Evict;
-    let scope = match evicts {
-        true => DownloadScope::Headers,
-        false => DownloadScope::Everything,
-    };
-    let model = Model::find(&args.model, scope, &programs, display)?;
-    if evicts && model.source.hub.is_none() {
-        let message = format!(
-            "retention.source: found evict for the folder {}, from which nothing is ever deleted; expected keep, \
-             or a model of the Hub",
-            model.source.path
-        );
-        return Err(failure(ExitCode::BadPipeline, message));
-    }
+    let model = find_model(args, evicts, &programs, display)?;
     let texts = texts(args, &model, display)?;
     let goals = GOALS_WITHOUT_EVALUATION.into_iter();
     let goals: Vec<&str> = goals
@@ -114,6 +102,30 @@ pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> an
     )
 }
 
+/// The model to compress; with eviction, only the headers of its weight files are downloaded in advance.
+fn find_model(
+    args: &CompressArgs,
+    evicts: bool,
+    programs: &Programs,
+    display: &Display,
+) -> anyhow::Result<Model> {
+    let scope = match evicts {
+        true => DownloadScope::Headers,
+        false => DownloadScope::Everything,
+    };
+    let model = Model::find(&args.model, scope, programs, display)?;
+    if evicts && model.source.hub.is_none() {
+        let message = format!(
+            "retention.source: found evict for the folder {}, from which nothing is ever deleted; expected keep, \
+             or a model of the Hub",
+            model.source.path
+        );
+        return Err(failure(ExitCode::BadPipeline, message));
+    }
+    Ok(model)
+}
+
+/// The settings of the pipeline with the overrides of the command line.
 fn settings(pipeline: &Pipeline, args: &CompressArgs) -> anyhow::Result<Settings> {
     let mut settings = pipeline.settings().clone();
     if let Some(bpw) = &args.bpw {

@@ -7,114 +7,21 @@ use std::fs::TryLockError;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, SystemTime};
 
-use camino::{Utf8Path, Utf8PathBuf};
-use serde::Serialize;
-use uc_store::plan::{HubSource, JobId, Per, Plan, StagePlan, Unit};
+use camino::Utf8Path;
+use uc_store::plan::{JobId, Per, Plan, StagePlan};
 use uc_store::run::RunDir;
 use uc_store::settings::SourceRetention;
 
 use crate::cli::StatusArgs;
 use crate::report::completion::completed_jobs;
-use crate::report::event_log_replay::{FailureRecord, JobState, JobView, Replay, StageCost};
+use crate::report::event_log_replay::{JobState, Replay};
 use crate::report::json::print_json;
 
 mod disk;
 mod text;
+mod view;
 
-/// The state of a run.
-#[derive(Debug, Serialize)]
-struct Status {
-    run: Utf8PathBuf,
-    model: String,
-    /// Repository and commit of a model of the Hub.
-    hub: Option<HubSource>,
-    /// The shards of a source that is fetched on demand.
-    shards: Option<ShardsStatus>,
-    layers: u32,
-    pack: Utf8PathBuf,
-    state: RunState,
-    /// Whether a driver is working on it.
-    active: bool,
-    /// Process id of the driver, while it works.
-    process: Option<u32>,
-    done: u64,
-    total: u64,
-    wall_seconds: f64,
-    /// Seconds since the last event, while a driver works.
-    silent_seconds: Option<f64>,
-    /// Estimated seconds until the slowest stage is done; the run takes at least as long.
-    seconds_left: Option<f64>,
-    /// Whether the estimate leaves out a stage that has no estimate yet.
-    seconds_left_partial: bool,
-    disk: disk::Disk,
-    stages: Vec<StageStatus>,
-    running: Vec<Running>,
-    failures: Vec<FailureRecord>,
-}
-
-/// The state of a source whose shards are fetched on demand.
-#[derive(Debug, Serialize)]
-struct ShardsStatus {
-    /// The stage that fetches them.
-    stage: String,
-    /// File names by shard number.
-    files: BTreeMap<u32, String>,
-    /// Number of shards.
-    total: usize,
-    /// Number of shards on disk.
-    present: usize,
-    /// Bytes of all shards.
-    total_bytes: u64,
-    /// Bytes of the shards on disk.
-    present_bytes: u64,
-    /// Bytes that they may take up; none if fetched shards are kept.
-    budget: Option<u64>,
-    /// Bytes received from the Hub in all sessions.
-    received_bytes: u64,
-}
-
-/// The state of a run as a whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum RunState {
-    /// Every job is done.
-    Complete,
-    /// A driver is working on it.
-    Running,
-    /// The last session ended in order before every job was done.
-    Stopped,
-    /// The last session did not record its end: its driver was killed, or the machine went down.
-    Died,
-}
-
-/// The state of one stage.
-#[derive(Debug, Serialize)]
-struct StageStatus {
-    name: String,
-    optional: bool,
-    done: u64,
-    total: u64,
-    /// State of every job, by layer.
-    jobs: Vec<JobState>,
-    /// Jobs per second in this session.
-    rate: Option<f64>,
-    seconds_left: Option<f64>,
-    /// Cost of its jobs, from the event log.
-    cost: StageCost,
-    /// Metrics of its jobs, by layer.
-    metrics: BTreeMap<String, serde_json::Value>,
-}
-
-/// A job in progress.
-#[derive(Debug, Serialize)]
-struct Running {
-    stage: String,
-    #[serde(flatten)]
-    unit: Unit,
-    seconds: f64,
-    #[serde(flatten)]
-    view: JobView,
-}
+use view::{RunState, Running, ShardsStatus, StageStatus, Status};
 
 /// Runs the verb.
 pub fn run(args: &StatusArgs) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ use camino::Utf8PathBuf;
 use uc_store::plan::{Artifact, External, ModelSource, PLAN_VERSION, Per, Plan, StagePlan};
 use uc_store::settings::Settings;
 
-use super::{ArtifactSpec, Cpus, Memory, Pipeline, StageSpec};
+use super::spec::{ArtifactSpec, Cpus, Memory, Pipeline, StageSpec};
 use crate::report::failure::PipelineError;
 
 /// The external inputs that `uc` provides.

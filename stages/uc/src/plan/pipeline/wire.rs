@@ -7,10 +7,13 @@ use toml::{Spanned, Value};
 use uc_store::plan::{Artifact, ArtifactRef, Per, Weights};
 use uc_store::settings::Settings;
 
-use super::{ArtifactSpec, Condition, Cpus, Memory, Pipeline, StageSpec, VERSION, locate};
+use super::locate;
+use super::spec::{ArtifactSpec, Condition, Cpus, Memory, Pipeline, StageSpec};
 
 use crate::report::failure::PipelineError;
 
+/// The version of `pipeline.toml` that this program reads.
+const VERSION: u32 = 2;
 /// How often a failed job is started again unless the stage says otherwise.
 const DEFAULT_RETRIES: u32 = 2;
 /// More retries than this are rejected as a mistake.

@@ -3,7 +3,7 @@
 use indicatif::BinaryBytes;
 use uc_store::plan::Unit;
 
-use super::{RunState, Running, StageStatus, Status};
+use super::view::{RunState, Running, StageStatus, Status};
 use crate::report::event_log_replay::{FailureRecord, JobState};
 use crate::report::progress::format_amount;
 
