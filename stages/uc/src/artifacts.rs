@@ -1,6 +1,6 @@
 //! Names of artifacts of the pipeline that the driver itself refers to.
 
-/// The pack's manifest: a run that makes one makes a pack.
+/// The pack's manifest: a run that writes it writes a pack.
 pub const MANIFEST: &str = "manifest";
 /// What the evaluator measured.
 pub const METRICS: &str = "metrics";

@@ -59,7 +59,7 @@ impl Session {
             );
             return Err(failure(ExitCode::Usage, message));
         }
-        display.say(&format!("continuing {root}"));
+        display.info(&format!("continuing {root}"));
         let run = RunDir::create(root, &plan)?;
         Ok(Self { run, plan, _lock })
     }
@@ -75,12 +75,12 @@ impl Session {
         let work = freshness::plan_work(&self.plan, &self.run)?;
         let to_do = work.to_run(&self.plan).len();
         let total = work.states.len();
-        display.say(&format!(
+        display.info(&format!(
             "{}: {to_do} of {total} jobs to do",
             self.run.root()
         ));
         for line in stale_lines(&self.plan, &work) {
-            display.say(&format!("stale: {line}"));
+            display.info(&format!("stale: {line}"));
         }
         if display.verbosity() > 0 {
             for line in pending_lines(&self.plan, &work) {
@@ -94,7 +94,7 @@ impl Session {
         let source = Source::new(&self.plan, &work, budget)?;
         if let Some(source) = &source {
             let other_bytes = self.estimate_other_disk(programs, budget);
-            display.say(&source.summary(&self.plan, other_bytes));
+            display.info(&source.summary(&self.plan, other_bytes));
         }
         Driver::new(
             &self.plan, &self.run, programs, budget, work, source, display, signals,

@@ -262,7 +262,7 @@ impl<'a> CostModel<'a> {
         let bytes = match (name, layer) {
             ("non-layer" | "pack-non-layer", _) => self.non_layer_bytes(),
             ("weights", Some(layer)) => self.layer_bytes(layer),
-            // There is one file of states more than there are layers.
+            // One file more than there are layers: the states after the last layer too.
             ("sensitivity-hidden" | "gradient", _) => self.states(self.sensitivity_tokens()),
             ("hidden", _) => self.states(self.calibration_tokens()),
             ("eval-hidden", _) => 2.0 * self.states(self.evaluation_tokens()),

@@ -116,8 +116,8 @@ fn settings_that_leave_the_number_of_windows_to_the_text_are_rejected() {
     );
 }
 
-/// The embedded pipeline with every stage and artifact, shards on demand included.
-fn whole_plan(model: &ModelSummary) -> Plan {
+/// The embedded pipeline with every stage and artifact, including the fetching of shards.
+fn complete_plan(model: &ModelSummary) -> Plan {
     let pipeline = Pipeline::load(None).expect("built in");
     let mut settings = pipeline.settings().clone();
     settings.set("retention.source", "evict").expect("set");
@@ -150,7 +150,7 @@ fn whole_plan(model: &ModelSummary) -> Plan {
 #[test]
 fn every_stage_and_artifact_of_the_embedded_pipeline_has_a_formula() {
     let measured = measured();
-    let plan = whole_plan(&measured.model);
+    let plan = complete_plan(&measured.model);
     for line in DEFAULT.lines() {
         let name = |table: &str| line.strip_prefix(table)?.split(']').next();
         if let Some(stage) = name("[stage.") {

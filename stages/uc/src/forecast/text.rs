@@ -225,11 +225,11 @@ fn time(run: &RunForecast, lines: &mut Vec<String>) {
         machine.measured_gflops
     );
     lines.push(row("  measured", basis));
-    let asked = format!(
+    let assumed = format!(
         "{} cores, {:.0} GFLOP/s in products",
         machine.cores, machine.gflops
     );
-    lines.push(row("  estimated for", asked));
+    lines.push(row("  estimated for", assumed));
     lines.push(
         "Only the measured run is a measurement, of a small model. Matrix products are scaled by GFLOP/s, the codec by \
          cores, reading and\nwriting not at all, as if nothing else changed with size or machine. Memory is as declared in \

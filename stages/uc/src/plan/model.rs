@@ -106,7 +106,7 @@ impl Model {
         if name.exists() || !is_hub_name(name.as_str()) {
             return Self::inspect(name, programs);
         }
-        display.say(&format!(
+        display.info(&format!(
             "{name} is not a local folder; looking for it on the Hub"
         ));
         let program = programs
@@ -126,7 +126,7 @@ impl Model {
             &program,
             &arguments,
             &mut |done, total| task.set(done, total),
-            &mut |line| display.say(line),
+            &mut |line| display.info(line),
         );
         task.finish();
         let output = outcome?;
@@ -137,7 +137,7 @@ impl Model {
             failure(ExitCode::StageFailed, message)
         })?;
         let mut model = Self::inspect(&download.folder, programs)?;
-        display.say(&format!(
+        display.info(&format!(
             "{} at commit {} is in {}",
             download.repository, download.commit, download.folder
         ));

@@ -86,7 +86,7 @@ pub fn known_files(prefix: &str, run: Option<&Utf8Path>) -> External {
     plans.extend(similar.map(|entry| entry.path().to_owned()));
     let files = plans
         .iter()
-        // A plan that cannot be read only saves no hashing.
+        // An unreadable plan only means that its files are hashed again.
         .filter_map(|root| RunDir::open(root).ok())
         .flat_map(|(_, plan)| plan.externals.into_values())
         .flat_map(|external| external.files)

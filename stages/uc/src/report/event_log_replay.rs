@@ -72,7 +72,7 @@ pub struct JobView {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
     /// Wall time of the run at which its last attempt started, seconds.
-    pub began: f64,
+    pub started: f64,
     /// Seconds and peak memory in bytes of its last completed attempt.
     #[serde(skip)]
     pub cost: Option<(f64, u64)>,
@@ -109,7 +109,7 @@ pub struct StageCost {
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Pace {
     /// When its first job started.
-    began: f64,
+    started: f64,
     /// When its most recent jobs ended, oldest first. Only recent ones count: a stage that had to wait once is not slow.
     ends: VecDeque<f64>,
 }
@@ -207,7 +207,7 @@ impl Replay {
             state: JobState::Waiting,
             progress: None,
             retry: None,
-            began: 0.0,
+            started: 0.0,
             cost: None,
         })
     }
@@ -252,10 +252,10 @@ impl Replay {
         match event.kind {
             EventKind::Started => {
                 let job = self.job(&stage, unit);
-                (job.state, job.progress, job.began) = (JobState::Running, None, now);
+                (job.state, job.progress, job.started) = (JobState::Running, None, now);
                 job.retry = None;
                 self.paces.entry(stage).or_insert(Pace {
-                    began: now,
+                    started: now,
                     ends: VecDeque::new(),
                 });
             }
@@ -329,7 +329,7 @@ impl Replay {
         let pace = self.paces.get(stage)?;
         let last = pace.ends.back()?;
         let (jobs, seconds) = match pace.ends.len() {
-            1 => (1, last - pace.began),
+            1 => (1, last - pace.started),
             count => (count - 1, last - pace.ends[0]),
         };
         (seconds > 0.0).then(|| jobs as f64 / seconds)

@@ -105,7 +105,7 @@ impl Display {
     }
 
     /// Shows a message.
-    pub fn say(&self, text: &str) {
+    pub fn info(&self, text: &str) {
         match self.format {
             Format::Quiet => {}
             Format::Json => self.json("info", serde_json::json!({"message": text})),
@@ -119,14 +119,14 @@ impl Display {
         match self.format {
             Format::Quiet => {}
             Format::Json => self.json("warning", serde_json::json!({"message": text})),
-            Format::Lines | Format::Bars => self.say(&format!("warning: {text}")),
+            Format::Lines | Format::Bars => self.info(&format!("warning: {text}")),
         }
     }
 
     /// Shows a message if `-v` was given.
     pub fn detail(&self, text: &str) {
         if self.verbosity > 0 {
-            self.say(text);
+            self.info(text);
         }
     }
 
@@ -138,7 +138,7 @@ impl Display {
     }
 
     /// Shows one bar per stage with work, given as (name, jobs done, jobs in total).
-    pub fn begin_stages(&mut self, stages: &[(String, u64, u64)]) {
+    pub fn start_stages(&mut self, stages: &[(String, u64, u64)]) {
         let width = stages
             .iter()
             .map(|(name, ..)| name.len())
@@ -316,7 +316,7 @@ impl Task<'_> {
         let seconds = self.start.elapsed().as_secs_f64();
         if seconds >= 1.0 {
             self.display
-                .say(&format!("{}: done in {seconds:.1} s", self.label));
+                .info(&format!("{}: done in {seconds:.1} s", self.label));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Why jobs have to run, in lines for people: jobs of a stage with the same reasons share a line.
+//! Why jobs have to run, as lines of text: jobs of a stage with the same reasons share a line.
 
 use std::collections::BTreeMap;
 

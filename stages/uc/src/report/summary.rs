@@ -99,7 +99,7 @@ pub fn finish(
     }
     match summary.pack {
         Some(pack) if pack.verdict == Some(Verdict::Fail) => {
-            let message = format!("{} does not verify: uc verify {0} says why", pack.path);
+            let message = format!("{} does not verify: uc verify {0} reports why", pack.path);
             Err(failure(ExitCode::Damaged, message))
         }
         _ => outcome,

@@ -140,7 +140,7 @@ impl<'a> Driver<'a> {
         if let Some(source) = &self.source {
             stages.insert(0, (source.stage().to_owned(), 0, source.traffic().fetches));
         }
-        self.display.begin_stages(&stages);
+        self.display.start_stages(&stages);
         if let Some(source) = &self.source {
             let files = self.plan.shards();
             let file_names = files.filter_map(|(shard, file)| {
@@ -253,7 +253,7 @@ impl<'a> Driver<'a> {
     /// Ends the session in order after a signal; the caller stops the workers.
     fn interrupt(&mut self) -> anyhow::Result<()> {
         self.display
-            .say("stopping; a second signal stops immediately");
+            .info("stopping; a second signal stops immediately");
         let message = format!("interrupted; continue with: uc resume {}", self.run.root());
         Err(failure(ExitCode::Interrupted, message))
     }

@@ -23,6 +23,7 @@ pub struct Source {
     pub retries: u32,
     /// The stage that fetches.
     stage: String,
+    /// Bytes that the shards may take up.
     budget: u64,
     /// The shards that each job reads; jobs that read none are left out.
     needs: BTreeMap<JobId, Vec<usize>>,
@@ -79,15 +80,15 @@ impl Source {
         };
         let disk = match other_bytes {
             Some(other) => format!(
-                "about {} of disk at most, {} of them pack and intermediate files",
+                "about {} of disk in total, of which {} for the pack and intermediate files",
                 BinaryBytes(peak.saturating_add(other)),
                 BinaryBytes(other)
             ),
-            None => "pack and intermediate files on top".into(),
+            None => "pack and intermediate files not included".into(),
         };
         format!(
-            "source: {} in {} shards, still to be read by {readers}; about {} fetches, {} to download, {} of shards on disk \
-             at most; {disk}",
+            "source: {} in {} shards, to be read by {readers}; about {} fetches, {} to download, at most {} of shards on \
+             disk; {disk}",
             BinaryBytes(total),
             shards.len(),
             traffic.fetches,

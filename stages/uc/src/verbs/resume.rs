@@ -30,7 +30,7 @@ pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyh
     }
     programs.refresh_versions(&mut plan)?;
     for change in sources::refresh(&mut plan, threads, display)? {
-        display.say(&change);
+        display.info(&change);
     }
     check_budget(&plan)?;
     plan.tool_version = env!("CARGO_PKG_VERSION").into();

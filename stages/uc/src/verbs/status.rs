@@ -134,7 +134,7 @@ fn assess(plan: &Plan, mut replay: Replay, observed: Observation<'_>) -> Status 
         .map(|(id, job)| Running {
             stage: id.stage.clone(),
             unit: id.unit,
-            seconds: now - job.began,
+            seconds: now - job.started,
             view: job.clone(),
         })
         .collect();

@@ -21,7 +21,7 @@ pub fn run(args: &VerifyArgs, display: &Display) -> anyhow::Result<()> {
         Verdict::Pass => Ok(()),
         Verdict::Fail => Err(failure(
             ExitCode::Damaged,
-            format!("{} is not what its manifest says", args.pack),
+            format!("{} does not match its manifest", args.pack),
         )),
     }
 }

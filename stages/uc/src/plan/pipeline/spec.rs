@@ -37,7 +37,7 @@ pub(super) struct StageSpec {
     pub(super) argv: Spanned<Vec<String>>,
     pub(super) per: Per,
     pub(super) reads: Vec<Spanned<ArtifactRef>>,
-    /// Additional inputs, in a run that makes them.
+    /// Additional inputs, if a stage of the run writes them.
     pub(super) reads_if_made: Vec<Spanned<ArtifactRef>>,
     pub(super) writes: Vec<Spanned<ArtifactRef>>,
     pub(super) settings: Vec<Spanned<String>>,
@@ -65,7 +65,7 @@ impl Condition {
     }
 }
 
-/// A stage's claim on the processors.
+/// The CPU cores that a stage claims.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Cpus {
     All,
@@ -73,7 +73,7 @@ pub(super) enum Cpus {
     Percent(u32),
 }
 
-/// A stage's claim on the memory.
+/// The memory that a stage claims.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Memory {
     Bytes(u64),

@@ -14,11 +14,11 @@ use crate::report::failure::PipelineError;
 
 /// The version of `pipeline.toml` that this program reads.
 const VERSION: u32 = 2;
-/// How often a failed job is started again unless the stage says otherwise.
+/// Retries of a failed job unless the stage sets its own number.
 const DEFAULT_RETRIES: u32 = 2;
 /// More retries than this are rejected as a mistake.
 const MAX_RETRIES: u32 = 100;
-/// Silence after which a job counts as hung unless the stage says otherwise, seconds.
+/// Seconds without an event after which a job counts as stalled, unless the stage sets its own limit.
 const DEFAULT_STALL_TIMEOUT: u64 = 2 * 60 * 60;
 /// More cores than this are rejected as a mistake.
 const MAX_CPUS: i64 = 4096;

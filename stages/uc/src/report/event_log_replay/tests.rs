@@ -116,7 +116,7 @@ fn a_clock_that_is_set_back_makes_no_duration_negative() {
     .concat();
     let replay = Replay::from_text(&text);
     assert_eq!(replay.wall_seconds, 3.0);
-    assert!(replay.jobs.values().all(|job| job.began >= 0.0));
+    assert!(replay.jobs.values().all(|job| job.started >= 0.0));
     assert_eq!(replay.costs()["a"].seconds, 1.0);
     assert_eq!(replay.rate("a"), Some(0.5));
     let back = [

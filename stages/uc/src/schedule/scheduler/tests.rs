@@ -203,7 +203,7 @@ fn a_reader_that_waits_for_the_whole_pass_does_not_count_and_no_other_stage_runs
     let mut load = stage("load", Per::Layer, &["source"], &["weights"]);
     load.max_lead = Some(0);
     plan.stages = vec![
-        stage("begin", Per::Run, &["source"], &["states@0"]),
+        stage("embed", Per::Run, &["source"], &["states@0"]),
         sweep,
         stage("turn", Per::Run, &["states@last"], &["gradient@last"]),
         stage("back", Per::Layer, &["states", "gradient+1"], &["gradient"]),

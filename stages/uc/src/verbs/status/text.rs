@@ -163,7 +163,7 @@ fn running(status: &Status, job: &Running) -> String {
     let progress = job.view.progress.as_ref().map_or_else(String::new, |at| {
         format!("{}, ", format_amount(at.done, at.total, &at.unit))
     });
-    let now = job.view.began + job.seconds;
+    let now = job.view.started + job.seconds;
     let retry = job.view.retry.as_ref().map_or_else(String::new, |retry| {
         let when = match retry.at - now {
             wait if wait > 0.0 => format!("in {}", duration(wait)),
