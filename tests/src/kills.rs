@@ -106,7 +106,7 @@ pub fn lost_work(run: &Path) -> LostWork {
                 let count = open.entry(stage).or_default();
                 *count = count.saturating_sub(1);
             }
-            Some("mishap") => interrupt(open.remove(&stage).unwrap_or(0)),
+            Some("job-failure") => interrupt(open.remove(&stage).unwrap_or(0)),
             Some("session") => std::mem::take(&mut open)
                 .into_values()
                 .for_each(&mut interrupt),

@@ -182,7 +182,7 @@ impl Case {
     fn text(&self, index: &Path) -> String {
         let output = succeed(self.plan().arg("--index").arg(index));
         let text = String::from_utf8(output.stdout).expect("UTF-8");
-        for part in ["peak disk", "bytes in all", "estimated time", "  measured"] {
+        for part in ["peak disk", "total bytes", "estimated time", "  measured"] {
             assert!(text.contains(part), "`{part}` is missing in: {text}");
         }
         let (sizes, _) = text.split_once("peak memory").expect("memory");

@@ -20,6 +20,7 @@ pub mod exit;
 pub mod framed;
 pub mod freshness;
 pub mod logging;
+pub mod model_summary;
 pub mod plan;
 pub mod receipt;
 pub mod resources;

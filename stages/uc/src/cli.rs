@@ -11,21 +11,21 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub verb: Verb,
-    /// How much to say.
+    /// Verbosity and format.
     #[command(flatten)]
     pub output: OutputArgs,
 }
 
-/// Options of every verb that shape what is printed on standard error.
+/// Options of every verb for the output on standard error.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct OutputArgs {
-    /// Say nothing but errors; results still go to standard output
+    /// Print nothing but errors; results still go to standard output
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// Say more: why work is done, the logs of the stages; twice for more
+    /// Print more: why jobs run, the logs of the stages; repeat for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
-    /// Form of progress and log lines on standard error
+    /// Format of progress and log lines on standard error
     #[arg(long, global = true, value_enum, default_value_t)]
     pub log_format: LogFormat,
 }
@@ -35,19 +35,19 @@ pub struct OutputArgs {
 pub enum Verb {
     /// Compress a model folder, verify the pack and evaluate it
     Compress(CompressArgs),
-    /// Continue an interrupted run, or bring it up to date after a changed setting
+    /// Continue an interrupted run, or bring it up to date after a setting changed
     Resume(ResumeArgs),
-    /// Send the pack of a run to a repository of the Hub; run it again after whatever stopped it
+    /// Upload the pack of a run to a Hub repository; run it again to continue after an interruption
     Upload(UploadArgs),
-    /// Show where a run stands: what is done, what runs, how fast, what went wrong
+    /// Show the state of a run: what is done, what is running, how fast, what failed
     Status(StatusArgs),
-    /// Show what is stale in a run and why; or, without weights, what a model's run would take
+    /// Show what is stale in a run and why; or, without weights, what a run of a model would cost
     Plan(PlanArgs),
-    /// Do one job of one stage, alone, with its logs on the terminal
+    /// Run a single job of one stage, with its log on the terminal
     Stage(StageArgs),
     /// Recompute every hash of a pack and of every tensor that it reconstructs
     Verify(VerifyArgs),
-    /// Show what a pack holds
+    /// Show the contents of a pack
     Inspect(InspectArgs),
     /// Compare a pack with its model on text
     Eval(EvalArgs),
@@ -56,27 +56,27 @@ pub enum Verb {
 /// Options of verbs that plan a run.
 #[derive(Debug, Clone, Default, Args)]
 pub struct PlanningArgs {
-    /// Another pipeline file than the built-in one
+    /// A pipeline file in place of the built-in one
     #[arg(long, value_name = "FILE")]
     pub pipeline: Option<Utf8PathBuf>,
     /// Override a setting, for example quantize.damping=0.02; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
-    /// Processor cores to use; all by default. The result is the same for any number
+    /// CPU cores to use; all by default. The result does not depend on the number
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
 }
 
-/// Options of verbs that send a pack.
+/// Options of verbs that upload a pack.
 #[derive(Debug, Clone, Default, Args)]
 pub struct UploadOptions {
-    /// If the repository has to be made, it is private
+    /// Make the repository private if it has to be created
     #[arg(long, requires = "repository")]
     pub private: bool,
-    /// Attempts in a row without progress before the upload gives up
+    /// Consecutive attempts without progress before the upload gives up
     #[arg(long, value_name = "N", requires = "repository", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub attempts: Option<u32>,
-    /// Delete a layer here once the repository holds it and nothing here reads it any more
+    /// Delete a local layer once the repository holds it and no job reads it any more
     #[arg(long, requires = "repository")]
     pub delete_uploaded: bool,
 }
@@ -86,31 +86,31 @@ pub struct UploadOptions {
 pub struct CompressArgs {
     /// A Hugging Face model folder (config.json, tokenizer.json, safetensors), or OWNER/NAME[@REVISION] of the Hub
     pub model: Utf8PathBuf,
-    /// Where the pack goes; by default the folder `pack` in the run directory
+    /// Folder of the pack; by default `pack` in the run directory
     #[arg(long, value_name = "PACK")]
     pub out: Option<Utf8PathBuf>,
     /// The run directory; by default runs/NAME-DIGEST of model and settings
     #[arg(long, value_name = "DIR")]
     pub run: Option<Utf8PathBuf>,
-    /// Bits per weight of the linears, every byte of the layer files counted: 2 to 8
+    /// Bits per weight of the linears, including every byte of the layer files: 2 to 8
     #[arg(long, value_name = "BITS")]
     pub bpw: Option<String>,
     /// Rank of the low-rank correction, or auto
     #[arg(long, value_name = "R")]
     pub rank: Option<String>,
-    /// Text that calibrates (.txt .utf8 .raw .jsonl); repeatable
+    /// Calibration text (.txt .utf8 .raw .jsonl); repeatable
     #[arg(long, value_name = "FILE")]
     pub calibration: Vec<Utf8PathBuf>,
-    /// Text to evaluate on; repeatable
+    /// Evaluation text; repeatable
     #[arg(long, value_name = "FILE")]
     pub evaluation: Vec<Utf8PathBuf>,
-    /// Leave the evaluation out
+    /// Skip the evaluation
     #[arg(long)]
     pub no_eval: bool,
-    /// Send every layer to this repository of the Hub as soon as it is there, then the rest
+    /// Upload every layer to this Hub repository as soon as it is written, then the rest
     #[arg(long = "upload", id = "repository", value_name = "OWNER/NAME[@BRANCH]")]
     pub repository: Option<String>,
-    /// How it is sent.
+    /// How it is uploaded.
     #[command(flatten)]
     pub upload: UploadOptions,
     /// Print the summary as JSON
@@ -129,7 +129,7 @@ pub struct ResumeArgs {
     /// Change a setting of the run; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
-    /// Processor cores to use; all by default
+    /// CPU cores to use; all by default
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
     /// Print the summary as JSON
@@ -142,13 +142,13 @@ pub struct ResumeArgs {
 pub struct UploadArgs {
     /// The run directory
     pub run: Utf8PathBuf,
-    /// The repository, made if it is missing
+    /// The repository; created if it does not exist
     #[arg(long = "repo", id = "repository", value_name = "OWNER/NAME[@BRANCH]")]
     pub repo: String,
-    /// How it is sent.
+    /// How it is uploaded.
     #[command(flatten)]
     pub upload: UploadOptions,
-    /// Processor cores to use; all by default
+    /// CPU cores to use; all by default
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
     /// Print the summary as JSON
@@ -161,10 +161,10 @@ pub struct UploadArgs {
 pub struct StatusArgs {
     /// The run directory
     pub run: Utf8PathBuf,
-    /// Show it again and again until no driver works on the run any more
+    /// Refresh until no driver works on the run any more
     #[arg(long)]
     pub watch: bool,
-    /// Seconds between two looks of --watch
+    /// Seconds between refreshes of --watch
     #[arg(long, value_name = "S", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub interval: u32,
     /// Print JSON
@@ -172,37 +172,37 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
-/// `uc plan`: of a run, or of a model by its configuration.
+/// `uc plan`: for a run, or for a model by its configuration.
 #[derive(Debug, Clone, Args)]
 #[command(group(ArgGroup::new("subject").required(true).args(["run", "config"])))]
 pub struct PlanArgs {
     /// The run directory
     pub run: Option<Utf8PathBuf>,
-    /// A model's config.json, in place of a run; needs no weights
+    /// The config.json of a model, in place of a run; needs no weights
     #[arg(long, value_name = "FILE")]
     pub config: Option<Utf8PathBuf>,
-    /// The model's model.safetensors.index.json, to compare with the plan
+    /// The model.safetensors.index.json of the model, to compare with the plan
     #[arg(long, value_name = "FILE", conflicts_with = "run")]
     pub index: Option<Utf8PathBuf>,
-    /// Bits per weight of the linears, every byte of the layer files counted: 2 to 8
+    /// Bits per weight of the linears, including every byte of the layer files: 2 to 8
     #[arg(long, value_name = "BITS", conflicts_with = "run")]
     pub bpw: Option<String>,
     /// Memory that jobs may claim together, for example "64 GiB"
     #[arg(long, value_name = "SIZE", conflicts_with = "run")]
     pub memory: Option<String>,
-    /// What the machine sustains in matrix products, 10⁹ operations a second, for the estimate of time
+    /// Sustained rate of matrix products, 10⁹ operations per second, for the estimate of time
     #[arg(long, value_name = "N", conflicts_with = "run")]
     pub gflops: Option<f64>,
-    /// Processor cores, for the estimate of time; by default those of the measured machine
+    /// CPU cores, for the estimate of time; by default those of the measured machine
     #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
-    /// Another pipeline file than the built-in one
+    /// A pipeline file in place of the built-in one
     #[arg(long, value_name = "FILE", conflicts_with = "run")]
     pub pipeline: Option<Utf8PathBuf>,
     /// Print the plan as JSON
     #[arg(long, conflicts_with = "run")]
     pub json: bool,
-    /// As if this setting were changed; nothing is written; repeatable
+    /// Plan as if this setting were changed; nothing is written; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
 }
@@ -210,7 +210,7 @@ pub struct PlanArgs {
 /// `uc stage`.
 #[derive(Debug, Clone, Args)]
 pub struct StageArgs {
-    /// The stage, as pipeline.toml names it
+    /// The stage, by its name in pipeline.toml
     pub name: String,
     /// The run directory
     #[arg(long, value_name = "DIR")]
@@ -218,7 +218,7 @@ pub struct StageArgs {
     /// The layer, for a stage that works per layer
     #[arg(long, value_name = "N")]
     pub layer: Option<u32>,
-    /// Processor cores to use; all by default
+    /// CPU cores to use; all by default
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
 }
@@ -231,7 +231,7 @@ pub struct VerifyArgs {
     /// Print the report as JSON
     #[arg(long)]
     pub json: bool,
-    /// Processor cores to use; all by default
+    /// CPU cores to use; all by default
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
 }
@@ -257,7 +257,7 @@ pub struct EvalArgs {
     /// The model that the pack was made from: a folder, or OWNER/NAME[@REVISION] of the Hub
     #[arg(long, value_name = "MODEL")]
     pub model: Utf8PathBuf,
-    /// Text to evaluate on (.txt .utf8 .raw .jsonl); repeatable
+    /// Evaluation text (.txt .utf8 .raw .jsonl); repeatable
     #[arg(long, value_name = "FILE")]
     pub text: Vec<Utf8PathBuf>,
     /// The run directory; by default runs/eval-NAME-DIGEST
@@ -279,8 +279,8 @@ mod tests {
 
     use super::*;
 
-    /// Every long option of a verb with the global ones.
-    fn options(command: &clap::Command) -> BTreeSet<String> {
+    /// Every long option of a command.
+    fn long_options(command: &clap::Command) -> BTreeSet<String> {
         command
             .get_arguments()
             .filter_map(|argument| argument.get_long())
@@ -289,7 +289,7 @@ mod tests {
     }
 
     /// The words of a text that look like long options.
-    fn mentioned(text: &str) -> BTreeSet<String> {
+    fn mentioned_options(text: &str) -> BTreeSet<String> {
         text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
             .filter(|word| word.starts_with("--") && !word.starts_with("---"))
             .filter(|word| word.len() > 2)
@@ -303,10 +303,10 @@ mod tests {
     }
 
     #[test]
-    fn the_documentation_describes_exactly_the_verbs_and_options_that_exist() {
+    fn the_documentation_describes_exactly_the_existing_verbs_and_options() {
         let document = include_str!("../../../docs/cli.md");
         let command = Cli::command();
-        let global = options(&command);
+        let global = long_options(&command);
         let mut sections: Vec<(String, &str)> = Vec::new();
         for part in document.split("\n## `uc ").skip(1) {
             let name = part.split([' ', '`']).next().expect("verb");
@@ -323,21 +323,25 @@ mod tests {
             let (_, body) = sections
                 .iter()
                 .find(|(name, _)| name == verb.get_name())
-                .expect("is");
-            let own = options(verb);
-            let mut said = mentioned(body);
+                .expect("section");
+            let existing = long_options(verb);
+            let mut documented = mentioned_options(body);
             assert_eq!(
-                own.difference(&said).count(),
+                existing.difference(&documented).count(),
                 0,
-                "{}: {own:?}",
+                "{}: {existing:?}",
                 verb.get_name()
             );
-            said.retain(|option| !own.contains(option) && !global.contains(option));
-            assert!(said.is_empty(), "{} has no {said:?}", verb.get_name());
+            documented.retain(|option| !existing.contains(option) && !global.contains(option));
+            assert!(
+                documented.is_empty(),
+                "{} has no {documented:?}",
+                verb.get_name()
+            );
         }
         let general = document.split("\n## `uc ").next().expect("head");
         assert_eq!(
-            global.difference(&mentioned(general)).count(),
+            global.difference(&mentioned_options(general)).count(),
             0,
             "{global:?}"
         );

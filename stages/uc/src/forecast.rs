@@ -1,185 +1,53 @@
-//! What a run of a model would take, from its description alone: `uc plan --config`.
+//! What a run of a model would cost, from a summary of the model alone: `uc plan --config`.
 //!
 //! Sizes follow from the plan and the settings; time is an estimate from the rates of one measured run
-//! (`docs/benchmarks/throughput.json`, embedded). Nothing here starts a process, reads a weight or looks at this machine.
+//! (`docs/benchmarks/throughput.json`, embedded). Every stage and artifact of the plan must have a formula. Nothing here
+//! starts a process, reads a weight or inspects this machine.
 
-mod arithmetic;
-pub mod facts;
+mod cost_model;
+mod estimate;
+mod layer_costs;
+mod measured;
 mod simulation;
 mod text;
+mod types;
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
 use uc_settings::Settings;
 use uc_store::ExitCode;
-use uc_store::plan::{ArtifactId, JobId, ModelSource, Per, Plan};
+use uc_store::model_summary::ModelSummary;
+use uc_store::plan::{JobId, ModelSource, Per, Plan};
 
 use crate::plan::pipeline::{Goals, Pipeline, Request};
 use crate::plan::sources;
 use crate::report::failure::failure;
 use crate::schedule::scheduler::Budget;
-use arithmetic::{Arithmetic, JobCost};
-use facts::{Facts, Kind};
-
-/// The measured run, made by `tests/benchmark/throughput.py`.
-const MEASURED: &str = include_str!("../../../docs/benchmarks/throughput.json");
-/// Bytes of a weight where no index tells.
-const BF16: f64 = 2.0;
+use cost_model::{BF16, CostModel};
+use estimate::Estimate;
+use layer_costs::LayerCosts;
+use measured::{Measurement, Rates};
+use simulation::Sizes;
+use types::{DiskForecast, Forecast, MachineForecast, PackForecast, RunForecast, StageForecast};
 
 /// The machine that the estimate is for.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Machine {
-    /// Processor cores; those of the measured machine if not given.
+    /// CPU cores; by default those of the measured machine.
     pub threads: Option<u32>,
-    /// What its matrix products sustain, 10⁹ operations a second; as measured if not given.
+    /// Sustained rate of matrix products, 10⁹ operations per second; by default the measured one.
     pub gflops: Option<f64>,
-    /// Memory that jobs may claim together, bytes; not limited if not given.
+    /// Memory that jobs may claim together, bytes; unlimited by default.
     pub memory: Option<u64>,
 }
 
-/// The receipt of the measured run.
-#[derive(Debug, Deserialize)]
-struct Measured {
-    receipt: String,
-    processor: String,
-    cores: u32,
-    wall_seconds: f64,
-    model: Facts,
-    stages: BTreeMap<String, MeasuredStage>,
-}
-
-#[derive(Debug, Deserialize)]
-struct MeasuredStage {
-    seconds: f64,
-}
-
-/// Everything that `uc plan --config` says.
-#[derive(Debug, Serialize)]
-pub struct Forecast {
-    /// The model.
-    pub model: Facts,
-    /// What would be written.
-    pub pack: PackForecast,
-    /// What it would take.
-    pub run: RunForecast,
-}
-
-/// The pack's size.
-#[derive(Debug, Serialize)]
-pub struct PackForecast {
-    /// Bits per weight of the linears, every byte of the layer files counted.
-    pub bits_per_weight_linears: f64,
-    /// All bytes over all parameters.
-    pub bits_per_weight_all: f64,
-    /// Bytes of the layer files.
-    pub layer_bytes: u64,
-    /// Bytes of the exact scaffold.
-    pub non_layer_bytes: u64,
-    /// Bytes of the manifest.
-    pub manifest_bytes: u64,
-    /// Their sum; the tokenizer's files come on top.
-    pub total_bytes: u64,
-    /// All parameters in bf16.
-    pub bf16_bytes: u64,
-    /// `bf16_bytes` over `total_bytes`.
-    pub compression_ratio: f64,
-    /// Bytes of a weight in the source, by the index; else taken as bf16.
-    pub source_bytes_per_weight: f64,
-}
-
-/// What the run takes.
-#[derive(Debug, Serialize)]
-pub struct RunForecast {
-    /// Calibration, survey and evaluation.
-    pub tokens: [u64; 3],
-    /// In the order of the pipeline.
-    pub stages: Vec<StageForecast>,
-    /// By artifact, and as `STAGE (scratch)` what a stage's job needs while it runs; the largest first.
-    pub disk: Vec<DiskForecast>,
-    /// Most bytes at once beside the source.
-    pub peak_disk_bytes: u64,
-    /// Bytes of the source.
-    pub source_bytes: u64,
-    /// Largest memory that a stage declares.
-    pub largest_memory_bytes: u64,
-    /// Most memory that jobs declare that run at the same time.
-    pub peak_memory_bytes: u64,
-    /// Bytes read by jobs, every input once, and the source once to hash it.
-    pub read_bytes: u64,
-    /// Bytes written.
-    pub written_bytes: u64,
-    /// Estimated, one job after another.
-    pub hours_of_jobs: f64,
-    /// Estimated, jobs side by side by the driver's rules.
-    pub hours: f64,
-    /// What the estimate rests on.
-    pub machine: MachineForecast,
-}
-
-/// What an estimate rests on.
-#[derive(Debug, Serialize)]
-pub struct MachineForecast {
-    /// Receipt of the measured run.
-    pub receipt: String,
-    /// Its processor.
-    pub processor: String,
-    /// Its cores.
-    pub measured_cores: u32,
-    /// What its product-bound stages sustained together.
-    pub measured_gflops: f64,
-    /// Hours of its run.
-    pub measured_hours: f64,
-    /// Cores of the estimate.
-    pub cores: u32,
-    /// Of the estimate.
-    pub gflops: f64,
-    /// Memory that jobs may claim together; none if not limited.
-    pub memory_bytes: Option<u64>,
-}
-
-/// One stage.
-#[derive(Debug, Serialize)]
-pub struct StageForecast {
-    /// Its name.
-    pub name: String,
-    /// Number of jobs.
-    pub jobs: u64,
-    /// Per layer, or one for the run.
-    pub per: Per,
-    /// Layers that it may be ahead of its slowest reader.
-    pub max_lead: Option<u32>,
-    /// What it declares, bytes.
-    pub memory_bytes: u64,
-    /// What bounds it; none for a program that the estimate does not know.
-    pub bound: Option<&'static str>,
-    /// Operations or bytes of all jobs.
-    pub work: f64,
-    /// Estimated seconds of all jobs.
-    pub seconds: f64,
-}
-
-/// One artifact.
-#[derive(Debug, Serialize)]
-pub struct DiskForecast {
-    /// Its name.
-    pub name: String,
-    /// Whether it is deleted after its last reader.
-    pub temporary: bool,
-    /// Most files at once.
-    pub files: usize,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Bytes when the whole disk is fullest.
-    pub bytes_at_peak: u64,
-}
-
-/// Plans a run of a model.
+/// Forecasts a run of a model.
 ///
 /// # Errors
-/// For settings that leave the number of windows to the text, and whatever the pipeline refuses.
+/// If a setting leaves the number of windows to the text, if a stage or artifact has no formula, and whatever the pipeline
+/// reports.
 pub fn forecast(
-    facts: Facts,
+    model: ModelSummary,
     pipeline: &Pipeline,
     settings: &Settings,
     machine: Machine,
@@ -190,34 +58,29 @@ pub fn forecast(
     ] {
         if windows == 0 {
             let message = format!(
-                "{key}: found 0, which takes all of a text that a plan without files does not know; expected a number"
+                "{key}: found 0, which takes the whole text, but a plan without files has no text; expected a number"
             );
             return Err(failure(ExitCode::Usage, message));
         }
     }
-    let measured: Measured = serde_json::from_str(MEASURED)?;
-    let source_width = source_width(&facts);
-    let arithmetic = Arithmetic {
-        facts: &facts,
-        settings,
-        source_width,
-    };
+    let measured = Measurement::embedded()?;
+    let costs = CostModel::new(&model, settings);
     let cores = machine.threads.unwrap_or(measured.cores);
-    let plan = plan(&facts, pipeline, settings, cores)?;
-    let rates = Rates::of(&measured, &pipeline_of(&measured)?);
-    let sizes = Estimate {
-        plan: &plan,
-        arithmetic,
-        rates: &rates,
-        products: machine.gflops.map_or(1.0, |gflops| gflops / rates.gflops),
-        codec: f64::from(cores) / f64::from(measured.cores),
-    };
+    let plan = plan_without_files(&model, pipeline, settings, cores)?;
+    let rates = Rates::new(&measured, &measured_plan(&measured)?);
+    let estimate = Estimate::new(
+        &plan,
+        costs,
+        &rates,
+        machine.gflops.map_or(1.0, |gflops| gflops / rates.gflops),
+        f64::from(cores) / f64::from(measured.cores),
+    )?;
     let budget = Budget {
         cpus: cores,
         memory: machine.memory.unwrap_or(0),
     };
-    let outcome = simulation::run(&plan, budget, &sizes);
-    let pack = pack(&arithmetic);
+    let outcome = simulation::run(&plan, budget, &estimate);
+    let pack = pack_forecast(&costs);
     let machine = MachineForecast {
         receipt: measured.receipt,
         processor: measured.processor,
@@ -228,79 +91,60 @@ pub fn forecast(
         gflops: machine.gflops.unwrap_or(rates.gflops),
         memory_bytes: machine.memory,
     };
-    let run = run(&sizes, &outcome, machine);
-    Ok(Forecast {
-        pack,
-        run,
-        model: facts,
-    })
+    let run = run_forecast(&estimate, &outcome, machine);
+    Ok(Forecast { pack, run, model })
 }
 
-/// Bytes that a job leaves in receipts, metrics, logs and events; 4.1 kB measured (44 jobs of the embedded model).
+/// Bytes of receipts, metrics, logs and events per job; 4.1 kB were measured (44 jobs of the embedded model).
 const RECORD_BYTES: f64 = 5e3;
 
-/// Most bytes on disk beside the source in a run of a plan, whichever of its stages is the slow one; none where the number of
-/// windows is left to the text.
-pub fn disk(facts: &Facts, plan: &Plan, budget: Budget) -> Option<u64> {
+/// Peak bytes on disk besides the source, whichever stage of the plan turns out to be slow; none if the settings leave the
+/// number of windows to the text, or if a stage or artifact has no formula.
+pub fn peak_disk(model: &ModelSummary, plan: &Plan, budget: Budget) -> Option<u64> {
     let settings = &plan.settings;
     if settings.calibration.windows == 0 || settings.evaluation.windows == 0 {
         return None;
     }
-    let measured: Measured = serde_json::from_str(MEASURED).ok()?;
-    let rates = Rates::of(&measured, &pipeline_of(&measured).ok()?);
-    let sizes = Estimate {
-        plan,
-        arithmetic: Arithmetic {
-            facts,
-            settings,
-            source_width: source_width(facts),
-        },
-        rates: &rates,
-        products: 1.0,
-        codec: f64::from(budget.cpus) / f64::from(measured.cores),
-    };
+    let measured = Measurement::embedded().ok()?;
+    let rates = Rates::new(&measured, &measured_plan(&measured).ok()?);
+    let codec_speed = f64::from(budget.cpus) / f64::from(measured.cores);
+    let costs = CostModel::new(model, settings);
+    let estimate = Estimate::new(plan, costs, &rates, 1.0, codec_speed).ok()?;
     let layered = plan.stages.iter().filter(|stage| stage.per == Per::Layer);
-    let most = layered
+    let peak = layered
         .map(|stage| {
-            let sizes = simulation::Slowed {
-                sizes: &sizes,
+            let slowed = simulation::Slowed {
+                sizes: &estimate,
                 stage: &stage.name,
             };
-            simulation::run(plan, budget, &sizes).disk
+            simulation::run(plan, budget, &slowed).disk
         })
-        .fold(simulation::run(plan, budget, &sizes).disk, f64::max);
+        .fold(simulation::run(plan, budget, &estimate).disk, f64::max);
     let records = plan.jobs().len() as f64 * RECORD_BYTES;
-    Some((most + records) as u64)
+    Some((peak + records) as u64)
 }
 
-fn source_width(facts: &Facts) -> f64 {
-    let size = facts.index.as_ref().and_then(|index| index.total_size);
-    size.map_or(BF16, |size| {
-        size as f64 / facts.total_parameters.max(1) as f64
-    })
-}
-
-/// The plan of a run of this model, its files unknown.
-fn plan(
-    facts: &Facts,
+/// The plan of a run of a model whose files are not known.
+fn plan_without_files(
+    model: &ModelSummary,
     pipeline: &Pipeline,
     settings: &Settings,
     cores: u32,
 ) -> anyhow::Result<Plan> {
-    let texts = ["source", "calibration-text", "evaluation-text"];
+    let inputs = ["source", "calibration-text", "evaluation-text"];
     let request = Request {
         model: ModelSource {
-            name: facts.family.clone(),
+            name: model.family.clone(),
             path: "/".into(),
-            layers: facts.layers as u32,
-            linear_parameters: facts.linear_parameters,
-            total_parameters: facts.total_parameters,
+            layers: model.layers as u32,
+            linear_parameters: model.linear_parameters,
+            total_parameters: model.total_parameters,
             hub: None,
         },
         source_files: Default::default(),
         pack_dir: "pack".into(),
         settings: settings.clone(),
-        externals: texts.map(|name| (name.into(), sources::unknown())).into(),
+        externals: inputs.map(|name| (name.into(), sources::unknown())).into(),
         goals: Goals::Everything,
         cpus: cores,
         versions: BTreeMap::new(),
@@ -309,162 +153,62 @@ fn plan(
 }
 
 /// The plan of the measured run: the built-in pipeline at its defaults.
-fn pipeline_of(measured: &Measured) -> anyhow::Result<Plan> {
+fn measured_plan(measured: &Measurement) -> anyhow::Result<Plan> {
     let pipeline = Pipeline::load(None)?;
     let settings = pipeline.settings().clone();
-    plan(&measured.model, &pipeline, &settings, measured.cores)
+    plan_without_files(&measured.model, &pipeline, &settings, measured.cores)
 }
 
-/// What the measured machine did in a second.
-struct Rates {
-    /// By the program and its first arguments: work per second.
-    by_command: BTreeMap<String, f64>,
-    /// Of all product-bound stages together, 10⁹ operations a second.
-    gflops: f64,
-}
-
-impl Rates {
-    fn of(measured: &Measured, plan: &Plan) -> Self {
-        let arithmetic = Arithmetic {
-            facts: &measured.model,
-            settings: &plan.settings,
-            source_width: source_width(&measured.model),
-        };
-        let (mut operations, mut seconds) = (0.0, 0.0);
-        let mut by_command = BTreeMap::new();
-        for stage in &plan.stages {
-            let Some(found) = measured.stages.get(&stage.name) else {
-                continue;
-            };
-            let units = stage.units(plan.model.layers).into_iter();
-            let works: Vec<JobCost> = units
-                .filter_map(|unit| {
-                    arithmetic.work(&stage.argv, kind(&measured.model, unit.layer()))
-                })
-                .collect();
-            let amount: f64 = works.iter().map(|work| work.amount()).sum();
-            if let Some(JobCost::Product(_)) = works.first() {
-                operations += amount;
-                seconds += found.seconds;
-            }
-            by_command.insert(stage.argv.join(" "), amount / found.seconds);
-        }
-        Rates {
-            by_command,
-            gflops: operations / seconds / 1e9,
-        }
-    }
-}
-
-fn kind(facts: &Facts, layer: Option<u32>) -> Option<&Kind> {
-    layer.and_then(|layer| facts.kind(layer))
-}
-
-/// Sizes and seconds of the jobs and files of a plan.
-struct Estimate<'a> {
-    plan: &'a Plan,
-    arithmetic: Arithmetic<'a>,
-    rates: &'a Rates,
-    /// How many times as fast as measured products are.
-    products: f64,
-    /// The same of the codec.
-    codec: f64,
-}
-
-impl Estimate<'_> {
-    fn kind(&self, layer: Option<u32>) -> Option<&Kind> {
-        kind(self.arithmetic.facts, layer)
-    }
-
-    fn argv(&self, job: &JobId) -> &[String] {
-        self.plan.stage(&job.stage).map_or(&[], |stage| &stage.argv)
-    }
-
-    fn work(&self, job: &JobId) -> Option<JobCost> {
-        self.arithmetic
-            .work(self.argv(job), self.kind(job.unit.layer()))
-    }
-}
-
-impl simulation::Sizes for Estimate<'_> {
-    fn seconds(&self, job: &JobId) -> f64 {
-        let rate = self.rates.by_command.get(&self.argv(job).join(" "));
-        let Some((work, rate)) = self.work(job).zip(rate) else {
-            return 0.0;
-        };
-        let times = match work {
-            JobCost::Product(_) => self.products,
-            JobCost::Codec(_) => self.codec,
-            JobCost::Bytes(_) => 1.0,
-        };
-        work.amount() / rate / times
-    }
-
-    fn bytes(&self, artifact: &ArtifactId) -> f64 {
-        let kind = self.kind(artifact.layer);
-        self.arithmetic
-            .artifact(&artifact.name, kind)
-            .unwrap_or(0.0)
-    }
-
-    fn scratch(&self, job: &JobId) -> f64 {
-        self.arithmetic
-            .scratch(self.argv(job), self.kind(job.unit.layer()))
-    }
-}
-
-fn pack(arithmetic: &Arithmetic<'_>) -> PackForecast {
-    let facts = arithmetic.facts;
-    let kinds = facts.kinds.iter();
-    let layers: f64 = kinds
-        .map(|kind| kind.layers.len() as f64 * arithmetic.pack_layer_bytes(kind))
+fn pack_forecast(costs: &CostModel<'_>) -> PackForecast {
+    let model = costs.model;
+    let groups = model.layer_groups.iter();
+    let layers: f64 = groups
+        .map(|group| group.layers.len() as f64 * costs.pack_layer_bytes(LayerCosts { group }))
         .sum();
-    let (non_layer, manifest) = (arithmetic.non_layer_bytes(), arithmetic.manifest_bytes());
+    let (non_layer, manifest) = (costs.non_layer_bytes(), costs.manifest_bytes());
     let total = layers + non_layer + manifest;
-    let bf16 = BF16 * facts.total_parameters as f64;
+    let bf16 = BF16 * model.total_parameters as f64;
     PackForecast {
-        bits_per_weight_linears: 8.0 * layers / facts.linear_parameters.max(1) as f64,
-        bits_per_weight_all: 8.0 * total / facts.total_parameters.max(1) as f64,
+        bits_per_weight_linears: 8.0 * layers / model.linear_parameters.max(1) as f64,
+        bits_per_weight_all: 8.0 * total / model.total_parameters.max(1) as f64,
         layer_bytes: layers as u64,
         non_layer_bytes: non_layer as u64,
         manifest_bytes: manifest as u64,
         total_bytes: total as u64,
         bf16_bytes: bf16 as u64,
         compression_ratio: bf16 / total,
-        source_bytes_per_weight: arithmetic.source_width,
+        source_bytes_per_weight: costs.source_width,
     }
 }
 
-fn run(
-    sizes: &Estimate<'_>,
+fn run_forecast(
+    estimate: &Estimate<'_>,
     outcome: &simulation::Outcome,
     machine: MachineForecast,
 ) -> RunForecast {
-    use simulation::Sizes;
-    let (plan, arithmetic) = (sizes.plan, &sizes.arithmetic);
-    let source = arithmetic.facts.total_parameters as f64 * arithmetic.source_width;
+    let (plan, costs) = (estimate.plan, &estimate.costs);
+    let source = costs.model.total_parameters as f64 * costs.source_width;
     let (mut read, mut written) = (source, 0.0);
     let mut stages = Vec::new();
     for stage in plan.stages.iter().filter(|stage| !stage.optional) {
         let units = stage.units(plan.model.layers);
-        let (mut work, mut seconds, mut bound) = (0.0, 0.0, None);
+        let (mut work, mut seconds, mut bound) = (0.0, 0.0, "");
         for &unit in &units {
             let job = JobId {
                 stage: stage.name.clone(),
                 unit,
             };
-            if let Some(found) = sizes.work(&job) {
-                work += found.amount();
-                bound = Some(found.bound());
-            }
-            seconds += sizes.seconds(&job);
+            let cost = estimate.job_cost(&job);
+            work += cost.amount();
+            bound = cost.bound();
+            seconds += estimate.seconds(&job);
             let inputs = plan.inputs(stage, unit).into_iter();
-            read += inputs.map(|input| sizes.bytes(&input)).sum::<f64>();
-            read += arithmetic.source_read(&stage.argv, sizes.kind(unit.layer()));
+            read += inputs.map(|input| estimate.bytes(&input)).sum::<f64>();
+            read += costs.source_bytes_read(&stage.argv, estimate.group(unit.layer()));
             let outputs = plan.outputs(stage, unit).into_iter();
-            written += outputs.map(|output| sizes.bytes(&output)).sum::<f64>();
-            read += sizes.scratch(&job);
-            written += sizes.scratch(&job);
+            written += outputs.map(|output| estimate.bytes(&output)).sum::<f64>();
+            read += estimate.scratch(&job);
+            written += estimate.scratch(&job);
         }
         stages.push(StageForecast {
             name: stage.name.clone(),
@@ -477,6 +221,29 @@ fn run(
             seconds,
         });
     }
+    let tokens = [
+        costs.calibration_tokens(),
+        costs.sensitivity_tokens(),
+        costs.evaluation_tokens(),
+    ];
+    RunForecast {
+        tokens: tokens.map(|tokens| tokens as u64),
+        peak_disk_bytes: outcome.disk as u64,
+        source_bytes: source as u64,
+        largest_memory_bytes: stages.iter().map(|s| s.memory_bytes).max().unwrap_or(0),
+        peak_memory_bytes: outcome.memory,
+        read_bytes: read as u64,
+        written_bytes: written as u64,
+        hours_of_jobs: stages.iter().map(|stage| stage.seconds).sum::<f64>() / 3600.0,
+        hours: outcome.seconds / 3600.0,
+        stages,
+        disk: disk_forecast(plan, outcome),
+        machine,
+    }
+}
+
+/// Disk use by artifact, the largest first.
+fn disk_forecast(plan: &Plan, outcome: &simulation::Outcome) -> Vec<DiskForecast> {
     let peaks = outcome.peaks.iter().filter(|(_, peak)| peak.bytes > 0.0);
     let mut disk: Vec<DiskForecast> = peaks
         .map(|(name, peak)| DiskForecast {
@@ -491,25 +258,7 @@ fn run(
         })
         .collect();
     disk.sort_by_key(|artifact| std::cmp::Reverse(artifact.bytes));
-    let tokens = [
-        arithmetic.calibration_tokens(),
-        arithmetic.survey_tokens(),
-        arithmetic.evaluation_tokens(),
-    ];
-    RunForecast {
-        tokens: tokens.map(|tokens| tokens as u64),
-        peak_disk_bytes: outcome.disk as u64,
-        source_bytes: source as u64,
-        largest_memory_bytes: stages.iter().map(|s| s.memory_bytes).max().unwrap_or(0),
-        peak_memory_bytes: outcome.memory,
-        read_bytes: read as u64,
-        written_bytes: written as u64,
-        hours_of_jobs: stages.iter().map(|stage| stage.seconds).sum::<f64>() / 3600.0,
-        hours: outcome.seconds / 3600.0,
-        stages,
-        disk,
-        machine,
-    }
+    disk
 }
 
 #[cfg(test)]

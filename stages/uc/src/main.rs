@@ -1,8 +1,9 @@
 //! `uc`: the user's command and the driver of the pipeline.
 //!
-//! It plans runs, starts stage programs, draws progress and prints results. It never computes on tensors, knows no
-//! model family and no codec; everything that does is a stage program that it starts, or the pack's own library.
+//! Plans runs, starts stage programs, shows progress and prints results. Never computes on tensors and knows no model
+//! family and no codec: stage programs and the pack library do.
 
+mod artifacts;
 mod cli;
 mod forecast;
 mod plan;
@@ -26,7 +27,7 @@ fn main() -> std::process::ExitCode {
     match run(&cli) {
         Ok(()) => ExitCode::Ok.into(),
         Err(error) => {
-            // The one place that prints errors.
+            // The only place that prints errors.
             eprintln!("error: {error:#}");
             exit_code(&error).into()
         }

@@ -1,6 +1,6 @@
-//! From what the user asks for to the plan of a run: the pipeline file, the model, the external inputs, the options.
+//! From what the user requests to the plan of a run: pipeline file, model, external inputs, options.
 //!
-//! Everything is read and checked here before anything starts. Nothing here runs a job.
+//! Everything is read and checked here before any job starts. Nothing here runs a job.
 
 pub mod model;
 pub mod pipeline;

@@ -1,6 +1,6 @@
-//! Processes and signals: where the stage programs are, how they are started and stopped, what the driver hears of them.
+//! Processes and signals: locating stage programs, starting and stopping them, receiving what they report.
 //!
-//! Knows nothing of plans, jobs in order or budgets.
+//! Knows nothing about plans, the order of jobs or budgets.
 
 pub mod programs;
 pub mod runner;

@@ -1,10 +1,14 @@
-//! What the user gets to see and what is recorded: progress, errors, the event log, summaries.
+//! What the user sees and what is recorded: progress, errors, the event log, summaries.
 //!
 //! Decides nothing about a run.
 
+pub mod completion;
+pub mod event_log;
 pub mod event_log_replay;
 pub mod event_log_writer;
 pub mod failure;
+pub mod json;
 pub mod packs;
 pub mod progress;
+pub mod staleness;
 pub mod summary;

@@ -9,11 +9,3 @@ pub mod stage;
 pub mod status;
 pub mod upload;
 pub mod verify;
-
-use serde::Serialize;
-
-/// Prints a value as JSON on standard output.
-pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
-}

@@ -1,4 +1,4 @@
-//! The driver with small stage programs: order, overlap, retention, freshness and what it says.
+//! The driver with small stage programs: order, overlap, retention, freshness and output.
 #![allow(clippy::disallowed_methods)] // tests start the program under test and make their own files
 
 use std::time::Duration;
@@ -8,14 +8,14 @@ mod fixture;
 use fixture::*;
 
 #[test]
-fn jobs_run_in_order_and_stages_work_on_different_layers_at_once() {
+fn jobs_run_in_order_and_stages_work_on_different_layers_concurrently() {
     let fixture = Fixture::new();
-    fixture.order("hold-code-0");
+    fixture.instruct("hold-code-0");
     let child = fixture.compress().spawn().expect("uc");
-    // Layer 1 goes through the teacher while layer 0 is still being coded.
+    // `teach` processes layer 1 while `code` is still at layer 0.
     fixture.await_trace("start code 0");
     fixture.await_trace("end teach 1");
-    fixture.lift("hold-code-0");
+    fixture.cancel("hold-code-0");
     let output = child.wait_with_output().expect("uc");
     expect_code(&output, 0);
     for layer in 0..4 {
@@ -37,7 +37,7 @@ fn jobs_run_in_order_and_stages_work_on_different_layers_at_once() {
 }
 
 #[test]
-fn one_process_per_stage_does_all_of_its_jobs() {
+fn one_process_per_stage_runs_all_of_its_jobs() {
     let fixture = Fixture::new();
     fixture.complete();
     let sessions = fixture
@@ -47,7 +47,7 @@ fn one_process_per_stage_does_all_of_its_jobs() {
         .count();
     assert_eq!(sessions, 1);
     let log = std::fs::read_to_string(fixture.run_dir().join("logs/load.log")).expect("log");
-    assert_eq!(log.matches("in hand").count(), 4);
+    assert_eq!(log.matches("working on").count(), 4);
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn intermediates_are_deleted_and_results_kept() {
         .filter(|e| e["event"] == "retired")
         .count();
     assert_eq!(retired, 4 + 5);
-    fixture.forget_trace();
+    fixture.clear_trace();
     fixture.complete();
     assert!(
         fixture.trace().is_empty(),
@@ -93,7 +93,7 @@ fn intermediates_are_deleted_and_results_kept() {
 #[test]
 fn a_stage_waits_for_its_slowest_reader() {
     let fixture = Fixture::new();
-    fixture.order("hold-code-0");
+    fixture.instruct("hold-code-0");
     let child = fixture.compress().spawn().expect("uc");
     fixture.await_trace("end teach 1");
     std::thread::sleep(Duration::from_millis(300));
@@ -102,43 +102,43 @@ fn a_stage_waits_for_its_slowest_reader() {
         "{:?}",
         fixture.trace()
     );
-    fixture.lift("hold-code-0");
+    fixture.cancel("hold-code-0");
     expect_code(&child.wait_with_output().expect("uc"), 0);
 }
 
 #[test]
-fn a_changed_setting_redoes_what_depends_on_it_and_says_why() {
+fn a_changed_setting_reruns_what_depends_on_it_and_reports_why() {
     let fixture = Fixture::new();
     fixture.complete();
     let before = fixture.results();
-    fixture.forget_trace();
+    fixture.clear_trace();
     let set = ["--set", "quantize.bpw=4"];
     let plan = fixture
         .uc(&["plan", "run", set[0], set[1]])
         .output()
         .expect("uc");
-    let words = expect_code(&plan, 0);
+    let text = expect_code(&plan, 0);
     assert!(
-        words.contains("code layers 0-3: `setting.quantize.bpw` changed 5.0 -> 4.0"),
-        "{words}"
+        text.contains("code layers 0-3: `setting.quantize.bpw` changed 5.0 -> 4.0"),
+        "{text}"
     );
-    assert!(words.contains("finish: waits for codes"), "{words}");
+    assert!(text.contains("finish: waits for codes"), "{text}");
     assert!(
-        words.contains("load layers 0-3: weights was deleted and"),
-        "{words}"
+        text.contains("load layers 0-3: weights was deleted and"),
+        "{text}"
     );
-    assert!(fixture.trace().is_empty(), "a plan does nothing");
+    assert!(fixture.trace().is_empty(), "a plan runs nothing");
 
     let output = fixture
         .uc(&["resume", "run", set[0], set[1]])
         .output()
         .expect("uc");
-    let words = expect_code(&output, 0);
-    assert!(words.contains("stale: code layers 0-3"), "{words}");
+    let text = expect_code(&output, 0);
+    assert!(text.contains("stale: code layers 0-3"), "{text}");
     assert_ne!(fixture.results(), before);
-    let words = expect_code(&fixture.uc(&["plan", "run"]).output().expect("uc"), 0);
-    assert!(words.contains("0 of 14 jobs to do"), "{words}");
-    // The same settings give the same bytes again.
+    let text = expect_code(&fixture.uc(&["plan", "run"]).output().expect("uc"), 0);
+    assert!(text.contains("0 of 14 jobs to do"), "{text}");
+    // The same settings produce the same bytes again.
     let output = fixture
         .uc(&["resume", "run", "--set", "quantize.bpw=5"])
         .output()
@@ -148,12 +148,12 @@ fn a_changed_setting_redoes_what_depends_on_it_and_says_why() {
 }
 
 #[test]
-fn damage_is_found_and_mended_without_redoing_the_rest() {
+fn damage_is_found_and_repaired_without_rerunning_the_rest() {
     let fixture = Fixture::new();
     fixture.complete();
     let before = fixture.results();
     fixture.write("run/layers/002/codes", "damaged");
-    fixture.forget_trace();
+    fixture.clear_trace();
     expect_code(&fixture.uc(&["resume", "run"]).output().expect("uc"), 0);
     assert_eq!(fixture.results(), before);
     assert!(
@@ -168,8 +168,8 @@ fn another_program_version_makes_its_stages_stale() {
     let fixture = Fixture::new();
     fixture.complete();
     fixture.write("control/version", "2");
-    let words = expect_code(&fixture.uc(&["plan", "run"]).output().expect("uc"), 0);
-    assert!(words.contains("`stage.version` changed 1 -> 2"), "{words}");
+    let text = expect_code(&fixture.uc(&["plan", "run"]).output().expect("uc"), 0);
+    assert!(text.contains("`stage.version` changed 1 -> 2"), "{text}");
 }
 
 #[test]
@@ -177,14 +177,14 @@ fn a_run_directory_belongs_to_one_model() {
     let fixture = Fixture::new();
     fixture.complete();
     fixture.write("model/layers.txt", "3");
-    let words = expect_code(&fixture.compress().output().expect("uc"), 2);
-    assert!(words.contains("not the same source"), "{words}");
-    let words = expect_code(&fixture.uc(&["resume", "run"]).output().expect("uc"), 4);
-    assert!(words.contains("layers.txt changed"), "{words}");
+    let text = expect_code(&fixture.compress().output().expect("uc"), 2);
+    assert!(text.contains("not the same source"), "{text}");
+    let text = expect_code(&fixture.uc(&["resume", "run"]).output().expect("uc"), 4);
+    assert!(text.contains("layers.txt changed"), "{text}");
 }
 
 #[test]
-fn without_a_run_directory_equal_wishes_share_one() {
+fn without_a_run_directory_equal_requests_share_one() {
     let fixture = Fixture::new();
     let run = |bpw: &str| {
         let arguments = [
@@ -207,13 +207,13 @@ fn without_a_run_directory_equal_wishes_share_one() {
 fn a_single_job_runs_on_demand_with_its_log_on_the_terminal() {
     let fixture = Fixture::new();
     fixture.complete();
-    fixture.forget_trace();
+    fixture.clear_trace();
     let output = fixture
         .uc(&["stage", "publish", "--run", "run"])
         .output()
         .expect("uc");
-    let words = expect_code(&output, 0);
-    assert!(words.contains("publish has layer run in hand"), "{words}");
+    let text = expect_code(&output, 0);
+    assert!(text.contains("publish is working on layer run"), "{text}");
     assert!(fixture.run_dir().join("extra").exists());
     assert_eq!(fixture.trace(), ["start publish run", "end publish run"]);
 
@@ -222,10 +222,10 @@ fn a_single_job_runs_on_demand_with_its_log_on_the_terminal() {
         all.extend(arguments);
         fixture.uc(&all).output().expect("uc")
     };
-    let words = expect_code(&stage(&["polish"]), 2);
+    let text = expect_code(&stage(&["polish"]), 2);
     assert!(
-        words.contains("polish") && words.contains("publish"),
-        "{words}"
+        text.contains("polish") && text.contains("publish"),
+        "{text}"
     );
     // The weights were deleted after their last reader.
     expect_code(&stage(&["code", "--layer", "0"]), 10);
@@ -234,7 +234,7 @@ fn a_single_job_runs_on_demand_with_its_log_on_the_terminal() {
 }
 
 #[test]
-fn status_counts_what_is_done() {
+fn status_counts_completed_jobs() {
     let fixture = Fixture::new();
     fixture.write("control/fail-code-1", "bad-input");
     expect_code(&fixture.compress().output().expect("uc"), 4);
@@ -247,37 +247,37 @@ fn status_counts_what_is_done() {
     assert_eq!(status["total"], 14);
     assert_eq!(status["active"], false);
     let stages = status["stages"].as_array().expect("stages");
-    let of = |name: &str| {
+    let stage = |name: &str| {
         stages
             .iter()
             .find(|stage| stage["name"] == name)
             .expect("stage")
     };
-    assert_eq!(of("embed")["done"], 1);
-    assert_eq!(of("finish")["done"], 0);
-    assert_eq!(of("embed")["metrics"]["run"]["seen"], 1);
-    assert_eq!(of("publish")["optional"], true);
+    assert_eq!(stage("embed")["done"], 1);
+    assert_eq!(stage("finish")["done"], 0);
+    assert_eq!(stage("embed")["metrics"]["run"]["jobs"], 1);
+    assert_eq!(stage("publish")["optional"], true);
 }
 
 #[test]
-fn a_model_that_cannot_be_used_is_refused_in_the_stages_own_words() {
+fn an_unusable_model_is_rejected_with_the_message_of_the_stage() {
     let fixture = Fixture::new();
     std::fs::remove_file(fixture.root.join("model/layers.txt")).expect("removed");
-    let words = expect_code(&fixture.compress().output().expect("uc"), 4);
+    let text = expect_code(&fixture.compress().output().expect("uc"), 4);
     assert!(
-        words.contains("no layers.txt, expected the number of layers"),
-        "{words}"
+        text.contains("no layers.txt, expected the number of layers"),
+        "{text}"
     );
-    assert!(!fixture.run_dir().exists(), "nothing is begun");
+    assert!(!fixture.run_dir().exists(), "nothing is created");
     let absent = fixture
         .uc(&["compress", "nowhere", "--pipeline", "pipeline.toml"])
         .output();
-    let words = expect_code(&absent.expect("uc"), 4);
-    assert!(words.contains("nowhere"), "{words}");
+    let text = expect_code(&absent.expect("uc"), 4);
+    assert!(text.contains("nowhere"), "{text}");
 }
 
 #[test]
-fn mistakes_are_refused_before_anything_starts() {
+fn mistakes_are_rejected_before_anything_starts() {
     let cases = [
         (
             PIPELINE.replace("[\"worker\", \"job\"]", "[\"wörker\"]"),
@@ -309,14 +309,14 @@ fn mistakes_are_refused_before_anything_starts() {
     for (pipeline, options, part) in cases {
         let fixture = Fixture::new();
         fixture.write("pipeline.toml", &pipeline);
-        let words = expect_code(&fixture.compress().args(options).output().expect("uc"), 3);
-        assert!(words.contains(part), "no `{part}` in {words}");
+        let text = expect_code(&fixture.compress().args(options).output().expect("uc"), 3);
+        assert!(text.contains(part), "no `{part}` in {text}");
         assert!(!fixture.run_dir().exists() && fixture.trace().is_empty());
     }
 }
 
 #[test]
-fn a_text_with_an_unknown_ending_is_refused() {
+fn a_text_with_an_unknown_extension_is_rejected() {
     let fixture = Fixture::new();
     fixture.write("notes.pdf", "text");
     let output = fixture
@@ -324,15 +324,15 @@ fn a_text_with_an_unknown_ending_is_refused() {
         .args(["--calibration", "notes.pdf"])
         .output()
         .expect("uc");
-    let words = expect_code(&output, 4);
+    let text = expect_code(&output, 4);
     assert!(
-        words.contains("notes.pdf") && words.contains("jsonl"),
-        "{words}"
+        text.contains("notes.pdf") && text.contains("jsonl"),
+        "{text}"
     );
 }
 
 #[test]
-fn the_form_of_the_output_follows_the_options() {
+fn the_format_of_the_output_follows_the_options() {
     let fixture = Fixture::new();
     let quiet = fixture
         .compress()
@@ -340,7 +340,7 @@ fn the_form_of_the_output_follows_the_options() {
         .output()
         .expect("uc");
     expect_code(&quiet, 0);
-    assert!(quiet.stderr.is_empty(), "{}", words(&quiet));
+    assert!(quiet.stderr.is_empty(), "{}", output_text(&quiet));
     let summary: serde_json::Value = serde_json::from_slice(&quiet.stdout).expect("JSON");
     assert_eq!(summary["stages"]["code"]["jobs"], 4);
 
@@ -358,7 +358,7 @@ fn the_form_of_the_output_follows_the_options() {
     assert!(lines.contains("\"event\":\"finished\""), "{lines}");
 
     let fixture = Fixture::new();
-    let plain = words(&fixture.compress().output().expect("uc"));
+    let plain = output_text(&fixture.compress().output().expect("uc"));
     assert!(
         plain.contains("code of layer 3: done in") && plain.contains("(4/4)"),
         "{plain}"
@@ -366,7 +366,7 @@ fn the_form_of_the_output_follows_the_options() {
 }
 
 #[test]
-fn a_full_or_forbidden_folder_is_named() {
+fn a_folder_that_cannot_be_created_is_named() {
     let fixture = Fixture::new();
     // /proc accepts no new folder, whoever asks.
     let arguments = [
@@ -380,8 +380,8 @@ fn a_full_or_forbidden_folder_is_named() {
     let output = fixture.uc(&arguments).output().expect("uc");
     assert!(!output.status.success());
     assert!(
-        words(&output).contains("/proc/uc-run"),
+        output_text(&output).contains("/proc/uc-run"),
         "{}",
-        words(&output)
+        output_text(&output)
     );
 }

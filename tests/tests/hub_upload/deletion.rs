@@ -46,7 +46,7 @@ fn uploaded_layers_are_deleted_and_few_are_on_disk_at_any_time() {
     let begun = events(&run, &[("event", "started"), ("stage", "pack-writer")]);
     assert!(uploaded[0].0 < begun[begun.len() - 1].0);
     let summary = json(&output);
-    assert_eq!(summary["pack"]["freed_layers"], LAYERS);
+    assert_eq!(summary["pack"]["deleted_layers"], LAYERS);
     assert_eq!(summary["pack"]["verdict"], Value::Null);
     assert!(remote_pack(&fake_hub) == pack);
 

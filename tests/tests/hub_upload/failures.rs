@@ -88,7 +88,7 @@ fn after_a_kill_of_the_stage_or_the_driver_the_next_one_completes_the_upload() {
     // If the stage is killed, the driver starts another process for its job.
     let mut driver = start();
     signal(wait_for_uploader(), "-9");
-    let failures = || events(&run, &[("event", "mishap"), ("stage", "upload-layer")]);
+    let failures = || events(&run, &[("event", "job-failure"), ("stage", "upload-layer")]);
     wait_for("the record of the failure", || !failures().is_empty());
     assert_eq!(failures()[0].1["class"], "stage-failed");
     // If the driver is killed, its stages end with it.

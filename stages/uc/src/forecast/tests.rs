@@ -1,10 +1,14 @@
-use super::*;
+//! The forecast of the measured run, formulas for everything built in, and what changes with settings and machine.
 
-fn measured() -> Measured {
-    serde_json::from_str(MEASURED).expect("the embedded receipt")
+use super::*;
+use crate::plan::pipeline::DEFAULT;
+
+fn measured() -> Measurement {
+    Measurement::embedded().expect("the embedded measurement")
 }
 
-fn of_measured(settings: &[(&str, &str)], machine: Machine) -> Forecast {
+/// The forecast of the measured model.
+fn forecast_measured(settings: &[(&str, &str)], machine: Machine) -> Forecast {
     let pipeline = Pipeline::load(None).expect("built in");
     let mut chosen = pipeline.settings().clone();
     for (key, value) in settings {
@@ -14,12 +18,16 @@ fn of_measured(settings: &[(&str, &str)], machine: Machine) -> Forecast {
 }
 
 #[test]
-fn the_measured_run_is_forecast_as_it_was_measured() {
-    let forecast = of_measured(&[], Machine::default());
+fn the_forecast_of_the_measured_run_equals_the_measurement() {
+    let forecast = forecast_measured(&[], Machine::default());
     let measured = measured();
     for stage in &forecast.run.stages {
-        let found = measured.stages[&stage.name].seconds;
-        assert!((stage.seconds / found - 1.0).abs() < 1e-9, "{}", stage.name);
+        let expected = measured.stages[&stage.name].seconds;
+        assert!(
+            (stage.seconds / expected - 1.0).abs() < 1e-9,
+            "{}",
+            stage.name
+        );
     }
     let ratio = forecast.run.hours * 3600.0 / measured.wall_seconds;
     assert!((0.8..1.2).contains(&ratio), "{ratio} of the measured time");
@@ -28,23 +36,33 @@ fn the_measured_run_is_forecast_as_it_was_measured() {
 
 #[test]
 fn rates_are_those_of_the_receipt_that_they_name() {
+    // The receipt was recorded before these stages were renamed.
+    let recorded_as = BTreeMap::from([
+        ("non-layer", "scaffold"),
+        ("sensitivity-windows", "survey-windows"),
+        ("sensitivity-forward", "survey"),
+        ("sensitivity-loss", "loss"),
+        ("sensitivity-backward", "sensitivity"),
+    ]);
     let receipt = include_str!("../../../../docs/benchmarks/smollm2-135m.json");
     let receipt: serde_json::Value = serde_json::from_str(receipt).expect("JSON");
     let measured = measured();
     assert_eq!(measured.receipt, "smollm2-135m.json");
     assert_eq!(receipt["wall_seconds"], measured.wall_seconds);
     for (name, stage) in &measured.stages {
-        let found = &receipt["stages"][name]["seconds"];
+        let recorded_name = recorded_as.get(name.as_str()).copied();
+        let recorded_name = recorded_name.unwrap_or(name);
+        let seconds = &receipt["stages"][recorded_name]["seconds"];
         assert_eq!(
-            *found, stage.seconds,
+            *seconds, stage.seconds,
             "{name}: run tests/benchmark/throughput.py"
         );
     }
 }
 
 #[test]
-fn layers_on_disk_stay_few_beside_the_states_of_the_survey() {
-    let forecast = of_measured(&[], Machine::default());
+fn few_files_per_artifact_are_on_disk_except_the_states_of_the_sensitivity_stages() {
+    let forecast = forecast_measured(&[], Machine::default());
     let files = |name: &str| {
         let mut disk = forecast.run.disk.iter();
         disk.find(|artifact| artifact.name == name)
@@ -64,19 +82,20 @@ fn layers_on_disk_stay_few_beside_the_states_of_the_survey() {
 }
 
 #[test]
-fn faster_products_and_more_cores_take_less_time_and_no_survey_less_disk() {
-    let slow = of_measured(&[], Machine::default());
+fn faster_machines_take_less_time_and_runs_without_sensitivities_less_disk() {
+    let slow = forecast_measured(&[], Machine::default());
     let fast = Machine {
         threads: Some(16),
         gflops: Some(1e4),
         memory: None,
     };
-    let fast = of_measured(&[], fast);
+    let fast = forecast_measured(&[], fast);
     assert!(fast.run.hours < slow.run.hours / 8.0);
-    let bare = of_measured(&[("allocation.mode", "per-tensor")], Machine::default());
-    assert!(bare.run.peak_disk_bytes < slow.run.peak_disk_bytes / 4);
+    let per_tensor = forecast_measured(&[("allocation.mode", "per-tensor")], Machine::default());
+    assert!(per_tensor.run.peak_disk_bytes < slow.run.peak_disk_bytes / 4);
     assert!(
-        bare.run
+        per_tensor
+            .run
             .stages
             .iter()
             .all(|stage| stage.name != "sensitivity-forward")
@@ -84,15 +103,94 @@ fn faster_products_and_more_cores_take_less_time_and_no_survey_less_disk() {
 }
 
 #[test]
-fn windows_that_only_a_text_would_tell_are_refused() {
+fn settings_that_leave_the_number_of_windows_to_the_text_are_rejected() {
     let pipeline = Pipeline::load(None).expect("built in");
     let mut settings = pipeline.settings().clone();
     settings.set("calibration.windows", "0").expect("set");
-    let refused = forecast(measured().model, &pipeline, &settings, Machine::default());
+    let result = forecast(measured().model, &pipeline, &settings, Machine::default());
     assert!(
-        refused
-            .expect_err("refused")
+        result
+            .expect_err("rejected")
             .to_string()
             .contains("calibration.windows")
     );
+}
+
+/// The embedded pipeline with every stage and artifact, including the fetching of shards.
+fn complete_plan(model: &ModelSummary) -> Plan {
+    let pipeline = Pipeline::load(None).expect("built in");
+    let mut settings = pipeline.settings().clone();
+    settings.set("retention.source", "evict").expect("set");
+    let copied = [
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "generation_config.json",
+    ];
+    let inputs = ["source", "calibration-text", "evaluation-text"];
+    let request = Request {
+        model: ModelSource {
+            name: model.family.clone(),
+            path: "/".into(),
+            layers: model.layers as u32,
+            linear_parameters: model.linear_parameters,
+            total_parameters: model.total_parameters,
+            hub: None,
+        },
+        source_files: copied.map(str::to_owned).into(),
+        pack_dir: "pack".into(),
+        settings,
+        externals: inputs.map(|name| (name.into(), sources::unknown())).into(),
+        goals: Goals::Everything,
+        cpus: 1,
+        versions: BTreeMap::new(),
+    };
+    pipeline.assemble(&request).expect("a plan")
+}
+
+#[test]
+fn every_stage_and_artifact_of_the_embedded_pipeline_has_a_formula() {
+    let measured = measured();
+    let plan = complete_plan(&measured.model);
+    for line in DEFAULT.lines() {
+        let name = |table: &str| line.strip_prefix(table)?.split(']').next();
+        if let Some(stage) = name("[stage.") {
+            assert!(plan.stage(stage).is_some(), "{stage} is not in the plan");
+        }
+        if let Some(artifact) = name("[artifact.") {
+            assert!(plan.artifacts.contains_key(artifact), "{artifact}");
+        }
+    }
+    let rates = Rates::new(&measured, &measured_plan(&measured).expect("plan"));
+    let costs = CostModel::new(&measured.model, &plan.settings);
+    Estimate::new(&plan, costs, &rates, 1.0, 1.0).expect("a formula for everything");
+    let fetcher = plan.fetcher().expect("a stage per shard");
+    assert!(costs.job_cost(&fetcher.argv, None).is_some());
+}
+
+#[test]
+fn stages_and_artifacts_without_a_formula_are_rejected_by_name() {
+    let measured = measured();
+    let other_stage = DEFAULT.replace("argv = [\"overlay-fit\"]", "argv = [\"my-overlay\"]");
+    let other_artifact = DEFAULT
+        .replace("[artifact.allocation]", "[artifact.my-allocation]")
+        .replace("writes = [\"allocation\"]", "writes = [\"my-allocation\"]")
+        .replace(
+            "\"sensitivity\", \"allocation\"",
+            "\"sensitivity\", \"my-allocation\"",
+        );
+    for (text, name) in [
+        (other_stage, "stage overlay-fit (`my-overlay`)"),
+        (other_artifact, "artifact my-allocation"),
+    ] {
+        let pipeline = Pipeline::parse("p.toml", &text).expect("valid");
+        let settings = pipeline.settings().clone();
+        let result = forecast(
+            measured.model.clone(),
+            &pipeline,
+            &settings,
+            Machine::default(),
+        );
+        let error = result.expect_err("rejected").to_string();
+        assert!(error.contains(name), "{error}");
+    }
 }

@@ -1,9 +1,9 @@
-//! A forecast as text for people.
+//! A forecast as text.
 
+use uc_store::model_summary::{IndexSummary, LayerGroup, ModelSummary};
 use uc_store::plan::Per;
 
-use super::facts::{Facts, IndexFacts, Kind};
-use super::{Forecast, PackForecast, RunForecast};
+use super::types::{Forecast, PackForecast, RunForecast};
 
 impl Forecast {
     /// The whole text.
@@ -14,7 +14,7 @@ impl Forecast {
             Some(index) => agreement(index, &self.pack, &mut lines),
             None => lines.push(row(
                 "index",
-                "none given: names and layouts are the usual ones",
+                "none given: tensor names and layouts are the usual ones",
             )),
         }
         lines.push(String::new());
@@ -29,54 +29,57 @@ fn row(name: &str, value: impl AsRef<str>) -> String {
     format!("{name:<22}{}", value.as_ref())
 }
 
-fn model(facts: &Facts, lines: &mut Vec<String>) {
-    let Facts {
+fn model(model: &ModelSummary, lines: &mut Vec<String>) {
+    let ModelSummary {
         family,
         layers,
         context,
         hidden,
         vocab,
         ..
-    } = facts;
+    } = model;
     lines.push(row("family", family));
     lines.push(row("layers", layers.to_string()));
     lines.push(row("context", format!("{context} tokens")));
-    let head = if facts.tied_head { ", tied head" } else { "" };
+    let head = if model.tied_head { ", tied head" } else { "" };
     lines.push(row("width", format!("{hidden}, vocabulary {vocab}{head}")));
     let tensors = format!(
-        "{} linears, {} exact in layers, {} in the non_layer; {} in the source's files",
-        facts.linears, facts.exact, facts.non_layer_tensors, facts.source_tensors
+        "{} linears, {} exact in layers, {} outside the layers; {} in the source's files",
+        model.linears, model.exact, model.non_layer_tensors, model.source_tensors
     );
     lines.push(row("tensors", tensors));
     let parameters = format!(
         "{} in linears, {} in all",
-        facts.linear_parameters, facts.total_parameters
+        model.linear_parameters, model.total_parameters
     );
     lines.push(row("parameters", parameters));
-    for made in &facts.kinds {
-        kind(made, lines);
+    for group in &model.layer_groups {
+        layer_group(group, lines);
     }
 }
 
-fn kind(kind: &Kind, lines: &mut Vec<String>) {
-    let experts = match kind.experts {
+fn layer_group(group: &LayerGroup, lines: &mut Vec<String>) {
+    let experts = match group.experts {
         0 => String::new(),
-        experts => format!(", {experts} experts of which a token takes {}", kind.chosen),
+        experts => format!(", {experts} experts, {} per token", group.experts_per_token),
     };
     let layers = format!(
-        "{} alike from {}{experts}, {} exact tensors",
-        kind.layers.len(),
-        kind.layers.first().copied().unwrap_or(0),
-        kind.exact
+        "{} like layer {}{experts}, {} exact tensors",
+        group.layers.len(),
+        group.layers.first().copied().unwrap_or(0),
+        group.exact
     );
     lines.push(row("layers", layers));
-    for group in &kind.linears {
-        let shape = format!("{} x {}", group.rows, group.cols);
-        lines.push(format!("  {:>5} {shape:>15}  {}", group.count, group.name));
+    for linear in &group.linears {
+        let shape = format!("{} x {}", linear.rows, linear.cols);
+        lines.push(format!(
+            "  {:>5} {shape:>15}  {}",
+            linear.count, linear.name
+        ));
     }
 }
 
-fn agreement(index: &IndexFacts, pack: &PackForecast, lines: &mut Vec<String>) {
+fn agreement(index: &IndexSummary, pack: &PackForecast, lines: &mut Vec<String>) {
     let shards = format!(
         "{} tensors in {} shards, {} layers in more than one",
         index.tensors, index.shards, index.spanning_layers
@@ -84,11 +87,11 @@ fn agreement(index: &IndexFacts, pack: &PackForecast, lines: &mut Vec<String>) {
     lines.push(row("index", shards));
     if let Some(size) = index.total_size {
         let width = pack.source_bytes_per_weight;
-        let text = format!("{} by the index, {width:.2} bytes a weight", bytes(size));
+        let text = format!("{} by the index, {width:.2} bytes per weight", bytes(size));
         lines.push(row("source", text));
     }
     let verdict = match (index.missing.len(), index.left_over.len()) {
-        (0, 0) => "every planned tensor is in the index, and the other way round".into(),
+        (0, 0) => "the index lists exactly the planned tensors".into(),
         (missing, left_over) => {
             format!("DIFFERENT: {missing} planned tensors missing, {left_over} left over")
         }
@@ -103,18 +106,18 @@ fn agreement(index: &IndexFacts, pack: &PackForecast, lines: &mut Vec<String>) {
 
 fn pack(pack: &PackForecast, lines: &mut Vec<String>) {
     let layers = format!(
-        "{} at {:.3} bits per weight of the linears, every byte counted",
+        "{} at {:.3} bits per weight of the linears, including every byte",
         bytes(pack.layer_bytes),
         pack.bits_per_weight_linears
     );
     lines.push(row("pack layers", layers));
-    lines.push(row("exact scaffold", bytes(pack.non_layer_bytes)));
+    lines.push(row("non-layer tensors", bytes(pack.non_layer_bytes)));
     lines.push(row(
         "manifest",
         format!("about {}", bytes(pack.manifest_bytes)),
     ));
     let all = format!(
-        "{}, {:.3} bits per weight of the whole model; tokenizer files on top",
+        "{}, {:.3} bits per weight of the whole model; tokenizer files not included",
         bytes(pack.total_bytes),
         pack.bits_per_weight_all
     );
@@ -128,18 +131,20 @@ fn pack(pack: &PackForecast, lines: &mut Vec<String>) {
 }
 
 fn run(run: &RunForecast, lines: &mut Vec<String>) {
-    let [calibration, survey, evaluation] = run.tokens;
-    let tokens = format!("{calibration} calibrate, {survey} survey, {evaluation} evaluate");
+    let [calibration, sensitivities, evaluation] = run.tokens;
+    let tokens = format!(
+        "{calibration} for calibration, {sensitivities} for sensitivities, {evaluation} for evaluation"
+    );
     lines.push(row("tokens", tokens));
     lines.push(format!(
-        "{:<18}{:>11}{:>7}{:>11}{:>10}{:>13}",
+        "{:<22}{:>11}{:>7}{:>11}{:>10}{:>13}",
         "stage", "jobs", "lead", "memory", "bound by", "hours"
     ));
     for stage in &run.stages {
         let jobs = match stage.per {
             Per::Layer => format!("{} layers", stage.jobs),
             Per::Run => "1".into(),
-            Per::Shard => "by need".into(),
+            Per::Shard => "on demand".into(),
         };
         let max_lead = stage
             .max_lead
@@ -148,10 +153,10 @@ fn run(run: &RunForecast, lines: &mut Vec<String>) {
             0 => "-".into(),
             memory => bytes(memory),
         };
-        let bound = stage.bound.unwrap_or("unknown");
+        let bound = stage.bound;
         let hours = stage.seconds / 3600.0;
         lines.push(format!(
-            "{:<18}{jobs:>11}{max_lead:>7}{memory:>11}{bound:>10}{hours:>13.4}",
+            "{:<22}{jobs:>11}{max_lead:>7}{memory:>11}{bound:>10}{hours:>13.4}",
             stage.name
         ));
     }
@@ -159,7 +164,7 @@ fn run(run: &RunForecast, lines: &mut Vec<String>) {
     lines.push(String::new());
     lines.push(format!(
         "{:<24}{:>6}{:>6}{:>12}{:>20}",
-        "on disk", "temp", "files", "most", "when it is fullest"
+        "on disk", "temp", "files", "peak", "at overall peak"
     ));
     for artifact in &run.disk {
         let temporary = if artifact.temporary { "yes" } else { "no" };
@@ -172,24 +177,24 @@ fn run(run: &RunForecast, lines: &mut Vec<String>) {
         ));
     }
     let peak = format!(
-        "{} beside the source's {}",
+        "{} besides {} of the source",
         bytes(run.peak_disk_bytes),
         bytes(run.source_bytes)
     );
     lines.push(row("peak disk", peak));
     let moved = format!(
-        "{} read, {} written; every input once, the source once more to hash it",
+        "{} read, {} written; every input once, the source once more for hashing",
         bytes(run.read_bytes),
         bytes(run.written_bytes)
     );
-    lines.push(row("bytes in all", moved));
+    lines.push(row("total bytes", moved));
     lines.push(String::new());
     time(run, lines);
 }
 
 fn memory(run: &RunForecast, lines: &mut Vec<String>) {
     let declared = format!(
-        "{} declared by the largest stage, {} by jobs side by side",
+        "{} declared by the largest stage, {} by concurrent jobs",
         bytes(run.largest_memory_bytes),
         bytes(run.peak_memory_bytes)
     );
@@ -199,15 +204,15 @@ fn memory(run: &RunForecast, lines: &mut Vec<String>) {
     };
     let verdict = match run.largest_memory_bytes <= limit {
         true => "every stage fits",
-        false => "a stage declares more; it runs alone, and may not fit",
+        false => "a stage declares more; it runs alone and may not fit",
     };
-    lines.push(row("memory given", format!("{}: {verdict}", bytes(limit))));
+    lines.push(row("memory limit", format!("{}: {verdict}", bytes(limit))));
 }
 
 fn time(run: &RunForecast, lines: &mut Vec<String>) {
     let machine = &run.machine;
     let hours = format!(
-        "{:.2} hours, jobs side by side; {:.2} one after another",
+        "{:.2} hours with concurrent jobs, {:.2} one after another",
         run.hours, run.hours_of_jobs
     );
     lines.push(row("estimated time", hours));
@@ -220,20 +225,20 @@ fn time(run: &RunForecast, lines: &mut Vec<String>) {
         machine.measured_gflops
     );
     lines.push(row("  measured", basis));
-    let asked = format!(
+    let assumed = format!(
         "{} cores, {:.0} GFLOP/s in products",
         machine.cores, machine.gflops
     );
-    lines.push(row("  estimated for", asked));
+    lines.push(row("  estimated for", assumed));
     lines.push(
-        "Only the first was measured, on a small model. From it products are scaled by GFLOP/s, the codec by cores, moving \
-         bytes not at\nall, as if nothing else changed with size or machine. Memory is what pipeline.toml declares; sizes \
-         on disk follow from shapes."
+        "Only the measured run is a measurement, of a small model. Matrix products are scaled by GFLOP/s, the codec by \
+         cores, reading and\nwriting not at all, as if nothing else changed with size or machine. Memory is as declared in \
+         pipeline.toml; sizes on disk follow\nfrom shapes."
             .into(),
     );
 }
 
-/// A size with a unit of thousands.
+/// A size with a decimal unit.
 fn bytes(bytes: u64) -> String {
     let units = ["B", "kB", "MB", "GB", "TB", "PB"];
     let (mut value, mut unit) = (bytes as f64, 0);

@@ -1,31 +1,31 @@
-//! What the driver knows of a model: the facts that `shard-loader inspect` states, and the texts to use with it.
+//! What the driver knows about a model: what `shard-loader inspect` reports, and the texts to use with it.
 
 use std::collections::BTreeMap;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 use uc_store::ExitCode;
+use uc_store::model_summary::ModelSummary;
 use uc_store::plan::{HubSource, ModelSource, ShardContent};
 use uc_store::sha::Sha256Digest;
 
-use crate::forecast::facts::Facts;
 use crate::process::programs::{Programs, own_folder};
 use crate::process::runner;
 use crate::report::failure::failure;
 use crate::report::progress::Display;
 
-/// The program that knows model folders.
-const INSPECTOR: &str = "shard-loader";
-/// Endings of text files that the stages read.
-const TEXT_ENDINGS: [&str; 4] = ["txt", "utf8", "raw", "jsonl"];
-/// The variable that names the folder of downloaded models, and that folder without it.
-const MODELS: (&str, &str) = ("UC_MODELS", "models");
-/// The embedded model's folder below the folder of shared files.
+/// The program that reads model folders.
+const SHARD_LOADER: &str = "shard-loader";
+/// File extensions of the texts that the stages read.
+const TEXT_EXTENSIONS: [&str; 4] = ["txt", "utf8", "raw", "jsonl"];
+/// The environment variable that names the folder of downloaded models, and the default.
+const MODELS_FOLDER: (&str, &str) = ("UC_MODELS", "models");
+/// The folder of the embedded model below the folder of shared files.
 const EMBEDDED: &str = "examples/tiny-stories";
 
-/// What `shard-loader inspect MODEL` prints. It may say more than the driver needs.
+/// What `shard-loader inspect MODEL` prints; unknown keys are ignored.
 #[derive(Debug, Deserialize)]
-struct FolderFacts {
+struct Inspection {
     name: String,
     layers: u32,
     linear_parameters: u64,
@@ -37,7 +37,7 @@ struct FolderFacts {
 
 /// What `shard-loader fetch` prints.
 #[derive(Debug, Deserialize)]
-struct Fetched {
+struct Download {
     folder: Utf8PathBuf,
     name: String,
     repository: String,
@@ -46,130 +46,130 @@ struct Fetched {
     shards: BTreeMap<String, RemoteShard>,
 }
 
-/// A shard that the Hub has and the disk has not.
+/// A shard that is on the Hub and not on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct RemoteShard {
     /// Bytes.
     pub size: u64,
-    /// Digest of the whole.
+    /// Digest of the whole file.
     pub sha256: Sha256Digest,
 }
 
 /// A model folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Model {
-    /// Its facts for the plan.
+    /// Its entry in the plan.
     pub source: ModelSource,
-    /// The files that determine it, absolute, in a fixed order.
+    /// The files that determine it: absolute paths, sorted.
     pub files: Vec<Utf8PathBuf>,
-    /// What each file of weights holds, by name.
+    /// What each weight file holds, by file name.
     pub shards: BTreeMap<String, ShardContent>,
-    /// The files of weights that were left at the Hub, by name.
+    /// The weight files that are still on the Hub, by file name.
     pub remote: BTreeMap<String, RemoteShard>,
 }
 
-/// How much of a model of the Hub is downloaded before a run.
+/// How much of a Hub model is downloaded before a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extent {
-    /// All of it.
+pub enum DownloadScope {
+    /// Every file.
     Everything,
-    /// Of the weights only the headers.
+    /// Every file, but only the headers of the weight files.
     Headers,
 }
 
-/// Which of the two texts.
+/// What a text is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TextUse {
-    /// The text that calibrates.
+    /// Calibration.
     Calibration,
-    /// The text to evaluate on.
+    /// Evaluation.
     Evaluation,
 }
 
-/// Text files, and whether they are only the embedded model's.
+/// The text files to use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Texts {
     /// Absolute paths.
     pub files: Vec<Utf8PathBuf>,
-    /// Neither given nor found beside the model.
+    /// Whether they are the embedded model's: none was given and the model folder has none.
     pub is_fallback: bool,
 }
 
 impl Model {
-    /// A model by what the user named: a folder here, else a model of the Hub, which is downloaded.
+    /// The model that the user named: a local folder, else a model of the Hub, which is downloaded.
     pub fn find(
-        named: &Utf8Path,
-        extent: Extent,
+        name: &Utf8Path,
+        scope: DownloadScope,
         programs: &Programs,
         display: &Display,
     ) -> anyhow::Result<Self> {
-        if named.exists() || !is_hub_name(named.as_str()) {
-            return Self::inspect(named, programs);
+        if name.exists() || !is_hub_name(name.as_str()) {
+            return Self::inspect(name, programs);
         }
-        display.say(&format!(
-            "{named} is no folder here; looking for it on the Hub"
+        display.info(&format!(
+            "{name} is not a local folder; looking for it on the Hub"
         ));
         let program = programs
-            .find(INSPECTOR)
+            .find(SHARD_LOADER)
             .map_err(|message| failure(ExitCode::BadPipeline, message))?;
         let mut arguments = vec!["fetch".to_owned(), "--progress".into(), "--to".into()];
-        let folder = std::env::var(MODELS.0)
+        let folder = std::env::var(MODELS_FOLDER.0)
             .ok()
             .filter(|folder| !folder.is_empty());
-        arguments.push(folder.unwrap_or_else(|| MODELS.1.into()));
-        if extent == Extent::Headers {
+        arguments.push(folder.unwrap_or_else(|| MODELS_FOLDER.1.into()));
+        if scope == DownloadScope::Headers {
             arguments.push("--headers".into());
         }
-        arguments.push(named.to_string());
-        let task = display.task(&format!("downloading {named}"), 0);
-        let outcome = runner::follow(
+        arguments.push(name.to_string());
+        let task = display.task(&format!("downloading {name}"), 0);
+        let outcome = runner::run_with_progress(
             &program,
             &arguments,
             &mut |done, total| task.set(done, total),
-            &mut |line| display.say(line),
+            &mut |line| display.info(line),
         );
         task.finish();
         let output = outcome?;
-        let fetched: Fetched = serde_json::from_slice(&output).map_err(|error| {
+        let download: Download = serde_json::from_slice(&output).map_err(|error| {
             let message = format!(
-                "{INSPECTOR} fetch {named}: found {error}, expected where the model is as JSON"
+                "{SHARD_LOADER} fetch {name}: found {error}, expected the location of the model as JSON"
             );
             failure(ExitCode::StageFailed, message)
         })?;
-        let mut model = Self::inspect(&fetched.folder, programs)?;
-        display.say(&format!(
+        let mut model = Self::inspect(&download.folder, programs)?;
+        display.info(&format!(
             "{} at commit {} is in {}",
-            fetched.repository, fetched.commit, fetched.folder
+            download.repository, download.commit, download.folder
         ));
-        model.source.name = fetched.name;
+        model.source.name = download.name;
         model.source.hub = Some(HubSource {
-            repository: fetched.repository,
-            revision: fetched.revision,
-            commit: fetched.commit,
+            repository: download.repository,
+            revision: download.revision,
+            commit: download.commit,
         });
-        model.remote = fetched.shards;
+        model.remote = download.shards;
         Ok(model)
     }
 
-    /// Asks the stage program about a folder.
+    /// Inspects a model folder with the stage program.
     pub fn inspect(folder: &Utf8Path, programs: &Programs) -> anyhow::Result<Self> {
         let path = absolute(folder)?;
         let program = programs
-            .find(INSPECTOR)
+            .find(SHARD_LOADER)
             .map_err(|message| failure(ExitCode::BadPipeline, message))?;
         let arguments = ["inspect".to_owned(), path.to_string()];
         let output = runner::capture(&program, &arguments, &[])?;
-        Self::from_facts(path, &output)
+        Self::from_inspection(path, &output)
     }
 
-    /// Asks the stage program about a configuration alone.
+    /// Summarizes a configuration with the stage program; needs no weights.
     pub fn describe(
         config: &Utf8Path,
         index: Option<&Utf8Path>,
         programs: &Programs,
-    ) -> anyhow::Result<Facts> {
+    ) -> anyhow::Result<ModelSummary> {
         let program = programs
-            .find(INSPECTOR)
+            .find(SHARD_LOADER)
             .map_err(|message| failure(ExitCode::BadPipeline, message))?;
         let mut arguments = vec!["describe".into(), "--config".into(), config.to_string()];
         if let Some(index) = index {
@@ -178,49 +178,58 @@ impl Model {
         let output = runner::capture(&program, &arguments, &[])?;
         serde_json::from_slice(&output).map_err(|error| {
             let message = format!(
-                "{INSPECTOR} describe {config}: found {error}, expected the description as JSON"
+                "{SHARD_LOADER} describe {config}: found {error}, expected the summary as JSON"
             );
             failure(ExitCode::StageFailed, message)
         })
     }
 
-    fn from_facts(path: Utf8PathBuf, output: &[u8]) -> anyhow::Result<Self> {
-        let refuse = |found: String, expected: &str| {
-            let message = format!("{INSPECTOR} inspect {path}: found {found}, expected {expected}");
+    fn from_inspection(path: Utf8PathBuf, output: &[u8]) -> anyhow::Result<Self> {
+        let invalid = |found: String, expected: &str| {
+            let message =
+                format!("{SHARD_LOADER} inspect {path}: found {found}, expected {expected}");
             failure(ExitCode::StageFailed, message)
         };
-        let facts: FolderFacts = serde_json::from_slice(output)
-            .map_err(|error| refuse(error.to_string(), "the model's facts as JSON"))?;
-        if facts.layers == 0 || facts.files.is_empty() {
-            let found = format!("{} layers in {} files", facts.layers, facts.files.len());
-            return Err(refuse(found, "at least one of each"));
+        let inspection: Inspection = serde_json::from_slice(output)
+            .map_err(|error| invalid(error.to_string(), "the inspection as JSON"))?;
+        if inspection.layers == 0 || inspection.files.is_empty() {
+            let found = format!(
+                "{} layers in {} files",
+                inspection.layers,
+                inspection.files.len()
+            );
+            return Err(invalid(found, "at least one of each"));
         }
-        let is_plain = |name: &&String| {
+        let is_file_name = |name: &&String| {
             let mut parts = Utf8Path::new(name).components();
             matches!(parts.next(), Some(camino::Utf8Component::Normal(_))) && parts.next().is_none()
         };
-        if let Some(name) = facts.files.iter().find(|name| !is_plain(name)) {
-            return Err(refuse(format!("the file `{name}`"), "plain names"));
+        if let Some(name) = inspection.files.iter().find(|name| !is_file_name(name)) {
+            return Err(invalid(format!("the file `{name}`"), "plain file names"));
         }
-        let mut files: Vec<_> = facts.files.iter().map(|name| path.join(name)).collect();
+        let mut files: Vec<_> = inspection
+            .files
+            .iter()
+            .map(|name| path.join(name))
+            .collect();
         files.sort();
         files.dedup();
         Ok(Self {
             source: ModelSource {
-                name: facts.name,
+                name: inspection.name,
                 path,
-                layers: facts.layers,
-                linear_parameters: facts.linear_parameters,
-                total_parameters: facts.total_parameters,
+                layers: inspection.layers,
+                linear_parameters: inspection.linear_parameters,
+                total_parameters: inspection.total_parameters,
                 hub: None,
             },
             files,
-            shards: facts.shards,
+            shards: inspection.shards,
             remote: BTreeMap::new(),
         })
     }
 
-    /// The plain names of the files.
+    /// The file names without folders.
     pub fn file_names(&self) -> impl Iterator<Item = String> {
         self.files
             .iter()
@@ -228,7 +237,7 @@ impl Model {
             .map(str::to_owned)
     }
 
-    /// The texts to use: those given, else those beside the model, else the embedded model's.
+    /// The texts to use: those given, else the one in the model folder, else the embedded model's.
     pub fn texts(&self, given: &[Utf8PathBuf], text_use: TextUse) -> anyhow::Result<Texts> {
         if !given.is_empty() {
             let files = given
@@ -244,25 +253,25 @@ impl Model {
             TextUse::Calibration => "calibration.txt",
             TextUse::Evaluation => "evaluation.txt",
         };
-        let own = self.source.path.join(name);
-        if own.is_file() {
+        let in_model_folder = self.source.path.join(name);
+        if in_model_folder.is_file() {
             return Ok(Texts {
-                files: vec![own],
+                files: vec![in_model_folder],
                 is_fallback: false,
             });
         }
         let shared = share_folders()
             .into_iter()
             .map(|folder| folder.join(EMBEDDED).join(name));
-        let found = shared.into_iter().find(|path| path.is_file());
-        found.map_or_else(
+        let fallback = shared.into_iter().find(|path| path.is_file());
+        fallback.map_or_else(
             || {
                 let option = match text_use {
                     TextUse::Calibration => "--calibration",
                     TextUse::Evaluation => "--evaluation (or --text)",
                 };
                 let message = format!(
-                    "no text for {name}: neither {own} nor {EMBEDDED}/{name} exists; give {option} FILE"
+                    "no text for {name}: neither {in_model_folder} nor {EMBEDDED}/{name} exists; give {option} FILE"
                 );
                 Err(failure(ExitCode::BadInput, message))
             },
@@ -276,41 +285,42 @@ impl Model {
     }
 }
 
-/// Whether a text may be `owner/name[@revision]`; whether there is such a model `shard-loader` finds out.
+/// Whether a text has the form `owner/name[@revision]`; `shard-loader` finds out whether such a model exists.
 fn is_hub_name(text: &str) -> bool {
     let (repo, revision) = text.split_once('@').unwrap_or((text, "main"));
-    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     let is_part = |part: &str| {
-        part.starts_with(|c: char| c.is_ascii_alphanumeric()) && part.chars().all(plain)
+        part.starts_with(|c: char| c.is_ascii_alphanumeric()) && part.chars().all(is_allowed)
     };
     let parts = repo.split_once('/');
     !revision.is_empty() && parts.is_some_and(|(owner, name)| is_part(owner) && is_part(name))
 }
 
-/// Folders that may hold the project's shared files.
+/// Folders that may hold the shared files: the one that `UC_SHARE` names, then every ancestor of the executable.
 fn share_folders() -> Vec<Utf8PathBuf> {
-    let named = std::env::var("UC_SHARE").ok().map(Utf8PathBuf::from);
-    let own = own_folder();
-    let above = own
+    let from_variable = std::env::var("UC_SHARE").ok().map(Utf8PathBuf::from);
+    let executable_folder = own_folder();
+    let ancestors = executable_folder
         .iter()
         .flat_map(|folder| folder.ancestors())
         .map(Utf8Path::to_owned);
-    named.into_iter().chain(above).collect()
+    from_variable.into_iter().chain(ancestors).collect()
 }
 
+/// Checks the extension of a text file and makes its path absolute.
 fn text_file(path: &Utf8Path) -> anyhow::Result<Utf8PathBuf> {
-    let ending = path.extension().unwrap_or("");
-    if !TEXT_ENDINGS.contains(&ending) {
+    let extension = path.extension().unwrap_or("");
+    if !TEXT_EXTENSIONS.contains(&extension) {
         let message = format!(
-            "text {path}: found the ending `{ending}`, expected one of {}",
-            TEXT_ENDINGS.join(", ")
+            "text {path}: found the extension `{extension}`, expected one of {}",
+            TEXT_EXTENSIONS.join(", ")
         );
         return Err(failure(ExitCode::BadInput, message));
     }
     absolute(path)
 }
 
-/// The absolute path of something that exists.
+/// The absolute path of an existing file or folder.
 pub fn absolute(path: &Utf8Path) -> anyhow::Result<Utf8PathBuf> {
     path.canonicalize_utf8()
         .map_err(|error| anyhow::Error::from(error).context(format!("cannot open {path}")))
@@ -321,20 +331,20 @@ mod tests {
     use super::*;
 
     fn model(folder: &Utf8Path) -> Model {
-        let facts = r#"{"name":"m","layers":1,"linear_parameters":4,"total_parameters":9,
+        let inspection = r#"{"name":"m","layers":1,"linear_parameters":4,"total_parameters":9,
             "files":["model.safetensors","config.json"],"family":"llama"}"#;
-        Model::from_facts(folder.to_owned(), facts.as_bytes()).expect("facts")
+        Model::from_inspection(folder.to_owned(), inspection.as_bytes()).expect("valid")
     }
 
     #[test]
-    fn facts_become_a_source_with_sorted_absolute_files() {
+    fn an_inspection_becomes_a_source_with_sorted_absolute_files() {
         let model = model(Utf8Path::new("/m"));
         assert_eq!(model.files, ["/m/config.json", "/m/model.safetensors"]);
         assert_eq!(model.source.layers, 1);
     }
 
     #[test]
-    fn models_of_the_hub_are_told_from_paths() {
+    fn models_of_the_hub_are_distinguished_from_paths() {
         for hub in [
             "a/b",
             "meta-llama/Llama-3.1-8B",
@@ -351,32 +361,32 @@ mod tests {
     }
 
     #[test]
-    fn facts_that_leave_the_folder_or_say_nothing_are_refused() {
-        for facts in [
+    fn inspections_that_are_empty_or_leave_the_folder_are_rejected() {
+        for inspection in [
             "",
             r#"{"name":"m","layers":0,"linear_parameters":4,"total_parameters":9,"files":["a"]}"#,
             r#"{"name":"m","layers":1,"linear_parameters":4,"total_parameters":9,"files":[]}"#,
             r#"{"name":"m","layers":1,"linear_parameters":4,"total_parameters":9,"files":["../a"]}"#,
         ] {
             assert!(
-                Model::from_facts("/m".into(), facts.as_bytes()).is_err(),
-                "{facts}"
+                Model::from_inspection("/m".into(), inspection.as_bytes()).is_err(),
+                "{inspection}"
             );
         }
     }
 
     #[test]
-    fn given_texts_win_over_those_beside_the_model_and_endings_are_checked() {
-        let keep = tempfile::tempdir().expect("folder");
-        let folder = Utf8Path::from_path(keep.path()).expect("utf-8");
+    fn given_texts_take_precedence_over_the_models_own_and_extensions_are_checked() {
+        let temporary = tempfile::tempdir().expect("folder");
+        let folder = Utf8Path::from_path(temporary.path()).expect("utf-8");
         let folder = folder.canonicalize_utf8().expect("absolute");
         let model = model(&folder);
         for name in ["calibration.txt", "other.jsonl", "weights.bin"] {
             uc_store::atomic::write_bytes(&folder.join(name), b"text").expect("written");
         }
-        let beside = model.texts(&[], TextUse::Calibration).expect("found");
-        assert_eq!(beside.files, [folder.join("calibration.txt")]);
-        assert!(!beside.is_fallback);
+        let in_folder = model.texts(&[], TextUse::Calibration).expect("found");
+        assert_eq!(in_folder.files, [folder.join("calibration.txt")]);
+        assert!(!in_folder.is_fallback);
         let given = [folder.join("other.jsonl")];
         assert_eq!(
             model

@@ -1,4 +1,4 @@
-//! From a command line to a planned, locked run directory; shared by the verbs that begin runs.
+//! From command-line options to the plan of a run; shared by the verbs that start runs.
 
 use camino::{Utf8Path, Utf8PathBuf};
 use uc_settings::Settings;
@@ -6,23 +6,18 @@ use uc_store::plan::{External, Plan, SOURCE, StagePlan};
 use uc_store::run::RunDir;
 use uc_store::sha::hash_bytes;
 use uc_store::source;
-use uc_store::{ExitCode, StoreError, atomic};
+use uc_store::{ExitCode, atomic};
 
+use crate::artifacts::{PACK_LAYER, REMOTE_PACK};
 use crate::cli::UploadOptions;
 use crate::plan::pipeline::Request;
 use crate::report::failure::failure;
-use crate::report::progress::Display;
-use crate::session::Session;
 
-/// Where runs are unless `--run` says otherwise.
+/// The folder of runs unless `--run` names another.
 const RUNS: &str = "runs";
-/// What an upload is for: the artifact that says that a repository holds the pack.
-pub const UPLOADED: &str = "remote-pack";
-/// What an upload may free.
-pub const LAYER: &str = "pack-layer";
 
-/// Applies `section.key=value` settings in their order.
-pub fn apply(settings: &mut Settings, assignments: &[String]) -> anyhow::Result<()> {
+/// Applies `section.key=value` settings in order.
+pub fn apply_settings(settings: &mut Settings, assignments: &[String]) -> anyhow::Result<()> {
     for assignment in assignments {
         let (key, value) = assignment.split_once('=').ok_or_else(|| {
             let message = format!("--set {assignment}: expected SECTION.KEY=VALUE");
@@ -33,12 +28,16 @@ pub fn apply(settings: &mut Settings, assignments: &[String]) -> anyhow::Result<
     Ok(())
 }
 
-/// Has a run send its pack.
-pub fn upload(plan: &mut Plan, repository: &str, options: &UploadOptions) -> anyhow::Result<()> {
-    if !plan.ask_for(UPLOADED) {
+/// Adds the upload of the pack to a plan.
+pub fn add_upload(
+    plan: &mut Plan,
+    repository: &str,
+    options: &UploadOptions,
+) -> anyhow::Result<()> {
+    if !plan.ask_for(REMOTE_PACK) {
         let message = format!(
-            "no stage of this run writes `{UPLOADED}`, which an upload is for; a run of an earlier version gets such \
-             stages by `uc compress` with the same --run"
+            "no stage of this run writes `{REMOTE_PACK}`, the goal of an upload; `uc compress` with the same --run adds \
+             such stages to a run of an earlier version"
         );
         return Err(failure(ExitCode::BadPipeline, message));
     }
@@ -51,17 +50,17 @@ pub fn upload(plan: &mut Plan, repository: &str, options: &UploadOptions) -> any
     settings.validate()?;
     plan.settings = settings;
     if options.delete_uploaded
-        && let Some(layer) = plan.artifacts.get_mut(LAYER)
+        && let Some(layer) = plan.artifacts.get_mut(PACK_LAYER)
     {
         layer.temporary = true;
     }
     Ok(())
 }
 
-/// Forgets what an upload did, as far as it can be done again: what was sent once says nothing of what the repository
-/// holds now.
-pub fn forget_upload(plan: &Plan, run: &RunDir) -> anyhow::Result<()> {
-    let writes = |stage: &&StagePlan| stage.writes.iter().any(|write| write.name == UPLOADED);
+/// Deletes the receipts of upload jobs whose inputs are still on disk: what was uploaded once says nothing about what the
+/// repository holds now.
+pub fn reset_upload(plan: &Plan, run: &RunDir) -> anyhow::Result<()> {
+    let writes = |stage: &&StagePlan| stage.writes.iter().any(|write| write.name == REMOTE_PACK);
     let program = plan.stages.iter().find(writes).map(|stage| &stage.argv[0]);
     for job in plan.jobs() {
         let stage = plan.stage(&job.stage).expect("a job of the plan");
@@ -77,8 +76,8 @@ pub fn forget_upload(plan: &Plan, run: &RunDir) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Every outside file that earlier default runs of a model know, so that it is not hashed again.
-pub fn remembered(prefix: &str, run: Option<&Utf8Path>) -> External {
+/// Every external file recorded by earlier default runs of a model, so that it is not hashed again.
+pub fn known_files(prefix: &str, run: Option<&Utf8Path>) -> External {
     let mut plans: Vec<Utf8PathBuf> = run.map(Utf8Path::to_owned).into_iter().collect();
     let entries = Utf8Path::new(RUNS).read_dir_utf8().into_iter().flatten();
     let similar = entries
@@ -87,7 +86,7 @@ pub fn remembered(prefix: &str, run: Option<&Utf8Path>) -> External {
     plans.extend(similar.map(|entry| entry.path().to_owned()));
     let files = plans
         .iter()
-        // A plan that cannot be read is only no help here.
+        // An unreadable plan only means that its files are hashed again.
         .filter_map(|root| RunDir::open(root).ok())
         .flat_map(|(_, plan)| plan.externals.into_values())
         .flat_map(|external| external.files)
@@ -95,20 +94,20 @@ pub fn remembered(prefix: &str, run: Option<&Utf8Path>) -> External {
     source::external(files)
 }
 
-/// The start of default run names for a model.
-pub fn prefix(kind: &str, model: &str) -> String {
-    let plain = |c: char| {
+/// The prefix of default run names for a model.
+pub fn run_prefix(kind: &str, model: &str) -> String {
+    let sanitize = |c: char| {
         if c.is_ascii_alphanumeric() || "._-".contains(c) {
             c
         } else {
             '-'
         }
     };
-    let name: String = model.chars().map(plain).collect();
+    let name: String = model.chars().map(sanitize).collect();
     format!("{kind}{}-", name.trim_start_matches('.'))
 }
 
-/// The default run directory: the same for the same outside bytes and settings.
+/// The default run directory: the same for the same external bytes and settings.
 pub fn default_run(prefix: &str, identity: &[&External], settings: &Settings) -> Utf8PathBuf {
     let digests: Vec<String> = identity.iter().map(|e| e.digest.to_string()).collect();
     let settings = serde_json::to_string(&settings.determining()).expect("settings are plain data");
@@ -116,9 +115,9 @@ pub fn default_run(prefix: &str, identity: &[&External], settings: &Settings) ->
     Utf8Path::new(RUNS).join(format!("{prefix}{}", &digest.to_string()[..8]))
 }
 
-/// Moves a source whose shards come and go into the run directory: there they may be deleted. Gives the files that have
-/// to be copied once the run is locked: all but the shards, and the shards' headers.
-pub fn take_in(
+/// Places a source whose shards are fetched on demand in the run directory, where they may be deleted. Returns the files
+/// to copy once the run is locked, as (from, to): everything but the shards, and the shards' headers.
+pub fn relocate_source(
     root: &Utf8Path,
     request: &mut Request<'_>,
 ) -> anyhow::Result<Vec<(Utf8PathBuf, Utf8PathBuf)>> {
@@ -130,13 +129,13 @@ pub fn take_in(
         let to = folder.join(name);
         let from = std::mem::replace(&mut file.path, to.clone());
         copies.push(match file.shard {
-            // As `shard-loader` names them.
+            // The names that `shard-loader` gives them.
             Some(_) => (
                 format!("{from}.header").into(),
                 format!("{to}.header").into(),
             ),
             None => {
-                file.mtime_ns = 0; // the copy's is another
+                file.mtime_ns = 0; // the copy has another
                 (from, to)
             }
         });
@@ -145,56 +144,25 @@ pub fn take_in(
     Ok(copies)
 }
 
-/// Makes the run directory, or continues the one that is there if it is the same model's.
-pub fn enter(root: &Utf8Path, plan: Plan, display: &Display) -> anyhow::Result<Session> {
-    // The lock comes first: of two that begin at once, one alone writes the plan.
-    let _lock = RunDir::at(root).lock()?;
-    if !root.join("run.json").exists() {
-        let run = RunDir::create(root, &plan)?;
-        return Ok(Session { run, plan, _lock });
-    }
-    let old = match RunDir::open(root) {
-        Ok((_, old)) => old,
-        // The receipts say by themselves what they are good for; the plan is at hand.
-        Err(error @ (StoreError::Malformed { .. } | StoreError::Hash { .. })) => {
-            display.warn(&format!("{error}; it is written anew"));
-            let run = RunDir::create(root, &plan)?;
-            return Ok(Session { run, plan, _lock });
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let digest = |plan: &Plan| plan.externals.get("source").map(|source| source.digest);
-    if digest(&old) != digest(&plan) {
-        let message = format!(
-            "{root} is a run of {} ({}), which is not the same source as {}; expected another --run",
-            old.model.name, old.model.path, plan.model.path
-        );
-        return Err(failure(ExitCode::Usage, message));
-    }
-    display.say(&format!("continuing {root}"));
-    let run = RunDir::create(root, &plan)?;
-    Ok(Session { run, plan, _lock })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn assignments_are_applied_and_bad_ones_refused() {
+    fn assignments_are_applied_and_bad_ones_rejected() {
         let mut settings = Settings::default();
-        apply(
+        apply_settings(
             &mut settings,
             &["quantize.bpw=4".into(), "overlay.rank = 8".into()],
         )
         .expect("set");
         assert_eq!(settings.quantize.bpw, 4.0);
-        assert!(apply(&mut settings, &["quantize.bpw".into()]).is_err());
-        assert!(apply(&mut settings, &["quantize.bwp=4".into()]).is_err());
+        assert!(apply_settings(&mut settings, &["quantize.bpw".into()]).is_err());
+        assert!(apply_settings(&mut settings, &["quantize.bwp=4".into()]).is_err());
     }
 
     #[test]
-    fn the_default_run_depends_on_source_and_settings_alone() {
+    fn the_default_run_depends_only_on_source_and_settings() {
         let source = |bytes: &[u8]| External {
             files: Vec::new(),
             digest: hash_bytes(bytes),
@@ -202,15 +170,15 @@ mod tests {
         let settings = Settings::default();
         let mut other = settings.clone();
         other.quantize.bpw = 4.0;
-        let prefix = prefix("", "org/my model");
+        let prefix = run_prefix("", "org/my model");
         let run = default_run(&prefix, &[&source(b"a")], &settings);
         assert!(run.as_str().starts_with("runs/org-my-model-"), "{run}");
         assert_eq!(run, default_run(&prefix, &[&source(b"a")], &settings));
         assert_ne!(run, default_run(&prefix, &[&source(b"b")], &settings));
         assert_ne!(run, default_run(&prefix, &[&source(b"a")], &other));
-        let mut sent = settings.clone();
-        sent.upload.repository = "owner/name".into();
-        assert_eq!(run, default_run(&prefix, &[&source(b"a")], &sent));
+        let mut uploading = settings.clone();
+        uploading.upload.repository = "owner/name".into();
+        assert_eq!(run, default_run(&prefix, &[&source(b"a")], &uploading));
         let mut evicting = settings.clone();
         evicting.set("retention.source", "evict").expect("set");
         assert_eq!(run, default_run(&prefix, &[&source(b"a")], &evicting));

@@ -1,4 +1,4 @@
-//! Outside inputs: hashed in parallel when a run is planned, looked at by size and time when it is resumed.
+//! External inputs: hashed in parallel when a run is planned, compared by size and time when it is resumed.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -12,10 +12,10 @@ use crate::plan::model::Model;
 use crate::report::failure::failure;
 use crate::report::progress::Display;
 
-/// More readers at once do not make a disk faster.
+/// Files that are hashed at the same time, at most: more readers do not make a disk faster.
 const MAX_READERS: usize = 8;
 
-/// Describes the files of an input; those that `known` lists with the same size and time are not hashed again.
+/// Hashes the files of an input; those that `known` lists with the same size and time are not hashed again.
 pub fn describe(
     label: &str,
     paths: &[Utf8PathBuf],
@@ -23,7 +23,7 @@ pub fn describe(
     threads: u32,
     display: &Display,
 ) -> anyhow::Result<External> {
-    let size = |path: &Utf8PathBuf| std::fs::metadata(path).map_or(0, |found| found.len());
+    let size = |path: &Utf8PathBuf| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
     let task = display.task(&format!("hashing {label}"), paths.iter().map(size).sum());
     let next = AtomicUsize::new(0);
     let results: Mutex<BTreeMap<usize, Result<External, StoreError>>> = Mutex::default();
@@ -53,22 +53,22 @@ pub fn describe(
     Ok(source::external(files))
 }
 
-/// Describes a model: its files that are here by their bytes, the shards that were left at the Hub by its word, which
-/// each of them is compared with when it comes.
-pub fn of_model(
+/// Describes the files of a model: local files by their bytes, shards that are still on the Hub by the size and digest that
+/// the Hub states. A fetched shard is compared with them.
+pub fn describe_model(
     model: &Model,
     known: &External,
     threads: u32,
     display: &Display,
 ) -> anyhow::Result<External> {
     let remote = |path: &Utf8PathBuf| path.file_name().and_then(|name| model.remote.get(name));
-    let here: Vec<_> = model
+    let local: Vec<_> = model
         .files
         .iter()
         .filter(|path| remote(path).is_none())
         .cloned()
         .collect();
-    let mut described = describe("the model", &here, known, threads, display)?
+    let mut described = describe("the model", &local, known, threads, display)?
         .files
         .into_iter();
     let mut files = Vec::with_capacity(model.files.len());
@@ -88,50 +88,50 @@ pub fn of_model(
     Ok(source::external(files))
 }
 
-/// An input of which nothing is known.
+/// A placeholder for an input whose files are not known yet.
 pub fn unknown() -> External {
     source::external(Vec::new())
 }
 
-/// Looks again at the outside inputs of a plan; tells what changed.
+/// Compares the external inputs of a plan with the files on disk again; returns a line per change.
 ///
 /// # Errors
-/// The model itself may not change under a run. A file that is gone is not an error as long as no job needs it.
+/// If the model itself changed. A missing file is not an error as long as no job needs it.
 pub fn refresh(plan: &mut Plan, threads: u32, display: &Display) -> anyhow::Result<Vec<String>> {
     let mut changed = Vec::new();
     for (name, known) in plan.externals.clone() {
-        // Shards that come and go are verified when they come.
-        let stays = |file: &&ExternalFile| file.shard.is_none();
+        // Shards that are fetched on demand are verified when they arrive.
+        let is_local = |file: &&ExternalFile| file.shard.is_none();
         let paths: Vec<_> = known
             .files
             .iter()
-            .filter(stays)
+            .filter(is_local)
             .map(|file| file.path.clone())
             .collect();
-        if let Some(gone) = paths.iter().find(|path| !path.exists()) {
+        if let Some(missing) = paths.iter().find(|path| !path.exists()) {
             display.warn(&format!(
-                "{gone} is gone; jobs that read it again will fail"
+                "{missing} is missing; jobs that read it will fail"
             ));
             continue;
         }
         let mut files = describe(&name, &paths, &known, threads, display)?.files;
-        files.extend(known.files.iter().filter(|file| !stays(file)).cloned());
+        files.extend(known.files.iter().filter(|file| !is_local(file)).cloned());
         files.sort_by_key(|file| known.files.iter().position(|known| known.path == file.path));
-        let found = source::external(files);
-        if found.digest != known.digest {
-            let differing = found.files.iter().zip(&known.files);
+        let current = source::external(files);
+        if current.digest != known.digest {
+            let differing = current.files.iter().zip(&known.files);
             let differing = differing.filter(|(a, b)| a.sha256 != b.sha256);
             let paths: Vec<_> = differing.map(|(file, _)| file.path.to_string()).collect();
             let paths = paths.join(", ");
             if name == "source" {
                 let message = format!(
-                    "{paths} changed since the run was planned; begin a new run with uc compress"
+                    "{paths} changed since the run was planned; start a new run with uc compress"
                 );
                 return Err(failure(ExitCode::BadInput, message));
             }
             changed.push(format!("{name}: {paths} changed"));
         }
-        plan.externals.insert(name, found);
+        plan.externals.insert(name, current);
     }
     Ok(changed)
 }
@@ -144,9 +144,9 @@ mod tests {
     use crate::cli::OutputArgs;
 
     #[test]
-    fn files_are_described_in_their_order_whatever_the_number_of_threads() {
-        let keep = tempfile::tempdir().expect("folder");
-        let folder = Utf8Path::from_path(keep.path()).expect("utf-8");
+    fn files_keep_their_order_whatever_the_number_of_threads() {
+        let temporary = tempfile::tempdir().expect("folder");
+        let folder = Utf8Path::from_path(temporary.path()).expect("utf-8");
         let paths: Vec<_> = (0..20)
             .map(|n| folder.join(format!("{n:02}.txt")))
             .collect();

@@ -1,4 +1,4 @@
-//! Where the stage programs are: in the folder that `UC_STAGES` names, else beside `uc` itself.
+//! Where the stage programs are: in the folder that `UC_STAGES` names, else in the folder of `uc` itself.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -7,23 +7,22 @@ use camino::{Utf8Path, Utf8PathBuf};
 use uc_store::ExitCode;
 use uc_store::plan::Plan;
 
-use crate::plan::pipeline::Pipeline;
 use crate::process::runner;
 use crate::report::failure::failure;
 
-/// The folders in which programs are looked for, in order.
+/// The folders that are searched for programs, in order.
 #[derive(Debug, Clone)]
 pub struct Programs {
     folders: Vec<Utf8PathBuf>,
 }
 
 impl Programs {
-    /// The folders of this process.
-    pub fn of_this_process() -> Self {
-        let named = std::env::var("UC_STAGES").ok().map(Utf8PathBuf::from);
-        let beside = own_folder();
+    /// The search path of this process.
+    pub fn from_env() -> Self {
+        let from_variable = std::env::var("UC_STAGES").ok().map(Utf8PathBuf::from);
+        let executable_folder = own_folder();
         Self {
-            folders: named.into_iter().chain(beside).collect(),
+            folders: from_variable.into_iter().chain(executable_folder).collect(),
         }
     }
 
@@ -44,23 +43,14 @@ impl Programs {
             })
     }
 
-    /// Checks that every program of a pipeline is there.
-    pub fn check(&self, pipeline: &Pipeline) -> anyhow::Result<()> {
-        for (stage, argv) in pipeline.commands() {
-            self.find(&argv[0])
-                .map_err(|message| pipeline.argv_error(stage, message))?;
-        }
-        Ok(())
-    }
-
-    /// The program of a stage of a plan.
-    pub fn of_stage(&self, argv: &[String]) -> anyhow::Result<Utf8PathBuf> {
+    /// The executable file of a stage's command.
+    pub fn for_command(&self, argv: &[String]) -> anyhow::Result<Utf8PathBuf> {
         let name = argv.first().map_or("", String::as_str);
         self.find(name)
             .map_err(|message| failure(ExitCode::BadPipeline, message))
     }
 
-    /// Output version of each command, asked from the programs themselves.
+    /// Output version of each stage, as its program reports it.
     pub fn versions<'a>(
         &self,
         commands: impl Iterator<Item = (&'a str, &'a [String])>,
@@ -70,7 +60,7 @@ impl Programs {
         for (stage, argv) in commands {
             let version = match known.get(argv) {
                 Some(version) => *version,
-                None => runner::describe(&self.of_stage(argv)?, &argv[1..])?,
+                None => runner::output_version(&self.for_command(argv)?, &argv[1..])?,
             };
             known.insert(argv, version);
             versions.insert(stage.to_owned(), version);
@@ -78,7 +68,7 @@ impl Programs {
         Ok(versions)
     }
 
-    /// Brings the versions in a plan up to date; tells whether one changed.
+    /// Updates the versions in a plan; returns whether one changed.
     pub fn refresh_versions(&self, plan: &mut Plan) -> anyhow::Result<bool> {
         let commands = plan
             .stages
@@ -104,7 +94,7 @@ pub fn own_folder() -> Option<Utf8PathBuf> {
 
 fn is_executable(path: &Utf8Path) -> bool {
     std::fs::metadata(path)
-        .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+        .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
 #[cfg(test)]
@@ -116,7 +106,7 @@ mod tests {
         let programs = Programs {
             folders: vec!["/nonexistent".into(), "/bin".into()],
         };
-        assert_eq!(programs.find("sh").expect("everywhere"), "/bin/sh");
+        assert_eq!(programs.find("sh").expect("present"), "/bin/sh");
         let error = programs.find("no-such-stage").expect_err("absent");
         assert!(error.contains("/nonexistent nor in /bin"), "{error}");
         assert!(programs.find("../bin/sh").is_err());

@@ -1,8 +1,8 @@
-//! The one module that starts processes.
+//! The only module that starts processes.
 //!
-//! A worker is one stage program that takes jobs on its standard input and tells events on its standard output. Its
-//! standard error goes to the stage's log and, by the last lines, into the message when it fails. Workers are started
-//! from the main thread: they ask the kernel to be killed when the thread that started them dies.
+//! A worker is a stage program that reads jobs from its standard input and writes events to its standard output. Its
+//! standard error goes to the stage's log; the last lines are quoted if it fails. Workers must be started from the main
+//! thread: they ask the kernel to kill them when the thread that started them dies.
 #![allow(clippy::disallowed_methods)] // the named exception: no other module starts a process
 
 use std::collections::VecDeque;
@@ -22,12 +22,12 @@ use uc_store::events::{Event, JobRequest};
 
 use crate::report::failure::failure;
 
-/// Lines of a log that are kept for the message of a failure.
+/// Lines of the log that are quoted when a worker fails.
 const TAIL_LINES: usize = 12;
-/// Longest line that is taken from a stage; the rest of a longer one counts as another line.
+/// Longest line that is read from a stage, bytes; a longer one is split.
 const MAX_LINE: u64 = 1 << 20;
 
-/// What workers and signals tell the driver.
+/// What the driver receives from workers and signals.
 #[derive(Debug)]
 pub enum Message {
     /// An event of a job.
@@ -37,8 +37,8 @@ pub enum Message {
         /// The event.
         event: Event,
     },
-    /// A line of standard output that is no event.
-    Noise {
+    /// A line of standard output that is not an event.
+    StrayOutput {
         /// Which worker.
         worker: WorkerId,
         /// The line.
@@ -51,18 +51,18 @@ pub enum Message {
         /// The line.
         line: String,
     },
-    /// Standard output ended: the process is leaving or gone.
+    /// Standard output was closed: the process is exiting or has exited.
     Closed(WorkerId),
     /// SIGINT, SIGTERM or SIGHUP reached the driver.
     Signal,
 }
 
-/// One process of a stage; a restarted stage has another number.
+/// Identifies a process of a stage; a restarted stage has another number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerId {
     /// Stage name.
     pub stage: String,
-    /// Counts the processes of the run.
+    /// Ordinal of the process within the session.
     pub number: u64,
 }
 
@@ -71,38 +71,46 @@ pub struct WorkerId {
 pub struct Launch<'a> {
     /// Executable.
     pub program: Utf8PathBuf,
-    /// Its first arguments.
+    /// Its leading arguments.
     pub arguments: &'a [String],
     /// The run directory.
     pub run: &'a Utf8Path,
     /// Threads for its computations.
     pub threads: u32,
-    /// Times `-v`.
+    /// Number of `-v` options.
     pub verbosity: u8,
     /// Where its standard error goes.
     pub log: Utf8PathBuf,
-    /// Whether log lines are sent to the driver too.
+    /// Whether log lines are also sent to the driver.
     pub echo: bool,
 }
 
-/// How a process ended.
+/// How a process exited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
+pub enum ExitKind {
     /// With an exit status.
     Exit(u8),
     /// By a signal.
     Signal(i32),
 }
 
-impl Ending {
-    fn of(status: ExitStatus) -> Self {
+impl ExitKind {
+    fn from_status(status: ExitStatus) -> Self {
         match (status.code(), status.signal()) {
             (Some(code), _) => Self::Exit(code as u8),
             (None, signal) => Self::Signal(signal.unwrap_or(0)),
         }
     }
 
-    /// The class that the process meant; death by a signal is a failed stage.
+    /// Success, or a failure of the stage with its class.
+    pub fn into_result(self) -> anyhow::Result<()> {
+        match self {
+            Self::Exit(0) => Ok(()),
+            other => Err(failure(other.class(), format!("the stage failed: {other}"))),
+        }
+    }
+
+    /// The failure class of the exit status; death by a signal is a failed stage.
     pub fn class(self) -> ExitCode {
         match self {
             Self::Exit(code) => ExitCode::from_code(code)
@@ -113,10 +121,10 @@ impl Ending {
     }
 }
 
-impl std::fmt::Display for Ending {
+impl std::fmt::Display for ExitKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Exit(code) => write!(f, "it left with exit status {code}"),
+            Self::Exit(code) => write!(f, "it exited with status {code}"),
             Self::Signal(9) => {
                 f.write_str("it was killed by signal 9 (the system does that when memory runs out)")
             }
@@ -147,7 +155,7 @@ impl Worker {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // Ctrl-C reaches the driver alone, which then ends its stages in order.
+            // Ctrl-C reaches only the driver, which then stops its stages in order.
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {}", launch.program))?;
@@ -157,9 +165,9 @@ impl Worker {
         let tail = Arc::new(Mutex::new(VecDeque::new()));
         let (sender, worker) = (to.clone(), id.clone());
         std::thread::spawn(move || read_events(stdout, &worker, &sender));
-        let (kept, sender) = (Arc::clone(&tail), launch.echo.then(|| to.clone()));
+        let (log_tail, sender) = (Arc::clone(&tail), launch.echo.then(|| to.clone()));
         let stage = id.stage.clone();
-        let reader = std::thread::spawn(move || read_log(stderr, log, &kept, &stage, sender));
+        let reader = std::thread::spawn(move || read_log(stderr, log, &log_tail, &stage, sender));
         Ok(Self {
             id,
             child,
@@ -169,12 +177,12 @@ impl Worker {
         })
     }
 
-    /// Which process this is.
+    /// The identity of the process.
     pub fn id(&self) -> &WorkerId {
         &self.id
     }
 
-    /// Hands it a job.
+    /// Sends it a job.
     pub fn send(&mut self, request: &JobRequest) -> std::io::Result<()> {
         let line = serde_json::to_string(request)?;
         let closed = || std::io::Error::from(std::io::ErrorKind::BrokenPipe);
@@ -184,51 +192,58 @@ impl Worker {
         stdin.flush()
     }
 
-    /// Tells it that no job follows; it leaves by itself.
+    /// Signals that no further job follows; the process then exits by itself.
     pub fn close(&mut self) {
         self.stdin = None;
     }
 
-    /// Asks it to end.
+    /// Sends SIGTERM.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
 
-    /// Ends it.
+    /// Sends SIGKILL.
     pub fn kill(&self) {
         self.signal(Signal::KILL);
     }
 
     fn signal(&self, signal: Signal) {
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            // A process that has just ended cannot be signalled, and need not be.
+            // A process that has just exited cannot be signalled and need not be.
             let _ = kill_process(pid, signal);
         }
     }
 
-    /// How it ended, if it has.
-    pub fn ended(&mut self) -> Option<Ending> {
-        self.child.try_wait().ok().flatten().map(Ending::of)
+    /// How it exited, if it has.
+    pub fn try_exit(&mut self) -> Option<ExitKind> {
+        self.child
+            .try_wait()
+            .ok()
+            .flatten()
+            .map(ExitKind::from_status)
     }
 
-    /// Waits for its end; kills it when patience runs out.
-    pub fn wait(&mut self, patience: Duration) -> Ending {
-        let deadline = Instant::now() + patience;
-        let ending = loop {
-            if let Some(ending) = self.ended() {
-                break ending;
+    /// Waits for it to exit; kills it after the timeout.
+    pub fn wait(&mut self, timeout: Duration) -> ExitKind {
+        let deadline = Instant::now() + timeout;
+        let exit = loop {
+            if let Some(exit) = self.try_exit() {
+                break exit;
             }
             if Instant::now() >= deadline {
                 self.kill();
-                break self.child.wait().map_or(Ending::Signal(9), Ending::of);
+                break self
+                    .child
+                    .wait()
+                    .map_or(ExitKind::Signal(9), ExitKind::from_status);
             }
             std::thread::sleep(Duration::from_millis(10));
         };
         if let Some(reader) = self.log_reader.take() {
-            // A panic of the reader would have been printed; the ending is known all the same.
+            // A panic of the reader has been printed; the exit kind is known regardless.
             let _ = reader.join();
         }
-        ending
+        exit
     }
 
     /// The last lines of its log.
@@ -240,16 +255,16 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // An error on the way out of the driver must not leave a process behind.
-        if self.ended().is_none() {
+        // An error in the driver must not leave a process behind.
+        if self.try_exit().is_none() {
             self.kill();
             let _ = self.child.wait();
         }
     }
 }
 
-/// Lines of at most [`MAX_LINE`] bytes, as text.
-fn each_line(stream: impl std::io::Read, mut take: impl FnMut(String)) {
+/// Passes on every line of a stream, at most [`MAX_LINE`] bytes at a time.
+fn for_each_line(stream: impl std::io::Read, mut consume: impl FnMut(String)) {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     loop {
@@ -257,21 +272,21 @@ fn each_line(stream: impl std::io::Read, mut take: impl FnMut(String)) {
         match std::io::Read::take(&mut stream, MAX_LINE).read_until(b'\n', &mut line) {
             Ok(1..) => {
                 let text = String::from_utf8_lossy(&line);
-                take(text.trim_end_matches(['\n', '\r']).to_owned());
+                consume(text.trim_end_matches(['\n', '\r']).to_owned());
             }
-            // A broken pipe is an ended one.
+            // A broken pipe counts as the end of the stream.
             Ok(0) | Err(_) => return,
         }
     }
 }
 
 fn read_events(stdout: impl std::io::Read, worker: &WorkerId, to: &Sender<Message>) {
-    // The receiver is gone only when the driver is leaving.
-    each_line(stdout, |line| {
+    // The receiver is dropped only when the driver exits.
+    for_each_line(stdout, |line| {
         let worker = worker.clone();
         let _ = to.send(match serde_json::from_str(&line) {
             Ok(event) => Message::Event { worker, event },
-            Err(_) => Message::Noise { worker, line },
+            Err(_) => Message::StrayOutput { worker, line },
         });
     });
     let _ = to.send(Message::Closed(worker.clone()));
@@ -284,8 +299,8 @@ fn read_log(
     stage: &str,
     echo: Option<Sender<Message>>,
 ) {
-    each_line(stderr, |line| {
-        // A log that cannot be written (a full disk) must not stop the stage: its own writes will tell.
+    for_each_line(stderr, |line| {
+        // A log that cannot be written (disk full) must not stop the stage: its own writes will report the error.
         let _ = log.write_all(format!("{line}\n").as_bytes());
         {
             let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
@@ -301,8 +316,8 @@ fn read_log(
     });
 }
 
-/// The output version that a stage program reports of itself.
-pub fn describe(program: &Utf8Path, arguments: &[String]) -> anyhow::Result<u32> {
+/// The output version that a stage program reports.
+pub fn output_version(program: &Utf8Path, arguments: &[String]) -> anyhow::Result<u32> {
     #[derive(serde::Deserialize)]
     struct Description {
         version: u32,
@@ -319,40 +334,40 @@ pub fn describe(program: &Utf8Path, arguments: &[String]) -> anyhow::Result<u32>
     Ok(description.version)
 }
 
-/// Standard output of a short program; its failure is passed on with its own class and words. One that was killed is
-/// asked once more.
+/// Runs a short program and returns its standard output. A failure keeps the program's class and message. A program that
+/// was killed is run a second time.
 pub fn capture(program: &Utf8Path, arguments: &[String], more: &[&str]) -> anyhow::Result<Vec<u8>> {
-    let ask = || {
+    let run = || {
         let mut command = Command::new(program);
         command.args(arguments).args(more).stdin(Stdio::null());
         let output = command.output();
         output.with_context(|| format!("cannot start {program}"))
     };
-    let mut output = ask()?;
-    if matches!(Ending::of(output.status), Ending::Signal(_)) {
-        output = ask()?;
+    let mut output = run()?;
+    if matches!(ExitKind::from_status(output.status), ExitKind::Signal(_)) {
+        output = run()?;
     }
     if output.status.success() {
         return Ok(output.stdout);
     }
-    let words = String::from_utf8_lossy(&output.stderr);
-    let words = words.trim();
-    let words = words.strip_prefix("error: ").unwrap_or(words);
-    let ending = Ending::of(output.status);
-    let message = match words {
-        "" => format!("{program} failed: {ending}"),
-        words => words.to_owned(),
+    let text = String::from_utf8_lossy(&output.stderr);
+    let text = text.trim();
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    let exit = ExitKind::from_status(output.status);
+    let message = match text {
+        "" => format!("{program} failed: {exit}"),
+        text => text.to_owned(),
     };
-    Err(failure(ending.class(), message))
+    Err(failure(exit.class(), message))
 }
 
-/// Runs a long program to its end: lines `{"done":N,"total":M}` of its standard output are progress, the last line is
-/// its answer; what it says on standard error is passed on. It ends with this process, whatever ends that.
-pub fn follow(
+/// Runs a long program: lines `{"done":N,"total":M}` of its standard output are progress, the last other line is the
+/// result, and lines of standard error are passed on. The program ends with this process, whatever ends that.
+pub fn run_with_progress(
     program: &Utf8Path,
     arguments: &[String],
     progress: &mut dyn FnMut(u64, u64),
-    said: &mut dyn FnMut(&str),
+    on_log_line: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Vec<u8>> {
     #[derive(serde::Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -371,17 +386,17 @@ pub fn follow(
     let stdout = child.stdout.take().context("no standard output")?;
     let stderr = child.stderr.take().context("no standard error")?;
     let (sender, lines) = crossbeam_channel::unbounded();
-    let words = sender.clone();
-    std::thread::spawn(move || each_line(stdout, |line| drop(sender.send((true, line)))));
-    std::thread::spawn(move || each_line(stderr, |line| drop(words.send((false, line)))));
-    let (mut answer, mut error) = (String::new(), None);
+    let log_sender = sender.clone();
+    std::thread::spawn(move || for_each_line(stdout, |line| drop(sender.send((true, line)))));
+    std::thread::spawn(move || for_each_line(stderr, |line| drop(log_sender.send((false, line)))));
+    let (mut result, mut error) = (String::new(), None);
     for (is_output, line) in lines {
         match (is_output, serde_json::from_str::<Progress>(&line)) {
             (true, Ok(now)) => progress(now.done, now.total),
-            (true, Err(_)) => answer = line,
+            (true, Err(_)) => result = line,
             (false, _) => match line.strip_prefix("error: ") {
-                Some(words) => error = Some(words.to_owned()),
-                None => said(&line),
+                Some(message) => error = Some(message.to_owned()),
+                None => on_log_line(&line),
             },
         }
     }
@@ -389,20 +404,20 @@ pub fn follow(
         .wait()
         .with_context(|| format!("cannot wait for {program}"))?;
     if status.success() {
-        return Ok(answer.into_bytes());
+        return Ok(result.into_bytes());
     }
-    let ending = Ending::of(status);
-    let message = error.unwrap_or_else(|| format!("{program} failed: {ending}"));
-    Err(failure(ending.class(), message))
+    let exit = ExitKind::from_status(status);
+    let message = error.unwrap_or_else(|| format!("{program} failed: {exit}"));
+    Err(failure(exit.class(), message))
 }
 
-/// Runs a program on this terminal until it ends; `stop` is asked now and then whether to end it.
+/// Runs a program on this terminal until it exits; `stop` is polled and ends it.
 pub fn foreground(
     program: &Utf8Path,
     arguments: &[String],
     threads: u32,
     stop: impl Fn() -> bool,
-) -> anyhow::Result<Ending> {
+) -> anyhow::Result<ExitKind> {
     let mut child = Command::new(program)
         .args(arguments)
         .env("RAYON_NUM_THREADS", threads.to_string())
@@ -411,10 +426,10 @@ pub fn foreground(
         .with_context(|| format!("cannot start {program}"))?;
     loop {
         if let Some(status) = child.try_wait().context("cannot wait for the stage")? {
-            return Ok(Ending::of(status));
+            return Ok(ExitKind::from_status(status));
         }
         if stop() {
-            child.kill().context("cannot end the stage")?;
+            child.kill().context("cannot stop the stage")?;
             child.wait().context("cannot wait for the stage")?;
             return Err(failure(ExitCode::Interrupted, "interrupted"));
         }

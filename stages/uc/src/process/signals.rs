@@ -1,4 +1,4 @@
-//! SIGINT, SIGTERM and SIGHUP: the first asks for an orderly end, the second for an immediate one.
+//! SIGINT, SIGTERM and SIGHUP: the first requests an orderly stop, the second an immediate one.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,11 +11,11 @@ use uc_store::ExitCode;
 
 use crate::process::runner::Message;
 
-/// Signals after which the process leaves even if its main thread does not react.
-const LIMIT: usize = 3;
+/// Number of signals after which the process exits even if its main thread does not react.
+const FORCED_EXIT: usize = 3;
 
-/// Listens to the end of the process. While nobody is attached, a signal ends the process at once: every file is
-/// published whole or not at all, so there is nothing to put in order.
+/// Listens for signals until the process exits. While no receiver is attached, a signal ends the process at once: files are
+/// published whole or not at all, so nothing needs cleaning up.
 #[derive(Debug, Clone)]
 pub struct Listener {
     count: Arc<AtomicUsize>,
@@ -23,10 +23,10 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Begins to listen.
+    /// Starts listening.
     pub fn start() -> anyhow::Result<Self> {
         let mut signals =
-            Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot listen to signals")?;
+            Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot listen for signals")?;
         let listener = Self {
             count: Arc::default(),
             to: Arc::default(),
@@ -34,8 +34,8 @@ impl Listener {
         let shared = listener.clone();
         std::thread::spawn(move || {
             for _ in signals.forever() {
-                let seen = shared.count.fetch_add(1, Ordering::SeqCst) + 1;
-                if !shared.tell() || seen >= LIMIT {
+                let count = shared.count.fetch_add(1, Ordering::SeqCst) + 1;
+                if !shared.forward() || count >= FORCED_EXIT {
                     std::process::exit(ExitCode::Interrupted.code().into());
                 }
             }
@@ -43,22 +43,23 @@ impl Listener {
         Ok(listener)
     }
 
-    /// From now on signals are messages.
+    /// From now on signals are sent as messages.
     pub fn attach(&self, to: Sender<Message>) {
         *self.to.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
     }
 
-    /// From now on signals end the process again.
+    /// From now on a signal ends the process again.
     pub fn detach(&self) {
         *self.to.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// How many signals there were.
+    /// Number of signals received.
     pub fn count(&self) -> usize {
         self.count.load(Ordering::SeqCst)
     }
 
-    fn tell(&self) -> bool {
+    /// Sends a signal to the receiver; returns whether there is one.
+    fn forward(&self) -> bool {
         let to = self.to.lock().unwrap_or_else(PoisonError::into_inner);
         to.as_ref()
             .is_some_and(|to| to.send(Message::Signal).is_ok())

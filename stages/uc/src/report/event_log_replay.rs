@@ -1,8 +1,7 @@
-//! What `events.jsonl` tells of a run: the state of every job, rates and what went wrong, rebuilt from its lines alone.
+//! Replays `events.jsonl`: rebuilds the state of every job, the rates and the failures of a run from its lines alone.
 //!
-//! A pure function of the text. Lines that a crash cut and events of kinds that this program does not know are skipped.
-//! Time is counted from line to line within a session; a clock that was set back adds nothing, so no duration is
-//! negative.
+//! A pure function of the text. Truncated lines and events of unknown kinds are skipped. Time is accumulated from line to
+//! line within a session; a clock that was set back adds nothing, so no duration is negative.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::SystemTime;
@@ -11,73 +10,78 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uc_store::events::{Event, EventKind};
 use uc_store::plan::{JobId, Unit};
+use uc_store::run::RunDir;
 
-/// Ends of jobs over which a rate is taken, the last ones.
-const PACE: usize = 5;
-/// Mishaps that are remembered, the last ones.
-const MISHAPS: usize = 5;
+use crate::report::event_log::{JOB_FAILURE, JobStates, SESSION, SESSION_END};
 
-/// Where a job stands, for those who watch.
+/// Number of recent completions over which a rate is computed.
+const RATE_WINDOW: usize = 5;
+/// Number of recent failures that are kept.
+const MAX_FAILURES: usize = 5;
+/// The metric by which a job reports how many bytes it received from the Hub.
+const RECEIVED_BYTES: &str = "bytes received";
+
+/// The state of a job, for display.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobState {
     /// Its outputs are recorded.
     Done,
-    /// It was not begun, or it was begun and cut off.
+    /// It was not started, or it was started and interrupted.
     Waiting,
-    /// It was done before and has to be done again.
+    /// It was done before and has to run again.
     Stale,
-    /// It runs.
+    /// It is running.
     Running,
-    /// Its last try failed.
+    /// Its last attempt failed.
     Failed,
 }
 
-/// How far a job says it is.
+/// The progress that a job reported.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Progress {
     /// Units done.
     pub done: u64,
     /// Units in all.
     pub total: u64,
-    /// What a unit is.
+    /// Name of the unit.
     pub unit: String,
 }
 
-/// What a job waits for.
+/// A retry inside a running job.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Retry {
-    /// The attempt that comes, or that is under way.
+    /// The attempt that is scheduled or under way.
     pub attempt: u32,
-    /// Attempts in a row that are allowed.
+    /// Consecutive attempts that are allowed.
     pub attempts: u32,
-    /// Wall time of the run at which it begins or began.
+    /// Wall time of the run at which it starts or started, seconds.
     pub at: f64,
     /// What failed.
     pub error: String,
 }
 
-/// What is known of one job.
+/// What is known about one job.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct JobView {
-    /// Where it stands.
+    /// Its state.
     pub state: JobState,
-    /// What it said last, while it runs.
+    /// Its last progress, while it is running.
     pub progress: Option<Progress>,
-    /// What failed on its way and is tried again, until it moves on.
+    /// What failed inside the job and is retried, until the job makes progress again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
-    /// Wall time of the run at which its last try began.
-    pub began: f64,
-    /// What its last complete try took, seconds and peak memory in bytes.
+    /// Wall time of the run at which its last attempt started, seconds.
+    pub started: f64,
+    /// Seconds and peak memory in bytes of its last completed attempt.
     #[serde(skip)]
-    pub took: Option<(f64, u64)>,
+    pub cost: Option<(f64, u64)>,
 }
 
-/// A try that failed.
+/// A failed attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Mishap {
-    /// When, as the log says it.
+pub struct FailureRecord {
+    /// Time, as recorded in the log.
     pub time: String,
     /// Stage name.
     pub stage: String,
@@ -86,131 +90,106 @@ pub struct Mishap {
     pub unit: Unit,
     /// Class of the failure.
     pub class: String,
-    /// What was said.
+    /// The error message.
     pub message: String,
 }
 
-/// What the jobs of one stage took.
+/// Cost of the jobs of one stage.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct StageCost {
     /// Jobs.
     pub jobs: u64,
-    /// Wall seconds of all jobs together.
+    /// Sum of the wall seconds of all jobs.
     pub seconds: f64,
     /// Largest resident memory of a process, bytes.
     pub peak_rss_bytes: u64,
 }
 
-/// How fast a stage is in the session that is described.
+/// The pace of a stage in the last session.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Pace {
-    /// When its first job began.
-    began: f64,
-    /// When its last few jobs ended, oldest first: a stage that waited for others once is not slow for ever.
+    /// When its first job started.
+    started: f64,
+    /// When its most recent jobs ended, oldest first. Only recent ones count: a stage that had to wait once is not slow.
     ends: VecDeque<f64>,
 }
 
-/// A run, as its log tells it.
+/// A run, rebuilt from its log.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct History {
-    /// Every job that was mentioned.
+pub struct Replay {
+    /// Every job that the log mentions.
     pub jobs: BTreeMap<JobId, JobView>,
-    /// The last tries that failed, oldest first.
-    pub mishaps: Vec<Mishap>,
+    /// The most recent failed attempts, oldest first.
+    pub failures: Vec<FailureRecord>,
     /// Seconds from the first to the last event of each session, summed.
     pub wall_seconds: f64,
-    /// How the last session ended; `None` while it goes on, or when nothing was left to say so.
+    /// Whether the last session ended with success; `None` while it runs, or if its driver was killed.
     pub ended: Option<bool>,
-    /// Bytes that came from the Hub.
-    pub received: u64,
+    /// Bytes received from the Hub.
+    pub received_bytes: u64,
     /// Time of the last event.
-    pub last: Option<SystemTime>,
+    pub last_event: Option<SystemTime>,
     paces: BTreeMap<String, Pace>,
 }
 
-/// What the driver notes of jobs whose state it decides without running them; lists of layers, null for a run's job.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Found {
-    /// Stage name.
-    pub stage: String,
-    /// Good as they are.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub done: Vec<Option<u32>>,
-    /// To be done again.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub stale: Vec<Option<u32>>,
-    /// To be done.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub waiting: Vec<Option<u32>>,
-}
-
-impl Found {
-    /// Name of the event.
-    pub const EVENT: &str = "found";
-}
-
-/// Name of the event with which a driver opens a session.
-pub const SESSION: &str = "session";
-/// Name of the event with which it ends one.
-pub const SESSION_END: &str = "session-end";
-/// Name of the event of a try that failed.
-pub const MISHAP: &str = "mishap";
-
-/// The figure by which a job says how many bytes it received from the Hub.
-const RECEIVED: &str = "bytes received";
-
-impl History {
-    /// Reads a log.
-    pub fn of(text: &str) -> Self {
-        let mut history = Self::default();
-        let values = text.lines().map(serde_json::from_str::<Value>);
-        for value in values.flatten() {
-            history.take(value);
-        }
-        history
+impl Replay {
+    /// Replays the log of a run; a missing log counts as empty.
+    pub fn read(run: &RunDir) -> Self {
+        let text = std::fs::read(run.events_path()).unwrap_or_default();
+        Self::from_text(&String::from_utf8_lossy(&text))
     }
 
-    fn take(&mut self, value: Value) {
+    /// Replays the text of a log.
+    pub fn from_text(text: &str) -> Self {
+        let mut replay = Self::default();
+        let values = text.lines().map(serde_json::from_str::<Value>);
+        for value in values.flatten() {
+            replay.apply(value);
+        }
+        replay
+    }
+
+    fn apply(&mut self, value: Value) {
         let name = value["event"].as_str().unwrap_or_default().to_owned();
         self.advance(&value, name == SESSION);
         match name.as_str() {
             SESSION => {
-                self.cut_off();
+                self.interrupt_running_jobs();
                 self.ended = None;
                 self.paces.clear();
             }
             SESSION_END => {
-                self.cut_off();
+                self.interrupt_running_jobs();
                 self.ended = Some(value["ok"].as_bool().unwrap_or(false));
             }
-            MISHAP => self.mishap(&value),
-            Found::EVENT => {
-                if let Ok(found) = serde_json::from_value::<Found>(value) {
-                    self.found(found);
+            JOB_FAILURE => self.apply_failure(&value),
+            JobStates::EVENT => {
+                if let Ok(states) = serde_json::from_value::<JobStates>(value) {
+                    self.apply_job_states(states);
                 }
             }
             _ => {
                 if let Ok(event) = serde_json::from_value::<Event>(value) {
-                    self.event(event);
+                    self.apply_job_event(event);
                 }
             }
         }
     }
 
-    /// Counts time on to a line; between sessions none passes.
+    /// Advances the wall time to the time of a line; time between sessions does not count.
     fn advance(&mut self, value: &Value, is_session: bool) {
         let time = value["time"].as_str();
         let Some(time) = time.and_then(|time| humantime::parse_rfc3339(time).ok()) else {
             return;
         };
-        if let Some(last) = self.last.filter(|_| !is_session) {
+        if let Some(last) = self.last_event.filter(|_| !is_session) {
             self.wall_seconds += time.duration_since(last).unwrap_or_default().as_secs_f64();
         }
-        self.last = Some(time);
+        self.last_event = Some(time);
     }
 
-    /// What ran when the last session ended does not run any more.
-    pub fn cut_off(&mut self) {
+    /// Marks running jobs as waiting: when a session has ended, none of its jobs runs any more.
+    pub fn interrupt_running_jobs(&mut self) {
         for job in self.jobs.values_mut() {
             if job.state == JobState::Running {
                 job.state = JobState::Waiting;
@@ -228,20 +207,20 @@ impl History {
             state: JobState::Waiting,
             progress: None,
             retry: None,
-            began: 0.0,
-            took: None,
+            started: 0.0,
+            cost: None,
         })
     }
 
-    fn found(&mut self, found: Found) {
+    fn apply_job_states(&mut self, logged: JobStates) {
         let states = [
-            (JobState::Done, &found.done),
-            (JobState::Stale, &found.stale),
-            (JobState::Waiting, &found.waiting),
+            (JobState::Done, &logged.done),
+            (JobState::Stale, &logged.stale),
+            (JobState::Waiting, &logged.waiting),
         ];
         for (state, layers) in states {
             for &layer in layers {
-                let job = self.job(&found.stage, layer.map_or(Unit::Run, Unit::Layer));
+                let job = self.job(&logged.stage, layer.map_or(Unit::Run, Unit::Layer));
                 if job.state != JobState::Running {
                     job.state = state;
                 }
@@ -249,47 +228,47 @@ impl History {
         }
     }
 
-    fn mishap(&mut self, value: &Value) {
+    fn apply_failure(&mut self, value: &Value) {
         let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
         let unit = Unit::deserialize(value).unwrap_or(Unit::Run);
-        let mishap = Mishap {
+        let failure = FailureRecord {
             time: text("time"),
             stage: text("stage"),
             unit,
             class: text("class"),
             message: text("message"),
         };
-        let job = self.job(&mishap.stage, unit);
+        let job = self.job(&failure.stage, unit);
         (job.state, job.progress, job.retry) = (JobState::Failed, None, None);
-        if self.mishaps.len() == MISHAPS {
-            self.mishaps.remove(0);
+        if self.failures.len() == MAX_FAILURES {
+            self.failures.remove(0);
         }
-        self.mishaps.push(mishap);
+        self.failures.push(failure);
     }
 
-    fn event(&mut self, event: Event) {
+    fn apply_job_event(&mut self, event: Event) {
         let now = self.wall_seconds;
         let (stage, unit) = (event.stage, event.unit);
         match event.kind {
             EventKind::Started => {
                 let job = self.job(&stage, unit);
-                (job.state, job.progress, job.began) = (JobState::Running, None, now);
+                (job.state, job.progress, job.started) = (JobState::Running, None, now);
                 job.retry = None;
                 self.paces.entry(stage).or_insert(Pace {
-                    began: now,
+                    started: now,
                     ends: VecDeque::new(),
                 });
             }
             EventKind::Progress {
                 done,
                 total,
-                unit: counted,
+                unit: unit_name,
             } => {
                 let job = self.job(&stage, unit);
                 let progress = Progress {
                     done,
                     total,
-                    unit: counted,
+                    unit: unit_name,
                 };
                 (job.progress, job.retry) = (Some(progress), None);
             }
@@ -312,9 +291,9 @@ impl History {
             } => {
                 let job = self.job(&stage, unit);
                 (job.state, job.progress, job.retry) = (JobState::Done, None, None);
-                job.took = Some((seconds.max(0.0), peak_rss_bytes));
+                job.cost = Some((seconds.max(0.0), peak_rss_bytes));
                 let pace = self.paces.entry(stage).or_default();
-                if pace.ends.len() == PACE {
+                if pace.ends.len() == RATE_WINDOW {
                     pace.ends.pop_front();
                 }
                 pace.ends.push_back(now);
@@ -323,18 +302,18 @@ impl History {
                 let job = self.job(&stage, unit);
                 (job.state, job.progress) = (JobState::Failed, None);
             }
-            EventKind::Metric { name, value } if name == RECEIVED => {
-                self.received += value.as_u64().unwrap_or(0);
+            EventKind::Metric { name, value } if name == RECEIVED_BYTES => {
+                self.received_bytes += value.as_u64().unwrap_or(0);
             }
             EventKind::Metric { .. } | EventKind::Retired { .. } => {}
         }
     }
 
-    /// What each stage took; a job that was done again counts as it was done last.
+    /// Cost of each stage; of a job that ran more than once, only the last completed attempt counts.
     pub fn costs(&self) -> BTreeMap<String, StageCost> {
         let mut stages: BTreeMap<String, StageCost> = BTreeMap::new();
         for (id, job) in &self.jobs {
-            if let Some((seconds, peak)) = job.took {
+            if let Some((seconds, peak)) = job.cost {
                 let cost = stages.entry(id.stage.clone()).or_default();
                 cost.jobs += 1;
                 cost.seconds += seconds;
@@ -344,27 +323,31 @@ impl History {
         stages
     }
 
-    /// Jobs of a stage per second, of late in the last session, pauses between them counted; `None` before there is one.
+    /// Recent jobs of a stage per second in the last session, including the pauses between them; `None` before the first
+    /// completion.
     pub fn rate(&self, stage: &str) -> Option<f64> {
         let pace = self.paces.get(stage)?;
         let last = pace.ends.back()?;
         let (jobs, seconds) = match pace.ends.len() {
-            1 => (1, last - pace.began),
+            1 => (1, last - pace.started),
             count => (count - 1, last - pace.ends[0]),
         };
         (seconds > 0.0).then(|| jobs as f64 / seconds)
     }
 
-    /// Seconds that `jobs` more jobs of a stage take: at its rate, else at the mean of what its jobs took before.
+    /// Estimated seconds for `jobs` more jobs of a stage: at its current rate, else at the mean of its completed jobs.
     pub fn seconds_for(&self, stage: &str, jobs: u64) -> Option<f64> {
         if jobs == 0 {
             return Some(0.0);
         }
         let by_rate = self.rate(stage).map(|rate| jobs as f64 / rate);
         by_rate.or_else(|| {
-            let of_stage = self.jobs.iter().filter(|(id, _)| id.stage == stage);
-            let took: Vec<f64> = of_stage.filter_map(|(_, job)| Some(job.took?.0)).collect();
-            (!took.is_empty()).then(|| jobs as f64 * took.iter().sum::<f64>() / took.len() as f64)
+            let stage_jobs = self.jobs.iter().filter(|(id, _)| id.stage == stage);
+            let seconds: Vec<f64> = stage_jobs
+                .filter_map(|(_, job)| Some(job.cost?.0))
+                .collect();
+            let total = seconds.iter().sum::<f64>();
+            (!seconds.is_empty()).then(|| jobs as f64 * total / seconds.len() as f64)
         })
     }
 }

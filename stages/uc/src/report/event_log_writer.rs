@@ -1,4 +1,4 @@
-//! `events.jsonl`: every event of every session with its time. `history` reads it.
+//! Appends to `events.jsonl`: every event of every session with its time. `event_log_replay` reads it.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -10,44 +10,44 @@ use uc_store::StoreError;
 use uc_store::events::Event;
 use uc_store::run::RunDir;
 
-use crate::report::event_log_replay::{Found, History, SESSION};
+use crate::report::event_log::{JobStates, SESSION};
 
-/// The open log.
+/// An event log that is open for appending.
 #[derive(Debug)]
-pub struct Journal {
+pub struct EventLogWriter {
     file: File,
-    /// Whether the last line has no end.
+    /// Whether the last line is incomplete.
     torn: bool,
 }
 
-impl Journal {
-    /// Opens the log of a run for appending and notes that a session begins.
+impl EventLogWriter {
+    /// Opens the log of a run and records the start of a session.
     pub fn open(run: &RunDir) -> Result<Self, StoreError> {
-        let mut journal = Self::at(&run.events_path())?;
-        journal.note(SESSION, serde_json::json!({"pid": std::process::id()}));
-        Ok(journal)
+        let mut log = Self::append_to(&run.events_path())?;
+        log.write_driver_event(SESSION, serde_json::json!({"pid": std::process::id()}));
+        Ok(log)
     }
 
-    fn at(path: &Utf8Path) -> Result<Self, StoreError> {
+    fn append_to(path: &Utf8Path) -> Result<Self, StoreError> {
         let file = uc_store::atomic::open_log(path)?;
         let torn = is_torn(path).map_err(StoreError::io("read", path))?;
         Ok(Self { file, torn })
     }
 
-    /// Notes what was found of the jobs of a stage.
-    pub fn found(&mut self, found: &Found) {
-        let value = serde_json::to_value(found).expect("plain data");
-        self.note(Found::EVENT, value);
+    /// Records states of jobs of a stage.
+    pub fn write_job_states(&mut self, states: &JobStates) {
+        let value = serde_json::to_value(states).expect("plain data");
+        self.write_driver_event(JobStates::EVENT, value);
     }
 
-    /// Notes an event of a job.
-    pub fn event(&mut self, event: &Event) {
+    /// Records an event of a job.
+    pub fn write_job_event(&mut self, event: &Event) {
         let value = serde_json::to_value(event).expect("events are plain data");
         self.write(value);
     }
 
-    /// Notes an event of the driver; `fields` is an object.
-    pub fn note(&mut self, event: &str, fields: Value) {
+    /// Records an event of the driver; `fields` is an object.
+    pub fn write_driver_event(&mut self, event: &str, fields: Value) {
         let mut value = fields;
         value["event"] = event.into();
         self.write(value);
@@ -58,16 +58,10 @@ impl Journal {
             .to_string()
             .into();
         let start = if self.torn { "\n" } else { "" };
-        // The log is for people: a full disk shows where it matters, in the stages' own files.
+        // Nothing depends on the log. A full disk is reported where it matters: by the stages that write their files.
         let written = self.file.write_all(format!("{start}{value}\n").as_bytes());
         self.torn = written.is_err();
     }
-}
-
-/// What the log of a run tells; nothing where there is none.
-pub fn history(run: &RunDir) -> History {
-    let text = std::fs::read(run.events_path()).unwrap_or_default();
-    History::of(&String::from_utf8_lossy(&text))
 }
 
 /// Whether a log ends in the middle of a line.
@@ -87,18 +81,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_that_a_crash_cut_does_not_spoil_the_next_one() {
-        let keep = tempfile::tempdir().expect("folder");
-        let path = Utf8Path::from_path(keep.path()).expect("utf-8").join("log");
+    fn a_line_that_a_crash_truncated_does_not_damage_the_next_one() {
+        let temporary = tempfile::tempdir().expect("folder");
+        let path = Utf8Path::from_path(temporary.path())
+            .expect("utf-8")
+            .join("log");
         for (text, torn) in [("", false), ("{}\n", false), ("{}\n{\"ev", true)] {
             uc_store::atomic::write_bytes(&path, text.as_bytes()).expect("written");
             assert_eq!(is_torn(&path).expect("read"), torn);
         }
-        let mut journal = Journal::at(&path).expect("opened");
-        journal.note(SESSION, serde_json::json!({"pid": 1}));
+        let mut log = EventLogWriter::append_to(&path).expect("opened");
+        log.write_driver_event(SESSION, serde_json::json!({"pid": 1}));
         let text = std::fs::read_to_string(&path).expect("log");
         let last = text.lines().last().expect("a line");
-        serde_json::from_str::<Value>(last).expect("whole");
+        serde_json::from_str::<Value>(last).expect("complete");
         assert_eq!(text.lines().count(), 3);
     }
 }

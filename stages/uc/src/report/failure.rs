@@ -1,17 +1,15 @@
-//! An error of the driver with the class that decides the exit status.
+//! Errors of the driver, and the exit status that an error stands for.
 
 use std::fmt;
 
 use uc_store::ExitCode;
 
-use crate::plan::pipeline::PipelineError;
-
-/// What went wrong, in words for the user, with its class.
+/// An error message with its class.
 #[derive(Debug)]
 pub struct Failure {
     /// The class.
     pub code: ExitCode,
-    /// The sentence.
+    /// What went wrong, for the user.
     pub message: String,
 }
 
@@ -32,15 +30,29 @@ pub fn failure(code: ExitCode, message: impl Into<String>) -> anyhow::Error {
     .into()
 }
 
-/// The exit status of an error: the driver's own word first, then that of the store and the system.
+/// A mistake in a pipeline file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{file}:{line}: {key}: {message}")]
+pub struct PipelineError {
+    /// The file.
+    pub file: String,
+    /// Line, from 1.
+    pub line: usize,
+    /// The key, with its table.
+    pub key: String,
+    /// What was found and what was expected.
+    pub message: String,
+}
+
+/// The exit status of an error: the driver's own class takes precedence over those of the store and of the system.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    let own = error.chain().find_map(|cause| {
+    let by_driver = error.chain().find_map(|cause| {
         cause
             .downcast_ref::<Failure>()
             .map(|failure| failure.code)
             .or_else(|| cause.is::<PipelineError>().then_some(ExitCode::BadPipeline))
     });
-    let missing = || {
+    let not_found = || {
         let mut causes = error.chain();
         causes
             .any(|cause| {
@@ -51,8 +63,9 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
             .then_some(ExitCode::BadInput)
     };
     let by_store = ExitCode::of_error(error);
-    own.or(by_store.filter(|code| !code.is_vague()))
-        .or_else(missing)
+    by_driver
+        .or(by_store.filter(|code| !code.is_vague()))
+        .or_else(not_found)
         .or(by_store)
         .unwrap_or(ExitCode::Internal)
 }
@@ -64,9 +77,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_class_survives_context_and_the_system_is_heard() {
-        let own = Err::<(), _>(failure(ExitCode::Locked, "held")).context("outer");
-        assert_eq!(exit_code(&own.expect_err("error")), ExitCode::Locked);
+    fn the_class_survives_context_and_system_errors_have_one() {
+        let locked = Err::<(), _>(failure(ExitCode::Locked, "held")).context("outer");
+        assert_eq!(exit_code(&locked.expect_err("error")), ExitCode::Locked);
         let line = PipelineError {
             file: "p".into(),
             line: 1,

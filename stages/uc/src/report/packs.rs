@@ -1,4 +1,4 @@
-//! What the driver asks of a pack: open, verify, size. The pack's own library does the work.
+//! Opening, verifying and measuring packs, with progress and exit classes. The pack library does the work.
 
 use anyhow::Context;
 use camino::Utf8Path;
@@ -9,12 +9,12 @@ use uc_store::ExitCode;
 use crate::report::failure::failure;
 use crate::report::progress::Display;
 
-/// Opens a pack; what the manifest says was checked against its digest.
+/// Opens a pack; the manifest is checked against its digest.
 pub fn open(dir: &Utf8Path) -> anyhow::Result<Pack> {
     Pack::open(dir).map_err(classify)
 }
 
-/// Gives a pack's error its class.
+/// Assigns a class to an error of the pack library.
 pub fn classify(error: PackError) -> anyhow::Error {
     match &error {
         PackError::Io { .. } => error.into(),
@@ -26,7 +26,7 @@ pub fn classify(error: PackError) -> anyhow::Error {
     }
 }
 
-/// Recomputes every hash, with progress.
+/// Recomputes every hash and shows the progress.
 pub fn verify(dir: &Utf8Path, threads: u32, display: &Display) -> anyhow::Result<VerifyReport> {
     std::fs::read_dir(dir).with_context(|| format!("cannot open the pack {dir}"))?;
     let task = display.task("verifying the pack", 0);
@@ -37,9 +37,9 @@ pub fn verify(dir: &Utf8Path, threads: u32, display: &Display) -> anyhow::Result
     Ok(report)
 }
 
-/// Bytes of every file of a pack, manifest and digest included, whether or not it lies here.
+/// Bytes of every file of a pack, including manifest and digest; layers that were deleted locally count too.
 pub fn bytes(dir: &Utf8Path, pack: &Pack) -> u64 {
-    let size = |name| std::fs::metadata(dir.join(name)).map_or(0, |found| found.len());
-    let own = [uc_pack::MANIFEST_FILE, uc_pack::DIGEST_FILE].map(size);
-    pack.manifest().totals.total_bytes + own.iter().sum::<u64>()
+    let size = |name| std::fs::metadata(dir.join(name)).map_or(0, |metadata| metadata.len());
+    let unlisted = [uc_pack::MANIFEST_FILE, uc_pack::DIGEST_FILE].map(size);
+    pack.manifest().totals.total_bytes + unlisted.iter().sum::<u64>()
 }

@@ -1,6 +1,6 @@
-//! What the user sees while work goes on, always on standard error: bars on a terminal, plain or JSON lines elsewhere.
+//! Progress for the user, always on standard error: bars on a terminal, plain or JSON lines elsewhere.
 //!
-//! Only this module draws. Results go to standard output and are not its business.
+//! Only this module draws. It never prints results, which go to standard output.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
@@ -14,62 +14,62 @@ use uc_store::plan::{JobId, Unit};
 
 use crate::cli::OutputArgs;
 
-/// How often a long job without a terminal tells how far it is.
+/// Interval of progress lines without a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The form of the output.
+/// Output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+enum Format {
     Quiet,
     Lines,
     Json,
     Bars,
 }
 
-/// The user's view of the work.
+/// The display of a session.
 #[derive(Debug)]
 pub struct Display {
-    form: Form,
+    format: Format,
     verbosity: u8,
     bars: MultiProgress,
-    stages: BTreeMap<String, StageView>,
+    stages: BTreeMap<String, StageProgress>,
 }
 
-/// One stage's share.
+/// The progress of one stage.
 #[derive(Debug)]
-struct StageView {
+struct StageProgress {
     done: u64,
     total: u64,
     bar: Option<ProgressBar>,
     last_line: Instant,
-    /// What its jobs are about, where that is no layer.
-    subjects: BTreeMap<u32, String>,
+    /// Names of what its jobs work on, by shard; empty for other jobs.
+    job_names: BTreeMap<u32, String>,
 }
 
-impl StageView {
-    /// A job in words.
+impl StageProgress {
+    /// The name of a job in messages.
     fn title(&self, id: &JobId) -> String {
-        match self.subject(id) {
-            Some(subject) => format!("{} of {subject}", id.stage),
+        match self.job_name(id) {
+            Some(name) => format!("{} of {name}", id.stage),
             None => id.to_string(),
         }
     }
 
-    fn subject(&self, id: &JobId) -> Option<&String> {
-        self.subjects.get(&id.unit.shard()?)
+    fn job_name(&self, id: &JobId) -> Option<&String> {
+        self.job_names.get(&id.unit.shard()?)
     }
 
-    /// What a job is about, beside the bar of its stage.
-    fn place(&self, id: &JobId) -> String {
+    /// The label of a job beside the bar of its stage.
+    fn label(&self, id: &JobId) -> String {
         let unit = || match id.unit {
             Unit::Run => String::new(),
             unit => unit.to_string(),
         };
-        self.subject(id).cloned().unwrap_or_else(unit)
+        self.job_name(id).cloned().unwrap_or_else(unit)
     }
 }
 
-/// A single piece of work with a bar of its own: hashing, verifying.
+/// A single task with its own bar: hashing, verifying.
 #[derive(Debug)]
 pub struct Task<'d> {
     display: &'d Display,
@@ -79,54 +79,54 @@ pub struct Task<'d> {
 }
 
 impl Display {
-    /// Chooses the form by options and by where standard error goes.
+    /// Chooses the format by the options and by whether standard error is a terminal.
     pub fn new(options: OutputArgs) -> Self {
-        let form = match (options.quiet, options.log_format) {
-            (true, _) => Form::Quiet,
-            (false, LogFormat::Json) => Form::Json,
-            (false, LogFormat::Text) if std::io::stderr().is_terminal() => Form::Bars,
-            (false, LogFormat::Text) => Form::Lines,
+        let format = match (options.quiet, options.log_format) {
+            (true, _) => Format::Quiet,
+            (false, LogFormat::Json) => Format::Json,
+            (false, LogFormat::Text) if std::io::stderr().is_terminal() => Format::Bars,
+            (false, LogFormat::Text) => Format::Lines,
         };
-        let target = match form {
-            Form::Bars => ProgressDrawTarget::stderr(),
+        let target = match format {
+            Format::Bars => ProgressDrawTarget::stderr(),
             _ => ProgressDrawTarget::hidden(),
         };
         Self {
-            form,
+            format,
             verbosity: options.verbose,
             bars: MultiProgress::with_draw_target(target),
             stages: BTreeMap::new(),
         }
     }
 
-    /// Times `-v`.
+    /// Number of `-v` options.
     pub fn verbosity(&self) -> u8 {
         self.verbosity
     }
 
-    /// Says something worth knowing.
-    pub fn say(&self, text: &str) {
-        match self.form {
-            Form::Quiet => {}
-            Form::Json => self.json("info", serde_json::json!({"message": text})),
-            Form::Lines => line(text),
-            Form::Bars => self.bars.suspend(|| line(text)),
+    /// Shows a message.
+    pub fn info(&self, text: &str) {
+        match self.format {
+            Format::Quiet => {}
+            Format::Json => self.json("info", serde_json::json!({"message": text})),
+            Format::Lines => print_line(text),
+            Format::Bars => self.bars.suspend(|| print_line(text)),
         }
     }
 
-    /// Says something that may be wrong.
+    /// Shows a warning.
     pub fn warn(&self, text: &str) {
-        match self.form {
-            Form::Quiet => {}
-            Form::Json => self.json("warning", serde_json::json!({"message": text})),
-            Form::Lines | Form::Bars => self.say(&format!("warning: {text}")),
+        match self.format {
+            Format::Quiet => {}
+            Format::Json => self.json("warning", serde_json::json!({"message": text})),
+            Format::Lines | Format::Bars => self.info(&format!("warning: {text}")),
         }
     }
 
-    /// Says something for those who asked for more.
+    /// Shows a message if `-v` was given.
     pub fn detail(&self, text: &str) {
         if self.verbosity > 0 {
-            self.say(text);
+            self.info(text);
         }
     }
 
@@ -134,11 +134,11 @@ impl Display {
         let now = std::time::SystemTime::now();
         fields["time"] = humantime::format_rfc3339_millis(now).to_string().into();
         fields["level"] = level.into();
-        line(&fields.to_string());
+        print_line(&fields.to_string());
     }
 
-    /// Shows one bar per stage that has work: name, jobs done, jobs in all.
-    pub fn begin_stages(&mut self, stages: &[(String, u64, u64)]) {
+    /// Shows one bar per stage with work, given as (name, jobs done, jobs in total).
+    pub fn start_stages(&mut self, stages: &[(String, u64, u64)]) {
         let width = stages
             .iter()
             .map(|(name, ..)| name.len())
@@ -148,77 +148,77 @@ impl Display {
             "{{prefix:{width}}} {{bar:24}} {{pos:>4}}/{{len:<4}} {{rate:>9}} ETA {{eta:>4}}  {{msg}}"
         );
         for (name, done, total) in stages {
-            let bar = (self.form == Form::Bars).then(|| {
+            let bar = (self.format == Format::Bars).then(|| {
                 let style = ProgressStyle::with_template(&template)
                     .unwrap_or_else(|_| ProgressStyle::default_bar())
-                    .with_key("rate", rate);
+                    .with_key("rate", write_rate);
                 let bar = ProgressBar::new(*total)
                     .with_style(style)
                     .with_prefix(name.clone())
                     .with_position(*done);
                 let bar = self.bars.add(bar);
-                // What earlier sessions did says nothing about the rate of this one.
+                // Jobs of earlier sessions say nothing about the rate of this one.
                 bar.reset_eta();
                 bar
             });
-            let view = StageView {
+            let view = StageProgress {
                 done: *done,
                 total: *total,
                 bar,
                 last_line: Instant::now(),
-                subjects: BTreeMap::new(),
+                job_names: BTreeMap::new(),
             };
             self.stages.insert(name.clone(), view);
         }
     }
 
-    /// Says what the jobs of a stage are about, by their number, where that is no layer.
-    pub fn name_jobs(&mut self, stage: &str, subjects: BTreeMap<u32, String>) {
+    /// Names the jobs of a stage that works per shard.
+    pub fn name_jobs(&mut self, stage: &str, names: BTreeMap<u32, String>) {
         if let Some(view) = self.stages.get_mut(stage) {
-            view.subjects = subjects;
+            view.job_names = names;
         }
     }
 
-    /// A job in words.
+    /// The name of a job in messages.
     pub fn title(&self, id: &JobId) -> String {
         let view = self.stages.get(&id.stage);
         view.map_or_else(|| id.to_string(), |view| view.title(id))
     }
 
-    /// A job began.
+    /// A job started.
     pub fn job_started(&mut self, id: &JobId) {
-        let form = self.form;
+        let format = self.format;
         let Some(view) = self.stages.get_mut(&id.stage) else {
             return;
         };
         view.last_line = Instant::now();
         if let Some(bar) = &view.bar {
-            bar.set_message(view.place(id));
+            bar.set_message(view.label(id));
             bar.tick();
         }
-        if form == Form::Lines {
+        if format == Format::Lines {
             let title = view.title(id);
             self.detail(&format!("{title}: started"));
         }
     }
 
-    /// A job told how far it is.
+    /// A job reported progress.
     pub fn job_progress(&mut self, id: &JobId, done: u64, total: u64, unit: &str) {
-        let form = self.form;
+        let format = self.format;
         let Some(view) = self.stages.get_mut(&id.stage) else {
             return;
         };
-        let text = amount(done, total, unit);
+        let text = format_amount(done, total, unit);
         if let Some(bar) = &view.bar {
-            bar.set_message(format!("{} {text}", view.place(id)));
+            bar.set_message(format!("{} {text}", view.label(id)));
         }
-        let due = view.last_line.elapsed() >= LINE_INTERVAL;
-        if due {
+        let is_due = view.last_line.elapsed() >= LINE_INTERVAL;
+        if is_due {
             view.last_line = Instant::now();
         }
-        match form {
-            Form::Lines if due => line(&format!("{}: {text}", view.title(id))),
-            Form::Json if due => self.json(
+        match format {
+            Format::Lines if is_due => print_line(&format!("{}: {text}", view.title(id))),
+            Format::Json if is_due => self.json(
                 "info",
                 serde_json::json!({"event": "progress", "stage": id.stage, "layer": id.unit.layer(), "shard": id.unit.shard(),
                                    "done": done, "total": total, "unit": unit}),
@@ -227,15 +227,15 @@ impl Display {
         }
     }
 
-    /// A job is done; `seconds` is absent where an earlier result turned out to be good.
+    /// A job is done; `seconds` is absent if an earlier result turned out to be up to date.
     pub fn job_done(&mut self, id: &JobId, seconds: Option<f64>) {
-        let form = self.form;
+        let format = self.format;
         let Some(view) = self.stages.get_mut(&id.stage) else {
             return;
         };
         view.done += 1;
-        // How many shards come is an estimate; how many layers there are is not.
-        view.total = match view.subjects.is_empty() {
+        // The number of fetches is an estimate, unlike the number of layers.
+        view.total = match view.job_names.is_empty() {
             true => view.total,
             false => view.total.max(view.done),
         };
@@ -247,22 +247,22 @@ impl Display {
                 bar.finish_with_message("");
             }
         }
-        let how = match seconds {
+        let outcome = match seconds {
             Some(seconds) => format!("done in {seconds:.1} s"),
-            None => "is good as it was".into(),
+            None => "already up to date".into(),
         };
-        match form {
-            Form::Lines => line(&format!("{}: {how} ({done}/{total})", view.title(id))),
-            Form::Json => self.json(
+        match format {
+            Format::Lines => print_line(&format!("{}: {outcome} ({done}/{total})", view.title(id))),
+            Format::Json => self.json(
                 "info",
                 serde_json::json!({"event": "finished", "stage": id.stage, "layer": id.unit.layer(), "shard": id.unit.shard(),
                                    "seconds": seconds, "done": done, "total": total}),
             ),
-            Form::Quiet | Form::Bars => {}
+            Format::Quiet | Format::Bars => {}
         }
     }
 
-    /// Takes the bars away.
+    /// Removes the bars.
     pub fn end_stages(&mut self) {
         for view in self.stages.values() {
             if let Some(bar) = &view.bar {
@@ -272,9 +272,9 @@ impl Display {
         self.stages.clear();
     }
 
-    /// Begins a piece of work that counts bytes.
+    /// Starts a task that counts bytes.
     pub fn task(&self, label: &str, bytes: u64) -> Task<'_> {
-        let bar = (self.form == Form::Bars).then(|| {
+        let bar = (self.format == Format::Bars).then(|| {
             let template = "{prefix} {bar:24} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}";
             let style = ProgressStyle::with_template(template)
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -293,14 +293,14 @@ impl Display {
 }
 
 impl Task<'_> {
-    /// Adds work done.
+    /// Adds to the bytes done.
     pub fn advance(&self, bytes: u64) {
         if let Some(bar) = &self.bar {
             bar.inc(bytes);
         }
     }
 
-    /// Sets work done.
+    /// Sets the bytes done.
     pub fn set(&self, done: u64, total: u64) {
         if let Some(bar) = &self.bar {
             bar.set_length(total);
@@ -308,7 +308,7 @@ impl Task<'_> {
         }
     }
 
-    /// Ends it; work of more than a second is mentioned.
+    /// Ends the task; one that took a second or more is reported.
     pub fn finish(self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -316,30 +316,30 @@ impl Task<'_> {
         let seconds = self.start.elapsed().as_secs_f64();
         if seconds >= 1.0 {
             self.display
-                .say(&format!("{}: done in {seconds:.1} s", self.label));
+                .info(&format!("{}: done in {seconds:.1} s", self.label));
         }
     }
 }
 
-/// How much of what is done.
-pub fn amount(done: u64, total: u64, unit: &str) -> String {
+/// The progress of a job as text.
+pub fn format_amount(done: u64, total: u64, unit: &str) -> String {
     match unit {
         "bytes" => format!("{} of {}", BinaryBytes(done), BinaryBytes(total)),
         _ => format!("{done}/{total} {unit}"),
     }
 }
 
-/// Jobs per second, or per minute where that reads better.
-fn rate(state: &ProgressState, to: &mut dyn std::fmt::Write) {
+/// Writes jobs per second, or per minute if slow.
+fn write_rate(state: &ProgressState, to: &mut dyn std::fmt::Write) {
     let per_second = state.per_sec();
-    // The bar's buffer takes any text.
+    // Writing to the buffer of a bar cannot fail.
     let _ = match per_second < 0.5 {
         true => write!(to, "{:.1}/min", per_second * 60.0),
         false => write!(to, "{per_second:.1}/s"),
     };
 }
 
-/// One line on standard error; a closed one is nobody's loss.
-fn line(text: &str) {
+/// Prints a line on standard error; errors are ignored, because there is nowhere left to report them.
+fn print_line(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }

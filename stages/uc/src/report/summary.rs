@@ -1,4 +1,4 @@
-//! What a finished run says at its end: the pack, its size, what it lost, what it cost, and what to do next.
+//! The summary of a finished run: the pack, its size, the measured quality, the cost, and the next command to try.
 
 use std::collections::BTreeMap;
 
@@ -10,17 +10,16 @@ use uc_pack::Pack;
 use uc_pack::totals::Totals;
 use uc_pack::verify::{Finding, Verdict};
 use uc_store::ExitCode;
-use uc_store::plan::{ArtifactId, HubSource, JobId, Unit};
+use uc_store::plan::{ArtifactId, HubSource, JobId, Plan, Unit};
+use uc_store::run::RunDir;
 
-use crate::plan::planning;
-use crate::report::event_log_replay::StageCost;
-use crate::report::event_log_writer;
+use crate::artifacts::{MANIFEST, METRICS, PACK_LAYER, REMOTE_PACK};
+use crate::report::completion::completed_jobs;
+use crate::report::event_log_replay::{Replay, StageCost};
 use crate::report::failure::{exit_code, failure};
+use crate::report::json::print_json;
 use crate::report::packs;
 use crate::report::progress::Display;
-use crate::session;
-use crate::session::Session;
-use crate::verbs::print_json;
 
 /// The summary of a run.
 #[derive(Debug, Clone, Serialize)]
@@ -29,34 +28,34 @@ pub struct Summary {
     pub run: Utf8PathBuf,
     /// Repository and commit of a model of the Hub.
     pub hub: Option<HubSource>,
-    /// Bytes that came from the Hub while the run went on.
+    /// Bytes received from the Hub during the run.
     pub received_bytes: u64,
-    /// The pack; absent in a run that only evaluates or whose pipeline makes none.
+    /// The pack; absent in a run that only evaluates or whose pipeline writes none.
     pub pack: Option<PackSummary>,
     /// What the evaluator measured.
     pub metrics: Option<Value>,
-    /// Where the pack was sent, once the repository holds all of it.
+    /// Where the pack was uploaded, once the repository holds all of it.
     pub upload: Option<Value>,
     /// Calibration of the experts by layer; empty without experts.
-    pub experts: BTreeMap<u32, Experts>,
+    pub experts: BTreeMap<u32, ExpertCalibration>,
     /// Wall seconds of all sessions of the run.
     pub wall_seconds: f64,
-    /// What each stage took.
+    /// Cost of each stage.
     pub stages: BTreeMap<String, StageCost>,
     /// The command to try next.
     pub next: String,
 }
 
-/// How the calibration text reached the experts of a layer.
+/// How many calibration tokens reached the experts of a layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Experts {
-    /// Tokens at every input that only some tokens pass.
+pub struct ExpertCalibration {
+    /// Tokens at every input that only routed tokens reach.
     pub tokens: BTreeMap<String, u64>,
-    /// Inputs with fewer tokens than values: their second moments were filled up with the mean of all experts'.
+    /// Inputs with fewer tokens than their width: their second moments were completed with the mean over all experts.
     pub filled_up: Vec<String>,
 }
 
-/// The pack's part.
+/// The pack.
 #[derive(Debug, Clone, Serialize)]
 pub struct PackSummary {
     /// Its folder.
@@ -65,155 +64,175 @@ pub struct PackSummary {
     pub bytes: u64,
     /// Number of its layers.
     pub layers: usize,
-    /// Sums and ratios as the manifest states and verify recomputes them.
+    /// Sums and ratios, as stated in the manifest and recomputed by verify.
     pub totals: Totals,
     /// SHA-256 of the manifest.
     pub fingerprint: String,
-    /// Layers that the repository holds and that were deleted here.
-    pub freed_layers: usize,
-    /// Verdict of verify; none where layers were freed, each of which was verified before it went.
+    /// Layers that the repository holds and that were deleted locally.
+    pub deleted_layers: usize,
+    /// Verdict of verify; none if layers were deleted, each of which was verified before.
     pub verdict: Option<Verdict>,
-    /// What verify found.
+    /// Findings of verify.
     pub findings: Vec<Finding>,
 }
 
 /// Verifies the pack and prints the summary; a pack that fails its verification is an error.
 ///
-/// A run whose work failed has no summary, but one that was only not sent has: then that error is passed on after it.
+/// A failed run has no summary, unless only the upload failed: then the error is returned after the summary.
 pub fn finish(
-    session: &Session,
+    run: &RunDir,
+    plan: &Plan,
     outcome: anyhow::Result<()>,
     threads: u32,
     json: bool,
     display: &Display,
 ) -> anyhow::Result<()> {
     if let Err(error) = &outcome
-        && (exit_code(error) != ExitCode::Network || !is_measured(session)?)
+        && (exit_code(error) != ExitCode::Network || !is_measured(run, plan)?)
     {
         return outcome;
     }
-    let summary = summarise(session, threads, display)?;
+    let summary = summarize(run, plan, threads, display)?;
     match json {
         true => print_json(&summary)?,
         false => print!("{}", text(&summary)),
     }
     match summary.pack {
         Some(pack) if pack.verdict == Some(Verdict::Fail) => {
-            let message = format!("{} does not verify: uc verify {0} says why", pack.path);
+            let message = format!("{} does not verify: uc verify {0} reports why", pack.path);
             Err(failure(ExitCode::Damaged, message))
         }
         _ => outcome,
     }
 }
 
-/// Whether the run made and measured its pack, as far as it is to do either.
-fn is_measured(session: &Session) -> anyhow::Result<bool> {
-    let plan = &session.plan;
-    let done = session::done(&session.run, plan)?;
-    let made = ["manifest", "metrics"].map(|name| plan.producer(&whole(name)));
-    Ok(made.iter().flatten().all(|job| done.contains(job)))
+/// Whether the run has written and measured its pack, as far as its plan contains either.
+fn is_measured(run: &RunDir, plan: &Plan) -> anyhow::Result<bool> {
+    let done = completed_jobs(run, plan)?;
+    let producers = [MANIFEST, METRICS].map(|name| plan.producer(&run_artifact(name)));
+    Ok(producers.iter().flatten().all(|job| done.contains(job)))
 }
 
-/// An artifact that is one for all layers.
-fn whole(name: &str) -> ArtifactId {
+/// The id of an artifact that is not per layer.
+fn run_artifact(name: &str) -> ArtifactId {
     ArtifactId {
         name: name.into(),
         layer: None,
     }
 }
 
-/// The document of an artifact.
-fn document(session: &Session, name: &str) -> anyhow::Result<Value> {
-    let path = session.run.artifact_path(&session.plan, &whole(name))?;
+/// The content of a JSON artifact.
+fn document(run: &RunDir, plan: &Plan, name: &str) -> anyhow::Result<Value> {
+    let path = run.artifact_path(plan, &run_artifact(name))?;
     let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
-    serde_json::from_slice(&text).with_context(|| format!("{path} is no JSON"))
+    serde_json::from_slice(&text).with_context(|| format!("{path} is not valid JSON"))
 }
 
-fn summarise(session: &Session, threads: u32, display: &Display) -> anyhow::Result<Summary> {
-    let plan = &session.plan;
-    let root = session.run.root();
-    let pack = match plan.artifacts.contains_key("manifest") {
-        true => Some(pack_summary(session, threads, display)?),
+fn summarize(
+    run: &RunDir,
+    plan: &Plan,
+    threads: u32,
+    display: &Display,
+) -> anyhow::Result<Summary> {
+    let pack = match plan.artifacts.contains_key(MANIFEST) {
+        true => Some(pack_summary(run, plan, threads, display)?),
         false => None,
     };
-    let metrics = plan.artifacts.contains_key("metrics");
-    let metrics = metrics.then(|| document(session, "metrics")).transpose()?;
-    let sent = plan.producer(&whole(planning::UPLOADED));
-    let sent = sent.filter(|job| plan.stage(&job.stage).is_some_and(|stage| !stage.optional));
-    let upload = match sent {
-        Some(job) if session::done(&session.run, plan)?.contains(&job) => {
-            Some(document(session, planning::UPLOADED)?)
+    let is_evaluated = plan.artifacts.contains_key(METRICS);
+    let metrics = is_evaluated
+        .then(|| document(run, plan, METRICS))
+        .transpose()?;
+    let upload_job = plan
+        .producer(&run_artifact(REMOTE_PACK))
+        .filter(|job| plan.stage(&job.stage).is_some_and(|stage| !stage.optional));
+    let upload = match upload_job {
+        Some(job) if completed_jobs(run, plan)?.contains(&job) => {
+            Some(document(run, plan, REMOTE_PACK)?)
         }
         _ => None,
     };
     let mut experts = BTreeMap::new();
     for layer in 0..plan.model.layers {
-        if let Some(found) = experts_of(session, layer) {
-            experts.insert(layer, found);
+        if let Some(calibration) = expert_calibration(run, layer) {
+            experts.insert(layer, calibration);
         }
     }
-    let next = match (&pack, &metrics) {
-        (Some(pack), None) => {
-            // Of a source that comes and goes no whole copy is here.
-            let gone = plan
+    let replay = Replay::read(run);
+    Ok(Summary {
+        run: run.root().to_owned(),
+        hub: plan.model.hub.clone(),
+        received_bytes: replay.received_bytes,
+        next: next_command(run, plan, pack.as_ref(), metrics.is_some()),
+        pack,
+        metrics,
+        upload,
+        experts,
+        wall_seconds: replay.wall_seconds,
+        stages: replay.costs(),
+    })
+}
+
+/// The command to try next.
+fn next_command(
+    run: &RunDir,
+    plan: &Plan,
+    pack: Option<&PackSummary>,
+    is_evaluated: bool,
+) -> String {
+    match pack {
+        Some(pack) if is_evaluated => format!("uc inspect {} --layer 0", pack.path),
+        Some(pack) => {
+            // There is no complete local copy of a source whose shards are fetched on demand.
+            let remote = plan
                 .model
                 .hub
                 .as_ref()
                 .filter(|_| plan.shards().next().is_some());
-            let model = gone.map_or_else(
+            let model = remote.map_or_else(
                 || plan.model.path.to_string(),
                 |hub| format!("{}@{}", hub.repository, hub.commit),
             );
             format!("uc eval {} --model {model} --text FILE", pack.path)
         }
-        (Some(pack), Some(_)) => format!("uc inspect {} --layer 0", pack.path),
-        (None, _) => format!("uc status {root}"),
-    };
-    let history = event_log_writer::history(&session.run);
-    Ok(Summary {
-        run: root.to_owned(),
-        hub: plan.model.hub.clone(),
-        received_bytes: history.received,
-        pack,
-        metrics,
-        upload,
-        experts,
-        wall_seconds: history.wall_seconds,
-        stages: history.costs(),
-        next,
-    })
+        None => format!("uc status {}", run.root()),
+    }
 }
 
-/// What `teacher-cache` noted of a layer with experts.
-fn experts_of(session: &Session, layer: u32) -> Option<Experts> {
+/// What `teacher-cache` recorded for a layer with experts.
+fn expert_calibration(run: &RunDir, layer: u32) -> Option<ExpertCalibration> {
     let id = JobId {
         stage: "teacher-cache".into(),
         unit: Unit::Layer(layer),
     };
-    let path = session.run.metrics_path(&id);
+    let path = run.metrics_path(&id);
     let text = std::fs::read(&path).unwrap_or_default();
-    // Figures are for people and no hash covers them: damaged ones are left out, the pack does not depend on them.
+    // No hash covers metrics and the pack does not depend on them: damaged ones are left out.
     let mut metrics: BTreeMap<String, Value> = serde_json::from_slice(&text).ok()?;
     let tokens = metrics.remove("tokens of experts")?;
     let filled_up = metrics.remove("inputs filled up").unwrap_or_default();
-    Some(Experts {
+    Some(ExpertCalibration {
         tokens: serde_json::from_value(tokens).ok()?,
         filled_up: serde_json::from_value(filled_up).ok()?,
     })
 }
 
-fn pack_summary(session: &Session, threads: u32, display: &Display) -> anyhow::Result<PackSummary> {
-    let path = session.run.root().join(&session.plan.pack_dir);
+fn pack_summary(
+    run: &RunDir,
+    plan: &Plan,
+    threads: u32,
+    display: &Display,
+) -> anyhow::Result<PackSummary> {
+    let path = run.root().join(&plan.pack_dir);
     let pack = packs::open(&path)?;
-    let freed_layers = freed(session, &pack);
-    let report = match freed_layers {
+    let deleted_layers = count_deleted_layers(plan, &pack);
+    let report = match deleted_layers {
         0 => Some(packs::verify(&path, threads, display)?),
         _ => None,
     };
     Ok(PackSummary {
         bytes: packs::bytes(&path, &pack),
         layers: pack.manifest().layers.len(),
-        freed_layers,
+        deleted_layers,
         totals: pack.manifest().totals.clone(),
         fingerprint: pack.fingerprint().to_string(),
         verdict: report.as_ref().map(|report| report.verdict),
@@ -222,9 +241,9 @@ fn pack_summary(session: &Session, threads: u32, display: &Display) -> anyhow::R
     })
 }
 
-/// Layers that are not here because the retention rule deleted them.
-fn freed(session: &Session, pack: &Pack) -> usize {
-    let artifact = session.plan.artifacts.get(planning::LAYER);
+/// Number of layers that were deleted locally after their upload.
+fn count_deleted_layers(plan: &Plan, pack: &Pack) -> usize {
+    let artifact = plan.artifacts.get(PACK_LAYER);
     let layers = pack.manifest().layers.iter();
     let absent = layers.filter(|layer| !pack.path(&layer.file).exists());
     match artifact.is_some_and(|artifact| artifact.temporary) {
@@ -233,7 +252,7 @@ fn freed(session: &Session, pack: &Pack) -> usize {
     }
 }
 
-/// The summary for people.
+/// The summary as text.
 fn text(summary: &Summary) -> String {
     let mut lines = Vec::new();
     let mut row = |name: &str, value: String| lines.push(format!("{name:<22}{value}"));
@@ -261,7 +280,7 @@ fn text(summary: &Summary) -> String {
     }
     if !summary.experts.is_empty() {
         let inputs: usize = summary.experts.values().map(|e| e.tokens.len()).sum();
-        let filled: usize = summary.experts.values().map(|e| e.filled_up.len()).sum();
+        let filled_up: usize = summary.experts.values().map(|e| e.filled_up.len()).sum();
         let fewest = summary
             .experts
             .values()
@@ -270,7 +289,7 @@ fn text(summary: &Summary) -> String {
         row(
             "experts",
             format!(
-                "{filled} of {inputs} inputs had too few tokens (fewest {}); --json names them",
+                "{filled_up} of {inputs} inputs had too few tokens (fewest {}); --json names them",
                 fewest.copied().unwrap_or(0)
             ),
         );
@@ -280,21 +299,21 @@ fn text(summary: &Summary) -> String {
             Some(Verdict::Pass) => "PASS, every file and every reconstructed tensor".into(),
             Some(Verdict::Fail) => "FAIL".into(),
             None => format!(
-                "{} of {} layers are only in the repository; each passed before it went",
-                pack.freed_layers, pack.layers
+                "{} of {} layers are only in the repository; each passed before it was deleted",
+                pack.deleted_layers, pack.layers
             ),
         };
         row("verify", verdict);
         row("fingerprint", pack.fingerprint.clone());
     }
     if let Some(upload) = &summary.upload {
-        let word = |key: &str| upload[key].as_str().unwrap_or_default().to_owned();
+        let field = |key: &str| upload[key].as_str().unwrap_or_default().to_owned();
         row(
             "uploaded to",
             format!(
                 "{} at commit {} ({} files, {} bytes)",
-                word("repository"),
-                word("commit"),
+                field("repository"),
+                field("commit"),
                 upload["files"],
                 upload["bytes"]
             ),
@@ -316,7 +335,7 @@ fn text(summary: &Summary) -> String {
 }
 
 /// The evaluator's metrics as rows.
-pub fn metric_rows(metrics: &Value, row: &mut impl FnMut(&str, String)) {
+fn metric_rows(metrics: &Value, row: &mut impl FnMut(&str, String)) {
     let names = [
         ("PPL teacher", "teacher_ppl", 4),
         ("PPL pack", "pack_ppl", 4),
@@ -340,18 +359,19 @@ pub fn metric_rows(metrics: &Value, row: &mut impl FnMut(&str, String)) {
     }
 }
 
-/// A figure with its interval, as `value (low to high)`.
-fn estimate(figure: &Value, digits: usize) -> Option<String> {
-    if let Some(value) = figure.as_f64() {
+/// A metric with its interval, in the form `value (low to high)`.
+fn estimate(metric: &Value, digits: usize) -> Option<String> {
+    if let Some(value) = metric.as_f64() {
         return Some(format!("{value:.digits$}"));
     }
-    let part = |key: &str| figure.get(key).and_then(Value::as_f64);
+    let part = |key: &str| metric.get(key).and_then(Value::as_f64);
     let (value, low, high) = (part("value")?, part("low")?, part("high")?);
     Some(format!(
         "{value:.digits$} ({low:.digits$} to {high:.digits$})"
     ))
 }
 
+/// Seconds, or minutes from two minutes on.
 fn minutes(seconds: f64) -> String {
     match seconds {
         seconds if seconds < 120.0 => format!("{seconds:.1} s"),
@@ -359,7 +379,7 @@ fn minutes(seconds: f64) -> String {
     }
 }
 
-/// Bytes in a unit for people.
+/// Bytes with a binary unit.
 fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
@@ -369,7 +389,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_shown_with_their_interval_and_missing_ones_left_out() {
+    fn metrics_are_shown_with_their_interval_and_missing_ones_left_out() {
         let metrics = serde_json::json!({
             "teacher_ppl": {"value": 3.94, "low": 3.9, "high": 4.0},
             "top1_agreement": 0.95,

@@ -1,63 +1,66 @@
-//! Which job may start now: the state of every job, the budget, and what may be deleted.
+//! Which job may start now, and which intermediate files may be deleted: the state of every job and the budget.
 //!
-//! Pure decisions on a plan; files and processes are the driver's business.
+//! Pure decisions on a plan; files and processes are left to the driver.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use uc_store::freshness::{Freshness, PendingWork, Reason};
 use uc_store::plan::{ArtifactId, JobId, Plan};
 
-/// What jobs may take together.
+/// Resources that running jobs may claim together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
     /// Processor cores.
     pub cpus: u32,
-    /// Bytes; 0 does not limit.
+    /// Bytes; 0 means unlimited.
     pub memory: u64,
 }
 
-/// Where a job stands.
+/// The state of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// Its outputs are recorded and good, or were and are no longer needed.
+    /// Its outputs are up to date, or were and are no longer needed.
     Done,
-    /// Whether it has to run shows when its inputs are known.
+    /// Whether it has to run is decided once its inputs are known.
     Waiting,
     /// It has to run.
     Stale,
-    /// It runs.
+    /// It is running.
     Running,
-    /// The network failed it; another session may try again.
+    /// It failed for lack of a network; another session may retry it.
     GivenUp,
 }
 
-/// One job with its place in the graph.
+/// One job and its position in the graph.
 #[derive(Debug)]
 struct Node {
     id: JobId,
-    /// Position of the stage in the plan.
+    /// Index of the stage in the plan.
     stage: usize,
     outputs: Vec<ArtifactId>,
+    /// Indices of the jobs that produce its inputs.
     producers: BTreeSet<usize>,
     status: Status,
-    /// Times that it was started again.
+    /// Number of times that it was started again.
     retries: u32,
 }
 
-/// All jobs of the run that are not optional.
+/// The jobs of a run, except those of optional stages.
 #[derive(Debug)]
-pub struct Board<'p> {
+pub struct Scheduler<'p> {
     plan: &'p Plan,
     budget: Budget,
     nodes: Vec<Node>,
-    places: BTreeMap<JobId, usize>,
+    /// Index of every job.
+    indices: BTreeMap<JobId, usize>,
+    /// Indices of the jobs that read each artifact.
     consumers: BTreeMap<ArtifactId, Vec<usize>>,
-    /// For every job of a stage with a bound on its distance the jobs that cannot start before it; else empty.
+    /// For every job of a stage with a `max_lead`, the jobs that depend on it; else empty.
     downstream: Vec<BTreeSet<usize>>,
 }
 
-impl<'p> Board<'p> {
-    /// Lays out the jobs with the states that the walk over the run found.
+impl<'p> Scheduler<'p> {
+    /// Builds the job graph with the states that the freshness check determined.
     pub fn new(plan: &'p Plan, work: &PendingWork, budget: Budget) -> Self {
         let mut nodes = Vec::new();
         for (stage, spec) in plan.stages.iter().enumerate() {
@@ -78,49 +81,49 @@ impl<'p> Board<'p> {
                 });
             }
         }
-        let makers: BTreeMap<ArtifactId, usize> = nodes
+        let producers: BTreeMap<ArtifactId, usize> = nodes
             .iter()
             .enumerate()
-            .flat_map(|(place, node)| node.outputs.iter().map(move |id| (id.clone(), place)))
+            .flat_map(|(index, node)| node.outputs.iter().map(move |id| (id.clone(), index)))
             .collect();
         let mut consumers: BTreeMap<ArtifactId, Vec<usize>> = BTreeMap::new();
-        for place in 0..nodes.len() {
-            let node = &nodes[place];
+        for index in 0..nodes.len() {
+            let node = &nodes[index];
             for input in plan.inputs(&plan.stages[node.stage], node.id.unit) {
                 if plan.external(&input).is_some() {
                     continue;
                 }
-                if let Some(maker) = makers.get(&input) {
-                    nodes[place].producers.insert(*maker);
+                if let Some(producer) = producers.get(&input) {
+                    nodes[index].producers.insert(*producer);
                 }
-                consumers.entry(input).or_default().push(place);
+                consumers.entry(input).or_default().push(index);
             }
         }
-        let places = nodes
+        let indices = nodes
             .iter()
             .enumerate()
-            .map(|(place, node)| (node.id.clone(), place));
+            .map(|(index, node)| (node.id.clone(), index));
         let downstream = nodes
             .iter()
             .enumerate()
-            .map(|(place, node)| match plan.stages[node.stage].max_lead {
-                Some(_) => downstream(place, &nodes, &consumers),
+            .map(|(index, node)| match plan.stages[node.stage].max_lead {
+                Some(_) => downstream(index, &nodes, &consumers),
                 None => BTreeSet::new(),
             })
             .collect();
-        let mut board = Self {
+        let mut scheduler = Self {
             plan,
             budget,
             downstream,
-            places: places.collect(),
+            indices: indices.collect(),
             nodes,
             consumers,
         };
-        board.update(work);
-        board
+        scheduler.update(work);
+        scheduler
     }
 
-    /// Takes over the states of a walk; running jobs keep running, and what was given up stays so.
+    /// Adopts the states of a freshness check; jobs that are running or given up keep their status.
     pub fn update(&mut self, work: &PendingWork) {
         for node in &mut self.nodes {
             if matches!(node.status, Status::Running | Status::GivenUp) {
@@ -128,38 +131,38 @@ impl<'p> Board<'p> {
             }
             node.status = match work.states.get(&node.id) {
                 Some(Freshness::Fresh | Freshness::Retired) => Status::Done,
-                Some(Freshness::Stale(reasons)) if waits(reasons) => Status::Waiting,
+                Some(Freshness::Stale(reasons)) if only_waits(reasons) => Status::Waiting,
                 Some(Freshness::Stale(_)) => Status::Stale,
                 None => Status::Waiting,
             };
         }
     }
 
-    /// Every job with its status, in the order of the plan.
+    /// Every job with its status, in plan order.
     pub fn jobs(&self) -> impl Iterator<Item = (&JobId, Status)> {
         self.nodes.iter().map(|node| (&node.id, node.status))
     }
 
     /// The status of a job.
     pub fn status(&self, id: &JobId) -> Option<Status> {
-        self.places.get(id).map(|place| self.nodes[*place].status)
+        self.indices.get(id).map(|index| self.nodes[*index].status)
     }
 
     /// Sets the status of a job.
     pub fn set(&mut self, id: &JobId, status: Status) {
-        let place = self.places[id];
-        self.nodes[place].status = status;
+        let index = self.indices[id];
+        self.nodes[index].status = status;
     }
 
-    /// Counts another try of a job; `false` when its stage allows no more.
+    /// Counts a retry of a job and marks it stale; `false` if its stage allows no more.
     pub fn retry(&mut self, id: &JobId) -> bool {
-        let node = &mut self.nodes[self.places[id]];
+        let node = &mut self.nodes[self.indices[id]];
         node.retries += 1;
         node.status = Status::Stale;
         node.retries <= self.plan.stages[node.stage].retries
     }
 
-    /// Whether everything is done.
+    /// Whether every job is done.
     pub fn is_complete(&self) -> bool {
         self.nodes.iter().all(|node| node.status == Status::Done)
     }
@@ -170,7 +173,7 @@ impl<'p> Board<'p> {
         nodes.any(|node| node.id.stage == stage && node.status != Status::Done)
     }
 
-    /// Waiting jobs whose producers are all done, so that their state can be known.
+    /// Waiting jobs whose producers are all done, so that their state can be decided.
     pub fn decidable(&self) -> Vec<JobId> {
         self.nodes
             .iter()
@@ -181,48 +184,49 @@ impl<'p> Board<'p> {
 
     /// The job to start next, if one may start now.
     ///
-    /// Lower layers come first and later stages before earlier ones: what was begun is finished, and intermediate
-    /// files can go. The first job in that order that is ready but does not fit reserves the next free place. A stage that
-    /// gave up a job goes on only beside others: by itself it would wait for the network again and again.
+    /// Lower layers come first, and within a layer later stages before earlier ones: work in progress is completed, and its
+    /// intermediate files can be deleted. If the first ready job in that order does not fit, nothing else starts in its
+    /// place, so it cannot starve. A stage that gave up a job continues only while other stages run: alone it would do
+    /// nothing but wait for the network.
     pub fn next(&self) -> Option<JobId> {
         self.next_if(|_| true)
     }
 
-    /// The job to start next among those whose part of the source is there.
-    pub fn next_if(&self, is_there: impl Fn(&JobId) -> bool) -> Option<JobId> {
+    /// The job to start next among those whose part of the source is present.
+    pub fn next_if(&self, is_source_present: impl Fn(&JobId) -> bool) -> Option<JobId> {
         let running = self.running();
         let ready = self.ready(&running);
         let first = self
             .candidates(&ready, &running)
-            .find(|node| is_there(&node.id))?;
+            .find(|node| is_source_present(&node.id))?;
         self.fits(first, &running).then(|| first.id.clone())
     }
 
-    /// The jobs that could start if their part of the source were there and there were room, the first one first.
-    pub fn wanted(&self) -> Vec<JobId> {
+    /// The jobs that could start if the source and the budget permitted, in order of priority.
+    pub fn runnable(&self) -> Vec<JobId> {
         let running = self.running();
         let ready = self.ready(&running);
         let candidates = self.candidates(&ready, &running);
         candidates.map(|node| node.id.clone()).collect()
     }
 
-    /// The jobs that are left, in the order in which they would run one at a time.
-    pub fn order(plan: &'p Plan, work: &PendingWork, budget: Budget) -> Vec<JobId> {
-        let mut board = Self::new(plan, work, budget);
-        for node in &mut board.nodes {
+    /// The remaining jobs in the order in which they would run one at a time.
+    pub fn sequential_order(plan: &'p Plan, work: &PendingWork, budget: Budget) -> Vec<JobId> {
+        let mut scheduler = Self::new(plan, work, budget);
+        for node in &mut scheduler.nodes {
             if node.status == Status::Waiting {
                 node.status = Status::Stale;
             }
         }
         let mut order = Vec::new();
-        while let Some(id) = board.next() {
-            board.set(&id, Status::Done);
+        while let Some(id) = scheduler.next() {
+            scheduler.set(&id, Status::Done);
             order.push(id);
         }
         order
     }
 
-    /// Jobs whose inputs are made and whose stage is idle, the first one first.
+    /// Jobs whose inputs are complete and whose stage is idle, in order of priority.
     fn ready(&self, running: &[&Node]) -> Vec<&Node> {
         let given_up = self.given_up();
         let busy: BTreeSet<usize> = running.iter().map(|node| node.stage).collect();
@@ -237,7 +241,7 @@ impl<'p> Board<'p> {
         ready
     }
 
-    /// The stages that gave up a job.
+    /// Indices of the stages that gave up a job.
     fn given_up(&self) -> BTreeSet<usize> {
         let nodes = self.nodes.iter();
         nodes
@@ -246,19 +250,19 @@ impl<'p> Board<'p> {
             .collect()
     }
 
-    /// Those of them that are not too far ahead. Bounds are wishes: when nothing else can go on, all of them; but what the
-    /// network did not take fills no disk.
+    /// The ready jobs that respect their `max_lead`. If nothing else can proceed, the bound is ignored, because it would
+    /// stop the run; but not while uploads have given up, because their files would fill the disk.
     fn candidates<'n>(
         &'n self,
         ready: &'n [&'n Node],
         running: &[&Node],
     ) -> impl Iterator<Item = &'n Node> {
-        let is_near = |node: &&&Node| !self.is_too_far_ahead(node);
-        let idle = running.is_empty() && self.given_up().is_empty();
-        let unbounded = idle && ready.iter().find(is_near).is_none();
+        let is_within_lead = |node: &&&Node| !self.is_too_far_ahead(node);
+        let is_idle = running.is_empty() && self.given_up().is_empty();
+        let ignore_lead = is_idle && ready.iter().find(is_within_lead).is_none();
         let ready = ready.iter();
         ready
-            .filter(move |node| unbounded || is_near(node))
+            .filter(move |node| ignore_lead || is_within_lead(node))
             .copied()
     }
 
@@ -272,71 +276,72 @@ impl<'p> Board<'p> {
     fn inputs_done(&self, node: &Node) -> bool {
         node.producers
             .iter()
-            .all(|place| self.nodes[*place].status == Status::Done)
+            .all(|index| self.nodes[*index].status == Status::Done)
     }
 
-    fn claim(&self, node: &Node) -> u32 {
+    /// Processor cores that a job claims.
+    fn cpus(&self, node: &Node) -> u32 {
         self.plan.stages[node.stage].cpus.min(self.budget.cpus)
     }
 
-    /// Whether the claims fit; a job alone always may run.
+    /// Whether a job fits into the budget beside the running ones; a job may always run alone.
     fn fits(&self, node: &Node, running: &[&Node]) -> bool {
         if running.is_empty() {
             return true;
         }
-        let cpus: u32 = running.iter().map(|other| self.claim(other)).sum();
-        let needs = |node: &Node| self.plan.stages[node.stage].memory;
-        let memory: u64 = running.iter().map(|other| needs(other)).sum();
+        let cpus: u32 = running.iter().map(|other| self.cpus(other)).sum();
+        let memory_of = |node: &Node| self.plan.stages[node.stage].memory;
+        let memory: u64 = running.iter().map(|other| memory_of(other)).sum();
         let memory_fits =
-            self.budget.memory == 0 || memory.saturating_add(needs(node)) <= self.budget.memory;
-        cpus.saturating_add(self.claim(node)) <= self.budget.cpus && memory_fits
+            self.budget.memory == 0 || memory.saturating_add(memory_of(node)) <= self.budget.memory;
+        cpus.saturating_add(self.cpus(node)) <= self.budget.cpus && memory_fits
     }
 
-    /// Whether a job would be more than its stage's `max_lead` layers before the slowest per-layer reader of what is not kept.
+    /// Whether a job is more than `max_lead` layers ahead of the slowest per-layer reader of its stage's temporary outputs.
     ///
-    /// A reader that itself waits for the job does not count: the backward sweep of the survey reads what the forward
-    /// sweep wrote only after all of it, and waiting for it would be waiting for ever.
+    /// A reader that depends on the job does not count: the backward pass of the sensitivity stages reads what the forward
+    /// pass wrote, but only after the last layer. Waiting for it would be a deadlock.
     fn is_too_far_ahead(&self, node: &Node) -> bool {
         let (Some(max_lead), Some(layer)) =
             (self.plan.stages[node.stage].max_lead, node.id.unit.layer())
         else {
             return false;
         };
-        let behind = &self.downstream[self.places[&node.id]];
-        let has_slow_reader = |sibling: &&Node| {
+        let dependents = &self.downstream[self.indices[&node.id]];
+        let has_pending_reader = |sibling: &&Node| {
             let readers = sibling
                 .outputs
                 .iter()
                 .filter(|id| self.is_temporary(id))
                 .filter_map(|id| self.consumers.get(id))
                 .flatten();
-            let readers = readers.filter(|place| !behind.contains(place));
-            let mut readers = readers.map(|place| &self.nodes[*place]);
+            let readers = readers.filter(|index| !dependents.contains(index));
+            let mut readers = readers.map(|index| &self.nodes[*index]);
             readers.any(|reader| {
-                let counts = reader.id.unit.layer().is_some() && reader.stage != node.stage;
-                counts && reader.status != Status::Done
+                let is_other_stage = reader.id.unit.layer().is_some() && reader.stage != node.stage;
+                is_other_stage && reader.status != Status::Done
             })
         };
         let slowest = self
             .nodes
             .iter()
             .filter(|sibling| sibling.stage == node.stage)
-            .filter(has_slow_reader)
+            .filter(has_pending_reader)
             .filter_map(|sibling| sibling.id.unit.layer())
             .min();
         slowest.is_some_and(|slowest| layer > slowest.saturating_add(max_lead))
     }
 
-    /// Artifacts that no job needs any more, among those that a job reads or makes; all of them for `None`.
-    pub fn retirable(&self, around: Option<&JobId>) -> Vec<ArtifactId> {
-        let candidates: Vec<ArtifactId> = match around {
+    /// Temporary artifacts that no job needs any more: among the inputs and outputs of one job, or of all jobs for `None`.
+    pub fn retirable(&self, job: Option<&JobId>) -> Vec<ArtifactId> {
+        let candidates: Vec<ArtifactId> = match job {
             None => self
                 .nodes
                 .iter()
                 .flat_map(|node| node.outputs.clone())
                 .collect(),
             Some(id) => {
-                let node = &self.nodes[self.places[id]];
+                let node = &self.nodes[self.indices[id]];
                 let inputs = self.plan.inputs(&self.plan.stages[node.stage], id.unit);
                 inputs
                     .into_iter()
@@ -350,43 +355,43 @@ impl<'p> Board<'p> {
             .collect()
     }
 
-    /// Whether an artifact is deleted once nobody needs it.
+    /// Whether an artifact is deleted after its last reader.
     fn is_temporary(&self, id: &ArtifactId) -> bool {
         let artifact = self.plan.artifacts.get(&id.name);
         artifact.is_some_and(|artifact| artifact.temporary)
     }
 
     fn is_retirable(&self, id: &ArtifactId) -> bool {
-        // What nobody reads is somebody's result.
+        // An artifact without readers is a result.
         let readers = self.consumers.get(id).filter(|readers| !readers.is_empty());
         self.is_temporary(id)
             && self.plan.external(id).is_none()
             && readers.is_some_and(|readers| {
                 readers
                     .iter()
-                    .all(|place| self.nodes[*place].status == Status::Done)
+                    .all(|index| self.nodes[*index].status == Status::Done)
             })
     }
 }
 
-/// The jobs that read what a job makes, what is made of that, and so on.
+/// The jobs that depend on a job, directly or indirectly.
 fn downstream(
-    place: usize,
+    job: usize,
     nodes: &[Node],
     consumers: &BTreeMap<ArtifactId, Vec<usize>>,
 ) -> BTreeSet<usize> {
-    let mut found = BTreeSet::new();
-    let mut pending = vec![place];
-    while let Some(place) = pending.pop() {
-        let outputs = nodes[place].outputs.iter();
+    let mut dependents = BTreeSet::new();
+    let mut pending = vec![job];
+    while let Some(index) = pending.pop() {
+        let outputs = nodes[index].outputs.iter();
         let readers = outputs.filter_map(|id| consumers.get(id)).flatten();
-        pending.extend(readers.filter(|reader| found.insert(**reader)));
+        pending.extend(readers.filter(|reader| dependents.insert(**reader)));
     }
-    found
+    dependents
 }
 
-/// Whether all that is known of a job is that it waits.
-fn waits(reasons: &[Reason]) -> bool {
+/// Whether the only reason to run a job is that it waits for inputs.
+fn only_waits(reasons: &[Reason]) -> bool {
     reasons
         .iter()
         .all(|reason| matches!(reason, Reason::Waits(_)))

@@ -8,8 +8,9 @@ use uc_settings::{Settings, SourceRetention};
 use uc_store::ExitCode;
 use uc_store::plan::External;
 
+use crate::artifacts::{MANIFEST, REMOTE_PACK};
 use crate::cli::CompressArgs;
-use crate::plan::model::{Extent, Model, TextUse};
+use crate::plan::model::{DownloadScope, Model, TextUse};
 use crate::plan::pipeline::{Goals, Pipeline, Request};
 use crate::plan::planning;
 use crate::plan::sources;
@@ -18,38 +19,26 @@ use crate::process::signals::Listener;
 use crate::report::failure::failure;
 use crate::report::progress::Display;
 use crate::report::summary;
-use crate::schedule::driver;
-use crate::session;
+use crate::schedule::source::check_budget;
+use crate::session::{self, Session};
 
-/// What a run without evaluation is for; an upload only where the pipeline has one.
-const WITHOUT_EVALUATION: [&str; 2] = ["manifest", planning::UPLOADED];
+/// Goals of a run without evaluation; the upload only if the pipeline has one.
+const GOALS_WITHOUT_EVALUATION: [&str; 2] = [MANIFEST, REMOTE_PACK];
 
 /// Runs the verb.
 pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
-    let programs = Programs::of_this_process();
+    let programs = Programs::from_env();
     let threads = session::threads(args.planning.threads);
     let pipeline = Pipeline::load(args.planning.pipeline.as_deref())?;
-    programs.check(&pipeline)?;
+    pipeline.check_programs(&programs)?;
     let settings = settings(&pipeline, args)?;
     let versions = programs.versions(pipeline.commands())?;
     let evicts = settings.retention.source == SourceRetention::Evict;
-    let extent = match evicts {
-        true => Extent::Headers,
-        false => Extent::Everything,
-    };
-    let model = Model::find(&args.model, extent, &programs, display)?;
-    if evicts && model.source.hub.is_none() {
-        let message = format!(
-            "retention.source: found evict for the folder {}, from which nothing is ever deleted; expected keep, \
-             or a model of the Hub",
-            model.source.path
-        );
-        return Err(failure(ExitCode::BadPipeline, message));
-    }
+    let model = find_model(args, evicts, &programs, display)?;
     let texts = texts(args, &model, display)?;
-    let goals = WITHOUT_EVALUATION.into_iter();
+    let goals = GOALS_WITHOUT_EVALUATION.into_iter();
     let goals: Vec<&str> = goals
-        .filter(|goal| *goal != planning::UPLOADED || pipeline.makes(goal))
+        .filter(|goal| *goal != REMOTE_PACK || pipeline.has_producer(goal))
         .collect();
 
     let mut request = Request {
@@ -71,41 +60,72 @@ pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> an
     request
         .externals
         .insert("source".into(), sources::unknown());
-    // A first time without hashes: a plan that cannot be is refused before the model is read.
+    // Assembled once without hashes, so that an invalid plan is rejected before the model is read.
     pipeline.assemble(&request)?;
 
-    let prefix = planning::prefix("", &model.source.name);
-    let known = planning::remembered(&prefix, args.run.as_deref());
-    let source = sources::of_model(&model, &known, threads, display)?;
+    let prefix = planning::run_prefix("", &model.source.name);
+    let known = planning::known_files(&prefix, args.run.as_deref());
+    let source = sources::describe_model(&model, &known, threads, display)?;
     request.externals.insert("source".into(), source.clone());
     for (name, files) in texts {
         let external = sources::describe(&name, &files, &known, threads, display)?;
         request.externals.insert(name, external);
     }
-    warn_of_shared_texts(&request.externals, display);
+    warn_about_shared_texts(&request.externals, display);
     let default = || planning::default_run(&prefix, &[&source], &request.settings);
     let root = args.run.clone().unwrap_or_else(default);
     let copies = match evicts {
-        true => planning::take_in(&root, &mut request)?,
+        true => planning::relocate_source(&root, &mut request)?,
         false => Vec::new(),
     };
     let mut plan = pipeline.assemble(&request)?;
     if let Some(repository) = &args.repository {
-        planning::upload(&mut plan, repository, &args.upload)?;
+        planning::add_upload(&mut plan, repository, &args.upload)?;
     }
-    driver::source::check(&plan)?;
-    let session = planning::enter(&root, plan, display)?;
+    check_budget(&plan)?;
+    let session = Session::enter(&root, plan, display)?;
     if args.repository.is_some() {
-        planning::forget_upload(&session.plan, &session.run)?;
+        planning::reset_upload(&session.plan, &session.run)?;
     }
     for (from, to) in copies {
         let bytes = std::fs::read(&from).with_context(|| format!("cannot read {from}"))?;
         uc_store::atomic::write_bytes(&to, &bytes)?;
     }
     let outcome = session.work(&programs, threads, display, signals);
-    summary::finish(&session, outcome, threads, args.json, display)
+    summary::finish(
+        &session.run,
+        &session.plan,
+        outcome,
+        threads,
+        args.json,
+        display,
+    )
 }
 
+/// The model to compress; with eviction, only the headers of its weight files are downloaded in advance.
+fn find_model(
+    args: &CompressArgs,
+    evicts: bool,
+    programs: &Programs,
+    display: &Display,
+) -> anyhow::Result<Model> {
+    let scope = match evicts {
+        true => DownloadScope::Headers,
+        false => DownloadScope::Everything,
+    };
+    let model = Model::find(&args.model, scope, programs, display)?;
+    if evicts && model.source.hub.is_none() {
+        let message = format!(
+            "retention.source: found evict for the folder {}, from which nothing is ever deleted; expected keep, \
+             or a model of the Hub",
+            model.source.path
+        );
+        return Err(failure(ExitCode::BadPipeline, message));
+    }
+    Ok(model)
+}
+
+/// The settings of the pipeline with the overrides of the command line.
 fn settings(pipeline: &Pipeline, args: &CompressArgs) -> anyhow::Result<Settings> {
     let mut settings = pipeline.settings().clone();
     if let Some(bpw) = &args.bpw {
@@ -114,11 +134,11 @@ fn settings(pipeline: &Pipeline, args: &CompressArgs) -> anyhow::Result<Settings
     if let Some(rank) = &args.rank {
         settings.set("overlay.rank", rank)?;
     }
-    planning::apply(&mut settings, &args.planning.set)?;
+    planning::apply_settings(&mut settings, &args.planning.set)?;
     Ok(settings)
 }
 
-/// The pack's folder as the plan names it.
+/// The folder of the pack, as the plan names it.
 fn pack_dir(args: &CompressArgs) -> anyhow::Result<Utf8PathBuf> {
     match &args.out {
         None => Ok("pack".into()),
@@ -126,33 +146,33 @@ fn pack_dir(args: &CompressArgs) -> anyhow::Result<Utf8PathBuf> {
     }
 }
 
-/// The texts by the name of their outside input.
+/// The texts by the name of their external input.
 fn texts(
     args: &CompressArgs,
     model: &Model,
     display: &Display,
 ) -> anyhow::Result<BTreeMap<String, Vec<Utf8PathBuf>>> {
     let mut texts = BTreeMap::new();
-    let mut wanted = vec![("calibration-text", &args.calibration, TextUse::Calibration)];
+    let mut required = vec![("calibration-text", &args.calibration, TextUse::Calibration)];
     if !args.no_eval {
-        wanted.push(("evaluation-text", &args.evaluation, TextUse::Evaluation));
+        required.push(("evaluation-text", &args.evaluation, TextUse::Evaluation));
     }
-    for (name, given, text_use) in wanted {
-        let found = model.texts(given, text_use)?;
-        if found.is_fallback {
+    for (name, given, text_use) in required {
+        let chosen = model.texts(given, text_use)?;
+        if chosen.is_fallback {
             display.warn(&format!(
-                "{name}: using the generated stories of the embedded tiny model ({}). A real model wants real text: \
+                "{name}: using the generated stories of the embedded tiny model ({}). A real model needs real text: \
                  give --calibration FILE and --evaluation FILE",
-                found.files[0]
+                chosen.files[0]
             ));
         }
-        texts.insert(name.to_owned(), found.files);
+        texts.insert(name.to_owned(), chosen.files);
     }
     Ok(texts)
 }
 
-/// A model that was calibrated on the text of its examination proves nothing.
-fn warn_of_shared_texts(externals: &BTreeMap<String, External>, display: &Display) {
+/// Warns if a text is used for both calibration and evaluation.
+fn warn_about_shared_texts(externals: &BTreeMap<String, External>, display: &Display) {
     let files = |name: &str| {
         externals
             .get(name)

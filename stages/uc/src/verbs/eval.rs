@@ -1,4 +1,4 @@
-//! `uc eval PACK --model MODEL`: the evaluation's stages in a run of their own, on a pack from anywhere.
+//! `uc eval PACK --model MODEL`: the evaluation stages in a run of their own, on any pack.
 
 use std::collections::BTreeMap;
 
@@ -8,9 +8,10 @@ use uc_pack::verify::{Severity, Verdict};
 use uc_store::ExitCode;
 use uc_store::plan::{ArtifactId, External};
 
+use crate::artifacts::{MANIFEST, METRICS, PACK_LAYER};
 use crate::cli::EvalArgs;
 use crate::plan::model;
-use crate::plan::model::{Extent, Model, TextUse};
+use crate::plan::model::{DownloadScope, Model, TextUse};
 use crate::plan::pipeline::{Goals, Pipeline, Request};
 use crate::plan::planning;
 use crate::plan::sources;
@@ -20,21 +21,21 @@ use crate::report::failure::failure;
 use crate::report::packs;
 use crate::report::progress::Display;
 use crate::report::summary;
-use crate::session;
+use crate::session::{self, Session};
 
-/// What the run is for.
-const GOAL: [&str; 1] = ["metrics"];
+/// The goal of the run.
+const GOAL: [&str; 1] = [METRICS];
 
 /// Runs the verb.
 pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
-    let programs = Programs::of_this_process();
+    let programs = Programs::from_env();
     let threads = session::threads(args.planning.threads);
     let pipeline = Pipeline::load(args.planning.pipeline.as_deref())?;
-    programs.check(&pipeline)?;
+    pipeline.check_programs(&programs)?;
     let mut settings = pipeline.settings().clone();
-    planning::apply(&mut settings, &args.planning.set)?;
+    planning::apply_settings(&mut settings, &args.planning.set)?;
     let versions = programs.versions(pipeline.commands())?;
-    let model = Model::find(&args.model, Extent::Everything, &programs, display)?;
+    let model = Model::find(&args.model, DownloadScope::Everything, &programs, display)?;
     let texts = model.texts(&args.text, TextUse::Evaluation)?;
     if texts.is_fallback {
         display.warn(&format!(
@@ -44,7 +45,7 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
     }
 
     let dir = model::absolute(&args.pack)?;
-    let known = planning::remembered("eval-", args.run.as_deref());
+    let known = planning::known_files("eval-", args.run.as_deref());
     let mut externals = pack_inputs(&dir, &known, threads, display)?;
     let source = sources::describe("the model", &model.files, &known, threads, display)?;
     let manifest = packs::open(&dir)?.manifest().clone();
@@ -63,16 +64,23 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
         cpus: threads,
         versions,
     })?;
-    let prefix = planning::prefix("eval-", &model.source.name);
-    let identity = [&plan.externals["source"], &plan.externals["manifest"]];
+    let prefix = planning::run_prefix("eval-", &model.source.name);
+    let identity = [&plan.externals["source"], &plan.externals[MANIFEST]];
     let default = || planning::default_run(&prefix, &identity, &plan.settings);
     let root = args.run.clone().unwrap_or_else(default);
-    let session = planning::enter(&root, plan, display)?;
+    let session = Session::enter(&root, plan, display)?;
     let outcome = session.work(&programs, threads, display, signals);
-    summary::finish(&session, outcome, threads, args.json, display)
+    summary::finish(
+        &session.run,
+        &session.plan,
+        outcome,
+        threads,
+        args.json,
+        display,
+    )
 }
 
-/// Verifies the pack and describes its files as outside inputs of the run.
+/// Verifies the pack and describes its files as external inputs of the run.
 fn pack_inputs(
     dir: &Utf8Path,
     known: &External,
@@ -88,7 +96,7 @@ fn pack_inputs(
         let first = findings
             .next()
             .map_or("", |finding| finding.message.as_str());
-        let message = format!("{dir} does not verify: {first}\nuc verify {dir} says everything");
+        let message = format!("{dir} does not verify: {first}\nuc verify {dir} lists all findings");
         return Err(failure(ExitCode::Damaged, message));
     }
     let pack = packs::open(dir)?;
@@ -98,13 +106,13 @@ fn pack_inputs(
         .iter()
         .map(|layer| {
             (
-                ArtifactId::at("pack-layer", layer.index).to_string(),
+                ArtifactId::at(PACK_LAYER, layer.index).to_string(),
                 layer.file.as_str(),
             )
         })
         .collect();
     files.push(("pack-non-layer".into(), manifest.non_layer.file.as_str()));
-    files.push(("manifest".into(), uc_pack::MANIFEST_FILE));
+    files.push((MANIFEST.into(), uc_pack::MANIFEST_FILE));
     let mut inputs = BTreeMap::new();
     for (name, file) in files {
         let external = sources::describe(file, &[dir.join(file)], known, threads, display)?;
@@ -113,7 +121,7 @@ fn pack_inputs(
     Ok(inputs)
 }
 
-/// A pack is compared with the model that it was made from, or the metrics mean nothing.
+/// Checks that the pack was made from this model; otherwise the metrics would be meaningless.
 fn check_pair(manifest: &Manifest, model: &Model, source: &External) -> anyhow::Result<()> {
     let layers = manifest.layers.len();
     if layers != model.source.layers as usize {
@@ -123,16 +131,17 @@ fn check_pair(manifest: &Manifest, model: &Model, source: &External) -> anyhow::
         );
         return Err(failure(ExitCode::BadInput, message));
     }
-    let weights = |name: &str| name.ends_with(".safetensors") || name == uc_pack::CONFIG_FILE;
+    let determines_weights =
+        |name: &str| name.ends_with(".safetensors") || name == uc_pack::CONFIG_FILE;
     for recorded in manifest
         .source
         .files
         .iter()
-        .filter(|file| weights(&file.name))
+        .filter(|file| determines_weights(&file.name))
     {
         let same_name = |path: &Utf8Path| path.file_name() == Some(recorded.name.as_str());
-        let found = source.files.iter().find(|file| same_name(&file.path));
-        let found = found.map_or_else(|| "no such file".into(), |file| file.sha256.to_string());
+        let file = source.files.iter().find(|file| same_name(&file.path));
+        let found = file.map_or_else(|| "no such file".into(), |file| file.sha256.to_string());
         let expected = recorded.sha256.to_string();
         if found != expected {
             let message = format!(

@@ -1,12 +1,12 @@
-//! `uc inspect PACK`: what a pack holds, by its manifest.
+//! `uc inspect PACK`: the contents of a pack, by its manifest.
 
 use camino::Utf8Path;
 use serde_json::json;
 use uc_pack::{Manifest, PackError};
 
 use crate::cli::InspectArgs;
+use crate::report::json::print_json;
 use crate::report::packs;
-use crate::verbs::print_json;
 
 /// Runs the verb.
 pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
@@ -78,12 +78,12 @@ fn overview(dir: &Utf8Path, manifest: &Manifest, fingerprint: &str) -> String {
         .iter()
         .map(|layer| (&layer.file, layer.size, layer.sha256));
     let non_layer = &manifest.non_layer;
-    let rest = manifest
+    let other_files = manifest
         .files
         .iter()
         .map(|file| (&file.name, file.size, file.sha256));
     let non_layer = std::iter::once((&non_layer.file, non_layer.size, non_layer.sha256));
-    for (name, size, sha256) in layers.chain(non_layer).chain(rest) {
+    for (name, size, sha256) in layers.chain(non_layer).chain(other_files) {
         let sha256 = sha256.to_string();
         lines.push(format!("{name:<24}{size:>14}  {}…", &sha256[..16]));
     }
@@ -121,11 +121,11 @@ fn show_layer(dir: &Utf8Path, manifest: &Manifest, layer: u32, json: bool) -> an
             linear.name
         );
     }
-    for extra in &entry.exact {
-        let shape = json!(extra.shape).to_string();
+    for tensor in &entry.exact {
+        let shape = json!(tensor.shape).to_string();
         println!(
             "{:<32}{shape:>16}{:>14?}  {}",
-            extra.name, extra.dtype, extra.sha256
+            tensor.name, tensor.dtype, tensor.sha256
         );
     }
     Ok(())

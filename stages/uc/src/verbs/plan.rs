@@ -1,5 +1,5 @@
-//! `uc plan`: of a run, what is stale and why, and the work to be done; of a model's configuration, what there is and what a
-//! run would take. Writes nothing.
+//! `uc plan`: for a run, what is stale and why; for the configuration of a model, its size and what a run would take.
+//! Writes nothing.
 
 use camino::Utf8Path;
 use uc_store::ExitCode;
@@ -14,51 +14,51 @@ use crate::plan::pipeline::{self, Pipeline};
 use crate::plan::planning;
 use crate::process::programs::Programs;
 use crate::report::failure::failure;
+use crate::report::json::print_json;
 use crate::report::progress::Display;
-use crate::session::explain;
-use crate::verbs::print_json;
+use crate::report::staleness::pending_lines;
 
 /// Runs the verb.
 pub fn run(args: &PlanArgs, display: &Display) -> anyhow::Result<()> {
     match (&args.run, &args.config) {
-        (Some(run), _) => of_run(run, args, display),
-        (None, Some(config)) => of_config(config, args),
+        (Some(run), _) => plan_run(run, args, display),
+        (None, Some(config)) => forecast_config(config, args),
         (None, None) => Err(failure(ExitCode::Usage, "expected a run or --config FILE")),
     }
 }
 
-fn of_run(root: &Utf8Path, args: &PlanArgs, display: &Display) -> anyhow::Result<()> {
+fn plan_run(root: &Utf8Path, args: &PlanArgs, display: &Display) -> anyhow::Result<()> {
     let (run, mut plan) = RunDir::open(root)?;
-    planning::apply(&mut plan.settings, &args.set)?;
-    Programs::of_this_process().refresh_versions(&mut plan)?;
+    planning::apply_settings(&mut plan.settings, &args.set)?;
+    Programs::from_env().refresh_versions(&mut plan)?;
     let work = freshness::plan_work(&plan, &run)?;
     let to_do = work.to_run(&plan);
-    for line in explain(&plan, &work) {
+    for line in pending_lines(&plan, &work) {
         println!("{line}");
     }
     println!("{} of {} jobs to do", to_do.len(), work.states.len());
-    let by_name = |stage: &&StagePlan| stage.optional && stage.per != Per::Shard;
-    for stage in plan.stages.iter().filter(by_name) {
-        display.detail(&format!("{} runs only when asked for", stage.name));
+    let on_request = |stage: &&StagePlan| stage.optional && stage.per != Per::Shard;
+    for stage in plan.stages.iter().filter(on_request) {
+        display.detail(&format!("{} runs only on request", stage.name));
     }
     if !to_do.is_empty() {
         let set: Vec<String> = args.set.iter().map(|set| format!(" --set {set}")).collect();
-        println!("do it: uc resume {root}{}", set.concat());
+        println!("run it with: uc resume {root}{}", set.concat());
     }
     Ok(())
 }
 
-fn of_config(config: &Utf8Path, args: &PlanArgs) -> anyhow::Result<()> {
+fn forecast_config(config: &Utf8Path, args: &PlanArgs) -> anyhow::Result<()> {
     let pipeline = Pipeline::load(args.pipeline.as_deref())?;
     let mut settings = pipeline.settings().clone();
     if let Some(bpw) = &args.bpw {
         settings.set("quantize.bpw", bpw)?;
     }
-    planning::apply(&mut settings, &args.set)?;
+    planning::apply_settings(&mut settings, &args.set)?;
     let machine = machine(args)?;
-    let programs = Programs::of_this_process();
-    let facts = Model::describe(config, args.index.as_deref(), &programs)?;
-    let forecast = forecast::forecast(facts, &pipeline, &settings, machine)?;
+    let programs = Programs::from_env();
+    let model = Model::describe(config, args.index.as_deref(), &programs)?;
+    let forecast = forecast::forecast(model, &pipeline, &settings, machine)?;
     match args.json {
         true => print_json(&forecast)?,
         false => print!("{}", forecast.text()),
@@ -78,19 +78,19 @@ fn of_config(config: &Utf8Path, args: &PlanArgs) -> anyhow::Result<()> {
 }
 
 fn machine(args: &PlanArgs) -> anyhow::Result<Machine> {
-    let refuse = |option: &str, found: &str, expected: &str| {
+    let invalid = |option: &str, found: &str, expected: &str| {
         let message = format!("{option}: found {found}, expected {expected}");
         failure(ExitCode::Usage, message)
     };
     if let Some(gflops) = args.gflops
         && !(gflops.is_finite() && gflops > 0.0)
     {
-        return Err(refuse("--gflops", &gflops.to_string(), "a number above 0"));
+        return Err(invalid("--gflops", &gflops.to_string(), "a number above 0"));
     }
     let memory = args.memory.as_deref();
     let memory = memory.map(|text| {
-        let bytes = pipeline::bytes_of(text).filter(|bytes| *bytes > 0);
-        bytes.ok_or_else(|| refuse("--memory", text, "a size such as \"64 GiB\""))
+        let bytes = pipeline::parse_size(text).filter(|bytes| *bytes > 0);
+        bytes.ok_or_else(|| invalid("--memory", text, "a size such as \"64 GiB\""))
     });
     Ok(Machine {
         threads: args.threads,

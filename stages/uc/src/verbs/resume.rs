@@ -12,16 +12,16 @@ use crate::process::signals::Listener;
 use crate::report::failure::failure;
 use crate::report::progress::Display;
 use crate::report::summary;
-use crate::schedule::driver;
+use crate::schedule::source::check_budget;
 use crate::session::{self, Session};
 
 /// Runs the verb.
 pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
-    let programs = Programs::of_this_process();
+    let programs = Programs::from_env();
     let threads = session::threads(args.threads);
     let (run, mut plan, _lock) = RunDir::open_locked(&args.run)?;
     let before = plan.clone();
-    planning::apply(&mut plan.settings, &args.set)?;
+    planning::apply_settings(&mut plan.settings, &args.set)?;
     let evicts = plan.settings.retention.source == SourceRetention::Evict;
     if evicts && plan.fetcher().is_none() {
         let message =
@@ -30,9 +30,9 @@ pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyh
     }
     programs.refresh_versions(&mut plan)?;
     for change in sources::refresh(&mut plan, threads, display)? {
-        display.say(&change);
+        display.info(&change);
     }
-    driver::source::check(&plan)?;
+    check_budget(&plan)?;
     plan.tool_version = env!("CARGO_PKG_VERSION").into();
     let run = match plan == before {
         true => run,
@@ -40,5 +40,12 @@ pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyh
     };
     let session = Session { run, plan, _lock };
     let outcome = session.work(&programs, threads, display, signals);
-    summary::finish(&session, outcome, threads, args.json, display)
+    summary::finish(
+        &session.run,
+        &session.plan,
+        outcome,
+        threads,
+        args.json,
+        display,
+    )
 }

@@ -1,4 +1,4 @@
-//! `uc upload RUN --repo OWNER/NAME`: the pack of a run to a repository, by the upload's stages of the pipeline.
+//! `uc upload RUN --repo OWNER/NAME`: uploads the pack of a run with the upload stages of the pipeline.
 
 use uc_store::run::RunDir;
 
@@ -12,13 +12,20 @@ use crate::session::{self, Session};
 
 /// Runs the verb.
 pub fn run(args: &UploadArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
-    let programs = Programs::of_this_process();
+    let programs = Programs::from_env();
     let threads = session::threads(args.threads);
     let (run, mut plan, _lock) = RunDir::open_locked(&args.run)?;
-    planning::upload(&mut plan, &args.repo, &args.upload)?;
-    planning::forget_upload(&plan, &run)?;
+    planning::add_upload(&mut plan, &args.repo, &args.upload)?;
+    planning::reset_upload(&plan, &run)?;
     let run = RunDir::create(&args.run, &plan)?;
     let session = Session { run, plan, _lock };
     let outcome = session.work(&programs, threads, display, signals);
-    summary::finish(&session, outcome, threads, args.json, display)
+    summary::finish(
+        &session.run,
+        &session.plan,
+        outcome,
+        threads,
+        args.json,
+        display,
+    )
 }

@@ -1,14 +1,14 @@
-//! `uc verify PACK`: recomputes every hash and says everything that is wrong.
+//! `uc verify PACK`: recomputes every hash and reports every finding.
 
 use uc_pack::verify::{Severity, Verdict, VerifyReport};
 use uc_store::ExitCode;
 
 use crate::cli::VerifyArgs;
 use crate::report::failure::failure;
+use crate::report::json::print_json;
 use crate::report::packs;
 use crate::report::progress::Display;
 use crate::session;
-use crate::verbs::print_json;
 
 /// Runs the verb.
 pub fn run(args: &VerifyArgs, display: &Display) -> anyhow::Result<()> {
@@ -21,36 +21,36 @@ pub fn run(args: &VerifyArgs, display: &Display) -> anyhow::Result<()> {
         Verdict::Pass => Ok(()),
         Verdict::Fail => Err(failure(
             ExitCode::Damaged,
-            format!("{} is not what its manifest says", args.pack),
+            format!("{} does not match its manifest", args.pack),
         )),
     }
 }
 
-/// The report for people.
-pub fn text(report: &VerifyReport) -> String {
+/// The report as text.
+fn text(report: &VerifyReport) -> String {
     let mut lines = Vec::new();
     let mut row = |name: &str, value: String| lines.push(format!("{name:<22}{value}"));
-    let known = |text: Option<String>| text.unwrap_or_else(|| "unknown".into());
+    let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "unknown".into());
     row(
         "pack version",
-        known(report.pack_version.map(|version| version.to_string())),
+        or_unknown(report.pack_version.map(|version| version.to_string())),
     );
-    row("codec", known(report.codec_name.clone()));
-    row("codec source", known(report.codec_source.clone()));
+    row("codec", or_unknown(report.codec_name.clone()));
+    row("codec source", or_unknown(report.codec_source.clone()));
     row("n_layers", report.n_layers.to_string());
     row(
         "bpw of the linears",
-        known(report.bits_per_weight_linears.clone()),
+        or_unknown(report.bits_per_weight_linears.clone()),
     );
     row(
         "bpw of everything",
-        known(report.bits_per_weight_all.clone()),
+        or_unknown(report.bits_per_weight_all.clone()),
     );
     let spot = report.spot_check.as_ref().map(|spot| {
         let verdict = if spot.matches { "matches" } else { "DIFFERS" };
         format!("{} {} {verdict}", spot.tensor, spot.sha256)
     });
-    row("SHA-256 spot check", known(spot));
+    row("SHA-256 spot check", or_unknown(spot));
     row(
         "layer 0",
         format!(
@@ -71,7 +71,7 @@ pub fn text(report: &VerifyReport) -> String {
     row("bytes hashed", report.bytes_checked.to_string());
     row(
         "fingerprint",
-        known(report.fingerprint.map(|digest| digest.to_string())),
+        or_unknown(report.fingerprint.map(|digest| digest.to_string())),
     );
     for finding in &report.findings {
         let severity = match finding.severity {

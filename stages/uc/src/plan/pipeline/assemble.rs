@@ -6,12 +6,11 @@ use camino::Utf8PathBuf;
 use uc_settings::Settings;
 use uc_store::plan::{Artifact, External, ModelSource, PLAN_VERSION, Per, Plan, StagePlan};
 
-use super::{Cpus, Memory, Pipeline, PipelineError, StageSpec};
+use super::spec::{ArtifactSpec, Cpus, Memory, Pipeline, StageSpec};
+use crate::report::failure::PipelineError;
 
-/// The outside inputs that `uc` provides.
-fn known_inputs() -> [&'static str; 3] {
-    ["source", "calibration-text", "evaluation-text"]
-}
+/// The external inputs that `uc` provides.
+const EXTERNAL_INPUTS: [&str; 3] = ["source", "calibration-text", "evaluation-text"];
 
 /// What a run is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,31 +21,31 @@ pub enum Goals<'a> {
     Only(&'a [&'a str]),
 }
 
-/// What the pipeline does not know: the model and the wishes of one run.
+/// What the pipeline does not determine: the model and the options of one run.
 #[derive(Debug, Clone)]
 pub struct Request<'a> {
-    /// The model's facts.
+    /// The model.
     pub model: ModelSource,
     /// Names of the model's files.
     pub source_files: BTreeSet<String>,
-    /// Where the pack goes or is.
+    /// Folder of the pack, to be written or read.
     pub pack_dir: Utf8PathBuf,
-    /// The settings with all overrides.
+    /// The settings with all overrides applied.
     pub settings: Settings,
-    /// Outside inputs.
+    /// External inputs.
     pub externals: BTreeMap<String, External>,
-    /// What is wanted.
+    /// What the run is for.
     pub goals: Goals<'a>,
-    /// Processor cores to share out.
+    /// Processor cores available to the run.
     pub cpus: u32,
-    /// Output version of each stage's program.
+    /// Output version of each stage.
     pub versions: BTreeMap<String, u32>,
 }
 
 impl Request<'_> {
     /// A model of two layers with every optional file: enough to check all references of a pipeline.
     pub(super) fn probe(pipeline: &Pipeline) -> Self {
-        let nothing = || External {
+        let empty = || External {
             files: Vec::new(),
             digest: uc_store::sha::hash_bytes(b""),
         };
@@ -66,7 +65,7 @@ impl Request<'_> {
                 .collect(),
             pack_dir: "pack".into(),
             settings: pipeline.settings.clone(),
-            externals: known_inputs().map(|name| (name.into(), nothing())).into(),
+            externals: EXTERNAL_INPUTS.map(|name| (name.into(), empty())).into(),
             goals: Goals::Everything,
             cpus: 1,
             versions: BTreeMap::new(),
@@ -75,61 +74,45 @@ impl Request<'_> {
 }
 
 impl Pipeline {
-    /// The plan of a run; its problems are named with their line in the pipeline.
+    /// The plan of a run; problems are reported at their line in the pipeline.
     pub fn assemble(&self, request: &Request<'_>) -> Result<Plan, PipelineError> {
-        let outside: BTreeSet<&str> = request
+        let external_names: BTreeSet<&str> = request
             .externals
             .keys()
             .map(|name| name.split('@').next().unwrap_or(name))
             .collect();
-        let needed = match request.goals {
+        let required = match request.goals {
             Goals::Everything => None,
             Goals::Only(goals) => {
                 self.check_goals(goals)?;
-                Some(self.needed(goals, &outside))
+                Some(self.required_stages(goals, &external_names))
             }
         };
-        let absent = |spec: &super::ArtifactSpec| {
-            let file = spec.source_file.as_ref();
-            file.is_some_and(|file| !request.source_files.contains(file))
-        };
-        let switched_off = |stage: &&StageSpec| {
+        let is_disabled = |stage: &StageSpec| {
             let unless = stage.unless.as_ref();
             unless.is_some_and(|condition| condition.holds(&request.settings))
         };
-        let unmade = self.stages.iter().filter(switched_off).flat_map(|stage| {
-            let names = stage.writes.iter();
-            names.map(|reference| reference.get_ref().name.as_str())
-        });
-        let left_out: BTreeSet<&str> = self
-            .artifacts
-            .iter()
-            .filter(|(_, spec)| absent(spec))
-            .map(|(name, _)| name.as_str())
-            .chain(unmade)
-            .collect();
-        let part: Vec<&StageSpec> = self
+        let omitted = self.omitted_artifacts(request, is_disabled);
+        let selected: Vec<&StageSpec> = self
             .stages
             .iter()
-            .filter(|spec| !switched_off(spec))
+            .filter(|spec| !is_disabled(spec))
             .filter(|spec| {
-                let wanted = needed.as_ref();
-                let is_needed = |needed: &BTreeSet<String>| needed.contains(spec.name.get_ref());
-                wanted.is_none_or(is_needed) || spec.per == Per::Shard
+                let is_required = |names: &BTreeSet<String>| names.contains(spec.name.get_ref());
+                required.as_ref().is_none_or(is_required) || spec.per == Per::Shard
             })
             .collect();
-        let made: BTreeSet<&str> = part
+        let produced: BTreeSet<&str> = selected
             .iter()
             .flat_map(|spec| &spec.writes)
             .map(|write| write.get_ref().name.as_str())
-            .filter(|name| !left_out.contains(name))
+            .filter(|name| !omitted.contains(name))
             .collect();
-        let stages: Vec<StagePlan> = part
+        let stages: Vec<StagePlan> = selected
             .iter()
-            .map(|spec| spec.plan(request, &left_out, &made))
+            .map(|spec| spec.plan(request, &omitted, &produced))
             .collect();
-        let whole = needed.is_none();
-        let mentioned: BTreeSet<&str> = stages
+        let referenced: BTreeSet<&str> = stages
             .iter()
             .flat_map(|stage| stage.reads.iter().chain(&stage.writes))
             .map(|reference| reference.name.as_str())
@@ -137,9 +120,9 @@ impl Pipeline {
         let artifacts: BTreeMap<String, Artifact> = self
             .artifacts
             .iter()
-            .filter(|(name, _)| !left_out.contains(name.as_str()))
-            // A single file from outside needs no entry; one per layer does, for its form.
-            .filter(|(name, _)| whole || mentioned.contains(name.as_str()))
+            .filter(|(name, _)| !omitted.contains(name.as_str()))
+            .filter(|(name, _)| required.is_none() || referenced.contains(name.as_str()))
+            // A single external file needs no entry; one per layer does, for its path pattern.
             .filter(|(name, _)| !request.externals.contains_key(*name))
             .map(|(name, spec)| (name.clone(), spec.artifact.clone()))
             .collect();
@@ -157,9 +140,30 @@ impl Pipeline {
         Ok(plan)
     }
 
+    /// The artifacts that a run does not have: copies of files that the model lacks, and outputs of disabled stages.
+    fn omitted_artifacts(
+        &self,
+        request: &Request<'_>,
+        is_disabled: impl Fn(&StageSpec) -> bool,
+    ) -> BTreeSet<&str> {
+        let is_absent = |spec: &ArtifactSpec| {
+            let file = spec.source_file.as_ref();
+            file.is_some_and(|file| !request.source_files.contains(file))
+        };
+        let artifacts = self.artifacts.iter();
+        let absent = artifacts
+            .filter(|(_, spec)| is_absent(spec))
+            .map(|(name, _)| name.as_str());
+        let disabled = self.stages.iter().filter(|stage| is_disabled(stage));
+        let not_written = disabled
+            .flat_map(|stage| &stage.writes)
+            .map(|reference| reference.get_ref().name.as_str());
+        absent.chain(not_written).collect()
+    }
+
     fn check_goals(&self, goals: &[&str]) -> Result<(), PipelineError> {
         for goal in goals {
-            if !self.makes(goal) {
+            if !self.has_producer(goal) {
                 let message = format!("no stage writes `{goal}`, which this command is for");
                 return Err(self.error(0, message));
             }
@@ -169,20 +173,21 @@ impl Pipeline {
 }
 
 impl StageSpec {
+    /// The stage in the plan of a run.
     fn plan(
         &self,
         request: &Request<'_>,
-        left_out: &BTreeSet<&str>,
-        made: &BTreeSet<&str>,
+        omitted: &BTreeSet<&str>,
+        produced: &BTreeSet<&str>,
     ) -> StagePlan {
         let present = |list: &[toml::Spanned<uc_store::plan::ArtifactRef>]| {
             list.iter()
                 .map(|reference| reference.get_ref().clone())
-                .filter(|reference| !left_out.contains(reference.name.as_str()))
+                .filter(|reference| !omitted.contains(reference.name.as_str()))
                 .collect::<Vec<_>>()
         };
         let if_made = self.reads_if_made.iter().map(|read| read.get_ref().clone());
-        let if_made = if_made.filter(|read| made.contains(read.name.as_str()));
+        let if_made = if_made.filter(|read| produced.contains(read.name.as_str()));
         StagePlan {
             name: self.name.get_ref().clone(),
             argv: self.argv.get_ref().clone(),
@@ -209,7 +214,7 @@ impl StageSpec {
                 }
             },
             max_lead: self.max_lead,
-            // Shards come by need: no walk over the run asks for them.
+            // Shards are fetched on demand: no job list contains them.
             optional: self.optional || self.per == Per::Shard,
             retries: self.retries,
             stall_timeout: self.stall_timeout,

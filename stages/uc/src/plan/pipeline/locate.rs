@@ -1,6 +1,6 @@
-//! From a byte offset of the pipeline's text to the line and the key that a person looks for.
+//! From a byte offset in the pipeline's text to the line and key that error messages name.
 
-use super::PipelineError;
+use crate::report::failure::PipelineError;
 
 /// The error at a byte offset.
 pub fn error(file: &str, text: &str, at: usize, message: impl Into<String>) -> PipelineError {
@@ -25,7 +25,7 @@ pub fn locate(text: &str, at: usize) -> (usize, String) {
     };
     let table_at = lines.iter().rposition(|line| header(line).is_some());
     let table = table_at.and_then(|index| header(&lines[index]));
-    // The value may stand on a later line than its key: the nearest key at or above, but below the table's header.
+    // A value may be on a later line than its key: take the nearest key at or above it, below the table's header.
     let key = lines[table_at.map_or(0, |index| index + 1)..]
         .iter()
         .rev()
@@ -50,9 +50,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_offset_is_named_by_table_and_nearest_key() {
+    fn an_offset_maps_to_its_table_and_nearest_key() {
         let text = "version = 2\n[stage.a]\nreads = [\n  \"x\",\n]\n[b]\n";
-        let at = |needle: &str| locate(text, text.find(needle).expect("there"));
+        let at = |needle: &str| locate(text, text.find(needle).expect("present"));
         assert_eq!(at("version"), (1, "version".into()));
         assert_eq!(at("[stage"), (2, "stage.a".into()));
         assert_eq!(at("\"x\""), (4, "stage.a.reads".into()));

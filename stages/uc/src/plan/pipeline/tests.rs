@@ -1,4 +1,4 @@
-//! Mistakes in a pipeline are refused with file, line and key; the built-in pipeline is right.
+//! Mistakes in a pipeline are reported with file, line and key; the built-in pipeline is valid.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use uc_store::plan::{ArtifactId, Per};
 
 use super::*;
 
-/// A small valid pipeline whose lines the cases replace.
+/// A small valid pipeline; the cases replace parts of it.
 const SMALL: &str = r#"version = 2
 [settings.quantize]
 bpw = 4.0
@@ -45,7 +45,8 @@ reads = ["hidden@last"]
 writes = ["report"]
 "#;
 
-fn refused(from: &str, to: &str) -> String {
+/// The error after replacing a part of the pipeline.
+fn rejected(from: &str, to: &str) -> String {
     assert!(SMALL.contains(from), "{from}");
     let text = SMALL.replacen(from, to, 1);
     match Pipeline::parse("p.toml", &text) {
@@ -103,20 +104,20 @@ fn every_mistake_is_refused_with_file_line_and_key() {
         .iter()
         .map(|(from, to)| {
             let change = format!("{from} -> {to}").replace('\n', "\\n");
-            format!("{change}\n    {}", refused(from, to))
+            format!("{change}\n    {}", rejected(from, to))
         })
         .collect();
     insta::assert_snapshot!(report.join("\n"));
 }
 
 #[test]
-fn a_pipeline_without_stages_is_refused() {
+fn a_pipeline_without_stages_is_rejected() {
     let error = Pipeline::parse("p.toml", "version = 2\n[stage]\n").expect_err("empty");
     assert!(error.message.contains("no stage"), "{error}");
 }
 
 #[test]
-fn the_embedded_pipeline_is_valid_and_states_the_defaults_of_every_setting() {
+fn the_embedded_pipeline_is_valid_and_states_the_default_of_every_setting() {
     let pipeline = Pipeline::load(None).expect("valid");
     assert_eq!(pipeline.settings(), &Settings::default());
     for key in Settings::keys() {
@@ -131,30 +132,30 @@ fn the_embedded_pipeline_is_valid_and_states_the_defaults_of_every_setting() {
 }
 
 #[test]
-fn an_upload_is_asked_for_by_its_goal_and_reads_the_metrics_where_they_are_made() {
+fn an_upload_is_requested_by_its_goal_and_reads_the_metrics_if_they_exist() {
     let pipeline = Pipeline::load(None).expect("valid");
     let mut request = Request::probe(&pipeline);
-    let sends = |plan: &uc_store::plan::Plan| {
+    let upload_stages = |plan: &uc_store::plan::Plan| {
         let running = plan.stages.iter().filter(|stage| !stage.optional);
         running
             .filter(|stage| stage.argv[0] == "hub-upload")
             .count()
     };
-    let card = |plan: &uc_store::plan::Plan| {
+    let card_reads_metrics = |plan: &uc_store::plan::Plan| {
         let card = plan.stage("model-card").expect("stage");
         card.reads.iter().any(|read| read.name == "metrics")
     };
-    let mut whole = pipeline.assemble(&request).expect("plan");
-    assert_eq!(sends(&whole), 0);
-    assert!(whole.ask_for("remote-pack") && card(&whole));
-    assert_eq!(sends(&whole), 4);
+    let mut complete = pipeline.assemble(&request).expect("plan");
+    assert_eq!(upload_stages(&complete), 0);
+    assert!(complete.ask_for("remote-pack") && card_reads_metrics(&complete));
+    assert_eq!(upload_stages(&complete), 4);
     request.goals = Goals::Only(&["manifest", "remote-pack"]);
-    let mut unmeasured = pipeline.assemble(&request).expect("plan");
-    assert!(unmeasured.stage("eval-report").is_none());
-    assert!(unmeasured.ask_for("remote-pack") && !card(&unmeasured));
-    assert_eq!(sends(&unmeasured), 4);
-    // The pack does not depend on any of it.
-    for stage in unmeasured
+    let mut without_metrics = pipeline.assemble(&request).expect("plan");
+    assert!(without_metrics.stage("eval-report").is_none());
+    assert!(without_metrics.ask_for("remote-pack") && !card_reads_metrics(&without_metrics));
+    assert_eq!(upload_stages(&without_metrics), 4);
+    // The pack does not depend on the upload settings.
+    for stage in without_metrics
         .stages
         .iter()
         .filter(|stage| stage.argv[0] != "hub-upload")
@@ -168,7 +169,7 @@ fn an_upload_is_asked_for_by_its_goal_and_reads_the_metrics_where_they_are_made(
 }
 
 #[test]
-fn a_stage_is_left_out_with_all_that_only_it_makes_where_its_condition_holds() {
+fn a_disabled_stage_is_left_out_with_its_outputs() {
     let pipeline = Pipeline::load(None).expect("valid");
     let mut request = Request::probe(&pipeline);
     let with = pipeline.assemble(&request).expect("plan");
@@ -195,7 +196,7 @@ fn a_stage_is_left_out_with_all_that_only_it_makes_where_its_condition_holds() {
 }
 
 #[test]
-fn an_absent_source_file_takes_its_artifact_out_of_the_plan() {
+fn an_artifact_without_its_source_file_is_left_out_of_the_plan() {
     let pipeline = Pipeline::load(None).expect("valid");
     let mut request = Request::probe(&pipeline);
     request.source_files = BTreeSet::new();
@@ -227,7 +228,7 @@ fn goals_select_the_stages_that_they_need() {
 }
 
 #[test]
-fn shards_are_fetched_only_where_they_come_and_go_and_by_need() {
+fn shards_are_fetched_on_demand_and_only_with_eviction() {
     let pipeline = Pipeline::load(None).expect("valid");
     let mut request = Request::probe(&pipeline);
     assert!(
@@ -244,7 +245,7 @@ fn shards_are_fetched_only_where_they_come_and_go_and_by_need() {
     for goals in [Goals::Everything, Goals::Only(&["manifest"])] {
         request.goals = goals;
         let plan = pipeline.assemble(&request).expect("plan");
-        let fetcher = plan.fetcher().expect("the stage that fetches");
+        let fetcher = plan.fetcher().expect("a stage per shard");
         assert!(fetcher.optional && plan.jobs().iter().all(|id| id.stage != fetcher.name));
         let readers = plan.stages.iter().filter(|stage| stage.weights.is_some());
         let readers: Vec<_> = readers.map(|stage| stage.name.as_str()).collect();
@@ -264,14 +265,14 @@ fn an_evaluation_needs_no_stage_that_compresses() {
     let pipeline = Pipeline::load(None).expect("valid");
     let mut request = Request::probe(&pipeline);
     request.goals = Goals::Only(&["metrics"]);
-    let nothing = request.externals["source"].clone();
+    let empty = request.externals["source"].clone();
     for name in [
         "pack-layer@000",
         "pack-layer@001",
         "pack-non-layer",
         "manifest",
     ] {
-        request.externals.insert(name.into(), nothing.clone());
+        request.externals.insert(name.into(), empty.clone());
     }
     request.externals.remove("calibration-text");
     let plan = pipeline.assemble(&request).expect("plan");
@@ -303,7 +304,7 @@ fn shares_and_layers_are_resolved_when_the_plan_is_made() {
 }
 
 #[test]
-fn a_program_that_is_not_there_is_reported_at_its_line() {
+fn a_missing_program_is_reported_at_its_line() {
     let pipeline = Pipeline::parse("p.toml", SMALL).expect("valid");
     let error = pipeline.argv_error("push", "no such program".into());
     let line = SMALL

@@ -1,4 +1,4 @@
-//! What `pipeline.toml` may say, and its translation into [`Pipeline`].
+//! The wire format of `pipeline.toml` and its translation into [`Pipeline`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,17 +7,20 @@ use toml::{Spanned, Value};
 use uc_settings::Settings;
 use uc_store::plan::{Artifact, ArtifactRef, Per, Weights};
 
-use super::{
-    ArtifactSpec, Condition, Cpus, Memory, Pipeline, PipelineError, StageSpec, VERSION, locate,
-};
+use super::locate;
+use super::spec::{ArtifactSpec, Condition, Cpus, Memory, Pipeline, StageSpec};
 
-/// How often a failed job is started again unless the stage says otherwise.
+use crate::report::failure::PipelineError;
+
+/// The version of `pipeline.toml` that this program reads.
+const VERSION: u32 = 2;
+/// Retries of a failed job unless the stage sets its own number.
 const DEFAULT_RETRIES: u32 = 2;
-/// More retries than this are taken for a mistake.
+/// More retries than this are rejected as a mistake.
 const MAX_RETRIES: u32 = 100;
-/// Silence after which a job counts as hung unless the stage says otherwise, seconds.
+/// Seconds without an event after which a job counts as stalled, unless the stage sets its own limit.
 const DEFAULT_STALL_TIMEOUT: u64 = 2 * 60 * 60;
-/// More cores than this are taken for a mistake.
+/// More cores than this are rejected as a mistake.
 const MAX_CPUS: i64 = 4096;
 
 #[derive(Deserialize)]
@@ -100,10 +103,10 @@ pub fn parse(file: &str, text: &str) -> Result<Pipeline, PipelineError> {
     })
 }
 
-/// A mistake before it has a line: byte offset and message.
+/// A mistake that is not located yet: byte offset and message.
 type Mistake = (usize, String);
 
-/// The version is looked at first: a newer file may have keys that this program does not know.
+/// Checks the version first: a newer file may have keys that this program does not know.
 fn check_version(text: &str) -> Result<(), Mistake> {
     #[derive(Deserialize)]
     struct VersionOnly {
@@ -119,11 +122,12 @@ fn check_version(text: &str) -> Result<(), Mistake> {
             found.span().start,
             format!("found version {found}, this program reads version {VERSION}"),
         )),
-        // Any other mistake is explained better by the full type.
+        // The full type reports any other mistake better.
         _ => Ok(()),
     }
 }
 
+/// Applies the file's settings to the defaults.
 fn settings(
     tables: &BTreeMap<Spanned<String>, BTreeMap<Spanned<String>, Spanned<Value>>>,
 ) -> Result<Settings, Mistake> {
@@ -149,10 +153,10 @@ fn settings(
     Ok(settings)
 }
 
-/// Names become folders and parts of messages.
+/// Checks a name: names become folders and parts of messages.
 fn check_name(name: &Spanned<String>) -> Result<(), Mistake> {
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if name.get_ref().is_empty() || !name.get_ref().chars().all(plain) {
+    let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if name.get_ref().is_empty() || !name.get_ref().chars().all(is_allowed) {
         let message = format!("found the name `{name}`, expected a-z, 0-9 and -");
         return Err((name.span().start, message));
     }
@@ -185,35 +189,36 @@ fn stage_spec(name: Spanned<String>, wire: WireStage) -> Result<StageSpec, Mista
         let mut seen = BTreeSet::new();
         for reference in list {
             if !seen.insert(reference.get_ref()) {
-                let message = format!("`{}` stands twice", reference.get_ref());
+                let message = format!("`{}` is listed twice", reference.get_ref());
                 return Err((reference.span().start, message));
             }
         }
     }
     if let Some(write) = wire.writes.first().filter(|_| wire.per == Per::Shard) {
         let message = format!(
-            "found `{}`, expected nothing: a stage per shard fetches files of the source",
+            "found `{}`, expected nothing: a stage per shard downloads files of the source",
             write.get_ref()
         );
         return Err((write.span().start, message));
     }
     if let Some(weights) = &wire.weights {
-        let found = match (weights.get_ref(), wire.per) {
+        let mismatch = match (weights.get_ref(), wire.per) {
             (Weights::Layer, Per::Layer) | (Weights::NonLayer, Per::Run) => None,
             (Weights::Layer, _) => Some("found \"layer\" in a stage that is not per layer"),
             (Weights::NonLayer, _) => Some("found \"non-layer\" in a stage that is not per run"),
         };
-        if let Some(found) = found {
-            let message = format!("{found}, expected \"layer\" per layer, \"non-layer\" per run");
+        if let Some(mismatch) = mismatch {
+            let message =
+                format!("{mismatch}, expected \"layer\" per layer, \"non-layer\" per run");
             return Err((weights.span().start, message));
         }
     }
     let retries = match &wire.retries {
         None => DEFAULT_RETRIES,
-        Some(found) if *found.get_ref() <= MAX_RETRIES => *found.get_ref(),
-        Some(found) => {
-            let message = format!("found {found}, expected 0 to {MAX_RETRIES}");
-            return Err((found.span().start, message));
+        Some(retries) if *retries.get_ref() <= MAX_RETRIES => *retries.get_ref(),
+        Some(retries) => {
+            let message = format!("found {retries}, expected 0 to {MAX_RETRIES}");
+            return Err((retries.span().start, message));
         }
     };
     Ok(StageSpec {
@@ -221,7 +226,7 @@ fn stage_spec(name: Spanned<String>, wire: WireStage) -> Result<StageSpec, Mista
         memory: wire.memory.as_ref().map_or(Ok(Memory::Bytes(0)), memory)?,
         stall_timeout: match &wire.stall_timeout {
             None => DEFAULT_STALL_TIMEOUT,
-            Some(found) => duration(found)?,
+            Some(timeout) => duration(timeout)?,
         },
         unless: wire.unless.as_ref().map(condition).transpose()?,
         name,
@@ -238,7 +243,7 @@ fn stage_spec(name: Spanned<String>, wire: WireStage) -> Result<StageSpec, Mista
     })
 }
 
-/// `section.key=value`
+/// Parses `section.key=value`.
 fn condition(text: &Spanned<String>) -> Result<Condition, Mistake> {
     let parts = text.get_ref().split_once('=');
     let known = parts.filter(|(key, _)| Settings::keys().iter().any(|known| known == key));
@@ -277,14 +282,14 @@ fn cpus(value: &Spanned<Value>) -> Result<Cpus, Mistake> {
 }
 
 fn memory(value: &Spanned<String>) -> Result<Memory, Mistake> {
-    memory_of(value.get_ref()).ok_or_else(|| {
+    parse_memory(value.get_ref()).ok_or_else(|| {
         let message = format!("found \"{value}\", expected \"6 GiB\", \"512 MiB\" or \"4 layers\"");
         (value.span().start, message)
     })
 }
 
-/// A number with its unit.
-pub fn memory_of(text: &str) -> Option<Memory> {
+/// Parses a number with its unit.
+pub fn parse_memory(text: &str) -> Option<Memory> {
     let (number, unit) = text.split_once(' ')?;
     let number: f64 = number.parse().ok()?;
     if !(0.0..=1e9).contains(&number) {

@@ -1,8 +1,8 @@
-//! Logs as drivers, crashes and clocks leave them.
+//! Logs with several sessions, truncated lines and clocks that were set back.
 
 use super::*;
 
-/// A line at a second of a day.
+/// A line with a time, given as seconds within a minute.
 fn line(second: f64, fields: &str) -> String {
     format!("{{\"time\":\"2026-01-01T00:00:{second:06.3}Z\",{fields}}}\n")
 }
@@ -24,16 +24,16 @@ fn session(second: f64) -> String {
     line(second, "\"event\":\"session\",\"pid\":1")
 }
 
-fn state(history: &History, stage: &str, layer: u32) -> JobState {
+fn state(replay: &Replay, stage: &str, layer: u32) -> JobState {
     let id = JobId {
         stage: stage.into(),
         unit: Unit::Layer(layer),
     };
-    history.jobs[&id].state
+    replay.jobs[&id].state
 }
 
 #[test]
-fn sessions_and_jobs_are_summed_and_cut_lines_left_out() {
+fn sessions_and_jobs_are_summed_and_truncated_lines_skipped() {
     let text = [
         session(0.0),
         finished(5.0, "a", 0, 5.0, 10),
@@ -43,46 +43,46 @@ fn sessions_and_jobs_are_summed_and_cut_lines_left_out() {
         finished(23.0, "a", 1, 0.5, 20),
     ]
     .concat();
-    let history = History::of(&text);
+    let replay = Replay::from_text(&text);
     let expected = StageCost {
         jobs: 2,
         seconds: 3.0,
         peak_rss_bytes: 30,
     };
-    assert_eq!(history.costs()["a"], expected);
-    assert_eq!(history.wall_seconds, 8.0);
+    assert_eq!(replay.costs()["a"], expected);
+    assert_eq!(replay.wall_seconds, 8.0);
 }
 
 #[test]
-fn every_job_has_the_state_that_its_last_event_gave_it() {
-    let found =
-        "\"event\":\"found\",\"stage\":\"a\",\"done\":[0],\"stale\":[1],\"waiting\":[2,3,4]";
-    let mishap = "\"event\":\"mishap\",\"stage\":\"a\",\"layer\":3,\"class\":\"disk-full\",\"message\":\"full\"";
+fn every_job_has_the_state_of_its_last_event() {
+    let states =
+        "\"event\":\"job-states\",\"stage\":\"a\",\"done\":[0],\"stale\":[1],\"waiting\":[2,3,4]";
+    let failure = "\"event\":\"job-failure\",\"stage\":\"a\",\"layer\":3,\"class\":\"disk-full\",\"message\":\"full\"";
     let progress = "\"event\":\"progress\",\"stage\":\"a\",\"layer\":2,\"done\":1,\"total\":9,\"unit\":\"rows\"";
     let text = [
         session(0.0),
-        line(0.0, found),
+        line(0.0, states),
         started(1.0, "a", 2),
         line(2.0, progress),
         started(2.0, "a", 3),
-        line(3.0, mishap),
+        line(3.0, failure),
     ]
     .concat();
-    let mut history = History::of(&text);
-    let states: Vec<JobState> = (0..5).map(|layer| state(&history, "a", layer)).collect();
+    let mut replay = Replay::from_text(&text);
+    let replayed: Vec<JobState> = (0..5).map(|layer| state(&replay, "a", layer)).collect();
     use JobState::*;
-    assert_eq!(states, [Done, Stale, Running, Failed, Waiting]);
-    assert_eq!(history.mishaps[0].message, "full");
-    assert_eq!(history.ended, None);
-    // A driver that is gone runs nothing.
-    history.cut_off();
-    assert_eq!(state(&history, "a", 2), Waiting);
-    let ended = History::of(&(text + &line(4.0, "\"event\":\"session-end\",\"ok\":false")));
+    assert_eq!(replayed, [Done, Stale, Running, Failed, Waiting]);
+    assert_eq!(replay.failures[0].message, "full");
+    assert_eq!(replay.ended, None);
+    // Without a driver nothing runs.
+    replay.interrupt_running_jobs();
+    assert_eq!(state(&replay, "a", 2), Waiting);
+    let ended = Replay::from_text(&(text + &line(4.0, "\"event\":\"session-end\",\"ok\":false")));
     assert_eq!((state(&ended, "a", 2), ended.ended), (Waiting, Some(false)));
 }
 
 #[test]
-fn a_log_cut_anywhere_gives_what_its_whole_lines_say() {
+fn a_log_truncated_anywhere_equals_its_complete_lines() {
     let text = [
         session(0.0),
         started(1.0, "a", 0),
@@ -91,14 +91,14 @@ fn a_log_cut_anywhere_gives_what_its_whole_lines_say() {
     ]
     .concat();
     for end in 0..=text.len() {
-        let whole = text[..end].rfind('\n').map_or("", |at| &text[..=at]);
-        let rest = &text[whole.len()..end];
-        let is_whole = serde_json::from_str::<Value>(rest).is_ok();
-        if !is_whole {
+        let complete = text[..end].rfind('\n').map_or("", |at| &text[..=at]);
+        let rest = &text[complete.len()..end];
+        let is_complete = serde_json::from_str::<Value>(rest).is_ok();
+        if !is_complete {
             assert_eq!(
-                History::of(&text[..end]),
-                History::of(whole),
-                "cut at {end}"
+                Replay::from_text(&text[..end]),
+                Replay::from_text(complete),
+                "truncated at {end}"
             );
         }
     }
@@ -114,18 +114,18 @@ fn a_clock_that_is_set_back_makes_no_duration_negative() {
         finished(11.0, "a", 1, -3.0, 5),
     ]
     .concat();
-    let history = History::of(&text);
-    assert_eq!(history.wall_seconds, 3.0);
-    assert!(history.jobs.values().all(|job| job.began >= 0.0));
-    assert_eq!(history.costs()["a"].seconds, 1.0);
-    assert_eq!(history.rate("a"), Some(0.5));
+    let replay = Replay::from_text(&text);
+    assert_eq!(replay.wall_seconds, 3.0);
+    assert!(replay.jobs.values().all(|job| job.started >= 0.0));
+    assert_eq!(replay.costs()["a"].seconds, 1.0);
+    assert_eq!(replay.rate("a"), Some(0.5));
     let back = [
         session(50.0),
         started(9.0, "a", 0),
         finished(8.0, "a", 0, 1.0, 5),
     ]
     .concat();
-    let back = History::of(&back);
+    let back = Replay::from_text(&back);
     assert_eq!(
         (back.rate("a"), back.seconds_for("a", 2)),
         (None, Some(2.0))
@@ -133,21 +133,21 @@ fn a_clock_that_is_set_back_makes_no_duration_negative() {
 }
 
 #[test]
-fn events_of_unknown_kinds_and_lines_without_sense_are_skipped() {
+fn events_of_unknown_kinds_and_malformed_lines_are_skipped() {
     let text = [session(0.0), started(1.0, "a", 0)].concat();
     let more = [
         line(1.0, "\"event\":\"teleported\",\"stage\":\"a\",\"layer\":0"),
-        line(1.0, "\"event\":\"found\",\"stage\":7"),
+        line(1.0, "\"event\":\"job-states\",\"stage\":7"),
         "[]\n7\nnull\n\u{0}\u{0}\u{0}\n{\"event\":7,\"time\":7}\n".to_owned(),
     ];
     assert_eq!(
-        History::of(&(text.clone() + &more.concat())),
-        History::of(&text)
+        Replay::from_text(&(text.clone() + &more.concat())),
+        Replay::from_text(&text)
     );
 }
 
 #[test]
-fn rates_count_this_session_and_earlier_ones_help_where_there_is_none() {
+fn rates_come_from_the_last_session_and_estimates_fall_back_to_earlier_ones() {
     let text = [
         session(0.0),
         started(0.0, "a", 0),
@@ -158,29 +158,29 @@ fn rates_count_this_session_and_earlier_ones_help_where_there_is_none() {
         finished(14.0, "b", 1, 1.0, 5),
     ]
     .concat();
-    let history = History::of(&text);
-    assert_eq!((history.rate("a"), history.rate("b")), (None, Some(0.5)));
-    assert_eq!(history.seconds_for("a", 2), Some(16.0));
-    assert_eq!(history.seconds_for("b", 2), Some(4.0));
+    let replay = Replay::from_text(&text);
+    assert_eq!((replay.rate("a"), replay.rate("b")), (None, Some(0.5)));
+    assert_eq!(replay.seconds_for("a", 2), Some(16.0));
+    assert_eq!(replay.seconds_for("b", 2), Some(4.0));
     assert_eq!(
-        (history.seconds_for("c", 1), history.seconds_for("c", 0)),
+        (replay.seconds_for("c", 1), replay.seconds_for("c", 0)),
         (None, Some(0.0))
     );
 }
 
 #[test]
-fn a_stage_that_waited_long_has_the_rate_of_its_last_jobs() {
+fn a_stage_that_had_to_wait_has_the_rate_of_its_recent_jobs() {
     let seconds = [1, 2, 3, 40, 41, 42, 43, 44];
     let ends = seconds.into_iter().zip(0..);
     let lines: Vec<String> = ends
         .map(|(second, layer)| finished(f64::from(second), "a", layer, 1.0, 5))
         .collect();
-    let history = History::of(&(session(0.0) + &lines.concat()));
-    assert_eq!(history.rate("a"), Some(1.0));
+    let replay = Replay::from_text(&(session(0.0) + &lines.concat()));
+    assert_eq!(replay.rate("a"), Some(1.0));
 }
 
 #[test]
-fn what_is_tried_again_is_known_until_the_job_moves_on() {
+fn a_retry_is_shown_until_the_job_makes_progress() {
     let retrying = "\"event\":\"retrying\",\"stage\":\"a\",\"layer\":0,\"attempt\":2,\"attempts\":8,\
                     \"wait_seconds\":4.0,\"error\":\"status 503\"";
     let progress = "\"event\":\"progress\",\"stage\":\"a\",\"layer\":0,\"done\":1,\"total\":9,\"unit\":\"bytes\"";
@@ -195,7 +195,7 @@ fn what_is_tried_again_is_known_until_the_job_moves_on() {
         at: 6.0,
         error: "status 503".into(),
     };
-    assert_eq!(History::of(&text).jobs[&id].retry, Some(expected));
-    let moved = History::of(&(text + &line(7.0, progress)));
-    assert_eq!(moved.jobs[&id].retry, None);
+    assert_eq!(Replay::from_text(&text).jobs[&id].retry, Some(expected));
+    let progressed = Replay::from_text(&(text + &line(7.0, progress)));
+    assert_eq!(progressed.jobs[&id].retry, None);
 }

@@ -4,89 +4,89 @@ fn shards(budget: u64, sizes: &[u64]) -> Shards {
     Shards {
         budget,
         sizes: sizes.to_vec(),
-        places: vec![Place::Absent; sizes.len()],
+        states: vec![ShardState::Absent; sizes.len()],
     }
 }
 
-/// Carries out every step at once; tells them as `+3` and `-1`.
-fn settle(shards: &mut Shards, uses: &[usize]) -> String {
+/// Carries out every step at once; returns them in the form `+3 -1`.
+fn settle(shards: &mut Shards, reads: &[usize]) -> String {
     let mut steps = Vec::new();
-    while let Some(step) = shards.step(uses.iter().copied()) {
+    while let Some(step) = shards.next_step(reads.iter().copied()) {
         match step {
             Step::Fetch(shard) => {
                 steps.push(format!("+{shard}"));
-                shards.set(shard, Place::Here);
+                shards.set(shard, ShardState::Present);
             }
             Step::Evict(shard) => {
                 steps.push(format!("-{shard}"));
-                shards.set(shard, Place::Absent);
+                shards.set(shard, ShardState::Absent);
             }
         }
         assert!(shards.used() <= shards.budget, "{steps:?}");
-        assert!(steps.len() < 100, "no end: {steps:?}");
+        assert!(steps.len() < 100, "does not end: {steps:?}");
     }
     steps.join(" ")
 }
 
 #[test]
-fn what_is_read_next_comes_first_and_what_is_read_last_goes_first() {
+fn the_next_read_is_fetched_first_and_the_farthest_read_is_evicted_first() {
     let mut shards = shards(30, &[10, 10, 10, 10, 10]);
-    // A forward sweep: the next ones come as far as there is room.
+    // A forward pass: shards are prefetched up to the budget.
     assert_eq!(settle(&mut shards, &[0, 1, 2, 3, 4]), "+0 +1 +2");
-    // Shard 0 is done for now, but comes again last of all.
+    // Shard 0 is needed again, but last of all.
     assert_eq!(settle(&mut shards, &[1, 2, 3, 4, 0]), "-0 +3");
     assert_eq!(settle(&mut shards, &[4, 3, 2, 1, 0]), "-1 +4");
-    // The backward sweep finds what the forward sweep left.
+    // The backward pass finds the shards that the forward pass read last.
     assert_eq!(settle(&mut shards, &[3, 2, 1, 0, 0]), "-4 +1");
     assert_eq!(settle(&mut shards, &[0, 1]), "-2 -3 +0");
-    // Nobody reads any of them again.
+    // No job reads any of them again.
     assert_eq!(settle(&mut shards, &[]), "-0 -1");
     assert_eq!(shards.used(), 0);
 }
 
 #[test]
-fn one_comes_at_a_time_and_counts_whole_from_its_first_byte() {
+fn downloads_are_sequential_and_count_with_their_full_size() {
     let mut shards = shards(25, &[10, 10, 10]);
-    assert_eq!(shards.step([0, 1, 2]), Some(Step::Fetch(0)));
-    shards.set(0, Place::Coming);
-    assert_eq!((shards.step([0, 1, 2]), shards.used()), (None, 10));
-    assert!(!shards.are_here(&[0]));
-    shards.set(0, Place::Here);
-    assert!(shards.are_here(&[0]));
-    assert_eq!(shards.step([0, 1, 2]), Some(Step::Fetch(1)));
-    shards.set(1, Place::Coming);
-    // What nobody reads any more goes even while another comes; one on its way is never removed.
-    assert_eq!(shards.step([2]), Some(Step::Evict(0)));
-    shards.set(0, Place::Absent);
-    assert_eq!(shards.step([2]), None);
+    assert_eq!(shards.next_step([0, 1, 2]), Some(Step::Fetch(0)));
+    shards.set(0, ShardState::Downloading);
+    assert_eq!((shards.next_step([0, 1, 2]), shards.used()), (None, 10));
+    assert!(!shards.are_present(&[0]));
+    shards.set(0, ShardState::Present);
+    assert!(shards.are_present(&[0]));
+    assert_eq!(shards.next_step([0, 1, 2]), Some(Step::Fetch(1)));
+    shards.set(1, ShardState::Downloading);
+    // A shard without further reads is evicted even during a download; a shard being downloaded is never evicted.
+    assert_eq!(shards.next_step([2]), Some(Step::Evict(0)));
+    shards.set(0, ShardState::Absent);
+    assert_eq!(shards.next_step([2]), None);
 }
 
 #[test]
-fn what_an_earlier_session_left_is_looked_at_without_taking_more_room() {
+fn shards_of_an_earlier_session_are_verified_without_counting_twice() {
     let mut shards = shards(20, &[10, 10, 10]);
-    shards.set(1, Place::Left);
-    shards.set(2, Place::Left);
-    assert!(!shards.are_here(&[1]));
+    shards.set(1, ShardState::Unverified);
+    shards.set(2, ShardState::Unverified);
+    assert!(!shards.are_present(&[1]));
     assert_eq!(settle(&mut shards, &[1, 0, 2]), "+1 -2 +0");
-    // A smaller budget than before: what is read last goes before anything else happens.
+    // With a smaller budget than before, the farthest read is evicted before anything else happens.
     let mut narrow = Shards {
         budget: 10,
         ..shards
     };
-    assert_eq!(narrow.step([1, 0]), Some(Step::Evict(0)));
-    narrow.set(0, Place::Absent);
-    assert_eq!(narrow.step([1, 0]), None);
+    assert_eq!(narrow.next_step([1, 0]), Some(Step::Evict(0)));
+    narrow.set(0, ShardState::Absent);
+    assert_eq!(narrow.next_step([1, 0]), None);
 }
 
 #[test]
-fn a_small_shard_does_not_overtake_a_large_one_that_is_read_before_it() {
+fn a_small_shard_is_not_fetched_before_a_large_one_that_is_read_earlier() {
     let mut shards = shards(30, &[10, 25, 5]);
     assert_eq!(settle(&mut shards, &[0, 1, 2]), "+0");
     assert_eq!(settle(&mut shards, &[1, 2]), "-0 +1 +2");
 }
 
 #[test]
-fn the_traffic_of_sweeps_is_that_of_the_farthest_use() {
+fn the_traffic_of_passes_is_that_of_farthest_use_eviction() {
     // Layers that span two shards each, forward, backward and forward again.
     let layers: Vec<Vec<usize>> = (0..6).map(|layer| vec![layer, layer + 1]).collect();
     let forward = layers.iter().map(Vec::as_slice);
@@ -101,7 +101,7 @@ fn the_traffic_of_sweeps_is_that_of_the_farthest_use() {
         bytes: 10 * fetches,
     };
     assert_eq!(all, expected(7));
-    // Each turn finds the budget's worth of shards there.
+    // Each change of direction finds as many shards present as the budget holds.
     assert_eq!(
         shards(40, &[10; 7]).forecast(jobs.clone()),
         expected(7 + 3 + 3)

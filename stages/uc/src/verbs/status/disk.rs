@@ -1,4 +1,4 @@
-//! What a run takes on disk, by artifact.
+//! Disk use of a run, by artifact.
 
 use camino::Utf8Path;
 use serde::Serialize;
@@ -10,22 +10,22 @@ use uc_store::run::RunDir;
 /// Bytes on disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Disk {
-    /// Bytes of the artifacts that are there, by name.
+    /// Bytes of the existing artifacts, by name.
     pub artifacts: BTreeMap<String, u64>,
-    /// Everything else in the run directory: receipts, logs, files that are being written.
+    /// Bytes of everything else in the run directory: receipts, logs, files being written.
     pub other: u64,
-    /// What is free for the run directory; `None` where the system does not say.
+    /// Free bytes in the file system of the run directory; `None` if the system does not report it.
     pub free: Option<u64>,
 }
 
 impl Disk {
-    /// Artifacts and the rest.
+    /// Bytes of the artifacts and everything else.
     pub fn total(&self) -> u64 {
         self.artifacts.values().sum::<u64>() + self.other
     }
 }
 
-/// Measures a run; what vanishes while it is looked at counts nothing.
+/// Measures a run; files that disappear meanwhile count as 0.
 pub fn measure(run: &RunDir, plan: &Plan) -> Disk {
     let mut disk = Disk {
         free: rustix::fs::statvfs(run.root().as_std_path())
@@ -33,7 +33,7 @@ pub fn measure(run: &RunDir, plan: &Plan) -> Disk {
             .map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize)),
         ..Disk::default()
     };
-    let mut inside = 0;
+    let mut artifact_bytes = 0; // below the run directory
     for stage in &plan.stages {
         for unit in stage.units(plan.model.layers) {
             for id in plan.outputs(stage, unit) {
@@ -43,28 +43,28 @@ pub fn measure(run: &RunDir, plan: &Plan) -> Disk {
                 }
                 let path = plan.path(run.root(), &id);
                 if path.is_some_and(|path| path.starts_with(run.root())) {
-                    inside += bytes;
+                    artifact_bytes += bytes;
                 }
             }
         }
     }
-    disk.other = below(run.root()).saturating_sub(inside);
+    disk.other = total_size(run.root()).saturating_sub(artifact_bytes);
     disk
 }
 
 fn size_of(run: &RunDir, plan: &Plan, id: &ArtifactId) -> u64 {
     let path = plan.path(run.root(), id);
     path.and_then(|path| std::fs::metadata(path).ok())
-        .map_or(0, |found| found.len())
+        .map_or(0, |metadata| metadata.len())
 }
 
 /// Bytes of all files below a folder.
-fn below(folder: &Utf8Path) -> u64 {
+fn total_size(folder: &Utf8Path) -> u64 {
     let entries = folder.read_dir_utf8().into_iter().flatten().flatten();
     entries
         .map(|entry| match entry.metadata() {
-            Ok(found) if found.is_dir() => below(entry.path()),
-            Ok(found) => found.len(),
+            Ok(metadata) if metadata.is_dir() => total_size(entry.path()),
+            Ok(metadata) => metadata.len(),
             Err(_) => 0,
         })
         .sum()

@@ -1,4 +1,4 @@
-//! A run that is alive, one that ended, one that died: the page and the metrics behind it.
+//! A run that is active, one that is complete, one that died: the text and the JSON behind it.
 
 use uc_settings::Settings;
 use uc_store::plan::{Artifact, ModelSource, PLAN_VERSION, Per, Unit};
@@ -50,20 +50,20 @@ fn plan(layers: u32) -> Plan {
 }
 
 const LOG: &str = r#"{"time":"2026-01-01T00:00:00.000Z","event":"session","pid":7}
-{"time":"2026-01-01T00:00:00.000Z","event":"found","stage":"load","waiting":[0,1,2,3]}
-{"time":"2026-01-01T00:00:00.000Z","event":"found","stage":"quantize","stale":[3],"waiting":[0,1,2]}
+{"time":"2026-01-01T00:00:00.000Z","event":"job-states","stage":"load","waiting":[0,1,2,3]}
+{"time":"2026-01-01T00:00:00.000Z","event":"job-states","stage":"quantize","stale":[3],"waiting":[0,1,2]}
 {"time":"2026-01-01T00:00:00.000Z","event":"started","stage":"load","layer":0}
 {"time":"2026-01-01T00:00:02.000Z","event":"finished","stage":"load","layer":0,"seconds":2.0,"peak_rss_bytes":1048576}
 {"time":"2026-01-01T00:00:02.000Z","event":"started","stage":"load","layer":1}
 {"time":"2026-01-01T00:00:02.000Z","event":"started","stage":"quantize","layer":0}
 {"time":"2026-01-01T00:00:04.000Z","event":"finished","stage":"load","layer":1,"seconds":2.0,"peak_rss_bytes":2097152}
-{"time":"2026-01-01T00:00:05.000Z","event":"mishap","stage":"quantize","layer":0,"class":"stage-failed","message":"it was killed by signal 9 (the system does that when memory runs out)"}
+{"time":"2026-01-01T00:00:05.000Z","event":"job-failure","stage":"quantize","layer":0,"class":"stage-failed","message":"it was killed by signal 9 (the system does that when memory runs out)"}
 {"time":"2026-01-01T00:00:05.000Z","event":"started","stage":"quantize","layer":1}
 {"time":"2026-01-01T00:00:09.000Z","event":"progress","stage":"quantize","layer":1,"done":5,"total":9,"unit":"tensors"}
 {"time":"2026-01-01T00:00:1"#;
 
-fn seen(active: bool, done: &[(&str, Option<u32>)], now: &str) -> Seen<'static> {
-    Seen {
+fn observe(active: bool, done: &[(&str, Option<u32>)], now: &str) -> Observation<'static> {
+    Observation {
         root: Utf8Path::new("/run"),
         active,
         process: active.then_some(7),
@@ -86,61 +86,61 @@ fn seen(active: bool, done: &[(&str, Option<u32>)], now: &str) -> Seen<'static> 
 const LOADED: [(&str, Option<u32>); 2] = [("load", Some(0)), ("load", Some(1))];
 
 #[test]
-fn a_run_that_is_alive_shows_what_runs_how_fast_and_what_went_wrong() {
-    let now = seen(true, &LOADED, "2026-01-01T00:00:30.000Z");
-    let status = assess(&plan(4), History::of(LOG), now);
-    insta::assert_snapshot!("alive", text::of(&status));
+fn an_active_run_shows_what_is_running_how_fast_and_what_failed() {
+    let now = observe(true, &LOADED, "2026-01-01T00:00:30.000Z");
+    let status = assess(&plan(4), Replay::from_text(LOG), now);
+    insta::assert_snapshot!("active", text::render(&status));
     let json = serde_json::to_string_pretty(&status).expect("plain data");
-    insta::assert_snapshot!("alive-json", json);
+    insta::assert_snapshot!("active-json", json);
 }
 
 #[test]
-fn a_run_that_died_is_told_from_one_that_was_stopped() {
-    let now = || seen(false, &LOADED, "2026-01-01T00:10:00.000Z");
-    let died = assess(&plan(4), History::of(LOG), now());
-    insta::assert_snapshot!("died", text::of(&died));
+fn a_run_that_died_is_distinguished_from_one_that_was_stopped() {
+    let now = || observe(false, &LOADED, "2026-01-01T00:10:00.000Z");
+    let died = assess(&plan(4), Replay::from_text(LOG), now());
+    insta::assert_snapshot!("died", text::render(&died));
     let end = "\n{\"time\":\"2026-01-01T00:00:10.000Z\",\"event\":\"session-end\",\"ok\":false}\n";
-    let stopped = assess(&plan(4), History::of(&format!("{LOG}{end}")), now());
+    let stopped = assess(&plan(4), Replay::from_text(&format!("{LOG}{end}")), now());
     assert_eq!(stopped.state, RunState::Stopped);
     assert!(died.running.is_empty() && stopped.running.is_empty());
 }
 
 #[test]
-fn a_finished_run_whose_log_is_gone_is_complete_by_its_receipts() {
+fn a_finished_run_without_a_log_is_complete_by_its_receipts() {
     let mut done: Vec<(&str, Option<u32>)> = vec![("report", None)];
     for layer in 0..4 {
         done.extend([("load", Some(layer)), ("quantize", Some(layer))]);
     }
-    let now = seen(false, &done, "2026-01-01T00:10:00.000Z");
-    let status = assess(&plan(4), History::default(), now);
-    insta::assert_snapshot!("complete", text::of(&status));
+    let now = observe(false, &done, "2026-01-01T00:10:00.000Z");
+    let status = assess(&plan(4), Replay::default(), now);
+    insta::assert_snapshot!("complete", text::render(&status));
 }
 
 #[test]
 fn a_clock_that_was_set_back_shows_no_negative_time() {
-    let now = seen(true, &LOADED, "2025-01-01T00:00:00.000Z");
-    let status = assess(&plan(4), History::of(LOG), now);
+    let now = observe(true, &LOADED, "2025-01-01T00:00:00.000Z");
+    let status = assess(&plan(4), Replay::from_text(LOG), now);
     assert_eq!(status.silent_seconds, Some(0.0));
     assert!(status.running.iter().all(|job| job.seconds >= 0.0));
 }
 
 #[test]
-fn a_receipt_that_the_log_has_but_the_disk_has_not_makes_a_job_stale() {
-    let now = seen(false, &[("load", Some(0))], "2026-01-01T00:10:00.000Z");
-    let status = assess(&plan(4), History::of(LOG), now);
+fn a_job_that_the_log_finished_without_a_receipt_is_stale() {
+    let now = observe(false, &[("load", Some(0))], "2026-01-01T00:10:00.000Z");
+    let status = assess(&plan(4), Replay::from_text(LOG), now);
     use JobState::*;
     assert_eq!(status.stages[0].jobs, [Done, Stale, Waiting, Waiting]);
     assert_eq!(status.stages[1].jobs, [Failed, Waiting, Waiting, Stale]);
 }
 
 #[test]
-fn many_layers_share_cells_and_the_worst_is_shown() {
+fn many_layers_share_characters_and_the_most_urgent_is_shown() {
     let mut jobs = vec![JobState::Done; 126];
     jobs[5] = JobState::Failed;
-    let now = seen(true, &[], "2026-01-01T00:00:30.000Z");
-    let mut status = assess(&plan(126), History::of(LOG), now);
+    let now = observe(true, &[], "2026-01-01T00:00:30.000Z");
+    let mut status = assess(&plan(126), Replay::from_text(LOG), now);
     status.stages[0].jobs = jobs;
-    let text = text::of(&status);
+    let text = text::render(&status);
     let row = text
         .lines()
         .find(|line| line.starts_with("load"))

@@ -1,19 +1,19 @@
-//! The state of a run for people.
+//! The state of a run as text.
 
 use indicatif::BinaryBytes;
 use uc_store::plan::Unit;
 
-use super::{RunState, Running, StageStatus, Status};
-use crate::report::event_log_replay::{JobState, Mishap};
-use crate::report::progress::amount;
+use super::view::{RunState, Running, StageStatus, Status};
+use crate::report::event_log_replay::{FailureRecord, JobState};
+use crate::report::progress::format_amount;
 
-/// Cells in which a stage's layers are drawn; more layers share cells.
+/// Characters in which the layers of a stage are drawn; more layers share characters.
 const CELLS: usize = 48;
-/// Characters of a mishap's message that are shown; the log has the rest.
-const MESSAGE: usize = 160;
+/// Characters of an error message that are shown; the log has the rest.
+const MAX_MESSAGE: usize = 160;
 
-/// The whole page.
-pub fn of(status: &Status) -> String {
+/// The whole text.
+pub fn render(status: &Status) -> String {
     let mut lines = vec![
         format!("run    {}", status.run),
         format!("model  {} ({} layers)", status.model, status.layers),
@@ -26,16 +26,16 @@ pub fn of(status: &Status) -> String {
     }
     if let Some(shards) = &status.shards {
         let budget = shards.budget.map_or_else(
-            || "all may stay".into(),
+            || "no limit".into(),
             |budget| format!("budget {}", BinaryBytes(budget)),
         );
         lines.push(format!(
-            "shards {} of {} here, {} of {} ({budget}); {} received",
-            shards.here,
+            "shards {} of {} present, {} of {} ({budget}); {} received",
+            shards.present,
             shards.total,
-            BinaryBytes(shards.here_bytes),
+            BinaryBytes(shards.present_bytes),
             BinaryBytes(shards.total_bytes),
-            BinaryBytes(shards.received),
+            BinaryBytes(shards.received_bytes),
         ));
     }
     lines.push(String::new());
@@ -44,9 +44,10 @@ pub fn of(status: &Status) -> String {
         lines.push(String::new());
         lines.extend(status.running.iter().map(|job| running(status, job)));
     }
-    if !status.mishaps.is_empty() {
+    if !status.failures.is_empty() {
         lines.push(String::new());
-        lines.extend(status.mishaps.iter().map(|it| mishap(status, it)));
+        let failures = status.failures.iter();
+        lines.extend(failures.map(|record| failure(status, record)));
     }
     if matches!(status.state, RunState::Stopped | RunState::Died) {
         lines.push(String::new());
@@ -56,17 +57,19 @@ pub fn of(status: &Status) -> String {
 }
 
 fn state(status: &Status) -> String {
-    let word = match status.state {
+    let state = match status.state {
         RunState::Complete => "complete".to_owned(),
         RunState::Running => match status.process {
             Some(process) => format!("running (process {process})"),
             None => "running".to_owned(),
         },
         RunState::Stopped => "stopped".to_owned(),
-        RunState::Died => "died: no driver works on it and the last one left no word".to_owned(),
+        RunState::Died => {
+            "died: no driver is working on it and the last one did not record its end".to_owned()
+        }
     };
     let mut parts = vec![
-        word,
+        state,
         format!("{} of {} jobs done", status.done, status.total),
         format!("{} of work", duration(status.wall_seconds)),
     ];
@@ -78,7 +81,7 @@ fn state(status: &Status) -> String {
         });
     }
     if let Some(silent) = status.silent_seconds.filter(|silent| *silent >= 10.0) {
-        parts.push(format!("last word {} ago", duration(silent)));
+        parts.push(format!("last event {} ago", duration(silent)));
     }
     parts.join(", ")
 }
@@ -127,7 +130,7 @@ fn row(stage: &StageStatus, width: usize, cells: usize) -> String {
         _ => duration(stage.cost.seconds),
     };
     let note = match stage.optional && stage.done == 0 {
-        true => "  (only when asked for)",
+        true => "  (only on request)",
         false => "",
     };
     let line = format!(
@@ -140,7 +143,7 @@ fn row(stage: &StageStatus, width: usize, cells: usize) -> String {
     line.trim_end().to_owned()
 }
 
-/// One sign per layer; where several share a cell, the one that wants attention most is shown.
+/// One character per layer; where several layers share a character, the most urgent state is shown.
 fn strip(jobs: &[JobState]) -> String {
     let per_cell = jobs.len().div_ceil(CELLS).max(1);
     jobs.chunks(per_cell)
@@ -158,9 +161,9 @@ fn strip(jobs: &[JobState]) -> String {
 
 fn running(status: &Status, job: &Running) -> String {
     let progress = job.view.progress.as_ref().map_or_else(String::new, |at| {
-        format!("{}, ", amount(at.done, at.total, &at.unit))
+        format!("{}, ", format_amount(at.done, at.total, &at.unit))
     });
-    let now = job.view.began + job.seconds;
+    let now = job.view.started + job.seconds;
     let retry = job.view.retry.as_ref().map_or_else(String::new, |retry| {
         let when = match retry.at - now {
             wait if wait > 0.0 => format!("in {}", duration(wait)),
@@ -174,32 +177,33 @@ fn running(status: &Status, job: &Running) -> String {
     });
     format!(
         "now    {}: {progress}for {}{retry}",
-        place(status, &job.stage, job.unit),
+        job_title(status, &job.stage, job.unit),
         duration(job.seconds)
     )
 }
 
-/// The beginning of a message.
+/// The first line of a message, truncated to [`MAX_MESSAGE`] characters.
 fn first_line(message: &str) -> String {
     let first = message.lines().next().unwrap_or_default();
-    let mut text: String = first.chars().take(MESSAGE).collect();
+    let mut text: String = first.chars().take(MAX_MESSAGE).collect();
     if text.len() < message.len() {
         text.push('…');
     }
     text
 }
 
-fn mishap(status: &Status, mishap: &Mishap) -> String {
-    let message = first_line(&mishap.message);
+fn failure(status: &Status, record: &FailureRecord) -> String {
+    let message = first_line(&record.message);
     format!(
         "error  {} {} ({}): {message}",
-        mishap.time,
-        place(status, &mishap.stage, mishap.unit),
-        mishap.class
+        record.time,
+        job_title(status, &record.stage, record.unit),
+        record.class
     )
 }
 
-fn place(status: &Status, stage: &str, unit: Unit) -> String {
+/// The job in words, with the file name for a shard.
+fn job_title(status: &Status, stage: &str, unit: Unit) -> String {
     let file = |shard| status.shards.as_ref()?.files.get(&shard);
     match (unit, unit.shard().and_then(file)) {
         (_, Some(file)) => format!("{stage} {file}"),
@@ -208,7 +212,7 @@ fn place(status: &Status, stage: &str, unit: Unit) -> String {
     }
 }
 
-/// Jobs per second, minute or hour, whichever reads best.
+/// Jobs per second, minute or hour, depending on the rate.
 fn rate(per_second: f64) -> String {
     match per_second {
         fast if fast >= 0.5 => format!("{fast:.1}/s"),
@@ -217,7 +221,7 @@ fn rate(per_second: f64) -> String {
     }
 }
 
-/// Seconds in the unit that reads best.
+/// A duration in seconds, minutes or hours, depending on its length.
 fn duration(seconds: f64) -> String {
     match seconds {
         seconds if seconds < 120.0 => format!("{seconds:.1} s"),

@@ -1,0 +1,340 @@
+//! What the jobs and artifacts of the built-in pipeline cost: operations, bytes to move, sizes of files.
+//!
+//! Formulas on shapes and settings only. Nothing here knows seconds or a machine.
+
+use uc_settings::{Rank, Settings};
+use uc_store::model_summary::{LayerGroup, ModelSummary};
+
+use super::layer_costs::LayerCosts;
+
+/// Bytes of the manifest per tensor of a layer (104 kB for 270 tensors of SmolLM2-135M).
+const MANIFEST_TEXT: f64 = 385.0;
+/// Bytes of a layer record per tensor.
+const RECORD_TEXT: f64 = 325.0;
+/// Bytes of a token id in a list of windows.
+const TOKEN_TEXT: f64 = 6.0;
+/// Bytes per linear in the JSON documents of the sensitivity stages.
+const RATE_TEXT: f64 = 110.0;
+/// Bytes per weight of a source without an index.
+pub const BF16: f64 = 2.0;
+/// Bytes of an f32.
+const F32: f64 = 4.0;
+/// Bytes of a small text file.
+const SMALL_FILE: f64 = 1e3;
+
+/// The cost of a job, by what bounds it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum JobCost {
+    /// Operations of the matrix products of forward and backward passes.
+    Product(f64),
+    /// Operations of the codec, which runs on the CPU.
+    Codec(f64),
+    /// Bytes to read and write.
+    Bytes(f64),
+    /// Bytes to send or receive. The speed of the network is unknown, so no time is estimated.
+    Network(f64),
+}
+
+impl JobCost {
+    /// Operations or bytes.
+    pub fn amount(self) -> f64 {
+        match self {
+            JobCost::Product(amount)
+            | JobCost::Codec(amount)
+            | JobCost::Bytes(amount)
+            | JobCost::Network(amount) => amount,
+        }
+    }
+
+    /// What bounds the job.
+    pub fn bound(self) -> &'static str {
+        match self {
+            JobCost::Product(_) => "products",
+            JobCost::Codec(_) => "codec",
+            JobCost::Bytes(_) => "bytes",
+            JobCost::Network(_) => "network",
+        }
+    }
+}
+
+/// The formulas for a model under given settings.
+#[derive(Debug, Clone, Copy)]
+pub struct CostModel<'a> {
+    /// The model.
+    pub model: &'a ModelSummary,
+    /// The run's settings.
+    pub settings: &'a Settings,
+    /// Bytes per weight in the source's files.
+    pub source_width: f64,
+}
+
+impl<'a> CostModel<'a> {
+    /// The formulas for a model under given settings.
+    pub fn new(model: &'a ModelSummary, settings: &'a Settings) -> Self {
+        let size = model.index.as_ref().and_then(|index| index.total_size);
+        let source_width = size.map_or(BF16, |size| {
+            size as f64 / model.total_parameters.max(1) as f64
+        });
+        Self {
+            model,
+            settings,
+            source_width,
+        }
+    }
+
+    /// Tokens of the calibration windows.
+    pub fn calibration_tokens(&self) -> f64 {
+        f64::from(self.settings.calibration.windows) * self.length()
+    }
+
+    /// Tokens of the windows of the sensitivity stages.
+    pub fn sensitivity_tokens(&self) -> f64 {
+        let all = self.settings.calibration.windows;
+        let windows = match self.settings.allocation.windows {
+            0 => all,
+            windows => windows.min(all),
+        };
+        f64::from(windows) * self.length()
+    }
+
+    /// Tokens of the evaluation windows.
+    pub fn evaluation_tokens(&self) -> f64 {
+        f64::from(self.settings.evaluation.windows) * self.evaluation_length()
+    }
+
+    fn length(&self) -> f64 {
+        f64::from(self.settings.calibration.length).min(self.model.context as f64)
+    }
+
+    fn evaluation_length(&self) -> f64 {
+        f64::from(self.settings.evaluation.length).min(self.model.context as f64)
+    }
+
+    fn max_output_block(&self) -> usize {
+        self.settings.calibration.max_output_block as usize
+    }
+
+    fn max_input_block(&self) -> usize {
+        self.settings.calibration.max_input_block as usize
+    }
+
+    /// The largest overlay rank that is considered; 0 for none.
+    fn rank(&self) -> u32 {
+        match self.settings.overlay.rank {
+            Rank::Auto => self.settings.overlay.max_rank,
+            Rank::Fixed(rank) => rank,
+        }
+    }
+
+    /// Bytes of the hidden states of some tokens.
+    fn states(&self, tokens: f64) -> f64 {
+        tokens * self.model.hidden as f64 * F32
+    }
+
+    /// Bytes of a layer's tensors in the source.
+    pub fn layer_bytes(&self, layer: LayerCosts<'_>) -> f64 {
+        let exact = layer.group.exact_parameters as f64;
+        (layer.linear_parameters() + exact) * self.source_width
+    }
+
+    /// Bytes of a layer's file in the pack: `bpw` covers everything in it.
+    pub fn pack_layer_bytes(&self, layer: LayerCosts<'_>) -> f64 {
+        layer.linear_parameters() * self.settings.quantize.bpw / 8.0
+    }
+
+    /// Bytes of the exact tensors outside the layers.
+    pub fn non_layer_bytes(&self) -> f64 {
+        self.model.non_layer_parameters as f64 * self.source_width
+    }
+
+    /// Bytes of the manifest.
+    pub fn manifest_bytes(&self) -> f64 {
+        (self.model.linears + self.model.exact) as f64 * MANIFEST_TEXT
+    }
+
+    /// Sum of a formula over all layers.
+    fn all_layers(&self, formula: impl Fn(LayerCosts<'_>) -> f64) -> f64 {
+        let groups = self.model.layer_groups.iter();
+        groups
+            .map(|group| group.layers.len() as f64 * formula(LayerCosts { group }))
+            .sum()
+    }
+
+    /// Cost of a job by the command of its stage; `group` is that of its layer. None for unknown commands.
+    pub fn job_cost(&self, argv: &[String], group: Option<&LayerGroup>) -> Option<JobCost> {
+        let layer = group.map(|group| LayerCosts { group });
+        let command = argv.join(" ");
+        match layer {
+            Some(layer) => self.layer_job_cost(&command, layer),
+            None => self.run_job_cost(&command),
+        }
+    }
+
+    /// Cost of the job of one layer.
+    fn layer_job_cost(&self, command: &str, layer: LayerCosts<'_>) -> Option<JobCost> {
+        let (length, max_input_block, max_output_block) = (
+            self.length(),
+            self.max_input_block(),
+            self.max_output_block(),
+        );
+        let cost = match command {
+            "teacher-cache sensitivity-forward" => JobCost::Product(
+                self.sensitivity_tokens()
+                    * (layer.forward(length) + layer.moments(max_input_block)),
+            ),
+            "quantize rates" => {
+                let rows = self.settings.quantize.probe_rows as usize;
+                JobCost::Codec(
+                    layer.factors(max_input_block) + layer.rate_probe(max_input_block, rows),
+                )
+            }
+            // The input moments of the token weights, or those weights themselves: the same number of operations.
+            "teacher-cache sensitivity-backward" => JobCost::Product(
+                self.sensitivity_tokens()
+                    * (layer.backward(length, max_output_block) + layer.moments(max_input_block)),
+            ),
+            "shard-loader layer" => JobCost::Bytes(self.layer_bytes(layer)),
+            "teacher-cache layer" => JobCost::Product(
+                self.calibration_tokens()
+                    * (layer.forward(length) + layer.moments(max_input_block)),
+            ),
+            "quantize layer" => JobCost::Codec(
+                layer.factors(max_input_block)
+                    + layer.quantization(max_input_block, max_output_block),
+            ),
+            "overlay-fit" if self.rank() == 0 => JobCost::Codec(0.0),
+            "overlay-fit" => JobCost::Codec(
+                layer.factors(max_input_block) + layer.overlay(max_input_block, self.rank()),
+            ),
+            "pack-writer layer" => {
+                JobCost::Bytes(self.layer_bytes(layer) + self.pack_layer_bytes(layer))
+            }
+            "evaluator layer" => {
+                let forward = layer.forward(self.evaluation_length());
+                JobCost::Product(2.0 * self.evaluation_tokens() * forward)
+            }
+            "hub-upload layer" => JobCost::Network(self.pack_layer_bytes(layer)),
+            _ => return None,
+        };
+        Some(cost)
+    }
+
+    /// Cost of a job that is not per layer.
+    fn run_job_cost(&self, command: &str) -> Option<JobCost> {
+        let head = 2.0 * self.model.hidden as f64 * self.model.vocab as f64;
+        let cost = match command {
+            "shard-loader shard" => JobCost::Network(self.shard_bytes()),
+            "shard-loader non-layer" => JobCost::Bytes(self.non_layer_bytes()),
+            "teacher-cache windows" => JobCost::Bytes(self.states(self.calibration_tokens())),
+            "teacher-cache sensitivity-windows" => {
+                JobCost::Bytes(self.states(self.sensitivity_tokens()))
+            }
+            "teacher-cache sensitivity-loss" => {
+                JobCost::Product(2.0 * head * self.sensitivity_tokens())
+            }
+            "quantize allocate" => {
+                JobCost::Bytes(self.all_layers(|layer| self.sensitivity_bytes(layer)))
+            }
+            "pack-writer manifest" => {
+                let layers = self.all_layers(|layer| self.pack_layer_bytes(layer));
+                JobCost::Bytes(self.non_layer_bytes() + layers)
+            }
+            "evaluator windows" => JobCost::Bytes(2.0 * self.states(self.evaluation_tokens())),
+            "evaluator report" => JobCost::Product(2.0 * head * self.evaluation_tokens()),
+            "hub-upload repository" => JobCost::Network(0.0),
+            "hub-upload card" => JobCost::Network(SMALL_FILE),
+            "hub-upload pack" => JobCost::Network(self.non_layer_bytes() + self.manifest_bytes()),
+            _ => return None,
+        };
+        Some(cost)
+    }
+
+    /// Mean size of a shard of the source, by the index; without one, the whole source.
+    fn shard_bytes(&self) -> f64 {
+        let source = self.model.total_parameters as f64 * self.source_width;
+        let shards = self.model.index.as_ref().map_or(1, |index| index.shards);
+        source / shards.max(1) as f64
+    }
+
+    /// Bytes of one file of an artifact of the built-in pipeline; `group` is that of its layer. None for unknown artifacts.
+    pub fn artifact_bytes(&self, name: &str, group: Option<&LayerGroup>) -> Option<f64> {
+        let layer = group.map(|group| LayerCosts { group });
+        let bytes = match (name, layer) {
+            ("non-layer" | "pack-non-layer", _) => self.non_layer_bytes(),
+            ("weights", Some(layer)) => self.layer_bytes(layer),
+            // One file more than there are layers: the states after the last layer too.
+            ("sensitivity-hidden" | "gradient", _) => self.states(self.sensitivity_tokens()),
+            ("hidden", _) => self.states(self.calibration_tokens()),
+            ("eval-hidden", _) => 2.0 * self.states(self.evaluation_tokens()),
+            ("sensitivity-statistics" | "statistics", Some(layer)) => {
+                F32 * layer.moment_entries(self.max_input_block())
+            }
+            ("sensitivity", Some(layer)) => self.sensitivity_bytes(layer),
+            ("rates", Some(layer)) => layer.linear_count() as f64 * RATE_TEXT,
+            ("allocation", _) => self.model.linears as f64 * RATE_TEXT,
+            ("calibration-windows", _) => self.calibration_tokens() * TOKEN_TEXT,
+            ("evaluation-windows", _) => self.evaluation_tokens() * TOKEN_TEXT,
+            // Codes are stored entropy coded, so they take about as much as the layer's file.
+            ("codes" | "pack-layer", Some(layer)) => self.pack_layer_bytes(layer),
+            ("overlay", Some(layer)) => match self.settings.overlay.rank {
+                Rank::Fixed(1..) => self.pack_layer_bytes(layer),
+                // At the widths measured, no overlay is worth its bits; the file is then empty.
+                Rank::Auto | Rank::Fixed(0) => 0.0,
+            },
+            ("layer-record", Some(layer)) => layer.tensor_count() as f64 * RECORD_TEXT,
+            ("manifest", _) => self.manifest_bytes(),
+            ("manifest-digest" | "pack-config" | "pack-generation-config" | "metrics", _) => {
+                SMALL_FILE
+            }
+            // Copies of files that a configuration does not describe; they are not counted.
+            ("pack-tokenizer" | "pack-tokenizer-config" | "pack-special-tokens", _) => 0.0,
+            ("hub-repository" | "remote-layer" | "model-card" | "remote-pack", _) => SMALL_FILE,
+            _ => return None,
+        };
+        Some(bytes)
+    }
+
+    /// Bytes of a layer's sensitivity: the second moments of its output gradients and the token weights of its inputs.
+    fn sensitivity_bytes(&self, layer: LayerCosts<'_>) -> f64 {
+        let outputs = layer.output_moment_entries(self.max_output_block());
+        let inputs: usize = layer.group.inputs.iter().map(|input| input.count).sum();
+        F32 * (outputs + inputs as f64 * self.sensitivity_tokens())
+    }
+
+    /// Bytes that a job needs on disk besides its inputs and outputs: spilled rows of the routed inputs, or the spilled
+    /// linears of the current and the best quantization pass.
+    pub fn scratch_bytes(&self, argv: &[String], group: Option<&LayerGroup>) -> f64 {
+        let Some(layer) = group.map(|group| LayerCosts { group }) else {
+            return 0.0;
+        };
+        let tokens = match argv.join(" ").as_str() {
+            "teacher-cache sensitivity-forward" => self.sensitivity_tokens(),
+            "teacher-cache layer" => self.calibration_tokens(),
+            "quantize layer" => return 2.0 * self.pack_layer_bytes(layer),
+            "overlay-fit" if matches!(self.settings.overlay.rank, Rank::Fixed(1..)) => {
+                return 2.0 * self.pack_layer_bytes(layer);
+            }
+            _ => return 0.0,
+        };
+        tokens * layer.routed_width() * F32
+    }
+
+    /// Bytes of the source's weights that a job reads.
+    pub fn source_bytes_read(&self, argv: &[String], group: Option<&LayerGroup>) -> f64 {
+        let layer = group.map(|group| LayerCosts { group });
+        match (argv.join(" ").as_str(), layer) {
+            ("shard-loader non-layer", _) => self.non_layer_bytes(),
+            (
+                "teacher-cache sensitivity-forward"
+                | "teacher-cache sensitivity-backward"
+                | "quantize rates"
+                | "shard-loader layer",
+                Some(layer),
+            ) => self.layer_bytes(layer),
+            _ => 0.0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,166 @@
+use super::*;
+use uc_store::model_summary::{InputGroup, LinearGroup};
+
+/// A layer with an attention of 2 heads of width 4 with one linear [16, 8], and 4 experts with one linear [8, 32], of which
+/// a token is routed to one.
+fn group() -> LayerGroup {
+    let linear = |name: &str, rows, cols, count, routed| LinearGroup {
+        name: name.into(),
+        rows,
+        cols,
+        count,
+        routed,
+    };
+    let input = |width, count, routed| InputGroup {
+        width,
+        count,
+        routed,
+    };
+    LayerGroup {
+        layers: vec![0, 1],
+        experts: 4,
+        experts_per_token: 1,
+        linears: vec![linear("a", 16, 8, 1, false), linear("b.*", 8, 32, 4, true)],
+        exact: 3,
+        exact_parameters: 40,
+        inputs: vec![input(8, 1, false), input(32, 4, true)],
+        attention_width: 8,
+    }
+}
+
+fn summary() -> ModelSummary {
+    ModelSummary {
+        family: "f".into(),
+        layers: 2,
+        context: 64,
+        hidden: 8,
+        vocab: 100,
+        tied_head: true,
+        linears: 10,
+        exact: 6,
+        non_layer_tensors: 2,
+        source_tensors: 18,
+        linear_parameters: 2 * 1152,
+        exact_parameters: 80,
+        non_layer_parameters: 808,
+        total_parameters: 2 * 1152 + 80 + 808,
+        layer_groups: vec![group()],
+        index: None,
+        tensors: None,
+    }
+}
+
+/// 4 windows of 32 tokens, 2 of them for sensitivities, 3 of 64 to evaluate.
+fn settings() -> Settings {
+    let mut settings = Settings::default();
+    for (key, value) in [
+        ("calibration.windows", "4"),
+        ("calibration.length", "32"),
+        ("calibration.max_input_block", "16"),
+        ("allocation.windows", "2"),
+        ("evaluation.windows", "3"),
+        ("evaluation.length", "1024"),
+        ("quantize.bpw", "4"),
+        ("quantize.probe_rows", "16"),
+    ] {
+        settings.set(key, value).expect(key);
+    }
+    settings
+}
+
+#[test]
+fn a_token_costs_two_operations_per_active_weight_and_its_share_of_causal_attention() {
+    let group = group();
+    let layer = LayerCosts { group: &group };
+    assert_eq!(layer.linear_parameters(), 128.0 + 4.0 * 256.0);
+    assert_eq!(layer.active_parameters(), 128.0 + 256.0);
+    assert_eq!(layer.forward(32.0), 2.0 * 384.0 + 2.0 * 32.0 * 8.0);
+    // The moments of 16 outputs for every token, and of 8 outputs of each of 4 experts for a quarter of the tokens.
+    let attention = 4.0 * 384.0 + 6.0 * 32.0 * 8.0;
+    assert_eq!(layer.backward(32.0, 1024), attention + 256.0 + 64.0);
+    assert_eq!(layer.backward(32.0, 4), attention + 64.0 + 64.0);
+}
+
+#[test]
+fn moments_are_full_up_to_the_maximum_block_and_blocks_beyond() {
+    let group = group();
+    let layer = LayerCosts { group: &group };
+    assert_eq!(layer.moment_entries(32), 64.0 + 4.0 * 1024.0);
+    assert_eq!(layer.moment_entries(16), 64.0 + 4.0 * 512.0);
+    assert_eq!(layer.moments(16), 64.0 + 512.0);
+    let third = (8.0 * 64.0 + 4.0 * 32.0 * 256.0) / 3.0;
+    assert!((layer.factors(16) - third).abs() < 1e-9);
+}
+
+#[test]
+fn the_codec_costs_the_trellis_per_weight_and_the_feedback_per_weight_and_input() {
+    let group = group();
+    let layer = LayerCosts { group: &group };
+    let both = 128.0 * 16808.0 + 1024.0 * 16816.0;
+    assert_eq!(layer.rate_probe(16, usize::MAX), both);
+    assert_eq!(layer.rate_probe(16, 4), 32.0 * 16808.0 + 512.0 * 16816.0);
+    let rows = 128.0 * 16.0 + 1024.0 * 8.0;
+    assert_eq!(layer.quantization(16, 1024), both + rows);
+    assert_eq!(layer.overlay(16, 2), 128.0 * 56.0 + 1024.0 * 64.0);
+}
+
+#[test]
+fn artifacts_have_the_sizes_of_their_tensors() {
+    let (model, settings) = (summary(), settings());
+    let costs = CostModel {
+        model: &model,
+        settings: &settings,
+        source_width: 2.0,
+    };
+    assert_eq!(costs.calibration_tokens(), 128.0);
+    assert_eq!(costs.sensitivity_tokens(), 64.0);
+    assert_eq!(costs.evaluation_tokens(), 192.0, "truncated to the context");
+    let group = model.layer_group(1);
+    for (name, expected) in [
+        ("non-layer", 2.0 * 808.0),
+        ("weights", 2.0 * (1152.0 + 40.0)),
+        ("pack-layer", 1152.0 / 2.0),
+        ("hidden", 128.0 * 8.0 * 4.0),
+        ("sensitivity-hidden", 64.0 * 8.0 * 4.0),
+        ("eval-hidden", 2.0 * 192.0 * 8.0 * 4.0),
+        ("statistics", 4.0 * (64.0 + 4.0 * 512.0)),
+        ("sensitivity", 4.0 * (256.0 + 256.0 + 5.0 * 64.0)),
+        ("overlay", 0.0),
+    ] {
+        assert_eq!(costs.artifact_bytes(name, group), Some(expected), "{name}");
+    }
+    assert_eq!(costs.artifact_bytes("something-else", group), None);
+    // A quarter of the tokens reaches each of four experts.
+    let argv = ["teacher-cache".to_owned(), "layer".to_owned()];
+    assert_eq!(costs.scratch_bytes(&argv, group), 128.0 * 32.0 * 4.0);
+}
+
+#[test]
+fn jobs_have_the_cost_of_their_command() {
+    let (model, settings) = (summary(), settings());
+    let costs = CostModel {
+        model: &model,
+        settings: &settings,
+        source_width: 2.0,
+    };
+    let cost = |command: &str| {
+        let argv: Vec<String> = command.split(' ').map(str::to_owned).collect();
+        let group = command.ends_with("layer").then(|| model.layer_group(0));
+        costs.job_cost(&argv, group.flatten())
+    };
+    let forward = 2.0 * 384.0 + 2.0 * 32.0 * 8.0;
+    assert_eq!(
+        cost("teacher-cache layer"),
+        Some(JobCost::Product(128.0 * (forward + 576.0)))
+    );
+    assert_eq!(
+        cost("teacher-cache sensitivity-loss"),
+        Some(JobCost::Product(64.0 * 2.0 * 2.0 * 800.0))
+    );
+    assert_eq!(
+        cost("evaluator layer"),
+        Some(JobCost::Product(2.0 * 192.0 * (768.0 + 2.0 * 64.0 * 8.0)))
+    );
+    assert_eq!(cost("shard-loader layer"), Some(JobCost::Bytes(2384.0)));
+    assert_eq!(cost("another program"), None);
+}

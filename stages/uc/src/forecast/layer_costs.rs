@@ -1,0 +1,171 @@
+//! Operations and sizes of one layer, from the shapes of its linears.
+//!
+//! Operations are floating-point operations; a multiplication with an addition counts as two. Small contributions are left
+//! out: norms, rotary embeddings, softmax, routers, the scan of a state space (about 1 % of Mamba's operations), and the
+//! factors of the output gradients' second moments.
+
+use uc_store::model_summary::{LayerGroup, LinearGroup};
+
+/// Number of outputs of an expert's linear whose gradients' second moments are computed jointly.
+const EXPERT_OUTPUT_BLOCK: usize = 128;
+/// Operations of the trellis search per weight, in units of the error feedback's operations. When the run behind
+/// `throughput.json` was measured, `docs/benchmarks/codec-speed.json` had 195 ns per weight at 576 inputs and outputs and
+/// 233 ns at 4096 and 512, which is 183 ns plus 0.0109 ns per input and output. The search has become faster since (147 and
+/// 194 ns); both have to be measured again together.
+const TRELLIS_OPERATIONS: f64 = 16800.0;
+/// Operations per weight and rank of the search for leading singular triples.
+const TRIPLES: f64 = 24.0;
+
+/// A layer of a group, with the formulas for its costs.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerCosts<'a> {
+    /// The structure of the layer.
+    pub group: &'a LayerGroup,
+}
+
+/// Width of the blocks in which the outputs of a linear feed back into one another.
+fn output_block(linear: &LinearGroup, max_output_block: usize) -> usize {
+    linear.rows.min(if linear.routed {
+        EXPERT_OUTPUT_BLOCK
+    } else {
+        max_output_block
+    })
+}
+
+/// Entries of the second moments of the output gradients of all linears of a group.
+fn output_moment_entries(linear: &LinearGroup, max_output_block: usize) -> f64 {
+    (linear.count * linear.rows * output_block(linear, max_output_block)) as f64
+}
+
+impl LayerCosts<'_> {
+    /// Parameters of the linears.
+    pub fn linear_parameters(&self) -> f64 {
+        let linears = self.group.linears.iter();
+        linears
+            .map(|group| (group.count * group.rows * group.cols) as f64)
+            .sum()
+    }
+
+    /// Number of linears.
+    pub fn linear_count(&self) -> usize {
+        self.group.linears.iter().map(|group| group.count).sum()
+    }
+
+    /// Number of linears and exact tensors.
+    pub fn tensor_count(&self) -> usize {
+        self.linear_count() + self.group.exact
+    }
+
+    /// Share of the tokens that reach a linear or an input.
+    fn token_share(&self, routed: bool) -> f64 {
+        match routed && self.group.experts > 0 {
+            true => self.group.experts_per_token as f64 / self.group.experts as f64,
+            false => 1.0,
+        }
+    }
+
+    /// Parameters that take part in the computation for one token.
+    pub fn active_parameters(&self) -> f64 {
+        let linears = self.group.linears.iter();
+        linears
+            .map(|group| {
+                self.token_share(group.routed) * (group.count * group.rows * group.cols) as f64
+            })
+            .sum()
+    }
+
+    /// Operations per token of the forward pass in windows of `length` tokens: two per weight, plus the scores and weighted
+    /// sums of causal attention.
+    pub fn forward(&self, length: f64) -> f64 {
+        2.0 * self.active_parameters() + 2.0 * length * self.group.attention_width as f64
+    }
+
+    /// Operations per token of a recorded forward pass with the gradients of the inputs, and of the second moments of the
+    /// output gradients, of which one triangle is computed.
+    pub fn backward(&self, length: f64, max_output_block: usize) -> f64 {
+        let linears = self.group.linears.iter();
+        let outputs: f64 = linears
+            .map(|group| {
+                self.token_share(group.routed) * output_moment_entries(group, max_output_block)
+            })
+            .sum();
+        4.0 * self.active_parameters() + 6.0 * length * self.group.attention_width as f64 + outputs
+    }
+
+    /// Operations per token of the second moments of the inputs, of which one triangle is computed.
+    pub fn moments(&self, max_input_block: usize) -> f64 {
+        let inputs = self.group.inputs.iter();
+        inputs
+            .map(|input| {
+                let entries = (input.count * input.width * input.width.min(max_input_block)) as f64;
+                self.token_share(input.routed) * entries
+            })
+            .sum()
+    }
+
+    /// Entries of the second moments of all inputs.
+    pub fn moment_entries(&self, max_input_block: usize) -> f64 {
+        let inputs = self.group.inputs.iter();
+        inputs
+            .map(|input| (input.count * input.width * input.width.min(max_input_block)) as f64)
+            .sum()
+    }
+
+    /// Entries of the second moments of all output gradients.
+    pub fn output_moment_entries(&self, max_output_block: usize) -> f64 {
+        let linears = self.group.linears.iter();
+        linears
+            .map(|group| output_moment_entries(group, max_output_block))
+            .sum()
+    }
+
+    /// Operations of the Cholesky factors of the input moments.
+    pub fn factors(&self, max_input_block: usize) -> f64 {
+        let inputs = self.group.inputs.iter();
+        inputs
+            .map(|input| {
+                let block = input.width.min(max_input_block) as f64;
+                (input.count * input.width) as f64 * block * block / 3.0
+            })
+            .sum()
+    }
+
+    /// Operations of trellis and error feedback along the columns only, on at most `rows` rows of every linear.
+    pub fn rate_probe(&self, max_input_block: usize, rows: usize) -> f64 {
+        let linears = self.group.linears.iter();
+        linears
+            .map(|group| {
+                let weights = (group.count * group.rows.min(rows) * group.cols) as f64;
+                weights * (group.cols.min(max_input_block) as f64 + TRELLIS_OPERATIONS)
+            })
+            .sum()
+    }
+
+    /// Operations of trellis and error feedback along columns and rows.
+    pub fn quantization(&self, max_input_block: usize, max_output_block: usize) -> f64 {
+        let linears = self.group.linears.iter();
+        let along_rows: f64 = linears
+            .map(|group| output_moment_entries(group, max_output_block) * group.cols as f64)
+            .sum();
+        self.rate_probe(max_input_block, usize::MAX) + along_rows
+    }
+
+    /// Operations of the search for an overlay.
+    pub fn overlay(&self, max_input_block: usize, rank: u32) -> f64 {
+        let linears = self.group.linears.iter();
+        linears
+            .map(|group| {
+                let weights = (group.count * group.rows * group.cols) as f64;
+                weights * (group.cols.min(max_input_block) as f64 + TRIPLES * f64::from(rank))
+            })
+            .sum()
+    }
+
+    /// Expected number of values per token of the inputs that only routed tokens reach.
+    pub fn routed_width(&self) -> f64 {
+        let routed = self.group.inputs.iter().filter(|input| input.routed);
+        routed
+            .map(|input| self.token_share(true) * (input.count * input.width) as f64)
+            .sum()
+    }
+}

@@ -1,0 +1,125 @@
+//! What a forecast consists of; also the JSON of `uc plan --config --json`.
+
+use serde::Serialize;
+use uc_store::model_summary::ModelSummary;
+use uc_store::plan::Per;
+
+/// Everything that `uc plan --config` reports.
+#[derive(Debug, Serialize)]
+pub struct Forecast {
+    /// The model.
+    pub model: ModelSummary,
+    /// The pack that would be written.
+    pub pack: PackForecast,
+    /// The run that would write it.
+    pub run: RunForecast,
+}
+
+/// Size of the pack.
+#[derive(Debug, Serialize)]
+pub struct PackForecast {
+    /// Bits per weight of the linears, including every byte of the layer files.
+    pub bits_per_weight_linears: f64,
+    /// Bits of all files per parameter.
+    pub bits_per_weight_all: f64,
+    /// Bytes of the layer files.
+    pub layer_bytes: u64,
+    /// Bytes of the file of the non-layer tensors.
+    pub non_layer_bytes: u64,
+    /// Bytes of the manifest.
+    pub manifest_bytes: u64,
+    /// Their sum; the tokenizer files are not included.
+    pub total_bytes: u64,
+    /// All parameters in bf16.
+    pub bf16_bytes: u64,
+    /// `bf16_bytes` over `total_bytes`.
+    pub compression_ratio: f64,
+    /// Bytes per weight in the source, by the index; without one, those of bf16.
+    pub source_bytes_per_weight: f64,
+}
+
+/// Cost of the run.
+#[derive(Debug, Serialize)]
+pub struct RunForecast {
+    /// Tokens of calibration, sensitivities and evaluation.
+    pub tokens: [u64; 3],
+    /// In pipeline order.
+    pub stages: Vec<StageForecast>,
+    /// By artifact, and as `STAGE (scratch)` the temporary files of a running job; the largest first.
+    pub disk: Vec<DiskForecast>,
+    /// Peak bytes on disk besides the source.
+    pub peak_disk_bytes: u64,
+    /// Bytes of the source.
+    pub source_bytes: u64,
+    /// Largest memory that a stage declares, bytes.
+    pub largest_memory_bytes: u64,
+    /// Peak of the memory declared by jobs that run at the same time, bytes.
+    pub peak_memory_bytes: u64,
+    /// Bytes read by jobs, counting every input once, plus the source once for hashing.
+    pub read_bytes: u64,
+    /// Bytes written by jobs.
+    pub written_bytes: u64,
+    /// Estimated hours if jobs run one after another.
+    pub hours_of_jobs: f64,
+    /// Estimated hours if jobs run concurrently by the scheduler's rules.
+    pub hours: f64,
+    /// Basis of the estimate.
+    pub machine: MachineForecast,
+}
+
+/// Basis of an estimate of time.
+#[derive(Debug, Serialize)]
+pub struct MachineForecast {
+    /// Receipt of the measured run.
+    pub receipt: String,
+    /// Its processor.
+    pub processor: String,
+    /// Its cores.
+    pub measured_cores: u32,
+    /// Rate that its product-bound stages sustained together, 10⁹ operations per second.
+    pub measured_gflops: f64,
+    /// Hours of the measured run.
+    pub measured_hours: f64,
+    /// Cores that the estimate assumes.
+    pub cores: u32,
+    /// Rate of matrix products that the estimate assumes, 10⁹ operations per second.
+    pub gflops: f64,
+    /// Memory that jobs may claim together, bytes; none if unlimited.
+    pub memory_bytes: Option<u64>,
+}
+
+/// Cost of one stage.
+#[derive(Debug, Serialize)]
+pub struct StageForecast {
+    /// Its name.
+    pub name: String,
+    /// Number of jobs.
+    pub jobs: u64,
+    /// Whether it works per layer, per run or per shard.
+    pub per: Per,
+    /// Number of layers that it may be ahead of its slowest reader.
+    pub max_lead: Option<u32>,
+    /// Memory that it declares, bytes.
+    pub memory_bytes: u64,
+    /// What bounds its jobs.
+    pub bound: &'static str,
+    /// Operations or bytes of all jobs.
+    pub work: f64,
+    /// Estimated seconds of all jobs.
+    pub seconds: f64,
+}
+
+/// Disk use of one artifact.
+#[derive(Debug, Serialize)]
+pub struct DiskForecast {
+    /// Its name.
+    pub name: String,
+    /// Whether it is deleted after its last reader.
+    pub temporary: bool,
+    /// Peak number of files.
+    pub files: usize,
+    /// Peak bytes.
+    pub bytes: u64,
+    /// Bytes at the time of the overall peak.
+    pub bytes_at_peak: u64,
+}

@@ -1,0 +1,9 @@
+//! Results as JSON on standard output.
+
+use serde::Serialize;
+
+/// Prints a value on standard output.
+pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
