@@ -113,7 +113,7 @@ pub enum StoreError {
     Unknown {
         /// "stage", "artifact", "tensor", …
         kind: &'static str,
-        /// The name asked for.
+        /// The requested name.
         name: String,
         /// The known names.
         known: String,
@@ -123,7 +123,7 @@ pub enum StoreError {
     Layer {
         /// The stage.
         stage: String,
-        /// The layer asked for.
+        /// The requested layer.
         found: String,
         /// What the stage accepts.
         expected: String,

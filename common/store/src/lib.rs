@@ -11,6 +11,7 @@
 //! | [`plan`], [`run`], [`source`] | what a run consists of, and where it is |
 //! | [`receipt`], [`freshness`] | what is done, and what is stale for which reason |
 //! | [`events`], [`stage`] | the protocol between driver and stage, and its side in the stage |
+//! | [`model_summary`] | what shard-loader reports about a model, for the forecast |
 //! | [`exit`], [`error`], [`logging`], [`resources`] | exit codes, errors, logs, memory and CPUs |
 
 pub mod atomic;

@@ -279,8 +279,8 @@ mod tests {
         let (_keep, folder) = folder();
         let plan = small_plan();
         RunDir::create(&folder, &plan).expect("created");
-        let (run, found) = RunDir::open(&folder).expect("opened");
-        assert_eq!(found, plan);
+        let (run, opened) = RunDir::open(&folder).expect("opened");
+        assert_eq!(opened, plan);
         let text = std::fs::read_to_string(run.plan_path()).expect("text");
         let newer = text.replace("\"version\": 2,\n  \"tool", "\"version\": 9,\n  \"tool");
         assert_ne!(text, newer);

@@ -321,7 +321,7 @@ impl TensorFile {
             return Err(StoreError::malformed(
                 &self.path,
                 "tensor file",
-                format!("rows {first}+{count} of `{name}` asked for"),
+                format!("rows {first}+{count} of `{name}` requested"),
                 format!("at most {rows} rows"),
             ));
         }

@@ -210,10 +210,7 @@ fn paths_that_leave_the_run_directory_are_refused() {
         "x/{pack}",
         "{layer",
     ] {
-        let found = problem(|p| p.artifacts.get_mut("codes").expect("codes").path = bad.into());
-        assert!(
-            found.starts_with("artifact `codes`: path"),
-            "{bad}: {found}"
-        );
+        let text = problem(|p| p.artifacts.get_mut("codes").expect("codes").path = bad.into());
+        assert!(text.starts_with("artifact `codes`: path"), "{bad}: {text}");
     }
 }

@@ -1,6 +1,6 @@
 //! How a stage program runs its jobs: one from the command line, or those that the driver sends.
 //!
-//! Owns the locks that a stage process holds and its tie to the driver. What a job is stands in [`Job`].
+//! Owns the locks that a stage process holds and its tie to the driver. The job itself is in [`Job`].
 
 use std::io::{BufRead, Write};
 use std::time::Instant;
