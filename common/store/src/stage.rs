@@ -131,16 +131,19 @@ pub fn run_task(program: Program, mut task: Task, args: &StageArgs) -> ExitCode 
 
 /// Adds the tasks to a command line.
 fn command(program: Program, tasks: &[Task], base: Command) -> Command {
-    let base = base.about(program.about).version(env!("CARGO_PKG_VERSION"));
+    // `augment_args` replaces the description of the command by that of `StageArgs`.
+    let with_args = |command, about: &'static str| StageArgs::augment_args(command).about(about);
+    let base = base.version(env!("CARGO_PKG_VERSION"));
     if let [task] = tasks
         && task.name.is_empty()
     {
-        return StageArgs::augment_args(base);
+        return with_args(base, program.about);
     }
     let subcommands = tasks
         .iter()
-        .map(|task| StageArgs::augment_args(Command::new(task.name).about(task.about)));
+        .map(|task| with_args(Command::new(task.name), task.about));
     base.subcommands(subcommands)
+        .about(program.about)
         .subcommand_required(true)
         .arg_required_else_help(true)
 }

@@ -240,6 +240,13 @@ fn a_task_is_a_subcommand_and_a_program_of_one_nameless_task_has_none() {
     assert_eq!((args.run, args.layer), (Some("r".into()), Some(3)));
     let nameless = [Task::new("", "", |_| unreachable!())];
     parse(&nameless, &["worker", "--describe"]).expect("no task word");
+    for tasks in [&tasks[..], &nameless] {
+        let help = command(program, tasks, Command::new(program.name)).render_help();
+        assert!(help.to_string().starts_with("Works\n"), "{help}");
+    }
+    let help = command(program, &tasks, Command::new(program.name)).render_help();
+    let help = help.to_string();
+    assert!(help.contains("first   One part of the work"), "{help}");
 
     let refused = |tasks: &[Task], words: &[&str]| parse(tasks, words).expect_err("refused").kind();
     use clap::error::ErrorKind;
