@@ -51,7 +51,7 @@ pub struct Manifest {
 pub struct Tool {
     /// Name of the program.
     pub name: String,
-    /// Version of the program.
+    /// The release that last changed the bytes that the program writes.
     pub version: String,
 }
 
