@@ -19,9 +19,10 @@
 //! on the number of threads.
 //!
 //! This file owns the checks of the arguments, the cut into tiles and their order; `row_block` quantizes the tiles of a row
-//! block, `coupling` holds the feedback between rows, `tile` is the innermost kernel.
+//! block given as `input`, `coupling` holds the feedback between rows, `tile` is the innermost kernel.
 
 mod coupling;
+mod input;
 mod row_block;
 #[cfg(test)]
 mod tests;
@@ -31,8 +32,9 @@ use crate::error::{CodecError, check_finite, check_len, check_matrix};
 use crate::factor::Factor;
 use crate::steps::Steps;
 use crate::trellis::BLOCK_ROWS;
+use input::RowBlockInput;
 use rayon::prelude::*;
-use row_block::{RowBlock, RowBlockInput};
+use row_block::RowBlock;
 
 /// Columns of a block.
 const BLOCK_COLUMNS: usize = 128;

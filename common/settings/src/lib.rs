@@ -1,6 +1,6 @@
 //! The settings of a run: what determines a pack and its evaluation, and where the pack goes.
 //!
-//! Every setting is declared once, in [`declaration`](mod@declaration): its type, default, allowed values, meaning and
+//! Every setting is declared once, in the module `declaration`: its type, default, allowed values, meaning and
 //! example. The declaration makes the struct, its validation, the `[settings.*]` tables of `pipeline.toml` and the
 //! reference page `docs/settings.md`. A new setting needs its declaration and the code that uses it, nothing else.
 //!
@@ -8,6 +8,7 @@
 //! stage lists the sections that determine its output; their fields enter the key of its receipts. This crate reads no
 //! file and knows nothing of stages, models or codecs.
 
+mod access;
 mod choices;
 mod declaration;
 mod field;

@@ -84,7 +84,7 @@ pub struct UploadOptions {
 /// `uc compress`.
 #[derive(Debug, Clone, Args)]
 pub struct CompressArgs {
-    /// A Hugging Face model folder (config.json, tokenizer.json, safetensors), or OWNER/NAME[@REVISION] of the Hub
+    /// A Hugging Face model folder (config.json, tokenizer.json, safetensors), or `OWNER/NAME[@REVISION]` of the Hub
     pub model: Utf8PathBuf,
     /// Folder of the pack; by default `pack` in the run directory
     #[arg(long, value_name = "PACK")]
@@ -254,7 +254,7 @@ pub struct InspectArgs {
 pub struct EvalArgs {
     /// The pack's folder
     pub pack: Utf8PathBuf,
-    /// The model that the pack was made from: a folder, or OWNER/NAME[@REVISION] of the Hub
+    /// The model that the pack was made from: a folder, or `OWNER/NAME[@REVISION]` of the Hub
     #[arg(long, value_name = "MODEL")]
     pub model: Utf8PathBuf,
     /// Evaluation text (.txt .utf8 .raw .jsonl); repeatable

@@ -1,7 +1,7 @@
 //! The innermost kernel of error feedback: one tile, column by column, with its rows in vector lanes.
 
 use super::BLOCK_COLUMNS;
-use super::row_block::RowBlockInput;
+use super::input::RowBlockInput;
 use crate::bf16;
 use crate::trellis::{BLOCK_ROWS, BlockSearch};
 use uc_simd::Kernel;

@@ -36,7 +36,7 @@ pub struct ArtifactId {
     pub layer: Option<u32>,
 }
 
-/// What one job of a stage works on; the counterpart of [`Per`].
+/// What one job of a stage works on; the counterpart of [`Per`](crate::plan::Per).
 ///
 /// Serialized as two fields, `layer` and `shard`, of which at most one is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
