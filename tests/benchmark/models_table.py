@@ -110,7 +110,7 @@ def size(number):
 
 def tensor_names(facts, reason):
     if facts is None:
-        return f"no configuration at hand; {reason}"
+        return f"no configuration available; {reason}"
     verdict = "equal" if facts["equal_to_transformers"] else "DIFFERENT"
     stand_in = f"; {reason}" if reason else ""
     text = f"{verdict}, {facts['tensors']} ({facts['config_origin']}{stand_in})"
@@ -152,7 +152,8 @@ def table_by_model(models, receipt):
             pending += f"; source of {size(facts['source_bytes'])}"
         else:
             parameters = linears = pack = needs = "–"
-        runs = f"{len(entries(family, receipt))} models" if entries(family, receipt) else "not yet"
+        number = len(entries(family, receipt))
+        runs = f"{number} model{'s' if number > 1 else ''}" if number else "not yet"
         rows.append([model, f"`{family}`", parameters, linears, tensor_names(facts, reason), f"{len(cases(family))} cases", runs, pack, needs, pending])
     return table(head, rows)
 

@@ -36,7 +36,7 @@ def decay(noise):
 
 
 def time_step_bias(noise):
-    """Biases whose softplus lies between 0.01 and 0.5."""
+    """Biases with a softplus between 0.01 and 0.5."""
     step = (math.log(0.01) + torch.special.ndtr(noise) * math.log(50)).exp()
     return step + (-torch.expm1(-step)).log()
 

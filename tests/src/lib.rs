@@ -115,7 +115,7 @@ pub fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// Copies the files of the embedded model to a folder in which a test may change them.
+/// Copies the embedded model to a folder, so that a test can change its files.
 ///
 /// # Panics
 /// If a file cannot be copied.

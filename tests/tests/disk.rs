@@ -10,7 +10,8 @@ use uc_tests::{compress, program, repository, succeed, uc};
 
 const LAYERS: u64 = 24;
 
-/// Most files of each kind at one time, by the start of their path. Every other file is a result or a record and stays.
+/// Maximum number of files of each kind at one time, by the start of their path. Every other file is a result or a record
+/// and stays.
 ///
 /// The bounds follow from `max_lead = 2` of shard-loader, teacher-cache and sensitivity-forward in pipeline.toml.
 const BOUNDS: [(&str, u64); 8] = [
@@ -24,8 +25,8 @@ const BOUNDS: [(&str, u64); 8] = [
     ("sensitivity/gradient/", 3),
 ];
 
-/// Files that the sensitivity pass keeps for every layer: its backward sweep replaces a layer's hidden states by the
-/// layer's sensitivity.
+/// Files that the sensitivity pass keeps for every layer: its backward sweep replaces the hidden states of a layer with
+/// the layer's sensitivity.
 const SENSITIVITY_PASS: [&str; 2] = ["sensitivity/hidden/", "sensitivity/sensitivity.safetensors"];
 
 /// Makes a model with many layers.
@@ -62,7 +63,7 @@ fn kind(path: &str) -> String {
     parts.join("/")
 }
 
-/// The files of one kind: their number, their bytes together and the bytes of the largest.
+/// The files of one kind: their number, their total size and the size of the largest, in bytes.
 #[derive(Debug, Clone, Copy, Default)]
 struct Count {
     files: u64,

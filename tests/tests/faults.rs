@@ -107,7 +107,7 @@ fn collect_paths(folder: &Path, files: &mut Vec<PathBuf>, folders: &mut Vec<Path
     }
 }
 
-/// What a power loss, a bad disk or a person may do to a file.
+/// Damage that a power loss, a bad disk or a person may cause to a file.
 #[derive(Debug, Clone, Copy)]
 enum Damage {
     Delete,
@@ -228,7 +228,7 @@ fn a_file_that_cannot_be_read_is_named() {
         std::fs::write(&path, original).expect("restored");
         run.assert_recovers(name);
     }
-    // An artifact that cannot be read does not have its recorded size, so it is made again.
+    // An unreadable artifact does not have its recorded size, so it is made again.
     let path = run.run.join("pack/layer_001.uc");
     std::fs::remove_file(&path).expect("removed");
     std::os::unix::fs::symlink(unreadable, &path).expect("link");
@@ -304,7 +304,7 @@ fn a_signal_shuts_a_run_down_in_order_and_leaves_no_process() {
 fn jumps_of_the_clock_change_nothing() {
     let run = FinishedRun::new();
     for time in ["1971-01-01T00:00:00Z", "2099-01-01T00:00:00Z"] {
-        // Set the times of files and log entries as another clock would have.
+        // Gives files and log entries the times that a wrong clock would have given them.
         let mut touch = Command::new("touch");
         touch.args(["-d", time]).args(run.files());
         succeed(touch.arg(run.model.join("model.safetensors")));
@@ -381,8 +381,8 @@ fn limited(model: &Path, run: &Path, kib: u64) -> Command {
     limited
 }
 
-/// Runs under growing limits on the file size, each of which makes another write fail, and lets every run complete without
-/// a limit.
+/// Runs under increasing limits on the file size, so that a different write fails each time; then completes every run
+/// without a limit.
 fn check_file_size_limits(next: impl Fn(u64) -> u64) {
     let undisturbed = FinishedRun::new();
     let (mut kib, mut failures) = (0, 0);
@@ -422,10 +422,8 @@ fn a_run_recovers_from_file_size_limits_that_fail_at_later_and_later_writes() {
     check_file_size_limits(|kib| (kib * 5 / 4).max(kib + 1));
 }
 
-/// Runs on file systems of growing size and lets each run complete once there is space. Returns `false` where mounting is
-/// denied.
-///
-/// The smaller the file system, the earlier the write that finds it full.
+/// Runs on file systems of increasing size, so that a different write fails each time; then completes every run with
+/// enough space. Returns `false` if mounting is denied.
 fn check_full_disks(sizes: impl Iterator<Item = u64>) -> bool {
     let undisturbed = FinishedRun::new();
     let disk = undisturbed.run.with_file_name("disk");

@@ -90,7 +90,7 @@ fn bits_allocated_by_sensitivity_give_less_kl_than_equal_bits_and_keep_the_budge
     let divergence_with = |mode: &str| {
         let run = folder.path().join(mode);
         let setting = format!("allocation.mode={mode}");
-        // With fewer windows such small divergences cannot be distinguished.
+        // With fewer windows, such small divergences could not be distinguished.
         let windows = ["--set", "evaluation.windows=40"];
         succeed(
             compress(&tiny_model(), &run)

@@ -31,7 +31,7 @@ struct Series {
 }
 
 impl Series {
-    /// Checks a run that completed in spite of the kills.
+    /// Checks a run that completed despite the kills.
     fn check_completed(&mut self, run: &Path, expected: &BTreeMap<String, Vec<u8>>) {
         self.completed += 1;
         let files = products(run);

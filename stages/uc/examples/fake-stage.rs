@@ -1,6 +1,6 @@
 //! A stage program for tests of the driver: its outputs are digests of its inputs, and it fails when a file instructs it to.
 //!
-//! `fake-stage inspect MODEL` inspects a model like the real shard-loader; `fake-stage job …` is a stage of any name. The
+//! `fake-stage inspect MODEL` inspects a model like the real shard-loader; `fake-stage job …` acts as a stage of any name. The
 //! folder `FAKE_CONTROL` holds the instructions, named `INSTRUCTION-STAGE-LAYER`: `hold` waits while the file exists,
 //! `crash` aborts once, `crash-always` aborts every time, `hang` reports nothing once, `fail` fails with the class in the
 //! file. The start and end of every job are lines of `trace` in that folder.

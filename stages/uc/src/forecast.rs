@@ -44,8 +44,8 @@ pub struct Machine {
 /// Forecasts a run of a model.
 ///
 /// # Errors
-/// If a setting leaves the number of windows to the text, if a stage or artifact has no formula, and whatever the pipeline
-/// reports.
+/// If a setting makes the number of windows depend on the text, if a stage or artifact has no formula, or if the
+/// pipeline reports an error.
 pub fn forecast(
     model: ModelSummary,
     pipeline: &Pipeline,
@@ -98,8 +98,8 @@ pub fn forecast(
 /// Bytes of receipts, metrics, logs and events per job; 4.1 kB were measured (44 jobs of the embedded model).
 const RECORD_BYTES: f64 = 5e3;
 
-/// Peak bytes on disk besides the source, whichever stage of the plan turns out to be slow; none if the settings leave the
-/// number of windows to the text, or if a stage or artifact has no formula.
+/// Peak bytes on disk besides the source, whichever stage of the plan turns out to be slow; none if the number of windows
+/// depends on the text, or if a stage or artifact has no formula.
 pub fn peak_disk(model: &ModelSummary, plan: &Plan, budget: Budget) -> Option<u64> {
     let settings = &plan.settings;
     if settings.calibration.windows == 0 || settings.evaluation.windows == 0 {

@@ -1,4 +1,4 @@
-//! From what the user requests to the plan of a run: pipeline file, model, external inputs, options.
+//! Turns a user's request into the plan of a run: pipeline file, model, external inputs, options.
 //!
 //! Everything is read and checked here before any job starts. Nothing here runs a job.
 

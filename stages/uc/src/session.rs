@@ -43,7 +43,7 @@ impl Session {
         }
         let existing = match RunDir::open(root) {
             Ok((_, existing)) => existing,
-            // The plan is at hand, and every receipt carries the key that it is valid for.
+            // `plan` replaces it, and no work is lost: every receipt carries the key that it is valid for.
             Err(error @ (StoreError::Malformed { .. } | StoreError::Hash { .. })) => {
                 display.warn(&format!("{error}; the plan is written again"));
                 let run = RunDir::create(root, &plan)?;
@@ -102,7 +102,7 @@ impl Session {
         .run()
     }
 
-    /// Peak bytes of the pack and the intermediate files; none if the settings do not determine them. Only shown.
+    /// Peak bytes of the pack and the intermediate files; none if the settings do not determine them. For display only.
     fn estimate_other_disk(&self, programs: &Programs, budget: Budget) -> Option<u64> {
         let folder = &self.plan.model.path;
         let index = folder.join("model.safetensors.index.json");

@@ -368,7 +368,7 @@ fn the_format_of_the_output_follows_the_options() {
 #[test]
 fn a_folder_that_cannot_be_created_is_named() {
     let fixture = Fixture::new();
-    // /proc accepts no new folder, whoever asks.
+    // Nobody can create a folder in /proc, not even root.
     let arguments = [
         "compress",
         "model",

@@ -65,7 +65,7 @@ pub enum Fault {
     CorruptPart,
     /// The signed URL has expired.
     ExpiredUrl,
-    /// Somebody else commits first.
+    /// Another client commits first.
     ConcurrentCommit,
     /// Status 401 with the client's Authorization header in the message.
     EchoToken,
@@ -83,7 +83,7 @@ pub enum Schedule {
         rng: Box<ChaCha8Rng>,
         /// The percentage of requests that meet a fault.
         percent: u32,
-        /// Number of faults still to come.
+        /// Number of faults left to inject.
         remaining: u32,
         /// A burst of equal statuses: the status, and the number of requests that still meet it.
         burst: (u16, u32),

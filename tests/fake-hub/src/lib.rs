@@ -166,7 +166,7 @@ impl FakeHub {
         self.shared.state().commit_count(repo, branch)
     }
 
-    /// Replaces the stored bytes of the object `data` with others, although its digest stays.
+    /// Replaces the stored bytes of the object with content `data`. The object keeps the digest of `data` as its id.
     pub fn corrupt_object(&self, data: &[u8], with: &[u8]) {
         self.shared.state().corrupt_object(data, with);
     }

@@ -63,7 +63,7 @@ pub fn resume(fake_hub: &FakeHub, run: &Path) -> Command {
     command
 }
 
-/// Sets the environment variables by which a command finds the fake Hub, the models and the texts.
+/// Sets the environment variables that give a command the locations of the fake Hub, the models and the texts.
 pub fn set_hub(command: &mut Command, fake_hub: &FakeHub, run: &Path) {
     command.env("HF_ENDPOINT", fake_hub.endpoint());
     command.env("HF_TOKEN", Options::default().token);

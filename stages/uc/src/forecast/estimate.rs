@@ -9,7 +9,7 @@ use super::measured::Rates;
 use super::simulation::Sizes;
 use crate::report::failure::failure;
 
-/// A plan of which every stage and artifact has a formula.
+/// A plan in which every stage and artifact has a cost formula.
 #[derive(Debug)]
 pub struct Estimate<'a> {
     /// The plan.

@@ -9,9 +9,9 @@ use uc_store::model_summary::{LayerGroup, LinearGroup};
 /// Number of outputs of an expert's linear whose gradients' second moments are computed jointly.
 const EXPERT_OUTPUT_BLOCK: usize = 128;
 /// Operations of the trellis search per weight, in units of the error feedback's operations. When the run behind
-/// `throughput.json` was measured, `docs/benchmarks/codec-speed.json` had 195 ns per weight at 576 inputs and outputs and
+/// `throughput.json` was measured, `docs/benchmarks/codec-speed.json` listed 195 ns per weight at 576 inputs and outputs and
 /// 233 ns at 4096 and 512, which is 183 ns plus 0.0109 ns per input and output. The search has become faster since (147 and
-/// 194 ns); both have to be measured again together.
+/// 194 ns); the two measurements must be repeated together.
 const TRELLIS_OPERATIONS: f64 = 16800.0;
 /// Operations per weight and rank of the search for leading singular triples.
 const TRIPLES: f64 = 24.0;
@@ -23,7 +23,7 @@ pub struct LayerCosts<'a> {
     pub group: &'a LayerGroup,
 }
 
-/// Width of the blocks in which the outputs of a linear feed back into one another.
+/// Number of outputs of a linear whose quantization errors are fed back into one another.
 fn output_block(linear: &LinearGroup, max_output_block: usize) -> usize {
     linear.rows.min(if linear.routed {
         EXPERT_OUTPUT_BLOCK
@@ -81,7 +81,7 @@ impl LayerCosts<'_> {
     }
 
     /// Operations per token of a recorded forward pass with the gradients of the inputs, and of the second moments of the
-    /// output gradients, of which one triangle is computed.
+    /// output gradients (one triangle only).
     pub fn backward(&self, length: f64, max_output_block: usize) -> f64 {
         let linears = self.group.linears.iter();
         let outputs: f64 = linears
@@ -92,7 +92,7 @@ impl LayerCosts<'_> {
         4.0 * self.active_parameters() + 6.0 * length * self.group.attention_width as f64 + outputs
     }
 
-    /// Operations per token of the second moments of the inputs, of which one triangle is computed.
+    /// Operations per token of the second moments of the inputs (one triangle only).
     pub fn moments(&self, max_input_block: usize) -> f64 {
         let inputs = self.group.inputs.iter();
         inputs
@@ -161,7 +161,7 @@ impl LayerCosts<'_> {
             .sum()
     }
 
-    /// Expected number of values per token of the inputs that only routed tokens reach.
+    /// Expected number of values per token in the inputs that only routed tokens reach.
     pub fn routed_width(&self) -> f64 {
         let routed = self.group.inputs.iter().filter(|input| input.routed);
         routed

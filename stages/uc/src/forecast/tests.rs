@@ -1,4 +1,4 @@
-//! The forecast of the measured run, formulas for everything built in, and what changes with settings and machine.
+//! The forecast of the measured run, the completeness of the formulas, and the effect of settings and machine.
 
 use super::*;
 use crate::plan::pipeline::DEFAULT;

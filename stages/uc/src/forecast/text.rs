@@ -6,7 +6,7 @@ use uc_store::plan::Per;
 use super::types::{Forecast, PackForecast, RunForecast};
 
 impl Forecast {
-    /// The whole text.
+    /// The forecast as text.
     pub fn text(&self) -> String {
         let mut lines = Vec::new();
         model(&self.model, &mut lines);

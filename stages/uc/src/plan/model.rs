@@ -20,7 +20,7 @@ const SHARD_LOADER: &str = "shard-loader";
 const TEXT_EXTENSIONS: [&str; 4] = ["txt", "utf8", "raw", "jsonl"];
 /// The environment variable that names the folder of downloaded models, and the default.
 const MODELS_FOLDER: (&str, &str) = ("UC_MODELS", "models");
-/// The folder of the embedded model below the folder of shared files.
+/// The folder of the embedded model, relative to the folder of shared files.
 const EMBEDDED: &str = "examples/tiny-stories";
 
 /// What `shard-loader inspect MODEL` prints; unknown keys are ignored.
@@ -91,7 +91,7 @@ pub enum TextUse {
 pub struct Texts {
     /// Absolute paths.
     pub files: Vec<Utf8PathBuf>,
-    /// Whether they are the embedded model's: none was given and the model folder has none.
+    /// Whether they are the embedded model's texts, because none was given and the model folder has none.
     pub is_fallback: bool,
 }
 

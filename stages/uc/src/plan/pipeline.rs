@@ -1,7 +1,7 @@
 //! `pipeline.toml`: parsed, fully checked, and turned into the plan of a run.
 //!
-//! There are two types: the wire type describes what the file may contain, [`Pipeline`] what it means. Every mistake is
-//! reported before anything starts, with file, line and key. Nothing here starts a process or reads a model's weights.
+//! There are two types: the wire type describes the syntax of the file, and [`Pipeline`] its checked content. Every
+//! mistake is reported before anything starts, with file, line and key. Nothing here starts a process or reads a model's weights.
 
 mod assemble;
 mod locate;

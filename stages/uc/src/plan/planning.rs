@@ -1,4 +1,4 @@
-//! From command-line options to the plan of a run; shared by the verbs that start runs.
+//! Turns command-line options into the plan of a run; shared by the verbs that start runs.
 
 use camino::{Utf8Path, Utf8PathBuf};
 use uc_settings::Settings;
@@ -57,7 +57,7 @@ pub fn add_upload(
     Ok(())
 }
 
-/// Deletes the receipts of upload jobs whose inputs are still on disk: what was uploaded once says nothing about what the
+/// Deletes the receipts of upload jobs whose inputs are still on disk: a past upload does not prove what the
 /// repository holds now.
 pub fn reset_upload(plan: &Plan, run: &RunDir) -> anyhow::Result<()> {
     let writes = |stage: &&StagePlan| stage.writes.iter().any(|write| write.name == REMOTE_PACK);
@@ -135,7 +135,7 @@ pub fn relocate_source(
                 format!("{to}.header").into(),
             ),
             None => {
-                file.mtime_ns = 0; // the copy has another
+                file.mtime_ns = 0; // the copy has its own time
                 (from, to)
             }
         });

@@ -1,4 +1,4 @@
-//! Where the stage programs are: in the folder that `UC_STAGES` names, else in the folder of `uc` itself.
+//! Finds the stage programs: in the folder that `UC_STAGES` names, else in the folder of `uc` itself.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;

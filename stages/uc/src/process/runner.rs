@@ -362,7 +362,8 @@ pub fn capture(program: &Utf8Path, arguments: &[String], more: &[&str]) -> anyho
 }
 
 /// Runs a long program: lines `{"done":N,"total":M}` of its standard output are progress, the last other line is the
-/// result, and lines of standard error are passed on. The program ends with this process, whatever ends that.
+/// result, and lines of standard error are passed on. The program exits when this process does, even if this process is
+/// killed.
 pub fn run_with_progress(
     program: &Utf8Path,
     arguments: &[String],

@@ -1,4 +1,4 @@
-//! Which jobs of a run are complete, by their receipts alone. Hashes no outputs: that is the freshness check's work.
+//! Which jobs of a run are complete, by their receipts alone. Hashes no outputs; only the freshness check does.
 
 use std::collections::{BTreeMap, BTreeSet};
 

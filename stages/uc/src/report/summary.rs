@@ -106,7 +106,7 @@ pub fn finish(
     }
 }
 
-/// Whether the run has written and measured its pack, as far as its plan contains either.
+/// Whether the run has written and evaluated its pack; a step that the plan lacks is not required.
 fn is_measured(run: &RunDir, plan: &Plan) -> anyhow::Result<bool> {
     let done = completed_jobs(run, plan)?;
     let producers = [MANIFEST, METRICS].map(|name| plan.producer(&run_artifact(name)));

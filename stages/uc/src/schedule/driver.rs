@@ -48,7 +48,7 @@ pub struct Driver<'a> {
     /// Whether something happened since the last decision on shards.
     shards_outdated: bool,
     workers: BTreeMap<String, Worker>,
-    /// Processes that were told to exit; their stage may not start another one before they have.
+    /// Processes that were told to exit. Their stages start no other process until they have exited.
     exiting: BTreeMap<String, Worker>,
     jobs: BTreeMap<String, RunningJob>,
     /// Error messages of jobs that failed for lack of a network; the first one ends the run once nothing else can run.
@@ -169,7 +169,7 @@ impl<'a> Driver<'a> {
                 Err(RecvTimeoutError::Disconnected) => unreachable!("this driver holds a sender"),
             }
             self.kill_stalled_job()?;
-            // Reaps processes that have exited, or they stay zombies until the end of the run.
+            // Reaps processes that have exited; otherwise they would stay zombies until the end of the run.
             self.exiting.retain(|_, worker| worker.try_exit().is_none());
         }
         for worker in self.workers.values_mut() {

@@ -390,7 +390,7 @@ fn downstream(
     dependents
 }
 
-/// Whether the only reason to run a job is that it waits for inputs.
+/// Whether waiting for inputs is the only reason why a job is stale.
 fn only_waits(reasons: &[Reason]) -> bool {
     reasons
         .iter()

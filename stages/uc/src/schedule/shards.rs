@@ -1,9 +1,9 @@
 //! Which shard of a Hub model to fetch next and which to evict: the local shards are a cache whose size a budget bounds.
 //!
-//! Pure decisions on sizes and on the order of upcoming reads; files and processes are left to the driver. Ordered by
-//! their next use, the longest prefix of shards that fits into the budget should be present. So shards are prefetched,
-//! the shard whose next use is farthest away is evicted first (Belady 1966), and a shard that no job reads again is evicted
-//! at once.
+//! Pure decisions on sizes and on the order of upcoming reads; files and processes are left to the driver. With the
+//! shards ordered by their next use, the longest prefix that fits into the budget should be present. Therefore shards
+//! are prefetched, the shard whose next use is farthest away is evicted first (Belady 1966), and a shard that no job
+//! reads again is evicted at once.
 
 use std::collections::BTreeSet;
 
@@ -137,7 +137,7 @@ impl Shards {
         }
     }
 
-    /// The downloads of a sequence of jobs that read these shards.
+    /// The downloads that a sequence of jobs causes, given the shards that each job reads.
     pub fn forecast<'a>(&self, jobs: impl IntoIterator<Item = &'a [usize]>) -> Traffic {
         let jobs: Vec<&[usize]> = jobs.into_iter().collect();
         let mut shards = self.clone();

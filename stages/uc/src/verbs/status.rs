@@ -1,4 +1,4 @@
-//! `uc status RUN`: the state of a run, once or repeatedly. Hashes no outputs: that is `uc plan`'s work.
+//! `uc status RUN`: the state of a run, once or repeatedly. Hashes no outputs; `uc plan` does.
 //!
 //! Receipts determine what is done; the event log determines what is running, how fast, and what failed.
 
@@ -210,7 +210,7 @@ fn job_states(
             let logged = replay.jobs.get(&id).map(|job| job.state);
             match (logged, done.contains(&id)) {
                 (Some(JobState::Running), _) => JobState::Running,
-                // To be repeated for a later job that needs its deleted outputs.
+                // It has to be repeated, because a later job needs its deleted outputs.
                 (Some(JobState::Stale), true) => JobState::Stale,
                 (_, true) => JobState::Done,
                 (Some(JobState::Done), false) => JobState::Stale,

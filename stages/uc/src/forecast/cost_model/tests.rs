@@ -1,8 +1,8 @@
 use super::*;
 use uc_store::model_summary::{InputGroup, LinearGroup};
 
-/// A layer with an attention of 2 heads of width 4 with one linear [16, 8], and 4 experts with one linear [8, 32], of which
-/// a token is routed to one.
+/// A layer with 2 attention heads of width 4 and one linear [16, 8], and with 4 experts that have one linear [8, 32] each.
+/// Every token is routed to one expert.
 fn group() -> LayerGroup {
     let linear = |name: &str, rows, cols, count, routed| LinearGroup {
         name: name.into(),

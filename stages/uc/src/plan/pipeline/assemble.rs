@@ -1,4 +1,4 @@
-//! From a pipeline and a model to the plan of a run.
+//! Assembles the plan of a run from a pipeline and a model.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use crate::report::failure::PipelineError;
 /// The external inputs that `uc` provides.
 const EXTERNAL_INPUTS: [&str; 3] = ["source", "calibration-text", "evaluation-text"];
 
-/// What a run is for.
+/// What a run must produce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Goals<'a> {
     /// Every stage of the pipeline.
@@ -21,7 +21,7 @@ pub enum Goals<'a> {
     Only(&'a [&'a str]),
 }
 
-/// What the pipeline does not determine: the model and the options of one run.
+/// The inputs of a plan besides the pipeline: the model and the options of one run.
 #[derive(Debug, Clone)]
 pub struct Request<'a> {
     /// The model.
@@ -34,7 +34,7 @@ pub struct Request<'a> {
     pub settings: Settings,
     /// External inputs.
     pub externals: BTreeMap<String, External>,
-    /// What the run is for.
+    /// What the run must produce.
     pub goals: Goals<'a>,
     /// Processor cores available to the run.
     pub cpus: u32,
@@ -164,7 +164,7 @@ impl Pipeline {
     fn check_goals(&self, goals: &[&str]) -> Result<(), PipelineError> {
         for goal in goals {
             if !self.has_producer(goal) {
-                let message = format!("no stage writes `{goal}`, which this command is for");
+                let message = format!("no stage writes `{goal}`, which this command must produce");
                 return Err(self.error(0, message));
             }
         }

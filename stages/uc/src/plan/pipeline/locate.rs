@@ -1,4 +1,4 @@
-//! From a byte offset in the pipeline's text to the line and key that error messages name.
+//! Finds the line and the key of a byte offset in the pipeline's text, for error messages.
 
 use crate::report::failure::PipelineError;
 

@@ -26,7 +26,7 @@ pub(super) struct ArtifactSpec {
     pub(super) artifact: Artifact,
     /// Byte offset of the path in the file.
     pub(super) path_at: usize,
-    /// The file of the model folder without which the artifact does not exist.
+    /// The artifact exists only if the model folder holds this file.
     pub(super) source_file: Option<String>,
 }
 
@@ -51,7 +51,7 @@ pub(super) struct StageSpec {
     pub(super) weights: Option<Weights>,
 }
 
-/// A setting and the value for which a stage is left out.
+/// A setting, and the value at which a stage is left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Condition {
     pub(super) key: String,
@@ -158,7 +158,7 @@ impl Pipeline {
         })
     }
 
-    /// The stages that goals need: those that make them and, recursively, those that make their inputs.
+    /// The stages that are needed for the goals: those that write them and, recursively, those that write their inputs.
     pub(super) fn required_stages(
         &self,
         goals: &[&str],

@@ -1,4 +1,4 @@
-//! Fetching and evicting shards of the source, and the retries of jobs that do.
+//! Fetching and evicting shards of the source, and counting the retries of jobs, including fetches.
 
 use uc_store::ExitCode;
 use uc_store::atomic;

@@ -1,4 +1,4 @@
-//! A run that is active, one that is complete, one that died: the text and the JSON behind it.
+//! The status of an active, a complete and a dead run, as text and as JSON.
 
 use uc_settings::Settings;
 use uc_store::plan::{Artifact, ModelSource, PLAN_VERSION, Per, Unit};

@@ -7,12 +7,12 @@ use super::view::{RunState, Running, StageStatus, Status};
 use crate::report::event_log_replay::{FailureRecord, JobState};
 use crate::report::progress::format_amount;
 
-/// Characters in which the layers of a stage are drawn; more layers share characters.
+/// Width of the layer strip of a stage, in characters; if there are more layers, several share a character.
 const CELLS: usize = 48;
-/// Characters of an error message that are shown; the log has the rest.
+/// Maximum length of a displayed error message, in characters; the log has the full text.
 const MAX_MESSAGE: usize = 160;
 
-/// The whole text.
+/// The status as text.
 pub fn render(status: &Status) -> String {
     let mut lines = vec![
         format!("run    {}", status.run),
