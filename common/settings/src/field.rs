@@ -1,5 +1,5 @@
-//! The description of a setting, and the operations on settings that follow from it: validation, reading and writing by
-//! name.
+//! The description of a setting, and the operations on settings that are derived from it: validation, reading and
+//! writing by name.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::declaration::Settings;
 
-/// A setting with an unknown name, a value of another type, or a value that is not allowed.
+/// A setting with an unknown name, a value of the wrong type, or a value that is not allowed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("setting `{key}`: found {found}, expected {expected}")]
 pub struct SettingError {
@@ -40,16 +40,16 @@ pub struct Field {
     pub doc: &'static str,
     /// The values it may have.
     pub allowed: Allowed,
-    /// Another value than the default.
+    /// An allowed value other than the default.
     pub example: &'static str,
 }
 
 /// The values that a setting may have, beyond what its type says.
 #[derive(Debug, Clone, Copy)]
 pub enum Allowed {
-    /// Every value of the type, described in words.
+    /// Any value of the type, which the text describes.
     Any(&'static str),
-    /// Numbers from the first to the second.
+    /// Numbers from the first bound to the second, inclusive.
     Range(f64, f64),
     /// Multiples of a number in a range.
     MultipleInRange {
@@ -60,9 +60,9 @@ pub enum Allowed {
         /// The largest value.
         high: f64,
     },
-    /// `auto`, or numbers from the first to the second.
+    /// `auto`, or numbers from the first bound to the second, inclusive.
     AutoOrRange(f64, f64),
-    /// One of these texts; each with its meaning.
+    /// One of these names; each is paired with its meaning.
     Choice(&'static [(&'static str, &'static str)]),
     /// `OWNER/NAME`, `OWNER/NAME@BRANCH` or nothing.
     Repository,
@@ -146,7 +146,7 @@ impl Settings {
     /// Checks that every value is allowed.
     ///
     /// # Errors
-    /// The first value that is not.
+    /// If a value is not allowed; the error describes the first one.
     pub fn validate(&self) -> Result<(), SettingError> {
         let tree = self.to_json();
         for section in Self::DESCRIPTION {
@@ -161,7 +161,7 @@ impl Settings {
     /// Sets `section.field` from text as given on a command line: a TOML scalar, or a string without quotes.
     ///
     /// # Errors
-    /// For an unknown key, a value of another type or one that is not allowed; then nothing is changed.
+    /// For an unknown key, a value of the wrong type or one that is not allowed. The settings are then unchanged.
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), SettingError> {
         let refuse = |expected: String| SettingError {
             key: key.into(),
