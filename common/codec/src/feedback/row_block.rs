@@ -6,7 +6,7 @@ use super::{ColumnBlock, is_zero};
 use crate::factor::Factor;
 use uc_simd::{MatrixView, dispatch, multiply_add};
 
-/// What a row block is quantized from.
+/// The inputs to the quantization of a row block.
 pub(super) struct RowBlockInput<'a> {
     /// [rows, n]
     pub(super) weights: &'a [f32],
@@ -38,7 +38,7 @@ impl<'a> RowBlockInput<'a> {
     }
 }
 
-/// A row block in the course of its quantization.
+/// A row block that is being quantized.
 pub(super) struct RowBlock<'a> {
     input: RowBlockInput<'a>,
     /// [rows, n]
