@@ -3,7 +3,7 @@
 //! At high rate, a linear whose column steps are `lambda · U_jj` has the output error `n · lambda² / 12` in each of its m
 //! outputs, and its rate falls by one bit when lambda doubles. If the loss weights an output's error by `g`, the minimum of
 //! `Σ m n g lambda²` for a given total of bits has the same `g lambda²` everywhere (reverse water-filling; Cover and Thomas 2006,
-//! ch. 10): a linear gets the bits that it takes at a common lambda, plus `log2 √g`.
+//! ch. 10): a linear gets the bits that it takes at a lambda common to all linears, plus `log2 √g`.
 
 use serde::{Deserialize, Serialize};
 
@@ -95,8 +95,8 @@ impl Allocation {
     }
 }
 
-/// Bits per weight of `linears` with the least weighted error of all that average at most `bits_per_weight`. A linear that has
-/// no influence on the loss, or is all zero, gets the fewest bits.
+/// Allocates bits per weight to `linears`: of all allocations whose average is at most `bits_per_weight`, the one with
+/// the least weighted error. A linear that has no influence on the loss, or is all zero, gets the fewest bits.
 pub fn allocate(linears: &[&LinearSensitivity], bits_per_weight: f64) -> Vec<f64> {
     let scores: Vec<f64> = linears
         .iter()

@@ -8,8 +8,8 @@ pub fn to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
-/// Nearest bfloat16, ties to the even one. Overflow gives an infinity; a NaN stays a NaN (its
-/// quiet bit is set, so that cutting the payload cannot turn it into an infinity).
+/// Nearest bfloat16, ties to even. Overflow gives an infinity; a NaN stays a NaN (its quiet bit is set, so that
+/// truncating the payload cannot turn it into an infinity).
 #[inline(always)]
 pub fn round_nearest_even(value: f32) -> u16 {
     let bits = value.to_bits();

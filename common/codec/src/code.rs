@@ -16,9 +16,9 @@ pub struct TensorCode {
     pub rows: usize,
     /// Inputs of the layer.
     pub cols: usize,
-    /// Step of a weight whose logarithms of column and row are 0; finite and positive.
+    /// Step of a weight whose column and row logarithms are 0; finite and positive.
     pub step: f32,
-    /// `[cols]` base-2 logarithm of the column's step over `step`, in eighths of an octave.
+    /// `[cols]` base-2 logarithm of the ratio of the column's step to `step`, in eighths of an octave.
     pub column_log2_eighths: Vec<u8>,
     /// `[rows]` width of the row's distribution, which selects the tables of the entropy coder, see
     /// [`crate::contexts::row_log2_eighths`]. 0 for a row of zeros.

@@ -4,9 +4,9 @@
 //! The width of the distribution of `q_ij` is the width of its row, in units of the tensor step, divided by the step of its
 //! column. Both are logarithms in eighths of an octave, so the *fine context* of an element is
 //! `clamp(row_log2_eighths[i] − column_log2_eighths[j], 0, 127)`. Its context is `fine >> granularity`, with a granularity of
-//! 0..=3 (an eighth of an octave to an octave) that the encoder chooses per layer, since small layers cannot pay for many
-//! tables. Row logarithms are derived from the indices themselves ([`row_log2_eighths`]): elements with a standard deviation
-//! of about σ indices have the fine context `32 + 8·log2(σ)`.
+//! 0..=3 (an eighth of an octave to an octave) that the encoder chooses per layer, since in a small layer many tables
+//! take more bits than they save. Row logarithms are derived from the indices themselves ([`row_log2_eighths`]):
+//! elements with a standard deviation of about σ indices have the fine context `32 + 8·log2(σ)`.
 //!
 //! # Symbols
 //! A table has a shift k of 0..=4. An index q becomes the symbol `s = (q + (2^k >> 1)) >> k`
@@ -175,7 +175,7 @@ impl TableBuilder {
             .count(&code.q, &code.row_log2_eighths, &code.column_log2_eighths)
     }
 
-    /// The tables with which the counted indices and the tables themselves take the fewest bits.
+    /// The tables that minimize the bits of the counted indices and of the tables themselves.
     pub fn build(&self) -> LayerTables {
         let candidates = (0..=MAX_GRANULARITY).map(|granularity| {
             let contexts = self.histogram.contexts(granularity);

@@ -1,11 +1,11 @@
 //! The one error type of this crate.
 //!
 //! The codec works on plain slices, so its errors say what was found and what was expected. Callers add the file, the layer and
-//! the name of the tensor. Nothing here is ever printed.
+//! the name of the tensor. This crate never prints an error.
 
 use thiserror::Error;
 
-/// What can go wrong in the codec.
+/// An error of the codec.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum CodecError {
     /// A slice does not have the length that its shape requires.

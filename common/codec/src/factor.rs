@@ -35,7 +35,7 @@ use faer::linalg::triangular_solve::solve_unit_upper_triangular_in_place;
 use faer::{MatMut, MatRef};
 use rayon::prelude::*;
 
-/// How many dampings are tried before a matrix is refused.
+/// Number of dampings that are tried before a matrix is refused.
 const ATTEMPTS: usize = 7;
 
 /// Side of the diagonal blocks whose entries [`shrink_off_diagonal`] shrinks less than the others. A divisor of
@@ -118,8 +118,9 @@ impl Factor {
     }
 }
 
-/// Factors the symmetric matrix `h` [n, block] with `damping` relative to its mean diagonal. The length of `h` says whether it
-/// is whole or in diagonal blocks. Only the lower triangles are read. A matrix of zeros counts as the identity.
+/// Factors the symmetric matrix `h` [n, block] with `damping` relative to its mean diagonal. The length of `h`
+/// determines whether it is the whole matrix or its diagonal blocks. Only the lower triangles are read. A matrix of
+/// zeros counts as the identity.
 ///
 /// Allocates one `block·block` f64 buffer besides the result. The bits do not depend on the number of threads.
 ///
@@ -163,7 +164,7 @@ pub fn factorize(h: &[f32], n: usize, damping: f64) -> Result<Factor, CodecError
     Ok(factor)
 }
 
-/// The damping to use at `bits_per_weight`, from one that is chosen for 5 bits per weight.
+/// The damping to use at `bits_per_weight`, derived from `damping`, which is chosen for 5 bits per weight.
 ///
 /// Below 5 bits it grows like the squared errors of the weights, and thus like those that the previous layers leave in the
 /// inputs: by a factor of 4 per missing bit. At 5 bits and above, damping guards against sampling noise in the second

@@ -1,8 +1,9 @@
 //! A cache of the factors of a layer's inputs and outputs, which are made on demand.
 //!
-//! A layer with a hundred experts has hundreds of inputs, whose factors do not fit into memory together. A dense layer has
-//! four, which every pass of the rate control needs again. The cache therefore keeps the most recently used input factors up
-//! to a number of bytes, and always the last one. Factors of outputs are used once per pass and are not kept.
+//! A layer with a hundred experts has hundreds of inputs, whose factors do not all fit into memory. A dense layer has
+//! four, which every pass of the rate control reuses. The cache therefore keeps the most recently used input factors up
+//! to a given number of bytes, and always the last one used. Factors of outputs are used once per pass and are not
+//! kept.
 
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -5,21 +5,22 @@
 //! levels of a column are found jointly, down the rows, by the search of [`crate::trellis`]. `ŵ` is the weight as it will be
 //! reconstructed, `bf16(level·s)`, so that the rounding to bfloat16 is fed back as well.
 //!
-//! Rows are cut into the blocks of the trellis, columns into blocks of 128. For each tile (one row block, one
+//! Rows are divided into the blocks of the trellis, columns into blocks of 128. For each tile (one row block, one
 //! column block), the residuals of all earlier columns are added to the targets as one matrix product. The tile is then
 //! quantized column by column, with its rows side by side in vector lanes.
 //!
 //! # Feedback between rows
-//! Rows feed back into one another as the factor of the outputs says. Let `e'` be the error of a column against the target
-//! that its earlier columns gave it. `Bᵀ·e'` should be small: row i has to compensate for `Σ_{k<i} b_ki·e'_k`. Within a tile
-//! the search does so. The errors of the blocks above, `c_i = Σ_k b_ki·e'_k`, shift the targets of a tile beforehand by the `d`
-//! with `d_i + Σ_k b_ki·d_k = c_i` over the rows k of the tile above i, since the search propagates the whole error against its
-//! targets, d included. A tile therefore depends on the tiles above it (within a block of the factor) and to the left of it.
-//! Tiles on an anti-diagonal are independent and are quantized at the same time, each by one thread: the bits do not depend
-//! on the number of threads.
+//! The factor of the outputs determines how rows feed back into one another. Let `e'` be the error of a column against
+//! the target that results from the columns before it. `Bᵀ·e'` should be small, so row i has to compensate for
+//! `Σ_{k<i} b_ki·e'_k`. For rows k in the same tile, the search does this. For rows k in the blocks above, the sum
+//! `c_i = Σ_k b_ki·e'_k` is known in advance, and the targets of the tile are shifted by `d` before the search. Since
+//! the search also propagates the shift, as a part of the error against its targets, `d` is the solution of
+//! `d_i + Σ_k b_ki·d_k = c_i`, where k runs over the rows of the tile above i. A tile therefore depends on the tiles
+//! above it (within a block of the factor) and to the left of it. Tiles on an anti-diagonal are independent and are
+//! quantized at the same time, each by one thread: the bits do not depend on the number of threads.
 //!
-//! This file owns the checks of the arguments, the cut into tiles and their order; `row_block` quantizes the tiles of a row
-//! block given as `input`, `coupling` holds the feedback between rows, `tile` is the innermost kernel.
+//! This file owns the checks of the arguments, the division into tiles and their order; `row_block` quantizes the tiles
+//! of a row block given as `input`, `coupling` holds the feedback between rows, `tile` is the innermost kernel.
 
 mod coupling;
 mod input;

@@ -2,11 +2,11 @@
 //!
 //! The step of every linear is first chosen for the bits per weight allocated to it (see [`crate::allocate`]). Then all steps
 //! of the layer are scaled by one common factor until the size of the file, as the caller measures it, lies just below the
-//! budget. Whatever the file holds besides indices (tables, logarithms, headers, exact tensors, overlays) is thus paid for
-//! from the same budget.
+//! budget. Whatever the file holds besides indices (tables, logarithms, headers, exact tensors, overlays) thus counts
+//! against the same budget.
 //!
-//! This module owns the search for the common factor. Where weights come from and where the results go is the caller's
-//! business ([`LayerIo`]).
+//! This module owns the search for the common factor. The caller supplies the weights and stores the results
+//! ([`LayerIo`]).
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,8 @@ const MAX_PASSES: usize = 10;
 const TOLERANCE: f64 = 0.0015;
 /// Initial estimate of what the file holds besides indices, bits per weight.
 const INITIAL_OVERHEAD: f64 = 0.02;
-/// The search aims this many bits per weight below the budget, so that its inaccuracy seldom exceeds the budget.
+/// The search aims this many bits per weight below the budget, so that its inaccuracy seldom leads to a size above the
+/// budget.
 const SAFETY_MARGIN: f64 = 0.0006;
 
 /// Name, shape, input and allocated bits of a linear.
@@ -64,8 +65,8 @@ pub trait LayerIo {
     /// Weights of linear `index`, `[rows, cols]`.
     fn weights(&self, index: usize) -> Result<Vec<f32>, Self::Error>;
 
-    /// Stores linear `index` of the current pass, whose weights are `w`. It may add a correction to it first. Linear 0 begins
-    /// a new pass, which replaces the previous one.
+    /// Stores linear `index` of the current pass, whose weights are `w`. It may add a correction to the linear first.
+    /// Linear 0 begins a new pass, which replaces the previous one.
     fn store(&mut self, index: usize, w: &[f32], linear: CodedLinear) -> Result<(), Self::Error>;
 
     /// Size in bits of the file with the linears of the current pass, everything included.

@@ -2,9 +2,9 @@
 //!
 //! Given the residual `E = W − Ŵ` [m, n] and the factor of the input's second moments, `H' = A·Aᵀ`, the correction of rank r
 //! with the least output error `‖(E − U·V)·A‖²` is the truncated singular value decomposition of `E·A`, mapped back:
-//! `U·V = U_r·S_r·V_rᵀ·A⁻¹` (QERA, Zhang et al. 2024, arXiv 2410.06040). Each factor carries `√S` and is rounded to bfloat16;
-//! the energy that a rank captures is measured after that rounding. Errors of a row are in units of the row's step, as in
-//! quantization.
+//! `U·V = U_r·S_r·V_rᵀ·A⁻¹` (QERA, Zhang et al. 2024, arXiv 2410.06040). Each factor is scaled by `√S` and rounded to
+//! bfloat16; the energy that a rank captures is measured after that rounding. Errors of a row are in units of the row's
+//! step, as in quantization.
 //!
 //! Wide matrices are decomposed by subspace iteration (Halko, Martinsson, Tropp 2011) from a fixed matrix of signs. Small dense
 //! steps run sequentially in f64, large products in fixed pieces, so the bits do not depend on the number of threads.
@@ -49,7 +49,7 @@ impl OverlayFit {
     }
 
     /// Fraction of the residual's output error `‖E·A‖²` that the correction of a rank removes, with its factors as stored; 0
-    /// at rank 0. Beyond the largest rank, that of the largest.
+    /// at rank 0. For a rank beyond the largest, the fraction at the largest.
     pub fn captured_energy(&self, rank: usize) -> f64 {
         self.captured[rank.min(self.max_rank())]
     }
@@ -98,8 +98,8 @@ pub fn best_rank(captured: &[f64], m: usize, n: usize) -> usize {
     })
 }
 
-/// Fits corrections of every rank up to `max_rank` to the residual `W − Ŵ` [m, n]. `row_steps` `[m]` are the factors of the steps
-/// by row.
+/// Fits corrections of every rank up to `max_rank` to the residual `W − Ŵ` [m, n]. `row_steps` `[m]` are the row
+/// factors of the steps.
 ///
 /// # Errors
 /// [`CodecError::Shape`], [`CodecError::NotFinite`], [`CodecError::NoConvergence`].
@@ -270,7 +270,8 @@ fn leading(columns: &[f64], length: usize, rank: usize) -> Vec<f32> {
 /// Left vectors, singular values, right vectors. Vectors are the columns of column-major matrices.
 type Decomposition = (Vec<f64>, Vec<f64>, Vec<f64>);
 
-/// Singular value decomposition of a column-major matrix. Sequential, so that the bits are those of one thread.
+/// Singular value decomposition of a column-major matrix. Sequential, so that the bits do not depend on the number of
+/// threads.
 fn thin_svd(matrix: &[f64], rows: usize, cols: usize) -> Result<Decomposition, CodecError> {
     let size = rows.min(cols);
     let (mut u, mut v) = (vec![0.0; rows * size], vec![0.0; cols * size]);

@@ -1,10 +1,11 @@
 //! Finds the step that meets a budget of bits per weight.
 //!
 //! A probe quantizes a fixed sample of rows with error feedback along their columns (feedback between rows hardly changes the
-//! rate) and computes the entropy of the indices in the contexts of the entropy coder. The entropy of a sample is below that of
-//! the whole by about `(support − 1) / (2 ln 2)` bits per context (Miller and Madow 1955); this is added. A probe counts
-//! indices only. Tables, logarithms and headers are counted by [`crate::layer`], which scales all steps of a layer by the same
-//! power of two if the file misses the budget (at high rate, a factor of `2^x` saves x bits per weight).
+//! rate) and computes the entropy of the indices in the contexts of the entropy coder. The entropy of a sample is below
+//! that of the whole tensor by about `(support − 1) / (2 ln 2)` bits per context (Miller and Madow 1955); the probe
+//! adds this difference. It counts indices only. Tables, logarithms and headers are counted by [`crate::layer`], which
+//! scales all steps of a layer by the same power of two if the file misses the budget (at high rate, a factor of `2^x`
+//! saves x bits per weight).
 
 use crate::contexts::{Histogram, row_log2_eighths};
 use crate::error::{CodecError, check_finite, check_len, check_matrix};
@@ -211,7 +212,7 @@ pub fn choose_step(
     Ok(best.expect("at least one probe was made"))
 }
 
-/// A secant search, with bisection as a fallback, for the root of a falling function whose slope is about −1.
+/// A secant search, with bisection as a fallback, for the root of a decreasing function whose slope is about −1.
 struct Search {
     /// The next point.
     log: f64,
@@ -235,22 +236,24 @@ impl Search {
 
     /// Takes the excess (bits over the target) at `self.log` and moves on; false if the next point is the same.
     fn advance(&mut self, excess: f64) -> bool {
-        let here = self.log;
+        let current = self.log;
         if excess > 0.0 {
-            self.above = here
+            self.above = current
         } else {
-            self.below = here
+            self.below = current
         }
         let slope = match self.last {
-            Some((log, old)) if log != here => ((excess - old) / (here - log)).clamp(-1.5, -0.2),
+            Some((log, old)) if log != current => {
+                ((excess - old) / (current - log)).clamp(-1.5, -0.2)
+            }
             _ => -1.0,
         };
-        let mut next = here - excess / slope;
+        let mut next = current - excess / slope;
         if next <= self.above || next >= self.below {
             next = 0.5 * (self.above + self.below);
         }
-        self.last = Some((here, excess));
+        self.last = Some((current, excess));
         self.log = next;
-        (next - here).abs() > 1e-6
+        (next - current).abs() > 1e-6
     }
 }

@@ -1,9 +1,9 @@
 //! From indices back to weights, by exactly specified arithmetic.
 //!
-//! For row i and column j, `acc = f32(level_ij) ·f32 s_ij` with the level of [`crate::trellis`] and the step of
-//! [`crate::steps`]. With an overlay of rank R, `acc = fma(u_ir, v_rj, acc)` for r = 0, 1, …, R−1; each fused multiply-add is
-//! rounded once to f32 (nearest even). The weight is `acc` rounded to bfloat16, nearest even. There is no other operation, so
-//! any implementation on any processor gives the same bits.
+//! For row i and column j, `acc = f32(level_ij) · s_ij`, one f32 multiplication, with the level of [`crate::trellis`]
+//! and the step of [`crate::steps`]. With an overlay of rank R, `acc = fma(u_ir, v_rj, acc)` for r = 0, 1, …, R−1; each
+//! fused multiply-add is rounded once to f32 (nearest even). The weight is `acc` rounded to bfloat16, nearest even.
+//! There is no other operation, so any implementation on any processor gives the same bits.
 
 use crate::bf16;
 use crate::code::TensorCode;

@@ -34,7 +34,7 @@ const MIDPOINTS: [f64; 8] = [
     1.9152065613971474,
 ];
 
-/// No column has a step below this fraction of the median column's, so that 8 bits reach all columns that matter.
+/// No column has a step below this fraction of the median column's, so that 8 bits cover all columns that matter.
 const FINEST: f32 = 1.0 / 4096.0;
 
 /// Levels beyond this resolve a column more finely than bfloat16 represents its largest weight and most of the others.
@@ -66,7 +66,7 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// From the tensor step and the logarithms of columns and rows.
+    /// Computes the steps from the tensor step and the logarithms of columns and rows.
     pub fn new(step: f32, column_log2_eighths: &[u8], row_step_log2_eighths: &[u8]) -> Self {
         Steps {
             columns: column_log2_eighths
@@ -127,8 +127,8 @@ pub fn step_log2_eighths(inv_diag: &[f32]) -> Result<(Vec<u8>, f32), CodecError>
 /// Raises the logarithms of columns whose largest weight in `w` [rows, cols], in units of its row's factor, would have a level
 /// beyond 16384 at the tensor step `step`.
 ///
-/// Channels with massive activations (Sun et al. 2024) call for steps far finer than the precision of bfloat16; without a
-/// bound their levels would saturate.
+/// For channels with massive activations (Sun et al. 2024), the steps would be far finer than the precision of
+/// bfloat16; without a bound their levels would saturate.
 pub fn bound_levels(
     w: &[f32],
     step: f32,

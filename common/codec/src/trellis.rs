@@ -2,9 +2,9 @@
 //!
 //! The levels of a column are integers: `weight ≈ level · step`. An index q stands for the level `2q + b`, where the bit b
 //! follows from the indices above it in the same column. Adjacent levels are therefore half as far apart as the entropy of
-//! the indices suggests: at equal entropy the mean square error is 1.2 dB lower than that of rounding, of the 1.53 dB that
-//! any quantizer can gain at high rate (entropy-coded trellis quantization: Fischer and Wang 1992; Marcellin 1994; the same
-//! idea is dependent quantization in VVC, Schwarz et al. 2019).
+//! the indices suggests: at equal entropy the mean square error is 1.2 dB lower than that of rounding; no quantizer can
+//! gain more than 1.53 dB at high rate (entropy-coded trellis quantization: Fischer and Wang 1992; Marcellin 1994; the
+//! same idea is dependent quantization in VVC, Schwarz et al. 2019).
 //!
 //! # The code
 //! Rows are cut into blocks of 256. Every column has a state h of 6 bits, which is 0 before the first row of a block. In each
@@ -14,20 +14,20 @@
 //! u     = p ^ h[1] ^ h[3] ^ h[4] ^ h[5]
 //! h     = (2h + u) mod 64
 //! ```
-//! A row whose row logarithm is 0 has level 0 everywhere and leaves the states unchanged. (This is a convolutional code of 64
-//! states in the form in which the state is the last six input bits. Of all such codes it has the lowest mean square error in
-//! blocks of 256, together with its mirror image, see `examples/examples/trellis_codes.rs`. Its parity check polynomials are
-//! 165 and 42 in octal, where Ungerboeck (1982) has 103 and 024 for amplitude modulation.)
+//! A row whose row logarithm is 0 has level 0 everywhere and leaves the states unchanged. (This is a convolutional code
+//! of 64 states, written so that the state is the last six input bits. Of all such codes it has the lowest mean square
+//! error in blocks of 256, together with its mirror image; see `examples/examples/trellis_codes.rs`. Its parity check
+//! polynomials are 165 and 42 in octal, where Ungerboeck (1982) has 103 and 024 for amplitude modulation.)
 //!
 //! # Choosing the indices
 //! `BlockSearch::quantize` finds the indices of least squared error in a block of one column with Viterbi's algorithm: a
 //! path cost for each of the 64 states, two candidates each, one decision bit per row and state.
 //!
-//! `BlockSearch::quantize_coupled` is the search for the case that the errors of a row enter the targets of the rows below
-//! it ([`crate::factor`]): the module `coupled`.
+//! `BlockSearch::quantize_coupled` is the search for the case in which the errors of a row enter the targets of the
+//! rows below it ([`crate::factor`]); see the module `coupled`.
 //!
-//! Safety: each vector form is guarded by a check that the processor has its instruction set. Loads and stores access arrays
-//! or slices of the length of a vector.
+//! Safety: each vectorized implementation is guarded by a check that the processor has its instruction set. Loads and
+//! stores access arrays or slices that have the length of a vector.
 #![allow(unsafe_code)]
 
 mod coupled;
@@ -66,7 +66,8 @@ const fn level_parity(state: u16) -> u16 {
     (state ^ state >> 4) & 1
 }
 
-/// What is added to the lowest bit of an index to give the next input bit. Only the lowest bit of the result has a meaning.
+/// The term that is added to the lowest bit of an index to give the next input bit. Only the lowest bit of the result
+/// is meaningful.
 #[inline(always)]
 const fn input_parity(state: u16) -> u16 {
     state >> 1 ^ state >> 3 ^ state >> 4 ^ state >> 5
@@ -111,7 +112,7 @@ pub fn levels(q: &[i16], cols: usize, row_log2_eighths: &[u8]) -> Vec<i32> {
 
 /// Searches for the best indices of a block of one column; holds the result and the scratch memory of the search.
 pub(crate) struct BlockSearch {
-    /// `[rows]` bit `i + 32·u`: does the survivor path to the state 2i + u come from i + 32 (instead of i)?
+    /// `[rows]` bit `i + 32·u` is set if the survivor path to the state 2i + u comes from i + 32 (instead of i).
     decisions: [u64; BLOCK_ROWS],
     /// `[rows]` chosen indices.
     pub(crate) indices: [i16; BLOCK_ROWS],
@@ -130,8 +131,8 @@ impl BlockSearch {
         })
     }
 
-    /// Finds indices and levels for the first `rows` of `values`, in units of the step. The results of other rows have no
-    /// meaning.
+    /// Finds indices and levels for the first `rows` of `values`, in units of the step. The results of other rows are
+    /// meaningless.
     #[inline(always)]
     pub(crate) fn quantize(&mut self, values: &[f32; BLOCK_ROWS], rows: usize) {
         let values = values.map(|value| value.clamp(-LARGEST_VALUE, LARGEST_VALUE));
@@ -139,7 +140,7 @@ impl BlockSearch {
         self.trace_back(&values, rows, last);
     }
 
-    /// As [`BlockSearch::quantize`], where the error `value − level` of a row enters the values of the rows below it.
+    /// Like [`BlockSearch::quantize`], but the error `value − level` of a row enters the values of the rows below it.
     #[inline(always)]
     pub(crate) fn quantize_coupled(
         &mut self,

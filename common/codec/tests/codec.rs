@@ -428,7 +428,7 @@ fn difficult_layers_are_quantized_within_the_error_that_their_bits_allow() {
         let values = values(&code);
         assert!(values.iter().all(|value| value.is_finite()), "{name}");
         let error = output_error::relative_output_error(&w, &values, m, n, &h).expect("error");
-        // Six bits leave 2^-12 of the energy of white weights; with few weights the step may be coarser.
+        // At six bits, 2^-12 of the energy of white weights remains as error; with few weights the step may be coarser.
         assert!(error < 0.004 || m * n <= n.max(m), "{name}: {error}");
     }
 }

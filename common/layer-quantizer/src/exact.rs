@@ -1,6 +1,6 @@
 //! The exact tensors of a layer: norms, biases, routers.
 //!
-//! Reads them as they are in the source. Values are never converted.
+//! They are read from the source unchanged: values are never converted.
 
 use uc_model::LayerPlan;
 use uc_pack::{ExactDecl, ExactDtype, ExactTensor};

@@ -1,4 +1,4 @@
-//! The factors that error feedback needs, made from statistics on disk.
+//! The factors that error feedback needs, computed from statistics on disk.
 //!
 //! Second moments are shrunk, damped and factored here. The mathematics is in `uc_codec::factor`; which factors stay in
 //! memory is decided by `uc_codec::factor_cache`.

@@ -1,4 +1,4 @@
-//! Everything that quantizing a layer starts from: its plan, weights, second moments, factors and allocated bits.
+//! The inputs to the quantization of a layer: its plan, weights, second moments, factors and allocated bits.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -1,12 +1,12 @@
 //! The quantizer of a layer: from its weights and statistics to coded linears that fit its byte budget.
 //!
 //! Owns what the stages `quantize`, `overlay-fit` and `pack-writer` share: the inputs of a layer ([`LayerInputs`]), the
-//! passes over it within the budget ([`LayerInputs::quantize`]), its coded linears while they are made ([`SpilledCodes`])
-//! and as a checkpoint ([`CodesCheckpoint`]), and its exact tensors ([`exact_tensors`]). The mathematics is in `uc_codec`,
-//! the file format in `uc_pack`. A layer with experts may hold more weights than fit in memory: one linear is in memory at
-//! a time, the others stay on disk.
+//! passes over it within the budget ([`LayerInputs::quantize`]), its coded linears during the passes ([`SpilledCodes`])
+//! and in a checkpoint ([`CodesCheckpoint`]), and its exact tensors ([`exact_tensors`]). The mathematics is in
+//! `uc_codec`, the file format in `uc_pack`. A layer with experts may hold more weights than fit in memory: one linear
+//! is in memory at a time, the others stay on disk.
 //!
-//! # How one linear travels
+//! # Data flow of one linear
 //!
 //! ```text
 //!    weights           statistics            sensitivity         allocation       inputs of the job, on disk
@@ -40,9 +40,9 @@
 //! ```
 //!
 //! `quantize` makes the passes without overlays and writes `codes`. `overlay-fit` reads `codes`, makes the passes again with
-//! overlays, and writes `overlay`: the linears of its best pass if their output error is smaller or the rank is fixed by the
-//! settings, else nothing. Every pass reads the weights again and makes the factors that are not in the cache. Output
-//! factors are never cached, since each is used once per pass.
+//! overlays, and writes `overlay`: the linears of its best pass if their output error is smaller or the rank is fixed
+//! by the settings, otherwise nothing. Every pass rereads the weights and recomputes the factors that are not in the
+//! cache. Output factors are never cached, since each is used once per pass.
 
 mod exact;
 mod factors;
@@ -56,5 +56,6 @@ pub use inputs::LayerInputs;
 pub use quantization::classify;
 pub use spilled_codes::{CodesCheckpoint, SpilledCodes};
 
-/// Version of the stages `quantize` and `overlay-fit`. Raised whenever the same inputs give other codes.
+/// Version of the stages `quantize` and `overlay-fit`. Raised whenever a change makes the same inputs give different
+/// codes.
 pub const QUANTIZER_VERSION: u32 = 9;

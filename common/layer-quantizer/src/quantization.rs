@@ -1,7 +1,7 @@
 //! Quantization of a whole layer within its byte budget.
 //!
-//! `uc_codec::layer::quantize` runs the passes and scales the steps between them. This module provides what a pass needs:
-//! weights from disk, a place for the coded linears, and the size of the layer file that they make.
+//! `uc_codec::layer::quantize` runs the passes and scales the steps between them. This module provides what a pass
+//! needs: weights from disk, storage for the coded linears, and the size of the resulting layer file.
 
 use anyhow::Context;
 use uc_codec::layer::{self, CodedLinear, LayerIo};
@@ -15,9 +15,9 @@ use crate::inputs::LayerInputs;
 use crate::spilled_codes::SpilledCodes;
 
 impl LayerInputs {
-    /// Quantizes the layer so that its file takes no more than the bits allocated to its linears, and nearly all of them.
-    /// `fit_overlay(i, w, code)` may add an overlay to linear `i`, whose weights are `w`. Returns the linears and the bits
-    /// of the file.
+    /// Quantizes the layer so that its file uses nearly all of the bits allocated to its linears, but no more.
+    /// `fit_overlay(i, w, code)` may add an overlay to linear `i`, whose weights are `w`. Returns the linears and the
+    /// bits of the file.
     ///
     /// # Errors
     /// Those of [`layer::quantize`] and of `fit_overlay`.

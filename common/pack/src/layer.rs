@@ -25,7 +25,7 @@ mod writer;
 use header::Header;
 pub use writer::{LayerCoder, Linears, encode_layer};
 
-/// Bytes of a layer file that are read first, in the expectation that the header is no longer.
+/// Number of bytes of a layer file that are read first; the header is usually no longer than this.
 const FIRST_READ: u64 = 1 << 20;
 
 /// Linears that read the same input.
@@ -37,7 +37,7 @@ pub struct ColumnGroup {
     pub column_log2_eighths: Vec<u8>,
 }
 
-/// What the file's header says of a linear.
+/// The part of a linear's header that callers need.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LinearHeader {
     /// Name relative to the layer's prefix.
@@ -260,8 +260,8 @@ impl LayerFile {
     }
 }
 
-/// Reads and parses the header. Its length is not known in advance, so longer and longer prefixes of the file are parsed
-/// until one holds the whole header.
+/// Reads and parses the header. Its length is not known in advance, so increasingly long prefixes of the file are
+/// parsed until one holds the whole header.
 fn read_header(bytes: &LayerBytes, origin: &str) -> Result<Header, PackError> {
     let mut prefix = FIRST_READ.min(bytes.len());
     loop {

@@ -1,7 +1,7 @@
 //! The pack format: a compressed model in which every weight can be re-derived and every byte can be checked.
 //!
 //! This crate owns the format, its writer, its reader and its verification. It creates no file (it returns bytes or
-//! writes to a sink that the caller provides), starts no process, and depends on no other crate of the workspace than
+//! writes to a sink that the caller provides), starts no process, and depends on no crate of the workspace except
 //! `uc-codec`, so that an auditor can read all of it. `docs/pack-format.md` specifies the same layout, and also the
 //! entropy coder and the arithmetic of the reconstruction.
 //!

@@ -293,7 +293,7 @@ impl Manifest {
         }
     }
 
-    /// Every inconsistency that the manifest alone shows: in names, order, shapes and totals.
+    /// Every inconsistency that can be found from the manifest alone: in names, order, shapes and totals.
     pub fn inconsistencies(&self, origin: &str) -> Vec<PackError> {
         let mut errors = Vec::new();
         let mut check = |result: Result<(), PackError>| errors.extend(result.err());

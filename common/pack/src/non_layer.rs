@@ -57,7 +57,7 @@ fn layout(header: u64, decls: &[ExactDecl], origin: &str) -> Result<(Vec<u64>, u
     Ok((starts, end))
 }
 
-/// Passes bytes on and rejects more of them than the descriptor declares.
+/// Forwards bytes, and rejects any beyond the number that the descriptor declares.
 struct BoundedWriter<'a, W> {
     out: &'a mut W,
     remaining: u64,

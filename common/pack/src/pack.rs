@@ -1,8 +1,8 @@
 //! A pack as a folder: the manifest, and the files that it names, which are opened on demand.
 //!
 //! Owns [`Pack`], the comparison of a binary file with its manifest entry, and the measurement of manifest entries. An entry
-//! is measured on the file as written, so that the recorded digests are those of what a reader gets, not of what the
-//! compressor had in memory. This module never writes.
+//! is measured on the file as written, so that the recorded digests cover what a reader gets, not what the compressor
+//! had in memory. This module never writes.
 
 use std::path::{Path, PathBuf};
 
@@ -42,7 +42,8 @@ impl Pack {
         &self.manifest
     }
 
-    /// SHA-256 of manifest.json. Since the manifest holds the digest of every other file, it identifies the whole pack.
+    /// SHA-256 of manifest.json. Since the manifest holds the digest of every other file, this digest identifies the
+    /// whole pack.
     pub fn fingerprint(&self) -> Digest {
         self.fingerprint
     }

@@ -31,7 +31,7 @@ pub struct Progress {
 pub enum Severity {
     /// The pack differs from its manifest.
     Error,
-    /// Everything that the manifest names is intact, but something deserves a look.
+    /// Everything that the manifest names is intact, but something deserves attention.
     Warning,
 }
 
@@ -105,7 +105,7 @@ pub struct VerifyReport {
 }
 
 impl VerifyReport {
-    /// A report that has nothing checked and does not pass.
+    /// The initial report: nothing has been checked, and the outcome is a failure.
     fn empty() -> Self {
         Self {
             pack_version: None,

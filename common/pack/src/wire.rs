@@ -1,7 +1,7 @@
 //! Reading and writing the primitive fields of the binary files, with every bound checked.
 //!
-//! Owns the cursor over untrusted bytes, the rules for names, and alignment with its zero padding. It never allocates by a
-//! length field before it has compared the length with the bytes that are available.
+//! Owns the cursor over untrusted bytes, the rules for names, and alignment with its zero padding. It never allocates
+//! memory for a length field before it has compared the length with the number of bytes available.
 
 use crate::error::{PackError, invalid};
 

@@ -11,7 +11,7 @@ impl Settings {
     /// Checks that every value is allowed.
     ///
     /// # Errors
-    /// The first value that is not.
+    /// If a value is not allowed; the error describes the first one.
     pub fn validate(&self) -> Result<(), SettingError> {
         let tree = self.to_json();
         for section in Self::DESCRIPTION {
@@ -26,7 +26,7 @@ impl Settings {
     /// Sets `section.field` from text as given on a command line: a TOML scalar, or a string without quotes.
     ///
     /// # Errors
-    /// For an unknown key, a value of another type or one that is not allowed; then nothing is changed.
+    /// For an unknown key, a value of the wrong type or one that is not allowed. The settings are then unchanged.
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), SettingError> {
         let refuse = |expected: String| SettingError {
             key: key.into(),

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-/// A setting with an unknown name, a value of another type, or a value that is not allowed.
+/// A setting with an unknown name, a value of the wrong type, or a value that is not allowed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("setting `{key}`: found {found}, expected {expected}")]
 pub struct SettingError {
@@ -36,16 +36,16 @@ pub struct Field {
     pub doc: &'static str,
     /// The values it may have.
     pub allowed: Allowed,
-    /// Another value than the default.
+    /// An allowed value other than the default.
     pub example: &'static str,
 }
 
 /// The values that a setting may have, beyond what its type says.
 #[derive(Debug, Clone, Copy)]
 pub enum Allowed {
-    /// Every value of the type, described in words.
+    /// Any value of the type, which the text describes.
     Any(&'static str),
-    /// Numbers from the first to the second.
+    /// Numbers from the first bound to the second, inclusive.
     Range(f64, f64),
     /// Multiples of a number in a range.
     MultipleInRange {
@@ -56,9 +56,9 @@ pub enum Allowed {
         /// The largest value.
         high: f64,
     },
-    /// `auto`, or numbers from the first to the second.
+    /// `auto`, or numbers from the first bound to the second, inclusive.
     AutoOrRange(f64, f64),
-    /// One of these texts; each with its meaning.
+    /// One of these names; each is paired with its meaning.
     Choice(&'static [(&'static str, &'static str)]),
     /// `OWNER/NAME`, `OWNER/NAME@BRANCH` or nothing.
     Repository,

@@ -1,8 +1,8 @@
-//! The settings of a run: what determines a pack and its evaluation, and where the pack goes.
+//! The settings of a run: what determines a pack and its evaluation, and where the pack is uploaded.
 //!
-//! Every setting is declared once, in the module `declaration`: its type, default, allowed values, meaning and
-//! example. The declaration makes the struct, its validation, the `[settings.*]` tables of `pipeline.toml` and the
-//! reference page `docs/settings.md`. A new setting needs its declaration and the code that uses it, nothing else.
+//! Every setting is declared once, in the module `declaration`: its type, default, allowed values, meaning and example.
+//! The struct, its validation, the `[settings.*]` tables of `pipeline.toml` and the reference page `docs/settings.md` are
+//! generated from the declaration. A new setting requires only its declaration and the code that uses it.
 //!
 //! Sections are named in `pipeline.toml` (`[settings.quantize]`) and on the command line (`--set quantize.bpw=4.5`). Each
 //! stage lists the sections that determine its output; their fields enter the key of its receipts. This crate reads no

@@ -1,4 +1,4 @@
-//! The settings as text for people: the tables of `pipeline.toml` and the page `docs/settings.md`.
+//! The settings as documentation: the tables of `pipeline.toml` and the page `docs/settings.md`.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::declaration::Settings;
 use crate::field::{Allowed, Field};
 
-/// Columns of a comment in `pipeline.toml`.
+/// Maximum width of a comment line in `pipeline.toml`.
 const COLUMNS: usize = 118;
 
 /// The `[settings.*]` tables of `pipeline.toml`: every setting at its default, with its meaning above it.
@@ -71,7 +71,7 @@ pub fn reference_page() -> String {
 fn comment_field(text: &mut String, field: &Field) {
     let doc = field.doc.trim();
     match field.allowed {
-        // The type of the default shows them.
+        // The default value already shows the type.
         Allowed::Any(_) => comment(text, doc),
         Allowed::Choice(values) => {
             comment(text, doc);
@@ -93,7 +93,7 @@ fn comment_field(text: &mut String, field: &Field) {
     }
 }
 
-/// The meaning of a setting, and of each of its values if it has a few, for the cell of a table.
+/// The meaning of a setting, and of each of its named values if it has any, for a table cell.
 fn meaning(field: &Field) -> String {
     let mut text = field.doc.trim().to_owned();
     if let Allowed::Choice(values) = field.allowed {
@@ -104,7 +104,7 @@ fn meaning(field: &Field) -> String {
     text
 }
 
-/// An argument as a shell needs it.
+/// An argument, quoted for the shell if it contains a space.
 fn quoted(argument: &str) -> String {
     if argument.contains(' ') {
         format!("\"{argument}\"")

@@ -1,9 +1,9 @@
-//! The macro that turns the declaration of the sections into structs and into their description.
+//! The macro that generates structs and their description from the declaration of the sections.
 
 /// Declares all sections of the settings.
 ///
-/// For each section it defines a struct with the declared fields and defaults, and for all sections together `Settings`,
-/// with [`Section`](crate::field::Section)s that describe every field.
+/// It defines a struct with the declared fields and defaults for each section, and `Settings`, which contains all
+/// sections and describes every field in [`Section`](crate::field::Section)s.
 macro_rules! sections {
     ($(
         $(#[doc = $section_doc:literal])+
@@ -66,7 +66,7 @@ macro_rules! sections {
                 }
             ),+];
 
-            /// The settings that determine the pack and its evaluation; the other sections have their defaults.
+            /// The settings that determine the pack and its evaluation; the other sections are reset to their defaults.
             pub fn determining(&self) -> Self {
                 let mut settings = self.clone();
                 $(

@@ -1,6 +1,6 @@
-//! The texts that are generated from the declaration of the settings stand in the repository as they are generated.
+//! Checks that the texts generated from the declaration of the settings are up to date in the repository.
 //!
-//! `UPDATE_SETTINGS=1 cargo test -p uc-settings --test generated_text` writes them again.
+//! `UPDATE_SETTINGS=1 cargo test -p uc-settings --test generated_text` regenerates them.
 #![allow(clippy::disallowed_methods)] // a test that rewrites its expected files on request
 
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// Compares a file with what it should be, or writes it if that is asked for.
+/// Compares a file with its expected content. With `UPDATE_SETTINGS` set, rewrites it instead.
 fn check(path: &Path, expected: &str) {
     let actual = std::fs::read_to_string(path).unwrap_or_default();
     if actual == expected {
@@ -20,7 +20,7 @@ fn check(path: &Path, expected: &str) {
     }
     panic!(
         "{} differs from the declaration of the settings; \
-         UPDATE_SETTINGS=1 cargo test -p uc-settings --test generated_text writes it again",
+         UPDATE_SETTINGS=1 cargo test -p uc-settings --test generated_text regenerates it",
         path.display()
     );
 }

@@ -4,8 +4,8 @@
 //! variants compute the same bits as long as every operation in the kernel is an IEEE operation on its own element, every
 //! sum has a fixed order, and fused multiply-adds are written as `f32::mul_add`.
 //!
-//! Safety: the only unsafe operation is the call of a function compiled for an instruction set. Every such call is guarded
-//! by a check that the processor has exactly that set.
+//! Safety: the only unsafe operation is the call of a function compiled for an instruction set. Every such call is
+//! guarded by a check that the processor supports that set.
 #![allow(unsafe_code)]
 
 /// A loop to be compiled for several instruction sets. `run`, and the functions that it calls, should be

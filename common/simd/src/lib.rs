@@ -3,8 +3,9 @@
 //! - [`Kernel`] and [`dispatch()`] compile a safe loop once per instruction set and select one at run time.
 //! - [`MatrixView`], [`multiply`] and [`multiply_add`] are a checked, safe interface to the `gemm` crate.
 //!
-//! Results are the same bits for any number of threads and, for kernels that keep to the rules of [`Kernel`], on any
-//! processor. This crate never starts a thread, uses no other crate of the workspace and knows nothing of models or codecs.
+//! Results are bit-identical for any number of threads and, for kernels that follow the rules stated in `dispatch.rs`,
+//! on any processor. This crate never starts a thread, uses no other crate of the workspace and knows nothing of models
+//! or codecs.
 
 mod dispatch;
 mod product;

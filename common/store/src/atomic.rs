@@ -113,8 +113,8 @@ impl Drop for AtomicFile {
 ///
 /// Unlike an [`AtomicFile`], it keeps its data when it is dropped, so that the next attempt resumes. The data on disk is
 /// not trusted: the caller reads it again ([`GrowingFile::read`]) and checks the digest of the whole file before
-/// [`GrowingFile::commit`]. The tag identifies the version of the target and is part of the scratch file's name, so that
-/// different versions have different scratch files.
+/// calling [`GrowingFile::commit`]. The tag identifies the version of the target and is part of the scratch file's
+/// name, so that different versions have different scratch files.
 #[derive(Debug)]
 pub struct GrowingFile {
     target: Utf8PathBuf,
@@ -331,7 +331,7 @@ pub fn open_log(path: &Utf8Path) -> Result<File, StoreError> {
         .map_err(StoreError::io("open", path))
 }
 
-/// Opens a lock file for reading and writing, and keeps what its holder wrote.
+/// Opens a lock file for reading and writing, without truncating what its holder wrote.
 pub(crate) fn open_lock(path: &Utf8Path) -> Result<File, StoreError> {
     if let Some(folder) = path.parent() {
         create_dir_all(folder)?;

@@ -15,7 +15,7 @@ pub enum StoreError {
         action: &'static str,
         /// The file.
         path: Utf8PathBuf,
-        /// The error of the system.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// A file does not have the format of its kind.
@@ -25,9 +25,9 @@ pub enum StoreError {
         path: Utf8PathBuf,
         /// The kind of file.
         what: &'static str,
-        /// What is there.
+        /// What was found.
         found: String,
-        /// What should be there.
+        /// What was expected.
         expected: String,
     },
     /// A file was written by a newer program.

@@ -262,7 +262,7 @@ impl FramedFile {
     }
 }
 
-/// Decompresses at most `limit` bytes, and one more if there are more, so that the caller notices.
+/// Decompresses at most `limit` bytes, or `limit + 1` if there are more, so that the caller can detect the excess.
 fn decompress(body: &[u8], limit: u64) -> std::io::Result<Vec<u8>> {
     let mut plain = Vec::new();
     zstd::Decoder::new(body)?

@@ -8,9 +8,9 @@
 //! | [`atomic`] | the creation of files |
 //! | [`sha`], [`framed`], [`tensors`], [`stream`] | digests, typed binary files, tensor files, batches of a tensor file |
 //! | [`spill`] | temporary data on disk |
-//! | [`plan`], [`run`], [`source`] | what a run consists of, and where it is |
-//! | [`receipt`], [`freshness`] | what is done, and what is stale for which reason |
-//! | [`events`], [`stage`] | the protocol between driver and stage, and its side in the stage |
+//! | [`plan`], [`run`], [`source`] | what a run consists of, and where its files are |
+//! | [`receipt`], [`freshness`] | which jobs are done, which are stale, and why |
+//! | [`events`], [`stage`] | the protocol between driver and stage, and its implementation in a stage |
 //! | [`model_summary`] | what shard-loader reports about a model, for the forecast |
 //! | [`exit`], [`error`], [`logging`], [`resources`] | exit codes, errors, logs, memory and CPUs |
 

@@ -1,7 +1,8 @@
-//! What `shard-loader describe` says of a model: its sizes, derived from `config.json` and, if there is one, its index.
+//! The output of `shard-loader describe`: the sizes of a model, derived from `config.json` and, if there is one, its
+//! index.
 //!
-//! The one wire type that the stage program writes and the driver's forecast reads. Holds counts and shapes only: no weight
-//! is behind any of it.
+//! The stage program writes this type and the driver's forecast reads it. It holds counts and shapes only, which are
+//! determined without reading a weight.
 
 use std::collections::BTreeMap;
 
@@ -22,27 +23,27 @@ pub struct ModelSummary {
     pub vocab: usize,
     /// Whether the head is the embedding matrix.
     pub tied_head: bool,
-    /// Linears of all layers.
+    /// Number of linears in all layers.
     pub linears: usize,
-    /// Exact tensors of all layers.
+    /// Number of exact tensors in all layers.
     pub exact: usize,
-    /// Tensors outside the layers.
+    /// Number of tensors outside the layers.
     pub non_layer_tensors: usize,
-    /// Tensors of the source's files.
+    /// Number of tensors in the source's files.
     pub source_tensors: usize,
-    /// Parameters of the linears.
+    /// Number of parameters of the linears.
     pub linear_parameters: u64,
-    /// Parameters of the layers' exact tensors.
+    /// Number of parameters of the layers' exact tensors.
     pub exact_parameters: u64,
-    /// Parameters outside the layers.
+    /// Number of parameters outside the layers.
     pub non_layer_parameters: u64,
-    /// All parameters.
+    /// Number of all parameters.
     pub total_parameters: u64,
     /// Layers grouped by structure, in the order of the first layer of each group.
     pub layer_groups: Vec<LayerGroup>,
     /// What the index says, if one was given.
     pub index: Option<IndexSummary>,
-    /// Shape of every tensor of the source's files, if it was asked for.
+    /// Shape of every tensor in the source's files, if requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tensors: Option<BTreeMap<String, Vec<usize>>>,
 }
@@ -52,15 +53,15 @@ pub struct ModelSummary {
 pub struct LayerGroup {
     /// Their indices.
     pub layers: Vec<u32>,
-    /// Experts of a layer; 0 without a mixture.
+    /// Number of experts of a layer; 0 for a layer without a mixture of experts.
     pub experts: usize,
-    /// Experts that a token is routed to.
+    /// Number of experts that a token is routed to.
     pub experts_per_token: usize,
     /// The linears of one layer.
     pub linears: Vec<LinearGroup>,
     /// Number of exact tensors of one layer.
     pub exact: usize,
-    /// Their parameters.
+    /// Number of parameters of these exact tensors.
     pub exact_parameters: u64,
     /// The inputs of the linears.
     pub inputs: Vec<InputGroup>,
@@ -79,7 +80,7 @@ pub struct LinearGroup {
     pub cols: usize,
     /// Number of linears.
     pub count: usize,
-    /// Whether only the tokens routed to the expert reach it.
+    /// Whether it gets only the tokens routed to its expert.
     pub routed: bool,
 }
 
@@ -90,7 +91,7 @@ pub struct InputGroup {
     pub width: usize,
     /// Number of inputs.
     pub count: usize,
-    /// Whether only the tokens routed to the expert reach it.
+    /// Whether it gets only the tokens routed to its expert.
     pub routed: bool,
 }
 
@@ -101,15 +102,15 @@ pub struct IndexSummary {
     pub tensors: usize,
     /// Number of shards that it lists.
     pub shards: usize,
-    /// Layers whose tensors lie in more than one shard.
+    /// Number of layers whose tensors are spread over more than one shard.
     pub spanning_layers: usize,
-    /// Bytes of all tensors, if it says so.
+    /// Total bytes of all tensors, if the index states it.
     pub total_size: Option<u64>,
     /// Planned tensors that it lacks.
     pub missing: Vec<PlannedTensor>,
-    /// Tensors that are not planned.
+    /// Listed tensors that are not planned.
     pub left_over: Vec<String>,
-    /// Tensors that are not planned and are safe to ignore.
+    /// Listed tensors that are not planned but are safe to ignore.
     pub tolerated: Vec<String>,
 }
 

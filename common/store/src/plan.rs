@@ -83,7 +83,7 @@ pub struct StagePlan {
     pub memory: u64,
     /// How many layers it may be ahead of the slowest reader of its temporary outputs.
     pub max_lead: Option<u32>,
-    /// Whether it runs only on request, by its name or because its output is needed.
+    /// Whether it runs only on request: when it is named, or when its output is needed.
     pub optional: bool,
     /// How often a job that crashed or hung is restarted.
     pub retries: u32,
@@ -128,12 +128,12 @@ impl StagePlan {
 }
 
 impl Plan {
-    /// The stage of a name.
+    /// The stage with this name.
     pub fn stage(&self, name: &str) -> Option<&StagePlan> {
         self.stages.iter().find(|stage| stage.name == name)
     }
 
-    /// Makes the optional stages run that an artifact needs: those that write it, and those that write their inputs.
+    /// Enables the optional stages that an artifact needs: those that write it, and those that write their inputs.
     /// Returns whether a stage writes the artifact.
     pub fn ask_for(&mut self, artifact: &str) -> bool {
         let mut wanted = vec![artifact.to_owned()];

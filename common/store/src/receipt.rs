@@ -1,7 +1,7 @@
 //! Receipts: what determined the output of a job, and what the output was.
 //!
 //! A receipt is published after the outputs that it records. Its key consists of named fields, so that a stale job can say
-//! which of them changed. It holds no time, so that equal work leaves equal receipts.
+//! which of them changed. It holds no time, so that equal work produces equal receipts.
 
 use std::collections::BTreeMap;
 

@@ -1,11 +1,11 @@
 //! The run directory: where the files of a run are, and which process may work on them.
 //!
 //! ```text
-//! run.json            the plan, with a seal over its text
+//! run.json            the plan, ending with a seal: the SHA-256 of its text
 //! lock                held by the driver
 //! locks/<stage>.lock  held by a stage process
 //! receipts/<stage>/<NNN|run>.receipt, .metrics.json
-//! layers/, hidden/, pack/, eval/, …   the artifacts, by the plan's templates
+//! layers/, hidden/, pack/, eval/, …   the artifacts, at the paths of the plan's templates
 //! scratch/<stage>/<NNN|run>/          partial state of a job
 //! logs/<stage>.log, events.jsonl
 //! ```
@@ -25,7 +25,7 @@ use crate::sha::{Sha256Digest, hash_bytes};
 const SEAL: (&str, &str) = (",\n  \"seal\": \"", "\"\n}\n");
 /// Number of digits of the digest.
 const SEAL_DIGITS: usize = 64;
-/// How long to wait for a lock: a query of the state of a run holds it for a moment.
+/// How long to wait for a lock: a query of the state of a run holds it briefly.
 const LOCK_PATIENCE: Duration = Duration::from_millis(200);
 
 /// A run directory.
@@ -61,7 +61,7 @@ impl RunDir {
         }
     }
 
-    /// Opens a directory for work. The plan is read after the lock is taken, so no other process changes it.
+    /// Locks a directory and opens it. The plan is read after the lock is taken, so no other process can change it.
     pub fn open_locked(root: &Utf8Path) -> Result<(Self, Plan, Lock), StoreError> {
         // No lock file is created in a folder that is not a run directory.
         Self::open(root)?;
@@ -231,7 +231,7 @@ fn unsealed(text: &[u8], path: &Utf8Path) -> Result<Vec<u8>, StoreError> {
     Ok(plan)
 }
 
-/// Takes a lock, and waits for one that is held for a moment only.
+/// Takes a lock, and waits up to [`LOCK_PATIENCE`] for its holder to release it.
 fn take(path: &Utf8Path) -> Result<Lock, StoreError> {
     let start = Instant::now();
     loop {
@@ -250,7 +250,7 @@ fn take_once(path: &Utf8Path) -> Result<Lock, StoreError> {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
-            // The note of the holder is only shown to the user; if it cannot be read, the lock is reported without it.
+            // The note of the holder is for display only; if it cannot be read, the lock is reported without it.
             let _ = Read::by_ref(&mut file)
                 .take(100)
                 .read_to_string(&mut holder);

@@ -1,7 +1,7 @@
 //! External inputs: hashed completely when a run is planned, recognized by size and time of change afterwards.
 //!
-//! The time is that of the inode's last change (ctime), which only the system sets. So a file that was overwritten and
-//! given its old modification time again is not mistaken for the old file.
+//! The time is that of the inode's last change (ctime), which only the system sets. So a file that was overwritten,
+//! with its old modification time restored, is not mistaken for the old file.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ fn stamp(path: &Utf8Path) -> Result<(u64, i64), StoreError> {
     Ok((metadata.len(), changed))
 }
 
-/// Describes an external file; it is hashed.
+/// Hashes and describes an external file.
 pub fn describe_file(path: &Utf8Path) -> Result<ExternalFile, StoreError> {
     let (_, mtime_ns) = stamp(path)?;
     let (sha256, size) = hash_file(path)?;

@@ -2,8 +2,8 @@
 //!
 //! A stage program is one `main` that calls [`run`] with its [`Program`] and its [`Task`]s. A task started with `--jobs`
 //! reads jobs from standard input until it ends, so that a device context is set up only once; with `--layer N` it runs
-//! one job and exits. Either way a job is: verify the hashes of the inputs, do the work, publish the outputs, publish the
-//! receipt. Nothing here computes, and nothing here depends on a model or a codec.
+//! one job and exits. Either way a job verifies the hashes of its inputs, does its work, publishes its outputs and then
+//! its receipt. The runtime computes nothing and does not depend on a model or a codec.
 
 mod job;
 mod serve;
@@ -49,9 +49,9 @@ pub struct Program {
     pub name: &'static str,
     /// One line of help.
     pub about: &'static str,
-    /// Version of the output; raised whenever the same input gives other output.
+    /// Version of the output; raised whenever a change makes the same input give different output.
     pub version: u32,
-    /// The exit code of an error that the store does not know.
+    /// The exit code of an error of the program itself; `None` if the program cannot classify it either.
     pub classify: fn(&anyhow::Error) -> Option<ExitCode>,
 }
 
@@ -156,8 +156,8 @@ fn run_matched(program: Program, tasks: Vec<Task>, matches: &ArgMatches) -> Opti
     Some(run_task(program, task, &args))
 }
 
-/// The exit code of an error. A full disk or a denied file is that, whichever library reported it; then the program's
-/// own classes apply.
+/// The exit code of an error. A specific class of the store takes precedence, such as a full disk or denied access,
+/// whichever library reported it. Then come the program's own classes, and last the vague classes of the store.
 fn classify(program: Program, error: &anyhow::Error) -> ExitCode {
     let by_store = ExitCode::of_error(error);
     by_store

@@ -1,4 +1,4 @@
-//! Maps a tensor file to another in batches: one thread reads, the caller computes, one thread writes.
+//! Maps one tensor file to another in batches: one thread reads, the caller computes, one thread writes.
 //!
 //! Each channel holds one batch, so memory is bounded by about four batches, whatever the size of the file.
 

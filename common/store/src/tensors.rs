@@ -291,7 +291,7 @@ impl TensorFile {
         self.floats(name, dtype, &self.read(name)?)
     }
 
-    /// Values of `count` rows of the leading dimension from row `first`, as f32.
+    /// Values of `count` rows of the leading dimension, beginning with row `first`, as f32.
     pub fn read_rows_f32(
         &self,
         name: &str,
@@ -313,7 +313,7 @@ impl TensorFile {
         })
     }
 
-    /// Bytes of `count` rows of the leading dimension from row `first`.
+    /// Bytes of `count` rows of the leading dimension, beginning with row `first`.
     pub fn read_rows(&self, name: &str, first: usize, count: usize) -> Result<Vec<u8>, StoreError> {
         let entry = self.entry(name)?;
         let rows = entry.decl.shape.first().copied().unwrap_or(1);

@@ -1,4 +1,4 @@
-//! Finds the table with which the indices of a context, and the table itself, take the fewest bits.
+//! Finds the table that minimizes the bits of a context's indices and of the table itself.
 //!
 //! Costs are integers in 65536ths of a bit, so that the choice does not depend on the platform's logarithm.
 
@@ -157,7 +157,8 @@ fn normalized(bins: &[u64], outside: u64, half: i32, mirrored: bool, shift: u32)
     ContextTable { shift, frequencies }
 }
 
-/// Distributes the 4096 slots: at least one unit to every share that occurs, the rest where it saves most.
+/// Distributes the 4096 slots: at least one unit to every share whose count is not 0, the rest where it saves the most
+/// bits.
 fn distribute_slots(shares: &mut [FrequencyShare]) {
     let total: u64 = shares.iter().map(|share| share.count).sum();
     let mut remaining = i64::from(SCALE);

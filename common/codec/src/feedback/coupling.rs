@@ -21,7 +21,8 @@ pub(super) struct RowCoupling<'a> {
 }
 
 impl<'a> RowCoupling<'a> {
-    /// For the rows that begin at row `first` of the linear, with their steps, of which those in `active` are not zero.
+    /// The coupling of the rows that begin at row `first` of the linear and have the steps `steps`. The rows in
+    /// `active` are those that are not zero.
     pub(super) fn new(outputs: &'a Factor, first: usize, steps: &[f32], active: &[usize]) -> Self {
         let (rows, block) = (steps.len(), outputs.block);
         let above = first % block;

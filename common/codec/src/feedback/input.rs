@@ -4,7 +4,7 @@ use super::coupling::RowCoupling;
 use super::is_zero;
 use crate::factor::Factor;
 
-/// What a row block is quantized from.
+/// The inputs to the quantization of a row block.
 pub(super) struct RowBlockInput<'a> {
     /// [rows, n]
     pub(super) weights: &'a [f32],

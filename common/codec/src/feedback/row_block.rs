@@ -6,7 +6,7 @@ use super::tile::{Scratch, Tile};
 use crate::factor::Factor;
 use uc_simd::{MatrixView, dispatch, multiply_add};
 
-/// A row block in the course of its quantization.
+/// A row block that is being quantized.
 pub(super) struct RowBlock<'a> {
     input: RowBlockInput<'a>,
     /// [rows, n]

@@ -81,7 +81,7 @@ fn across_blocks_few_indices_differ_from_the_definition_because_sums_are_in_anot
     let steps = column_steps(vec![0.05; n], m);
     let indices = quantize(&w, m, n, &factor, None, &steps).unwrap();
     let expected = by_definition(&w, n, &factor, &steps);
-    // A near tie decided differently changes the rest of its column's path and of its rows.
+    // If a near tie is decided differently, the rest of its column's path and of its rows changes.
     let differ = indices
         .iter()
         .zip(&expected)
@@ -140,9 +140,9 @@ fn blocks_of_inputs_are_quantized_like_separate_matrices() {
                 .copied()
                 .collect()
         };
-        let of_block = factorize(&correlated(size), size, 0.01).unwrap();
+        let block_factor = factorize(&correlated(size), size, 0.01).unwrap();
         let steps = column_steps(vec![0.05; size], m);
-        let separate = quantize(&part(&w), m, size, &of_block, None, &steps).unwrap();
+        let separate = quantize(&part(&w), m, size, &block_factor, None, &steps).unwrap();
         let indices: Vec<i16> = indices
             .chunks(n)
             .flat_map(|row| &row[start..start + size])

@@ -1,7 +1,7 @@
 //! The decoder with AVX2: 32 lanes in four vectors of 8.
 //!
-//! The output is that of [`Tile::decode_portably`]. Groups that are incomplete, or that might read beyond the end of the tile,
-//! are left to the portable code.
+//! The output equals that of [`Tile::decode_portably`]. Groups that are incomplete, or that might read beyond the end
+//! of the tile, are left to the portable code.
 //!
 //! Safety: [`decode`] checks the processor's features. Loads and stores go through references to arrays of exactly the size
 //! that is loaded or stored. The gathers read

@@ -1,4 +1,5 @@
-//! Tests: every kernel of this processor has the outcome of the portable decoder, on valid and on damaged tiles.
+//! Tests that every kernel that this processor can run gives the same result as the portable decoder, on valid and on
+//! damaged tiles.
 
 use super::decode::{TableLookup, Tile};
 use super::{LANES, encode};

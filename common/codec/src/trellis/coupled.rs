@@ -54,7 +54,7 @@ impl Coupling {
     }
 }
 
-/// The survivor paths: for every group and every state after it, what lies on the best path there.
+/// The survivor paths: for every group and every state after it, the best path to that state.
 pub(super) struct Survivors {
     /// [rows, states after the row's group, or after the last row] `value − level` in units of four steps.
     errors: [PerState<f32>; BLOCK_ROWS],
@@ -150,7 +150,7 @@ pub(super) fn search(
 ) -> usize {
     #[cfg(target_arch = "x86_64")]
     if has_avx512() {
-        // SAFETY: the processor has the features named there.
+        // SAFETY: the processor has the features that `avx512::search` requires.
         return unsafe { avx512::search(values, coupling, survivors, decisions) };
     }
     dispatch(portable::Search {

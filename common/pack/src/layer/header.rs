@@ -36,7 +36,7 @@ pub(super) struct Header {
 /// A parsed linear.
 #[derive(Debug)]
 pub(super) struct ParsedLinear {
-    /// What a caller sees. Its `bytes` are those of the descriptor until the payload has been located.
+    /// The part that callers see. Its `bytes` are those of the descriptor until the payload has been located.
     pub(super) header: LinearHeader,
     /// The tensor step.
     pub(super) step: f32,

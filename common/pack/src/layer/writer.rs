@@ -1,9 +1,9 @@
 //! The writer of layer files.
 //!
 //! A layer may hold more weights than fit in memory, so the linears are read one at a time, in three passes. The first
-//! pass counts symbols for the context tables. The second encodes every linear to learn the lengths that stand in the
-//! header. The third encodes again and writes. Entropy coding is much faster than quantization, so encoding twice is
-//! simpler than storing the payloads between the passes, at little cost.
+//! pass counts symbols for the context tables. The second encodes every linear to determine the lengths that the header
+//! records. The third encodes again and writes. Entropy coding is much faster than quantization, so encoding twice
+//! costs little and is simpler than storing the payloads between the passes.
 
 use std::borrow::Cow;
 use std::io::Write;
@@ -48,7 +48,7 @@ impl Linears for [CodedLinear] {
     }
 }
 
-/// A layer file of which everything is known except the payloads.
+/// A layer file that is complete except for its payloads.
 #[derive(Debug)]
 pub struct LayerCoder {
     origin: String,

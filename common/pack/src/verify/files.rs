@@ -1,8 +1,7 @@
 //! Verification of the files that a manifest names, and of the folder's listing.
 //!
-//! Layers are verified in parallel. Their linears in flight take at most [`MEMORY_LIMIT`] bytes together; a linear that
-//! needs more is checked while no other layer is. Each layer file is read twice, once for its digest and once for its
-//! tensors.
+//! Layers are verified in parallel. Together, the layers in progress take at most [`MEMORY_LIMIT`] bytes; a layer that
+//! needs more is verified alone. Each layer file is read twice, once for its digest and once for its tensors.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -32,7 +31,7 @@ pub(super) struct FileVerifier<'a> {
     done: AtomicU64,
 }
 
-/// Findings about one layer, and what the report says of layer 0.
+/// Findings about one layer, and what the report says about layer 0.
 struct LayerResult {
     log: FindingLog,
     spot_check: Option<SpotCheck>,
@@ -45,7 +44,7 @@ struct LayerResult {
 struct LayerQueue {
     /// Index of the next layer to verify.
     next: usize,
-    /// Bytes that the layers in flight may need.
+    /// Bytes that the layers in progress may need.
     memory: u64,
     /// Index and result of each finished layer.
     results: Vec<(usize, LayerResult)>,
@@ -284,8 +283,8 @@ impl<'a> FileVerifier<'a> {
         }
     }
 
-    /// Lists the files that the manifest does not name. Such a `.uc` file is an error, since it could be mistaken for a
-    /// part of the pack.
+    /// Lists the files that the manifest does not name. An unnamed `.uc` file is an error, since it could be mistaken
+    /// for a part of the pack.
     fn verify_listing(&self) -> FindingLog {
         let mut log = FindingLog::new(".");
         let listed: HashSet<&str> = self.manifest.file_names().collect();

@@ -36,7 +36,7 @@ pub struct HubSource {
     pub repository: String,
     /// The requested branch, tag or commit.
     pub revision: String,
-    /// The commit that the revision meant when the run was planned. All files are of this commit.
+    /// The commit that the revision pointed to when the run was planned. All files are of this commit.
     pub commit: String,
 }
 
@@ -60,7 +60,8 @@ pub struct ExternalFile {
     pub size: u64,
     /// Digest of the file when the run was planned.
     pub sha256: Sha256Digest,
-    /// Time of its last change (ctime) then, in nanoseconds since 1970. If it differs, the file is hashed again.
+    /// Time of its last change (ctime) when the run was planned, in nanoseconds since 1970. If it differs, the file is
+    /// hashed again.
     pub mtime_ns: i64,
     /// The content of a shard that is fetched on demand. Such a file may be absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -157,7 +157,7 @@ impl Plan {
             let next = pending[path.last().expect("not empty")]
                 .iter()
                 .next()
-                .expect("waits")
+                .expect("a pending job waits for another")
                 .clone();
             if let Some(at) = path.iter().position(|job| *job == next) {
                 let mut cycle: Vec<_> = path[at..].iter().map(ToString::to_string).collect();

@@ -266,7 +266,7 @@ impl<'a> Job<'a> {
         });
     }
 
-    /// Reports that an operation failed for an external reason, and that it is tried again after `wait`.
+    /// Reports that an operation failed for an external reason and will be retried after `wait`.
     pub fn retrying(&mut self, attempt: u32, attempts: u32, wait: Duration, error: &str) {
         self.event(EventKind::Retrying {
             attempt,

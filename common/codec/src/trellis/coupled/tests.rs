@@ -65,7 +65,8 @@ fn the_coupled_search_compensates_errors_that_enter_the_rows_below() {
         compensated += coupled_error(&values, &coupled.levels, &coupling);
         uncoupled += coupled_error(&values, &baseline.levels, &Coupling::new(|_, _| 0.0));
     }
-    // Ignored, the errors add up. Compensated, every row has the error that it would have without coupling.
+    // If the coupling is ignored, the errors add up. If it is compensated for, every row has the error that it would
+    // have without coupling.
     assert!(compensated < 0.7 * ignored, "{compensated} of {ignored}");
     assert!(
         compensated < 1.05 * uncoupled,
