@@ -1,4 +1,4 @@
-//! Overhead of the entropy coder of a pack over the entropy of its contexts, layer by layer.
+//! Measures how much the entropy-coded indices of a pack exceed the entropy of their contexts, layer by layer.
 //!
 //! ```text
 //! cargo run --release -p uc-examples --example coder_overhead -- runs/…/pack

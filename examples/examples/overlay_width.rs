@@ -1,4 +1,4 @@
-//! The benefit of a low-rank overlay at the widths of large models, on synthetic layers; prints JSON.
+//! Measures the benefit of a low-rank overlay at the widths of large models, on synthetic layers; prints JSON.
 //!
 //! ```text
 //! cargo run --release -p uc-examples --example overlay_width -- 1024 2048 4096
@@ -7,7 +7,8 @@
 //! between random signs), and normal weights plus a strong component of rank 16. It is quantized at 5 bits as in the pipeline,
 //! and overlays are fitted to the residual. For several ranks, the program prints the fraction of the output error that the
 //! overlay removes, and the ratio of the error with overlay, its bits taken from the indices, to the error without. A ratio
-//! below 1 means that the overlay is worth its bits. The second ratio supposes that eight bits hold the same factors.
+//! below 1 means that the overlay is worth its bits. The second ratio assumes that the same factors are stored in
+//! eight bits.
 
 use anyhow::Context;
 use serde_json::json;
@@ -33,7 +34,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A random generator: the seed and how many numbers were drawn from it.
+/// A random generator: its seed, and how many numbers it has generated.
 struct Random(u64, u64);
 
 impl Random {

@@ -1,4 +1,4 @@
-//! Reads a pack with no other crate than `uc_pack`: lists its layers, reconstructs one linear and compares its digest with
+//! Reads a pack with `uc_pack` alone: lists its layers, reconstructs one linear and compares its digest with
 //! the manifest.
 //!
 //! ```text

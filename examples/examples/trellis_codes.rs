@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-/// Number of values in the first round, which compares all codes, and in the second.
+/// Number of values in the first round, which compares all codes, and in the second round.
 const ROUND_VALUES: [usize; 2] = [1 << 16, 1 << 21];
 /// Number of codes in the second round.
 const SECOND_ROUND_CODES: usize = 60;
-/// Rows of a block for which the codes are chosen: a block of the trellis.
+/// Rows of a block in the search, equal to those of a block of the trellis.
 const ROWS: usize = uc_codec::trellis::BLOCK_ROWS;
 
-/// A code in the form in which the state is the last input bits. `level` is the mask of the state bits whose parity is the lowest
+/// A code whose state consists of the last input bits. `level` is the mask of the state bits whose parity is the lowest
 /// bit of the level; `input` is the mask of those whose parity is added to the lowest bit of the index to give the next input
 /// bit.
 #[derive(Clone, Copy)]

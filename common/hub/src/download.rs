@@ -350,7 +350,7 @@ fn align(response: &HttpResponse, partial: &mut PartialDownload<'_>) -> Result<(
     Ok(())
 }
 
-/// An ETag without the weakness prefix and the quotes.
+/// An ETag without its weak prefix (`W/`) and its quotes.
 fn bare_etag(etag: &str) -> &str {
     etag.trim_start_matches("W/").trim_matches('"')
 }

@@ -8,7 +8,7 @@ use uc_store::StoreError;
 use crate::error::HubError;
 use crate::url::{self, Origin};
 
-/// The public Hub. The URLs in its responses name this host even when a mirror was asked.
+/// The public Hub. The URLs in its responses name this host even when a mirror sent the response.
 const PUBLIC_HUB: &str = "https://huggingface.co";
 
 /// An access token.

@@ -66,14 +66,14 @@ pub enum HubError {
         /// What the response says.
         detail: ErrorDetail,
     },
-    /// The server asks for a later retry (429, or 5xx and 408 with Retry-After).
+    /// The server requests a later retry (429, or 5xx and 408 with Retry-After).
     #[error("{request}: status {status}, too many requests{}{detail}", retry_note(*retry_after))]
     Busy {
         /// The request.
         request: RequestContext,
         /// The status.
         status: u16,
-        /// The wait that the server asks for.
+        /// The wait that the server requests.
         retry_after: Option<Duration>,
         /// What the response says.
         detail: ErrorDetail,
@@ -352,7 +352,7 @@ impl HubError {
         }
     }
 
-    /// The wait that the server asked for.
+    /// The wait that the server requested.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Busy { retry_after, .. } => *retry_after,

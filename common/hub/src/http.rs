@@ -1,4 +1,5 @@
-//! The HTTP client: one request with its redirects and time limits, to a successful response or an error.
+//! The HTTP client: sends one request, follows its redirects within time limits, and returns a successful response or
+//! an error.
 //!
 //! Redirects are followed here and not by the HTTP library, because each hop decides anew whether the token is sent: only
 //! to the endpoint's own scheme, host and port. Bodies are streamed in both directions. Nothing is retried here; that is
@@ -34,7 +35,7 @@ pub(crate) use request::{HttpRequest, RequestBody};
 pub(crate) use response::{HttpResponse, header};
 
 // At lower levels the HTTP library logs the bytes on the wire, the token included. The features of `log` in Cargo.toml
-// compile those levels out; this assertion proves it.
+// compile those levels out; this assertion checks that they do.
 const _: () = assert!(matches!(
     log::STATIC_MAX_LEVEL,
     log::LevelFilter::Off
@@ -43,7 +44,7 @@ const _: () = assert!(matches!(
         | log::LevelFilter::Info
 ));
 
-/// Requests in a chain of redirects, the first one included.
+/// Maximum number of requests in a chain of redirects, including the first.
 const MAX_HOPS: usize = 8;
 
 /// An HTTP client for one endpoint.

@@ -13,9 +13,9 @@ use crate::http::{HttpRequest, header};
 use crate::repo::{RepoName, check_revision, is_safe_path};
 use crate::url::{Origin, percent_encode, redact};
 
-/// Pages of a listing after which it counts as endless.
+/// Number of pages beyond which a listing is treated as endless.
 const MAX_PAGES: usize = 10_000;
-/// Characters of a response that an error message shows at most.
+/// Maximum number of characters of a response that an error message shows.
 const MAX_SHOWN: usize = 300;
 
 /// A file of a repository.

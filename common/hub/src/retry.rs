@@ -1,6 +1,6 @@
 //! Retries an operation with exponential backoff until it succeeds, fails permanently or has failed too often.
 //!
-//! Waits double from attempt to attempt and have a jitter from a seeded generator. A server's Retry-After is honoured. An
+//! Waits double from attempt to attempt, with jitter from a seeded generator. A server's Retry-After is honoured. An
 //! attempt that makes progress (a part was sent, some megabytes were received) resets the count: a limit of eight attempts
 //! means eight in a row without progress. The clock is injected, so that tests neither wait nor depend on the time. Time
 //! limits of a single request belong to [`crate::Limits`].
@@ -14,14 +14,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::HubError;
 
-/// How often and after which waits an operation is retried.
+/// How often an operation is retried, and how long to wait before each retry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryPolicy {
     /// Attempts in a row without progress. At least one is always made.
     pub max_attempts: u32,
     /// The first wait, before jitter.
     pub initial_wait: Duration,
-    /// Upper limit of every wait, even if the server asks for more.
+    /// Upper limit of every wait, even if the server requests a longer one.
     pub max_wait: Duration,
     /// Seed of the jitter.
     pub jitter_seed: u64,
@@ -137,7 +137,7 @@ pub enum RetryPhase {
     GivenUp,
 }
 
-/// The handle by which an operation reports on its current attempt.
+/// The handle through which an operation reports on its current attempt.
 #[derive(Debug, Default)]
 pub struct Attempt {
     progressed: bool,
@@ -261,15 +261,15 @@ impl<'a> Retrier<'a> {
         }
     }
 
-    /// The backoff after an attempt: doubled each time, times a random factor from 0.5 to 1, and at least what the server
-    /// asked for.
+    /// The backoff after an attempt: doubled each time, times a random factor from 0.5 to 1, and at least the wait that
+    /// the server requested. Never more than the policy allows.
     fn wait_after(&mut self, consecutive: u32, requested: Option<Duration>) -> Duration {
         let multiple = 1_u32 << (consecutive - 1).min(20);
         let backoff = self.policy.initial_wait.saturating_mul(multiple);
         let backoff = backoff.min(self.policy.max_wait);
         let factor = 0.5 + f64::from(self.jitter.next_u32()) / f64::from(u32::MAX) / 2.0;
         let jittered = backoff.mul_f64(factor);
-        // Clients that were told the same time must not all return at that time.
+        // Clients that received the same Retry-After must not all retry at the same time.
         let requested = requested.map_or(Duration::ZERO, |requested| requested + jittered / 4);
         jittered.max(requested).min(self.policy.max_wait)
     }

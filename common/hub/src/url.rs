@@ -3,7 +3,7 @@
 //! The origin decides whether a request may carry the token. Messages show a URL only after [`redact`], because signed
 //! URLs carry their credential in the query.
 
-/// Characters of a URL that a message shows at most.
+/// Maximum number of characters of a URL that a message shows.
 const MAX_SHOWN: usize = 300;
 
 /// Scheme, host and port of a URL. The token is sent only to the endpoint's own origin.
@@ -38,7 +38,7 @@ impl Origin {
     }
 }
 
-/// A URL without user information, query and fragment, cut to [`MAX_SHOWN`] characters.
+/// A URL without user information, query and fragment, truncated to [`MAX_SHOWN`] characters.
 pub(crate) fn redact(url: &str) -> String {
     let url = url.split(['?', '#']).next().unwrap_or_default();
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));

@@ -1,4 +1,5 @@
-//! Speed of one layer with the dimensions of SmolLM2-135M, of its matrix products alone, and with its statistics.
+//! Measures the speed of one layer with the dimensions of SmolLM2-135M: its matrix products alone, the whole layer, and
+//! the layer with its statistics.
 //!
 //! ```text
 //! RAYON_NUM_THREADS=2 layer_speed [LENGTH [WINDOWS]]

@@ -2,7 +2,7 @@
 //!
 //! This file holds types and limits only. `load` reads a `config.json`, and each family's own file
 //! (see `families`) interprets its keys. All ranges are checked there, once, so that no later code has
-//! to doubt a dimension.
+//! to check a dimension again.
 
 use std::path::PathBuf;
 
@@ -75,7 +75,7 @@ pub enum ConfigError {
         /// The supported values, separated by commas.
         expected: String,
     },
-    /// A key has a value that is out of range, or that asks for a forward pass that is not implemented.
+    /// A key has a value that is out of range, or that requires a forward pass that is not implemented.
     #[error("{}: {key}: found {found}, expected {expected}", path.display())]
     Value {
         /// The file.

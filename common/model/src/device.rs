@@ -51,7 +51,7 @@ pub(crate) fn is<B: Backend, C: Backend>() -> bool {
     TypeId::of::<B>() == TypeId::of::<C>()
 }
 
-/// Converts between two names of the same type, of which one is generic in the backend.
+/// Converts between two names of the same type, one of which is generic in the backend.
 pub(crate) fn cast<From: Any, To: Any>(value: From) -> To {
     let value: Box<dyn Any> = Box::new(value);
     *value.downcast().expect("the same backend under two names")
@@ -124,7 +124,7 @@ impl DeviceKind {
 /// Runs `work` on the backend of `kind`.
 ///
 /// # Errors
-/// As [`DeviceKind::check`]; `work` is not started then.
+/// As [`DeviceKind::check`]; in that case `work` is not started.
 pub fn dispatch<W: OnDevice>(kind: DeviceKind, work: W) -> Result<W::Output, DeviceError> {
     kind.check()?;
     match kind {
@@ -146,7 +146,7 @@ fn check_cuda() -> Result<(), DeviceError> {
 fn check_cuda() -> Result<(), DeviceError> {
     #![allow(unsafe_code)]
     const NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
-    // SAFETY: loading the NVIDIA driver library runs its initializers; the backend loads the very
+    // SAFETY: loading the NVIDIA driver library runs its initializers; the backend loads the
     // same library at its first use, so this adds no code that would not run anyway.
     let loadable = NAMES
         .iter()

@@ -1,4 +1,4 @@
-//! Reading of a `config.json`: file, JSON, then the family that its `model_type` names.
+//! Reads a `config.json`, parses it, and passes its keys to the family that `model_type` names.
 //!
 //! The only place that knows both [`ModelConfig`] and the families. It reads no weights; it looks at
 //! the names of the tensors where checkpoints of one family name or pack them differently.

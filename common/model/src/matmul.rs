@@ -4,7 +4,7 @@
 //! option to disable this. Hidden states and moments would then differ from those of the CPU in the fourth digit. On CUDA the
 //! product is therefore cubek's kernel without tensor cores, in the forward and in the backward pass.
 //!
-//! Products on slices, for the CPU kernels, are those of `uc_simd`.
+//! The CPU kernels use the products on slices in `uc_simd`.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;

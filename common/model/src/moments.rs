@@ -51,7 +51,7 @@ pub enum MomentsError {
 pub struct Moments {
     /// Dimension of one token's vector.
     pub n: usize,
-    /// Size of a diagonal block; the last one may be smaller. If equal to `n`, the matrix is whole.
+    /// Size of a diagonal block; the last one may be smaller. If equal to `n`, the whole matrix is one block.
     pub block: usize,
     /// `[n, block]`: row `i` has the sums over tokens of `x_i x_k` for all `k` in the block of `i`. Entries to the left
     /// of the row's column chunk, and beyond the width, are zero.

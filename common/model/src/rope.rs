@@ -24,7 +24,7 @@ pub struct RopeSpec {
 /// How the rotary frequencies are scaled for contexts longer than those of the training.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
-    /// Not at all.
+    /// No scaling.
     Default,
     /// Every frequency divided by `factor`.
     Linear {

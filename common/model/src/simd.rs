@@ -1,8 +1,9 @@
 //! The vector width of the CPU kernels, and an exponential that vectorizes.
 //!
-//! Dispatch by instruction set is that of `uc_simd`. The exponential is here because only the forward pass needs it: it is a
-//! polynomial, since that of the C library is scalar (it took longer than the matrix products of attention) and differs
-//! between libraries. It consists of IEEE operations in a fixed order, so it has the same bits on every instruction set.
+//! `uc_simd` dispatches by instruction set. The exponential is in this crate because only the forward pass needs it.
+//! It is a polynomial because the exponential of the C library is scalar (it took longer than the matrix products of
+//! attention) and differs between libraries. It consists of IEEE operations in a fixed order, so it has the same bits
+//! on every instruction set.
 
 /// Partial sums of a reduction, or channels processed side by side: one AVX-512 register.
 pub(crate) const LANES: usize = 16;

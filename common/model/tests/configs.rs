@@ -1,5 +1,5 @@
-//! Which `config.json` is refused and by which key, and which tensors are ignored in addition to a model's own.
-//! Published configurations give the published numbers of parameters.
+//! Tests which `config.json` files are refused and which key the error names, which tensors are ignored in addition to
+//! a model's own, and that published configurations give the published numbers of parameters.
 #![allow(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
@@ -40,12 +40,12 @@ fn changed(case: &str, key: &str, value: Value) -> Value {
 /// A golden case, a key, an unsupported value of it, and the key that the error names.
 type Refused = (&'static str, &'static str, Value, &'static str);
 
-/// A value that is refused by its own key.
+/// An unsupported value whose error names the key itself.
 fn refused(case: &'static str, key: &'static str, value: Value) -> Refused {
     (case, key, value, key)
 }
 
-/// Asserts that every value is refused, and by the right key.
+/// Asserts that every value is refused and that the error names the right key.
 fn assert_refused(cases: impl IntoIterator<Item = Refused>) {
     let mut failures = Vec::new();
     for (case, key, value, refused) in cases {
@@ -251,9 +251,9 @@ fn a_folder_opens_with_headers_only_and_reads_tensors_once_their_shard_exists() 
     let header = uc_model::source::header_path(&shard);
     let length = uc_model::source::header_length(*bytes.first_chunk().unwrap(), &shard).unwrap();
     std::fs::write(&header, &bytes[..length as usize]).unwrap();
-    let whole = SourceFolder::open(&case).unwrap();
+    let complete = SourceFolder::open(&case).unwrap();
     let source = SourceFolder::open(&folder).unwrap();
-    assert!(source.tensors().eq(whole.tensors()));
+    assert!(source.tensors().eq(complete.tensors()));
     source
         .check(&parsed(&config_of("llama-plain").to_string()).unwrap())
         .unwrap();
@@ -264,7 +264,7 @@ fn a_folder_opens_with_headers_only_and_reads_tensors_once_their_shard_exists() 
     std::fs::write(&shard, &bytes).unwrap();
     assert_eq!(
         source.read(name).unwrap().bytes,
-        whole.read(name).unwrap().bytes
+        complete.read(name).unwrap().bytes
     );
     // A truncated header, and a header followed by more bytes.
     for wrong in [

@@ -1,6 +1,6 @@
-//! The forward pass against the hidden states and logits of another implementation (Hugging Face transformers, via
-//! `tests/parity/parity.py --golden`), on the CPU kernels and on the tensor formulation. On the same models: what an
-//! observer sees, and the gradients.
+//! Compares the forward pass with the hidden states and logits of another implementation (Hugging Face transformers,
+//! via `tests/parity/parity.py --golden`), with the CPU kernels and with the tensor formulation. The same models also
+//! test what an observer receives, and the gradients.
 #![allow(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
@@ -456,7 +456,7 @@ fn non_interleaved_rope_equals_interleaved_rope_with_reordered_weights() {
         .unwrap()
         .lookup(&[&ids])
         .unwrap();
-    // The rotary rows of every head, even ones first: the weights of an equivalent model without interleaving.
+    // Rotary rows of every head reordered, even ones first: the weights of an equivalent model without interleaving.
     let reordered = |name: &str| -> Result<Vec<f32>, ModelError> {
         let values = source.read_f32(&format!("model.layers.0.{name}"))?;
         let (nope, cols, all) = match name {
@@ -479,7 +479,7 @@ fn non_interleaved_rope_equals_interleaved_rope_with_reordered_weights() {
     assert_close(&folder, "hidden", &found, &expected.hidden[..found.len()]);
 }
 
-/// On the GPU, whose sums and elementary functions round differently from the CPU's.
+/// The same tests on the GPU, where sums and elementary functions round differently than on the CPU.
 #[cfg(feature = "cuda")]
 mod cuda {
     use uc_model::{Cuda, DeviceKind};

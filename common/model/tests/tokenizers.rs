@@ -1,4 +1,5 @@
-//! Tokenizers of real models: which of them prepend a special token to a text, and that texts survive a round trip.
+//! Tests with tokenizers of real models: which of them prepend a special token to a text, and that texts survive a
+//! round trip.
 //!
 //! They are read from the folder that `UC_MODELS` names, or from `../shared/models` next to the repository. If neither
 //! exists, nothing is tested.

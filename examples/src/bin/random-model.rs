@@ -4,7 +4,7 @@
 //! cargo run --release -p uc-examples --bin random-model -- --config examples/small-configs/mixtral.json --out DIR
 //! ```
 //! The tokenizer is that of the embedded tiny model, so the configuration's `vocab_size` must be at least 1024. Nothing is
-//! trained, so predictions are noise, but every tensor of the architecture is there, with the name and layout of its
+//! trained, so predictions are noise, but every tensor of the architecture is present, with the name and layout of
 //! published checkpoints.
 
 use std::path::Path;

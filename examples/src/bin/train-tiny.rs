@@ -326,7 +326,7 @@ impl Parameters {
             .neg())
     }
 
-    /// Rounds the values to those that the file will hold.
+    /// Rounds the values to the precision of the file.
     fn round_to_bf16(&mut self) {
         for parameter in &mut self.0 {
             let values: Vec<f32> = values(&parameter.value)
@@ -465,7 +465,7 @@ fn write_readme(
             "Llama",
         ),
         Family::Qwen3Moe => (
-            "A tiny mixture of 8 experts, of which a token takes 2",
+            "A tiny mixture of 8 experts, 2 of them active per token",
             "Qwen3-MoE",
         ),
         Family::Mamba => ("A tiny selective state space model", "Mamba"),

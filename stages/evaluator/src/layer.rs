@@ -13,7 +13,7 @@ use uc_store::stage::Job;
 use uc_store::stream::map_rows;
 use uc_store::tensors::{self, TensorDecl, TensorDtype, TensorFile, TensorFileWriter};
 
-/// Tokens that pass a layer together.
+/// Number of tokens in a batch.
 const BATCH_TOKENS: usize = 4096;
 
 /// Writes the artifact `eval-hidden` after the layer: the hidden states of teacher and pack.
@@ -43,7 +43,7 @@ impl OnDevice for LayerPass<'_, '_> {
         let mut output = job.output_tensors("eval-hidden", &decls)?;
         let dims = [windows, length, width];
 
-        // Teacher first, then pack: the layer of one model is in memory at a time.
+        // Teacher first, then pack, so that only one model's layer is in memory at a time.
         let weights = TensorFile::open(&job.input("weights")?)?;
         let read_teacher = |name: &str| -> anyhow::Result<Vec<f32>> { Ok(weights.read_f32(name)?) };
         let spec = &config.layers[job.layer()? as usize];
@@ -83,7 +83,7 @@ fn forward_windows<B: Backend, W: Weights<B, Error = anyhow::Error>>(
     })
 }
 
-/// A layer as a reader of the pack gets it: linears reconstructed, other tensors exact.
+/// A layer as a reader of the pack reconstructs it: coded linears decoded, other tensors exact.
 struct PackedLayer {
     file: LayerFile,
     /// Index in the file, by name.

@@ -182,7 +182,8 @@ fn compare(teacher: &[f32], pack: &[f32], targets: &[u32], vocab: usize) -> Vec<
     })
 }
 
-/// Checks that the pack's embedding is byte-equal to the source's, with which the windows of both were embedded.
+/// Checks that the pack's embedding is byte-equal to the source's, because the windows of both models were embedded
+/// with the source's.
 fn check_embedding(
     config: &ModelConfig,
     non_layer: &TensorFile,

@@ -1,7 +1,7 @@
 //! Checks one layer and uploads it.
 //!
-//! A layer that will be deleted here after its upload is committed at once, and the remote tree is checked. A layer that is
-//! kept stays uncommitted in the repository's storage until `pack` commits it together with others.
+//! A layer whose local file will be deleted after the upload is committed at once, and the remote tree is checked. A
+//! layer that is kept stays uncommitted in the repository's storage until `pack` commits it together with others.
 
 use serde::{Deserialize, Serialize};
 use uc_hub::LocalFile;

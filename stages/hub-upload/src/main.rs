@@ -34,7 +34,7 @@ fn main() -> std::process::ExitCode {
             ),
             Task::new(
                 "layer",
-                "Check a layer against its record and commit it",
+                "Check a layer against its record and upload it",
                 layer::run,
             ),
             Task::new("card", "Write the model card", card::run),

@@ -166,7 +166,7 @@ fn layer_files(
     Ok(layers)
 }
 
-/// Commits the layers that the branch lacks. Layers in storage are not sent again; layers that storage has lost are.
+/// Commits the layers that the branch lacks. Only layers that storage has lost are sent again.
 fn commit_layers(remote: &Remote<'_, '_>, layers: &[LocalFile]) -> anyhow::Result<()> {
     let (_, tree) = remote.tree()?;
     let differences = differences(&tree, layers)?;

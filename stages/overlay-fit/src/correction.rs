@@ -5,7 +5,7 @@ use uc_codec::overlay::{self, OverlayFit};
 use uc_codec::{CodecError, LowRank, TensorCode, bf16, output_error, reconstruct};
 
 /// Relative output error of a linear as a reader of the pack reconstructs it. Each row is measured in units of its step,
-/// since rows with larger steps matter less to the loss.
+/// because rows with larger steps matter less to the loss.
 pub fn output_error(
     w: &[f32],
     code: &TensorCode,
@@ -23,7 +23,7 @@ pub fn output_error(
     output_error::relative_output_error(&w, &reconstructed, code.rows, code.cols, second_moment)
 }
 
-/// The rank up to `max_rank` with the least predicted error, when the indices give up the bits of the overlay. Often 0.
+/// The rank up to `max_rank` with the least predicted error, if the overlay's bits are taken from the indices. Often 0.
 pub fn best_rank(
     w: &[f32],
     code: &TensorCode,
@@ -43,7 +43,7 @@ pub fn correction(
     Ok(fit(w, code, factor, rank)?.low_rank(rank))
 }
 
-/// Overlays of up to `rank` for the residual that the indices of a linear leave.
+/// Overlays of up to `rank`, fitted to the residual that remains after quantization of a linear.
 fn fit(
     w: &[f32],
     code: &TensorCode,

@@ -1,4 +1,4 @@
-//! Task `layer`: writes `layer_NNN.uc` and the record of what a reader gets from it.
+//! Task `layer`: writes `layer_NNN.uc` and the record of what a reader reconstructs from it.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +29,7 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let bits = 8.0 * coder.length() as f64;
     job.metric("bpw", bits / plan.linear_parameters() as f64);
 
-    // The record is measured on the file as a reader finds it, not on the linears in memory.
+    // The record is computed from the file as written, not from the linears in memory.
     let mut source_digests = BTreeMap::new();
     for linear in &plan.linears {
         let digest = Digest::hash_bytes(&weights.read(&linear.name)?);

@@ -1,8 +1,8 @@
 //! pack-writer: codes and overlay → the files of the pack.
 //!
-//! `layer` writes `layer_NNN.uc` and the record of what a reader gets from it. `manifest` writes the non-layer tensors
-//! (`scaffold.uc`), copies the model's configuration and tokenizer, and writes the manifest last, with the digests of all
-//! other files.
+//! `layer` writes `layer_NNN.uc` and the record of what a reader reconstructs from it. `manifest` writes the non-layer
+//! tensors (`scaffold.uc`), copies the model's configuration and tokenizer, and writes the manifest last, with the
+//! digests of all other files.
 
 mod layer;
 mod manifest;

@@ -1,6 +1,6 @@
 //! Task `allocate`: divides the model's bits among its linears by their rates and sensitivities.
 //!
-//! The rule is that of `uc_codec::allocate`. With `allocation.mode = "per-tensor"`, every linear gets the same bits per
+//! `uc_codec::allocate` implements the rule. With `allocation.mode = "per-tensor"`, every linear gets the same bits per
 //! weight and a run has no such task.
 
 use anyhow::Context;

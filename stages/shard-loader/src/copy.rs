@@ -1,6 +1,7 @@
 //! Copies tensors from the source model into the pipeline's own files, one per layer and one for the non-layer tensors.
 //!
-//! Bytes are copied as they are. Every value is checked to be finite on the way, so that no later stage has to.
+//! Bytes are copied as they are. Every value is checked to be finite during the copy, so that later stages need not
+//! check it.
 
 use anyhow::Context;
 use crossbeam_channel::bounded;

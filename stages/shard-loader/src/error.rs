@@ -31,14 +31,16 @@ pub enum FetchError {
     },
 }
 
-/// The exit code of an error of this module, of the Hub or of the model crate, whose errors are errors in the user's input.
+/// The exit code of an error of this module, of the Hub or of the model crate. Errors of this module and of the model
+/// crate are errors in the user's input.
 pub fn exit_code(error: &anyhow::Error) -> Option<ExitCode> {
-    let of_cause = |cause: &(dyn std::error::Error + 'static)| {
+    let cause_code = |cause: &(dyn std::error::Error + 'static)| {
         if let Some(error) = cause.downcast_ref::<HubError>() {
             return error.exit_code();
         }
         cause.is::<FetchError>().then_some(ExitCode::BadInput)
     };
-    let by_model = || uc_model::error::is_model_error(error.chain()).then_some(ExitCode::BadInput);
-    error.chain().find_map(of_cause).or_else(by_model)
+    let model_code =
+        || uc_model::error::is_model_error(error.chain()).then_some(ExitCode::BadInput);
+    error.chain().find_map(cause_code).or_else(model_code)
 }

@@ -25,7 +25,7 @@ use crate::remote::{PROGRESS_INTERVAL, RetryArgs, connect, header_path};
 const SINGLE_FILE: &str = "model.safetensors";
 /// Name of the index of a sharded model.
 const INDEX_FILE: &str = "model.safetensors.index.json";
-/// Bytes that the first request for a shard's header asks for; most headers are smaller.
+/// Number of bytes that the first request for a shard's header fetches; most headers are smaller.
 const HEADER_GUESS: u64 = 256 << 10;
 /// Interval between lines of progress for people.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -143,7 +143,7 @@ impl<'a> Download<'a> {
         Ok(weights)
     }
 
-    /// The files that hold the weights, chosen as a reader of the folder chooses them.
+    /// The files that hold the weights, selected by the same rule as when the folder is opened.
     fn weight_files(&self) -> anyhow::Result<Vec<&'a RemoteFile>> {
         if let Some(single) = self.find(SINGLE_FILE) {
             return Ok(vec![single]);

@@ -53,7 +53,8 @@ pub fn inspect(model: &Path) -> anyhow::Result<serde_json::Value> {
     }))
 }
 
-/// What a run reads from each shard, by file name: tensors of which layers, and whether non-layer tensors.
+/// What a run reads from each shard, by file name: the layers whose tensors it holds, and whether it holds non-layer
+/// tensors.
 fn shard_contents(config: &ModelConfig, source: &SourceFolder) -> BTreeMap<String, ShardContent> {
     let mut contents: BTreeMap<String, ShardContent> = BTreeMap::new();
     for path in source.files() {

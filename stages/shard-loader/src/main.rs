@@ -2,8 +2,8 @@
 //! tensors.
 //!
 //! Owns the path from a Hugging Face folder to the pipeline's own files. Names, shapes, types and finiteness are checked here,
-//! once, so that no later stage has to. It converts nothing: the bytes of a tensor stay as they are in the source. Models of
-//! the Hub are downloaded here too: before the run, or shard by shard during it.
+//! once, so that later stages need not check them. Nothing is converted: the bytes of a tensor stay as they are in the
+//! source. Models of the Hub are downloaded here too: before the run, or shard by shard during it.
 
 mod copy;
 mod describe;
@@ -29,7 +29,7 @@ const PROGRAM: Program = Program {
     classify: error::exit_code,
 };
 
-/// The subcommands that take other arguments than those of a stage.
+/// The subcommands whose arguments are not those of a stage.
 #[derive(Subcommand)]
 enum Verb {
     /// Check a model folder and print a summary as JSON

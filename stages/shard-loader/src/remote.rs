@@ -21,19 +21,19 @@ pub struct RetryArgs {
 }
 
 impl RetryArgs {
-    /// A retrier that retries as the arguments say.
+    /// A retrier with the limits in the arguments.
     pub fn retrier<'a>(&self) -> Retrier<'a> {
         let longest_wait = Duration::from_secs(self.longest_wait);
         Retrier::new(RetryPolicy::new(self.attempts, longest_wait))
     }
 }
 
-/// A client for the Hub that the environment names.
+/// A client for the Hub that the environment specifies.
 pub fn connect() -> Result<Hub, HubError> {
     Hub::new(Endpoint::from_env()?, Limits::default())
 }
 
-/// Where the header of a shard is kept on its own, next to the shard.
+/// Path of the file that holds the header of a shard, next to the shard.
 pub fn header_path(shard: &Utf8Path) -> Utf8PathBuf {
     let path = source::header_path(shard.as_std_path());
     Utf8PathBuf::from_path_buf(path).expect("a UTF-8 path with a UTF-8 suffix")

@@ -1,4 +1,4 @@
-//! Downloads the shards of a run whose shards come and go, one per job.
+//! Downloads shards for a run that fetches them on demand and evicts them to save space, one per job.
 //!
 //! A shard is verified against the Hub's digest before it appears, and against the header that the run was planned with.
 
@@ -58,7 +58,7 @@ impl ShardDownloader {
             size: file.size,
             id: FileId::Sha256(file.sha256),
         };
-        // Nor has it room for a partial download of another shard, left behind by a process that was killed.
+        // Nor does it have room for a partial download of another shard, left behind by a process that was killed.
         atomic::sweep_growing(&file.path)?;
         let (repo, commit) = (origin.repository.parse()?, origin.commit.parse()?);
         let mut reported = Instant::now();

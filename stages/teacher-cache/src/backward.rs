@@ -1,7 +1,8 @@
 //! The backward pass through one teacher layer: gradients before the layer, and the sensitivities of its linears.
 //!
-//! Hidden states were written by the forward pass; the layer is recomputed with its graph recorded, block by block and expert
-//! by expert (activation checkpointing), and only the gradient at its input goes on to the layer before.
+//! The forward pass wrote the hidden states. The layer is recomputed from them with its graph recorded, block by block
+//! and expert by expert (activation checkpointing), and only the gradient at its input is passed on to the preceding
+//! layer.
 
 use anyhow::ensure;
 use burn::backend::Autodiff;
@@ -18,7 +19,8 @@ use crate::sensitivity::LayerSensitivity;
 use crate::states::{finite_values, hidden_dims, source_weights};
 use crate::windows::reference_windows;
 
-/// Tokens whose graph is in memory at once. Part of the result: sums run batch after batch.
+/// Number of tokens whose graph is in memory at once. It affects the bits of the result, because sums are accumulated
+/// batch by batch.
 const BATCH_TOKENS: usize = 1024;
 
 /// Writes the gradient at the layer's input, and the sensitivities of its linears.

@@ -1,6 +1,6 @@
 //! The forward pass of one teacher layer over all windows: hidden states after the layer, second moments of its inputs.
 //!
-//! Windows pass in batches of fixed size and order, which makes the sums the same bits for any number of threads.
+//! Windows are processed in batches of fixed size and order, so the sums have the same bits for any number of threads.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use crate::input_moments::InputMoments;
 use crate::states::{activation_values, hidden_dims, source_weights};
 use crate::token_weights::sqrt_token_weights;
 
-/// Tokens that pass the layer together. Part of the result: sums run batch after batch.
+/// Number of tokens in a batch. It affects the bits of the result, because sums are accumulated batch by batch.
 const BATCH_TOKENS: usize = 4096;
 /// The same for a layer with experts, whose weights are read once per batch.
 const ROUTED_BATCH_TOKENS: usize = 16384;
@@ -25,7 +25,7 @@ const ROUTED_BATCH_TOKENS: usize = 16384;
 /// Reads a tensor of the layer by its name.
 type ReadTensor = dyn Fn(&str) -> anyhow::Result<Vec<f32>>;
 
-/// Which windows pass the teacher.
+/// Which windows are run through the teacher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pass {
     /// All calibration windows.

@@ -1,8 +1,9 @@
 //! Second moments at the inputs of a layer's linears, accumulated while the layer runs.
 //!
-//! Inputs that every token reaches accumulate in memory. Rows that are routed to an expert are spilled to disk until the last
-//! token has passed: the moments of all experts together would not fit in memory. An expert that saw fewer tokens than its
-//! input has dimensions is filled up with the mean over all experts, because its own moments are rank-deficient.
+//! Moments of inputs that every token reaches are accumulated in memory. Rows that are routed to an expert are spilled
+//! to disk until all tokens have been processed, because the moments of all experts together would not fit in memory.
+//! If an expert received fewer tokens than its input has dimensions, its moments are rank-deficient, and tokens with
+//! the mean moment over all experts are added.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -29,7 +30,7 @@ pub struct InputMoments<'a> {
     dense: BTreeMap<&'a str, Moments>,
     /// Rows of the inputs of experts; none in a layer without experts.
     spill: Option<Spill>,
-    /// Factors that token vectors are scaled by, over all tokens of the pass, by input.
+    /// By input: the factor that scales the vector of each token of the pass.
     sqrt_weights: &'a BTreeMap<String, Vec<f32>>,
     /// Index of the batch's first token.
     first_token: usize,
@@ -77,8 +78,8 @@ impl<'a> InputMoments<'a> {
         std::mem::replace(&mut self.outcome, Ok(()))
     }
 
-    /// Adds the rows `x: [tokens, width]` of the batch to an input; `tokens` are their indices within the batch if not all
-    /// of its tokens are there.
+    /// Adds the rows `x: [tokens, width]` of the batch to an input; `tokens` are their indices within the batch if `x`
+    /// does not contain all of its tokens.
     fn add<B: Backend>(
         &mut self,
         name: &str,

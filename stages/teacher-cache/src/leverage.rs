@@ -26,7 +26,8 @@ use uc_model::{InputSpec, ModelError};
 /// 7.4e-5 and 8.2e-5, tiny-experts 2.1e-5 and 1.4e-5 (a few tokens dominate it); all confidence intervals overlap.
 const DAMPING: f64 = 0.003;
 
-/// The metrics of a layer's inputs, and the scores taken with them. Corresponding inputs of all experts share a metric.
+/// The metrics of a layer's inputs, and the leverage scores computed with them. Corresponding inputs of all experts
+/// share a metric.
 pub struct LeverageScores {
     /// Inputs that still collect reference tokens.
     collecting: BTreeMap<InputGroup, Moments>,

@@ -1,8 +1,9 @@
 //! The loss of the sensitivity pass, and its gradient at the output of the last layer.
 //!
 //! The loss of a token is the negative log-likelihood of a label sampled from the teacher's own distribution. The second
-//! moment of its gradient is therefore the true Fisher information (Amari 1998), to second order the KL divergence that an
-//! error causes. Labels from the text would give the empirical Fisher, a different matrix (Kunstner, Hennig, Balles 2019).
+//! moment of its gradient is therefore the true Fisher information (Amari 1998), which gives, to second order, the KL
+//! divergence that an error causes. Labels from the text would give the empirical Fisher, a different matrix
+//! (Kunstner, Hennig, Balles 2019).
 
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
@@ -113,7 +114,7 @@ fn sample(log_probabilities: &[f32], uniform: f64) -> usize {
     log_probabilities.len() - 1
 }
 
-/// The uniform number in [0, 1) of a token.
+/// The uniform number in [0, 1) that samples the label of a token.
 fn uniform(seed: u64, token: u64) -> f64 {
     (splitmix64(seed, token) >> 11) as f64 / (1u64 << 53) as f64
 }

@@ -6,8 +6,8 @@
 //! The sensitivity pass runs before anything is quantized, over some of the windows: `sensitivity-windows` and
 //! `sensitivity-forward` correspond to `windows` and `layer`; `sensitivity-loss` and `sensitivity-backward` carry the gradient
 //! of the loss back through the layers and accumulate its second moments at the outputs of every linear, and the weight of
-//! every token. Windows are processed in batches of fixed size and order, so the sums are the same bits for any number of
-//! threads.
+//! every token. Windows are processed in batches of fixed size and order, so the sums have the same bits for any
+//! number of threads.
 
 mod backward;
 mod forward;

@@ -37,7 +37,7 @@ pub struct LayerSensitivity {
 }
 
 impl LayerSensitivity {
-    /// Empty sums for `tokens` tokens, of which the first `reference_tokens` set the metrics of the leverage scores.
+    /// Empty sums for `tokens` tokens; the first `reference_tokens` of them set the metrics of the leverage scores.
     pub fn new(
         plan: &LayerPlan,
         tokens: usize,
@@ -123,7 +123,8 @@ impl LayerSensitivity {
         Ok(())
     }
 
-    /// Gives linears that no token reached one token with the mean moment of the corresponding linears of all experts.
+    /// Adds one pseudo-token to each linear that no token reached: the mean moment of the corresponding linears of all
+    /// experts.
     fn fill_unreached(&mut self, plan: &LayerPlan) -> anyhow::Result<()> {
         let role = |linear: &LinearSpec| (linear.role().to_owned(), linear.rows);
         for linear in &plan.linears {

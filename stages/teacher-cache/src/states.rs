@@ -1,4 +1,5 @@
-//! What the forward and the backward pass share: shapes of state files, weights of the source, values of tensors.
+//! Functions that the forward and the backward pass share: shapes of state files, weights of the source, values of
+//! tensors.
 
 use anyhow::{Context, anyhow};
 use burn::tensor::backend::Backend;

@@ -29,7 +29,7 @@ pub fn fisher_weights(squares: &[f32], energies: &[f32]) -> Vec<f32> {
         .collect()
 }
 
-/// Weights of tokens in the moments of an input, of which `share` is the Fisher weight.
+/// Weights of tokens in the moments of an input: `1 - share` plus `share` times the Fisher weight.
 pub fn mixed_weights(share: f64, squares: &[f32], energies: &[f32]) -> Vec<f32> {
     let weights = fisher_weights(squares, energies).into_iter();
     let mixed = weights.map(|weight| (1.0 - share + share * f64::from(weight)) as f32);
@@ -37,8 +37,8 @@ pub fn mixed_weights(share: f64, squares: &[f32], energies: &[f32]) -> Vec<f32> 
 }
 
 /// Square roots of the weights of all calibration tokens, by input: the factors that token vectors are scaled by before
-/// their second moments are taken. The Fisher weights of the tokens in the sensitivity pass are scaled up to stand for all
-/// calibration tokens; tokens outside it have none. Empty if no Fisher weights are used.
+/// their second moments are taken. The Fisher weights of the tokens in the sensitivity pass are scaled up to represent
+/// all calibration tokens; tokens outside it have none. Empty if no Fisher weights are used.
 pub fn sqrt_token_weights(
     job: &Job<'_>,
     plan: &LayerPlan,

@@ -11,7 +11,7 @@ use crate::error::{ErrorDetail, HubError, RequestContext};
 
 /// Limit on the bytes read from the body of an error response.
 const MAX_ERROR_BODY: u64 = 64 << 10;
-/// Characters of a server's text that an error keeps at most.
+/// Maximum number of characters of a server's text that an error keeps.
 const MAX_TEXT: usize = 300;
 
 impl HttpClient {
@@ -113,11 +113,11 @@ impl HttpClient {
         status_error(request, status, &HeaderMap::new(), detail)
     }
 
-    /// Error code and message from the headers; without a message there, the message from the body.
+    /// Error code and message from the headers; if they contain no message, the message from the body.
     fn error_detail(&self, response: &mut HttpResponse) -> ErrorDetail {
-        let text_of =
+        let text_header =
             |name: &str| header(&response.headers, name).map(|text| self.sanitize(&text).into());
-        let (code, message) = (text_of("x-error-code"), text_of("x-error-message"));
+        let (code, message) = (text_header("x-error-code"), text_header("x-error-message"));
         let message = message.or_else(|| {
             let mut text = Vec::new();
             let body = response
@@ -213,7 +213,7 @@ fn status_error(
     }
 }
 
-/// The wait that the server asks for: Retry-After in seconds or as a date, otherwise the Hub's
+/// The wait that the server requests: Retry-After in seconds or as a date, otherwise the Hub's
 /// `RateLimit: "api";r=0;t=55`.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     if let Some(text) = header(headers, "retry-after") {

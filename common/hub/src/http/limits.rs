@@ -13,7 +13,7 @@ pub struct Limits {
     pub request: Duration,
     /// Slowest acceptable transfer in bytes per second. It determines the time allowed for a transfer.
     pub min_throughput: u64,
-    /// Received bytes after which a download attempt counts as progress (see [`crate::Retrier`]).
+    /// Number of received bytes from which a download attempt counts as progress (see [`crate::Retrier`]).
     pub progress_bytes: u64,
 }
 

@@ -68,11 +68,11 @@ pub(super) struct FileRangeReader<'a> {
 
 impl Read for FileRangeReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let wanted = (buffer.len() as u64).min(self.remaining) as usize;
-        if wanted == 0 {
+        let length = (buffer.len() as u64).min(self.remaining) as usize;
+        if length == 0 {
             return Ok(0);
         }
-        let read = self.file.read_at(&mut buffer[..wanted], self.offset)?;
+        let read = self.file.read_at(&mut buffer[..length], self.offset)?;
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

@@ -13,7 +13,7 @@ use crate::error::{HubError, RequestContext};
 use crate::local_file::LocalFile;
 use crate::repo::RepoName;
 
-/// Most parts that S3 multipart storage accepts.
+/// Maximum number of parts that S3 multipart storage accepts.
 const MAX_PARTS: u64 = 10_000;
 
 /// Where a large file is uploaded to.

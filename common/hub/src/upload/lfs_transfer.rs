@@ -73,10 +73,10 @@ impl Hub {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), HubError> {
         let handle = file.open()?;
-        let whole = NonZeroU64::new(file.size).expect("storage accepts no empty objects");
+        let file_size = NonZeroU64::new(file.size).expect("storage accepts no empty objects");
         let (part_size, urls) = match &action.parts {
             Some(parts) => (parts.size, parts.urls.as_slice()),
-            None => (whole, std::slice::from_ref(&action.href)),
+            None => (file_size, std::slice::from_ref(&action.href)),
         };
         for (index, url) in urls.iter().enumerate() {
             let offset = index as u64 * part_size.get();
@@ -130,7 +130,7 @@ impl Hub {
         Ok(header(&response.headers, "etag").unwrap_or_default())
     }
 
-    /// Tells storage to assemble the parts.
+    /// Requests that storage assemble the parts.
     fn complete_multipart(
         &self,
         file: &LocalFile,

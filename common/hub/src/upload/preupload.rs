@@ -15,7 +15,7 @@ use crate::local_file::LocalFile;
 use crate::repo::{RepoName, check_revision};
 use crate::url::percent_encode;
 
-/// Bytes from the start of a file by which the Hub decides the upload mode.
+/// Number of bytes from the start of a file that the Hub uses to decide the upload mode.
 const SAMPLE_SIZE: u64 = 512;
 
 /// How a file is uploaded.

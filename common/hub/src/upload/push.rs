@@ -14,7 +14,7 @@ use crate::repo::RepoName;
 use crate::retry::{Attempt, Retrier};
 use crate::{Hub, Progress};
 
-/// Conflicts with other commits after which a push fails.
+/// Maximum number of conflicts with other commits; one more makes a push fail.
 const MAX_CONFLICTS: u32 = 4;
 
 /// The result of [`Hub::push`].

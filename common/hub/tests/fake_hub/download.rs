@@ -7,7 +7,7 @@ use uc_hub::{FileId, HubError, RemoteFile, RetryPhase};
 
 use crate::fixture::{Fixture, REPO, TOKEN, hub_client, limits, noise};
 
-/// Every fault that a download can meet.
+/// Every fault that can occur during a download.
 fn faults() -> Vec<Fault> {
     vec![
         Fault::Reset,
@@ -43,7 +43,7 @@ fn a_download_survives_every_fault_at_the_hub_and_at_storage() {
             let data = noise(size as u64, size);
             fixture.fake_hub.commit_file(REPO, "deep/file", &data);
             let file = fixture.remote_file("deep/file");
-            // The truncation comes first, so that the fault meets a resumed download.
+            // The truncation comes first, so that the fault occurs in a resumed download.
             let script = [Fault::TruncateBody, fault.clone()];
             fixture.fake_hub.set_faults(Schedule::script(route, script));
             let got = fixture.download(&file, 8);
@@ -266,14 +266,14 @@ fn selected_files_are_fetched_at_one_commit() {
         .fake_hub
         .commit_file(REPO, "other.bin", &noise(2, 50_000));
     let folder = fixture.folder.join("model");
-    let wanted =
+    let is_selected =
         |file: &RemoteFile| file.path.ends_with(".safetensors") || file.path == "config.json";
     let script = Schedule::script(Route::Object, [Fault::ResetBody]);
     fixture.fake_hub.set_faults(script);
     let fetch = || {
         let (hub, repo) = (&fixture.hub, &fixture.repo);
         let mut snapshot = hub.info(repo, "main")?;
-        snapshot.files.retain(wanted);
+        snapshot.files.retain(is_selected);
         for file in &snapshot.files {
             let (into, mut retrier) = (folder.join(&file.path), fixture.retrier());
             hub.download(repo, &snapshot.commit, file, &into, &mut retrier, |_| {})?;

@@ -1,4 +1,5 @@
-//! The client against the fake Hub: every fault once, hundreds at random, and no leak of the token.
+//! Tests of the client against the fake Hub: every fault once, hundreds of random faults, and that the token never
+//! leaks.
 #![allow(clippy::disallowed_methods)]
 
 mod download;

@@ -54,8 +54,8 @@ fn with_rerun<T>(
     true
 }
 
-/// Uploads files and downloads them again. Returns the number of faults met, and how many of the two transfers were run
-/// again.
+/// Uploads files and downloads them again. Returns the number of faults that occurred, and how many of the two
+/// transfers were run again.
 fn run(seed: u64) -> (usize, usize) {
     let fixture = Fixture::new();
     // Few faults for most seeds, many for some.

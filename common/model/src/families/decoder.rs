@@ -88,8 +88,8 @@ impl DecoderDims {
         norm(name, NormKind::Rms, self.hidden, self.eps)
     }
 
-    /// Attention with `self_attn.{q,k,v,o}_proj`. `biases` says whether q, k and v have a bias, and
-    /// whether o has one.
+    /// Attention with `self_attn.{q,k,v,o}_proj`. `biases` specifies whether q, k and v have a bias,
+    /// and whether o has one.
     pub(super) fn attention(&self, biases: [bool; 2], rope: RopeSpec) -> AttentionSpec {
         let q_width = self.heads * self.head_dim;
         let kv_width = self.kv_heads * self.head_dim;

@@ -8,7 +8,7 @@ const LITERALS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 /// The only key of an object that represents a number.
 const TAG: &str = "__float__";
 
-/// Replaces every such literal outside of strings by the object that represents it.
+/// Replaces every such literal outside of strings with the object that represents it.
 pub(crate) fn tag_non_finite(json: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(json.len());
     let (mut rest, mut in_string) = (json, false);

@@ -29,7 +29,8 @@ pub(super) fn mixture(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let sparse = ExpertsSpec {
         router: Projection::new(router, experts, dims.hidden, false),
         top_k: keys.size_at_most("num_experts_per_tok", experts)?,
-        // A softmax over the selected experts equals the softmax over all, divided by the sum of the selected.
+        // A softmax over the selected experts equals the softmax over all, divided by the sum of the selected
+        // probabilities.
         routing: Routing::Softmax { renormalize: true },
         experts: (0..experts).map(expert_spec).collect(),
         shared: None,

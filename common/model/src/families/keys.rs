@@ -1,8 +1,8 @@
 //! Reads a `config.json` key by key and remembers which keys were read.
 //!
 //! A key that the family does not read is refused at the end, unless it is known not to influence the
-//! forward pass or has a value that means "unused" (`null`, `false`, `0`, empty). Otherwise a model could
-//! silently be computed differently from how it was trained, and every later check would still pass.
+//! forward pass or has a value that means "unused" (`null`, `false`, `0`, empty). Otherwise the forward
+//! pass could silently differ from the one in training, and every later check would still pass.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;

@@ -1,4 +1,4 @@
-//! One file per model family: from its `config.json` to a description of its layers.
+//! One file per model family, which turns its `config.json` into a description of its layers.
 //!
 //! A family's file is a function from the keys of a `config.json` to a [`ModelConfig`]. It reads every
 //! key that the forward pass depends on and refuses, by name, whatever is not implemented.

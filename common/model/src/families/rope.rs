@@ -8,7 +8,7 @@ use super::keys::Keys;
 use crate::config::ConfigError;
 use crate::rope::{RopeScaling, RopeSpec};
 
-/// `rope_theta` where the file gives none.
+/// `rope_theta` if the file does not specify it.
 const DEFAULT_THETA: f64 = 10_000.0;
 
 impl DecoderDims {
@@ -177,7 +177,7 @@ pub(super) fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
     }
 }
 
-/// `mscale_all_dim`, with which YaRN scales all elements of queries and keys. 0 means that it is unset.
+/// `mscale_all_dim`, the parameter of YaRN that scales all elements of queries and keys. 0 means that it is unset.
 pub(super) fn mscale_all_dim(settings: &Keys<'_>) -> Result<Option<f64>, ConfigError> {
     nonzero_mscale(settings, "mscale_all_dim")
 }

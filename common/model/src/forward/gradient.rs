@@ -1,7 +1,7 @@
 //! The backward pass of a layer, block by block and expert by expert.
 //!
 //! The graph of a whole layer would hold the weights of every expert that a token of the batch is routed to.
-//! So the inputs of the blocks are computed first, without a graph. Then, from the last block to the first,
+//! Therefore the inputs of the blocks are computed first, without a graph. Then, from the last block to the first,
 //! each block is computed again with its graph, which is dropped after its backward pass (gradient
 //! checkpointing: Chen et al. 2016, "Training deep nets with sublinear memory cost"). In a mixture of experts
 //! each expert has a graph of its own.
@@ -125,7 +125,7 @@ impl<B: Backend> Block<Autodiff<B>> {
 }
 
 impl<B: Backend> Experts<Autodiff<B>> {
-    /// A scalar that has the same gradient with respect to whatever `x` depends on as
+    /// A scalar whose gradient with respect to everything that `x` depends on equals that of
     /// `sum(experts(x) · grad_output)`, where `x: [tokens, hidden]`. The backward pass of every routed expert
     /// runs here, one expert after the other.
     fn backward<W: Weights<Autodiff<B>>>(

@@ -1,5 +1,5 @@
 //! The Mamba-2 block (Dao and Gu 2024, arXiv 2405.21060): one projection, a short convolution, a selective
-//! scan with one decay and one time step per head, a norm of the gated result.
+//! scan with one decay and one time step per head, and a norm of the gated result.
 //!
 //! It uses the scan of Mamba, with the parameters of a head repeated for its channels, one group after the
 //! other, since each group has its own B and C. This computes one exponential per state where one per head

@@ -1,4 +1,4 @@
-//! Windows on their way through a model: how to embed one, and how many pass a layer together.
+//! Embedding of token windows, and the number of windows per batch.
 //!
 //! Shared by the stages that run the forward pass. The choice of windows is made in [`crate::text`].
 

@@ -13,7 +13,7 @@ const BLOCK: u64 = 4 << 20;
 impl SourceFolder {
     /// Checks that the folder has exactly the tensors of `config`, each with the right shape and a weight type.
     ///
-    /// Ignored are: rotary frequencies and causal masks, which older files contain although they follow from the
+    /// These are ignored: rotary frequencies and causal masks, which older files contain although they follow from the
     /// configuration; a `lm_head.weight` that repeats a tied embedding bit for bit; and tensors of any shape and
     /// type with one of the [`ModelConfig::ignored_prefixes`], which the forward pass does not use.
     ///

@@ -1,4 +1,4 @@
-//! Everything that can be wrong with the weights of a model folder, one variant each.
+//! Errors in the weights of a model folder, one variant for each kind.
 
 use std::fmt;
 use std::path::PathBuf;

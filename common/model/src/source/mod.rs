@@ -4,9 +4,9 @@
 //! validated when the folder is opened. After that, reading a tensor is one positioned read of its own
 //! bytes; no file is ever loaded as a whole. Nothing is written and nothing is cached.
 //!
-//! Shards may come and go. The first bytes of a shard, its header, may be stored beside it as
-//! `NAME.header` ([`header_path`]). The folder then opens without the shard, whose size follows from the
-//! header. A file is only open while a tensor is read, so a shard that is deleted takes no space.
+//! The first bytes of a shard, its header, may be stored beside it as `NAME.header` ([`header_path`]). The folder
+//! then opens without the shard, whose size follows from the header, and the shard may be added and deleted while the
+//! folder is open. A file is only open while a tensor is read, so a shard that is deleted takes no space.
 
 mod check;
 mod dtype;

@@ -1,4 +1,4 @@
-//! Everything that can be wrong with a tokenizer, a text or a choice of windows, one variant each.
+//! Errors in a tokenizer, a text or a choice of windows, one variant for each kind.
 
 use std::path::PathBuf;
 

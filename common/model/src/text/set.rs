@@ -11,7 +11,7 @@ use super::tokenizer::Tokenizer;
 use super::windows::check_token_ids;
 use crate::config::ModelConfig;
 
-/// How many windows to select, of which length and with which seed.
+/// Number and length of the windows to select, and the seed of the selection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WindowChoice {
     /// Number of windows; 0 selects all.
