@@ -50,7 +50,7 @@ pub fn children(parent: u32) -> Vec<(u32, String)> {
 ///
 /// # Panics
 /// If `/proc` cannot be read.
-pub fn workers_of(run: &Path) -> Vec<u32> {
+pub fn processes_of_run(run: &Path) -> Vec<u32> {
     let run = run.as_os_str().as_encoded_bytes();
     let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
     processes

@@ -74,7 +74,7 @@ pub fn json(output: &Output) -> serde_json::Value {
 }
 
 /// Standard output followed by standard error.
-pub fn words(output: &Output) -> String {
+pub fn output_text(output: &Output) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     text(&output.stdout) + &text(&output.stderr)
 }
@@ -85,7 +85,7 @@ pub fn words(output: &Output) -> String {
 /// If its exit status is not 0.
 pub fn succeed(command: &mut Command) -> Output {
     let output = command.output().expect("the program starts");
-    assert!(output.status.success(), "{}", words(&output));
+    assert!(output.status.success(), "{}", output_text(&output));
     output
 }
 
@@ -95,7 +95,7 @@ pub fn succeed(command: &mut Command) -> Output {
 /// If the exit status is another one.
 pub fn fail_with(command: &mut Command, code: i32) -> String {
     let output = command.output().expect("the program starts");
-    let text = words(&output);
+    let text = output_text(&output);
     assert_eq!(output.status.code(), Some(code), "{text}");
     text
 }
@@ -124,4 +124,16 @@ pub fn copy_model(to: &Path) {
     for (name, bytes) in contents(&tiny_model()) {
         std::fs::write(to.join(name), bytes).expect("copied");
     }
+}
+
+/// All files below a folder.
+pub fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        match entry.path() {
+            path if path.is_dir() => files.extend(files_below(&path)),
+            path => files.push(path),
+        }
+    }
+    files
 }

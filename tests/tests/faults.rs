@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use uc_tests::kills::{signal, workers_of};
-use uc_tests::{compress, contents, copy_model, fail_with, json, succeed, uc, words};
+use uc_tests::kills::{processes_of_run, signal};
+use uc_tests::{compress, contents, copy_model, fail_with, json, output_text, succeed, uc};
 
 const BAD_INPUT: i32 = 4;
 const DISK_FULL: i32 = 7;
@@ -55,7 +55,7 @@ impl FinishedRun {
     /// Resumes the run after the fault `what` and expects the original files.
     fn assert_recovers(&self, what: &str) {
         let output = self.resume().output().expect("uc");
-        assert!(output.status.success(), "{what}: {}", words(&output));
+        assert!(output.status.success(), "{what}: {}", output_text(&output));
         self.assert_unchanged(what);
     }
 
@@ -144,7 +144,7 @@ fn assert_damaged_plan_is_refused_and_rewritten(run: &FinishedRun, damage: Damag
     let path = run.run.join("run.json");
     damage.apply(&path);
     let output = run.resume().output().expect("uc");
-    let text = words(&output);
+    let text = output_text(&output);
     assert!(!output.status.success(), "{damage:?}: {text}");
     assert!(text.contains("run.json"), "{damage:?}: {text}");
     assert!(!text.contains("panicked"), "{text}");
@@ -214,7 +214,7 @@ fn a_file_that_cannot_be_read_is_named() {
         if name == "events.jsonl" {
             // The event log is only for people; no job depends on it.
             let output = run.resume().output().expect("uc");
-            assert!(!words(&output).contains("panicked"));
+            assert!(!output_text(&output).contains("panicked"));
         } else {
             let text = fail_with(&mut run.resume(), code);
             assert!(text.contains(name), "{name}: {text}");
@@ -270,7 +270,7 @@ fn a_shard_truncated_during_the_run_is_named_and_the_run_completes_once_it_is_re
     let original = std::fs::read(&shard).expect("weights");
     std::fs::write(&shard, &original[..original.len() / 2]).expect("truncated");
     let output = driver.wait_with_output().expect("ended");
-    let text = words(&output);
+    let text = output_text(&output);
     assert_eq!(output.status.code(), Some(BAD_INPUT), "{text}");
     assert!(text.contains("model.safetensors"), "{text}");
     std::fs::write(&shard, original).expect("restored");
@@ -289,10 +289,10 @@ fn a_signal_shuts_a_run_down_in_order_and_leaves_no_process() {
         await_event(&run, &["started", "\"teacher-cache\""]);
         signal(driver.id(), name);
         let output = driver.wait_with_output().expect("ended");
-        let text = words(&output);
+        let text = output_text(&output);
         assert_eq!(output.status.code(), Some(INTERRUPTED), "{text}");
         assert!(text.contains("uc resume"), "{text}");
-        assert!(workers_of(&run).is_empty());
+        assert!(processes_of_run(&run).is_empty());
         let status = json(&succeed(uc().arg("status").arg(&run).arg("--json")));
         assert_eq!(status["state"], "stopped");
         succeed(uc().arg("resume").arg(&run));
@@ -317,7 +317,11 @@ fn jumps_of_the_clock_change_nothing() {
         });
         std::fs::write(&log, lines.collect::<String>()).expect("log");
         let output = succeed(&mut run.resume());
-        assert!(words(&output).contains(": 0 of "), "{}", words(&output));
+        assert!(
+            output_text(&output).contains(": 0 of "),
+            "{}",
+            output_text(&output)
+        );
         run.assert_unchanged(time);
         let status = json(&succeed(uc().arg("status").arg(&run.run).arg("--json")));
         assert_eq!(status["state"], "complete");
@@ -364,9 +368,9 @@ fn the_event_log_and_the_receipts_give_the_same_job_states() {
             .args(["--watch", "--interval", "1"]),
     );
     assert!(
-        words(&watched).contains("state  complete"),
+        output_text(&watched).contains("state  complete"),
         "{}",
-        words(&watched)
+        output_text(&watched)
     );
 }
 
@@ -389,7 +393,7 @@ fn check_file_size_limits(next: impl Fn(u64) -> u64) {
     loop {
         let run = undisturbed.run.with_file_name(format!("limit-{kib}"));
         let output = limited(&undisturbed.model, &run, kib).output().expect("uc");
-        let text = words(&output);
+        let text = output_text(&output);
         assert!(!text.contains("panicked"), "{kib} KiB: {text}");
         let done = output.status.success();
         if !done {
@@ -460,7 +464,7 @@ fn check_full_disks(sizes: impl Iterator<Item = u64>) -> bool {
             .args(compress(&undisturbed.model, &run).get_args())
             .arg("-q");
         let output = command.output().expect("unshare");
-        let text = words(&output);
+        let text = output_text(&output);
         assert!(!text.contains("panicked"), "{kib} KiB: {text}");
         if !output.status.success() {
             failures += 1;

@@ -6,10 +6,12 @@ use std::process::{Command, Stdio};
 use uc_fake_hub::faults::{Fault, Route, Schedule};
 use uc_fake_hub::{FakeHub, Options};
 use uc_tests::kills::{children, signal};
-use uc_tests::{compress, contents, fail_with, program, succeed, tiny_model, uc, words};
+use uc_tests::{
+    compress, contents, fail_with, files_below, output_text, program, succeed, tiny_model, uc,
+};
 
 use crate::fixture::{
-    NETWORK, REPO, assert_no_token, comparable_pack, compress_from_hub, fake_hub, files_below,
+    NETWORK, REPO, assert_no_token, comparable_pack, compress_from_hub, fake_hub,
     has_partial_download, has_resumed, read_json, set_hub, spawn, storage_requests, wait_for,
 };
 
@@ -25,12 +27,12 @@ fn a_model_given_by_name_yields_the_pack_of_its_folder_and_records_its_origin() 
     let faults = [Fault::ResetBody, Fault::TooManyRequests(0)];
     fake_hub.set_faults(Schedule::script(Route::Object, faults));
     let output = succeed(&mut compress_from_hub(&fake_hub, REPO, &run));
-    assert!(!words(&output).contains(&Options::default().token));
-    let inspected = words(&succeed(uc().arg("inspect").arg(run.join("pack"))));
+    assert!(!output_text(&output).contains(&Options::default().token));
+    let inspected = output_text(&succeed(uc().arg("inspect").arg(run.join("pack"))));
     assert!(inspected.contains("tester/tiny-stories at "), "{inspected}");
     assert!(comparable_pack(&run) == comparable_pack(&local));
     let status = succeed(uc().arg("status").arg(&run));
-    assert!(words(&status).contains("source tester/tiny-stories at"));
+    assert!(output_text(&status).contains("source tester/tiny-stories at"));
     assert_no_token(folder.path());
     assert_only_model_files(&folder.path().join("models/tester--tiny-stories"));
 

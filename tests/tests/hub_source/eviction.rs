@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use uc_fake_hub::FakeHub;
 use uc_fake_hub::faults::{Fault, Route, Schedule};
-use uc_tests::kills::{Random, signal, workers_of};
-use uc_tests::{compress, contents, fail_with, succeed, uc, words};
+use uc_tests::kills::{Random, processes_of_run, signal};
+use uc_tests::{compress, contents, fail_with, files_below, output_text, succeed, uc};
 
 use crate::fixture::{
     MonitoredRun, NETWORK, REPO, assert_no_token, comparable_pack, compress_with_budget, fake_hub,
-    files_below, has_extension, has_partial_download, has_resumed, many_layers, monitor, read_json,
-    resume, set_hub, shard_bytes, spawn, storage_requests, wait_for,
+    has_extension, has_partial_download, has_resumed, many_layers, monitor, read_json, resume,
+    set_hub, shard_bytes, spawn, storage_requests, wait_for,
 };
 
 /// The shards of a model by name.
@@ -137,7 +137,7 @@ fn a_source_larger_than_its_budget_yields_the_same_pack() {
     let before = storage_requests(&fake_hub);
     for setting in ["retention.budget=1 GiB", "retention.source=keep"] {
         let mut command = resume(&fake_hub, &run);
-        let message = words(&succeed(command.args(["--set", setting])));
+        let message = output_text(&succeed(command.args(["--set", setting])));
         assert!(message.contains(": 0 of "), "{message}");
     }
     assert_eq!(storage_requests(&fake_hub), before);
@@ -183,7 +183,7 @@ fn kill_the_driver_during_a_download(fake_hub: &FakeHub, run: &Path, budget: u64
     });
     child.kill().expect("killed");
     child.wait().expect("ended");
-    wait_for("the end of the stages", || workers_of(run).is_empty());
+    wait_for("the end of the stages", || processes_of_run(run).is_empty());
 }
 
 /// Without a network a run ends with its exit code, and its message says how to continue.
@@ -196,7 +196,7 @@ fn fail_without_a_network(fake_hub: &FakeHub, run: &Path) {
         "{message}"
     );
     assert_eq!(fake_hub.requests().len(), before);
-    let status = words(&succeed(uc().arg("status").arg(run)));
+    let status = output_text(&succeed(uc().arg("status").arg(run)));
     assert!(status.contains("fetch"), "{status}");
 }
 
@@ -236,7 +236,7 @@ fn kill_the_driver_and_damage_a_shard(fake_hub: &FakeHub, run: &Path, random: &m
     });
     let _ = child.kill();
     child.wait().expect("ended");
-    wait_for("the end of the stages", || workers_of(run).is_empty());
+    wait_for("the end of the stages", || processes_of_run(run).is_empty());
     let shard: Option<PathBuf> = files_below(&run.join("source"))
         .into_iter()
         .find(|path| has_extension(path, "safetensors"));
@@ -252,7 +252,7 @@ fn kill_the_driver_and_damage_a_shard(fake_hub: &FakeHub, run: &Path, random: &m
 fn complete_after_a_killed_fetch(fake_hub: &FakeHub, run: &Path, budget: u64) {
     fake_hub.set_faults(Schedule::script(Route::Object, [Fault::Stall]));
     let fetchers = || {
-        let mut workers = workers_of(run);
+        let mut workers = processes_of_run(run);
         workers.retain(|id| {
             let arguments = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
             arguments

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use uc_fake_hub::{FakeHub, Options};
-use uc_tests::{compress, contents, program, repository, succeed, tiny_model, uc};
+use uc_tests::{compress, contents, files_below, program, repository, succeed, tiny_model, uc};
 
 pub const REPO: &str = "tester/tiny-stories";
 /// Exit code when the network fails too often.
@@ -113,18 +113,6 @@ pub fn many_layers(folder: &Path) -> PathBuf {
 pub fn read_json(path: &Path) -> Value {
     let text = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_slice(&text).expect("JSON")
-}
-
-/// All files below a folder.
-pub fn files_below(folder: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        match entry.path() {
-            path if path.is_dir() => files.extend(files_below(&path)),
-            path => files.push(path),
-        }
-    }
-    files
 }
 
 pub fn has_extension(path: &Path, wanted: &str) -> bool {

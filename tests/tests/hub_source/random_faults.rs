@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 
 use uc_fake_hub::Options;
 use uc_fake_hub::faults::Schedule;
-use uc_tests::{compress, contents, succeed, words};
+use uc_tests::{compress, contents, files_below, output_text, succeed};
 
 use crate::fixture::{
-    NETWORK, assert_no_token, compress_with_budget, fake_hub, files_below, many_layers, set_hub,
-    shard_bytes,
+    NETWORK, assert_no_token, compress_with_budget, fake_hub, many_layers, set_hub, shard_bytes,
 };
 
 const PACK_REPO: &str = "tester/pack";
@@ -50,7 +49,7 @@ fn whole_runs_with_random_faults_complete_or_fail_with_a_network_error_and_compl
                 "upload.longest_wait=0",
             ]);
             let output = command.output().expect("uc");
-            let message = words(&output);
+            let message = output_text(&output);
             assert!(!message.contains(&Options::default().token), "{message}");
             if output.status.success() {
                 break;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use uc_fake_hub::FakeHub;
 use uc_fake_hub::faults::{Fault, Route, Schedule};
-use uc_tests::{compress, contents, fail_with, json, succeed, uc, words};
+use uc_tests::{compress, contents, fail_with, json, output_text, succeed, uc};
 
 use crate::fixture::{
     DAMAGED, MISSING_INPUT, NETWORK, REPO, compress_and_upload, events, fake_hub, folder_bytes,
@@ -52,7 +52,7 @@ fn uploaded_layers_are_deleted_and_few_are_on_disk_at_any_time() {
 
     // The run is complete: nothing remains to be done or sent, and `uc verify` says where the layers are.
     let commits = fake_hub.commit_count(REPO, "main");
-    let message = words(&succeed(&mut resume(&fake_hub, &run)));
+    let message = output_text(&succeed(&mut resume(&fake_hub, &run)));
     assert!(message.contains(": 0 of "), "{message}");
     assert!(
         message.contains("8 of 8 layers are only in the repository"),
@@ -98,7 +98,7 @@ fn compress_with_slow_commits(
         std::thread::sleep(Duration::from_millis(2));
     }
     let output = driver.wait_with_output().expect("output");
-    assert!(output.status.success(), "{}", words(&output));
+    assert!(output.status.success(), "{}", output_text(&output));
     assert!(
         (1..=MAX_LAYERS_ON_DISK).contains(&peak_layers),
         "{peak_layers} layers"

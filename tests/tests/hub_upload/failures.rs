@@ -4,8 +4,8 @@ use std::process::Stdio;
 
 use serde_json::Value;
 use uc_fake_hub::faults::{Fault, Route, Schedule};
-use uc_tests::kills::{lost_work, signal, workers_of};
-use uc_tests::{compress, contents, fail_with, json, succeed, tiny_model, uc, words};
+use uc_tests::kills::{lost_work, processes_of_run, signal};
+use uc_tests::{compress, contents, fail_with, json, output_text, succeed, tiny_model, uc};
 
 use crate::fixture::{
     INTERRUPTED, NETWORK, REPO, assert_no_token, compress_and_upload, count_requests, events,
@@ -44,7 +44,7 @@ fn layers_are_uploaded_while_later_ones_are_produced_whatever_faults_occur() {
         (commits, count_requests(&faulty, "PUT"))
     };
     let before = sent();
-    let message = words(&succeed(&mut upload(&faulty, &run)));
+    let message = output_text(&succeed(&mut upload(&faulty, &run)));
     assert!(
         message.contains("uploaded to           tester/pack"),
         "{message}"
@@ -79,7 +79,7 @@ fn after_a_kill_of_the_stage_or_the_driver_the_next_one_completes_the_upload() {
                 let mut arguments = arguments.split(|byte| *byte == 0);
                 arguments.any(|argument| argument == b"upload-layer")
             };
-            uploader = workers_of(&run).into_iter().find(is_uploader);
+            uploader = processes_of_run(&run).into_iter().find(is_uploader);
             uploader.is_some() && count_requests(&fake_hub, "PUT") > 0
         });
         uploader.expect("found above")
@@ -95,7 +95,9 @@ fn after_a_kill_of_the_stage_or_the_driver_the_next_one_completes_the_upload() {
     wait_for_uploader();
     driver.kill().expect("killed");
     driver.wait().expect("ended");
-    wait_for("the end of the stages", || workers_of(&run).is_empty());
+    wait_for("the end of the stages", || {
+        processes_of_run(&run).is_empty()
+    });
     assert!(!run.join("pack/remote.json").exists());
 
     fake_hub.set_faults(Schedule::None);
@@ -116,7 +118,7 @@ fn without_a_network_only_the_upload_fails() {
     let mut command = compress_and_upload(&fake_hub, &tiny_model(), &run);
     let output = command.args(["--attempts", "2", "--json"]).output();
     let output = output.expect("uc");
-    let message = words(&output);
+    let message = output_text(&output);
     assert_eq!(output.status.code(), Some(NETWORK), "{message}");
     assert!(message.contains("gave up after 2 attempts"), "{message}");
     assert!(message.contains("uc resume"), "{message}");
@@ -169,13 +171,13 @@ fn a_waiting_upload_is_shown_by_status_and_can_be_interrupted() {
     );
     let error = retry["error"].as_str().expect("text");
     assert!(error.contains("429"), "{error}");
-    let status = words(&succeed(uc().arg("status").arg(&run)));
+    let status = output_text(&succeed(uc().arg("status").arg(&run)));
     assert!(status.contains("; attempt 2 of 8 in "), "{status}");
 
     signal(driver.id(), "-INT");
     let exit_status = driver.wait().expect("ended");
     assert_eq!(exit_status.code(), Some(INTERRUPTED));
-    assert!(workers_of(&run).is_empty());
+    assert!(processes_of_run(&run).is_empty());
     fake_hub.set_faults(Schedule::None);
     succeed(&mut resume(&fake_hub, &run));
     assert!(remote_files(&fake_hub) == expected_files(&run));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use uc_fake_hub::{FakeHub, Options};
-use uc_tests::{compress, contents, program, repository, succeed, uc, words};
+use uc_tests::{compress, contents, files_below, output_text, program, repository, succeed, uc};
 
 pub const REPO: &str = "tester/pack";
 
@@ -115,18 +115,6 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// All files below a folder.
-fn files_below(folder: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        match entry.path() {
-            path if path.is_dir() => files.extend(files_below(&path)),
-            path => files.push(path),
-        }
-    }
-    files
-}
-
 pub fn assert_no_token(run: &Path) {
     let token = Options::default().token;
     let files = files_below(run);
@@ -144,7 +132,7 @@ pub fn assert_no_token(run: &Path) {
 pub fn run_until_success(mut commands: impl Iterator<Item = Command>) -> Output {
     for attempt in 0.. {
         let output = commands.next().expect("endless").output().expect("uc");
-        let message = words(&output);
+        let message = output_text(&output);
         assert!(!message.contains(&Options::default().token), "{message}");
         if output.status.success() {
             return output;
