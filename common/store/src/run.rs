@@ -85,7 +85,7 @@ impl RunDir {
                 "a plan as written by `uc`",
             )
         };
-        // The version is read first, because a newer plan may have unknown fields.
+        // The version is read first, because a plan of another version may have unknown fields.
         #[derive(serde::Deserialize)]
         struct VersionOnly {
             version: u32,
@@ -98,6 +98,14 @@ impl RunDir {
                 found: version,
                 supported: PLAN_VERSION.0,
             });
+        }
+        if version < PLAN_VERSION.0 {
+            let found = format!("version {version}");
+            let expected = format!(
+                "version {}; `uc compress` with this run directory writes the plan again",
+                PLAN_VERSION.0
+            );
+            return Err(StoreError::malformed(&path, "plan", found, expected));
         }
         let plan: Plan = serde_json::from_slice(&unsealed(&text, &path)?).map_err(bad)?;
         plan.validate()?;
@@ -275,7 +283,7 @@ mod tests {
     use crate::plan::tests_support::{folder, small_plan};
 
     #[test]
-    fn a_plan_is_read_back_and_a_newer_one_is_refused_with_both_versions() {
+    fn a_plan_is_read_back_and_one_of_another_version_is_refused_with_both_versions() {
         let (_keep, folder) = folder();
         let plan = small_plan();
         RunDir::create(&folder, &plan).expect("created");
@@ -288,6 +296,14 @@ mod tests {
         let error = RunDir::open(&folder).expect_err("newer").to_string();
         assert!(
             error.contains('9') && error.contains("up to version 2"),
+            "{error}"
+        );
+        let older = text.replace("\"version\": 2,\n  \"tool", "\"version\": 1,\n  \"tool");
+        atomic::write_bytes(&run.plan_path(), older.as_bytes()).expect("written");
+        let error = RunDir::open(&folder).expect_err("older");
+        assert!(
+            matches!(&error, StoreError::Malformed { found, expected, .. }
+                if found == "version 1" && expected.contains("version 2; `uc compress`")),
             "{error}"
         );
         atomic::write_bytes(&run.plan_path(), b"{").expect("written");
