@@ -156,15 +156,20 @@ fn run_matched(program: Program, tasks: Vec<Task>, matches: &ArgMatches) -> Opti
     Some(run_task(program, task, &args))
 }
 
-/// The exit code of an error. A specific class of the store takes precedence, such as a full disk or denied access,
-/// whichever library reported it. Then come the program's own classes, and last the vague classes of the store.
-fn classify(program: Program, error: &anyhow::Error) -> ExitCode {
+/// The exit code of an error, or `None` if neither the store nor the program can classify it. A specific class of the
+/// store takes precedence, such as a full disk or denied access, whichever library reported it. Then come the program's
+/// own classes, and last the vague classes of the store.
+pub fn exit_code(program: Program, error: &anyhow::Error) -> Option<ExitCode> {
     let by_store = ExitCode::of_error(error);
     by_store
         .filter(|code| !code.is_vague())
         .or_else(|| (program.classify)(error))
         .or(by_store)
-        .unwrap_or(ExitCode::Internal)
+}
+
+/// The exit code of an error of a task; an error that nothing can classify is a defect.
+fn classify(program: Program, error: &anyhow::Error) -> ExitCode {
+    exit_code(program, error).unwrap_or(ExitCode::Internal)
 }
 
 pub use serve::end_with_parent;

@@ -96,13 +96,7 @@ fn say(facts: anyhow::Result<serde_json::Value>) -> ExitCode {
         }
         Err(error) => {
             eprintln!("error: {error:#}");
-            let by_store = ExitCode::of_error(&error);
-            let vague = |code: &ExitCode| code.is_vague();
-            by_store
-                .filter(|code| !vague(code))
-                .or_else(|| error::exit_code(&error))
-                .or(by_store)
-                .unwrap_or(ExitCode::BadInput)
+            stage::exit_code(PROGRAM, &error).unwrap_or(ExitCode::BadInput)
         }
     }
 }

@@ -66,7 +66,7 @@ pub fn forecast(
     let measured = Measurement::embedded()?;
     let costs = CostModel::new(&model, settings);
     let cores = machine.threads.unwrap_or(measured.cores);
-    let plan = plan_without_files(&model, pipeline, settings, cores)?;
+    let plan = plan_without_files(&model, &[], pipeline, settings, cores)?;
     let rates = Rates::new(&measured, &measured_plan(&measured)?);
     let estimate = Estimate::new(
         &plan,
@@ -124,9 +124,10 @@ pub fn peak_disk(model: &ModelSummary, plan: &Plan, budget: Budget) -> Option<u6
     Some((peak + records) as u64)
 }
 
-/// The plan of a run of a model whose files are not known.
+/// The plan of a run of a model that is not on disk. `source_files` names the optional files to assume.
 fn plan_without_files(
     model: &ModelSummary,
+    source_files: &[&str],
     pipeline: &Pipeline,
     settings: &Settings,
     cores: u32,
@@ -141,7 +142,7 @@ fn plan_without_files(
             total_parameters: model.total_parameters,
             hub: None,
         },
-        source_files: Default::default(),
+        source_files: source_files.iter().map(ToString::to_string).collect(),
         pack_dir: "pack".into(),
         settings: settings.clone(),
         externals: inputs.map(|name| (name.into(), sources::unknown())).into(),
@@ -156,7 +157,7 @@ fn plan_without_files(
 fn measured_plan(measured: &Measurement) -> anyhow::Result<Plan> {
     let pipeline = Pipeline::load(None)?;
     let settings = pipeline.settings().clone();
-    plan_without_files(&measured.model, &pipeline, &settings, measured.cores)
+    plan_without_files(&measured.model, &[], &pipeline, &settings, measured.cores)
 }
 
 fn pack_forecast(costs: &CostModel<'_>) -> PackForecast {

@@ -1,5 +1,11 @@
 //! One module per verb: each turns its arguments into calls and prints its result on standard output.
 
+use crate::process::programs::Programs;
+use crate::process::signals::Listener;
+use crate::report::progress::Display;
+use crate::report::summary;
+use crate::session::Session;
+
 pub mod compress;
 pub mod eval;
 pub mod inspect;
@@ -9,3 +15,16 @@ pub mod stage;
 pub mod status;
 pub mod upload;
 pub mod verify;
+
+/// Runs every job of a session that is not up to date, then prints the summary of the run.
+fn work_and_summarize(
+    session: &Session,
+    programs: &Programs,
+    threads: u32,
+    json: bool,
+    display: &mut Display,
+    signals: &Listener,
+) -> anyhow::Result<()> {
+    let outcome = session.work(programs, threads, display, signals);
+    summary::finish(&session.run, &session.plan, outcome, threads, json, display)
+}

@@ -126,25 +126,7 @@ fn complete_plan(model: &ModelSummary) -> Plan {
         "special_tokens_map.json",
         "generation_config.json",
     ];
-    let inputs = ["source", "calibration-text", "evaluation-text"];
-    let request = Request {
-        model: ModelSource {
-            name: model.family.clone(),
-            path: "/".into(),
-            layers: model.layers as u32,
-            linear_parameters: model.linear_parameters,
-            total_parameters: model.total_parameters,
-            hub: None,
-        },
-        source_files: copied.map(str::to_owned).into(),
-        pack_dir: "pack".into(),
-        settings,
-        externals: inputs.map(|name| (name.into(), sources::unknown())).into(),
-        goals: Goals::Everything,
-        cpus: 1,
-        versions: BTreeMap::new(),
-    };
-    pipeline.assemble(&request).expect("a plan")
+    plan_without_files(model, &copied, &pipeline, &settings, 1).expect("a plan")
 }
 
 #[test]

@@ -18,9 +18,9 @@ use crate::process::programs::Programs;
 use crate::process::signals::Listener;
 use crate::report::failure::failure;
 use crate::report::progress::Display;
-use crate::report::summary;
 use crate::schedule::source::check_budget;
 use crate::session::{self, Session};
+use crate::verbs::work_and_summarize;
 
 /// Goals of a run without evaluation; the upload only if the pipeline has one.
 const GOALS_WITHOUT_EVALUATION: [&str; 2] = [MANIFEST, REMOTE_PACK];
@@ -91,15 +91,7 @@ pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> an
         let bytes = std::fs::read(&from).with_context(|| format!("cannot read {from}"))?;
         uc_store::atomic::write_bytes(&to, &bytes)?;
     }
-    let outcome = session.work(&programs, threads, display, signals);
-    summary::finish(
-        &session.run,
-        &session.plan,
-        outcome,
-        threads,
-        args.json,
-        display,
-    )
+    work_and_summarize(&session, &programs, threads, args.json, display, signals)
 }
 
 /// The model to compress; with eviction, only the headers of its weight files are downloaded in advance.

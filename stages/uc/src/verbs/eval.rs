@@ -20,8 +20,8 @@ use crate::process::signals::Listener;
 use crate::report::failure::failure;
 use crate::report::packs;
 use crate::report::progress::Display;
-use crate::report::summary;
 use crate::session::{self, Session};
+use crate::verbs::work_and_summarize;
 
 /// The goal of the run.
 const GOAL: [&str; 1] = [METRICS];
@@ -69,15 +69,7 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
     let default = || planning::default_run(&prefix, &identity, &plan.settings);
     let root = args.run.clone().unwrap_or_else(default);
     let session = Session::enter(&root, plan, display)?;
-    let outcome = session.work(&programs, threads, display, signals);
-    summary::finish(
-        &session.run,
-        &session.plan,
-        outcome,
-        threads,
-        args.json,
-        display,
-    )
+    work_and_summarize(&session, &programs, threads, args.json, display, signals)
 }
 
 /// Verifies the pack and describes its files as external inputs of the run.

@@ -11,9 +11,9 @@ use crate::process::programs::Programs;
 use crate::process::signals::Listener;
 use crate::report::failure::failure;
 use crate::report::progress::Display;
-use crate::report::summary;
 use crate::schedule::source::check_budget;
 use crate::session::{self, Session};
+use crate::verbs::work_and_summarize;
 
 /// Runs the verb.
 pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
@@ -39,13 +39,5 @@ pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyh
         false => RunDir::create(&args.run, &plan)?,
     };
     let session = Session { run, plan, _lock };
-    let outcome = session.work(&programs, threads, display, signals);
-    summary::finish(
-        &session.run,
-        &session.plan,
-        outcome,
-        threads,
-        args.json,
-        display,
-    )
+    work_and_summarize(&session, &programs, threads, args.json, display, signals)
 }

@@ -7,8 +7,8 @@ use crate::plan::planning;
 use crate::process::programs::Programs;
 use crate::process::signals::Listener;
 use crate::report::progress::Display;
-use crate::report::summary;
 use crate::session::{self, Session};
+use crate::verbs::work_and_summarize;
 
 /// Runs the verb.
 pub fn run(args: &UploadArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
@@ -19,13 +19,5 @@ pub fn run(args: &UploadArgs, display: &mut Display, signals: &Listener) -> anyh
     planning::reset_upload(&plan, &run)?;
     let run = RunDir::create(&args.run, &plan)?;
     let session = Session { run, plan, _lock };
-    let outcome = session.work(&programs, threads, display, signals);
-    summary::finish(
-        &session.run,
-        &session.plan,
-        outcome,
-        threads,
-        args.json,
-        display,
-    )
+    work_and_summarize(&session, &programs, threads, args.json, display, signals)
 }
