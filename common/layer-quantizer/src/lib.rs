@@ -8,36 +8,7 @@
 //!
 //! # Data flow of one linear
 //!
-//! ```text
-//!    weights           statistics            sensitivity         allocation       inputs of the job, on disk
-//!       |                  |                      |                   |
-//!       |          input_factor(name)    output_factor(name)          |           closures made by LayerInputs::open
-//!       |                  |                      |                   |
-//!       |                  +----------+-----------+                   |
-//!       |                             |                               |
-//!       |              factor cache (uc_codec::factor_cache)     LinearShape      the input factors used last stay in
-//!       |                             |                               |           memory, up to FACTOR_CACHE_BYTES
-//!       +-----------------------------+-------------------------------+
-//!                                     |
-//!                                     v
-//!       +------->  uc_codec::layer::quantize: one pass over the linears           one linear in memory at a time;
-//!       |                             |                                           overlay-fit adds its overlay here
-//!       |                             v
-//!       |                       SpilledCodes                                      unnamed temporary file, one frame
-//!       |                             |                                           per linear
-//!       |                             v
-//!       |                    uc_pack::LayerCoder                                  size of the layer file
-//!       |                             |
-//!       +---- no: scale all steps ----+  is it within the budget and close to it?
-//!                                     |
-//!                                     | yes
-//!                                     v
-//!                      checkpoint `codes` or `overlay`                            the frames of the best pass
-//!                                     |
-//!                                     v
-//!                 pack-writer: uc_pack::LayerCoder, layer_NNN.uc                  from `overlay` if it holds linears,
-//!                                                                                 else from `codes`
-//! ```
+//! `docs/architecture.md` has a picture: "The path of one linear through the layer quantizer".
 //!
 //! `quantize` makes the passes without overlays and writes `codes`. `overlay-fit` reads `codes`, makes the passes again with
 //! overlays, and writes `overlay`: the linears of its best pass if their output error is smaller or the rank is fixed
