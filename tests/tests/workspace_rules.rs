@@ -21,6 +21,7 @@ type Crates = BTreeSet<&'static str>;
 fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
     let crates = |names: &[&'static str]| names.iter().copied().collect::<Crates>();
     let libraries = crates(&[
+        "uc-input",
         "uc-settings",
         "uc-store",
         "uc-codec",
@@ -33,18 +34,29 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
     libraries_and_hub.insert("uc-hub");
     let mut rules = BTreeMap::from([
         ("uc-simd", crates(&[])),
+        ("uc-input", crates(&[])),
         ("uc-settings", crates(&[])),
-        ("uc-store", crates(&["uc-settings"])),
+        ("uc-store", crates(&["uc-input", "uc-settings"])),
         ("uc-codec", crates(&["uc-simd"])),
-        ("uc-model", crates(&["uc-settings", "uc-simd"])),
-        ("uc-hub", crates(&["uc-store"])),
+        ("uc-model", crates(&["uc-input", "uc-settings", "uc-simd"])),
+        ("uc-hub", crates(&["uc-input", "uc-store"])),
         ("uc-fake-hub", crates(&[])),
-        ("uc-pack", crates(&["uc-codec"])),
+        ("uc-pack", crates(&["uc-codec", "uc-input"])),
         (
             "uc-layer-quantizer",
-            crates(&["uc-settings", "uc-store", "uc-codec", "uc-pack", "uc-model"]),
+            crates(&[
+                "uc-input",
+                "uc-settings",
+                "uc-store",
+                "uc-codec",
+                "uc-pack",
+                "uc-model",
+            ]),
         ),
-        ("uc", crates(&["uc-settings", "uc-store", "uc-pack"])),
+        (
+            "uc",
+            crates(&["uc-input", "uc-settings", "uc-store", "uc-pack"]),
+        ),
         ("uc-examples", libraries.clone()),
         ("uc-tests", crates(&[])),
     ]);
@@ -64,8 +76,9 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
 }
 
 /// Crates that must build without burn, so that verifying a pack stays a small program.
-const WITHOUT_BURN: [&str; 7] = [
+const WITHOUT_BURN: [&str; 8] = [
     "uc-simd",
+    "uc-input",
     "uc-settings",
     "uc-store",
     "uc-codec",
