@@ -134,7 +134,7 @@ fn measure(n: usize) -> anyhow::Result<serde_json::Value> {
         column_log2_eighths: &column_log2_eighths,
         row_step_log2_eighths: &row_step_log2_eighths,
     };
-    let step = rate::choose_step(rate_probe, base, BITS, 256)?.step;
+    let step = rate::choose_step(rate_probe, base, None, BITS, 256)?.step;
     let steps = Steps::new(step, &column_log2_eighths, &row_step_log2_eighths);
     let q = feedback::quantize(&w, n, n, &factor, None, &steps)?;
     let row_log2_eighths = row_log2_eighths(&q, n, &column_log2_eighths)?;

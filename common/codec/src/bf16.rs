@@ -22,6 +22,12 @@ pub fn round_nearest_even(value: f32) -> u16 {
     }) as u16
 }
 
+/// Distance of adjacent bfloat16 values at a finite value that is not 0; that of the smallest normal numbers below them.
+pub fn spacing(value: f32) -> f64 {
+    let exponent = ((value.to_bits() >> 23) & 0xff).max(1) as i32 - 127;
+    f64::from(exponent - 7).exp2()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +59,15 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_spacing_is_the_distance_to_the_next_value() {
+        for value in [1.0f32, 1.5, -3.0, 0.01, 1e30, 1e-30] {
+            let bits = round_nearest_even(value);
+            let next = f64::from(to_f32(bits + 1)) - f64::from(to_f32(bits));
+            assert_eq!(spacing(value), next.abs(), "{value}");
         }
     }
 }

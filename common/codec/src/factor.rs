@@ -10,7 +10,8 @@
 //! `U` of the inverse `H'⁻¹` used there is `A⁻¹`, so `U_jj = 1 / A_jj`, which is [`Factor::inv_diag`].
 //!
 //! Corner cases are defined. An input that was never active (`H_jj = 0`) has the energy `d` that damping gives it, and neither
-//! takes nor gives feedback. `H = 0` counts as the identity. If the damped matrix is not numerically positive definite,
+//! takes nor gives feedback. `H = 0` is factored as the identity and marked by [`Factor::is_zero`]: no weight error has an effect
+//! under it. If the damped matrix is not numerically positive definite,
 //! damping is raised tenfold, to at least 1e-8, up to six times; [`Factor::damping`] is the value used.
 //!
 //! # Outputs
@@ -28,12 +29,16 @@
 //!
 //! This module factors matrices and derives numbers from the factors. It keeps none of them: see [`crate::factor_cache`].
 
+#[cfg(test)]
+mod tests;
+
 use crate::error::{CodecError, check_finite, check_matrix};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::triangular_solve::solve_unit_upper_triangular_in_place;
 use faer::{MatMut, MatRef};
 use rayon::prelude::*;
+use uc_simd::{MatrixView, multiply};
 
 /// Number of dampings that are tried before a matrix is refused.
 const ATTEMPTS: usize = 7;
@@ -44,6 +49,12 @@ pub const SHRINKAGE_BLOCK: usize = 128;
 
 /// Side of the square tiles in which matrices are transposed.
 const TILE: usize = 64;
+
+/// Rows of one parallel piece of a product with a factor.
+const PIECE_ROWS: usize = 128;
+
+/// Columns of a factor that are multiplied at a time.
+const PANEL_COLUMNS: usize = 128;
 
 /// Tokens in one triangular solve of the leverages.
 const LEVERAGE_TOKENS: usize = 64;
@@ -63,6 +74,8 @@ pub struct Factor {
     pub damping: f64,
     /// Number of inputs that were never active (`H_jj = 0`).
     pub dead_inputs: usize,
+    /// Whether the matrix is zero, so that no error has an effect under it. `a` and `inv_diag` are those of the identity.
+    pub is_zero: bool,
 }
 
 impl Factor {
@@ -74,10 +87,57 @@ impl Factor {
 
     /// For a factor of output gradients: the effective mean square gradient `2^(−2 · mean log2 inv_diag)`, which is the geometric
     /// mean of `B_ii²`. With row steps proportional to `inv_diag`, a linear has the same rate and loss as one with this
-    /// sensitivity in every output.
+    /// sensitivity in every output. 0 if the gradients are zero.
     pub fn sensitivity(&self) -> f64 {
+        if self.is_zero {
+            return 0.0;
+        }
         let logs = self.inv_diag.iter().map(|&x| f64::from(x).log2());
         (-2.0 * logs.sum::<f64>() / self.n.max(1) as f64).exp2()
+    }
+
+    /// The error in the metric of the factor, `‖e·A‖²` of every row e of `errors` [rows, n]: what the weight error e changes at the
+    /// output, as a mean square over the inputs. 0 if the moments are zero. Allocates a copy of `errors`.
+    ///
+    /// # Errors
+    /// [`CodecError::Shape`].
+    pub fn row_errors(&self, errors: &[f32]) -> Result<Vec<f64>, CodecError> {
+        let rows = errors.len() / self.n.max(1);
+        check_matrix("errors", errors.len(), rows, self.n)?;
+        if self.is_zero {
+            return Ok(vec![0.0; rows]);
+        }
+        let square = |&x: &f32| f64::from(x) * f64::from(x);
+        let product = self.multiply(errors);
+        let rows = product.chunks(self.n.max(1));
+        Ok(rows.map(|row| row.iter().map(square).sum()).collect())
+    }
+
+    /// `X·A` for `x` [rows, n], in parallel over fixed pieces of rows.
+    pub(crate) fn multiply(&self, x: &[f32]) -> Vec<f32> {
+        let n = self.n;
+        let mut out = vec![0.0f32; x.len()];
+        out.par_chunks_mut(PIECE_ROWS * n.max(1))
+            .zip(x.par_chunks(PIECE_ROWS * n.max(1)))
+            .for_each(|(out, x)| {
+                let rows = x.len() / n;
+                for (start, size) in self.blocks() {
+                    let a = &self.a[start * self.block..];
+                    for done in (0..size).step_by(PANEL_COLUMNS) {
+                        let width = PANEL_COLUMNS.min(size - done);
+                        let depth = done + width; // entries below the diagonal are zero
+                        let x = MatrixView::new(&x[start..], rows, depth, n);
+                        let a = MatrixView::new(&a[done..], depth, width, self.block);
+                        multiply(&mut out[start + done..], n, x, a);
+                    }
+                }
+                for row in out.chunks_mut(n) {
+                    row.iter_mut()
+                        .zip(&self.inv_diag)
+                        .for_each(|(x, inverse)| *x /= inverse);
+                }
+            });
+        out
     }
 
     /// The leverage `xᵀ·H'⁻¹·x` of every row x of `rows` [t, n]: how strongly an error that is white in the metric of `H'`
@@ -120,7 +180,7 @@ impl Factor {
 
 /// Factors the symmetric matrix `h` [n, block] with `damping` relative to its mean diagonal. The length of `h`
 /// determines whether it is the whole matrix or its diagonal blocks. Only the lower triangles are read. A matrix of
-/// zeros counts as the identity.
+/// zeros is factored as the identity and marked by [`Factor::is_zero`].
 ///
 /// Allocates one `block·block` f64 buffer besides the result. The bits do not depend on the number of threads.
 ///
@@ -145,8 +205,9 @@ pub fn factorize(h: &[f32], n: usize, damping: f64) -> Result<Factor, CodecError
         inv_diag: vec![1.0; n],
         damping,
         dead_inputs: (0..n).filter(|&j| h[j * block + j % block] == 0.0).count(),
+        is_zero: mean == 0.0,
     };
-    if mean == 0.0 {
+    if factor.is_zero {
         (0..n).for_each(|j| factor.a[j * block + j % block] = 1.0);
         return Ok(factor);
     }
@@ -299,266 +360,4 @@ fn unit_factor(lower: &[f64], n: usize, stride: usize, a: &mut [f32], inv_diag: 
                 }
             }
         });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// `X·Xᵀ/t` of a fixed pseudo-random `[n, t]`: positive definite for t > n.
-    fn hessian(n: usize, t: usize) -> Vec<f32> {
-        let x: Vec<f64> = (0..n * t)
-            .map(|i| {
-                ((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f64 / 8388608.0 - 1.0
-            })
-            .collect();
-        let dot = |i: usize, j: usize| -> f64 {
-            (0..t).map(|s| x[i * t + s] * x[j * t + s]).sum::<f64>() / t as f64
-        };
-        (0..n * n).map(|i| dot(i / n, i % n) as f32).collect()
-    }
-
-    /// Largest difference between `H' = A·Aᵀ` and the damped Hessian.
-    fn distance(factor: &Factor, h: &[f32]) -> f64 {
-        let n = factor.n;
-        let mean = (0..n).map(|j| f64::from(h[j * n + j])).sum::<f64>() / n as f64;
-        let at =
-            |k: usize, j: usize| f64::from(factor.a[k * n + j]) / f64::from(factor.inv_diag[j]);
-        let mut worst = 0.0f64;
-        for i in 0..n {
-            for k in 0..n {
-                let product: f64 = (0..n).map(|j| at(i, j) * at(k, j)).sum();
-                let damped = f64::from(h[i.min(k) * n + i.max(k)])
-                    + if i == k { factor.damping * mean } else { 0.0 };
-                worst = worst.max((product - damped).abs());
-            }
-        }
-        worst
-    }
-
-    #[test]
-    fn the_factor_times_its_transpose_is_the_damped_hessian() {
-        for n in [1, 2, 63, 64, 65, 130] {
-            let h = hessian(n, 2 * n + 3);
-            let factor = factorize(&h, n, 0.01).unwrap();
-            assert_eq!((factor.damping, factor.dead_inputs), (0.01, 0));
-            assert!(
-                distance(&factor, &h) < 1e-6,
-                "width {n}: {}",
-                distance(&factor, &h)
-            );
-            assert!((0..n).all(|j| factor.a[j * n + j] == 1.0));
-            assert!((0..n).all(|k| (0..k).all(|j| factor.a[k * n + j] == 0.0)));
-        }
-    }
-
-    #[test]
-    fn leverages_are_those_of_the_damped_matrix_and_add_up_over_blocks() {
-        let (n, t) = (130, 70);
-        let h = hessian(n, 2 * n + 3);
-        let factor = factorize(&h, n, 0.01).unwrap();
-        let rows: Vec<f32> = (0..t * n)
-            .map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0)
-            .collect();
-        let found = factor.leverages(&rows).unwrap();
-        let mean = (0..n).map(|j| f64::from(h[j * n + j])).sum::<f64>() / n as f64;
-        for (row, found) in rows.chunks_exact(n).zip(&found) {
-            // H'·y = x by conjugate gradients in f64.
-            let x: Vec<f64> = row.iter().map(|&x| f64::from(x)).collect();
-            let damped = |v: &[f64]| -> Vec<f64> {
-                let entry = |i: usize, k: usize| f64::from(h[i.max(k) * n + i.min(k)]);
-                let product = |i: usize| (0..n).map(|k| entry(i, k) * v[k]).sum::<f64>();
-                (0..n).map(|i| product(i) + 0.01 * mean * v[i]).collect()
-            };
-            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-            let (mut y, mut r, mut p) = (vec![0.0; n], x.clone(), x.clone());
-            for _ in 0..4 * n {
-                let image = damped(&p);
-                let (before, along) = (dot(&r, &r), dot(&p, &image));
-                if before < 1e-24 {
-                    break;
-                }
-                let step = before / along;
-                y.iter_mut().zip(&p).for_each(|(y, p)| *y += step * p);
-                r.iter_mut().zip(&image).for_each(|(r, i)| *r -= step * i);
-                let ratio = dot(&r, &r) / before;
-                p = r.iter().zip(&p).map(|(r, p)| r + ratio * p).collect();
-            }
-            let expected = dot(&x, &y);
-            let error = (f64::from(*found) - expected).abs() / expected;
-            assert!(error < 1e-4, "{found} for {expected}");
-        }
-
-        let halves: Vec<f32> = (0..n)
-            .flat_map(|i| (0..65).map(move |k| (i, i - i % 65 + k)))
-            .map(|(i, k)| h[i * n + k])
-            .collect();
-        let factor = factorize(&halves, n, 0.01).unwrap();
-        assert_eq!(factor.block, 65);
-        let both = factor.leverages(&rows).unwrap();
-        let half_leverages = |first: usize| {
-            let only = rows.iter().enumerate();
-            let only = only.map(|(i, &x)| if (i % n) / 65 == first { x } else { 0.0 });
-            factor.leverages(&only.collect::<Vec<_>>()).unwrap()
-        };
-        for ((both, low), high) in both.iter().zip(half_leverages(0)).zip(half_leverages(1)) {
-            assert!((both - low - high).abs() <= 1e-5 * both);
-        }
-        assert!(factor.leverages(&rows[1..]).is_err());
-    }
-
-    #[test]
-    fn a_dead_input_gets_the_energy_of_the_damping_and_no_feedback() {
-        let n = 5;
-        let mut h = hessian(n, 40);
-        for i in 0..n {
-            h[2 * n + i] = 0.0;
-            h[i * n + 2] = 0.0;
-        }
-        let mean = (0..n).map(|j| f64::from(h[j * n + j])).sum::<f64>() / n as f64;
-        let factor = factorize(&h, n, 0.01).unwrap();
-        assert_eq!(factor.dead_inputs, 1);
-        assert!((f64::from(factor.inv_diag[2]) - 1.0 / (0.01 * mean).sqrt()).abs() < 1e-3);
-        assert!((0..n).all(|k| k == 2 || factor.a[k * n + 2] == 0.0));
-        assert!((0..n).all(|j| j == 2 || factor.a[2 * n + j] == 0.0));
-    }
-
-    #[test]
-    fn second_moments_of_zero_count_as_the_identity() {
-        let factor = factorize(&[0.0; 9], 3, 0.01).unwrap();
-        assert_eq!(factor.a, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]);
-        assert_eq!((factor.inv_diag, factor.dead_inputs), (vec![1.0; 3], 3));
-    }
-
-    #[test]
-    fn damping_is_raised_for_a_singular_hessian_and_reported() {
-        let n = 8;
-        let factor = factorize(&vec![1.0; n * n], n, 0.0).unwrap();
-        assert!(
-            factor.damping > 0.0 && factor.damping <= 1e-5,
-            "{}",
-            factor.damping
-        );
-    }
-
-    #[test]
-    fn an_indefinite_hessian_is_refused_with_the_last_damping() {
-        let h = [1.0, 1e9, 1e9, 1.0];
-        let refused = factorize(&h, 2, 0.01).unwrap_err();
-        let CodecError::NotPositiveDefinite { n, damping } = refused else {
-            panic!("{refused}")
-        };
-        assert_eq!(n, 2);
-        assert!((damping / 0.01 - 1e6).abs() < 1.0, "{damping}");
-    }
-
-    #[test]
-    fn wrong_lengths_and_numbers_without_meaning_are_refused() {
-        assert!(matches!(
-            factorize(&[1.0; 3], 2, 0.1),
-            Err(CodecError::Shape { .. })
-        ));
-        assert!(matches!(
-            factorize(&[], 2, 0.1),
-            Err(CodecError::Shape { .. })
-        ));
-        let nan = factorize(&[1.0, f32::NAN, 0.0, 1.0], 2, 0.1);
-        assert!(matches!(nan, Err(CodecError::NotFinite { index: 1, .. })));
-        assert!(matches!(
-            factorize(&[-1.0], 1, 0.1),
-            Err(CodecError::Range { .. })
-        ));
-        assert!(matches!(
-            factorize(&[1.0], 1, f64::NAN),
-            Err(CodecError::Range { .. })
-        ));
-        assert!(matches!(
-            factorize(&[1.0], 1, -0.5),
-            Err(CodecError::Range { .. })
-        ));
-    }
-
-    #[test]
-    fn blocks_are_factored_separately_with_one_damping_for_all() {
-        let (block, last) = (70, 5);
-        let (upper, lower) = (hessian(block, 300), hessian(last, 40));
-        let mut h = upper.clone();
-        for row in lower.chunks(last) {
-            h.extend(row);
-            h.extend(vec![0.0; block - last]);
-        }
-        let blockwise = factorize(&h, block + last, 0.1).unwrap();
-        assert_eq!(
-            blockwise.blocks().collect::<Vec<_>>(),
-            [(0, block), (block, last)]
-        );
-        let trace = |h: &[f32], n: usize| (0..n).map(|i| f64::from(h[i * n + i])).sum::<f64>();
-        let mean = (trace(&upper, block) + trace(&lower, last)) / (block + last) as f64;
-        for (h, n, first) in [(upper, block, 0), (lower, last, block)] {
-            let factor = factorize(&h, n, 0.1 * mean * n as f64 / trace(&h, n)).unwrap();
-            for k in 0..n {
-                let near = |a: f32, b: f32| (a - b).abs() <= 1e-6 * (1.0 + b.abs());
-                assert!(near(blockwise.inv_diag[first + k], factor.inv_diag[k]));
-                let row = &blockwise.a[(first + k) * block..(first + k + 1) * block];
-                assert!(
-                    row[..n]
-                        .iter()
-                        .zip(&factor.a[k * n..])
-                        .all(|(&a, &b)| near(a, b))
-                );
-                assert!(row[n..].iter().all(|&a| a == 0.0));
-            }
-        }
-    }
-
-    #[test]
-    fn shrinkage_spares_the_diagonal_and_is_stronger_outside_the_blocks() {
-        let (n, block) = (300, 200);
-        let mut h = vec![8.0; n * block];
-        shrink_off_diagonal(&mut h, n, 0.25, 0.5).unwrap();
-        for i in 0..n {
-            for k in 0..block {
-                let expected = match i % block {
-                    diagonal if diagonal == k => 8.0,
-                    diagonal if diagonal / SHRINKAGE_BLOCK == k / SHRINKAGE_BLOCK => 6.0,
-                    _ => 4.0,
-                };
-                assert_eq!(h[i * block + k], expected, "[{i}, {k}]");
-            }
-        }
-        assert!(shrink_off_diagonal(&mut h[1..], n, 0.0, 0.0).is_err());
-    }
-
-    #[test]
-    fn damping_grows_below_five_bits_and_is_unchanged_above() {
-        let rates = [2.0, 4.0, 4.5, 5.0, 8.0];
-        assert_eq!(
-            rates.map(|bits| damping_at_rate(0.25, bits)),
-            [16.0, 1.0, 0.5, 0.25, 0.25]
-        );
-    }
-
-    #[test]
-    fn the_sensitivity_is_the_geometric_mean_of_the_factors_diagonal() {
-        let factor = factorize(&[4.0, 0.0, 0.0, 16.0], 2, 0.0).unwrap();
-        assert!((factor.sensitivity() - 8.0).abs() < 1e-5);
-        assert_eq!(factorize(&[0.0; 256], 2, 0.1).unwrap().sensitivity(), 1.0);
-    }
-
-    #[test]
-    fn the_bits_do_not_depend_on_the_number_of_threads() {
-        let n = 700;
-        let h = hessian(n, 16);
-        let with = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .unwrap();
-            pool.install(|| factorize(&h, n, 0.01).unwrap())
-        };
-        let one = with(1);
-        for threads in [2, 3, 5] {
-            assert!(with(threads) == one, "{threads} threads");
-        }
-    }
 }

@@ -17,7 +17,6 @@ use crate::product::parallel_product;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
 use faer::{MatMut, MatRef, Par};
-use rayon::prelude::*;
 use uc_simd::{MatrixView, multiply};
 
 /// Columns of the subspace beyond the requested rank.
@@ -26,8 +25,6 @@ const OVERSAMPLE: usize = 16;
 const ITERATIONS: usize = 6;
 /// Columns of a block in products with the triangular factor and in its inversion.
 const BLOCK: usize = 128;
-/// Rows of a parallel piece.
-const PIECE: usize = 128;
 
 /// Low-rank corrections of every rank up to a largest one.
 #[derive(Debug, Clone, PartialEq)]
@@ -126,7 +123,7 @@ pub fn fit(
     if rank == 0 {
         return Ok(no_correction);
     }
-    let mut whitened = multiply_factor(residual, n, factor);
+    let mut whitened = factor.multiply(residual);
     for (row, step) in whitened.chunks_mut(n).zip(row_steps) {
         row.iter_mut().for_each(|x| *x /= step);
     }
@@ -158,32 +155,6 @@ pub fn fit(
         v,
         captured,
     })
-}
-
-/// `X·A` for `x` [rows, n], in parallel over fixed pieces of rows.
-fn multiply_factor(x: &[f32], n: usize, factor: &Factor) -> Vec<f32> {
-    let mut out = vec![0.0f32; x.len()];
-    out.par_chunks_mut(PIECE * n)
-        .zip(x.par_chunks(PIECE * n))
-        .for_each(|(out, x)| {
-            let rows = x.len() / n;
-            for (start, size) in factor.blocks() {
-                let a = &factor.a[start * factor.block..];
-                for done in (0..size).step_by(BLOCK) {
-                    let width = BLOCK.min(size - done);
-                    let depth = done + width; // entries below the diagonal are zero
-                    let x = MatrixView::new(&x[start..], rows, depth, n);
-                    let a = MatrixView::new(&a[done..], depth, width, factor.block);
-                    multiply(&mut out[start + done..], n, x, a);
-                }
-            }
-            for row in out.chunks_mut(n) {
-                row.iter_mut()
-                    .zip(&factor.inv_diag)
-                    .for_each(|(x, inverse)| *x /= inverse);
-            }
-        });
-    out
 }
 
 /// `X·A⁻¹` for `x` [rows, n]: `y_j = x_j / A_jj − Σ_{k<j} y_k·a_kj`, blocked.
@@ -352,7 +323,7 @@ fn captured_energy(
 ) -> Vec<f64> {
     let rank = u.len() / m;
     let values = |bits: &[u16]| -> Vec<f32> { bits.iter().map(|&x| bf16::to_f32(x)).collect() };
-    let (mut u, v) = (values(u), multiply_factor(&values(v), n, factor));
+    let (mut u, v) = (values(u), factor.multiply(&values(v)));
     for column in u.chunks_mut(m) {
         column
             .iter_mut()
@@ -434,7 +405,7 @@ mod tests {
         let residual = decaying(m, n);
         let fit = fit(&residual, m, n, &factor, &vec![1.0; m], 5).unwrap();
         let energy = |e: &[f32]| {
-            let whitened = multiply_factor(e, n, &factor);
+            let whitened = factor.multiply(e);
             dot(&whitened, &whitened)
         };
         for rank in 1..=5 {
@@ -466,7 +437,7 @@ mod tests {
             .collect();
         let factor = factorize(&h, n, 0.01).unwrap();
         let x = decaying(5, n);
-        let back = solve_factor(&multiply_factor(&x, n, &factor), n, &factor);
+        let back = solve_factor(&factor.multiply(&x), n, &factor);
         for (found, x) in back.iter().zip(&x) {
             assert!((found - x).abs() < 1e-4, "{found} against {x}");
         }

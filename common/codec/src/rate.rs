@@ -6,23 +6,32 @@
 //! adds this difference. It counts indices only. Tables, logarithms and headers are counted by [`crate::layer`], which
 //! scales all steps of a layer by the same power of two if the file misses the budget (at high rate, a factor of `2^x`
 //! saves x bits per weight).
+//!
+//! [`curve`] measures rate and error at several steps for the bit allocation.
 
-use crate::contexts::{Histogram, row_log2_eighths};
-use crate::error::{CodecError, check_finite, check_len, check_matrix};
+pub mod curve;
+pub mod row_steps;
+mod sample;
+
+use crate::error::CodecError;
 use crate::factor::Factor;
-use crate::feedback;
-use crate::steps::{Steps, check_step};
+use crate::steps::{STEP_RANGE, check_step};
+use sample::Sample;
 
-/// Granularity of the contexts in a probe: a quarter of an octave.
-const GRANULARITY: u32 = 1;
 /// A step is accepted when the rate of the sample is this close to the target, bits per weight.
 pub const TOLERANCE: f64 = 0.002;
 /// Largest number of probes of one search.
 const MAX_PROBES: u32 = 12;
 /// Allowed targets, bits per weight.
 const TARGETS: std::ops::RangeInclusive<f64> = 0.05..=12.0;
-/// Range of base-2 logarithms of steps that a search visits.
-const STEP_LOG2_RANGE: std::ops::RangeInclusive<f64> = -125.0..=90.0;
+/// As [`TOLERANCE`], for a step that was expected: where the rate hardly depends on the step, a search for the last hundredth of a
+/// bit would leave the step whose error was measured.
+const TOLERANCE_AT_START: f64 = 0.03;
+/// A search that begins at a given step returns it if the rate falls by less than this, in bits per octave.
+const FLATTEST: f64 = -0.4;
+/// A search that begins at a given step goes no farther from it than this, in octaves: where the rate hardly depends on the
+/// step, a step far away may have the same rate and a much larger error.
+const MAX_DISTANCE: f64 = 2.0;
 
 /// The step found by a search.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,6 +42,16 @@ pub struct StepChoice {
     pub bits: f64,
     /// Number of probes made.
     pub probes: u32,
+}
+
+impl StepChoice {
+    /// Of two choices below the target, the finer step is better; otherwise, the one with the closer rate.
+    fn is_better_than(&self, other: StepChoice, target_bits: f64) -> bool {
+        if self.bits <= target_bits && other.bits <= target_bits {
+            return self.step < other.step;
+        }
+        (self.bits - target_bits).abs() < (other.bits - target_bits).abs()
+    }
 }
 
 /// A tensor whose rate is to be determined.
@@ -52,131 +71,41 @@ pub struct RateProbe<'a> {
     pub row_step_log2_eighths: &'a [u8],
 }
 
-/// A fixed sample of rows of a tensor.
-struct Sample<'a> {
-    /// [rows, n]
-    w: Vec<f32>,
-    rows: usize,
-    n: usize,
-    factor: &'a Factor,
-    column_log2_eighths: &'a [u8],
-    /// `[rows]`
-    row_step_log2_eighths: Vec<u8>,
-}
-
-impl<'a> Sample<'a> {
-    /// Row `floor((i + 1/2) · m / rows)` for i = 0..rows, with `rows = min(probe_rows, m)`.
-    fn new(rate_probe: RateProbe<'a>, probe_rows: usize) -> Result<Self, CodecError> {
-        let RateProbe { w, m, n, .. } = rate_probe;
-        check_matrix("weights", w.len(), m, n)?;
-        check_len(
-            "column_log2_eighths",
-            rate_probe.column_log2_eighths.len(),
-            n,
-        )?;
-        check_len(
-            "row_step_log2_eighths",
-            rate_probe.row_step_log2_eighths.len(),
-            m,
-        )?;
-        if probe_rows == 0 {
-            let expected = "at least 1";
-            return Err(CodecError::Range {
-                what: "probe rows",
-                found: 0.0,
-                expected,
-            });
-        }
-        let rows = probe_rows.min(m);
-        let mut sample = Vec::with_capacity(rows * n);
-        let mut row_step_log2_eighths = Vec::with_capacity(rows);
-        for i in 0..rows {
-            let row = (2 * i + 1) * m / (2 * rows);
-            sample.extend_from_slice(&w[row * n..(row + 1) * n]);
-            row_step_log2_eighths.push(rate_probe.row_step_log2_eighths[row]);
-        }
-        check_finite("weights", &sample)?;
-        Ok(Sample {
-            w: sample,
-            rows,
-            n,
-            factor: rate_probe.factor,
-            column_log2_eighths: rate_probe.column_log2_eighths,
-            row_step_log2_eighths,
-        })
-    }
-
-    /// Bits per weight at a step.
-    fn bits(&self, step: f32) -> Result<f64, CodecError> {
-        check_step(step)?;
-        let steps = Steps::new(step, self.column_log2_eighths, &self.row_step_log2_eighths);
-        let q = feedback::quantize(&self.w, self.rows, self.n, self.factor, None, &steps)?;
-        if q.is_empty() {
-            return Ok(0.0);
-        }
-        let row_log2_eighths = row_log2_eighths(&q, self.rows, self.column_log2_eighths)?;
-        let mut histogram = Histogram::default();
-        histogram.count(&q, &row_log2_eighths, self.column_log2_eighths)?;
-        let bits: f64 = histogram
-            .contexts(GRANULARITY)
-            .iter()
-            .flatten()
-            .map(|context| {
-                let unseen = context.support().saturating_sub(1) as f64;
-                context.entropy() + unseen / (2.0 * std::f64::consts::LN_2)
-            })
-            .sum();
-        Ok(bits / q.len() as f64)
-    }
-
-    /// Base-2 logarithm of the step according to high-rate theory: the differential entropy of the rows, taken as Gaussian, in
-    /// units of their steps, minus the target, minus the mean logarithm of the columns. None if all weights are zero.
-    fn initial_log2(&self, target: f64) -> Option<f64> {
-        let energies = self.w.chunks(self.n.max(1)).map(|row| {
-            row.iter()
-                .map(|&x| f64::from(x) * f64::from(x))
-                .sum::<f64>()
-                / self.n as f64
-        });
-        let logs: Vec<f64> = energies
-            .zip(&self.row_step_log2_eighths)
-            .filter(|(e, _)| *e > 0.0)
-            .map(|(e, &log)| 0.5 * e.log2() - f64::from(log) / 8.0)
-            .collect();
-        if logs.is_empty() {
-            return None;
-        }
-        let column_logs: f64 = self
-            .column_log2_eighths
-            .iter()
-            .map(|&log| f64::from(log) / 8.0)
-            .sum();
-        let row_log = logs.iter().sum::<f64>() / logs.len() as f64;
-        // 2.047 is the differential entropy of a unit Gaussian, `log2(2πe)/2`. An index stands for two levels, which is one
-        // bit less than the entropy of the levels.
-        Some(row_log + 2.047 - 1.0 - column_logs / self.n as f64 - target)
-    }
-}
-
 /// Bits per weight of the indices of a tensor at a tensor step, predicted from `probe_rows` rows.
 ///
 /// # Errors
 /// Those of [`feedback::quantize`]; [`CodecError::Range`] for an invalid step or `probe_rows == 0`.
 pub fn probe(rate_probe: RateProbe<'_>, step: f32, probe_rows: usize) -> Result<f64, CodecError> {
-    Sample::new(rate_probe, probe_rows)?.bits(step)
+    let sample = Sample::new(rate_probe, probe_rows)?;
+    sample.bits(&sample.quantize(step)?)
 }
 
 /// The tensor step at which the indices of a tensor take `target_bits` per weight, to within [`TOLERANCE`] on `probe_rows`
-/// rows. If there is no such step (few weights, or all equal), the step whose rate came closest. `base` is returned for a
-/// tensor of zeros, where any step will do.
+/// rows. If there is no such step (few weights, or few different ones), the step whose rate came closest. `base` is returned
+/// for a tensor of zeros, where any step will do.
+///
+/// With `start`, the search begins at that step, stays within two octaves of it and ends within 0.03 bits of the target, or at
+/// once if the rate hardly depends on the step; otherwise, it begins at the step that high-rate theory predicts.
 ///
 /// # Errors
 /// Those of [`probe`]; [`CodecError::Range`] for a target outside 0.05..=12.
 pub fn choose_step(
     rate_probe: RateProbe<'_>,
     base: f32,
+    start: Option<f32>,
     target_bits: f64,
     probe_rows: usize,
+) -> Result<StepChoice, CodecError> {
+    let sample = Sample::new(rate_probe, probe_rows)?;
+    choose_in_sample(&sample, base, start, target_bits)
+}
+
+/// [`choose_step`] for a sample.
+fn choose_in_sample(
+    sample: &Sample<'_>,
+    base: f32,
+    start: Option<f32>,
+    target_bits: f64,
 ) -> Result<StepChoice, CodecError> {
     if !TARGETS.contains(&target_bits) {
         let expected = "0.05 to 12 bits per weight";
@@ -186,8 +115,7 @@ pub fn choose_step(
             expected,
         });
     }
-    let sample = Sample::new(rate_probe, probe_rows)?;
-    let Some(start) = sample.initial_log2(target_bits) else {
+    let Some(predicted) = sample.initial_log2(target_bits) else {
         check_step(base)?;
         return Ok(StepChoice {
             step: base,
@@ -195,21 +123,36 @@ pub fn choose_step(
             probes: 0,
         });
     };
-    let mut search = Search::new(start);
+    let (mut search, tolerance) = match start {
+        Some(step) => (Search::around(f64::from(step).log2()), TOLERANCE_AT_START),
+        None => (Search::new(predicted, sample.finest), TOLERANCE),
+    };
+    let mut first: Option<StepChoice> = None;
     let mut best: Option<StepChoice> = None;
     for probes in 1..=MAX_PROBES {
-        let step = search.log.exp2() as f32;
-        let bits = sample.bits(step)?;
+        let step = step_from_log2(search.log);
+        let bits = sample.bits(&sample.quantize(step)?)?;
         let excess = bits - target_bits;
-        if best.is_none_or(|best| excess.abs() < (best.bits - target_bits).abs()) {
-            best = Some(StepChoice { step, bits, probes });
+        let choice = StepChoice { step, bits, probes };
+        first = first.or(Some(choice));
+        if best.is_none_or(|best| choice.is_better_than(best, target_bits)) {
+            best = Some(choice);
         }
         best = best.map(|best| StepChoice { probes, ..best });
-        if excess.abs() <= TOLERANCE || !search.advance(excess) {
+        if start.is_some() && search.slope(excess).is_some_and(|slope| slope > FLATTEST) {
+            best = first;
+            break;
+        }
+        if excess.abs() <= tolerance || !search.advance(excess) {
             break;
         }
     }
     Ok(best.expect("at least one probe was made"))
+}
+
+/// The step with a base-2 logarithm, within the range of steps.
+fn step_from_log2(log: f64) -> f32 {
+    (log.exp2() as f32).clamp(*STEP_RANGE.start(), *STEP_RANGE.end())
 }
 
 /// A secant search, with bisection as a fallback, for the root of a decreasing function whose slope is about −1.
@@ -224,14 +167,33 @@ struct Search {
 }
 
 impl Search {
-    fn new(log: f64) -> Self {
-        let (above, below) = (*STEP_LOG2_RANGE.start(), *STEP_LOG2_RANGE.end());
+    /// A search over all steps from `finest` on that begins at the step with the logarithm `log`.
+    fn new(log: f64, finest: f32) -> Self {
+        let range = (
+            f64::from(finest).log2(),
+            f64::from(*STEP_RANGE.end()).log2(),
+        );
+        Search::within(log, range)
+    }
+
+    /// A search that begins at `log` and stays near it.
+    fn around(log: f64) -> Self {
+        Search::within(log, (log - MAX_DISTANCE, log + MAX_DISTANCE))
+    }
+
+    fn within(log: f64, (above, below): (f64, f64)) -> Self {
         Search {
             log: log.clamp(above, below),
             last: None,
             above,
             below,
         }
+    }
+
+    /// The change of the excess per octave between the last point and the current one, where the excess is `excess`.
+    fn slope(&self, excess: f64) -> Option<f64> {
+        let (log, old) = self.last?;
+        (log != self.log).then(|| (excess - old) / (self.log - log))
     }
 
     /// Takes the excess (bits over the target) at `self.log` and moves on; false if the next point is the same.
@@ -242,12 +204,9 @@ impl Search {
         } else {
             self.below = current
         }
-        let slope = match self.last {
-            Some((log, old)) if log != current => {
-                ((excess - old) / (current - log)).clamp(-1.5, -0.2)
-            }
-            _ => -1.0,
-        };
+        let slope = self
+            .slope(excess)
+            .map_or(-1.0, |slope| slope.clamp(-1.5, -0.2));
         let mut next = current - excess / slope;
         if next <= self.above || next >= self.below {
             next = 0.5 * (self.above + self.below);

@@ -8,6 +8,7 @@
 //! Ratios are rounded to eighths of an octave by comparison with a table instead of a library's logarithm, whose last bit
 //! depends on the platform.
 
+use crate::bf16;
 use crate::error::{CodecError, check_finite};
 
 /// Bit patterns of the f32 nearest to `2^(k/8)`, k = 0..8.
@@ -41,7 +42,7 @@ const FINEST: f32 = 1.0 / 4096.0;
 const LARGEST_USEFUL: f32 = 16_384.0;
 
 /// Smallest and largest tensor step: within them no step is subnormal or infinite.
-const STEP_RANGE: std::ops::RangeInclusive<f32> = f32::MIN_POSITIVE..=1e19;
+pub(crate) const STEP_RANGE: std::ops::RangeInclusive<f32> = f32::MIN_POSITIVE..=1e19;
 
 /// `M[log & 7] · 2^(log >> 3)`, exact.
 #[inline(always)]
@@ -124,29 +125,58 @@ pub fn step_log2_eighths(inv_diag: &[f32]) -> Result<(Vec<u8>, f32), CodecError>
     Ok((inv_diag.iter().map(|&x| log(x)).collect(), base))
 }
 
-/// Raises the logarithms of columns whose largest weight in `w` [rows, cols], in units of its row's factor, would have a level
-/// beyond 16384 at the tensor step `step`.
-///
-/// For channels with massive activations (Sun et al. 2024), the steps would be far finer than the precision of
-/// bfloat16; without a bound their levels would saturate.
-pub fn bound_levels(
-    w: &[f32],
-    step: f32,
-    column_log2_eighths: &mut [u8],
-    row_step_log2_eighths: &[u8],
-) {
-    let cols = column_log2_eighths.len();
+/// The largest magnitude of each column of `w` [rows, cols], in units of the factor of its row.
+pub fn column_peaks(w: &[f32], cols: usize, row_step_log2_eighths: &[u8]) -> Vec<f32> {
     let mut peaks = vec![0.0f32; cols];
     for (row, &log) in w.chunks_exact(cols.max(1)).zip(row_step_log2_eighths) {
         let inverse = factor(log).recip();
         let pairs = peaks.iter_mut().zip(row);
         pairs.for_each(|(peak, x)| *peak = peak.max(x.abs() * inverse));
     }
+    peaks
+}
+
+/// Raises the logarithms of columns whose largest weight `peaks` ([`column_peaks`]) would have a level beyond 16384 at the
+/// tensor step `step`.
+///
+/// For channels with massive activations (Sun et al. 2024), the steps would be far finer than the precision of
+/// bfloat16; without a bound their levels would saturate.
+pub fn bound_levels(peaks: &[f32], step: f32, column_log2_eighths: &mut [u8]) {
     for (peak, log) in peaks.iter().zip(column_log2_eighths) {
         while *log < u8::MAX && *peak > LARGEST_USEFUL * column_step(step, *log) {
             *log += 1;
         }
     }
+}
+
+/// The smallest tensor step that is of use for `w` [rows, cols]: half the one at which the step of the median column equals the
+/// root mean square distance of adjacent bfloat16 values at its weights. Below it, the error is that of rounding to bfloat16, and
+/// finer steps only resolve this rounding. Weights of few different values reach it, because until there finer steps cost them
+/// no bits.
+pub fn finest_step(w: &[f32], column_log2_eighths: &[u8], row_step_log2_eighths: &[u8]) -> f32 {
+    let cols = column_log2_eighths.len();
+    let mut squares = vec![0.0f64; cols];
+    let mut counts = vec![0u32; cols];
+    for (row, &log) in w.chunks_exact(cols.max(1)).zip(row_step_log2_eighths) {
+        let inverse = f64::from(factor(log)).recip();
+        for ((square, count), &x) in squares.iter_mut().zip(&mut counts).zip(row) {
+            if x != 0.0 {
+                *square += (bf16::spacing(x) * inverse).powi(2);
+                *count += 1;
+            }
+        }
+    }
+    let columns = squares.iter().zip(&counts).zip(column_log2_eighths);
+    let nonzero = columns.filter(|((_, count), _)| **count > 0);
+    let mut steps: Vec<f64> = nonzero
+        .map(|((square, &count), &log)| (square / f64::from(count)).sqrt() / f64::from(factor(log)))
+        .collect();
+    if steps.is_empty() {
+        return *STEP_RANGE.start();
+    }
+    let middle = steps.len() / 2;
+    let (_, median, _) = steps.select_nth_unstable_by(middle, f64::total_cmp);
+    ((0.5 * *median) as f32).clamp(*STEP_RANGE.start(), *STEP_RANGE.end())
 }
 
 /// Refuses a tensor step outside [`STEP_RANGE`].
@@ -219,10 +249,16 @@ mod tests {
     fn columns_whose_levels_would_be_too_large_get_larger_steps() {
         let mut logs = vec![0, 8, 0];
         let w = [1.0, -0.1, 0.0, -4.0, 1.0, 0.0];
-        bound_levels(&w, 1.0 / 16_384.0, &mut logs, &[0, 0]);
+        let peaks = column_peaks(&w, 3, &[0, 0]);
+        bound_levels(&peaks, 1.0 / 16_384.0, &mut logs);
         assert_eq!(logs, [16, 8, 0]);
-        bound_levels(&w, 1.0 / 65_536.0, &mut logs, &[0, 8]);
+        let peaks = column_peaks(&w, 3, &[0, 8]);
+        bound_levels(&peaks, 1.0 / 65_536.0, &mut logs);
         assert_eq!(logs, [24, 8, 0]);
+        let w = [4.0, 0.0, -1.0, 2.0, 4.0, 0.0, 0.0, 2.0];
+        assert_eq!(finest_step(&w, &[0, 0, 8, 0], &[0, 0]), 1.0 / 128.0);
+        assert_eq!(finest_step(&w, &[0, 0, 8, 0], &[8, 8]), 1.0 / 256.0);
+        assert_eq!(finest_step(&[0.0], &[0], &[0]), *STEP_RANGE.start());
     }
 
     #[test]

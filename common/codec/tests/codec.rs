@@ -145,7 +145,7 @@ fn a_probe_predicts_the_rate_of_the_whole_tensor() {
             column_log2_eighths: &column_log2_eighths,
             row_step_log2_eighths: &row_step_log2_eighths,
         };
-        let choice = rate::choose_step(rate_probe, base, target, 256).expect("step");
+        let choice = rate::choose_step(rate_probe, base, None, target, 256).expect("step");
         let steps = Steps::new(choice.step, &column_log2_eighths, &row_step_log2_eighths);
         let q = feedback::quantize(&w, m, n, &factor, None, &steps).expect("quantized");
         let code = coded(m, n, q, column_log2_eighths.clone());
@@ -192,7 +192,7 @@ fn one_and_three_threads_give_the_same_bits() {
             column_log2_eighths: &column_log2_eighths,
             row_step_log2_eighths: &row_step_log2_eighths,
         };
-        let choice = rate::choose_step(rate_probe, base, 4.0, 64).expect("step");
+        let choice = rate::choose_step(rate_probe, base, None, 4.0, 64).expect("step");
         let steps = Steps::new(choice.step, &column_log2_eighths, &row_step_log2_eighths);
         let q = feedback::quantize(&w, m, n, &factor, Some(&outputs), &steps).expect("quantized");
         let mut code = coded(m, n, q, column_log2_eighths);
@@ -298,8 +298,11 @@ fn a_layer_meets_its_budget_from_below_and_an_impossible_one_is_refused() {
             rows,
             cols: n,
             bits: bits + more,
+            lambda: None,
+            regular: true,
         })
     };
+    let budget = |bpw: f64| (bpw * ((320 + 128) * n) as f64) as u64;
     let weights = [320, 128].map(|rows| random.normals(rows * n)).into();
     let mut io = MemoryLayer {
         weights,
@@ -308,13 +311,13 @@ fn a_layer_meets_its_budget_from_below_and_an_impossible_one_is_refused() {
     let total = (320 + 128) * n;
     for bpw in [2.5, 5.0, 7.3] {
         let bits = (bpw * total as f64) as u64;
-        layer::quantize(&shapes(bpw), &factors, 64, &mut io).expect("met");
+        layer::quantize(&shapes(bpw), budget(bpw), &factors, 64, &mut io).expect("met");
         io.linears.clone_from(&io.kept);
         let found = io.measure().expect("measured");
         let below = (bits as f64 - found as f64) / total as f64;
         assert!((0.0..0.01).contains(&below), "{bpw}: {below} below");
     }
-    let refused = layer::quantize(&shapes(0.02), &factors, 64, &mut io);
+    let refused = layer::quantize(&shapes(0.02), budget(0.02), &factors, 64, &mut io);
     assert!(
         matches!(refused, Err(CodecError::Budget { .. })),
         "{refused:?}"
@@ -401,13 +404,9 @@ fn difficult_layers_are_quantized_within_the_error_that_their_bits_allow() {
             column_log2_eighths: &column_log2_eighths,
             row_step_log2_eighths: &row_step_log2_eighths,
         };
-        let choice = rate::choose_step(rate_probe, base, 6.0, 64).expect("step");
-        steps::bound_levels(
-            &w,
-            choice.step,
-            &mut column_log2_eighths,
-            &row_step_log2_eighths,
-        );
+        let choice = rate::choose_step(rate_probe, base, None, 6.0, 64).expect("step");
+        let peaks = steps::column_peaks(&w, n, &row_step_log2_eighths);
+        steps::bound_levels(&peaks, choice.step, &mut column_log2_eighths);
         let steps = Steps::new(choice.step, &column_log2_eighths, &row_step_log2_eighths);
         let q = feedback::quantize(&w, m, n, &factor, None, &steps).expect("quantized");
         let mut code = coded(m, n, q, column_log2_eighths);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use anyhow::Context;
-use uc_codec::allocate::Allocation;
+use uc_codec::allocate::{self, Allocation, BitAllocation, FEWEST_BITS};
 use uc_codec::factor;
 use uc_codec::factor_cache::FactorCache;
 use uc_codec::layer::LinearShape;
@@ -14,7 +14,9 @@ use uc_settings::AllocationMode;
 use uc_store::stage::Job;
 use uc_store::tensors::TensorFile;
 
+use crate::exact::exact_decl;
 use crate::factors::{FACTOR_CACHE_BYTES, input_factor, output_factor, second_moments};
+use crate::overhead::overhead_bits;
 
 /// Diagnostics of an input's factor.
 #[derive(Clone, Copy)]
@@ -34,6 +36,8 @@ pub struct LayerInputs {
     pub plan: Rc<LayerPlan>,
     /// The linears in the order of the plan, with the bits per weight allocated to them.
     pub shapes: Vec<LinearShape>,
+    /// Bits of the layer's file, every byte included.
+    pub file_bits: u64,
     /// Factors of the inputs and outputs, made on demand.
     pub factors: FactorCache<'static, anyhow::Error>,
     pub(crate) weights: TensorFile,
@@ -82,14 +86,23 @@ impl LayerInputs {
                 sensitivity.as_ref().map(factor_from).transpose()
             }
         };
+        let weights = TensorFile::open(&job.input("weights")?)?;
+        let (file_bits, shapes) = allocated_shapes(job, &plan, &weights)?;
         Ok(Self {
-            shapes: linear_shapes(job, &plan)?,
+            shapes,
+            file_bits,
             factors: FactorCache::new(make_input_factor, make_output_factor, FACTOR_CACHE_BYTES),
-            weights: TensorFile::open(&job.input("weights")?)?,
+            weights,
             plan,
             statistics,
             diagnostics,
         })
+    }
+
+    /// Whether linear `index` of the plan can change the loss: a linear that cannot has the fewest bits, and its error does not
+    /// count.
+    pub fn can_change_loss(&self, index: usize) -> bool {
+        self.shapes[index].bits > FEWEST_BITS
     }
 
     /// Weights of a linear, [rows, cols].
@@ -123,22 +136,56 @@ impl LayerInputs {
     }
 }
 
-/// The linears with the bits per weight allocated to them.
-fn linear_shapes(job: &Job<'_>, plan: &LayerPlan) -> anyhow::Result<Vec<LinearShape>> {
-    let allocated_bits = match job.settings().allocation.mode {
-        AllocationMode::PerTensor => vec![job.settings().quantize.bpw; plan.linears.len()],
+/// Bits of the layer's file, and the linears with the bits per weight allocated to their indices.
+fn allocated_shapes(
+    job: &Job<'_>,
+    plan: &LayerPlan,
+    weights: &TensorFile,
+) -> anyhow::Result<(u64, Vec<LinearShape>)> {
+    let (file_bits, allocated) = match job.settings().allocation.mode {
+        AllocationMode::PerTensor => {
+            let width = |name: &str| anyhow::Ok(exact_decl(weights.tensor(name)?)?.dtype.width());
+            equal_bits(
+                plan,
+                overhead_bits(plan, width)?,
+                job.settings().quantize.bpw,
+            )?
+        }
         AllocationMode::PerLayer | AllocationMode::Global => {
             let names = plan.linears.iter().map(|linear| linear.name.as_str());
             Allocation::from_json(&std::fs::read(job.input("allocation")?)?)?
-                .layer_bits(plan.index, names)?
+                .layer(plan.index, names)?
         }
     };
-    let shape = |(linear, bits): (&LinearSpec, f64)| LinearShape {
+    let shape = |(linear, allocated): (&LinearSpec, BitAllocation)| LinearShape {
         name: linear.name.clone(),
         input: linear.input.clone(),
         rows: linear.rows,
         cols: linear.cols,
-        bits,
+        bits: allocated.bits,
+        lambda: allocated.lambda,
+        regular: allocated.regular,
     };
-    Ok(plan.linears.iter().zip(allocated_bits).map(shape).collect())
+    Ok((
+        file_bits,
+        plan.linears.iter().zip(allocated).map(shape).collect(),
+    ))
+}
+
+/// The same bits per weight for every linear of a layer.
+fn equal_bits(
+    plan: &LayerPlan,
+    overhead: u64,
+    bpw: f64,
+) -> anyhow::Result<(u64, Vec<BitAllocation>)> {
+    let weights = plan.linear_parameters() as f64;
+    let bits = allocate::index_bits_per_weight(weights, overhead as f64, bpw)?;
+    let allocation = |linear: &LinearSpec| BitAllocation {
+        name: linear.name.clone(),
+        bits,
+        lambda: None,
+        regular: true,
+    };
+    let linears = plan.linears.iter().map(allocation).collect();
+    Ok(((bpw * weights) as u64, linears))
 }

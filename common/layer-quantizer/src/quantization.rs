@@ -4,6 +4,7 @@
 //! needs: weights from disk, storage for the coded linears, and the size of the resulting layer file.
 
 use anyhow::Context;
+use uc_codec::allocate::AllocationError;
 use uc_codec::layer::{self, CodedLinear, LayerIo};
 use uc_codec::{CodecError, TensorCode};
 use uc_pack::{ExactTensor, LayerCoder};
@@ -39,7 +40,13 @@ impl LayerInputs {
             best: None,
             measured_bits: 0,
         };
-        layer::quantize(&self.shapes, &self.factors, probe_rows, &mut passes)?;
+        layer::quantize(
+            &self.shapes,
+            self.file_bits,
+            &self.factors,
+            probe_rows,
+            &mut passes,
+        )?;
         passes.best.context("no pass was kept")
     }
 }
@@ -105,7 +112,7 @@ pub fn classify(error: &anyhow::Error) -> Option<ExitCode> {
                     | CodecError::NotPositiveDefinite { .. }
                     | CodecError::Budget { .. }
             )
-        )
+        ) || matches!(cause.downcast_ref(), Some(AllocationError::Budget { .. }))
     };
     (error.chain().any(is_input_error) || uc_model::error::is_model_error(error.chain()))
         .then_some(ExitCode::BadInput)

@@ -50,6 +50,7 @@
 //! # Code map
 //! - [`layer`]: layer files, writer and reader;
 //! - [`non_layer`]: the file of the tensors outside the layers, writer and reader;
+//! - [`overhead`]: what a layer file holds besides indices;
 //! - [`exact`]: the type and the descriptor of a tensor that is stored unchanged;
 //! - [`manifest`] and [`totals`]: the manifest, its canonical text and its sums;
 //! - [`pack`]: the folder as a whole; [`verify`]: every check of a pack;
@@ -62,6 +63,7 @@ pub mod exact;
 pub mod layer;
 pub mod manifest;
 pub mod non_layer;
+pub mod overhead;
 pub mod pack;
 pub mod totals;
 pub mod verify;

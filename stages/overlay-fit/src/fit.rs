@@ -37,6 +37,13 @@ fn fit(job: &mut Job<'_>) -> anyhow::Result<Option<SpilledCodes>> {
     let mut error_without = 0.0;
     for index in 0..codes.count() {
         let linear = codes.linear(index)?;
+        if !inputs.can_change_loss(index) {
+            ranks.push(match rank {
+                Rank::Fixed(rank) => rank as usize,
+                Rank::Auto => 0,
+            });
+            continue;
+        }
         let w = inputs.weights(&linear.name)?;
         error_without += output_error(&w, &linear.code, &inputs.second_moments(&linear.input)?)?;
         ranks.push(match rank {
@@ -69,13 +76,15 @@ fn fit(job: &mut Job<'_>) -> anyhow::Result<Option<SpilledCodes>> {
     Ok(accepted.then_some(linears))
 }
 
-/// Sum of the linears' relative output errors, and bits of their overlays.
+/// Sum of the relative output errors of the linears that can change the loss, and bits of all overlays.
 fn measure(inputs: &LayerInputs, linears: &SpilledCodes) -> anyhow::Result<(f64, f64)> {
     let (mut error, mut factor_elements) = (0.0, 0);
     for index in 0..linears.count() {
         let linear = linears.linear(index)?;
-        let w = inputs.weights(&linear.name)?;
-        error += output_error(&w, &linear.code, &inputs.second_moments(&linear.input)?)?;
+        if inputs.can_change_loss(index) {
+            let w = inputs.weights(&linear.name)?;
+            error += output_error(&w, &linear.code, &inputs.second_moments(&linear.input)?)?;
+        }
         let overlay = linear.code.overlay.as_ref();
         factor_elements += overlay.map_or(0, |overlay| overlay.u.len() + overlay.v.len());
     }

@@ -1,7 +1,7 @@
 //! quantize: a layer's weights and the second moments of its inputs → codes that fit the byte budget.
 //!
-//! `rates` finds the step at which each linear takes the average bits per weight. `allocate` divides the model's bits among
-//! the linears by these rates and by the linears' sensitivities. `layer` quantizes. The budget is `quantize.bpw` bits for
+//! `rates` measures rate and error of each linear at several steps. `allocate` divides the model's bits among the linears by
+//! these measurements and by the linears' sensitivities. `layer` quantizes. The budget is `quantize.bpw` bits for
 //! every weight of the linears, and pays for every byte of the layer files. The mathematics is in `uc_codec`, the file
 //! format in `uc_pack`, the quantizer of a layer in `uc_layer_quantizer`.
 
@@ -26,7 +26,7 @@ fn main() -> std::process::ExitCode {
             Task::new("layer", "Quantize the linears of a layer", layer::run),
             Task::new(
                 "rates",
-                "Find the step at which each linear of a layer takes the average bits per weight",
+                "Measure rate and error of each linear of a layer at several steps",
                 rates::run,
             ),
             Task::new(

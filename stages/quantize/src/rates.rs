@@ -1,14 +1,14 @@
-//! Task `rates`: the step at which each linear of a layer takes the average bits per weight.
+//! Task `rates`: rate and error of each linear of a layer at several steps around the average bits per weight.
 //!
 //! Owns the document `rates`. `allocate` reads it.
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use uc_codec::factor_cache::FactorCache;
-use uc_codec::rate;
 use uc_codec::rate::RateProbe;
+use uc_codec::rate::curve::{self, RateCurve};
 use uc_codec::steps::step_log2_eighths;
-use uc_layer_quantizer::{FACTOR_CACHE_BYTES, input_factor};
+use uc_layer_quantizer::{FACTOR_CACHE_BYTES, input_factor, overhead_bits};
 use uc_model::{ModelConfig, SourceFolder};
 use uc_store::stage::Job;
 use uc_store::tensors::TensorFile;
@@ -17,32 +17,34 @@ use uc_store::tensors::TensorFile;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RatesFile {
+    /// Bits of the layer's file besides indices.
+    pub overhead_bits: u64,
     /// The linears in the order of the layer's plan.
-    pub linears: Vec<LinearRate>,
+    pub linears: Vec<LinearRates>,
 }
 
-/// The rate of one linear.
+/// Rate and error of one linear.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct LinearRate {
+pub struct LinearRates {
     /// Name within the layer.
     pub name: String,
     /// Number of weights.
     pub weights: u64,
-    /// The linear takes `quantize.bpw` bits per weight with the column steps `lambda · U_jj`.
-    pub lambda: f64,
+    /// The measured points.
+    pub curve: RateCurve,
 }
 
 /// Writes `rates`.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
-    let linears = linear_rates(job)?;
+    let rates = measure_rates(job)?;
     let mut file = job.output("rates")?;
-    file.append(&serde_json::to_vec_pretty(&RatesFile { linears })?)?;
+    file.append(&serde_json::to_vec_pretty(&rates)?)?;
     job.commit("rates", file)?;
     Ok(())
 }
 
-fn linear_rates(job: &mut Job<'_>) -> anyhow::Result<Vec<LinearRate>> {
+fn measure_rates(job: &mut Job<'_>) -> anyhow::Result<RatesFile> {
     let dir = job.plan().model.path.as_std_path();
     let plan = ModelConfig::load(dir)?.layer_plan(job.layer()? as usize);
     let source = SourceFolder::open(dir)?;
@@ -70,14 +72,24 @@ fn linear_rates(job: &mut Job<'_>) -> anyhow::Result<Vec<LinearRate>> {
             row_step_log2_eighths: &vec![0; linear.rows],
         };
         let probe_rows = settings.probe_rows as usize;
-        let choice = rate::choose_step(rate_probe, base, settings.bpw, probe_rows)
+        let curve = curve::measure(rate_probe, base, settings.bpw, probe_rows)
             .with_context(|| linear.name.clone())?;
-        linears.push(LinearRate {
+        linears.push(LinearRates {
             name: linear.name.clone(),
             weights: w.len() as u64,
-            lambda: f64::from(choice.step) / f64::from(base),
+            curve,
         });
         job.progress(index as u64 + 1, plan.linears.len() as u64, "linears");
     }
-    Ok(linears)
+    let probes: usize = linears.iter().map(|linear| linear.curve.points.len()).sum();
+    job.metric("probes", probes);
+    let width = |name: &str| {
+        let dtype = source.planned_dtype(&plan, name);
+        let dtype = dtype.with_context(|| format!("the source has no tensor {name}"))?;
+        anyhow::Ok(dtype.size())
+    };
+    Ok(RatesFile {
+        overhead_bits: overhead_bits(&plan, width)?,
+        linears,
+    })
 }
