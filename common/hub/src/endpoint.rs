@@ -11,6 +11,9 @@ use crate::url::{self, Origin};
 /// The public Hub. The URLs in its responses name this host even when a mirror sent the response.
 const PUBLIC_HUB: &str = "https://huggingface.co";
 
+/// Largest token file that is read, bytes.
+const MAX_TOKEN_FILE: u64 = 64 << 10;
+
 /// An access token.
 ///
 /// No `Debug` output, no `Display` output and no error contains it, and it is sent only to the endpoint's own origin.
@@ -130,7 +133,7 @@ impl Endpoint {
         let Some(path) = path.or_else(|| Some(home?.join("token"))) else {
             return Ok(None);
         };
-        match std::fs::read_to_string(&path) {
+        match uc_input::read_text(&path, MAX_TOKEN_FILE) {
             Ok(text) => Token::new(&text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(StoreError::io("read", &path)(error).into()),

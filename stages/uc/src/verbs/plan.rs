@@ -30,7 +30,9 @@ pub fn run(args: &PlanArgs, display: &Display) -> anyhow::Result<()> {
 fn plan_run(root: &Utf8Path, args: &PlanArgs, display: &Display) -> anyhow::Result<()> {
     let (run, mut plan) = RunDir::open(root)?;
     planning::apply_settings(&mut plan.settings, &args.set)?;
-    Programs::from_env().refresh_versions(&mut plan)?;
+    // Programs that are not part of uc are not started here; the plan states their versions.
+    let programs = Programs::from_env();
+    programs.refresh_known_versions(&mut plan)?;
     let work = freshness::plan_work(&plan, &run)?;
     let to_do = work.to_run(&plan);
     for line in pending_lines(&plan, &work) {
@@ -43,7 +45,8 @@ fn plan_run(root: &Utf8Path, args: &PlanArgs, display: &Display) -> anyhow::Resu
     }
     if !to_do.is_empty() {
         let set: Vec<String> = args.set.iter().map(|set| format!(" --set {set}")).collect();
-        println!("run it with: uc resume {root}{}", set.concat());
+        let resume = planning::resume_command(&plan, root, &programs);
+        println!("run it with: {resume}{}", set.concat());
     }
     Ok(())
 }
