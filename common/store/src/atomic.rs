@@ -105,7 +105,9 @@ impl AtomicFile {
             .map_err(StoreError::io("sync", &self.target))?;
         if !self.folder.holds(&self.scratch, &file) {
             let message = "another process has replaced its scratch file";
-            return Err(StoreError::io("publish", &self.target)(io::Error::other(message)));
+            return Err(StoreError::io("publish", &self.target)(io::Error::other(
+                message,
+            )));
         }
         drop(file);
         let (_, name) = split(&self.target)?;
@@ -224,7 +226,9 @@ fn in_parent(
     remove: impl FnOnce(&Folder, &str) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     if parts_below(base, path)?.is_empty() {
-        return Err(StoreError::io("remove", path)(io::ErrorKind::InvalidInput.into()));
+        return Err(StoreError::io("remove", path)(
+            io::ErrorKind::InvalidInput.into(),
+        ));
     }
     let (folder, name) = split(path)?;
     match Folder::below(base, folder, Missing::Fail) {
@@ -355,9 +359,15 @@ mod tests {
             ("write", write_bytes_below(&base, &target, b"x").map(|_| ())),
             ("remove", remove_file_below(&base, &target)),
             ("tree", remove_dir_below(&base, &base.join("inside/folder"))),
-            ("create", create_dir_below(&base, &base.join("inside/folder"))),
+            (
+                "create",
+                create_dir_below(&base, &base.join("inside/folder")),
+            ),
             ("log", open_log_below(&base, &base.join("file")).map(|_| ())),
-            ("lock", open_lock_below(&base, &base.join("file")).map(|_| ())),
+            (
+                "lock",
+                open_lock_below(&base, &base.join("file")).map(|_| ()),
+            ),
         ];
         for (what, result) in refused {
             let error = result.expect_err(what).to_string();
@@ -376,9 +386,17 @@ mod tests {
     fn paths_outside_a_folder_are_refused_and_the_sweep_stays_inside() {
         let (_keep, base, precious) = with_link_to_outside();
         std::fs::write(precious.with_file_name(".x.partial"), "kept").expect("written");
-        assert_eq!(sweep_scratch(&base).expect("swept"), 1, "the link named .new.partial");
+        assert_eq!(
+            sweep_scratch(&base).expect("swept"),
+            1,
+            "the link named .new.partial"
+        );
         assert!(precious.with_file_name(".x.partial").exists());
-        for path in [precious.clone(), base.join("../outside/precious"), base.clone()] {
+        for path in [
+            precious.clone(),
+            base.join("../outside/precious"),
+            base.clone(),
+        ] {
             remove_file_below(&base, &path).expect_err(path.as_str());
             remove_dir_below(&base, &path).expect_err(path.as_str());
         }

@@ -127,8 +127,7 @@ impl Frame {
 
     /// Reads the value of a file of one frame.
     pub fn read<T: DeserializeOwned>(&self, path: &Utf8Path) -> Result<T, StoreError> {
-        let bytes = uc_input::read(path, MAX_STORED)
-            .map_err(StoreError::io("read", path))?;
+        let bytes = uc_input::read(path, MAX_STORED).map_err(StoreError::io("read", path))?;
         self.decode(&bytes, path)
     }
 }

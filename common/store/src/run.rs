@@ -178,7 +178,11 @@ impl RunDir {
     /// elsewhere.
     fn base_of<'a>(&'a self, plan: &'a Plan, path: &Utf8Path) -> &'a Utf8Path {
         let is_in_pack = !path.starts_with(&self.root) && path.starts_with(&plan.pack_dir);
-        if is_in_pack { &plan.pack_dir } else { &self.root }
+        if is_in_pack {
+            &plan.pack_dir
+        } else {
+            &self.root
+        }
     }
 
     /// Opens the file of an artifact for writing.

@@ -7,7 +7,9 @@
 
 mod card;
 mod layer;
+mod licence;
 mod pack;
+mod readme;
 mod remote;
 
 use camino::Utf8Path;

@@ -69,7 +69,7 @@ impl ShardDownloader {
         // Both the download and its retrier report on the job.
         let job = Mutex::new(job);
         let lock_job = || job.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut retrier = self.retry.retrier().with_observer(|state| {
+        let mut retrier = self.retry.retrier()?.with_observer(|state| {
             if let Some((attempt, wait, error)) = state.pending_retry() {
                 lock_job().retrying(attempt, state.attempts, wait, error);
             }
@@ -92,7 +92,8 @@ impl ShardDownloader {
 /// Checks that the shard begins with the header that the run was planned with.
 fn check_header(shard: &Utf8Path) -> anyhow::Result<()> {
     let path = header_path(shard);
-    let header = uc_input::read(&path, uc_input::LARGE_JSON).with_context(|| format!("cannot read {path}"))?;
+    let header = uc_input::read(&path, uc_input::LARGE_JSON)
+        .with_context(|| format!("cannot read {path}"))?;
     let file = uc_input::open(shard).with_context(|| format!("cannot open {shard}"))?;
     let mut beginning = Vec::new();
     let read = file.take(header.len() as u64).read_to_end(&mut beginning);

@@ -23,7 +23,8 @@ pub(super) fn root_certs() -> Result<RootCerts, HubError> {
         found,
         expected: "a file of certificates in PEM form",
     };
-    let text = uc_input::read(&path, MAX_CERTIFICATES).map_err(|error| invalid(format!("{path}: {error}")))?;
+    let text = uc_input::read(&path, MAX_CERTIFICATES)
+        .map_err(|error| invalid(format!("{path}: {error}")))?;
     let certificates: Vec<Certificate<'static>> = parse_pem(&text)
         .filter_map(|item| match item {
             Ok(PemItem::Certificate(certificate)) => Some(certificate),

@@ -74,7 +74,8 @@ impl Folder {
 
     fn enter(&self, name: &str, missing: Missing) -> Result<Self, StoreError> {
         let path = self.path.join(name);
-        let open = || rustix::fs::openat(&self.handle, name, FOLDER | OFlags::NOFOLLOW, Mode::empty());
+        let open =
+            || rustix::fs::openat(&self.handle, name, FOLDER | OFlags::NOFOLLOW, Mode::empty());
         let mut handle = open();
         if matches!(handle, Err(Errno::NOENT)) && missing == Missing::Create {
             match rustix::fs::mkdirat(&self.handle, name, FOLDER_MODE) {
@@ -208,7 +209,9 @@ impl Folder {
     pub(super) fn files(&self) -> Result<Vec<String>, StoreError> {
         let files = self.entries()?.into_iter();
         let files = files.filter(|(_, kind)| *kind != FileType::Directory);
-        Ok(files.filter_map(|(name, _)| name.into_string().ok()).collect())
+        Ok(files
+            .filter_map(|(name, _)| name.into_string().ok())
+            .collect())
     }
 
     /// The folders in this folder; those whose names are not UTF-8 are left out.

@@ -169,7 +169,8 @@ fn retired_outputs_are_made_again_only_if_a_job_needs_them() {
     );
 
     // Layer 1 is lost. It needs its weights and hidden states; these need those of layer 0 and the embedding.
-    run.remove_receipt(&job("quantize", Unit::Layer(1))).expect("removed");
+    run.remove_receipt(&job("quantize", Unit::Layer(1)))
+        .expect("removed");
     assert_eq!(
         reasons(&plan, &run, &job("load", Unit::Layer(1))),
         "output weights@001 was retired and quantize of layer 1 needs it again"

@@ -90,7 +90,10 @@ pub enum PlanProblem {
         stage: String,
     },
     /// More layers than any model has.
-    #[error("the model has {layers} layers; expected at most {}", super::MAX_LAYERS)]
+    #[error(
+        "the model has {layers} layers; expected at most {}",
+        super::MAX_LAYERS
+    )]
     TooManyLayers {
         /// The number of layers.
         layers: u32,

@@ -281,6 +281,13 @@ impl<'a> Job<'a> {
         });
     }
 
+    /// Tells the user something; without a driver it goes to the log.
+    pub fn note(&mut self, message: impl Into<String>) {
+        let message = message.into();
+        tracing::warn!("{message}");
+        self.event(EventKind::Note { message });
+    }
+
     /// Reports a metric; it is also saved next to the receipt.
     pub fn metric(&mut self, name: &str, value: impl Into<Value>) {
         let value = value.into();

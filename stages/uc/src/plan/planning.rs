@@ -2,11 +2,11 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use uc_settings::Settings;
+use uc_store::ExitCode;
 use uc_store::plan::{External, Plan, SOURCE, StagePlan};
 use uc_store::run::RunDir;
 use uc_store::sha::hash_bytes;
 use uc_store::source;
-use uc_store::ExitCode;
 
 use crate::artifacts::{PACK_LAYER, REMOTE_PACK};
 use crate::cli::UploadOptions;

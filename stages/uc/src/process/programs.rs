@@ -277,7 +277,9 @@ mod tests {
     #[test]
     fn a_program_with_other_bytes_has_another_digest_also_within_a_session() {
         let temporary = tempfile::tempdir().expect("folder");
-        let path = Utf8Path::from_path(temporary.path()).expect("utf-8").join("p");
+        let path = Utf8Path::from_path(temporary.path())
+            .expect("utf-8")
+            .join("p");
         let programs = programs(&[]);
         uc_store::atomic::write_bytes(&path, b"one").expect("written");
         let first = programs.digest(&path).expect("hashed");

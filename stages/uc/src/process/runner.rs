@@ -355,7 +355,10 @@ pub fn output_version(program: &Utf8Path) -> anyhow::Result<u32> {
     }
     let output = capture(program, &[], &["--describe"])?;
     let description: Description = serde_json::from_slice(&output).map_err(|error| {
-        let found: String = String::from_utf8_lossy(&output).chars().take(MAX_SHOWN).collect();
+        let found: String = String::from_utf8_lossy(&output)
+            .chars()
+            .take(MAX_SHOWN)
+            .collect();
         let message = format!(
             "{program} --describe: found `{}`, expected a version as JSON: {error}",
             uc_input::printable(found.trim())

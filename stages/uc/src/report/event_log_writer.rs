@@ -90,7 +90,8 @@ mod tests {
             uc_store::atomic::write_bytes(&path, text.as_bytes()).expect("written");
             assert_eq!(is_torn(&path).expect("read"), torn);
         }
-        let mut log = EventLogWriter::append_to(path.parent().expect("folder"), &path).expect("opened");
+        let mut log =
+            EventLogWriter::append_to(path.parent().expect("folder"), &path).expect("opened");
         log.write_driver_event(SESSION, serde_json::json!({"pid": 1}));
         let text = std::fs::read_to_string(&path).expect("log");
         let last = text.lines().last().expect("a line");

@@ -190,8 +190,10 @@ impl StageSpec {
         let if_made = self.reads_if_made.iter().map(|read| read.get_ref().clone());
         let if_made = if_made.filter(|read| produced.contains(read.name.as_str()));
         let versions = &request.versions;
-        let StageVersion { version, sha256 } =
-            versions.get(self.name.get_ref()).copied().unwrap_or_default();
+        let StageVersion { version, sha256 } = versions
+            .get(self.name.get_ref())
+            .copied()
+            .unwrap_or_default();
         StagePlan {
             name: self.name.get_ref().clone(),
             argv: self.argv.get_ref().clone(),

@@ -92,6 +92,11 @@ impl Driver<'_> {
                     ));
                 }
             }
+            EventKind::Note { message } => {
+                let title = self.display.title(&id);
+                let message = uc_input::printable(&message);
+                self.display.info(&format!("{title}: {message}"));
+            }
             EventKind::Metric { name, value } => {
                 self.display.detail(&format!("{id}: {name} = {value}"));
             }

@@ -26,7 +26,8 @@ impl Driver<'_> {
                 }
                 Some(Step::Evict(shard)) => {
                     let path = &self.plan.externals[SOURCE].files[shard].path;
-                    self.run.remove_shard(path.file_name().unwrap_or_default())?;
+                    self.run
+                        .remove_shard(path.file_name().unwrap_or_default())?;
                     source.shards.set(shard, ShardState::Absent);
                     let JobId { stage, unit } = source.fetch_job(shard);
                     let artifact = path.file_name().unwrap_or_default().to_owned();
