@@ -228,6 +228,9 @@ pub struct PlanArgs {
     /// Plan as if this setting were changed; nothing is written; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
+    /// Ask a stage program that is not part of uc for its version, by its name in the run's plan; repeatable
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    pub allow_program: Vec<String>,
 }
 
 /// `uc stage`.

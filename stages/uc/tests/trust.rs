@@ -77,6 +77,8 @@ fn a_run_directory_starts_no_program_that_is_not_part_of_uc() {
     let mut plan = run_json(&fixture);
     plan["stages"][0]["argv"] = json!(["foreign", "job"]);
     write_run_json(&fixture, plan);
+    let plan = output_text(&fixture.uc(&["plan", "run"]).output().expect("uc"));
+    assert!(plan.contains("foreign is not a program of uc"), "{plan}");
     for (arguments, code) in [
         (&["plan", "run"][..], 0),
         (&["status", "run"], 0),
@@ -133,8 +135,8 @@ fn a_link_in_a_run_directory_leads_nowhere() {
         let (real, aside) = (fixture.run_dir().join(link), fixture.root.join("aside"));
         std::fs::rename(&real, &aside).expect("moved");
         symlink(&outside, &real).expect("link");
-        let output = fixture.uc(&["resume", "run"]).output().expect("uc");
-        let text = expect_code(&output, 5);
+        let resume = ["resume", "run", "--set", "quantize.bpw=4"];
+        let text = expect_code(&fixture.uc(&resume).output().expect("uc"), 5);
         assert!(
             text.contains("a link, which is not followed"),
             "{link}: {text}"

@@ -110,6 +110,15 @@ pub fn add_upload(
     Ok(())
 }
 
+/// The repository to which the jobs of a plan upload the pack; none without an upload.
+pub fn upload_target(plan: &Plan) -> Option<&str> {
+    let uploads = |stage: &StagePlan| {
+        !stage.optional && stage.writes.iter().any(|write| write.name == REMOTE_PACK)
+    };
+    let repository = plan.settings.upload.repository.as_str();
+    plan.stages.iter().any(uploads).then_some(repository)
+}
+
 /// Deletes the receipts of upload jobs whose inputs are still on disk: a past upload does not prove what the
 /// repository holds now.
 pub fn reset_upload(plan: &Plan, run: &RunDir) -> anyhow::Result<()> {

@@ -3,7 +3,7 @@
 //! Owns the list of programs that may be started. A pipeline file or a run directory may come from a stranger, so neither can
 //! name any other program, unless the user allows it by name on the command line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -137,8 +137,11 @@ impl Programs {
     }
 
     /// Like [`Programs::refresh_versions`] for the programs that may be started; the others keep what the plan says about them.
-    pub fn refresh_known_versions(&self, plan: &mut Plan) -> anyhow::Result<bool> {
-        self.refresh(plan, |stage| self.is_allowed(&stage.argv[0]))
+    /// Returns the names of the others.
+    pub fn refresh_known_versions(&self, plan: &mut Plan) -> anyhow::Result<BTreeSet<String>> {
+        self.refresh(plan, |stage| self.is_allowed(&stage.argv[0]))?;
+        let names = plan.stages.iter().map(|stage| stage.argv[0].clone());
+        Ok(names.filter(|name| !self.is_allowed(name)).collect())
     }
 
     fn refresh(
@@ -232,8 +235,6 @@ fn is_executable(path: &Utf8Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
     use crate::plan::pipeline::{DEFAULT, Pipeline};
 

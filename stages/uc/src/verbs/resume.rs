@@ -37,6 +37,10 @@ pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyh
         display.info(&change);
     }
     check_budget(&plan)?;
+    if let Some(repository) = planning::upload_target(&plan) {
+        let repository = uc_input::printable(repository);
+        display.info(&format!("this run uploads its pack to {repository}"));
+    }
     plan.tool_version = env!("CARGO_PKG_VERSION").into();
     let run = match plan == before {
         true => run,
