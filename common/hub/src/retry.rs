@@ -255,7 +255,15 @@ impl<'a> Retrier<'a> {
                 self.notify(what, RetryPhase::GivenUp, consecutive, &last_error, None);
                 return Err(self.final_error(what, error));
             };
-            tracing::warn!(operation = what, attempt = consecutive, ?wait, %error, "failed, retrying");
+            // A Hub that was never reached is reported once, when it is given up.
+            match self.is_reached {
+                true => {
+                    tracing::warn!(operation = what, attempt = consecutive, ?wait, %error, "failed, retrying");
+                }
+                false => {
+                    tracing::info!(operation = what, attempt = consecutive, ?wait, %error, "failed, retrying");
+                }
+            }
             let until = self.clock.now() + wait;
             self.notify(
                 what,

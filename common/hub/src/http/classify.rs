@@ -11,6 +11,8 @@ use crate::error::{ErrorDetail, HubError, RequestContext};
 
 /// Limit on the bytes read from the body of an error response.
 const MAX_ERROR_BODY: u64 = 64 << 10;
+/// How the standard library reports that a name cannot be resolved. Such an error has no kind of its own.
+const LOOKUP_FAILED: &str = "failed to lookup address information";
 /// Maximum number of characters of a server's text that an error keeps.
 const MAX_TEXT: usize = 300;
 
@@ -73,6 +75,9 @@ impl HttpClient {
             };
         }
         let reason = self.sanitize(&error.to_string());
+        if reason.starts_with(LOOKUP_FAILED) {
+            return HubError::Unreachable { request, reason };
+        }
         match error.kind() {
             // How the TLS library reports an untrusted certificate or a peer that does not speak TLS.
             io::ErrorKind::InvalidData => HubError::Insecure { request, reason },
