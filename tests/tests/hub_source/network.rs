@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use uc_tests::{compress, fail_with, succeed, tiny_model, uc};
+use uc_tests::{compress, fail_with, json, program, succeed, tiny_model};
 
-use crate::fixture::{NETWORK, REPO, comparable_pack, compress_from_hub, fake_hub, read_json};
+use crate::fixture::{NETWORK, REPO, compress_from_hub, fake_hub, set_hub};
 
 /// An address of the loopback interface where nothing listens.
 fn closed_port() -> String {
@@ -101,28 +101,28 @@ fn offline_a_model_that_was_downloaded_is_used_and_any_other_is_refused() {
     let folder = tempfile::tempdir().expect("folder");
     let fake_hub = fake_hub(&tiny_model());
     let run = folder.path().join("run");
-    let mut command = compress_from_hub(&fake_hub, REPO, &folder.path().join("never"));
-    let message = fail_with(command.env("HF_HUB_OFFLINE", "1"), 4);
+    let fetch = |model: &str, offline: &str| {
+        let mut command = program("shard-loader");
+        command.args(["fetch", model, "--to"]);
+        command.arg(folder.path().join("models"));
+        set_hub(&mut command, &fake_hub, &run);
+        command.env("HF_HUB_OFFLINE", offline);
+        command
+    };
+    let message = fail_with(&mut fetch(REPO, "1"), 4);
     assert!(message.contains("HF_HUB_OFFLINE"), "{message}");
     assert!(fake_hub.requests().is_empty());
 
-    succeed(&mut compress_from_hub(&fake_hub, REPO, &run));
+    let download = json(&succeed(&mut fetch(REPO, "0")));
     let requests = fake_hub.requests().len();
-    let commit = read_json(&run.join("run.json"))["model"]["hub"]["commit"].clone();
-    let pinned = format!("{REPO}@{}", commit.as_str().expect("commit"));
-    for (name, model) in [("again", REPO), ("pinned", &pinned)] {
-        let again = folder.path().join(name);
-        let mut command = compress_from_hub(&fake_hub, model, &again);
-        succeed(command.env("HF_HUB_OFFLINE", "1").arg("--no-eval"));
-        assert_eq!(
-            read_json(&again.join("run.json"))["model"]["hub"]["commit"],
-            commit
-        );
-        assert!(comparable_pack(&again) == comparable_pack(&run));
+    let commit = download["commit"].as_str().expect("commit");
+    for model in [REPO.to_owned(), format!("{REPO}@{commit}")] {
+        let offline = json(&succeed(&mut fetch(&model, "1")));
+        assert_eq!(offline["folder"], download["folder"]);
+        assert_eq!(offline["commit"], download["commit"]);
     }
-    let other = format!("{REPO}@other");
-    let mut command = compress_from_hub(&fake_hub, &other, &folder.path().join("never"));
-    fail_with(command.env("HF_HUB_OFFLINE", "1"), 4);
+    fail_with(&mut fetch(&format!("{REPO}@other"), "1"), 4);
+    let mut compress = compress_from_hub(&fake_hub, REPO, &run);
+    succeed(compress.env("HF_HUB_OFFLINE", "1").arg("--no-eval"));
     assert_eq!(fake_hub.requests().len(), requests);
-    succeed(uc().arg("verify").arg(run.join("pack")));
 }
