@@ -82,7 +82,7 @@ pub(crate) fn hash_file_like(
     like: &FileId,
 ) -> Result<FileId, StoreError> {
     let mut hasher = FileHasher::new_like(like, size);
-    let mut file = std::fs::File::open(path).map_err(StoreError::io("open", path))?;
+    let mut file = uc_input::open(path).map_err(StoreError::io("open", path))?;
     let mut buffer = vec![0; 1 << 20];
     loop {
         match file.read(&mut buffer) {

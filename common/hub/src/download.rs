@@ -9,6 +9,7 @@ use std::io::Read;
 
 use camino::Utf8Path;
 use uc_store::atomic::GrowingFile;
+use uc_store::resources;
 
 use crate::digest::{self, FileHasher};
 use crate::error::HubError;
@@ -118,6 +119,8 @@ impl Hub {
             return Ok(DownloadOutcome { received: 0 });
         }
         let mut partial = PartialDownload::open(file, into)?;
+        // The size is what the Hub says; it is believed only as far as the disk has room.
+        resources::ensure_free(into, total.saturating_sub(partial.size()))?;
         let operation = format!("download of {}", file.path);
         retrier.run(&operation, |attempt| {
             self.download_rest(repo, commit, &mut partial, attempt, &mut progress)

@@ -11,6 +11,9 @@ use crate::url::{self, Origin};
 /// The public Hub. The URLs in its responses name this host even when a mirror sent the response.
 const PUBLIC_HUB: &str = "https://huggingface.co";
 
+/// Largest token file that is read, bytes.
+const MAX_TOKEN_FILE: u64 = 64 << 10;
+
 /// An access token.
 ///
 /// No `Debug` output, no `Display` output and no error contains it, and it is sent only to the endpoint's own origin.
@@ -60,6 +63,7 @@ pub struct Endpoint {
     url: String,
     origin: Origin,
     token: Option<Token>,
+    is_offline: bool,
 }
 
 impl Endpoint {
@@ -90,13 +94,14 @@ impl Endpoint {
             url: url.to_owned(),
             origin,
             token,
+            is_offline: false,
         })
     }
 
     /// The endpoint that the environment describes.
     ///
     /// The URL is `HF_ENDPOINT` or the public Hub. The token is `HF_TOKEN`, else the content of the file `HF_TOKEN_PATH`,
-    /// else that of the file `token` in `HF_HOME` (default `~/.cache/huggingface`).
+    /// else that of the file `token` in `HF_HOME` (default `~/.cache/huggingface`). `HF_HUB_OFFLINE` forbids every request.
     ///
     /// # Errors
     /// [`HubError::InvalidName`] as for [`Endpoint::new`]; [`HubError::Store`] if the token file exists but cannot be read.
@@ -115,7 +120,14 @@ impl Endpoint {
             None => Self::token_from_file(&non_empty)?,
         };
         let url = non_empty("HF_ENDPOINT").unwrap_or_else(|| PUBLIC_HUB.into());
-        Self::new(url.trim(), token)
+        let mut endpoint = Self::new(url.trim(), token)?;
+        endpoint.is_offline = non_empty("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value));
+        Ok(endpoint)
+    }
+
+    /// Whether the environment forbids requests.
+    pub fn is_offline(&self) -> bool {
+        self.is_offline
     }
 
     fn token_from_file(
@@ -130,7 +142,7 @@ impl Endpoint {
         let Some(path) = path.or_else(|| Some(home?.join("token"))) else {
             return Ok(None);
         };
-        match std::fs::read_to_string(&path) {
+        match uc_input::read_text(&path, MAX_TOKEN_FILE) {
             Ok(text) => Token::new(&text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(StoreError::io("read", &path)(error).into()),
@@ -179,6 +191,12 @@ impl Endpoint {
     }
 }
 
+/// Whether a variable has one of the values that the Hub's own client takes for true.
+fn is_true(value: &str) -> bool {
+    let value = value.trim().to_ascii_uppercase();
+    ["1", "ON", "YES", "TRUE"].contains(&value.as_str())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,6 +227,18 @@ mod tests {
             mirror.rewrite_to_mirror("https://huggingface.com/api"),
             "https://huggingface.com/api"
         );
+    }
+
+    #[test]
+    fn the_offline_variable_has_the_values_of_the_hubs_own_client() {
+        for (value, expected) in [("1", true), ("on", true), ("True", true), ("yes", true)]
+            .into_iter()
+            .chain([("0", false), ("", false), ("off", false)])
+        {
+            let endpoint = endpoint_from(&[("HF_HUB_OFFLINE", value)]).expect("valid");
+            assert_eq!(endpoint.is_offline(), expected, "{value}");
+        }
+        assert!(!endpoint_from(&[]).expect("valid").is_offline());
     }
 
     #[test]

@@ -86,6 +86,14 @@ pub enum HubError {
         /// The message of the operating system or the HTTP library.
         reason: String,
     },
+    /// The server was not reached: its name is unknown, or nothing answers at its address.
+    #[error("{request}: the server cannot be reached: {reason}")]
+    Unreachable {
+        /// The request.
+        request: RequestContext,
+        /// The message of the operating system or the HTTP library.
+        reason: String,
+    },
     /// The whole request took too long.
     #[error("{request}: not finished after {limit:?}")]
     Timeout {
@@ -228,6 +236,12 @@ pub enum HubError {
         /// What it should contain.
         expected: String,
     },
+    /// The environment forbids the network.
+    #[error("{request}: not sent, because HF_HUB_OFFLINE is set")]
+    Offline {
+        /// The request.
+        request: RequestContext,
+    },
     /// A redirect that must not be followed.
     #[error("{request}: redirect to {to} not followed: {reason}")]
     Redirect {
@@ -328,6 +342,7 @@ impl HubError {
             Self::Server { .. }
             | Self::Busy { .. }
             | Self::Connection { .. }
+            | Self::Unreachable { .. }
             | Self::Timeout { .. }
             | Self::Stalled { .. }
             | Self::Truncated { .. }
@@ -342,6 +357,7 @@ impl HubError {
             | Self::Refused { .. }
             | Self::Changed { .. }
             | Self::Malformed { .. }
+            | Self::Offline { .. }
             | Self::Redirect { .. }
             | Self::Insecure { .. }
             | Self::Ignored { .. }
@@ -366,6 +382,7 @@ impl HubError {
             Self::Server { .. } => "server",
             Self::Busy { .. } => "busy",
             Self::Connection { .. } => "connection",
+            Self::Unreachable { .. } => "unreachable",
             Self::Timeout { .. } => "timeout",
             Self::Stalled { .. } => "stalled",
             Self::Truncated { .. } => "truncated",
@@ -380,6 +397,7 @@ impl HubError {
             Self::Refused { .. } => "refused",
             Self::Changed { .. } => "changed",
             Self::Malformed { .. } => "malformed",
+            Self::Offline { .. } => "offline",
             Self::Redirect { .. } => "redirect",
             Self::Insecure { .. } => "insecure",
             Self::Ignored { .. } => "ignored",

@@ -83,6 +83,11 @@ impl HttpClient {
         let transferred = request.body.size() + request.expected_bytes;
         let limit = self.limits.request_timeout(transferred);
         let mut linked = LinkedFile::default();
+        if self.endpoint.is_offline() {
+            return Err(HubError::Offline {
+                request: self.context(request.method, &request.url),
+            });
+        }
         for _ in 0..MAX_HOPS {
             let (response, origin) = self.exchange(&mut request, limit, &mut linked)?;
             match response.status {

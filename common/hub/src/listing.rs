@@ -15,6 +15,8 @@ use crate::url::{Origin, percent_encode, redact};
 
 /// Number of pages beyond which a listing is treated as endless.
 const MAX_PAGES: usize = 10_000;
+/// Number of files beyond which a listing is treated as endless.
+const MAX_FILES: usize = 100_000;
 /// Maximum number of characters of a response that an error message shows.
 const MAX_SHOWN: usize = 300;
 
@@ -86,6 +88,7 @@ impl Hub {
     /// [`HubError::NotFound`] for an unknown repository or revision. Transient errors are not retried here.
     pub fn info(&self, repo: &RepoName, revision: &str) -> Result<Snapshot, HubError> {
         let (info, request) = self.wire_info(repo, revision, "?blobs=true")?;
+        check_count(info.siblings.len(), &request)?;
         let files = info.siblings.into_iter().map(|sibling| {
             let (id, size) = match (sibling.lfs, sibling.size, sibling.blob_id) {
                 (Some(lfs), ..) => (parse_sha256(&lfs.sha256, &request)?, lfs.size),
@@ -156,7 +159,9 @@ impl Hub {
                 }
                 next = Some(link);
             }
-            for entry in self.http.json::<Vec<WireEntry>>(response)? {
+            let entries = self.http.json::<Vec<WireEntry>>(response)?;
+            check_count(files.len() + entries.len(), &context)?;
+            for entry in entries {
                 if entry.kind != "file" {
                     continue;
                 }
@@ -169,6 +174,15 @@ impl Hub {
         }
         sort_by_path(files, &context)
     }
+}
+
+/// Checks that a listing does not go on for ever.
+fn check_count(files: usize, request: &RequestContext) -> Result<(), HubError> {
+    if files <= MAX_FILES {
+        return Ok(());
+    }
+    let found = format!("a listing of {files} files");
+    Err(malformed(request, found, "at most 100,000"))
 }
 
 fn malformed(request: &RequestContext, found: String, expected: &str) -> HubError {

@@ -72,7 +72,7 @@ impl LocalFile {
 
     /// Opens the file and checks that its size has not changed.
     pub(crate) fn open(&self) -> Result<File, HubError> {
-        let file = File::open(&self.source).map_err(StoreError::io("open", &self.source))?;
+        let file = uc_input::open(&self.source).map_err(StoreError::io("open", &self.source))?;
         let metadata = file.metadata();
         let found = metadata
             .map_err(StoreError::io("inspect", &self.source))?

@@ -50,6 +50,11 @@ impl RetryPolicy {
     }
 }
 
+/// How often an operation is tried, at most, until the server is first reached (see [`Retrier::failing_fast`]).
+const FIRST_CONTACT_ATTEMPTS: u32 = 3;
+/// Time after which an operation is not tried again, if the server has never been reached.
+const FIRST_CONTACT_TIME: Duration = Duration::from_secs(8);
+
 /// The clock of a [`Retrier`].
 pub trait Clock: Send + Sync {
     /// The current time.
@@ -160,6 +165,8 @@ pub struct Retrier<'a> {
     jitter: ChaCha8Rng,
     observer: Observer<'a>,
     failures: Vec<FailedAttempt>,
+    /// Whether the server counts as reached, so that the whole policy applies.
+    is_reached: bool,
 }
 
 impl std::fmt::Debug for Retrier<'_> {
@@ -183,7 +190,16 @@ impl<'a> Retrier<'a> {
             jitter: ChaCha8Rng::seed_from_u64(policy.jitter_seed),
             observer: Box::new(|_| {}),
             failures: Vec::new(),
+            is_reached: true,
         }
+    }
+
+    /// Gives up within seconds if the server cannot be reached at all: a mistyped name, a missing network or a wrong proxy is
+    /// reported at once. The policy applies in full as soon as any attempt has reached the server.
+    #[must_use]
+    pub fn failing_fast(mut self) -> Self {
+        self.is_reached = false;
+        self
     }
 
     /// Calls `observer` with every change of state.
@@ -209,11 +225,13 @@ impl<'a> Retrier<'a> {
     ) -> Result<T, HubError> {
         self.failures.clear();
         let (mut consecutive, mut last_error) = (1, None);
+        let start = self.clock.now();
         loop {
             self.notify(what, RetryPhase::Trying, consecutive, &last_error, None);
             let mut attempt = Attempt::default();
             let error = match operation(&mut attempt) {
                 Ok(value) => {
+                    self.is_reached = true;
                     self.notify(what, RetryPhase::Done, consecutive, &last_error, None);
                     return Ok(value);
                 }
@@ -222,7 +240,8 @@ impl<'a> Retrier<'a> {
             if attempt.progressed {
                 consecutive = 1;
             }
-            let retry = error.is_transient() && consecutive < self.policy.max_attempts;
+            self.is_reached |= !matches!(error, HubError::Unreachable { .. });
+            let retry = error.is_transient() && self.may_retry(consecutive, start);
             let wait = retry.then(|| self.wait_after(consecutive, error.retry_after()));
             last_error = Some(error.to_string());
             self.failures.push(FailedAttempt {
@@ -236,7 +255,15 @@ impl<'a> Retrier<'a> {
                 self.notify(what, RetryPhase::GivenUp, consecutive, &last_error, None);
                 return Err(self.final_error(what, error));
             };
-            tracing::warn!(operation = what, attempt = consecutive, ?wait, %error, "failed, retrying");
+            // A Hub that was never reached is reported once, when it is given up.
+            match self.is_reached {
+                true => {
+                    tracing::warn!(operation = what, attempt = consecutive, ?wait, %error, "failed, retrying");
+                }
+                false => {
+                    tracing::info!(operation = what, attempt = consecutive, ?wait, %error, "failed, retrying");
+                }
+            }
             let until = self.clock.now() + wait;
             self.notify(
                 what,
@@ -248,6 +275,16 @@ impl<'a> Retrier<'a> {
             self.clock.sleep(wait);
             consecutive += 1;
         }
+    }
+
+    /// Whether the policy allows another attempt.
+    fn may_retry(&self, consecutive: u32, start: SystemTime) -> bool {
+        if self.is_reached {
+            return consecutive < self.policy.max_attempts;
+        }
+        let elapsed = self.clock.now().duration_since(start).unwrap_or_default();
+        let attempts = self.policy.max_attempts.min(FIRST_CONTACT_ATTEMPTS);
+        consecutive < attempts && elapsed < FIRST_CONTACT_TIME
     }
 
     fn final_error(&self, what: &str, error: HubError) -> HubError {

@@ -1,24 +1,33 @@
-//! The one module that creates files.
+//! The one module that creates and deletes files.
 //!
 //! A file appears under its name only when it is complete and on disk: write to a scratch file in the same folder, fsync,
 //! rename, fsync of the folder. Dropping an unfinished [`AtomicFile`] removes the scratch file and never publishes it. The
 //! name of a scratch file follows from its target, so that the scratch file of a killed process is overwritten or swept,
 //! and never mistaken for a result.
-#![allow(clippy::disallowed_methods)] // the exception: all other code creates files through this module
+//!
+//! Functions named `…_below` work below a folder that the user chose, a run directory or the folder of a pack. They walk from its
+//! handle and follow no link, so that whatever the folder of a stranger holds, nothing outside of it is written or deleted.
+//! There is no function that deletes by a path alone.
+#![allow(clippy::disallowed_methods)] // the exception: all other code creates and deletes files through this module
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Read, Write};
+mod folder;
+mod growing;
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use rustix::fs::OFlags;
 use serde::Serialize;
 
 use crate::error::StoreError;
 use crate::sha::{Hasher, Sha256Digest};
+use folder::{Folder, Missing, parts_below};
+
+pub use growing::{GrowingFile, sweep_growing};
 
 /// Suffix of scratch files; their names start with a dot.
 const SCRATCH_SUFFIX: &str = ".partial";
-/// Suffix of files that grow over several processes; the sweep does not remove them.
-const GROWING_SUFFIX: &str = ".growing";
 
 /// Size and digest of a published file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,25 +41,44 @@ pub struct Written {
 /// A file that does not exist under its name until [`AtomicFile::commit`].
 #[derive(Debug)]
 pub struct AtomicFile {
+    folder: Folder,
+    /// Name of the scratch file in the folder.
+    scratch: String,
     target: Utf8PathBuf,
-    scratch: Utf8PathBuf,
     writer: Option<BufWriter<File>>,
     hasher: Hasher,
 }
 
 impl AtomicFile {
     /// Creates the scratch file of `target`, and the folder if it is missing.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
     pub fn create(target: &Utf8Path) -> Result<Self, StoreError> {
-        let (Some(folder), Some(name)) = (target.parent(), target.file_name()) else {
-            let source = io::Error::from(io::ErrorKind::InvalidInput);
-            return Err(StoreError::io("create", target)(source));
-        };
+        let (folder, _) = split(target)?;
         create_dir_all(folder)?;
-        let scratch = folder.join(format!(".{name}{SCRATCH_SUFFIX}"));
-        let file = File::create(&scratch).map_err(StoreError::io("create", &scratch))?;
+        Self::create_in(Folder::open(folder)?, target)
+    }
+
+    /// Like [`AtomicFile::create`], for a target below `base`.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], also for a target that does not lie below `base`; [`StoreError::Malformed`] if a folder on the way
+    /// is a link.
+    pub fn create_below(base: &Utf8Path, target: &Utf8Path) -> Result<Self, StoreError> {
+        let (folder, _) = split(target)?;
+        let folder = Folder::below(base, folder, Missing::Create)?;
+        Self::create_in(folder, target)
+    }
+
+    fn create_in(folder: Folder, target: &Utf8Path) -> Result<Self, StoreError> {
+        let (_, name) = split(target)?;
+        let scratch = format!(".{name}{SCRATCH_SUFFIX}");
+        let file = folder.create_new(&scratch)?;
         Ok(Self {
-            target: target.to_owned(),
+            folder,
             scratch,
+            target: target.to_owned(),
             writer: Some(BufWriter::with_capacity(1 << 20, file)),
             hasher: Hasher::default(),
         })
@@ -75,11 +103,16 @@ impl AtomicFile {
             .map_err(|error| StoreError::io("write", &self.target)(error.into_error()))?;
         file.sync_all()
             .map_err(StoreError::io("sync", &self.target))?;
+        if !self.folder.holds(&self.scratch, &file) {
+            let message = "another process has replaced its scratch file";
+            return Err(StoreError::io("publish", &self.target)(io::Error::other(
+                message,
+            )));
+        }
         drop(file);
-        std::fs::rename(&self.scratch, &self.target)
-            .map_err(StoreError::io("publish", &self.target))?;
-        let folder = self.target.parent().expect("checked by create");
-        sync_folder(folder)?;
+        let (_, name) = split(&self.target)?;
+        self.folder.rename(&self.scratch, name)?;
+        self.folder.sync()?;
         let (sha256, size) = std::mem::take(&mut self.hasher).finish();
         Ok(Written { size, sha256 })
     }
@@ -105,186 +138,56 @@ impl Drop for AtomicFile {
             let _ = writer.into_parts();
         }
         // After a commit the scratch file no longer exists.
-        let _ = std::fs::remove_file(&self.scratch);
+        let _ = self.folder.remove(&self.scratch);
     }
 }
 
-/// A file that grows over several attempts and processes until it is complete: a download.
-///
-/// Unlike an [`AtomicFile`], it keeps its data when it is dropped, so that the next attempt resumes. The data on disk is
-/// not trusted: the caller reads it again ([`GrowingFile::read`]) and checks the digest of the whole file before
-/// calling [`GrowingFile::commit`]. The tag identifies the version of the target and is part of the scratch file's
-/// name, so that different versions have different scratch files.
-#[derive(Debug)]
-pub struct GrowingFile {
-    target: Utf8PathBuf,
-    scratch: Utf8PathBuf,
-    file: File,
-    size: u64,
-}
-
-impl GrowingFile {
-    /// Opens the scratch file of `target` and `tag`, or creates an empty one, and the folder if it is missing. The tag has
-    /// no dot.
-    ///
-    /// # Errors
-    /// [`StoreError::Locked`] if another process has the file open; [`StoreError::Io`].
-    pub fn open(target: &Utf8Path, tag: &str) -> Result<Self, StoreError> {
-        let (Some(folder), Some(name)) = (target.parent(), target.file_name()) else {
-            let source = io::Error::from(io::ErrorKind::InvalidInput);
-            return Err(StoreError::io("create", target)(source));
-        };
-        create_dir_all(folder)?;
-        let scratch = folder.join(format!(".{name}.{tag}{GROWING_SUFFIX}"));
-        let file = OpenOptions::new()
-            .create(true)
-            .read(true)
-            .append(true)
-            .open(&scratch)
-            .map_err(StoreError::io("open", &scratch))?;
-        match file.try_lock() {
-            Err(std::fs::TryLockError::WouldBlock) => {
-                return Err(StoreError::Locked {
-                    path: scratch,
-                    holder: "another download of the same file".into(),
-                });
-            }
-            Err(std::fs::TryLockError::Error(error)) => {
-                return Err(StoreError::io("lock", &scratch)(error));
-            }
-            Ok(()) => {}
-        }
-        let size = file
-            .metadata()
-            .map_err(StoreError::io("inspect", &scratch))?
-            .len();
-        Ok(Self {
-            target: target.to_owned(),
-            scratch,
-            file,
-            size,
-        })
-    }
-
-    /// Size so far, in bytes.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Passes the data so far to `sink`, from the beginning, in pieces.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`].
-    pub fn read(&self, mut sink: impl FnMut(&[u8])) -> Result<(), StoreError> {
-        let mut reader =
-            File::open(&self.scratch).map_err(StoreError::io("open", &self.scratch))?;
-        let mut piece = vec![0; 1 << 20];
-        loop {
-            match reader.read(&mut piece) {
-                Ok(0) => return Ok(()),
-                Ok(read) => sink(&piece[..read]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(StoreError::io("read", &self.scratch)(error)),
-            }
-        }
-    }
-
-    /// Appends data.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`]; earlier data stays.
-    pub fn append(&mut self, data: &[u8]) -> Result<(), StoreError> {
-        self.file
-            .write_all(data)
-            .map_err(StoreError::io("write", &self.scratch))?;
-        self.size += data.len() as u64;
-        Ok(())
-    }
-
-    /// Discards the data so far.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`].
-    pub fn restart(&mut self) -> Result<(), StoreError> {
-        self.file
-            .set_len(0)
-            .map_err(StoreError::io("truncate", &self.scratch))?;
-        self.size = 0;
-        Ok(())
-    }
-
-    /// Publishes the file, which the caller has checked. From here on it exists completely, even after a crash.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`].
-    pub fn commit(self) -> Result<(), StoreError> {
-        self.file
-            .sync_all()
-            .map_err(StoreError::io("sync", &self.scratch))?;
-        std::fs::rename(&self.scratch, &self.target)
-            .map_err(StoreError::io("publish", &self.target))?;
-        sync_folder(self.target.parent().expect("checked by open"))?;
-        self.remove_other_versions()
-    }
-
-    /// Removes the scratch files of other versions of the target, unless another process has them open.
-    fn remove_other_versions(&self) -> Result<(), StoreError> {
-        let folder = self.target.parent().expect("checked by open");
-        let name = self.target.file_name().expect("checked by open");
-        let entries = folder.read_dir_utf8();
-        for entry in entries.map_err(StoreError::io("read folder", folder))? {
-            let entry = entry.map_err(StoreError::io("read folder", folder))?;
-            let tag = entry
-                .file_name()
-                .strip_prefix(&format!(".{name}."))
-                .and_then(|rest| rest.strip_suffix(GROWING_SUFFIX));
-            // A tag has no dot: `.a.b.TAG.growing` belongs to `a.b` and not to `a`.
-            if tag.is_none_or(|tag| tag.contains('.')) {
-                continue;
-            }
-            let unused = File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
-            if unused {
-                remove_file(entry.path())?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Removes growing files of other targets in the folder of `target`. Only the process that downloads into the folder may
-/// call it.
-pub fn sweep_growing(target: &Utf8Path) -> Result<(), StoreError> {
-    let (Some(folder), Some(name)) = (target.parent(), target.file_name()) else {
-        return Ok(());
-    };
-    let entries = match folder.read_dir_utf8() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(StoreError::io("read folder", folder))?,
-    };
-    for entry in entries {
-        let entry = entry.map_err(StoreError::io("read folder", folder))?;
-        let owner = entry.file_name().strip_suffix(GROWING_SUFFIX);
-        let owner = owner.and_then(|rest| rest.rsplit_once('.')?.0.strip_prefix('.'));
-        if owner.is_some_and(|owner| owner != name) {
-            remove_file(entry.path())?;
-        }
-    }
-    Ok(())
+/// Folder and name of a file.
+fn split(target: &Utf8Path) -> Result<(&Utf8Path, &str), StoreError> {
+    target.parent().zip(target.file_name()).ok_or_else(|| {
+        let source = io::Error::from(io::ErrorKind::InvalidInput);
+        StoreError::io("create", target)(source)
+    })
 }
 
 /// Publishes a file in one call.
 pub fn write_bytes(target: &Utf8Path, data: &[u8]) -> Result<Written, StoreError> {
-    let mut file = AtomicFile::create(target)?;
+    write_to(AtomicFile::create(target)?, data)
+}
+
+/// Publishes a file below `base` in one call.
+pub fn write_bytes_below(
+    base: &Utf8Path,
+    target: &Utf8Path,
+    data: &[u8],
+) -> Result<Written, StoreError> {
+    write_to(AtomicFile::create_below(base, target)?, data)
+}
+
+fn write_to(mut file: AtomicFile, data: &[u8]) -> Result<Written, StoreError> {
     file.append(data)?;
     file.commit()
 }
 
 /// Publishes a value as pretty JSON with a final newline.
 pub fn write_json<T: Serialize>(target: &Utf8Path, value: &T) -> Result<Written, StoreError> {
+    write_bytes(target, &json_text(target, value)?)
+}
+
+/// Publishes a value below `base` as pretty JSON with a final newline.
+pub fn write_json_below<T: Serialize>(
+    base: &Utf8Path,
+    target: &Utf8Path,
+    value: &T,
+) -> Result<Written, StoreError> {
+    write_bytes_below(base, target, &json_text(target, value)?)
+}
+
+fn json_text<T: Serialize>(target: &Utf8Path, value: &T) -> Result<Vec<u8>, StoreError> {
     let mut text = serde_json::to_vec_pretty(value)
         .map_err(|error| StoreError::io("encode", target)(error.into()))?;
     text.push(b'\n');
-    write_bytes(target, &text)
+    Ok(text)
 }
 
 /// Creates a folder and its parents. New folders are synced like files, so that they survive a power failure.
@@ -293,77 +196,81 @@ pub fn create_dir_all(folder: &Utf8Path) -> Result<(), StoreError> {
         .ancestors()
         .take_while(|path| !path.as_str().is_empty() && !path.exists())
         .collect();
-    std::fs::create_dir_all(folder).map_err(StoreError::io("create folder", folder))?;
+    if !folder.as_str().is_empty() {
+        std::fs::create_dir_all(folder).map_err(StoreError::io("create folder", folder))?;
+    }
     new.into_iter()
         .filter_map(Utf8Path::parent)
-        .try_for_each(sync_folder)
+        .try_for_each(|parent| Folder::open(parent)?.sync())
 }
 
-/// Removes a file. It is not an error if there is none.
-pub fn remove_file(path: &Utf8Path) -> Result<(), StoreError> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(StoreError::io("remove", path)(error))
-        }
-        _ => Ok(()),
+/// Creates a folder below `base`, with the folders on the way to it.
+pub fn create_dir_below(base: &Utf8Path, folder: &Utf8Path) -> Result<(), StoreError> {
+    Folder::below(base, folder, Missing::Create).map(|_| ())
+}
+
+/// Removes a file below `base`. It is not an error if there is none.
+pub fn remove_file_below(base: &Utf8Path, path: &Utf8Path) -> Result<(), StoreError> {
+    in_parent(base, path, Folder::remove)
+}
+
+/// Removes a folder below `base` and its contents. It is not an error if there is none.
+pub fn remove_dir_below(base: &Utf8Path, path: &Utf8Path) -> Result<(), StoreError> {
+    in_parent(base, path, Folder::remove_tree)
+}
+
+/// Removes something from its folder, if there is such a folder.
+fn in_parent(
+    base: &Utf8Path,
+    path: &Utf8Path,
+    remove: impl FnOnce(&Folder, &str) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    if parts_below(base, path)?.is_empty() {
+        return Err(StoreError::io("remove", path)(
+            io::ErrorKind::InvalidInput.into(),
+        ));
+    }
+    let (folder, name) = split(path)?;
+    match Folder::below(base, folder, Missing::Fail) {
+        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        folder => remove(&folder?, name),
     }
 }
 
-/// Removes a folder and its contents. It is not an error if there is none.
-pub fn remove_dir_all(path: &Utf8Path) -> Result<(), StoreError> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(StoreError::io("remove", path)(error))
-        }
-        _ => Ok(()),
-    }
+/// Opens a log below `base` for appending. A crash may truncate it; a log is not a checkpoint.
+pub fn open_log_below(base: &Utf8Path, path: &Utf8Path) -> Result<File, StoreError> {
+    open_below(base, path, OFlags::WRONLY | OFlags::APPEND)
 }
 
-/// Opens a log for appending. A crash may truncate it; a log is not a checkpoint.
-pub fn open_log(path: &Utf8Path) -> Result<File, StoreError> {
-    if let Some(folder) = path.parent() {
-        create_dir_all(folder)?;
-    }
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .map_err(StoreError::io("open", path))
+/// Opens a lock file below `base` for reading and writing, without truncating what its holder wrote.
+pub(crate) fn open_lock_below(base: &Utf8Path, path: &Utf8Path) -> Result<File, StoreError> {
+    open_below(base, path, OFlags::RDWR)
 }
 
-/// Opens a lock file for reading and writing, without truncating what its holder wrote.
-pub(crate) fn open_lock(path: &Utf8Path) -> Result<File, StoreError> {
-    if let Some(folder) = path.parent() {
-        create_dir_all(folder)?;
-    }
-    OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(path)
-        .map_err(StoreError::io("open", path))
+fn open_below(base: &Utf8Path, path: &Utf8Path, flags: OFlags) -> Result<File, StoreError> {
+    let (folder, name) = split(path)?;
+    Folder::below(base, folder, Missing::Create)?.open_or_create(name, flags)
 }
 
 /// Removes the scratch files of killed processes below `folder`, and returns their number. Only the holder of the run's
 /// lock may call it.
 pub fn sweep_scratch(folder: &Utf8Path) -> Result<usize, StoreError> {
+    match Folder::open(folder) {
+        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(0),
+        folder => sweep(&folder?),
+    }
+}
+
+fn sweep(folder: &Folder) -> Result<usize, StoreError> {
     let mut swept = 0;
-    let entries = match folder.read_dir_utf8() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        other => other.map_err(StoreError::io("read folder", folder))?,
-    };
-    for entry in entries {
-        let entry = entry.map_err(StoreError::io("read folder", folder))?;
-        let kind = entry
-            .file_type()
-            .map_err(StoreError::io("inspect", entry.path()))?;
-        if kind.is_dir() {
-            swept += sweep_scratch(entry.path())?;
-        } else if is_scratch(entry.file_name()) {
-            remove_file(entry.path())?;
+    for name in folder.files()? {
+        if is_scratch(&name) {
+            folder.remove(&name)?;
             swept += 1;
         }
+    }
+    for folder in folder.folders()? {
+        swept += sweep(&folder)?;
     }
     Ok(swept)
 }
@@ -371,17 +278,6 @@ pub fn sweep_scratch(folder: &Utf8Path) -> Result<usize, StoreError> {
 /// Whether a file name belongs to a scratch file.
 pub fn is_scratch(name: &str) -> bool {
     name.starts_with('.') && name.ends_with(SCRATCH_SUFFIX)
-}
-
-fn sync_folder(folder: &Utf8Path) -> Result<(), StoreError> {
-    let folder = if folder.as_str().is_empty() {
-        Utf8Path::new(".")
-    } else {
-        folder
-    };
-    File::open(folder)
-        .and_then(|handle| handle.sync_all())
-        .map_err(StoreError::io("sync folder", folder))
 }
 
 #[cfg(test)]
@@ -433,71 +329,90 @@ mod tests {
     }
 
     #[test]
-    fn a_growing_file_survives_its_process_and_appears_only_at_commit() {
-        let (_keep, folder) = folder();
-        let target = folder.join("deep/file");
-        let mut file = GrowingFile::open(&target, "v1").expect("opened");
-        file.append(b"ab").expect("appended");
-        assert!(matches!(
-            GrowingFile::open(&target, "v1"),
-            Err(StoreError::Locked { .. })
-        ));
-        drop(file); // the process ends; the sweep of a later one leaves the file alone
-        assert_eq!(sweep_scratch(&folder).expect("swept"), 0);
-        assert!(!target.exists());
-        let other = GrowingFile::open(&target, "v2").expect("opened");
-        assert_eq!(other.size(), 0, "another version starts empty");
-        let mut file = GrowingFile::open(&target, "v1").expect("opened");
-        assert_eq!(file.size(), 2);
-        file.append(b"c").expect("appended");
-        let mut seen = Vec::new();
-        file.read(|piece| seen.extend_from_slice(piece))
-            .expect("read");
-        assert_eq!(seen, b"abc");
-        file.commit().expect("published");
-        assert_eq!(std::fs::read(&target).expect("file"), b"abc");
-    }
-
-    #[test]
-    fn a_commit_removes_growing_files_of_other_versions_that_are_not_open() {
-        let (_keep, folder) = folder();
-        let start = |name: &str, tag| {
-            let mut file = GrowingFile::open(&folder.join(name), tag).expect("opened");
-            file.append(b"x").expect("appended");
-            file
-        };
-        drop(start("a", "old"));
-        drop(start("a.b", "old"));
-        let busy = start("a", "busy");
-        start("a", "new").commit().expect("published");
-        let mut names: Vec<_> = folder
-            .read_dir_utf8()
-            .expect("folder")
-            .map(|entry| entry.expect("entry").file_name().to_owned())
-            .collect();
-        names.sort();
-        assert_eq!(names, [".a.b.old.growing", ".a.busy.growing", "a"]);
-        drop(busy);
-    }
-
-    #[test]
-    fn a_growing_file_can_be_restarted() {
-        let (_keep, folder) = folder();
-        let target = folder.join("file");
-        let mut file = GrowingFile::open(&target, "v1").expect("opened");
-        file.append(b"wrong").expect("appended");
-        file.restart().expect("cut");
-        assert_eq!(file.size(), 0);
-        file.append(b"ok").expect("appended");
-        file.commit().expect("published");
-        assert_eq!(std::fs::read(&target).expect("file"), b"ok");
-    }
-
-    #[test]
     fn removing_an_absent_file_is_not_an_error() {
         let (_keep, folder) = folder();
-        remove_file(&folder.join("absent")).expect("no error");
-        remove_dir_all(&folder.join("absent")).expect("no error");
+        remove_file_below(&folder, &folder.join("absent")).expect("no error");
+        remove_file_below(&folder, &folder.join("absent/file")).expect("no error");
+        remove_dir_below(&folder, &folder.join("absent")).expect("no error");
+    }
+
+    /// A run directory in which `inside` leads to a folder outside that holds a file.
+    fn with_link_to_outside() -> (tempfile::TempDir, Utf8PathBuf, Utf8PathBuf) {
+        let (keep, folder) = folder();
+        let (base, outside) = (folder.join("run"), folder.join("outside"));
+        for folder in [&base, &outside] {
+            std::fs::create_dir(folder).expect("folder");
+        }
+        let precious = outside.join("precious");
+        std::fs::write(&precious, "mine").expect("written");
+        std::os::unix::fs::symlink(&outside, base.join("inside")).expect("link");
+        std::os::unix::fs::symlink(&precious, base.join("file")).expect("link");
+        std::os::unix::fs::symlink(&precious, base.join(".new.partial")).expect("link");
+        (keep, base, precious)
+    }
+
+    #[test]
+    fn no_link_below_a_folder_leads_outside() {
+        let (_keep, base, precious) = with_link_to_outside();
+        let target = base.join("inside/precious");
+        let refused: [(&str, Result<(), StoreError>); 6] = [
+            ("write", write_bytes_below(&base, &target, b"x").map(|_| ())),
+            ("remove", remove_file_below(&base, &target)),
+            ("tree", remove_dir_below(&base, &base.join("inside/folder"))),
+            (
+                "create",
+                create_dir_below(&base, &base.join("inside/folder")),
+            ),
+            ("log", open_log_below(&base, &base.join("file")).map(|_| ())),
+            (
+                "lock",
+                open_lock_below(&base, &base.join("file")).map(|_| ()),
+            ),
+        ];
+        for (what, result) in refused {
+            let error = result.expect_err(what).to_string();
+            assert!(error.contains("a link"), "{what}: {error}");
+        }
+        // A link in the place of a file is removed or replaced, not followed.
+        write_bytes_below(&base, &base.join("new"), b"x").expect("written");
+        write_bytes_below(&base, &base.join("file"), b"x").expect("replaced");
+        remove_dir_below(&base, &base.join("inside")).expect("removed");
+        assert_eq!(std::fs::read(&precious).expect("file"), b"mine");
+        assert_eq!(std::fs::read(base.join("file")).expect("file"), b"x");
+        assert!(!base.join("inside").exists());
+    }
+
+    #[test]
+    fn paths_outside_a_folder_are_refused_and_the_sweep_stays_inside() {
+        let (_keep, base, precious) = with_link_to_outside();
+        std::fs::write(precious.with_file_name(".x.partial"), "kept").expect("written");
+        assert_eq!(
+            sweep_scratch(&base).expect("swept"),
+            1,
+            "the link named .new.partial"
+        );
+        assert!(precious.with_file_name(".x.partial").exists());
+        for path in [
+            precious.clone(),
+            base.join("../outside/precious"),
+            base.clone(),
+        ] {
+            remove_file_below(&base, &path).expect_err(path.as_str());
+            remove_dir_below(&base, &path).expect_err(path.as_str());
+        }
+        assert!(precious.exists());
+    }
+
+    #[test]
+    fn a_fifo_in_the_place_of_a_lock_is_refused_at_once() {
+        let (_keep, folder) = folder();
+        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+        let fifo = folder.join("lock");
+        rustix::fs::mknodat(rustix::fs::CWD, fifo.as_str(), kind, mode, 0).expect("fifo");
+        for open in [open_lock_below, open_log_below] {
+            let error = open(&folder, &fifo).expect_err("refused").to_string();
+            assert!(error.contains("neither file nor folder"), "{error}");
+        }
     }
 
     #[test]

@@ -53,6 +53,11 @@ pub enum EventKind {
         /// What failed.
         error: String,
     },
+    /// Something that the user should know.
+    Note {
+        /// The message.
+        message: String,
+    },
     /// A metric.
     Metric {
         /// Its name.
@@ -99,6 +104,9 @@ mod tests {
                 attempts: 8,
                 wait_seconds: 1.5,
                 error: "a\nb".into(),
+            },
+            EventKind::Note {
+                message: "kept".into(),
             },
             EventKind::Metric {
                 name: "bpw".into(),

@@ -111,7 +111,11 @@ impl ExitCode {
     /// The class of an I/O error whose kind determines it.
     pub fn of_io(error: &std::io::Error) -> Option<Self> {
         use std::io::ErrorKind;
+        // `uc_input` refuses a file that is too large or not a regular one with an error that is not the system's.
+        let is_refusal = error.raw_os_error().is_none();
         match error.kind() {
+            ErrorKind::FileTooLarge | ErrorKind::InvalidInput if is_refusal => Some(Self::BadInput),
+            // The last one is that of a limit on the size of files (`ulimit -f`).
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
                 Some(Self::DiskFull)
             }
@@ -185,6 +189,15 @@ mod tests {
         let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
         let error = anyhow::Error::from(StoreError::io("open", path)(denied));
         assert_eq!(ExitCode::of_error(&error), Some(ExitCode::Permission));
+        let limit = std::io::Error::from_raw_os_error(27); // EFBIG
+        let error = anyhow::Error::from(StoreError::io("write", path)(limit));
+        assert_eq!(ExitCode::of_error(&error), Some(ExitCode::DiskFull));
+        let fifo = uc_input::open("/dev/null").expect_err("a device");
+        let error = anyhow::Error::from(StoreError::io("open", path)(fifo));
+        assert_eq!(ExitCode::of_error(&error), Some(ExitCode::BadInput));
+        let large = uc_input::read("/proc/self/maps", 1).expect_err("too large");
+        let error = anyhow::Error::from(StoreError::io("read", path)(large));
+        assert_eq!(ExitCode::of_error(&error), Some(ExitCode::BadInput));
         let bad = anyhow::Error::from(StoreError::malformed(path, "receipt", "a", "b"));
         assert_eq!(ExitCode::of_error(&bad), Some(ExitCode::Damaged));
         let broken = std::io::Error::from_raw_os_error(5); // EIO

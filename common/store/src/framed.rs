@@ -28,6 +28,8 @@ use crate::sha::{Sha256Digest, hash_bytes};
 
 /// Bytes before the body.
 const HEADER: usize = 64;
+/// Largest file that is read whole, bytes: a body that does not compress is a little larger than its limit.
+const MAX_STORED: u64 = 8 << 30;
 
 /// A kind of framed file.
 #[derive(Debug, Clone, Copy)]
@@ -125,7 +127,7 @@ impl Frame {
 
     /// Reads the value of a file of one frame.
     pub fn read<T: DeserializeOwned>(&self, path: &Utf8Path) -> Result<T, StoreError> {
-        let bytes = std::fs::read(path).map_err(StoreError::io("read", path))?;
+        let bytes = uc_input::read(path, MAX_STORED).map_err(StoreError::io("read", path))?;
         self.decode(&bytes, path)
     }
 }
@@ -208,7 +210,7 @@ impl FramedFile {
     /// # Errors
     /// [`StoreError::Io`], the errors of an invalid header, and [`StoreError::Malformed`] if the last frame is incomplete.
     pub fn open(frame: Frame, path: &Utf8Path) -> Result<Self, StoreError> {
-        let file = File::open(path).map_err(StoreError::io("open", path))?;
+        let file = uc_input::open(path).map_err(StoreError::io("open", path))?;
         let size = file.metadata().map_err(StoreError::io("inspect", path))?;
         let size = size.len();
         let mut bounds = vec![0u64];

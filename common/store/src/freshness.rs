@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::atomic;
 use crate::error::StoreError;
 use crate::plan::{ArtifactId, JobId, Plan};
 use crate::receipt::{Key, Receipt, job_key};
@@ -276,7 +275,7 @@ fn producers(plan: &Plan, job: &JobId) -> Vec<JobId> {
 
 /// Deletes a temporary artifact; its receipt stays.
 pub fn retire(plan: &Plan, run: &RunDir, id: &ArtifactId) -> Result<(), StoreError> {
-    atomic::remove_file(&run.artifact_path(plan, id)?)
+    run.remove_artifact(plan, id)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@
 //! | [`receipt`], [`freshness`] | which jobs are done, which are stale, and why |
 //! | [`events`], [`stage`] | the protocol between driver and stage, and its implementation in a stage |
 //! | [`model_summary`] | what shard-loader reports about a model, for the forecast |
-//! | [`exit`], [`error`], [`logging`], [`resources`] | exit codes, errors, logs, memory and CPUs |
+//! | [`exit`], [`error`], [`logging`], [`resources`], [`signals`] | exit codes, errors, logs, memory and CPUs, signals |
 
 pub mod atomic;
 pub mod error;
@@ -27,6 +27,7 @@ pub mod receipt;
 pub mod resources;
 pub mod run;
 pub mod sha;
+pub mod signals;
 pub mod source;
 pub mod spill;
 pub mod stage;

@@ -14,6 +14,8 @@ pub use problem::PlanProblem;
 
 use uc_settings::Settings;
 
+use crate::sha::Sha256Digest;
+
 mod external;
 mod id;
 mod problem;
@@ -25,7 +27,12 @@ mod validate;
 pub struct PlanVersion(pub u32);
 
 /// The version that this program writes, and the newest that it reads.
-pub const PLAN_VERSION: PlanVersion = PlanVersion(2);
+pub const PLAN_VERSION: PlanVersion = PlanVersion(3);
+
+/// What stands for the folder of the pack in the path of an artifact.
+const PACK_PLACEHOLDER: &str = "{pack}";
+/// Most layers of a model. The largest published models have a few hundred.
+pub const MAX_LAYERS: u32 = 10_000;
 
 /// A validated run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -77,6 +84,8 @@ pub struct StagePlan {
     pub settings: Vec<String>,
     /// Version of its output, as the program reports it.
     pub version: u32,
+    /// Digest of the program's file. It distinguishes programs that were built from different code but report the same version.
+    pub program_sha256: Sha256Digest,
     /// Largest number of CPU cores that a job uses; 0 for a job that only waits.
     pub cpus: u32,
     /// Largest amount of memory that a job is expected to use, in bytes; 0 if not declared.
@@ -275,11 +284,22 @@ impl Plan {
             return external.files.first().map(|file| file.path.clone());
         }
         let template = &self.artifacts.get(&id.name)?.path;
-        let mut path = template.replace("{pack}", self.pack_dir.as_str());
+        let mut path = template.replace(PACK_PLACEHOLDER, self.pack_dir.as_str());
         if let Some(layer) = id.layer {
             path = path.replace("{layer}", &format!("{layer:03}"));
         }
         Some(root.join(path)) // an absolute pack folder replaces `root`
+    }
+
+    /// The folder outside the run directory into which the run writes its pack, if there is one.
+    pub fn pack_outside(&self) -> Option<&Utf8Path> {
+        let in_pack = |name: &str| {
+            let artifact = self.artifacts.get(name);
+            artifact.is_some_and(|artifact| artifact.path.starts_with(PACK_PLACEHOLDER))
+        };
+        let mut writes = self.stages.iter().flat_map(|stage| &stage.writes);
+        let is_outside = self.pack_dir.is_absolute() && writes.any(|write| in_pack(&write.name));
+        is_outside.then_some(&*self.pack_dir)
     }
 }
 

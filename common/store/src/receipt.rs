@@ -22,6 +22,9 @@ const FRAME: Frame = Frame {
     zstd_level: None, // a few hundred bytes, mostly hashes
 };
 
+/// Largest receipt that is read, bytes.
+const MAX_RECEIPT: u64 = 65 << 20;
+
 /// Named fields that determine the output of a job.
 pub type Key = BTreeMap<String, String>;
 
@@ -57,14 +60,14 @@ impl Receipt {
             unit: self.unit,
         };
         let path = run.receipt_path(&job);
-        crate::atomic::write_bytes(&path, &FRAME.encode(self, &path)?)?;
+        crate::atomic::write_bytes_below(run.root(), &path, &FRAME.encode(self, &path)?)?;
         Ok(())
     }
 
     /// Reads the receipt of a job; `None` when there is none.
     pub fn read(run: &RunDir, job: &JobId) -> Result<Option<Self>, StoreError> {
         let path = run.receipt_path(job);
-        let bytes = match std::fs::read(&path) {
+        let bytes = match uc_input::read(&path, MAX_RECEIPT) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(StoreError::io("read", &path)(error)),
@@ -113,6 +116,7 @@ pub fn job_key(
     let mut key = Key::new();
     key.insert("stage.version".into(), stage.version.to_string());
     key.insert("stage.program".into(), stage.argv.join(" "));
+    key.insert("stage.binary".into(), stage.program_sha256.to_string());
     for section in &stage.settings {
         for (field, value) in plan.settings.fields(section) {
             key.insert(format!("setting.{section}.{field}"), value);

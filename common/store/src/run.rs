@@ -7,6 +7,7 @@
 //! receipts/<stage>/<NNN|run>.receipt, .metrics.json
 //! layers/, hidden/, pack/, eval/, …   the artifacts, at the paths of the plan's templates
 //! scratch/<stage>/<NNN|run>/          partial state of a job
+//! source/                             a model of the Hub whose shards are fetched on demand
 //! logs/<stage>.log, events.jsonl
 //! ```
 
@@ -16,15 +17,17 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use crate::atomic;
+use crate::atomic::{self, AtomicFile};
 use crate::error::StoreError;
-use crate::plan::{ArtifactId, JobId, PLAN_VERSION, Plan};
+use crate::plan::{ArtifactId, JobId, PLAN_VERSION, Plan, SOURCE};
 use crate::sha::{Sha256Digest, hash_bytes};
 
 /// Text before and after the digest at the end of `run.json`.
 const SEAL: (&str, &str) = (",\n  \"seal\": \"", "\"\n}\n");
 /// Number of digits of the digest.
 const SEAL_DIGITS: usize = 64;
+/// Most bytes of the note in a lock file that are read.
+const MAX_LOCK_NOTE: u64 = 100;
 /// How long to wait for a lock: a query of the state of a run holds it briefly.
 const LOCK_PATIENCE: Duration = Duration::from_millis(200);
 
@@ -50,7 +53,7 @@ impl RunDir {
             root: root.to_owned(),
         };
         let text = sealed(plan).map_err(StoreError::io("encode", &run.plan_path()))?;
-        atomic::write_bytes(&run.plan_path(), text.as_bytes())?;
+        atomic::write_bytes_below(root, &run.plan_path(), text.as_bytes())?;
         Ok(run)
     }
 
@@ -76,7 +79,8 @@ impl RunDir {
             root: root.to_owned(),
         };
         let path = run.plan_path();
-        let text = std::fs::read(&path).map_err(StoreError::io("open the run's plan", &path))?;
+        let text = uc_input::read(&path, uc_input::LARGE_JSON)
+            .map_err(StoreError::io("open the run's plan", &path))?;
         let bad = |error: serde_json::Error| {
             StoreError::malformed(
                 &path,
@@ -107,7 +111,8 @@ impl RunDir {
             );
             return Err(StoreError::malformed(&path, "plan", found, expected));
         }
-        let plan: Plan = serde_json::from_slice(&unsealed(&text, &path)?).map_err(bad)?;
+        let mut plan: Plan = serde_json::from_slice(&unsealed(&text, &path)?).map_err(bad)?;
+        plan.confine_shards(root)?;
         plan.validate()?;
         plan.settings.validate()?;
         Ok((run, plan))
@@ -169,9 +174,41 @@ impl RunDir {
             })
     }
 
+    /// The folder below which a file of the run is created and deleted: the run directory, or the folder of the pack if it is
+    /// elsewhere.
+    fn base_of<'a>(&'a self, plan: &'a Plan, path: &Utf8Path) -> &'a Utf8Path {
+        let is_in_pack = !path.starts_with(&self.root) && path.starts_with(&plan.pack_dir);
+        if is_in_pack {
+            &plan.pack_dir
+        } else {
+            &self.root
+        }
+    }
+
+    /// Opens the file of an artifact for writing.
+    pub fn create_artifact(&self, plan: &Plan, id: &ArtifactId) -> Result<AtomicFile, StoreError> {
+        let path = self.artifact_path(plan, id)?;
+        AtomicFile::create_below(self.base_of(plan, &path), &path)
+    }
+
+    /// Deletes the file of a temporary artifact, which lies in the run directory.
+    pub fn remove_artifact(&self, plan: &Plan, id: &ArtifactId) -> Result<(), StoreError> {
+        atomic::remove_file_below(&self.root, &self.artifact_path(plan, id)?)
+    }
+
+    /// Deletes a shard of a source that is fetched on demand, by its file name.
+    pub fn remove_shard(&self, name: &str) -> Result<(), StoreError> {
+        atomic::remove_file_below(&self.root, &self.root.join(SOURCE).join(name))
+    }
+
+    /// Deletes the receipt of a job, so that the job runs again.
+    pub fn remove_receipt(&self, job: &JobId) -> Result<(), StoreError> {
+        atomic::remove_file_below(&self.root, &self.receipt_path(job))
+    }
+
     /// Takes the driver's lock and removes the scratch files of killed processes.
     pub fn lock(&self) -> Result<Lock, StoreError> {
-        let lock = take(&self.root.join("lock"))?;
+        let lock = self.take(&self.root.join("lock"))?;
         atomic::sweep_scratch(&self.root)?;
         Ok(lock)
     }
@@ -180,22 +217,60 @@ impl RunDir {
     /// Returns `None` if the parent, `uc stage`, holds the lock for it.
     pub fn lock_by_hand(&self) -> Result<Option<Lock>, StoreError> {
         let path = self.root.join("lock");
-        match take_once(&path) {
+        match self.take_once(&path) {
             Err(StoreError::Locked { .. }) if self.lock_holder() == parent_process() => Ok(None),
-            Err(StoreError::Locked { .. }) => take(&path).map(Some),
+            Err(StoreError::Locked { .. }) => self.take(&path).map(Some),
             other => other.map(Some),
         }
     }
 
     /// The process that wrote into the driver's lock last, whether or not it still holds it.
     pub fn lock_holder(&self) -> Option<u32> {
-        let note = std::fs::read_to_string(self.root.join("lock")).ok()?;
+        let note = uc_input::read_text(self.root.join("lock"), MAX_LOCK_NOTE).ok()?;
         note.trim().strip_prefix("process ")?.parse().ok()
     }
 
     /// Takes the lock of a stage, so that two processes never write the same checkpoint.
     pub fn stage_lock(&self, stage: &str) -> Result<Lock, StoreError> {
-        take(&self.root.join("locks").join(format!("{stage}.lock")))
+        self.take(&self.root.join("locks").join(format!("{stage}.lock")))
+    }
+
+    /// Takes a lock, and waits up to [`LOCK_PATIENCE`] for its holder to release it.
+    fn take(&self, path: &Utf8Path) -> Result<Lock, StoreError> {
+        let start = Instant::now();
+        loop {
+            match self.take_once(path) {
+                Err(StoreError::Locked { .. }) if start.elapsed() < LOCK_PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn take_once(&self, path: &Utf8Path) -> Result<Lock, StoreError> {
+        let mut file = atomic::open_lock_below(&self.root, path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                // The note of the holder is for display only; if it cannot be read, the lock is reported without it.
+                let _ = Read::by_ref(&mut file)
+                    .take(MAX_LOCK_NOTE)
+                    .read_to_string(&mut holder);
+                return Err(StoreError::Locked {
+                    path: path.to_owned(),
+                    holder: uc_input::printable(holder.trim()).into_owned(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(StoreError::io("lock", path)(error)),
+        }
+        let note = format!("process {}\n", std::process::id());
+        file.set_len(0)
+            .and_then(|()| file.seek(SeekFrom::Start(0)))
+            .and_then(|_| file.write_all(note.as_bytes()))
+            .map_err(StoreError::io("write", path))?;
+        Ok(Lock { _file: file })
     }
 }
 
@@ -239,44 +314,6 @@ fn unsealed(text: &[u8], path: &Utf8Path) -> Result<Vec<u8>, StoreError> {
     Ok(plan)
 }
 
-/// Takes a lock, and waits up to [`LOCK_PATIENCE`] for its holder to release it.
-fn take(path: &Utf8Path) -> Result<Lock, StoreError> {
-    let start = Instant::now();
-    loop {
-        match take_once(path) {
-            Err(StoreError::Locked { .. }) if start.elapsed() < LOCK_PATIENCE => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            other => return other,
-        }
-    }
-}
-
-fn take_once(path: &Utf8Path) -> Result<Lock, StoreError> {
-    let mut file = atomic::open_lock(path)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            // The note of the holder is for display only; if it cannot be read, the lock is reported without it.
-            let _ = Read::by_ref(&mut file)
-                .take(100)
-                .read_to_string(&mut holder);
-            return Err(StoreError::Locked {
-                path: path.to_owned(),
-                holder: holder.trim().into(),
-            });
-        }
-        Err(TryLockError::Error(error)) => return Err(StoreError::io("lock", path)(error)),
-    }
-    let note = format!("process {}\n", std::process::id());
-    file.set_len(0)
-        .and_then(|()| file.seek(SeekFrom::Start(0)))
-        .and_then(|_| file.write_all(note.as_bytes()))
-        .map_err(StoreError::io("write", path))?;
-    Ok(Lock { _file: file })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -290,20 +327,20 @@ mod tests {
         let (run, opened) = RunDir::open(&folder).expect("opened");
         assert_eq!(opened, plan);
         let text = std::fs::read_to_string(run.plan_path()).expect("text");
-        let newer = text.replace("\"version\": 2,\n  \"tool", "\"version\": 9,\n  \"tool");
+        let newer = text.replace("\"version\": 3,\n  \"tool", "\"version\": 9,\n  \"tool");
         assert_ne!(text, newer);
         atomic::write_bytes(&run.plan_path(), newer.as_bytes()).expect("written");
         let error = RunDir::open(&folder).expect_err("newer").to_string();
         assert!(
-            error.contains('9') && error.contains("up to version 2"),
+            error.contains('9') && error.contains("up to version 3"),
             "{error}"
         );
-        let older = text.replace("\"version\": 2,\n  \"tool", "\"version\": 1,\n  \"tool");
+        let older = text.replace("\"version\": 3,\n  \"tool", "\"version\": 2,\n  \"tool");
         atomic::write_bytes(&run.plan_path(), older.as_bytes()).expect("written");
         let error = RunDir::open(&folder).expect_err("older");
         assert!(
             matches!(&error, StoreError::Malformed { found, expected, .. }
-                if found == "version 1" && expected.contains("version 2; `uc compress`")),
+                if found == "version 2" && expected.contains("version 3; `uc compress`")),
             "{error}"
         );
         atomic::write_bytes(&run.plan_path(), b"{").expect("written");
@@ -364,7 +401,7 @@ mod tests {
         assert!(matches!(run.lock(), Err(StoreError::Locked { .. })));
         // Held by the parent process, as if that were `uc stage`.
         drop(hand);
-        let parent = take_once(&folder.join("lock")).expect("held");
+        let parent = run.take_once(&folder.join("lock")).expect("held");
         let note = format!("process {}\n", parent_process().expect("parent"));
         (&parent._file).seek(SeekFrom::Start(0)).expect("start");
         parent._file.set_len(0).expect("cut");

@@ -14,7 +14,7 @@ use crate::error::StoreError;
 const CHUNK: usize = 1 << 20;
 
 /// A SHA-256 digest; displayed and serialized as 64 lower-case hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Sha256Digest(pub [u8; 32]);
 
 impl fmt::Display for Sha256Digest {
@@ -79,7 +79,7 @@ pub fn hash_bytes(data: &[u8]) -> Sha256Digest {
 
 /// Digest and size of a file, read once in chunks.
 pub fn hash_file(path: &Utf8Path) -> Result<(Sha256Digest, u64), StoreError> {
-    let mut file = std::fs::File::open(path).map_err(StoreError::io("open", path))?;
+    let mut file = uc_input::open(path).map_err(StoreError::io("open", path))?;
     let mut hasher = Hasher::default();
     let mut chunk = vec![0; CHUNK];
     loop {

@@ -15,6 +15,7 @@ pub use job::Job;
 
 use crate::exit::ExitCode;
 use crate::logging::{self, LogFormat};
+use crate::signals;
 
 /// Arguments of every task of a stage program.
 #[derive(Debug, Clone, Args)]
@@ -82,6 +83,9 @@ impl Task {
 
 /// Runs a stage program to its end.
 pub fn run(program: Program, tasks: impl IntoIterator<Item = Task>) -> std::process::ExitCode {
+    if asks_for_description() {
+        return describe(program).into();
+    }
     let tasks: Vec<Task> = tasks.into_iter().collect();
     let matches = command(program, &tasks, Command::new(program.name)).get_matches();
     run_matched(program, tasks, &matches)
@@ -95,6 +99,9 @@ pub fn run_with_verbs<V: Subcommand>(
     tasks: impl IntoIterator<Item = Task>,
     run_verb: impl FnOnce(V) -> ExitCode,
 ) -> std::process::ExitCode {
+    if asks_for_description() {
+        return describe(program).into();
+    }
     let tasks: Vec<Task> = tasks.into_iter().collect();
     let base = V::augment_subcommands(Command::new(program.name));
     let matches = command(program, &tasks, base).get_matches();
@@ -108,11 +115,12 @@ pub fn run_with_verbs<V: Subcommand>(
 /// Runs one task whose arguments the caller has parsed.
 pub fn run_task(program: Program, mut task: Task, args: &StageArgs) -> ExitCode {
     if args.describe {
-        println!(
-            "{}",
-            serde_json::json!({"program": program.name, "version": program.version})
-        );
-        return ExitCode::Ok;
+        return describe(program);
+    }
+    // Without a handler, a limit on the size of files kills the process; with it, the write fails like one on a full disk.
+    if let Err(error) = signals::catch_file_size_limit() {
+        eprintln!("error: cannot handle SIGXFSZ: {error}");
+        return ExitCode::Internal;
     }
     logging::init(args.verbose, false, args.log_format);
     let outcome = if args.jobs {
@@ -127,6 +135,21 @@ pub fn run_task(program: Program, mut task: Task, args: &StageArgs) -> ExitCode 
             classify(program, &error)
         }
     }
+}
+
+/// Whether the command line is `PROGRAM --describe`, without a task: how `uc` asks for the version of a program.
+fn asks_for_description() -> bool {
+    let mut arguments = std::env::args_os().skip(1);
+    arguments.next().is_some_and(|first| first == "--describe") && arguments.next().is_none()
+}
+
+/// Prints program and output version as JSON.
+fn describe(program: Program) -> ExitCode {
+    println!(
+        "{}",
+        serde_json::json!({"program": program.name, "version": program.version})
+    );
+    ExitCode::Ok
 }
 
 /// Adds the tasks to a command line.

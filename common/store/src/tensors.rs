@@ -192,7 +192,7 @@ impl TensorFile {
         let bad = |found: String, expected: &str| {
             StoreError::malformed(path, "tensor file", found, expected)
         };
-        let file = std::fs::File::open(path).map_err(StoreError::io("open", path))?;
+        let file = uc_input::open(path).map_err(StoreError::io("open", path))?;
         let size = file.metadata().map_err(StoreError::io("open", path))?.len();
         let mut prefix = [0; 8];
         if size < 8 {

@@ -7,6 +7,8 @@ use serde_json::Value;
 use uc_pack::Manifest;
 use uc_store::stage::Job;
 
+use crate::licence::{self, Licence};
+use crate::readme::Card;
 use crate::{read_json, remote};
 
 /// Writes `model-card`. In a run without evaluation the card says that nothing was measured.
@@ -19,19 +21,57 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
         Err(_) => None,
     };
     let repository = remote::read_repository(job)?;
-    let card = render(
-        &manifest,
-        &fingerprint.to_string(),
-        metrics.as_ref(),
-        &repository.repository,
-    )?;
+    let card = Card {
+        keys: front_matter(&manifest, licence::find(folder, &manifest)),
+        text: render(
+            &manifest,
+            &fingerprint.to_string(),
+            metrics.as_ref(),
+            &repository.repository,
+        )?,
+    };
     let mut file = job.output("model-card")?;
-    file.append(card.as_bytes())?;
+    file.append(card.file().as_bytes())?;
     job.commit("model-card", file)?;
     Ok(())
 }
 
-/// The card in Markdown, with the front matter that the Hub reads.
+/// The keys of the front matter, which the Hub reads.
+fn front_matter(manifest: &Manifest, licence: Option<Licence>) -> Vec<(&'static str, Vec<String>)> {
+    let one = |value: &str| vec![value.to_owned()];
+    let mut keys = vec![("library_name", one("ultracompress"))];
+    match licence {
+        Some(Licence::Known(id)) => keys.push(("license", one(id))),
+        Some(Licence::Other(file)) => keys.extend([
+            ("license", one("other")),
+            ("license_name", one("see-license-file")),
+            ("license_link", one(&file)),
+        ]),
+        None => {}
+    }
+    if let Some(model) = base_model(manifest) {
+        keys.push(("base_model", one(model)));
+        keys.push(("base_model_relation", one("quantized")));
+    }
+    let mut tags = vec!["ultracompress".to_owned(), "quantized".into()];
+    let bits = manifest.totals.bits_per_weight_linears.parse::<f64>();
+    tags.extend(bits.ok().map(|bits| format!("{}-bit", bits.round())));
+    keys.push(("tags", tags));
+    keys
+}
+
+/// The name of the source on the Hub. The name of a local folder is not one.
+fn base_model(manifest: &Manifest) -> Option<&str> {
+    let source = &manifest.source;
+    let name = match &source.hub {
+        Some(hub) => &hub.repository,
+        None => &source.name,
+    };
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+    (name.matches('/').count() == 1 && name.chars().all(is_allowed)).then_some(name)
+}
+
+/// The text in Markdown.
 fn render(
     manifest: &Manifest,
     fingerprint: &str,
@@ -40,12 +80,7 @@ fn render(
 ) -> anyhow::Result<String> {
     let totals = &manifest.totals;
     let source = &manifest.source.name;
-    let mut card = String::from("---\nlibrary_name: ultracompress\n");
-    // Only the name of a Hub repository can be a base model; the name of a local folder cannot.
-    if source.matches('/').count() == 1 {
-        writeln!(card, "base_model: {source}\nbase_model_relation: quantized")?;
-    }
-    writeln!(card, "tags:\n- ultracompress\n- quantized\n---\n")?;
+    let mut card = String::new();
     writeln!(
         card,
         "# {source}: {} bits per weight\n",
@@ -68,10 +103,10 @@ fn render(
     }
     writeln!(
         card,
-        "\n## Download and verify\n\n```\nhf download {repository} --local-dir PACK\nuc verify PACK\n```\n\n\
+        "\n## Download and verify\n\n```\nhf download {repository} --local-dir PACK\nuc verify PACK --expect {fingerprint}\n```\n\n\
          `uc verify` recomputes the SHA-256 of every file and of every tensor that the pack reconstructs. \
-         The fingerprint, the SHA-256 of `manifest.json`, identifies every byte of the pack:\n\n\
-         `{fingerprint}`\n\n\
+         The fingerprint behind `--expect`, the SHA-256 of `manifest.json`, identifies every byte of the pack. Without it, the \
+         pack is only shown to be consistent in itself.\n\n\
          On every machine, reconstruction gives the same compressed weights, bit for bit; the manifest lists their SHA-256. \
          They differ from the weights of the source."
     )?;

@@ -7,7 +7,9 @@
 
 mod card;
 mod layer;
+mod licence;
 mod pack;
+mod readme;
 mod remote;
 
 use camino::Utf8Path;
@@ -102,7 +104,7 @@ impl UploadError {
 
 /// Reads a JSON artifact. One that does not parse is damaged.
 fn read_json<T: DeserializeOwned>(path: &Utf8Path) -> Result<T, StoreError> {
-    let text = std::fs::read(path).map_err(StoreError::io("read", path))?;
+    let text = uc_input::read(path, uc_input::LARGE_JSON).map_err(StoreError::io("read", path))?;
     serde_json::from_slice(&text).map_err(|error| {
         StoreError::malformed(
             path,

@@ -10,6 +10,7 @@ use uc_store::sha::Sha256Digest;
 use uc_store::stage::Job;
 
 use crate::layer::RemoteLayer;
+use crate::readme::Card;
 use crate::remote::{self, Remote, Repository};
 use crate::{UploadError, read_json, write_json};
 
@@ -17,6 +18,10 @@ use crate::{UploadError, read_json, write_json};
 const LAYERS_PER_COMMIT: usize = 8;
 /// The file name of the model card in a repository.
 const CARD_FILE: &str = "README.md";
+/// The file name of the model card beside a README.md that it cannot be joined to.
+const CARD_BESIDE: &str = "ULTRACOMPRESS.md";
+/// Largest README.md that the card is joined to, bytes.
+const MAX_README: u64 = 4 << 20;
 /// The file that the Hub itself adds to a repository.
 const GIT_ATTRIBUTES: &str = ".gitattributes";
 
@@ -47,13 +52,14 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     for file in manifest.files.iter().chain([&non_layer_file(&manifest)]) {
         description.push(checked_file(&folder, file)?);
     }
-    description.push(LocalFile::from_path(CARD_FILE, &job.input("model-card")?)?);
+    let (card, work_dir) = (job.input("model-card")?, job.work_dir()?);
     let layers = layer_files(job, &folder, &manifest, &repository)?;
     let names = [MANIFEST_FILE, DIGEST_FILE];
     let manifest_files = names.map(|name| LocalFile::from_path(name, &folder.join(name)));
     let manifest_files = manifest_files.into_iter().collect::<Result<Vec<_>, _>>()?;
 
     let remote = Remote::open(job)?;
+    description.push(card_file(&remote, &card, &work_dir)?);
     remote.push("Non-layer tensors, description and card", &description)?;
     commit_layers(&remote, &layers)?;
     remote.push("Manifest", &manifest_files)?;
@@ -62,7 +68,9 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     remote.check_tree(&commit, &tree, &files)?;
     let is_in_pack = |path: &String| files.iter().any(|file| file.path == *path);
     let paths = tree.iter().map(|file| &file.path);
-    for path in paths.filter(|path| !is_in_pack(path) && *path != GIT_ATTRIBUTES) {
+    for path in paths
+        .filter(|path| !is_in_pack(path) && ![GIT_ATTRIBUTES, CARD_FILE].contains(&path.as_str()))
+    {
         tracing::warn!(
             path,
             "the repository also holds this file, which is not part of the pack"
@@ -81,6 +89,58 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     drop(remote);
     job.metric("commit", remote_pack.commit.clone());
     write_json(job, "remote-pack", &remote_pack)
+}
+
+/// The model card as it is uploaded. A README.md that the repository already has is kept: the card is joined to it, or put beside
+/// it if that is not possible.
+fn card_file(
+    remote: &Remote<'_, '_>,
+    card: &Utf8Path,
+    work_dir: &Utf8Path,
+) -> anyhow::Result<LocalFile> {
+    let ours = LocalFile::from_path(CARD_FILE, card)?;
+    let (commit, tree) = remote.tree()?;
+    let Some(present) = tree.iter().find(|file| file.path == CARD_FILE) else {
+        return Ok(ours);
+    };
+    if differences(&tree, std::slice::from_ref(&ours))?.is_empty() {
+        return Ok(ours);
+    }
+    let joined = if present.size > MAX_README {
+        Err("it is too large")
+    } else {
+        let copy = work_dir.join("README.theirs.md");
+        remote.download(&commit, present, &copy)?;
+        let theirs = uc_input::read_text(&copy, MAX_README);
+        if theirs
+            .as_ref()
+            .is_ok_and(|text| Card::parse(text).is_some())
+        {
+            return Ok(ours); // an earlier card, to which nobody has added anything
+        }
+        let card = Card::parse(&uc_input::read_text(card, MAX_README)?);
+        let card = card.context("the model card has another form than the stage writes")?;
+        theirs.map_or(Err("it is not text"), |theirs| card.join(&theirs))
+    };
+    let repository = remote.name();
+    match joined {
+        Ok(text) => {
+            let path = work_dir.join(CARD_FILE);
+            uc_store::atomic::write_bytes(&path, text.as_bytes())?;
+            let message = format!(
+                "{CARD_FILE} of {repository} is kept; the model card stands between markers in it"
+            );
+            remote.job().note(message);
+            Ok(LocalFile::from_path(CARD_FILE, &path)?)
+        }
+        Err(reason) => {
+            let message = format!(
+                "{CARD_FILE} of {repository} is kept unchanged, because {reason}; the model card is {CARD_BESIDE}"
+            );
+            remote.job().note(message);
+            Ok(LocalFile::from_path(CARD_BESIDE, card)?)
+        }
+    }
 }
 
 /// The file entry of the non-layer tensors.

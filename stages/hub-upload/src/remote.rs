@@ -5,6 +5,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
 use uc_hub::{
     CommitId, Endpoint, Hub, Limits, LocalFile, Progress, RemoteFile, RepoRef, Retrier,
@@ -55,7 +56,8 @@ pub fn create_repository(job: &mut Job<'_>) -> anyhow::Result<()> {
     };
     let remote = Remote::new(job, target)?;
     let Remote { hub, target, .. } = &remote;
-    let mut retrier = remote.retrier();
+    // The first contact of an upload: a Hub that cannot be reached at all is reported within seconds.
+    let mut retrier = remote.retrier().failing_fast();
     retrier.run("repository", |_| hub.create_repo(&target.repo, visibility))?;
     // Detects a read-only token now rather than after the first layer. The Hub answers a preupload request only if the
     // token has write permission, and the request changes nothing.
@@ -188,6 +190,20 @@ impl<'a, 'j> Remote<'a, 'j> {
             paths: differences.into_iter().map(|file| file.path).collect(),
         }
         .into())
+    }
+
+    /// Downloads a file of the repository.
+    pub fn download(
+        &self,
+        commit: &CommitId,
+        file: &RemoteFile,
+        into: &Utf8Path,
+    ) -> anyhow::Result<()> {
+        let repo = &self.target.repo;
+        let mut retrier = self.retrier();
+        self.hub
+            .download(repo, commit, file, into, &mut retrier, |_| {})?;
+        Ok(())
     }
 
     /// The commit of the branch and its files.

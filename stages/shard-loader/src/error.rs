@@ -19,6 +19,19 @@ pub enum FetchError {
         /// What should be there.
         expected: &'static str,
     },
+    /// Without a network, only models that were downloaded before can be used.
+    #[error(
+        "HF_HUB_OFFLINE is set, and {folder} holds no complete download of {repository}@{revision}; \
+         download it first without that variable, or give the path of a local folder"
+    )]
+    NotDownloaded {
+        /// The repository.
+        repository: RepoName,
+        /// The branch, tag or commit.
+        revision: String,
+        /// The folder of its downloads.
+        folder: Utf8PathBuf,
+    },
     /// A shard does not begin with the header that the run was planned with.
     #[error(
         "{shard}: its header differs from {header}, expected the same bytes; plan the run again with uc compress"

@@ -10,15 +10,17 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
-use uc_hub::{FileId, Hub, RemoteFile, RepoName, RepoRef, Retrier, Snapshot};
+use uc_hub::{CommitId, FileId, Hub, RemoteFile, RepoName, RepoRef, Retrier, Snapshot};
 use uc_model::SourceFolder;
 use uc_model::source;
 use uc_store::atomic;
 use uc_store::logging::{self, LogFormat};
+use uc_store::resources;
 use uc_store::stage;
 
 use crate::error::FetchError;
 use crate::inspect::METADATA_FILES;
+use crate::model_store::ModelStore;
 use crate::remote::{PROGRESS_INTERVAL, RetryArgs, connect, header_path};
 
 /// Name of the only weight file of a model that is not sharded.
@@ -60,12 +62,17 @@ pub fn fetch(args: &FetchArgs) -> anyhow::Result<serde_json::Value> {
     if args.progress {
         stage::end_with_parent()?;
     }
-    let (hub, mut retrier) = (connect()?, args.retry.retrier());
+    let (hub, mut retrier) = (connect()?, args.retry.first_retrier()?);
     let RepoRef { repo, revision } = &args.model;
+    let store = ModelStore::new(&args.to, repo);
+    if hub.endpoint().is_offline() {
+        let commit = store.downloaded(repo, revision)?;
+        let folder = store.folder(&commit);
+        return description(&args.model, &folder, &commit, BTreeMap::new());
+    }
     let what = format!("listing of {repo}");
     let snapshot = retrier.run(&what, |_| hub.info(repo, revision))?;
-    let name = format!("{}--{}", repo.org(), repo.name());
-    let folder = args.to.join(name).join(snapshot.commit.to_string());
+    let folder = store.folder(&snapshot.commit);
     let mut download = Download {
         hub: &hub,
         repo,
@@ -75,6 +82,10 @@ pub fn fetch(args: &FetchArgs) -> anyhow::Result<serde_json::Value> {
         progress: Progress::new(args.progress),
     };
     let weights = download.metadata()?;
+    download.check_names(&weights)?;
+    if !args.headers {
+        download.ensure_space(&weights)?;
+    }
     let mut shards = BTreeMap::new();
     for file in weights.iter().copied() {
         match (&file.id, args.headers) {
@@ -89,15 +100,34 @@ pub fn fetch(args: &FetchArgs) -> anyhow::Result<serde_json::Value> {
     }
     if args.headers {
         download.check_sizes(&weights)?;
+    } else {
+        store.record(revision, &snapshot.commit)?;
     }
+    description(&args.model, &folder, &snapshot.commit, shards)
+}
+
+/// Where a downloaded model is, as JSON; `shards` are those that are still on the Hub.
+fn description(
+    model: &RepoRef,
+    folder: &Utf8Path,
+    commit: &CommitId,
+    shards: BTreeMap<String, serde_json::Value>,
+) -> anyhow::Result<serde_json::Value> {
+    let folder = folder.canonicalize_utf8();
     Ok(json!({
-        "folder": folder.canonicalize_utf8().with_context(|| format!("cannot open {folder}"))?,
-        "name": repo.name(),
-        "repository": repo.to_string(),
-        "revision": revision,
-        "commit": snapshot.commit.to_string(),
+        "folder": folder.with_context(|| format!("cannot open the folder of {}", model.repo))?,
+        "name": model.repo.name(),
+        "repository": model.repo.to_string(),
+        "revision": model.revision,
+        "commit": commit.to_string(),
         "shards": shards,
     }))
+}
+
+/// Bytes of some files, by the sizes that the Hub states.
+fn total_size(files: &[&RemoteFile]) -> u64 {
+    let sizes = files.iter().map(|file| file.size);
+    sizes.fold(0, u64::saturating_add)
 }
 
 /// The download of a model into a folder.
@@ -134,12 +164,13 @@ impl<'a> Download<'a> {
         if !metadata.iter().any(|file| file.path == "config.json") {
             return Err(self.unusable("no config.json".into(), "a model"));
         }
-        self.progress.total = metadata.iter().map(|file| file.size).sum();
+        self.progress.total = total_size(&metadata);
         for file in metadata {
             self.file(file)?;
         }
         let weights = self.weight_files()?;
-        self.progress.total += weights.iter().map(|file| file.size).sum::<u64>();
+        let total = self.progress.total;
+        self.progress.total = total.saturating_add(total_size(&weights));
         Ok(weights)
     }
 
@@ -169,6 +200,33 @@ impl<'a> Download<'a> {
                 .ok_or_else(|| self.unusable(missing(), "every shard of the index"))
         });
         shards.collect()
+    }
+
+    /// Checks that no two files of the model differ only in case: on a file system that ignores case, one would replace the
+    /// other.
+    fn check_names(&self, weights: &[&RemoteFile]) -> anyhow::Result<()> {
+        let metadata = METADATA_FILES.iter().filter_map(|name| self.find(name));
+        let mut names = BTreeMap::new();
+        for file in metadata.chain(weights.iter().copied()) {
+            let other = names.insert(file.path.to_lowercase(), &file.path);
+            if let Some(other) = other.filter(|other| **other != file.path) {
+                let found = format!("{other} and {}", file.path);
+                return Err(self.unusable(found, "names that differ in more than case"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that the disk has room for the weights that are not there yet, by the sizes that the Hub states.
+    fn ensure_space(&self, weights: &[&RemoteFile]) -> anyhow::Result<()> {
+        let is_missing = |file: &&&RemoteFile| {
+            let metadata = std::fs::metadata(self.folder.join(&file.path));
+            metadata.map_or(true, |found| found.len() != file.size)
+        };
+        let sizes = weights.iter().filter(is_missing).map(|file| file.size);
+        let needed = sizes.fold(0, u64::saturating_add);
+        resources::ensure_free(&self.folder.join(SINGLE_FILE), needed)?;
+        Ok(())
     }
 
     /// Downloads a file whole.

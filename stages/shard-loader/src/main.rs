@@ -10,6 +10,7 @@ mod describe;
 mod error;
 mod fetch;
 mod inspect;
+mod model_store;
 mod remote;
 mod shard;
 

@@ -10,6 +10,7 @@ use anyhow::Context;
 use camino::Utf8Path;
 use uc_hub::{FileId, Hub, RemoteFile};
 use uc_store::atomic;
+use uc_store::plan::SOURCE;
 use uc_store::sha::verify_file;
 use uc_store::stage::{Job, StageArgs};
 
@@ -44,15 +45,18 @@ impl ShardDownloader {
         let file = job.shard()?;
         let origin = job.plan().model.hub.as_ref();
         let origin = origin.context("the plan names no repository")?;
+        let name = file.path.file_name().context("a shard without a name")?;
+        // Refuses a link in the place of the folder: shards are written and deleted in the run directory.
+        let root = job.run().root();
+        atomic::create_dir_below(root, &root.join(SOURCE))?;
         // The disk budget has no room for a damaged shard next to its replacement.
         if file.path.exists() && verify_file(&file.path, file.size, &file.sha256).is_err() {
-            atomic::remove_file(&file.path)?;
+            job.run().remove_shard(name)?;
         }
         let hub = match self.hub.take() {
             Some(hub) => hub,
             None => connect()?,
         };
-        let name = file.path.file_name().context("a shard without a name")?;
         let remote = RemoteFile {
             path: name.into(),
             size: file.size,
@@ -65,7 +69,7 @@ impl ShardDownloader {
         // Both the download and its retrier report on the job.
         let job = Mutex::new(job);
         let lock_job = || job.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut retrier = self.retry.retrier().with_observer(|state| {
+        let mut retrier = self.retry.retrier()?.with_observer(|state| {
             if let Some((attempt, wait, error)) = state.pending_retry() {
                 lock_job().retrying(attempt, state.attempts, wait, error);
             }
@@ -88,8 +92,9 @@ impl ShardDownloader {
 /// Checks that the shard begins with the header that the run was planned with.
 fn check_header(shard: &Utf8Path) -> anyhow::Result<()> {
     let path = header_path(shard);
-    let header = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
-    let file = std::fs::File::open(shard).with_context(|| format!("cannot open {shard}"))?;
+    let header = uc_input::read(&path, uc_input::LARGE_JSON)
+        .with_context(|| format!("cannot read {path}"))?;
+    let file = uc_input::open(shard).with_context(|| format!("cannot open {shard}"))?;
     let mut beginning = Vec::new();
     let read = file.take(header.len() as u64).read_to_end(&mut beginning);
     read.with_context(|| format!("cannot read {shard}"))?;

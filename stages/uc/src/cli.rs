@@ -65,6 +65,20 @@ pub struct PlanningArgs {
     /// CPU cores to use; all by default. The result does not depend on the number
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
+    /// Allow a stage program that is not part of uc, by its name in the pipeline; repeatable
+    #[arg(long, value_name = "NAME")]
+    pub allow_program: Vec<String>,
+}
+
+/// Options of verbs that continue a run: what the run directory may do outside of itself.
+#[derive(Debug, Clone, Default, Args)]
+pub struct TrustOptions {
+    /// Allow a stage program that is not part of uc, by its name in the run's plan; repeatable
+    #[arg(long, value_name = "NAME")]
+    pub allow_program: Vec<String>,
+    /// The folder of the pack, if it lies outside the run directory
+    #[arg(long, value_name = "PACK")]
+    pub out: Option<Utf8PathBuf>,
 }
 
 /// Options of verbs that upload a pack.
@@ -135,6 +149,9 @@ pub struct ResumeArgs {
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,
+    /// What the run may do outside of its directory.
+    #[command(flatten)]
+    pub trust: TrustOptions,
 }
 
 /// `uc upload`.
@@ -148,12 +165,18 @@ pub struct UploadArgs {
     /// How it is uploaded.
     #[command(flatten)]
     pub upload: UploadOptions,
+    /// Only list what would be uploaded; nothing is written or sent
+    #[arg(long)]
+    pub dry_run: bool,
     /// CPU cores to use; all by default
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,
+    /// What the run may do outside of its directory.
+    #[command(flatten)]
+    pub trust: TrustOptions,
 }
 
 /// `uc status`.
@@ -205,6 +228,9 @@ pub struct PlanArgs {
     /// Plan as if this setting were changed; nothing is written; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
+    /// Ask a stage program that is not part of uc for its version, by its name in the run's plan; repeatable
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    pub allow_program: Vec<String>,
 }
 
 /// `uc stage`.
@@ -221,6 +247,9 @@ pub struct StageArgs {
     /// CPU cores to use; all by default
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
+    /// What the run may do outside of its directory.
+    #[command(flatten)]
+    pub trust: TrustOptions,
 }
 
 /// `uc verify`.

@@ -9,7 +9,7 @@ use uc_store::{ExitCode, StoreError};
 
 use crate::forecast;
 use crate::plan::model::Model;
-use crate::process::programs::Programs;
+use crate::process::programs::{Programs, rebuilt_warning};
 use crate::process::signals::Listener;
 use crate::report::failure::failure;
 use crate::report::progress::Display;
@@ -60,6 +60,9 @@ impl Session {
             return Err(failure(ExitCode::Usage, message));
         }
         display.info(&format!("continuing {root}"));
+        if let Some(warning) = rebuilt_warning(&existing, &plan) {
+            display.warn(&warning);
+        }
         let run = RunDir::create(root, &plan)?;
         Ok(Self { run, plan, _lock })
     }

@@ -168,7 +168,8 @@ fn another_program_version_makes_its_stages_stale() {
     let fixture = Fixture::new();
     fixture.complete();
     fixture.write("control/version", "2");
-    let text = expect_code(&fixture.uc(&["plan", "run"]).output().expect("uc"), 0);
+    let plan = ["plan", "run", "--allow-program", "worker"];
+    let text = expect_code(&fixture.uc(&plan).output().expect("uc"), 0);
     assert!(text.contains("`stage.version` changed 1 -> 2"), "{text}");
 }
 

@@ -92,7 +92,7 @@ fn a_failure_of_unknown_cause_is_retried() {
 fn sigterm_stops_the_run_in_order_and_resume_completes_it() {
     let undisturbed = Fixture::new();
     undisturbed.complete();
-    for name in ["-TERM", "-INT"] {
+    for name in ["-TERM", "-INT", "-HUP"] {
         let fixture = Fixture::new();
         fixture.instruct("hold-code-1");
         let child = fixture.compress().spawn().expect("uc");

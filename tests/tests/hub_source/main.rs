@@ -4,4 +4,5 @@
 mod download;
 mod eviction;
 mod fixture;
+mod network;
 mod random_faults;

@@ -1,11 +1,13 @@
 //! The model card: it states sizes and metrics, or that nothing was measured.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 use uc_fake_hub::FakeHub;
-use uc_tests::{succeed, tiny_model};
+use uc_tests::{compress, contents, files_below, json, output_text, succeed, tiny_model};
 
 use crate::fixture::{
-    REPO, compress_and_upload, expected_files, fake_hub, read_json, remote_files,
+    REPO, compress_and_upload, expected_files, fake_hub, read_json, remote_files, upload,
 };
 
 fn uploaded_card(fake_hub: &FakeHub) -> String {
@@ -29,8 +31,14 @@ fn the_model_card_states_sizes_and_metrics_or_that_nothing_was_measured() {
     assert_states_metrics(&card, &metrics);
     let manifest = read_json(&run.join("pack/manifest.json"));
     assert_states_sizes(&card, &manifest["totals"]);
-    let download = format!("hf download {REPO} --local-dir PACK\nuc verify PACK");
+    let fingerprint = metrics["pack_fingerprint"].as_str().expect("text");
+    let download =
+        format!("hf download {REPO} --local-dir PACK\nuc verify PACK --expect {fingerprint}");
     assert!(card.contains(&download), "{download} in {card}");
+    assert!(
+        card.contains("tags:\n- ultracompress\n- quantized\n- 5-bit\n"),
+        "{card}"
+    );
 
     let run = folder.path().join("unmeasured");
     let unmeasured = fake_hub();
@@ -42,6 +50,75 @@ fn the_model_card_states_sizes_and_metrics_or_that_nothing_was_measured() {
     assert!(!card.contains("perplexity"), "{card}");
     let fingerprint = &metrics["pack_fingerprint"];
     assert!(card.contains(fingerprint.as_str().expect("text")), "{card}");
+}
+
+#[test]
+fn a_readme_of_the_repository_is_kept_and_the_card_joined_to_it_or_put_beside_it() {
+    let folder = tempfile::tempdir().expect("folder");
+    let run = folder.path().join("run");
+    let hub = fake_hub();
+    let theirs = "---\nlicense: mit\ntags: [chat]\n---\n\n# Mine\n\nMy text.\n";
+    hub.commit_file(REPO, "README.md", theirs.as_bytes());
+    let mut command = compress_and_upload(&hub, &tiny_model(), &run);
+    let output = output_text(&succeed(command.arg("--no-eval")));
+    assert!(
+        output.contains("README.md of tester/pack is kept"),
+        "{output}"
+    );
+    let card = uploaded_card(&hub);
+    for part in [
+        "license: mit\ntags: [chat, ultracompress, quantized, 5-bit]\n",
+        "library_name: ultracompress\n",
+        "# Mine\n\nMy text.\n",
+        "uc verify PACK --expect",
+    ] {
+        assert!(card.contains(part), "{part} in {card}");
+    }
+    // A second upload changes nothing.
+    let commits = hub.commit_count(REPO, "main");
+    succeed(&mut upload(&hub, &run));
+    assert_eq!(hub.commit_count(REPO, "main"), commits);
+
+    let unclosed = b"---\nlicense: mit\n\n# Mine\n";
+    hub.commit_file(REPO, "README.md", unclosed);
+    let output = output_text(&succeed(&mut upload(&hub, &run)));
+    assert!(
+        output.contains("the model card is ULTRACOMPRESS.md"),
+        "{output}"
+    );
+    let files = remote_files(&hub);
+    assert_eq!(files["README.md"], unclosed);
+    assert!(files["ULTRACOMPRESS.md"] == std::fs::read(run.join("hub/README.md")).expect("card"));
+}
+
+#[test]
+fn a_dry_run_lists_files_and_bytes_and_neither_sends_nor_writes() {
+    let folder = tempfile::tempdir().expect("folder");
+    let run = folder.path().join("run");
+    let hub = fake_hub();
+    succeed(compress(&tiny_model(), &run).arg("--no-eval"));
+    let before = files_below(&run).len();
+    let output = succeed(upload(&hub, &run).arg("--dry-run"));
+    let text = output_text(&output);
+    assert!(
+        text.contains("would upload to tester/pack (branch main)"),
+        "{text}"
+    );
+    assert!(text.contains("Nothing was sent"), "{text}");
+    let list = json(&succeed(upload(&hub, &run).args(["--dry-run", "--json"])));
+    let listed = list["files"].as_array().expect("files").iter();
+    let listed = listed.filter(|file| file["name"] != "README.md");
+    let sizes = listed.map(|file| {
+        let name = file["name"].as_str().expect("name").to_owned();
+        (name, file["bytes"].as_u64().expect("bytes"))
+    });
+    let sizes: BTreeMap<String, u64> = sizes.collect();
+    let pack = contents(&run.join("pack")).into_iter();
+    let expected = pack.map(|(name, bytes)| (name, bytes.len() as u64));
+    assert_eq!(sizes, expected.collect());
+    assert_eq!(list["bytes"].as_u64(), Some(sizes.values().sum()));
+    assert!(hub.requests().is_empty());
+    assert_eq!(files_below(&run).len(), before);
 }
 
 /// Checks that a card states each metric with its interval, and what was measured.

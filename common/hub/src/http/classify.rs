@@ -11,6 +11,8 @@ use crate::error::{ErrorDetail, HubError, RequestContext};
 
 /// Limit on the bytes read from the body of an error response.
 const MAX_ERROR_BODY: u64 = 64 << 10;
+/// How the standard library reports that a name cannot be resolved. Such an error has no kind of its own.
+const LOOKUP_FAILED: &str = "failed to lookup address information";
 /// Maximum number of characters of a server's text that an error keeps.
 const MAX_TEXT: usize = 300;
 
@@ -27,10 +29,16 @@ impl HttpClient {
                 request,
                 limit: self.limits.stall,
             },
-            ureq::Error::Timeout(Timeout::Connect | Timeout::Resolve) => HubError::Timeout {
+            ureq::Error::Timeout(Timeout::Connect | Timeout::Resolve) => HubError::Unreachable {
                 request,
-                limit: self.limits.connect,
+                reason: format!("no answer for {:?}", self.limits.connect),
             },
+            error @ (ureq::Error::HostNotFound | ureq::Error::ConnectionFailed) => {
+                HubError::Unreachable {
+                    request,
+                    reason: self.sanitize(&error.to_string()),
+                }
+            }
             ureq::Error::Timeout(_) => HubError::Timeout { request, limit },
             ureq::Error::Io(error) => self.io_error(error, request, limit),
             error @ (ureq::Error::Tls(_) | ureq::Error::Rustls(_) | ureq::Error::Pem(_)) => {
@@ -67,9 +75,16 @@ impl HttpClient {
             };
         }
         let reason = self.sanitize(&error.to_string());
+        if reason.starts_with(LOOKUP_FAILED) {
+            return HubError::Unreachable { request, reason };
+        }
         match error.kind() {
             // How the TLS library reports an untrusted certificate or a peer that does not speak TLS.
             io::ErrorKind::InvalidData => HubError::Insecure { request, reason },
+            io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::NetworkDown => HubError::Unreachable { request, reason },
             _ => HubError::Connection { request, reason },
         }
     }
@@ -143,10 +158,8 @@ impl HttpClient {
         let text = self.endpoint.scrub(text);
         let words: Vec<_> = text.split_whitespace().collect();
         let line = words.join(" ");
-        line.chars()
-            .filter(|c| !c.is_control())
-            .take(MAX_TEXT)
-            .collect()
+        let line: String = line.chars().take(MAX_TEXT).collect();
+        uc_input::printable(&line).into_owned()
     }
 }
 

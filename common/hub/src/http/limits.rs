@@ -20,7 +20,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connect: Duration::from_secs(20),
+            connect: Duration::from_secs(10),
             stall: Duration::from_secs(60),
             request: Duration::from_secs(180),
             min_throughput: 32 << 10,

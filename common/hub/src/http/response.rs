@@ -10,8 +10,8 @@ use ureq::http::HeaderMap;
 use super::HttpClient;
 use crate::error::{HubError, RequestContext};
 
-/// Limit on the size of a JSON body in bytes. A listing of a million files has about 300 MB.
-const MAX_JSON_BODY: u64 = 512 << 20;
+/// Limit on the size of a JSON body in bytes. A listing of 100,000 files has about 30 MB.
+const MAX_JSON_BODY: u64 = 64 << 20;
 
 /// What the Hub's headers say about a file while it redirects to the file's content, collected over all hops. The first
 /// value of each header counts.
@@ -55,13 +55,20 @@ impl HttpClient {
         match response
             .body
             .as_reader()
-            .take(MAX_JSON_BODY)
+            .take(MAX_JSON_BODY + 1)
             .read_to_end(&mut text)
         {
             Ok(_) => {}
             Err(error) => {
                 return Err(self.body_error(error, request, limit, text.len() as u64, length));
             }
+        }
+        if text.len() as u64 > MAX_JSON_BODY {
+            return Err(HubError::Malformed {
+                request,
+                found: format!("more than {MAX_JSON_BODY} bytes"),
+                expected: "JSON of at most that size".into(),
+            });
         }
         serde_json::from_slice(&text).map_err(|error| HubError::Malformed {
             request,

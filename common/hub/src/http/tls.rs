@@ -4,6 +4,9 @@ use ureq::tls::{Certificate, PemItem, RootCerts, parse_pem};
 
 use crate::error::HubError;
 
+/// Largest file of certificates that is read, bytes.
+const MAX_CERTIFICATES: u64 = 16 << 20;
+
 /// The certificates in the file `SSL_CERT_FILE`, or Mozilla's list if the variable is not set.
 ///
 /// # Errors
@@ -20,7 +23,8 @@ pub(super) fn root_certs() -> Result<RootCerts, HubError> {
         found,
         expected: "a file of certificates in PEM form",
     };
-    let text = std::fs::read(&path).map_err(|error| invalid(format!("{path}: {error}")))?;
+    let text = uc_input::read(&path, MAX_CERTIFICATES)
+        .map_err(|error| invalid(format!("{path}: {error}")))?;
     let certificates: Vec<Certificate<'static>> = parse_pem(&text)
         .filter_map(|item| match item {
             Ok(PemItem::Certificate(certificate)) => Some(certificate),

@@ -168,3 +168,58 @@ fn the_observer_receives_every_state() {
         states[1]
     );
 }
+
+fn unreachable() -> HubError {
+    HubError::Unreachable {
+        request: request(),
+        reason: "host not found".into(),
+    }
+}
+
+#[test]
+fn a_server_that_was_never_reached_is_given_up_within_seconds() {
+    let clock = Arc::new(RecordingClock::default());
+    let policy = RetryPolicy::default();
+    let mut retrier = Retrier::with_clock(policy, clock.clone()).failing_fast();
+    let error = retrier.run("test", |_| Err::<(), _>(unreachable()));
+    let error = error.expect_err("given up").to_string();
+    assert!(error.contains("3 attempts, unreachable 3"), "{error}");
+    let waited: Duration = clock.0.lock().expect("not poisoned").iter().sum();
+    assert!(waited < Duration::from_secs(4), "{waited:?}");
+
+    // A single attempt that took long is not repeated.
+    let slow = |clock: &RecordingClock| {
+        clock.sleep(FIRST_CONTACT_TIME);
+        Err::<(), _>(unreachable())
+    };
+    let mut retrier = Retrier::with_clock(policy, clock.clone()).failing_fast();
+    retrier.run("test", |_| slow(&clock)).expect_err("given up");
+    assert_eq!(retrier.failed_attempts().len(), 1);
+}
+
+#[test]
+fn once_reached_a_server_is_tried_as_often_as_the_policy_allows() {
+    let clock = Arc::new(RecordingClock::default());
+    let policy = RetryPolicy::default();
+    for first in [Ok(()), Err(server_error())] {
+        let mut retrier = Retrier::with_clock(policy, clock.clone()).failing_fast();
+        let mut first = Some(first);
+        let mut attempt = |retrier: &mut Retrier<'_>| {
+            let result = retrier.run("test", |_| first.take().unwrap_or(Err(unreachable())));
+            (result.is_ok(), retrier.failed_attempts().len())
+        };
+        let mut outcome = attempt(&mut retrier);
+        if outcome.0 {
+            outcome = attempt(&mut retrier);
+        }
+        assert_eq!(outcome, (false, policy.max_attempts as usize));
+    }
+    let mut retrier = Retrier::with_clock(policy, clock);
+    retrier
+        .run("test", |_| Err::<(), _>(unreachable()))
+        .expect_err("given up");
+    assert_eq!(
+        retrier.failed_attempts().len(),
+        policy.max_attempts as usize
+    );
+}

@@ -4,6 +4,7 @@
 
 mod download;
 mod fixture;
+mod hostile;
 mod random_faults;
 mod responses;
 mod secrets;

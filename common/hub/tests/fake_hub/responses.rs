@@ -110,14 +110,14 @@ fn the_wait_that_the_server_asks_for_is_observed() {
 }
 
 #[test]
-fn a_closed_port_is_a_connection_error() {
+fn a_closed_port_means_that_the_hub_cannot_be_reached() {
     let fixture = Fixture::new();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
     drop(listener);
     let hub = Hub::new(Endpoint::new(&url, None).expect("valid"), limits()).expect("client");
     let error = hub.info(&fixture.repo, "main").expect_err("a closed port");
-    assert!(matches!(error, HubError::Connection { .. }), "{error}");
+    assert!(matches!(error, HubError::Unreachable { .. }), "{error}");
     assert!(error.is_transient());
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::atomic;
 use crate::plan::Unit;
 use crate::plan::tests_support::{folder, small_plan};
 use crate::receipt::OutputRecord;
@@ -127,7 +128,7 @@ fn damage_to_outputs_and_receipts_is_detected() {
     assert!(reasons(&plan, &run, &quantize).contains("is damaged: SHA-256 found"));
     atomic::write_bytes(&path, b"short").expect("written");
     assert!(reasons(&plan, &run, &quantize).contains("is damaged: size found 5 bytes"));
-    atomic::remove_file(&path).expect("removed");
+    std::fs::remove_file(&path).expect("removed");
     assert_eq!(
         reasons(&plan, &run, &quantize),
         "output codes@001 is missing"
@@ -137,7 +138,7 @@ fn damage_to_outputs_and_receipts_is_detected() {
     assert!(
         reasons(&plan, &run, &job("load", Unit::Layer(0))).contains("its receipt cannot be used")
     );
-    atomic::remove_file(&receipt).expect("removed");
+    std::fs::remove_file(&receipt).expect("removed");
     assert_eq!(
         reasons(&plan, &run, &job("load", Unit::Layer(0))),
         "not done yet"
@@ -168,7 +169,8 @@ fn retired_outputs_are_made_again_only_if_a_job_needs_them() {
     );
 
     // Layer 1 is lost. It needs its weights and hidden states; these need those of layer 0 and the embedding.
-    atomic::remove_file(&run.receipt_path(&job("quantize", Unit::Layer(1)))).expect("removed");
+    run.remove_receipt(&job("quantize", Unit::Layer(1)))
+        .expect("removed");
     assert_eq!(
         reasons(&plan, &run, &job("load", Unit::Layer(1))),
         "output weights@001 was retired and quantize of layer 1 needs it again"

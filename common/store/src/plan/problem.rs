@@ -75,6 +75,29 @@ pub enum PlanProblem {
         /// What is wrong.
         reason: &'static str,
     },
+    /// A name that is not allowed.
+    #[error("{kind} `{name}`: expected a name of a-z, 0-9 and -, of at most 100 characters")]
+    BadName {
+        /// "stage" or "artifact".
+        kind: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A stage without a program.
+    #[error("stage `{stage}` has an empty argv; expected a program and its first arguments")]
+    NoProgram {
+        /// The stage.
+        stage: String,
+    },
+    /// More layers than any model has.
+    #[error(
+        "the model has {layers} layers; expected at most {}",
+        super::MAX_LAYERS
+    )]
+    TooManyLayers {
+        /// The number of layers.
+        layers: u32,
+    },
     /// Two stages with the same name.
     #[error("stage `{stage}` is defined twice")]
     TwoStages {

@@ -33,6 +33,7 @@ pub fn stage(
         writes: refs(writes),
         settings: settings.iter().map(ToString::to_string).collect(),
         version: 1,
+        program_sha256: Sha256Digest::default(),
         cpus: 1,
         memory: 0,
         max_lead: None,

@@ -2,21 +2,41 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use camino::Utf8Path;
+use camino::{Utf8Component, Utf8Path};
 use uc_settings::Settings;
 
-use super::{ArtifactId, JobId, Per, Plan, PlanProblem, StagePlan, Which};
+use super::{
+    ArtifactId, JobId, MAX_LAYERS, PACK_PLACEHOLDER, Per, Plan, PlanProblem, SOURCE, StagePlan,
+    Which,
+};
+use crate::error::StoreError;
+
+/// Most characters of the name of a stage or artifact.
+const MAX_NAME: usize = 100;
 
 impl Plan {
     /// Checks the whole plan.
     pub fn validate(&self) -> Result<(), PlanProblem> {
         let mut names = BTreeSet::new();
+        if self.model.layers > MAX_LAYERS {
+            return Err(PlanProblem::TooManyLayers {
+                layers: self.model.layers,
+            });
+        }
+        self.check_pack_folder()?;
         for (name, artifact) in &self.artifacts {
+            check_name("artifact", name)?;
             check_template(name, &artifact.path)?;
         }
         for stage in &self.stages {
             if !names.insert(&stage.name) {
                 return Err(PlanProblem::TwoStages {
+                    stage: stage.name.clone(),
+                });
+            }
+            check_name("stage", &stage.name)?;
+            if stage.argv.is_empty() {
+                return Err(PlanProblem::NoProgram {
                     stage: stage.name.clone(),
                 });
             }
@@ -35,6 +55,56 @@ impl Plan {
         }
         let producers = self.check_producers()?;
         self.check_cycles(&producers)
+    }
+
+    /// Checks that the folder of the pack lies below the run directory or is absolute, and that nothing in an absolute one is
+    /// deleted: a run deletes only files in its own directory.
+    fn check_pack_folder(&self) -> Result<(), PlanProblem> {
+        let parts = self.pack_dir.components();
+        let mut names = parts.skip_while(|part| *part == Utf8Component::RootDir);
+        if !names.all(|part| matches!(part, Utf8Component::Normal(_))) {
+            return Err(PlanProblem::BadPath {
+                artifact: "the pack".into(),
+                path: self.pack_dir.to_string(),
+                reason: "expected an absolute folder, or one below the run directory, without `..`",
+            });
+        }
+        let deleted = self.artifacts.iter().find(|(_, artifact)| {
+            artifact.temporary && artifact.path.starts_with(PACK_PLACEHOLDER)
+        });
+        match deleted {
+            Some((name, _)) if self.pack_dir.is_absolute() => Err(PlanProblem::BadPath {
+                artifact: name.clone(),
+                path: self.pack_dir.to_string(),
+                reason: "expected a pack inside the run directory, because this file is deleted once it is not needed any \
+                         more, and a run deletes only files in its own directory; leave out --out",
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Places the shards that are fetched on demand, and the files beside them, in the folder `source` of the run directory,
+    /// whatever folder a plan names: they are written and deleted there.
+    ///
+    /// # Errors
+    /// For a path without a file name.
+    pub(crate) fn confine_shards(&mut self, root: &Utf8Path) -> Result<(), StoreError> {
+        if self.shards().next().is_none() {
+            return Ok(());
+        }
+        let root = camino::absolute_utf8(root).map_err(StoreError::io("locate", root))?;
+        let folder = root.join(SOURCE);
+        let source = self.externals.get_mut(SOURCE);
+        for file in source.into_iter().flat_map(|source| &mut source.files) {
+            let name = file.path.file_name().ok_or_else(|| PlanProblem::BadPath {
+                artifact: SOURCE.into(),
+                path: file.path.to_string(),
+                reason: "expected a file name",
+            })?;
+            file.path = folder.join(name);
+        }
+        self.model.path = folder;
+        Ok(())
     }
 
     fn check_references(&self, stage: &StagePlan) -> Result<(), PlanProblem> {
@@ -169,6 +239,18 @@ impl Plan {
     }
 }
 
+/// Checks the name of a stage or artifact, from which names of files follow.
+fn check_name(kind: &'static str, name: &str) -> Result<(), PlanProblem> {
+    let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if !name.is_empty() && name.len() <= MAX_NAME && name.chars().all(is_allowed) {
+        return Ok(());
+    }
+    Err(PlanProblem::BadName {
+        kind,
+        name: uc_input::printable(name).into_owned(),
+    })
+}
+
 /// Checks that a path template stays below the run directory and has no unknown placeholders.
 fn check_template(artifact: &str, path: &str) -> Result<(), PlanProblem> {
     let refuse = |reason| {
@@ -186,7 +268,7 @@ fn check_template(artifact: &str, path: &str) -> Result<(), PlanProblem> {
     if plain.is_empty() || plain.ends_with('/') {
         return refuse("expected a file name");
     }
-    let normal = |part: camino::Utf8Component<'_>| matches!(part, camino::Utf8Component::Normal(_));
+    let normal = |part: Utf8Component<'_>| matches!(part, Utf8Component::Normal(_));
     if !Utf8Path::new(plain).components().all(normal) {
         return refuse("expected a path below the run directory, without `..`");
     }

@@ -114,6 +114,11 @@ impl<'a> Job<'a> {
         })
     }
 
+    /// The run directory.
+    pub fn run(&self) -> &'a RunDir {
+        self.run
+    }
+
     /// The plan.
     pub fn plan(&self) -> &'a Plan {
         self.plan
@@ -217,7 +222,7 @@ impl<'a> Job<'a> {
 
     /// Opens an output for writing. [`Job::commit`] publishes it.
     pub fn output(&self, name: &str) -> Result<AtomicFile, StoreError> {
-        AtomicFile::create(&self.output_path(name)?)
+        self.run.create_artifact(self.plan, &self.output_id(name)?)
     }
 
     /// Opens a tensor file for writing. [`Job::commit_tensors`] publishes it.
@@ -276,6 +281,13 @@ impl<'a> Job<'a> {
         });
     }
 
+    /// Tells the user something; without a driver it goes to the log.
+    pub fn note(&mut self, message: impl Into<String>) {
+        let message = message.into();
+        tracing::warn!("{message}");
+        self.event(EventKind::Note { message });
+    }
+
     /// Reports a metric; it is also saved next to the receipt.
     pub fn metric(&mut self, name: &str, value: impl Into<Value>) {
         let value = value.into();
@@ -297,7 +309,7 @@ impl<'a> Job<'a> {
     /// The job's scratch folder. It survives a crash and is removed when the job finishes.
     pub fn work_dir(&self) -> Result<Utf8PathBuf, StoreError> {
         let path = self.run.work_path(&self.id);
-        atomic::create_dir_all(&path)?;
+        atomic::create_dir_below(self.run.root(), &path)?;
         Ok(path)
     }
 
@@ -316,7 +328,8 @@ impl<'a> Job<'a> {
             }
         }
         if !self.metrics.is_empty() {
-            atomic::write_json(&self.run.metrics_path(&self.id), &self.metrics)?;
+            let path = self.run.metrics_path(&self.id);
+            atomic::write_json_below(self.run.root(), &path, &self.metrics)?;
         }
         let mut outputs = self.outputs;
         outputs.sort_by(|a, b| a.artifact.cmp(&b.artifact));
@@ -327,7 +340,7 @@ impl<'a> Job<'a> {
             outputs,
         };
         receipt.write(self.run)?;
-        atomic::remove_dir_all(&self.run.work_path(&self.id))
+        atomic::remove_dir_below(self.run.root(), &self.run.work_path(&self.id))
     }
 }
 

@@ -108,7 +108,7 @@ fn inputs_are_verified_before_the_job_runs() {
         .0
         .expect_err("damaged");
     assert_eq!(ExitCode::of_error(&error), Some(ExitCode::Damaged));
-    atomic::remove_file(&run.root().join("layers/000/weights")).expect("removed");
+    std::fs::remove_file(run.root().join("layers/000/weights")).expect("removed");
     let error = perform(&run, &plan, &quantize, "codes")
         .0
         .expect_err("missing");

@@ -23,6 +23,9 @@ const MODELS_FOLDER: (&str, &str) = ("UC_MODELS", "models");
 /// The folder of the embedded model, relative to the folder of shared files.
 const EMBEDDED: &str = "examples/tiny-stories";
 
+/// Names of folders that a message lists, at most.
+const MAX_NAMES: usize = 10;
+
 /// What `shard-loader inspect MODEL` prints; unknown keys are ignored.
 #[derive(Debug, Deserialize)]
 struct Inspection {
@@ -106,6 +109,9 @@ impl Model {
         if name.exists() || !is_hub_name(name.as_str()) {
             return Self::inspect(name, programs);
         }
+        if let Some(message) = mistyped_path(name) {
+            return Err(failure(ExitCode::BadInput, message));
+        }
         display.info(&format!(
             "{name} is not a local folder; looking for it on the Hub"
         ));
@@ -128,8 +134,15 @@ impl Model {
             &mut |done, total| task.set(done, total),
             &mut |line| display.info(line),
         );
+        let output = match outcome {
+            Ok(output) => output,
+            Err(error) => {
+                task.abandon();
+                let message = format!("{name} is not a local folder, and its download failed");
+                return Err(error.context(message));
+            }
+        };
         task.finish();
-        let output = outcome?;
         let download: Download = serde_json::from_slice(&output).map_err(|error| {
             let message = format!(
                 "{SHARD_LOADER} fetch {name}: found {error}, expected the location of the model as JSON"
@@ -296,6 +309,31 @@ fn is_hub_name(text: &str) -> bool {
     !revision.is_empty() && parts.is_some_and(|(owner, name)| is_part(owner) && is_part(name))
 }
 
+/// What is wrong with a name that looks like one of the Hub, but whose first part is a local folder: it is taken for a
+/// mistyped path. A name with a revision is never a path.
+fn mistyped_path(name: &Utf8Path) -> Option<String> {
+    let parent = name.parent().filter(|parent| parent.is_dir())?;
+    if name.as_str().contains('@') {
+        return None;
+    }
+    let entries = parent.read_dir_utf8().into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| uc_input::printable(entry.file_name()).into_owned())
+        .collect();
+    names.sort();
+    let found = match names.len() {
+        0 => "no folders".to_owned(),
+        count => {
+            let more = if count > MAX_NAMES { ", …" } else { "" };
+            format!("{}{more}", names[..count.min(MAX_NAMES)].join(", "))
+        }
+    };
+    Some(format!(
+        "{name}: no such folder; {parent} exists and holds {found}. For the model {name} of the Hub, write {name}@main"
+    ))
+}
+
 /// Folders that may hold the shared files: the one that `UC_SHARE` names, then every ancestor of the executable.
 fn share_folders() -> Vec<Utf8PathBuf> {
     let from_variable = std::env::var("UC_SHARE").ok().map(Utf8PathBuf::from);
@@ -358,6 +396,18 @@ mod tests {
         ] {
             assert!(!is_hub_name(path), "{path}");
         }
+    }
+
+    #[test]
+    fn a_path_whose_parent_exists_is_not_looked_for_on_the_hub() {
+        let temporary = tempfile::tempdir().expect("folder");
+        let folder = Utf8Path::from_path(temporary.path()).expect("utf-8");
+        std::fs::create_dir(folder.join("llama")).expect("folder");
+        let message = mistyped_path(&folder.join("lama")).expect("a path");
+        assert!(message.contains("holds llama"), "{message}");
+        assert!(mistyped_path(&folder.join("lama@main")).is_none());
+        assert!(mistyped_path(&folder.join("absent/lama")).is_none());
+        assert!(mistyped_path(Utf8Path::new("no-such-owner/lama")).is_none());
     }
 
     #[test]

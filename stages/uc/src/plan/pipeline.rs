@@ -42,7 +42,7 @@ impl Pipeline {
         let Some(path) = path else {
             return Ok(Self::parse(DEFAULT_NAME, DEFAULT)?);
         };
-        let text = std::fs::read_to_string(path)
+        let text = uc_input::read_text(path, uc_input::SMALL_JSON)
             .with_context(|| format!("cannot read the pipeline {path}"))?;
         Ok(Self::parse(path.as_str(), &text)?)
     }

@@ -2,15 +2,16 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use uc_settings::Settings;
+use uc_store::ExitCode;
 use uc_store::plan::{External, Plan, SOURCE, StagePlan};
 use uc_store::run::RunDir;
 use uc_store::sha::hash_bytes;
 use uc_store::source;
-use uc_store::{ExitCode, atomic};
 
 use crate::artifacts::{PACK_LAYER, REMOTE_PACK};
 use crate::cli::UploadOptions;
 use crate::plan::pipeline::Request;
+use crate::process::programs::Programs;
 use crate::report::failure::failure;
 
 /// The folder of runs unless `--run` names another.
@@ -26,6 +27,51 @@ pub fn apply_settings(settings: &mut Settings, assignments: &[String]) -> anyhow
         settings.set(key.trim(), value.trim())?;
     }
     Ok(())
+}
+
+/// Checks that the user knows of a folder outside the run directory into which a run writes. A run directory may come from a
+/// stranger, so its plan alone does not decide what is written elsewhere.
+///
+/// # Errors
+/// If the run writes its pack to a folder outside, and the user did not name it.
+pub fn check_pack_folder(
+    plan: &Plan,
+    root: &Utf8Path,
+    confirmed: Option<&Utf8Path>,
+) -> anyhow::Result<()> {
+    let confirmed = confirmed.map(camino::absolute_utf8).transpose()?;
+    let Some(folder) = plan.pack_outside() else {
+        return match confirmed {
+            Some(out) if out != camino::absolute_utf8(root)?.join(&plan.pack_dir) => {
+                let message = format!(
+                    "--out {out}: the pack of this run is in {}; leave out --out",
+                    root.join(&plan.pack_dir)
+                );
+                Err(failure(ExitCode::Usage, message))
+            }
+            _ => Ok(()),
+        };
+    };
+    if confirmed.as_deref() == Some(folder) {
+        return Ok(());
+    }
+    let message = format!(
+        "{root} writes its pack to {folder}, outside the run directory; if that is what you want, add --out {folder}",
+        folder = uc_input::printable(folder.as_str()),
+    );
+    Err(failure(ExitCode::Usage, message))
+}
+
+/// The command that continues a run, with the options that the run needs.
+pub fn resume_command(plan: &Plan, root: &Utf8Path, programs: &Programs) -> String {
+    let mut command = format!("uc resume {root}");
+    if let Some(folder) = plan.pack_outside() {
+        command += &format!(" --out {folder}");
+    }
+    for name in programs.further() {
+        command += &format!(" --allow-program {name}");
+    }
+    command
 }
 
 /// Adds the upload of the pack to a plan.
@@ -49,12 +95,28 @@ pub fn add_upload(
     }
     settings.validate()?;
     plan.settings = settings;
+    if options.delete_uploaded && plan.pack_dir.is_absolute() {
+        let message = format!(
+            "--delete-uploaded: the pack is in {}, and only files inside the run directory are deleted; expected no --out",
+            plan.pack_dir
+        );
+        return Err(failure(ExitCode::Usage, message));
+    }
     if options.delete_uploaded
         && let Some(layer) = plan.artifacts.get_mut(PACK_LAYER)
     {
         layer.temporary = true;
     }
     Ok(())
+}
+
+/// The repository to which the jobs of a plan upload the pack; none without an upload.
+pub fn upload_target(plan: &Plan) -> Option<&str> {
+    let uploads = |stage: &StagePlan| {
+        !stage.optional && stage.writes.iter().any(|write| write.name == REMOTE_PACK)
+    };
+    let repository = plan.settings.upload.repository.as_str();
+    plan.stages.iter().any(uploads).then_some(repository)
 }
 
 /// Deletes the receipts of upload jobs whose inputs are still on disk: a past upload does not prove what the
@@ -70,7 +132,7 @@ pub fn reset_upload(plan: &Plan, run: &RunDir) -> anyhow::Result<()> {
         let inputs = plan.inputs(stage, job.unit).into_iter();
         let mut paths = inputs.filter_map(|id| plan.path(run.root(), &id));
         if paths.all(|path| path.exists()) {
-            atomic::remove_file(&run.receipt_path(&job))?;
+            run.remove_receipt(&job)?;
         }
     }
     Ok(())

@@ -27,6 +27,16 @@ const TAIL_LINES: usize = 12;
 /// Longest line that is read from a stage, bytes; a longer one is split.
 const MAX_LINE: u64 = 1 << 20;
 
+/// Most characters of a program's output that an error shows.
+const MAX_SHOWN: usize = 200;
+/// Variables that hold the Hub's token or the path of a file that does. `HF_HOME` stays: it holds no secret.
+const TOKEN_VARIABLES: [&str; 4] = [
+    "HF_TOKEN",
+    "HF_TOKEN_PATH",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HUGGINGFACEHUB_API_TOKEN",
+];
+
 /// What the driver receives from workers and signals.
 #[derive(Debug)]
 pub enum Message {
@@ -146,9 +156,8 @@ pub struct Worker {
 impl Worker {
     /// Starts a stage program that waits for jobs.
     pub fn start(launch: &Launch<'_>, id: WorkerId, to: &Sender<Message>) -> anyhow::Result<Self> {
-        let log = uc_store::atomic::open_log(&launch.log)?;
-        let mut child = Command::new(&launch.program)
-            .args(launch.arguments)
+        let log = uc_store::atomic::open_log_below(launch.run, &launch.log)?;
+        let mut child = command(&launch.program, launch.arguments)
             .args(["--run", launch.run.as_str(), "--stage", &id.stage, "--jobs"])
             .args(std::iter::repeat_n("-v", launch.verbosity.into()))
             .env("RAYON_NUM_THREADS", launch.threads.to_string())
@@ -263,6 +272,28 @@ impl Drop for Worker {
     }
 }
 
+/// A command for a program with its first arguments. Only a task that talks to the Hub gets the Hub's token.
+fn command(program: &Utf8Path, arguments: &[String]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    if !uses_hub(program, arguments) {
+        for variable in TOKEN_VARIABLES {
+            command.env_remove(variable);
+        }
+    }
+    command
+}
+
+/// Whether a task of a stage program talks to the Hub.
+fn uses_hub(program: &Utf8Path, arguments: &[String]) -> bool {
+    let task = arguments.first().map_or("", String::as_str);
+    match program.file_name() {
+        Some("shard-loader") => matches!(task, "fetch" | "shard"),
+        Some("hub-upload") => matches!(task, "repository" | "layer" | "pack"),
+        _ => false,
+    }
+}
+
 /// Passes on every line of a stream, at most [`MAX_LINE`] bytes at a time.
 fn for_each_line(stream: impl std::io::Read, mut consume: impl FnMut(String)) {
     let mut stream = BufReader::new(stream);
@@ -316,18 +347,21 @@ fn read_log(
     });
 }
 
-/// The output version that a stage program reports.
-pub fn output_version(program: &Utf8Path, arguments: &[String]) -> anyhow::Result<u32> {
+/// The output version that a stage program reports. It gets no argument but `--describe`.
+pub fn output_version(program: &Utf8Path) -> anyhow::Result<u32> {
     #[derive(serde::Deserialize)]
     struct Description {
         version: u32,
     }
-    let output = capture(program, arguments, &["--describe"])?;
+    let output = capture(program, &[], &["--describe"])?;
     let description: Description = serde_json::from_slice(&output).map_err(|error| {
-        let found = String::from_utf8_lossy(&output);
+        let found: String = String::from_utf8_lossy(&output)
+            .chars()
+            .take(MAX_SHOWN)
+            .collect();
         let message = format!(
             "{program} --describe: found `{}`, expected a version as JSON: {error}",
-            found.trim()
+            uc_input::printable(found.trim())
         );
         failure(ExitCode::StageFailed, message)
     })?;
@@ -338,9 +372,8 @@ pub fn output_version(program: &Utf8Path, arguments: &[String]) -> anyhow::Resul
 /// was killed is run a second time.
 pub fn capture(program: &Utf8Path, arguments: &[String], more: &[&str]) -> anyhow::Result<Vec<u8>> {
     let run = || {
-        let mut command = Command::new(program);
-        command.args(arguments).args(more).stdin(Stdio::null());
-        let output = command.output();
+        let mut command = command(program, arguments);
+        let output = command.args(more).stdin(Stdio::null()).output();
         output.with_context(|| format!("cannot start {program}"))
     };
     let mut output = run()?;
@@ -376,8 +409,7 @@ pub fn run_with_progress(
         done: u64,
         total: u64,
     }
-    let mut child = Command::new(program)
-        .args(arguments)
+    let mut child = command(program, arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -419,8 +451,7 @@ pub fn foreground(
     threads: u32,
     stop: impl Fn() -> bool,
 ) -> anyhow::Result<ExitKind> {
-    let mut child = Command::new(program)
-        .args(arguments)
+    let mut child = command(program, arguments)
         .env("RAYON_NUM_THREADS", threads.to_string())
         .stdin(Stdio::null())
         .spawn()
@@ -435,5 +466,35 @@ pub fn foreground(
             return Err(failure(ExitCode::Interrupted, "interrupted"));
         }
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_tasks_that_talk_to_the_hub_get_its_token() {
+        let gets_token = |program: &str, task: &str| {
+            let arguments = [task.to_owned()];
+            let command = command(Utf8Path::new(program), &arguments);
+            let mut removed = command.get_envs().filter(|(_, value)| value.is_none());
+            !removed.any(|(name, _)| name == "HF_TOKEN")
+        };
+        for (program, task, expected) in [
+            ("/bin/shard-loader", "fetch", true),
+            ("/bin/shard-loader", "shard", true),
+            ("/bin/shard-loader", "layer", false),
+            ("/bin/shard-loader", "inspect", false),
+            ("/bin/hub-upload", "repository", true),
+            ("/bin/hub-upload", "layer", true),
+            ("/bin/hub-upload", "pack", true),
+            ("/bin/hub-upload", "card", false),
+            ("/bin/hub-upload", "--describe", false),
+            ("/bin/quantize", "layer", false),
+            ("/bin/other", "fetch", false),
+        ] {
+            assert_eq!(gets_token(program, task), expected, "{program} {task}");
+        }
     }
 }

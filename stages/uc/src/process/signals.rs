@@ -1,4 +1,5 @@
-//! SIGINT, SIGTERM and SIGHUP: the first requests an orderly stop, the second an immediate one.
+//! SIGINT, SIGTERM and SIGHUP: the first requests an orderly stop, the second an immediate one. A SIGHUP that was ignored when
+//! the program started (`nohup`) stays ignored.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,8 +26,12 @@ pub struct Listener {
 impl Listener {
     /// Starts listening.
     pub fn start() -> anyhow::Result<Self> {
-        let mut signals =
-            Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot listen for signals")?;
+        uc_store::signals::catch_file_size_limit().context("cannot handle SIGXFSZ")?;
+        let mut stopping = vec![SIGINT, SIGTERM];
+        if !is_ignored(SIGHUP) {
+            stopping.push(SIGHUP);
+        }
+        let mut signals = Signals::new(stopping).context("cannot listen for signals")?;
         let listener = Self {
             count: Arc::default(),
             to: Arc::default(),
@@ -63,5 +68,30 @@ impl Listener {
         let to = self.to.lock().unwrap_or_else(PoisonError::into_inner);
         to.as_ref()
             .is_some_and(|to| to.send(Message::Signal).is_ok())
+    }
+}
+
+/// Whether this process ignores a signal, as it does after `nohup`.
+fn is_ignored(signal: i32) -> bool {
+    let status = uc_input::read_text("/proc/self/status", 1 << 20).unwrap_or_default();
+    ignored_in(&status, signal)
+}
+
+/// Whether the mask of ignored signals in `/proc/PID/status` contains a signal.
+fn ignored_in(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ignored_signal_is_found_in_the_mask() {
+        let status = "Name:\tuc\nSigBlk:\t0000000000000001\nSigIgn:\t0000000000001001\n";
+        assert!(ignored_in(status, SIGHUP) && ignored_in(status, 13));
+        assert!(!ignored_in(status, SIGINT) && !ignored_in("", SIGHUP));
     }
 }

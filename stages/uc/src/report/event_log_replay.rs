@@ -305,7 +305,7 @@ impl Replay {
             EventKind::Metric { name, value } if name == RECEIVED_BYTES => {
                 self.received_bytes += value.as_u64().unwrap_or(0);
             }
-            EventKind::Metric { .. } | EventKind::Retired { .. } => {}
+            EventKind::Metric { .. } | EventKind::Note { .. } | EventKind::Retired { .. } => {}
         }
     }
 

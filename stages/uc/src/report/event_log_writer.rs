@@ -23,13 +23,13 @@ pub struct EventLogWriter {
 impl EventLogWriter {
     /// Opens the log of a run and records the start of a session.
     pub fn open(run: &RunDir) -> Result<Self, StoreError> {
-        let mut log = Self::append_to(&run.events_path())?;
+        let mut log = Self::append_to(run.root(), &run.events_path())?;
         log.write_driver_event(SESSION, serde_json::json!({"pid": std::process::id()}));
         Ok(log)
     }
 
-    fn append_to(path: &Utf8Path) -> Result<Self, StoreError> {
-        let file = uc_store::atomic::open_log(path)?;
+    fn append_to(run: &Utf8Path, path: &Utf8Path) -> Result<Self, StoreError> {
+        let file = uc_store::atomic::open_log_below(run, path)?;
         let torn = is_torn(path).map_err(StoreError::io("read", path))?;
         Ok(Self { file, torn })
     }
@@ -66,7 +66,7 @@ impl EventLogWriter {
 
 /// Whether a log ends in the middle of a line.
 fn is_torn(path: &Utf8Path) -> std::io::Result<bool> {
-    let mut file = File::open(path)?;
+    let mut file = uc_input::open(path)?;
     if file.seek(SeekFrom::End(0))? == 0 {
         return Ok(false);
     }
@@ -90,7 +90,8 @@ mod tests {
             uc_store::atomic::write_bytes(&path, text.as_bytes()).expect("written");
             assert_eq!(is_torn(&path).expect("read"), torn);
         }
-        let mut log = EventLogWriter::append_to(&path).expect("opened");
+        let mut log =
+            EventLogWriter::append_to(path.parent().expect("folder"), &path).expect("opened");
         log.write_driver_event(SESSION, serde_json::json!({"pid": 1}));
         let text = std::fs::read_to_string(&path).expect("log");
         let last = text.lines().last().expect("a line");

@@ -308,6 +308,13 @@ impl Task<'_> {
         }
     }
 
+    /// Ends a task that failed: nothing is reported as done.
+    pub fn abandon(self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
     /// Ends the task; one that took a second or more is reported.
     pub fn finish(self) {
         if let Some(bar) = &self.bar {

@@ -17,6 +17,7 @@ use uc_store::freshness::PendingWork;
 use uc_store::plan::{JobId, Plan};
 use uc_store::run::RunDir;
 
+use crate::plan::planning;
 use crate::process::programs::Programs;
 use crate::process::runner::{Launch, Message, Worker, WorkerId};
 use crate::process::signals::Listener;
@@ -231,7 +232,7 @@ impl<'a> Driver<'a> {
     fn start_worker(&mut self, stage: &str) -> anyhow::Result<Worker> {
         let spec = self.plan.stage(stage).expect("a job of the plan");
         let launch = Launch {
-            program: self.programs.for_command(&spec.argv)?,
+            program: self.programs.for_stage(spec)?,
             arguments: &spec.argv[1..],
             run: self.run.root(),
             threads: self.budget.cpus,
@@ -254,8 +255,13 @@ impl<'a> Driver<'a> {
     fn interrupt(&mut self) -> anyhow::Result<()> {
         self.display
             .info("stopping; a second signal stops immediately");
-        let message = format!("interrupted; continue with: uc resume {}", self.run.root());
+        let message = format!("interrupted; continue with: {}", self.resume_command());
         Err(failure(ExitCode::Interrupted, message))
+    }
+
+    /// The command that continues this run.
+    fn resume_command(&self) -> String {
+        planning::resume_command(self.plan, self.run.root(), self.programs)
     }
 
     /// Stops every process; a signal in the meantime kills them.

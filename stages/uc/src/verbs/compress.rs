@@ -6,7 +6,7 @@ use anyhow::Context;
 use camino::Utf8PathBuf;
 use uc_settings::{Settings, SourceRetention};
 use uc_store::ExitCode;
-use uc_store::plan::External;
+use uc_store::plan::{External, SOURCE};
 
 use crate::artifacts::{MANIFEST, REMOTE_PACK};
 use crate::cli::CompressArgs;
@@ -27,7 +27,7 @@ const GOALS_WITHOUT_EVALUATION: [&str; 2] = [MANIFEST, REMOTE_PACK];
 
 /// Runs the verb.
 pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
-    let programs = Programs::from_env();
+    let programs = Programs::from_env().allowing(&args.planning.allow_program);
     let threads = session::threads(args.planning.threads);
     let pipeline = Pipeline::load(args.planning.pipeline.as_deref())?;
     pipeline.check_programs(&programs)?;
@@ -87,8 +87,13 @@ pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> an
     if args.repository.is_some() {
         planning::reset_upload(&session.plan, &session.run)?;
     }
+    if !copies.is_empty() {
+        // Refuses a link in the place of the folder: what is copied there may be deleted.
+        uc_store::atomic::create_dir_below(&root, &root.join(SOURCE))?;
+    }
     for (from, to) in copies {
-        let bytes = std::fs::read(&from).with_context(|| format!("cannot read {from}"))?;
+        let bytes = uc_input::read(&from, uc_input::LARGE_JSON)
+            .with_context(|| format!("cannot read {from}"))?;
         uc_store::atomic::write_bytes(&to, &bytes)?;
     }
     work_and_summarize(&session, &programs, threads, args.json, display, signals)

@@ -28,7 +28,7 @@ const GOAL: [&str; 1] = [METRICS];
 
 /// Runs the verb.
 pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
-    let programs = Programs::from_env();
+    let programs = Programs::from_env().allowing(&args.planning.allow_program);
     let threads = session::threads(args.planning.threads);
     let pipeline = Pipeline::load(args.planning.pipeline.as_deref())?;
     pipeline.check_programs(&programs)?;

@@ -30,7 +30,13 @@ pub fn run(args: &PlanArgs, display: &Display) -> anyhow::Result<()> {
 fn plan_run(root: &Utf8Path, args: &PlanArgs, display: &Display) -> anyhow::Result<()> {
     let (run, mut plan) = RunDir::open(root)?;
     planning::apply_settings(&mut plan.settings, &args.set)?;
-    Programs::from_env().refresh_versions(&mut plan)?;
+    let programs = Programs::from_env().allowing(&args.allow_program);
+    for name in programs.refresh_known_versions(&mut plan)? {
+        let name = uc_input::printable(&name).into_owned();
+        display.info(&format!(
+            "{name} is not a program of uc and was not asked for its version; if you trust it, add --allow-program {name}"
+        ));
+    }
     let work = freshness::plan_work(&plan, &run)?;
     let to_do = work.to_run(&plan);
     for line in pending_lines(&plan, &work) {
@@ -43,7 +49,8 @@ fn plan_run(root: &Utf8Path, args: &PlanArgs, display: &Display) -> anyhow::Resu
     }
     if !to_do.is_empty() {
         let set: Vec<String> = args.set.iter().map(|set| format!(" --set {set}")).collect();
-        println!("run it with: uc resume {root}{}", set.concat());
+        let resume = planning::resume_command(&plan, root, &programs);
+        println!("run it with: {resume}{}", set.concat());
     }
     Ok(())
 }

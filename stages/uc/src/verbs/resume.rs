@@ -7,7 +7,7 @@ use uc_store::run::RunDir;
 use crate::cli::ResumeArgs;
 use crate::plan::planning;
 use crate::plan::sources;
-use crate::process::programs::Programs;
+use crate::process::programs::{Programs, rebuilt_warning};
 use crate::process::signals::Listener;
 use crate::report::failure::failure;
 use crate::report::progress::Display;
@@ -17,9 +17,10 @@ use crate::verbs::work_and_summarize;
 
 /// Runs the verb.
 pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
-    let programs = Programs::from_env();
+    let programs = Programs::from_env().allowing(&args.trust.allow_program);
     let threads = session::threads(args.threads);
     let (run, mut plan, _lock) = RunDir::open_locked(&args.run)?;
+    planning::check_pack_folder(&plan, &args.run, args.trust.out.as_deref())?;
     let before = plan.clone();
     planning::apply_settings(&mut plan.settings, &args.set)?;
     let evicts = plan.settings.retention.source == SourceRetention::Evict;
@@ -29,10 +30,17 @@ pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyh
         return Err(failure(ExitCode::BadPipeline, message));
     }
     programs.refresh_versions(&mut plan)?;
+    if let Some(warning) = rebuilt_warning(&before, &plan) {
+        display.warn(&warning);
+    }
     for change in sources::refresh(&mut plan, threads, display)? {
         display.info(&change);
     }
     check_budget(&plan)?;
+    if let Some(repository) = planning::upload_target(&plan) {
+        let repository = uc_input::printable(repository);
+        display.info(&format!("this run uploads its pack to {repository}"));
+    }
     plan.tool_version = env!("CARGO_PKG_VERSION").into();
     let run = match plan == before {
         true => run,

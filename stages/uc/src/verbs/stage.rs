@@ -4,6 +4,7 @@ use uc_store::StoreError;
 use uc_store::run::RunDir;
 
 use crate::cli::StageArgs;
+use crate::plan::planning;
 use crate::process::programs::Programs;
 use crate::process::runner;
 use crate::process::signals::Listener;
@@ -12,8 +13,9 @@ use crate::session;
 
 /// Runs the verb. The job runs even if its result is up to date.
 pub fn run(args: &StageArgs, display: &Display, signals: &Listener) -> anyhow::Result<()> {
-    let programs = Programs::from_env();
+    let programs = Programs::from_env().allowing(&args.trust.allow_program);
     let (_, mut plan, _lock) = RunDir::open_locked(&args.run)?;
+    planning::check_pack_folder(&plan, &args.run, args.trust.out.as_deref())?;
     if programs.refresh_versions(&mut plan)? {
         RunDir::create(&args.run, &plan)?;
     }

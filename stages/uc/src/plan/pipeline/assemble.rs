@@ -7,6 +7,7 @@ use uc_settings::Settings;
 use uc_store::plan::{Artifact, External, ModelSource, PLAN_VERSION, Per, Plan, StagePlan};
 
 use super::spec::{ArtifactSpec, Cpus, Memory, Pipeline, StageSpec};
+use crate::process::programs::StageVersion;
 use crate::report::failure::PipelineError;
 
 /// The external inputs that `uc` provides.
@@ -38,8 +39,8 @@ pub struct Request<'a> {
     pub goals: Goals<'a>,
     /// Processor cores available to the run.
     pub cpus: u32,
-    /// Output version of each stage.
-    pub versions: BTreeMap<String, u32>,
+    /// Output version of each stage, and the digest of its program.
+    pub versions: BTreeMap<String, StageVersion>,
 }
 
 impl Request<'_> {
@@ -188,6 +189,11 @@ impl StageSpec {
         };
         let if_made = self.reads_if_made.iter().map(|read| read.get_ref().clone());
         let if_made = if_made.filter(|read| produced.contains(read.name.as_str()));
+        let versions = &request.versions;
+        let StageVersion { version, sha256 } = versions
+            .get(self.name.get_ref())
+            .copied()
+            .unwrap_or_default();
         StagePlan {
             name: self.name.get_ref().clone(),
             argv: self.argv.get_ref().clone(),
@@ -195,11 +201,8 @@ impl StageSpec {
             reads: present(&self.reads).into_iter().chain(if_made).collect(),
             writes: present(&self.writes),
             settings: self.settings.iter().map(|s| s.get_ref().clone()).collect(),
-            version: request
-                .versions
-                .get(self.name.get_ref())
-                .copied()
-                .unwrap_or(0),
+            version,
+            program_sha256: sha256,
             cpus: match self.cpus {
                 Cpus::All => u32::MAX,
                 Cpus::Count(count) => count,

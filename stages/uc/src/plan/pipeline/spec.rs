@@ -125,6 +125,17 @@ impl Pipeline {
             PlanProblem::BadPath { artifact, .. } => {
                 self.artifacts.get(artifact).map_or(0, |spec| spec.path_at)
             }
+            PlanProblem::BadName {
+                kind: "stage",
+                name,
+            } => self.spec(name).map_or(0, |spec| spec.name.span().start),
+            PlanProblem::BadName { name, .. } => {
+                self.artifacts.get(name).map_or(0, |spec| spec.path_at)
+            }
+            PlanProblem::NoProgram { stage } => {
+                self.spec(stage).map_or(0, |spec| spec.argv.span().start)
+            }
+            PlanProblem::TooManyLayers { .. } => 0,
             PlanProblem::TwoStages { stage } => {
                 self.spec(stage).map_or(0, |spec| spec.name.span().start)
             }

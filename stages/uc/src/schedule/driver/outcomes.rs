@@ -92,6 +92,11 @@ impl Driver<'_> {
                     ));
                 }
             }
+            EventKind::Note { message } => {
+                let title = self.display.title(&id);
+                let message = uc_input::printable(&message);
+                self.display.info(&format!("{title}: {message}"));
+            }
             EventKind::Metric { name, value } => {
                 self.display.detail(&format!("{id}: {name} = {value}"));
             }
@@ -255,7 +260,7 @@ impl Driver<'_> {
         for line in lines {
             message += &format!("\n    {line}");
         }
-        message += &format!("\nonce the cause is fixed: uc resume {}", self.run.root());
+        message += &format!("\nonce the cause is fixed: {}", self.resume_command());
         message
     }
 }

@@ -1,7 +1,6 @@
 //! Fetching and evicting shards of the source, and counting the retries of jobs, including fetches.
 
 use uc_store::ExitCode;
-use uc_store::atomic;
 use uc_store::events::{Event, EventKind};
 use uc_store::plan::{JobId, SOURCE};
 
@@ -27,7 +26,8 @@ impl Driver<'_> {
                 }
                 Some(Step::Evict(shard)) => {
                     let path = &self.plan.externals[SOURCE].files[shard].path;
-                    atomic::remove_file(path)?;
+                    self.run
+                        .remove_shard(path.file_name().unwrap_or_default())?;
                     source.shards.set(shard, ShardState::Absent);
                     let JobId { stage, unit } = source.fetch_job(shard);
                     let artifact = path.file_name().unwrap_or_default().to_owned();

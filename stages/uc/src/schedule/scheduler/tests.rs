@@ -20,6 +20,7 @@ fn stage(name: &str, per: Per, reads: &[&str], writes: &[&str]) -> StagePlan {
         writes: refs(writes),
         settings: Vec::new(),
         version: 1,
+        program_sha256: Default::default(),
         cpus: 1,
         memory: 0,
         max_lead: None,

@@ -14,6 +14,7 @@ fn stage(name: &str, per: Per, optional: bool) -> StagePlan {
         writes: Vec::new(),
         settings: Vec::new(),
         version: 1,
+        program_sha256: Default::default(),
         cpus: 1,
         memory: 0,
         max_lead: None,
