@@ -15,6 +15,7 @@ pub use job::Job;
 
 use crate::exit::ExitCode;
 use crate::logging::{self, LogFormat};
+use crate::output;
 
 /// Arguments of every task of a stage program.
 #[derive(Debug, Clone, Args)]
@@ -108,11 +109,9 @@ pub fn run_with_verbs<V: Subcommand>(
 /// Runs one task whose arguments the caller has parsed.
 pub fn run_task(program: Program, mut task: Task, args: &StageArgs) -> ExitCode {
     if args.describe {
-        println!(
-            "{}",
-            serde_json::json!({"program": program.name, "version": program.version})
-        );
-        return ExitCode::Ok;
+        let description = serde_json::json!({"program": program.name, "version": program.version});
+        output::print_line(description);
+        return end(program, Ok(()));
     }
     logging::init(args.verbose, false, args.log_format);
     let outcome = if args.jobs {
@@ -120,10 +119,15 @@ pub fn run_task(program: Program, mut task: Task, args: &StageArgs) -> ExitCode 
     } else {
         serve::run_one_job(program, args, &mut task)
     };
-    match outcome {
+    end(program, outcome)
+}
+
+/// Reports the outcome of a program of [`Program`]'s kind: prints the error, if there is one, and returns its exit code.
+pub fn end(program: Program, outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome.and_then(|()| Ok(output::finish()?)) {
         Ok(()) => ExitCode::Ok,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            output::print_error(&error);
             classify(program, &error)
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Decides nothing about a run.
 
+pub mod colour;
 pub mod completion;
 pub mod event_log;
 pub mod event_log_replay;

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use camino::Utf8Path;
 use uc_settings::SourceRetention;
+use uc_store::output;
 use uc_store::plan::{JobId, Per, Plan, StagePlan};
 use uc_store::run::RunDir;
 
@@ -43,7 +44,7 @@ fn show(status: &Status, args: &StatusArgs, first: bool) -> anyhow::Result<()> {
     match (args.json, args.watch) {
         (true, false) => print_json(status),
         (true, true) => {
-            println!("{}", serde_json::to_string(status)?);
+            output::print_line(serde_json::to_string(status)?);
             Ok(())
         }
         (false, _) => {
