@@ -46,8 +46,8 @@ pub struct OutputArgs {
     /// Print more: why jobs run, the logs of the stages; repeat for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
-    /// Format of progress and log lines on standard error
-    #[arg(long, global = true, value_enum, default_value_t)]
+    /// Format of progress and log lines on standard error, text or json
+    #[arg(long, global = true, value_enum, default_value_t, hide_possible_values = true)]
     pub log_format: LogFormat,
 }
 
@@ -313,8 +313,8 @@ pub struct EvalArgs {
 /// `uc completions`.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct CompletionsArgs {
-    /// The shell
-    #[arg(value_enum)]
+    /// The shell: bash, zsh or fish
+    #[arg(value_enum, hide_possible_values = true)]
     pub shell: CompletionShell,
 }
 

@@ -28,7 +28,8 @@ use estimate::Estimate;
 use layer_costs::LayerCosts;
 use measured::{Measurement, Rates};
 use simulation::Sizes;
-use types::{DiskForecast, Forecast, MachineForecast, PackForecast, RunForecast, StageForecast};
+pub use types::Forecast;
+use types::{DiskForecast, MachineForecast, PackForecast, RunForecast, StageForecast};
 
 /// The machine that the estimate is for.
 #[derive(Debug, Clone, Copy, Default)]

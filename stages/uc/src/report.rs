@@ -12,4 +12,5 @@ pub mod json;
 pub mod packs;
 pub mod progress;
 pub mod staleness;
+pub mod suggestion;
 pub mod summary;

@@ -8,6 +8,7 @@ use uc_store::run::{Lock, RunDir};
 use uc_store::{ExitCode, StoreError};
 
 use crate::forecast;
+use crate::plan::embedded_texts;
 use crate::plan::model::Model;
 use crate::process::programs::Programs;
 use crate::process::signals::Listener;
@@ -18,8 +19,10 @@ use crate::schedule::driver::Driver;
 use crate::schedule::scheduler::Budget;
 use crate::schedule::source::Source;
 
+pub mod replacement;
+
 /// Share of the machine's memory that jobs may claim, percent.
-const MEMORY_SHARE: u64 = 80;
+pub const MEMORY_SHARE: u64 = 80;
 
 /// An open run, locked for this process.
 #[derive(Debug)]
@@ -33,21 +36,32 @@ pub struct Session {
 }
 
 impl Session {
-    /// Creates the run directory, or continues an existing run of the same model.
+    /// Creates the run directory, or continues an existing run of the same model. A finished pack is not replaced.
     pub fn enter(root: &Utf8Path, plan: Plan, display: &Display) -> anyhow::Result<Self> {
+        Self::enter_or_replace(root, plan, false, display)
+    }
+
+    /// As [`Session::enter`]; with `force`, a finished pack is replaced.
+    pub fn enter_or_replace(
+        root: &Utf8Path,
+        plan: Plan,
+        force: bool,
+        display: &Display,
+    ) -> anyhow::Result<Self> {
         // The lock comes first: if two processes start at once, only one writes the plan.
-        let _lock = RunDir::at(root).lock()?;
+        let at = RunDir::at(root);
+        let _lock = at.lock()?;
+        let other_ways = "another --run or --out keeps it";
         if !root.join("run.json").exists() {
-            let run = RunDir::create(root, &plan)?;
-            return Ok(Self { run, plan, _lock });
+            replacement::check(&at, None, &plan, force, other_ways)?;
+            return Self::create(root, plan, _lock);
         }
         let existing = match RunDir::open(root) {
             Ok((_, existing)) => existing,
             // `plan` replaces it, and no work is lost: every receipt carries the key that it is valid for.
             Err(error @ (StoreError::Malformed { .. } | StoreError::Hash { .. })) => {
                 display.warn(&format!("{error}; the plan is written again"));
-                let run = RunDir::create(root, &plan)?;
-                return Ok(Self { run, plan, _lock });
+                return Self::create(root, plan, _lock);
             }
             Err(error) => return Err(error.into()),
         };
@@ -59,8 +73,15 @@ impl Session {
             );
             return Err(failure(ExitCode::Usage, message));
         }
+        replacement::check(&at, Some(&existing), &plan, force, other_ways)?;
         display.info(&format!("continuing {root}"));
+        Self::create(root, plan, _lock)
+    }
+
+    /// Writes the plan of a locked run, and the texts of this program that it reads.
+    pub fn create(root: &Utf8Path, plan: Plan, _lock: Lock) -> anyhow::Result<Self> {
         let run = RunDir::create(root, &plan)?;
+        embedded_texts::write_missing(&run, &plan)?;
         Ok(Self { run, plan, _lock })
     }
 

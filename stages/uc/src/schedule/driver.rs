@@ -253,7 +253,7 @@ impl<'a> Driver<'a> {
     /// Ends the session in order after a signal; the caller stops the workers.
     fn interrupt(&mut self) -> anyhow::Result<()> {
         self.display
-            .info("stopping; a second signal stops immediately");
+            .info("Stopping… press Ctrl-C again to force");
         let message = format!("interrupted; continue with: uc resume {}", self.run.root());
         Err(failure(ExitCode::Interrupted, message))
     }

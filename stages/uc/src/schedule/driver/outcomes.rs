@@ -255,7 +255,7 @@ impl Driver<'_> {
         for line in lines {
             message += &format!("\n    {line}");
         }
-        message += &format!("\nonce the cause is fixed: uc resume {}", self.run.root());
+        message += &format!("\nfix this, then run: uc resume {}", self.run.root());
         message
     }
 }
