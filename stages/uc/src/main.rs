@@ -38,6 +38,7 @@ fn main() -> std::process::ExitCode {
 fn run(cli: &Cli) -> anyhow::Result<()> {
     let signals = Listener::start()?;
     let mut display = Display::new(cli.output);
+    signals.before_exit(display.cleaner());
     match &cli.verb {
         Verb::Compress(args) => verbs::compress::run(args, &mut display, &signals),
         Verb::Resume(args) => verbs::resume::run(args, &mut display, &signals),

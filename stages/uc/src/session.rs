@@ -2,6 +2,7 @@
 
 use camino::Utf8Path;
 use uc_store::freshness;
+use uc_store::model_summary::ModelSummary;
 use uc_store::plan::Plan;
 use uc_store::resources;
 use uc_store::run::{Lock, RunDir};
@@ -113,23 +114,30 @@ impl Session {
             memory: resources::total_memory_bytes() / 100 * MEMORY_SHARE,
         };
         let source = Source::new(&self.plan, &work, budget)?;
+        let model = match to_do {
+            0 => None,
+            _ => self.describe_model(programs),
+        };
         if let Some(source) = &source {
-            let other_bytes = self.estimate_other_disk(programs, budget);
+            let other_bytes = model
+                .as_ref()
+                .and_then(|model| forecast::peak_disk(model, &self.plan, budget));
             display.info(&source.summary(&self.plan, other_bytes));
         }
+        let expectation = model.and_then(|model| forecast::expectation(&model, &self.plan, budget));
+        display.expect(expectation);
         Driver::new(
             &self.plan, &self.run, programs, budget, work, source, display, signals,
         )?
         .run()
     }
 
-    /// Peak bytes of the pack and the intermediate files; none if the settings do not determine them. For display only.
-    fn estimate_other_disk(&self, programs: &Programs, budget: Budget) -> Option<u64> {
+    /// The summary of the model, for forecasts; none if its configuration cannot be read.
+    fn describe_model(&self, programs: &Programs) -> Option<ModelSummary> {
         let folder = &self.plan.model.path;
         let index = folder.join("model.safetensors.index.json");
         let index = index.exists().then_some(index);
-        let model = Model::describe(&folder.join("config.json"), index.as_deref(), programs);
-        forecast::peak_disk(&model.ok()?, &self.plan, budget)
+        Model::describe(&folder.join("config.json"), index.as_deref(), programs).ok()
     }
 }
 

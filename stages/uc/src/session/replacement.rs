@@ -85,7 +85,10 @@ pub fn replaced_pack(
         (true, false) => differences.join(", "),
         (true, true) => "it was made with another plan".to_owned(),
     };
-    let what = pack.map_or_else(|_| "a pack that cannot be read".into(), |pack| in_words(&pack));
+    let what = pack.map_or_else(
+        |_| "a pack that cannot be read".into(),
+        |pack| in_words(&pack),
+    );
     Ok(Some(format!(
         "{folder} holds {what}, which this run would replace: {why}"
     )))

@@ -4,7 +4,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::TryLockError;
-use std::io::{IsTerminal, Write};
 use std::time::{Duration, SystemTime};
 
 use camino::Utf8Path;
@@ -14,9 +13,12 @@ use uc_store::plan::{JobId, Per, Plan, StagePlan};
 use uc_store::run::RunDir;
 
 use crate::cli::StatusArgs;
+use crate::report::colour::print_report;
 use crate::report::completion::completed_jobs;
 use crate::report::event_log_replay::{JobState, Replay};
 use crate::report::json::print_json;
+use crate::report::outlook::{StageWork, outlook};
+use crate::report::terminal;
 
 mod disk;
 mod text;
@@ -32,7 +34,7 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
         let (run, plan) = RunDir::open(&args.run)?;
         let status = read_status(&run, &plan)?;
         show(&status, args, first)?;
-        if !args.watch || !status.active {
+        if !args.watch || !status.active || output::is_closed() {
             return Ok(());
         }
         first = false;
@@ -47,18 +49,28 @@ fn show(status: &Status, args: &StatusArgs, first: bool) -> anyhow::Result<()> {
             output::print_line(serde_json::to_string(status)?);
             Ok(())
         }
-        (false, _) => {
-            let mut out = std::io::stdout().lock();
-            let text = text::render(status);
-            match (args.watch && out.is_terminal(), first) {
-                // Moves the cursor home and clears the screen, so that the table stays in place.
-                (true, _) => write!(out, "\x1b[H\x1b[2J{text}")?,
-                (false, true) => write!(out, "{text}")?,
-                (false, false) => write!(out, "\n{text}")?,
+        (false, false) => {
+            let size = terminal::size(std::io::stdout());
+            let columns = size.map(|size| size.columns);
+            print_report(&text::render(status, columns));
+            Ok(())
+        }
+        (false, true) => {
+            match terminal::size(std::io::stdout()) {
+                Some(size) => draw_in_place(&text::render_fitting(status, size)),
+                None if first => print_report(&text::render(status, None)),
+                None => print_report(&format!("\n{}", text::render(status, None))),
             }
-            Ok(out.flush()?)
+            Ok(())
         }
     }
+}
+
+/// Draws a text over the one before it: every line is overwritten to its end, and what is below is cleared. Nothing is
+/// cleared before, so the table does not flicker.
+fn draw_in_place(text: &str) {
+    let lines = text.replace('\n', "\x1b[K\n");
+    print_report(&format!("\x1b[H{lines}\x1b[J"));
 }
 
 fn read_status(run: &RunDir, plan: &Plan) -> anyhow::Result<Status> {
@@ -114,9 +126,12 @@ fn assess(plan: &Plan, mut replay: Replay, observed: Observation<'_>) -> Status 
                 optional: stage.optional,
                 done,
                 total,
-                jobs,
                 rate: replay.rate(&stage.name).filter(|_| observed.active),
-                seconds_left: replay.seconds_for(&stage.name, total - done),
+                seconds_left: jobs
+                    .contains(&JobState::Running)
+                    .then(|| replay.seconds_for(&stage.name, total - done))
+                    .flatten(),
+                jobs,
                 cost: costs.get(&stage.name).cloned().unwrap_or_default(),
                 metrics: BTreeMap::new(),
             }
@@ -139,7 +154,10 @@ fn assess(plan: &Plan, mut replay: Replay, observed: Observation<'_>) -> Status 
             view: job.clone(),
         })
         .collect();
-    let estimates = required().filter_map(|stage| stage.seconds_left);
+    let works: Vec<StageWork> = required()
+        .map(|stage| replay.stage_work(&stage.name, stage.done, stage.total))
+        .collect();
+    let outlook = outlook(&works, replay.expectation.as_ref(), replay.session(now));
     Status {
         run: observed.root.to_owned(),
         model: plan.model.name.clone(),
@@ -159,8 +177,9 @@ fn assess(plan: &Plan, mut replay: Replay, observed: Observation<'_>) -> Status 
         total,
         wall_seconds: now,
         silent_seconds,
-        seconds_left: estimates.reduce(f64::max),
-        seconds_left_partial: required().any(|stage| stage.seconds_left.is_none()),
+        share: outlook.share,
+        seconds_left: outlook.seconds_left,
+        seconds_left_partial: outlook.is_partial,
         disk: observed.disk,
         stages,
         running,

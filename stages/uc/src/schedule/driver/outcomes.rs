@@ -212,6 +212,7 @@ impl Driver<'_> {
         };
         let id = job.id;
         self.shards_outdated = true;
+        self.display.job_ended(&id);
         self.log.write_driver_event(
             JOB_FAILURE,
             serde_json::json!({"stage": id.stage, "layer": id.unit.layer(), "shard": id.unit.shard(),

@@ -49,7 +49,8 @@ struct DryRun {
 /// Runs the verb without its effects.
 pub fn run(args: &CompressArgs, programs: &Programs, display: &Display) -> anyhow::Result<()> {
     let scratch = tempfile::tempdir().context("cannot create a temporary folder")?;
-    let folder = Utf8Path::from_path(scratch.path()).context("the temporary folder is not UTF-8")?;
+    let folder =
+        Utf8Path::from_path(scratch.path()).context("the temporary folder is not UTF-8")?;
     let find = |_, programs: &Programs| Model::peek(&args.model, folder, programs, display);
     let prepared = prepare(args, programs, display, find)?;
     let dry_run = examine(args, &prepared, programs)?;
