@@ -44,7 +44,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Verb::Resume(args) => verbs::resume::run(args, &mut display, &signals),
         Verb::Status(args) => verbs::status::run(args),
         Verb::Plan(args) => verbs::plan::run(args, &display),
-        Verb::Stage(args) => verbs::stage::run(args, &display, &signals),
+        Verb::Stage(args) => verbs::stage::run(args, &mut display, &signals),
         Verb::Upload(args) => verbs::upload::run(args, &mut display, &signals),
         Verb::Verify(args) => verbs::verify::run(args, &display),
         Verb::Inspect(args) => verbs::inspect::run(args),

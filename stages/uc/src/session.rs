@@ -1,9 +1,9 @@
 //! A session on a run directory: opening it under its lock, reporting what is stale and why, and running the driver.
 
 use camino::Utf8Path;
-use uc_store::freshness;
+use uc_store::freshness::{self, Freshness, PendingWork, Reason};
 use uc_store::model_summary::ModelSummary;
-use uc_store::plan::Plan;
+use uc_store::plan::{JobId, Plan};
 use uc_store::resources;
 use uc_store::run::{Lock, RunDir};
 use uc_store::{ExitCode, StoreError};
@@ -109,6 +109,39 @@ impl Session {
                 display.detail(&line);
             }
         }
+        let driver = self.driver(work, to_do, programs, threads, display, signals)?;
+        driver.run()
+    }
+
+    /// Makes the inputs of a job that are missing, and what they need in turn.
+    pub fn make_inputs(
+        &self,
+        job: &JobId,
+        programs: &Programs,
+        threads: u32,
+        display: &mut Display,
+        signals: &Listener,
+    ) -> anyhow::Result<()> {
+        let mut work = freshness::plan_work(&self.plan, &self.run)?;
+        // The job counts as one to be done, so that its deleted inputs are needed.
+        let stale = Freshness::Stale(vec![Reason::NoReceipt]);
+        work.states.insert(job.clone(), stale);
+        freshness::demand_retired(&self.plan, &self.run, &mut work)?;
+        let to_do = work.to_run(&self.plan).len();
+        let driver = self.driver(work, to_do, programs, threads, display, signals)?;
+        driver.for_inputs_of(job).run()
+    }
+
+    /// A driver for the work that is pending.
+    fn driver<'a>(
+        &'a self,
+        work: PendingWork,
+        to_do: usize,
+        programs: &'a Programs,
+        threads: u32,
+        display: &'a mut Display,
+        signals: &'a Listener,
+    ) -> anyhow::Result<Driver<'a>> {
         let budget = Budget {
             cpus: threads,
             memory: resources::total_memory_bytes() / 100 * MEMORY_SHARE,
@@ -128,8 +161,7 @@ impl Session {
         display.expect(expectation);
         Driver::new(
             &self.plan, &self.run, programs, budget, work, source, display, signals,
-        )?
-        .run()
+        )
     }
 
     /// The summary of the model, for forecasts; none if its configuration cannot be read.

@@ -104,6 +104,12 @@ impl<'a> Driver<'a> {
         })
     }
 
+    /// Works only on what the inputs of a job need, and keeps them.
+    pub fn for_inputs_of(mut self, job: &JobId) -> Self {
+        self.scheduler.work_only_for_inputs_of(job);
+        self
+    }
+
     /// Works until every job is done.
     pub fn run(mut self) -> anyhow::Result<()> {
         self.show_stages();
