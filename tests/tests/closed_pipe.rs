@@ -76,7 +76,9 @@ fn every_verb_ends_quietly_when_its_reader_has_gone() {
                 command.args(uc_tests::QUICK);
             }
             // Nothing listens there.
-            command.env("HF_ENDPOINT", "http://127.0.0.1:9").env("HF_TOKEN", "none");
+            command
+                .env("HF_ENDPOINT", "http://127.0.0.1:9")
+                .env("HF_TOKEN", "none");
             command
         };
         let open = command().output().expect("starts").status.code();

@@ -12,7 +12,9 @@ use uc_tests::{
 fn bits_per_weight(pack: &Path) -> f64 {
     let output = succeed(uc().arg("inspect").arg(pack).arg("--json"));
     let bits = &json(&output)["totals"]["bits_per_weight_linears"];
-    bits.as_str().and_then(|bits| bits.parse().ok()).expect("bits per weight")
+    bits.as_str()
+        .and_then(|bits| bits.parse().ok())
+        .expect("bits per weight")
 }
 
 fn resume(run: &Path) -> Command {
@@ -27,7 +29,10 @@ fn another_pack_does_not_replace_a_finished_one_without_force() {
     let (run, other) = (folder.path().join("run"), folder.path().join("other"));
     succeed(&mut compress(&tiny_model(), &run));
     let pack = run.join("pack");
-    let (before, plan) = (contents(&pack), std::fs::read(run.join("run.json")).expect("plan"));
+    let (before, plan) = (
+        contents(&pack),
+        std::fs::read(run.join("run.json")).expect("plan"),
+    );
 
     let mut refusals = [
         compress(&tiny_model(), &run),
@@ -37,10 +42,19 @@ fn another_pack_does_not_replace_a_finished_one_without_force() {
     refusals[0].args(["--bpw", "4"]);
     refusals[1].args(["--set", "quantize.bpw=4"]);
     refusals[2].arg("--out").arg(&pack);
-    let reasons = ["quantize.bpw 5.0 -> 4.0", "quantize.bpw 5.0 -> 4.0", "another run made it"];
+    let reasons = [
+        "quantize.bpw 5.0 -> 4.0",
+        "quantize.bpw 5.0 -> 4.0",
+        "another run made it",
+    ];
     for (command, reason) in refusals.iter_mut().zip(reasons) {
         let text = fail_with(command, 2);
-        for part in [reason, "a finished pack of tiny-stories", "fingerprint", "--force"] {
+        for part in [
+            reason,
+            "a finished pack of tiny-stories",
+            "fingerprint",
+            "--force",
+        ] {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert_eq!(contents(&pack), before);
@@ -59,7 +73,12 @@ fn another_pack_does_not_replace_a_finished_one_without_force() {
 
     succeed(compress(&tiny_model(), &run).args(["--bpw", "4", "--force"]));
     assert!(bits_per_weight(&pack) < 4.0 + 1e-6);
-    succeed(compress(&tiny_model(), &other).arg("--force").arg("--out").arg(&pack));
+    succeed(
+        compress(&tiny_model(), &other)
+            .arg("--force")
+            .arg("--out")
+            .arg(&pack),
+    );
     assert!(bits_per_weight(&pack) > 4.5);
     // The first run no longer owns what is in its folder, but it is its folder: it says what it would do.
     let text = output_text(&succeed(uc().arg("plan").arg(&run)));
@@ -76,7 +95,14 @@ fn a_dry_run_shows_the_plan_and_writes_nothing() {
         succeed(command.arg("--dry-run").args(more))
     };
     let text = output_text(&dry_run(&[]));
-    for part in ["runs/tiny-stories-", "(new)", "to do", "peak disk", "estimated time", "nothing was written"] {
+    for part in [
+        "runs/tiny-stories-",
+        "(new)",
+        "to do",
+        "peak disk",
+        "estimated time",
+        "nothing was written",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert!(files_below(folder.path()).is_empty());
@@ -85,19 +111,29 @@ fn a_dry_run_shows_the_plan_and_writes_nothing() {
     succeed(&mut compress(&tiny_model(), &run));
     let modified = |path: &std::path::PathBuf| {
         let metadata = std::fs::metadata(path).expect("metadata");
-        (path.clone(), metadata.len(), metadata.modified().expect("time"))
+        (
+            path.clone(),
+            metadata.len(),
+            metadata.modified().expect("time"),
+        )
     };
     let state = || -> Vec<_> { files_below(folder.path()).iter().map(modified).collect() };
     let before = state();
     let output = dry_run(&["--run", "run", "--bpw", "4", "--json"]);
     let report = json(&output);
     assert_eq!(report["exists"], true);
-    assert!(report["to_do"].as_u64() > Some(0) && report["to_do"].as_u64() < report["jobs"].as_u64());
+    assert!(
+        report["to_do"].as_u64() > Some(0) && report["to_do"].as_u64() < report["jobs"].as_u64()
+    );
     let replaces = report["replaces"].as_str().expect("a finished pack");
     assert!(replaces.contains("quantize.bpw 5.0 -> 4.0"), "{replaces}");
     assert!(report["forecast"]["pack"]["total_bytes"].as_u64() > Some(0));
     let output = dry_run(&["--run", "run"]);
-    assert!(output_text(&output).contains("0 of "), "{}", output_text(&output));
+    assert!(
+        output_text(&output).contains("0 of "),
+        "{}",
+        output_text(&output)
+    );
     assert_eq!(state(), before);
 }
 
@@ -109,7 +145,9 @@ fn a_stage_of_a_finished_run_gets_its_inputs_on_request() {
     let before = contents(&run.join("pack"));
     let stage = || {
         let mut command = uc();
-        command.args(["stage", "quantize", "--layer", "2", "--run"]).arg(&run);
+        command
+            .args(["stage", "quantize", "--layer", "2", "--run"])
+            .arg(&run);
         command
     };
     let text = fail_with(&mut stage(), 10);

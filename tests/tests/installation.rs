@@ -10,7 +10,10 @@ use uc_tests::{QUICK, copy_model, output_text, program, repository, succeed, uc}
 /// `make install-files PREFIX=…` of the programs that were built beside this test.
 fn install(prefix: &Path) {
     let uc = program("uc");
-    let built = Path::new(uc.get_program()).parent().expect("folder").to_owned();
+    let built = Path::new(uc.get_program())
+        .parent()
+        .expect("folder")
+        .to_owned();
     let mut make = Command::new("make");
     make.current_dir(repository()).arg("install-files");
     make.arg(format!("PREFIX={}", prefix.display()));
@@ -34,11 +37,21 @@ fn an_installed_program_runs_from_any_folder() {
         std::fs::remove_file(model.join(text)).expect("removed");
     }
     let mut command = Command::new(moved.join("bin/uc"));
-    command.current_dir(&elsewhere).env_remove("UC_SHARE").env_remove("UC_STAGES");
-    command.arg("compress").arg(&model).args(["--run", "run"]).args(QUICK);
+    command
+        .current_dir(&elsewhere)
+        .env_remove("UC_SHARE")
+        .env_remove("UC_STAGES");
+    command
+        .arg("compress")
+        .arg(&model)
+        .args(["--run", "run"])
+        .args(QUICK);
     let text = output_text(&succeed(&mut command));
     assert!(text.contains("PASS"), "{text}");
-    assert!(text.contains("warning: Calibration text: the generated stories"), "{text}");
+    assert!(
+        text.contains("warning: Calibration text: the generated stories"),
+        "{text}"
+    );
     for name in ["calibration.txt", "evaluation.txt"] {
         let written = std::fs::read(elsewhere.join("run/texts").join(name)).expect("text");
         let original = repository().join("examples/tiny-stories").join(name);
@@ -68,7 +81,9 @@ fn an_installed_program_runs_from_any_folder() {
 #[test]
 fn completions_and_manual_pages_name_every_option() {
     let help = |verb: &str| output_text(&succeed(uc().args([verb, "--help"])));
-    let verbs = ["compress", "resume", "status", "plan", "stage", "verify", "inspect", "eval", "upload"];
+    let verbs = [
+        "compress", "resume", "status", "plan", "stage", "verify", "inspect", "eval", "upload",
+    ];
     let folder = tempfile::tempdir().expect("folder");
     succeed(uc().args(["man", "--out"]).arg(folder.path()));
     for shell in ["bash", "zsh", "fish"] {
@@ -100,7 +115,10 @@ fn colour_follows_the_environment() {
     let verify = |variables: &[(&str, &str)]| {
         let mut command = uc();
         command.env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE");
-        command.arg("verify").arg(run.join("pack")).envs(variables.iter().copied());
+        command
+            .arg("verify")
+            .arg(run.join("pack"))
+            .envs(variables.iter().copied());
         String::from_utf8(succeed(&mut command).stdout).expect("UTF-8")
     };
     assert!(!verify(&[]).contains('\x1b'));

@@ -12,9 +12,22 @@ use uc_tests::{QUICK, succeed, tiny_model, uc};
 fn slow_run(folder: &Path) -> Command {
     let mut command = uc();
     command.current_dir(folder).stdout(Stdio::null());
-    command.arg("compress").arg(tiny_model()).args(["--run", "run"]);
-    command.args(["--set", "calibration.windows=60", "--set", "calibration.length=256"]);
-    command.args(["--set", "evaluation.windows=3", "--set", "evaluation.length=128"]);
+    command
+        .arg("compress")
+        .arg(tiny_model())
+        .args(["--run", "run"]);
+    command.args([
+        "--set",
+        "calibration.windows=60",
+        "--set",
+        "calibration.length=256",
+    ]);
+    command.args([
+        "--set",
+        "evaluation.windows=3",
+        "--set",
+        "evaluation.length=128",
+    ]);
     command
 }
 
@@ -31,13 +44,25 @@ fn a_run_draws_rows_that_fit_and_removes_them() {
         let mut terminal = Terminal::new(columns, 24);
         let mut command = uc();
         command.current_dir(folder.path()).stdout(Stdio::null());
-        command.arg("compress").arg(tiny_model()).args(["--run", "run"]).args(QUICK);
+        command
+            .arg("compress")
+            .arg(tiny_model())
+            .args(["--run", "run"])
+            .args(QUICK);
         let mut child = terminal.start(&mut command, Streams::Error);
         terminal.finish();
-        assert!(child.wait().expect("ended").success(), "{}", terminal.screen());
+        assert!(
+            child.wait().expect("ended").success(),
+            "{}",
+            terminal.screen()
+        );
         assert_eq!(terminal.wrapped, Vec::<String>::new(), "{columns} columns");
         let seen = |text: &str| terminal.screens.iter().any(|screen| screen.contains(text));
-        assert!(seen("total ") && seen(" %") && seen(" left"), "{:?}", terminal.screens.last());
+        assert!(
+            seen("total ") && seen(" %") && seen(" left"),
+            "{:?}",
+            terminal.screens.last()
+        );
         assert!(rows(&terminal.screen()).is_empty(), "{}", terminal.screen());
     }
 }
@@ -62,7 +87,10 @@ fn an_interrupted_run_leaves_only_its_messages_and_can_be_resumed() {
         terminal.finish();
         assert_eq!(child.wait().expect("ended").code(), Some(130));
         let screen = terminal.screen();
-        assert!(screen.contains("Stopping… press Ctrl-C again to force"), "{screen}");
+        assert!(
+            screen.contains("Stopping… press Ctrl-C again to force"),
+            "{screen}"
+        );
         assert!(screen.contains("continue with: uc resume run"), "{screen}");
         assert!(rows(&screen).is_empty(), "{screen}");
         assert_eq!(terminal.wrapped, Vec::<String>::new());
@@ -81,7 +109,10 @@ fn status_fits_the_terminal_once_and_repeatedly() {
     for (columns, rows) in [(60, 10), (80, 24), (120, 40)] {
         let status = |more: &[&str]| {
             let mut command = uc();
-            command.current_dir(folder.path()).args(["status", "run"]).args(more);
+            command
+                .current_dir(folder.path())
+                .args(["status", "run"])
+                .args(more);
             command
         };
         let mut terminal = Terminal::new(columns, 200);
@@ -89,17 +120,29 @@ fn status_fits_the_terminal_once_and_repeatedly() {
         terminal.finish();
         assert!(child.wait().expect("ended").success());
         assert_eq!(terminal.wrapped, Vec::<String>::new(), "{columns}");
-        assert!(terminal.screen().contains("quantize"), "{}", terminal.screen());
+        assert!(
+            terminal.screen().contains("quantize"),
+            "{}",
+            terminal.screen()
+        );
 
         let mut terminal = Terminal::new(columns, rows);
-        let mut child = terminal.start(&mut status(&["--watch", "--interval", "1"]), Streams::Output);
+        let mut child = terminal.start(
+            &mut status(&["--watch", "--interval", "1"]),
+            Streams::Output,
+        );
         terminal.wait_for("state ");
         std::thread::sleep(std::time::Duration::from_millis(1200));
         signal(child.id(), "-INT");
         child.wait().expect("ended");
         terminal.finish();
         assert_eq!(terminal.wrapped, Vec::<String>::new(), "{columns}");
-        assert_eq!(terminal.scrolled_lines(), 0, "{columns}x{rows}:\n{}", terminal.screen());
+        assert_eq!(
+            terminal.scrolled_lines(),
+            0,
+            "{columns}x{rows}:\n{}",
+            terminal.screen()
+        );
     }
     signal(driver.id(), "-INT");
     driver.wait().expect("ended");

@@ -63,13 +63,11 @@ pub fn resume(fake_hub: &FakeHub, run: &Path) -> Command {
     command
 }
 
-/// Sets the environment variables that give a command the locations of the fake Hub, the models and the texts.
+/// Sets the environment variables that give a command the locations of the fake Hub and of the models.
 pub fn set_hub(command: &mut Command, fake_hub: &FakeHub, run: &Path) {
     command.env("HF_ENDPOINT", fake_hub.endpoint());
     command.env("HF_TOKEN", Options::default().token);
     command.env("UC_MODELS", run.parent().expect("folder").join("models"));
-    let texts = tiny_model();
-    command.env("UC_SHARE", texts.ancestors().nth(2).expect("repository"));
 }
 
 /// `uc compress` with a budget in bytes for the shards on disk.
