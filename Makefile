@@ -124,7 +124,7 @@ install: setup install-files ## install the programs, completions and manual pag
 .PHONY: install-files
 install-files:
 	install -d $(ROOT)/bin $(ROOT)/libexec/ultracompress $(SHARE)/man/man1 $(SHARE)/bash-completion/completions \
-	  $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d $(SHARE)/ultracompress $(SHARE)/doc/ultracompress
+	  $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d $(SHARE)/ultracompress $(SHARE)/doc/ultracompress/docs
 	install $(PROGRAMS:%=$(BIN)/%) $(ROOT)/libexec/ultracompress
 	ln -sf ../libexec/ultracompress/uc $(ROOT)/bin/uc
 	$(UC) -q man --out $(SHARE)/man/man1
@@ -132,7 +132,8 @@ install-files:
 	$(UC) completions zsh > $(SHARE)/zsh/site-functions/_uc
 	$(UC) completions fish > $(SHARE)/fish/vendor_completions.d/uc.fish
 	install -m 644 tests/independent/read_pack.py $(SHARE)/ultracompress
-	install -m 644 README.md LICENSE CHANGELOG.md docs/*.md $(SHARE)/doc/ultracompress
+	install -m 644 README.md LICENSE CHANGELOG.md $(SHARE)/doc/ultracompress
+	install -m 644 docs/*.md $(SHARE)/doc/ultracompress/docs
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')

@@ -105,7 +105,8 @@ impl Terminal {
             let lines: Vec<String> = screen.rows(0, columns).collect();
             for row in (0..rows).filter(|row| screen.row_wrapped(*row)) {
                 let line = &lines[usize::from(row)];
-                if !self.wrapped.contains(line) {
+                // A row that was filled up with spaces, to move on to the next one, is not too long.
+                if !line.ends_with(' ') && !self.wrapped.contains(line) {
                     self.wrapped.push(line.clone());
                 }
             }

@@ -122,9 +122,7 @@ fn a_dry_run_shows_the_plan_and_writes_nothing() {
     let output = dry_run(&["--run", "run", "--bpw", "4", "--json"]);
     let report = json(&output);
     assert_eq!(report["exists"], true);
-    assert!(
-        report["to_do"].as_u64() > Some(0) && report["to_do"].as_u64() < report["jobs"].as_u64()
-    );
+    assert!(report["to_do"].as_u64() > Some(0));
     let replaces = report["replaces"].as_str().expect("a finished pack");
     assert!(replaces.contains("quantize.bpw 5.0 -> 4.0"), "{replaces}");
     assert!(report["forecast"]["pack"]["total_bytes"].as_u64() > Some(0));

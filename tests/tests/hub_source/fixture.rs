@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use uc_fake_hub::{FakeHub, Options};
-use uc_tests::{compress, contents, files_below, program, repository, succeed, tiny_model, uc};
+use uc_tests::{compress, contents, files_below, program, repository, succeed, uc};
 
 pub const REPO: &str = "tester/tiny-stories";
 /// Exit code when the network fails too often.

@@ -311,7 +311,10 @@ impl Display {
             .filter(is_shown)
             .map(StageProgress::row)
             .collect();
-        block.set_message(rows::block(&stages, total, terminal::stderr_size()).join("\n"));
+        let names = self.stages.iter().map(|stage| stage.name.len());
+        let width = names.max().unwrap_or(0).max("total".len());
+        let rows = rows::block(&stages, total, width, terminal::stderr_size());
+        block.set_message(rows.join("\n"));
         self.last_drawn = Instant::now();
     }
 

@@ -112,31 +112,7 @@ fn assess(plan: &Plan, mut replay: Replay, observed: Observation<'_>) -> Status 
     if !observed.active {
         replay.interrupt_running_jobs();
     }
-    let costs = replay.costs();
-    let stages: Vec<StageStatus> = plan
-        .stages
-        .iter()
-        .filter(|stage| stage.per != Per::Shard)
-        .map(|stage| {
-            let jobs = job_states(plan, stage, &replay, &observed.done);
-            let done = jobs.iter().filter(|state| **state == JobState::Done);
-            let (done, total) = (done.count() as u64, jobs.len() as u64);
-            StageStatus {
-                name: stage.name.clone(),
-                optional: stage.optional,
-                done,
-                total,
-                rate: replay.rate(&stage.name).filter(|_| observed.active),
-                seconds_left: jobs
-                    .contains(&JobState::Running)
-                    .then(|| replay.seconds_for(&stage.name, total - done))
-                    .flatten(),
-                jobs,
-                cost: costs.get(&stage.name).cloned().unwrap_or_default(),
-                metrics: BTreeMap::new(),
-            }
-        })
-        .collect();
+    let stages = stage_statuses(plan, &replay, &observed);
     let required = || stages.iter().filter(|stage| !stage.optional);
     let (done, total) = (
         required().map(|stage| stage.done).sum(),
@@ -185,6 +161,34 @@ fn assess(plan: &Plan, mut replay: Replay, observed: Observation<'_>) -> Status 
         running,
         failures: replay.failures,
     }
+}
+
+/// The state of every stage that works per layer or per run, in plan order.
+fn stage_statuses(plan: &Plan, replay: &Replay, observed: &Observation<'_>) -> Vec<StageStatus> {
+    let costs = replay.costs();
+    plan.stages
+        .iter()
+        .filter(|stage| stage.per != Per::Shard)
+        .map(|stage| {
+            let jobs = job_states(plan, stage, replay, &observed.done);
+            let done = jobs.iter().filter(|state| **state == JobState::Done);
+            let (done, total) = (done.count() as u64, jobs.len() as u64);
+            StageStatus {
+                name: stage.name.clone(),
+                optional: stage.optional,
+                done,
+                total,
+                rate: replay.rate(&stage.name).filter(|_| observed.active),
+                seconds_left: jobs
+                    .contains(&JobState::Running)
+                    .then(|| replay.seconds_for(&stage.name, total - done))
+                    .flatten(),
+                jobs,
+                cost: costs.get(&stage.name).cloned().unwrap_or_default(),
+                metrics: BTreeMap::new(),
+            }
+        })
+        .collect()
 }
 
 /// The shards, if they are fetched on demand; checks which files exist.

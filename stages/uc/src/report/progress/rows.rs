@@ -32,11 +32,14 @@ pub struct TotalRow {
 }
 
 /// The rows for a terminal of a size: none is wider, and they are fewer than its lines. Where not all stages fit, running
-/// ones come first.
-pub fn block(stages: &[StageRow<'_>], total: TotalRow, size: Size) -> Vec<String> {
+/// ones come first. `name_width` is the length of the longest name that can appear.
+pub fn block(
+    stages: &[StageRow<'_>],
+    total: TotalRow,
+    name_width: usize,
+    size: Size,
+) -> Vec<String> {
     let limit = size.columns.saturating_sub(1);
-    let names = stages.iter().map(|stage| stage.name.len());
-    let name_width = names.max().unwrap_or(0).max("total".len());
     let counts: Vec<String> = stages
         .iter()
         .map(|stage| format!("{}/{}", stage.done, stage.total))
@@ -155,7 +158,7 @@ mod tests {
     fn no_row_is_wider_and_no_block_is_higher_than_the_terminal() {
         for columns in [20, 40, 60, 80, 120, 200] {
             for rows in [3, 4, 8, 24] {
-                let block = block(&stages(), total(), Size { columns, rows });
+                let block = block(&stages(), total(), 20, Size { columns, rows });
                 assert!(block.len() < rows, "{block:#?}");
                 assert!(block.iter().all(|row| width(row) < columns), "{block:#?}");
             }
@@ -168,7 +171,7 @@ mod tests {
             columns: 60,
             rows: 24,
         };
-        let block = block(&stages(), total(), size);
+        let block = block(&stages(), total(), 20, size);
         let last = block.last().expect("the total");
         assert!(
             last.contains("43 %") && last.contains("8.6 h left"),
@@ -185,7 +188,7 @@ mod tests {
             columns: 80,
             rows: 5,
         };
-        let block = block(&stages(), total(), size);
+        let block = block(&stages(), total(), 20, size);
         assert_eq!(block.len(), 4);
         assert!(block[0].starts_with("sensitivity-backward"));
         assert!(block[1].starts_with("shard"));
