@@ -61,6 +61,7 @@ impl Session {
             Ok((_, existing)) => existing,
             // `plan` replaces it, and no work is lost: every receipt carries the key that it is valid for.
             Err(error @ (StoreError::Malformed { .. } | StoreError::Hash { .. })) => {
+                replacement::check(&at, None, &plan, force, other_ways)?;
                 display.warn(&format!("{error}; the plan is written again"));
                 return Self::create(root, plan, _lock);
             }

@@ -192,7 +192,7 @@ const COLUMNS: [(&str, usize, fn(&StageStatus) -> String); 4] = [
 fn table(status: &Status, limit: usize) -> Vec<String> {
     let names = status.stages.iter().map(|stage| stage.name.len());
     let width = names.max().unwrap_or(0).max("stage".len());
-    let layers = (status.layers as usize).clamp(1, CELLS);
+    let layers = (status.layers as usize).clamp("layers".len(), CELLS);
     let fixed = width + 2 + 9 + 2;
     let used = |columns: usize| -> usize {
         let columns = &COLUMNS[..columns];
@@ -201,7 +201,7 @@ fn table(status: &Status, limit: usize) -> Vec<String> {
     let fits = |columns: &usize| used(*columns) + layers.min(MIN_CELLS) <= limit;
     let columns = (0..=COLUMNS.len()).rev().find(fits).unwrap_or(0);
     let room = limit.saturating_sub(used(columns)).max(1);
-    let cells = layers.min(room).max("layers".len().min(room));
+    let cells = layers.min(room);
     let line = |name: &str, done: &str, strip: &str, column: &dyn Fn(usize) -> String| {
         let mut line = format!("{name:width$}  {done:>9}  {strip:cells$}");
         for (index, (_, width, _)) in COLUMNS.iter().enumerate().take(columns) {
