@@ -4,7 +4,6 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
 use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -58,7 +57,7 @@ impl Terminal {
         let user_end = options.read(true).write(true).open(path).expect("terminal");
         let (sender, chunks) = channel();
         std::thread::spawn(move || {
-            let mut controller = File::from(OwnedFd::from(controller));
+            let mut controller = File::from(controller);
             let mut buffer = [0; 4096];
             // The system reports an error once no program has the other end open.
             while let Ok(count @ 1..) = controller.read(&mut buffer) {

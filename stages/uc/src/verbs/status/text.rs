@@ -180,12 +180,35 @@ fn disk(status: &Status) -> String {
     format!("{}{free}: {}", BinaryBytes(disk.total()), parts.join(", "))
 }
 
-/// The columns after the strip of layers, in the order in which they give way when the terminal is narrow, last first.
-const COLUMNS: [(&str, usize, fn(&StageStatus) -> String); 4] = [
-    ("left", 8, left),
-    ("rate", 9, |stage| stage.rate.map_or_else(String::new, rate)),
-    ("took", 8, took),
-    ("peak", 10, peak),
+/// A column after the strip of layers.
+struct Column {
+    name: &'static str,
+    width: usize,
+    value: fn(&StageStatus) -> String,
+}
+
+/// The columns in the order in which they give way when the terminal is narrow, last first.
+const COLUMNS: [Column; 4] = [
+    Column {
+        name: "left",
+        width: 8,
+        value: left,
+    },
+    Column {
+        name: "rate",
+        width: 9,
+        value: |stage| stage.rate.map_or_else(String::new, rate),
+    },
+    Column {
+        name: "took",
+        width: 8,
+        value: took,
+    },
+    Column {
+        name: "peak",
+        width: 10,
+        value: peak,
+    },
 ];
 
 /// The table of the stages: its head, then a line for each.
@@ -196,7 +219,7 @@ fn table(status: &Status, limit: usize) -> Vec<String> {
     let fixed = width + 2 + 9 + 2;
     let used = |columns: usize| -> usize {
         let columns = &COLUMNS[..columns];
-        fixed + columns.iter().map(|(_, width, _)| width + 2).sum::<usize>()
+        fixed + columns.iter().map(|column| column.width + 2).sum::<usize>()
     };
     let fits = |columns: &usize| used(*columns) + layers.min(MIN_CELLS) <= limit;
     let columns = (0..=COLUMNS.len()).rev().find(fits).unwrap_or(0);
@@ -204,18 +227,20 @@ fn table(status: &Status, limit: usize) -> Vec<String> {
     let cells = layers.min(room);
     let line = |name: &str, done: &str, strip: &str, column: &dyn Fn(usize) -> String| {
         let mut line = format!("{name:width$}  {done:>9}  {strip:cells$}");
-        for (index, (_, width, _)) in COLUMNS.iter().enumerate().take(columns) {
+        for (index, Column { width, .. }) in COLUMNS.iter().enumerate().take(columns) {
             line += &format!("  {:>width$}", column(index));
         }
         truncate(line.trim_end(), limit)
     };
     let mut lines = vec![line("stage", "done", "layers", &|index| {
-        COLUMNS[index].0.to_owned()
+        COLUMNS[index].name.to_owned()
     })];
     for stage in &status.stages {
         let done = format!("{}/{}", stage.done, stage.total);
         let strip = strip(&stage.jobs, cells);
-        let mut line = line(&stage.name, &done, &strip, &|index| COLUMNS[index].2(stage));
+        let mut line = line(&stage.name, &done, &strip, &|index| {
+            (COLUMNS[index].value)(stage)
+        });
         let note = "  (only on request)";
         if stage.optional && stage.done == 0 && line.len() + note.len() <= limit {
             line += note;
