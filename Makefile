@@ -138,7 +138,8 @@ install-files:
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 DIST = ultracompress-$(VERSION)-$(TRIPLE)
-DIST_FOLDER = target/dist/$(DIST)
+DIST_ROOT ?= target/dist
+DIST_FOLDER = $(DIST_ROOT)/$(DIST)
 
 .PHONY: dist
 dist: setup dist-files ## make the release archive target/dist/ultracompress-VERSION-TRIPLE.tar.gz, which runs anywhere
@@ -146,12 +147,12 @@ dist: setup dist-files ## make the release archive target/dist/ultracompress-VER
 .PHONY: dist-files
 dist-files:
 	rm -rf $(DIST_FOLDER)
-	$(MAKE) --no-print-directory install-files PREFIX=$(CURDIR)/$(DIST_FOLDER) DESTDIR=
+	$(MAKE) --no-print-directory install-files PREFIX=$(abspath $(DIST_FOLDER)) DESTDIR=
 	cp tests/independent/read_pack.py README.md LICENSE CHANGELOG.md $(DIST_FOLDER)
 	mkdir -p $(DIST_FOLDER)/docs $(DIST_FOLDER)/examples
 	cp docs/*.md $(DIST_FOLDER)/docs
 	cp -r examples/tiny-stories $(DIST_FOLDER)/examples
-	tar --create --sort=name --owner=0 --group=0 --numeric-owner --directory=target/dist $(DIST) | gzip -n9 > $(DIST_FOLDER).tar.gz
+	tar --create --sort=name --owner=0 --group=0 --numeric-owner --directory=$(DIST_ROOT) $(DIST) | gzip -n9 > $(DIST_FOLDER).tar.gz
 	@echo $(DIST_FOLDER).tar.gz
 
 .PHONY: clean

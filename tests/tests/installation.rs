@@ -5,18 +5,18 @@
 use std::path::Path;
 use std::process::Command;
 
-use uc_tests::{QUICK, copy_model, output_text, program, repository, succeed, uc};
+use uc_tests::{QUICK, copy_model, files_below, output_text, program, repository, succeed, uc};
 
-/// `make install-files PREFIX=…` of the programs that were built beside this test.
-fn install(prefix: &Path) {
+/// `make TARGET` with the programs that were built beside this test.
+fn make(target: &str, variable: &str, folder: &Path) {
     let uc = program("uc");
     let built = Path::new(uc.get_program())
         .parent()
         .expect("folder")
         .to_owned();
     let mut make = Command::new("make");
-    make.current_dir(repository()).arg("install-files");
-    make.arg(format!("PREFIX={}", prefix.display()));
+    make.current_dir(repository()).arg(target);
+    make.arg(format!("{variable}={}", folder.display()));
     succeed(make.arg(format!("BIN={}", built.display())));
 }
 
@@ -24,7 +24,7 @@ fn install(prefix: &Path) {
 fn an_installed_program_runs_from_any_folder() {
     let folder = tempfile::tempdir().expect("folder");
     let prefix = folder.path().join("prefix");
-    install(&prefix);
+    make("install-files", "PREFIX", &prefix);
     // The folder can be moved afterwards.
     let moved = folder.path().join("moved");
     std::fs::rename(&prefix, &moved).expect("moved");
@@ -76,6 +76,31 @@ fn an_installed_program_runs_from_any_folder() {
         let length = std::fs::metadata(moved.join(file)).map_or(0, |file| file.len());
         assert!(length > 0, "{file}");
     }
+}
+
+#[test]
+#[ignore = "packs 100 MB; part of `make test-full`"]
+fn the_release_archive_is_one_folder_that_runs_anywhere() {
+    let folder = tempfile::tempdir().expect("folder");
+    make("dist-files", "DIST_ROOT", &folder.path().join("dist"));
+    let mut archives = files_below(&folder.path().join("dist"));
+    archives.retain(|path| path.extension().is_some_and(|extension| extension == "gz"));
+    assert_eq!(archives.len(), 1, "{archives:?}");
+    let unpacked = folder.path().join("unpacked");
+    std::fs::create_dir(&unpacked).expect("folder");
+    let mut tar = Command::new("tar");
+    succeed(tar.arg("-xzf").arg(&archives[0]).arg("-C").arg(&unpacked));
+    let mut entries = std::fs::read_dir(&unpacked).expect("unpacked");
+    let root = entries.next().expect("a folder").expect("entry").path();
+    assert!(entries.next().is_none(), "one folder");
+    for file in ["README.md", "LICENSE", "read_pack.py", "docs/cli.md"] {
+        assert!(root.join(file).is_file(), "{file}");
+    }
+    let mut compress = Command::new(root.join("bin/uc"));
+    compress.current_dir(&root).env_remove("UC_STAGES");
+    compress.args(["compress", "examples/tiny-stories", "--run", "run"]);
+    let text = output_text(&succeed(compress.args(QUICK)));
+    assert!(text.contains("PASS"), "{text}");
 }
 
 #[test]
