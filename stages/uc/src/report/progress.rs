@@ -113,10 +113,13 @@ impl StageProgress {
         }
     }
 
-    fn row(&self) -> StageRow<'_> {
+    /// Its row; `expected` is the forecast of the seconds of a job.
+    fn row(&self, expected: Option<f64>) -> StageRow<'_> {
         let open = self.work().total - self.work().done;
-        let mean = || self.measured.1 / self.measured.0 as f64;
-        let is_known = self.running.is_some() && self.measured.0 > 0;
+        let mean = match self.measured {
+            (0, _) => expected,
+            (jobs, seconds) => Some(seconds / jobs as f64),
+        };
         StageRow {
             name: &self.name,
             done: self.done,
@@ -125,7 +128,9 @@ impl StageProgress {
                 .running
                 .as_ref()
                 .map(|job| format!("{} {}", job.label, job.amount)),
-            seconds_left: is_known.then(|| open * mean()),
+            seconds_left: mean
+                .filter(|_| self.running.is_some())
+                .map(|seconds| open * seconds),
         }
     }
 }
@@ -304,12 +309,16 @@ impl Display {
             total: jobs(|stage| stage.total),
             seconds: self.start.elapsed().as_secs_f64(),
         };
+        let expected = |stage: &str| {
+            let expectation = self.expectation.as_ref()?;
+            expectation.seconds_per_job.get(stage).copied()
+        };
         let is_shown = |stage: &&StageProgress| stage.has_started && stage.done < stage.total;
         let stages: Vec<StageRow<'_>> = self
             .stages
             .iter()
             .filter(is_shown)
-            .map(StageProgress::row)
+            .map(|stage| stage.row(expected(&stage.name)))
             .collect();
         let names = self.stages.iter().map(|stage| stage.name.len());
         let width = names.max().unwrap_or(0).max("total".len());

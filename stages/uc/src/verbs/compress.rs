@@ -100,7 +100,11 @@ fn prepare(
 
     let prefix = planning::run_prefix("", &model.source.name);
     let known = planning::known_files(&prefix, args.run.as_deref());
-    let source = sources::describe_model(&model, &known, threads, display)?;
+    let mut source = sources::describe_model(&model, &known, threads, display)?;
+    if !evicts {
+        // A dry run knows shards that the run itself would download first; no job fetches them.
+        source.files.iter_mut().for_each(|file| file.shard = None);
+    }
     request.externals.insert("source".into(), source.clone());
     for (name, texts) in &texts {
         let label = format!("the {}", name.replace('-', " "));
