@@ -97,7 +97,7 @@ impl Terminal {
 
     fn process(&mut self, chunk: &[u8]) {
         // In small pieces, so that no screen in between is missed.
-        for piece in chunk.chunks(64) {
+        for piece in chunk.chunks(512) {
             self.parser.process(piece);
             let screen = self.parser.screen();
             let (rows, columns) = screen.size();

@@ -1,5 +1,8 @@
 //! Colour in reports and messages, and the printing of reports. Text is made without colour; only this module adds it.
 //!
+//! Whatever else moves the cursor or clears the screen in a text came from outside (a name in a pack, the log of a stage) and
+//! is shown as an escape.
+//!
 //! Colour is used on a terminal. `NO_COLOR` turns it off and `CLICOLOR_FORCE` on, also where there is no terminal.
 
 use anstream::{AutoStream, ColorChoice};
@@ -23,17 +26,25 @@ const LABELS: [(&str, Style); 2] = [("error:", FAIL), ("warning:", WARNING)];
 
 /// Prints the report of a verb on standard output.
 pub fn print_report(text: &str) {
-    match has_colour(&std::io::stdout()) {
-        true => output::print(painted(text)),
-        false => output::print(text),
-    }
+    output::print(report(text));
 }
 
-/// A message for standard error.
+/// The report of a verb as it is shown on standard output.
+pub fn report(text: &str) -> String {
+    shown(text, has_colour(&std::io::stdout()))
+}
+
+/// A message as it is shown on standard error.
 pub fn message(text: &str) -> String {
-    match has_colour(&std::io::stderr()) {
-        true => painted(text),
-        false => text.to_owned(),
+    shown(text, has_colour(&std::io::stderr()))
+}
+
+fn shown(text: &str, has_colour: bool) -> String {
+    let lines: Vec<_> = text.split('\n').map(uc_input::printable).collect();
+    let text = lines.join("\n");
+    match has_colour {
+        true => painted(&text),
+        false => text,
     }
 }
 
@@ -71,6 +82,16 @@ fn painted_line(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn escape_codes_from_outside_are_shown_and_not_obeyed() {
+        let text = "source  \x1b[2J\x1b[32mPASS\nnext\n";
+        assert_eq!(
+            shown(text, false),
+            "source  \\u{1b}[2J\\u{1b}[32mPASS\nnext\n"
+        );
+        assert!(!shown(text, true).contains("\x1b[2J"));
+    }
 
     #[test]
     fn outcomes_and_labels_are_painted_and_nothing_else_changes() {

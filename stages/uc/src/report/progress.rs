@@ -127,7 +127,10 @@ impl StageProgress {
             running: self
                 .running
                 .as_ref()
-                .map(|job| format!("{} {}", job.label, job.amount)),
+                // The names of shards come from outside.
+                .map(|job| {
+                    uc_input::printable(&format!("{} {}", job.label, job.amount)).into_owned()
+                }),
             seconds_left: mean
                 .filter(|_| self.running.is_some())
                 .map(|seconds| open * seconds),
@@ -363,7 +366,7 @@ impl Display {
         }
         let title = view.title(id);
         match self.format {
-            Format::Lines if is_due => print_message(format_args!("{title}: {text}")),
+            Format::Lines if is_due => self.info(&format!("{title}: {text}")),
             Format::Json if is_due => self.json(
                 "info",
                 serde_json::json!({"event": "progress", "stage": id.stage, "layer": id.unit.layer(), "shard": id.unit.shard(),
@@ -406,7 +409,7 @@ impl Display {
         };
         match self.format {
             Format::Lines => {
-                print_message(format_args!("{title}: {outcome} ({done}/{total})"));
+                self.info(&format!("{title}: {outcome} ({done}/{total})"));
                 self.print_total();
             }
             Format::Json => self.json(

@@ -13,7 +13,7 @@ use uc_store::plan::{JobId, Per, Plan, StagePlan};
 use uc_store::run::RunDir;
 
 use crate::cli::StatusArgs;
-use crate::report::colour::print_report;
+use crate::report::colour::{print_report, report};
 use crate::report::completion::completed_jobs;
 use crate::report::event_log_replay::{JobState, Replay};
 use crate::report::json::print_json;
@@ -69,8 +69,8 @@ fn show(status: &Status, args: &StatusArgs, first: bool) -> anyhow::Result<()> {
 /// Draws a text over the one before it: every line is overwritten to its end, and what is below is cleared. Nothing is
 /// cleared before, so the table does not flicker.
 fn draw_in_place(text: &str) {
-    let lines = text.replace('\n', "\x1b[K\n");
-    print_report(&format!("\x1b[H{lines}\x1b[J"));
+    let lines = report(text).replace('\n', "\x1b[K\n");
+    output::print(format_args!("\x1b[H{lines}\x1b[J"));
 }
 
 fn read_status(run: &RunDir, plan: &Plan) -> anyhow::Result<Status> {
