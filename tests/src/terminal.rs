@@ -1,9 +1,9 @@
 //! A pseudo-terminal of a given size: programs write to it as to a real one, and the screen that results is examined.
 //!
-//! Emulates no keyboard; a test sends the signals that keys would send.
+//! Keys reach a program that runs in a session of its own, which has this terminal.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A terminal with a program that writes to it.
 pub struct Terminal {
     parser: vt100::Parser,
+    keyboard: File,
     chunks: Receiver<Vec<u8>>,
     /// The end of the terminal that programs write to; closed when no more follow.
     user_end: Option<File>,
@@ -56,8 +57,9 @@ impl Terminal {
         let mut options = File::options();
         let user_end = options.read(true).write(true).open(path).expect("terminal");
         let (sender, chunks) = channel();
+        let mut controller = File::from(controller);
+        let keyboard = controller.try_clone().expect("duplicate");
         std::thread::spawn(move || {
-            let mut controller = File::from(controller);
             let mut buffer = [0; 4096];
             // The system reports an error once no program has the other end open.
             while let Ok(count @ 1..) = controller.read(&mut buffer) {
@@ -68,6 +70,7 @@ impl Terminal {
         });
         Self {
             parser: vt100::Parser::new(rows, columns, 10_000),
+            keyboard,
             chunks,
             user_end: Some(user_end),
             wrapped: Vec::new(),
@@ -93,6 +96,34 @@ impl Terminal {
             Streams::Output => command.stdout(std::process::Stdio::null()),
         };
         child
+    }
+
+    /// Starts a program in a session of its own, with standard input and error on the terminal. Keys become signals.
+    ///
+    /// # Panics
+    /// If `setsid` of util-linux does not start.
+    pub fn start_session(&self, command: &Command) -> Child {
+        let mut session = Command::new("setsid");
+        session
+            .args(["--ctty", "--wait"])
+            .arg(command.get_program());
+        session
+            .args(command.get_args())
+            .stdout(std::process::Stdio::null());
+        if let Some(folder) = command.get_current_dir() {
+            session.current_dir(folder);
+        }
+        let end = self.user_end.as_ref().expect("open");
+        session.stdin(end.try_clone().expect("duplicate"));
+        self.start(&mut session, Streams::Error)
+    }
+
+    /// Presses a key, given by what it sends.
+    ///
+    /// # Panics
+    /// If the terminal is closed.
+    pub fn press(&mut self, key: &[u8]) {
+        self.keyboard.write_all(key).expect("open");
     }
 
     fn process(&mut self, chunk: &[u8]) {

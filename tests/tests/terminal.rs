@@ -72,7 +72,7 @@ fn an_interrupted_run_leaves_only_its_messages_and_can_be_resumed() {
     let folder = tempfile::tempdir().expect("folder");
     for _ in 0..2 {
         let mut terminal = Terminal::new(80, 24);
-        let mut command = match folder.path().join("run/run.json").exists() {
+        let command = match folder.path().join("run/run.json").exists() {
             false => slow_run(folder.path()),
             true => {
                 let mut command = uc();
@@ -81,9 +81,10 @@ fn an_interrupted_run_leaves_only_its_messages_and_can_be_resumed() {
                 command
             }
         };
-        let mut child = terminal.start(&mut command, Streams::Error);
+        let mut child = terminal.start_session(&command);
         terminal.wait_for("total ");
-        signal(child.id(), "-INT");
+        // Ctrl-C, which a terminal would also show.
+        terminal.press(b"\x03");
         terminal.finish();
         assert_eq!(child.wait().expect("ended").code(), Some(130));
         let screen = terminal.screen();
@@ -93,6 +94,15 @@ fn an_interrupted_run_leaves_only_its_messages_and_can_be_resumed() {
         );
         assert!(screen.contains("continue with: uc resume run"), "{screen}");
         assert!(rows(&screen).is_empty(), "{screen}");
+        let stages = [
+            "shard-loader ",
+            "sensitivity-",
+            "rates ",
+            "calibration ",
+            "^C",
+        ];
+        let is_left = |line: &str| stages.iter().any(|stage| line.starts_with(stage));
+        assert!(!screen.lines().any(is_left), "{screen}");
         assert_eq!(terminal.wrapped, Vec::<String>::new());
     }
     succeed(uc().current_dir(folder.path()).args(["resume", "run"]));

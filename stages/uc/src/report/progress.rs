@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{
@@ -17,7 +18,7 @@ use crate::cli::OutputArgs;
 use crate::report::colour;
 use crate::report::event_log_replay::StageCost;
 use crate::report::outlook::{self, Expectation, Outlook, StageWork};
-use crate::report::terminal;
+use crate::report::terminal::{self, HiddenControls};
 
 mod rows;
 
@@ -45,6 +46,8 @@ pub struct Display {
     bars: MultiProgress,
     /// The rows of the stages, as one bar of several lines.
     block: Option<ProgressBar>,
+    /// The change of the terminal while something is drawn.
+    controls: Arc<Option<HiddenControls>>,
     stages: Vec<StageProgress>,
     expectation: Option<Expectation>,
     start: Instant,
@@ -160,12 +163,17 @@ impl Display {
             Format::Rows => ProgressDrawTarget::stderr(),
             _ => ProgressDrawTarget::hidden(),
         };
+        let controls = match format {
+            Format::Rows => HiddenControls::new(),
+            _ => None,
+        };
         let now = Instant::now();
         Self {
             format,
             verbosity: options.verbose,
             bars: MultiProgress::with_draw_target(target),
             block: None,
+            controls: Arc::new(controls),
             stages: Vec::new(),
             expectation: None,
             start: now,
@@ -175,10 +183,14 @@ impl Display {
         }
     }
 
-    /// An action that removes everything that is drawn, for the moment before the process ends.
+    /// An action that removes everything that is drawn and restores the terminal, for the moment before the process ends.
     pub fn cleaner(&self) -> impl Fn() + Send + use<> {
         let bars = self.bars.clone();
+        let controls = Arc::downgrade(&self.controls);
         move || {
+            if let Some(controls) = controls.upgrade().as_deref().and_then(Option::as_ref) {
+                controls.restore();
+            }
             // A terminal that cannot be cleared is left as it is.
             let _ = bars.clear();
             bars.set_draw_target(ProgressDrawTarget::hidden());

@@ -1,6 +1,8 @@
-//! The size of a terminal, and text that fits it.
+//! The size of a terminal, text that fits it, and what the terminal writes by itself.
 
 use std::os::fd::AsFd;
+
+use rustix::termios::{LocalModes, OptionalActions, Termios};
 
 /// The size of a terminal in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +35,50 @@ pub fn size(stream: impl AsFd) -> Option<Size> {
 /// The size of the terminal on standard error, or the usual one.
 pub fn stderr_size() -> Size {
     size(std::io::stderr()).unwrap_or(DEFAULT)
+}
+
+/// While it exists, the terminal on standard error does not write `^C` for Ctrl-C. It would write it into the rows that are
+/// drawn, and one of them would be left behind.
+#[derive(Debug)]
+pub struct HiddenControls {
+    before: Termios,
+}
+
+impl HiddenControls {
+    /// Changes the terminal, if there is one and this process is in its foreground: another process may not change it.
+    pub fn new() -> Option<Self> {
+        if !is_foreground() {
+            return None;
+        }
+        let before = rustix::termios::tcgetattr(std::io::stderr()).ok()?;
+        let mut hidden = before.clone();
+        hidden.local_modes.remove(LocalModes::ECHOCTL);
+        set(&hidden);
+        Some(Self { before })
+    }
+
+    /// Restores the terminal as it was.
+    pub fn restore(&self) {
+        if is_foreground() {
+            set(&self.before);
+        }
+    }
+}
+
+impl Drop for HiddenControls {
+    fn drop(&mut self) {
+        self.restore();
+    }
+}
+
+fn is_foreground() -> bool {
+    let group = rustix::termios::tcgetpgrp(std::io::stderr());
+    group.is_ok_and(|group| group == rustix::process::getpgrp())
+}
+
+fn set(modes: &Termios) {
+    // A terminal that cannot be changed stays as it is; only its looks depend on it.
+    let _ = rustix::termios::tcsetattr(std::io::stderr(), OptionalActions::Now, modes);
 }
 
 /// Columns that a character takes, at most.
