@@ -6,10 +6,12 @@ MODEL ?= examples/tiny-stories
 BIN := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
 UC := $(BIN)/uc
 BPW ?= 5.0
+# Where `make install` puts the program; DESTDIR is put before it, for packagers.
+PREFIX ?= /usr/local
 # Options that are passed only if their variable is set.
+SET_ARGS := $(foreach s,$(SET),--set $(s)) $(if $(THREADS),--threads $(THREADS)) $(if $(FORCE),--force)
 RUN_ARGS := $(if $(RUN),--run $(RUN)) $(if $(OUT),--out $(OUT)) $(foreach f,$(CALIBRATION),--calibration $(f)) \
-            $(foreach f,$(EVALUATION),--evaluation $(f)) $(foreach s,$(SET),--set $(s)) $(if $(THREADS),--threads $(THREADS)) \
-            $(if $(CUDA),--set model.device=cuda)
+            $(foreach f,$(EVALUATION),--evaluation $(f)) $(SET_ARGS) $(if $(CUDA),--set model.device=cuda)
 # The API version of the CUDA toolkit whose NVRTC is loaded at run time: 12080 for 12.8, 13000 for 13.0.
 export CUDARC_CUDA_VERSION ?= 13000
 WITH_CUDA := --features uc-model/cuda
@@ -19,8 +21,8 @@ TEST := $(shell command -v cargo-nextest >/dev/null 2>&1 && echo "cargo nextest 
 .PHONY: help
 help: ## list the targets
 	@echo "make run                        compress, pack, verify and evaluate the embedded tiny model"
-	@echo "make run MODEL=DIR|OWNER/NAME[@REVISION] [CALIBRATION=FILE] [EVALUATION=FILE] [BPW=5.0] [RUN=DIR] [OUT=PACK] [SET='evaluation.windows=0 …'] [THREADS=N] [CUDA=1]"
-	@echo "make resume RUN=DIR             continue an interrupted run"
+	@echo "make run MODEL=DIR|OWNER/NAME[@REVISION] [CALIBRATION=FILE] [EVALUATION=FILE] [BPW=5.0] [RUN=DIR] [OUT=PACK] [SET='evaluation.windows=0 …'] [THREADS=N] [FORCE=1] [CUDA=1]"
+	@echo "make resume RUN=DIR [SET=…] [THREADS=N] [FORCE=1]   continue an interrupted run"
 	@echo "make stage STAGE=quantize LAYER=3 RUN=DIR   run one stage for one layer, with full logs"
 	@echo
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -36,12 +38,12 @@ run: setup ## the main job: compress MODEL to a pack, verify and evaluate it
 	$(UC) compress $(MODEL) --bpw $(BPW) $(RUN_ARGS)
 
 .PHONY: resume
-resume: setup ## continue the run in RUN=DIR
-	$(UC) resume $(RUN)
+resume: setup ## continue the run in RUN=DIR (SET, THREADS and FORCE as for run)
+	$(UC) resume $(RUN) $(SET_ARGS)
 
 .PHONY: stage
-stage: setup ## run one STAGE of RUN=DIR for one LAYER, alone
-	$(UC) stage $(STAGE) --run $(RUN) $(if $(LAYER),--layer $(LAYER)) -v
+stage: setup ## run one STAGE of RUN=DIR for one LAYER, alone; its deleted inputs are made first
+	$(UC) stage $(STAGE) --run $(RUN) $(if $(LAYER),--layer $(LAYER)) --with-inputs -v
 
 .PHONY: upload
 upload: setup ## upload the pack of RUN=DIR to REPO=OWNER/NAME on the Hub, verified (DELETE_UPLOADED=1 deletes uploaded layers locally)
@@ -110,6 +112,48 @@ gpu-check: ## type-check the CUDA backend (needs no GPU or toolkit)
 .PHONY: gpu-test
 gpu-test: ## run the tests with the CUDA backend (needs an NVIDIA GPU, its driver and the toolkit's NVRTC and headers)
 	$(TEST) --release --locked -p uc-model -p teacher-cache -p evaluator $(WITH_CUDA)
+
+# All programs are in one folder, where `uc` looks for its stage programs; bin/uc is a link to it.
+PROGRAMS := uc shard-loader teacher-cache quantize overlay-fit pack-writer evaluator hub-upload
+ROOT := $(DESTDIR)$(PREFIX)
+SHARE := $(ROOT)/share
+
+.PHONY: install
+install: setup install-files ## install the programs, completions and manual pages below PREFIX=/usr/local
+
+.PHONY: install-files
+install-files:
+	install -d $(ROOT)/bin $(ROOT)/libexec/ultracompress $(SHARE)/man/man1 $(SHARE)/bash-completion/completions \
+	  $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d $(SHARE)/ultracompress $(SHARE)/doc/ultracompress/docs
+	install $(PROGRAMS:%=$(BIN)/%) $(ROOT)/libexec/ultracompress
+	ln -sf ../libexec/ultracompress/uc $(ROOT)/bin/uc
+	$(UC) -q man --out $(SHARE)/man/man1
+	$(UC) completions bash > $(SHARE)/bash-completion/completions/uc
+	$(UC) completions zsh > $(SHARE)/zsh/site-functions/_uc
+	$(UC) completions fish > $(SHARE)/fish/vendor_completions.d/uc.fish
+	install -m 644 tests/independent/read_pack.py $(SHARE)/ultracompress
+	install -m 644 README.md LICENSE CHANGELOG.md $(SHARE)/doc/ultracompress
+	install -m 644 docs/*.md $(SHARE)/doc/ultracompress/docs
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
+DIST = ultracompress-$(VERSION)-$(TRIPLE)
+DIST_ROOT ?= target/dist
+DIST_FOLDER = $(DIST_ROOT)/$(DIST)
+
+.PHONY: dist
+dist: setup dist-files ## make the release archive target/dist/ultracompress-VERSION-TRIPLE.tar.gz, which runs anywhere
+
+.PHONY: dist-files
+dist-files:
+	rm -rf $(DIST_FOLDER)
+	$(MAKE) --no-print-directory install-files PREFIX=$(abspath $(DIST_FOLDER)) DESTDIR=
+	cp tests/independent/read_pack.py README.md LICENSE CHANGELOG.md $(DIST_FOLDER)
+	mkdir -p $(DIST_FOLDER)/docs $(DIST_FOLDER)/examples
+	cp docs/*.md $(DIST_FOLDER)/docs
+	cp -r examples/tiny-stories $(DIST_FOLDER)/examples
+	tar --create --sort=name --owner=0 --group=0 --numeric-owner --directory=$(DIST_ROOT) $(DIST) | gzip -n9 > $(DIST_FOLDER).tar.gz
+	@echo $(DIST_FOLDER).tar.gz
 
 .PHONY: clean
 clean: ## remove build output and the default run directories

@@ -171,6 +171,27 @@ fn every_file_begins_with_a_header_that_says_what_it_is_for() {
 }
 
 #[test]
+fn programs_print_only_through_the_one_writer_that_survives_a_closed_pipe() {
+    let printing = |(path, text): &(PathBuf, String)| {
+        let is_program = |part: &str| path.to_string_lossy().contains(part);
+        let is_checked = (is_program("/stages/") || is_program("/common/"))
+            && is_program("/src/")
+            && !path.ends_with("tests.rs");
+        // Tests may print.
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let macros = ["println!(", "print!(", "eprintln!(", "eprint!("];
+        let line = code.lines().find(|line| {
+            macros
+                .iter()
+                .any(|name| line.trim_start().starts_with(name))
+        })?;
+        is_checked.then(|| format!("{}: {}", path.display(), line.trim()))
+    };
+    let violations: Vec<String> = rust_files().iter().filter_map(printing).collect();
+    assert_none(&violations, "use uc_store::output instead");
+}
+
+#[test]
 fn no_file_is_longer_than_600_lines() {
     let too_long = |(path, text): &(PathBuf, String)| {
         let lines = text.lines().count();

@@ -12,7 +12,9 @@
 //! | [`receipt`], [`freshness`] | which jobs are done, which are stale, and why |
 //! | [`events`], [`stage`] | the protocol between driver and stage, and its implementation in a stage |
 //! | [`model_summary`] | what shard-loader reports about a model, for the forecast |
-//! | [`exit`], [`error`], [`logging`], [`resources`], [`signals`] | exit codes, errors, logs, memory and CPUs, signals |
+//! | [`exit`], [`error`] | exit codes and errors |
+//! | [`output`], [`logging`] | printing and log lines |
+//! | [`resources`], [`signals`] | memory and CPUs, signals |
 
 pub mod atomic;
 pub mod error;
@@ -22,6 +24,7 @@ pub mod framed;
 pub mod freshness;
 pub mod logging;
 pub mod model_summary;
+pub mod output;
 pub mod plan;
 pub mod receipt;
 pub mod resources;

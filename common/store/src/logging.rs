@@ -29,6 +29,8 @@ pub fn init(verbosity: u8, quiet: bool, format: LogFormat) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(use_colour)
+        // A message about a line that cannot be written could not be written either.
+        .log_internal_errors(false)
         .with_target(false);
     // In tests, a second call in the same process keeps the first subscriber.
     let _ = match format {

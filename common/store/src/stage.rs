@@ -15,6 +15,7 @@ pub use job::Job;
 
 use crate::exit::ExitCode;
 use crate::logging::{self, LogFormat};
+use crate::output;
 use crate::signals;
 
 /// Arguments of every task of a stage program.
@@ -128,10 +129,15 @@ pub fn run_task(program: Program, mut task: Task, args: &StageArgs) -> ExitCode 
     } else {
         serve::run_one_job(program, args, &mut task)
     };
-    match outcome {
+    end(program, outcome)
+}
+
+/// Reports the outcome of a program of [`Program`]'s kind: prints the error, if there is one, and returns its exit code.
+pub fn end(program: Program, outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome.and_then(|()| Ok(output::finish()?)) {
         Ok(()) => ExitCode::Ok,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            output::print_error(&error);
             classify(program, &error)
         }
     }
@@ -145,11 +151,8 @@ fn asks_for_description() -> bool {
 
 /// Prints program and output version as JSON.
 fn describe(program: Program) -> ExitCode {
-    println!(
-        "{}",
-        serde_json::json!({"program": program.name, "version": program.version})
-    );
-    ExitCode::Ok
+    output::print_line(serde_json::json!({"program": program.name, "version": program.version}));
+    end(program, Ok(()))
 }
 
 /// Adds the tasks to a command line.

@@ -15,6 +15,7 @@ use uc_model::SourceFolder;
 use uc_model::source;
 use uc_store::atomic;
 use uc_store::logging::{self, LogFormat};
+use uc_store::output;
 use uc_store::resources;
 use uc_store::stage;
 
@@ -335,9 +336,9 @@ impl Progress {
         }
         self.reported = Instant::now();
         if self.as_json {
-            println!("{}", json!({"done": done, "total": self.total}));
+            output::print_line(json!({"done": done, "total": self.total}));
         } else {
-            eprintln!("{} of {} MiB", done >> 20, self.total >> 20);
+            output::print_message(format_args!("{} of {} MiB", done >> 20, self.total >> 20));
         }
     }
 }

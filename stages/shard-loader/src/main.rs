@@ -18,6 +18,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use uc_store::ExitCode;
+use uc_store::output;
 use uc_store::stage::{self, Job, Program, Task};
 
 use crate::copy::{Part, TensorCopier};
@@ -92,11 +93,11 @@ fn main() -> std::process::ExitCode {
 fn say(facts: anyhow::Result<serde_json::Value>) -> ExitCode {
     match facts {
         Ok(facts) => {
-            println!("{facts}");
-            ExitCode::Ok
+            output::print_line(facts);
+            stage::end(PROGRAM, Ok(()))
         }
         Err(error) => {
-            eprintln!("error: {error:#}");
+            output::print_error(&error);
             stage::exit_code(PROGRAM, &error).unwrap_or(ExitCode::BadInput)
         }
     }

@@ -1,10 +1,30 @@
-//! The command line. `docs/cli.md` describes it; a test compares the two.
+//! The command line: verbs and options, each with its help. `help` arranges the overview of the verbs.
+//!
+//! `docs/cli.md` describes the same; a test compares the two. Options are grouped by headings, and the help of an option
+//! with a default names it.
 
 use camino::Utf8PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use uc_store::logging::LogFormat;
 
-/// Compress language models into packs that reconstruct bit for bit, verify and evaluate them.
+mod help;
+#[cfg(test)]
+mod tests;
+
+pub use help::{command, parse};
+
+/// Heading of the options of what is printed, common to all verbs.
+const OUTPUT: &str = "Output";
+/// Heading of the options that say where files go.
+const FILES: &str = "Files";
+/// Heading of the options that change the pipeline or its settings.
+const SETTINGS: &str = "Settings";
+/// Heading of the options for texts.
+const TEXTS: &str = "Texts";
+/// Heading of the options of an upload.
+const UPLOAD: &str = "Upload";
+
+/// Compress language models into packs that reconstruct bit for bit, verify and evaluate them
 #[derive(Debug, Parser)]
 #[command(name = "uc", version, propagate_version = true)]
 pub struct Cli {
@@ -18,6 +38,7 @@ pub struct Cli {
 
 /// Options of every verb for the output on standard error.
 #[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = OUTPUT)]
 pub struct OutputArgs {
     /// Print nothing but errors; results still go to standard output
     #[arg(short, long, global = true, conflicts_with = "verbose")]
@@ -25,8 +46,14 @@ pub struct OutputArgs {
     /// Print more: why jobs run, the logs of the stages; repeat for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
-    /// Format of progress and log lines on standard error
-    #[arg(long, global = true, value_enum, default_value_t)]
+    /// Format of progress and log lines on standard error, text or json
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        hide_possible_values = true
+    )]
     pub log_format: LogFormat,
 }
 
@@ -51,18 +78,23 @@ pub enum Verb {
     Inspect(InspectArgs),
     /// Compare a pack with its model on text
     Eval(EvalArgs),
+    /// Print the completions of a shell
+    Completions(CompletionsArgs),
+    /// Write the manual pages
+    Man(ManArgs),
 }
 
 /// Options of verbs that plan a run.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = SETTINGS)]
 pub struct PlanningArgs {
-    /// A pipeline file in place of the built-in one
+    /// A pipeline file [default: the built-in one]
     #[arg(long, value_name = "FILE")]
     pub pipeline: Option<Utf8PathBuf>,
-    /// Override a setting, for example quantize.damping=0.02; repeatable
+    /// Override a setting, for example quantize.damping=0.02; repeatable [default: as in the pipeline]
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
-    /// CPU cores to use; all by default. The result does not depend on the number
+    /// CPU cores to use; the result does not depend on the number [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
     /// Allow a stage program that is not part of uc, by its name in the pipeline; repeatable
@@ -83,11 +115,12 @@ pub struct TrustOptions {
 
 /// Options of verbs that upload a pack.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = UPLOAD)]
 pub struct UploadOptions {
     /// Make the repository private if it has to be created
     #[arg(long, requires = "repository")]
     pub private: bool,
-    /// Consecutive attempts without progress before the upload gives up
+    /// Consecutive attempts without progress before the upload gives up, 1 to 1000 [default: 8]
     #[arg(long, value_name = "N", requires = "repository", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub attempts: Option<u32>,
     /// Delete a local layer once the repository holds it and no job reads it any more
@@ -100,39 +133,45 @@ pub struct UploadOptions {
 pub struct CompressArgs {
     /// A Hugging Face model folder (config.json, tokenizer.json, safetensors), or `OWNER/NAME[@REVISION]` of the Hub
     pub model: Utf8PathBuf,
-    /// Folder of the pack; by default `pack` in the run directory
-    #[arg(long, value_name = "PACK")]
-    pub out: Option<Utf8PathBuf>,
-    /// The run directory; by default runs/NAME-DIGEST of model and settings
-    #[arg(long, value_name = "DIR")]
-    pub run: Option<Utf8PathBuf>,
-    /// Bits per weight of the linears, including every byte of the layer files: 2 to 8
-    #[arg(long, value_name = "BITS")]
+    /// Bits per weight of the linears, including every byte of the layer files, 2 to 8 [default: 5.0]
+    #[arg(long, value_name = "BITS", help_heading = SETTINGS)]
     pub bpw: Option<String>,
-    /// Rank of the low-rank correction, or auto
-    #[arg(long, value_name = "R")]
+    /// Rank of the low-rank correction, or auto, which may choose 0 [default: auto]
+    #[arg(long, value_name = "R", help_heading = SETTINGS)]
     pub rank: Option<String>,
-    /// Calibration text (.txt .utf8 .raw .jsonl); repeatable
-    #[arg(long, value_name = "FILE")]
+    /// How the run is planned.
+    #[command(flatten)]
+    pub planning: PlanningArgs,
+    /// Calibration text (.txt .utf8 .raw .jsonl); repeatable [default: calibration.txt of the model, else built-in stories]
+    #[arg(long, value_name = "FILE", help_heading = TEXTS)]
     pub calibration: Vec<Utf8PathBuf>,
-    /// Evaluation text; repeatable
-    #[arg(long, value_name = "FILE")]
+    /// Evaluation text; repeatable [default: evaluation.txt of the model, else built-in stories]
+    #[arg(long, value_name = "FILE", help_heading = TEXTS)]
     pub evaluation: Vec<Utf8PathBuf>,
     /// Skip the evaluation
-    #[arg(long)]
+    #[arg(long, help_heading = TEXTS)]
     pub no_eval: bool,
+    /// Folder of the pack [default: `pack` in the run directory]
+    #[arg(long, value_name = "PACK", help_heading = FILES)]
+    pub out: Option<Utf8PathBuf>,
+    /// The run directory [default: runs/NAME-DIGEST, by model and settings]
+    #[arg(long, value_name = "DIR", help_heading = FILES)]
+    pub run: Option<Utf8PathBuf>,
+    /// Replace a finished pack that has other settings, inputs or origin
+    #[arg(long, help_heading = FILES)]
+    pub force: bool,
+    /// Show what would be done, and what it would take; write nothing
+    #[arg(long, help_heading = FILES, conflicts_with = "repository")]
+    pub dry_run: bool,
     /// Upload every layer to this Hub repository as soon as it is written, then the rest
-    #[arg(long = "upload", id = "repository", value_name = "OWNER/NAME[@BRANCH]")]
+    #[arg(long = "upload", id = "repository", value_name = "OWNER/NAME[@BRANCH]", help_heading = UPLOAD)]
     pub repository: Option<String>,
     /// How it is uploaded.
     #[command(flatten)]
     pub upload: UploadOptions,
     /// Print the summary as JSON
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     pub json: bool,
-    /// How the run is planned.
-    #[command(flatten)]
-    pub planning: PlanningArgs,
 }
 
 /// `uc resume`.
@@ -140,14 +179,17 @@ pub struct CompressArgs {
 pub struct ResumeArgs {
     /// The run directory
     pub run: Utf8PathBuf,
-    /// Change a setting of the run; repeatable
+    /// Change a setting of the run; repeatable [default: as before]
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
-    /// CPU cores to use; all by default
+    /// Replace the finished pack if settings, texts or programs have changed since it was made
+    #[arg(long)]
+    pub force: bool,
+    /// CPU cores to use [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
     /// Print the summary as JSON
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     pub json: bool,
     /// What the run may do outside of its directory.
     #[command(flatten)]
@@ -168,11 +210,11 @@ pub struct UploadArgs {
     /// Only list what would be uploaded; nothing is written or sent
     #[arg(long)]
     pub dry_run: bool,
-    /// CPU cores to use; all by default
+    /// CPU cores to use [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
     /// Print the summary as JSON
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     pub json: bool,
     /// What the run may do outside of its directory.
     #[command(flatten)]
@@ -191,7 +233,7 @@ pub struct StatusArgs {
     #[arg(long, value_name = "S", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub interval: u32,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     pub json: bool,
 }
 
@@ -207,23 +249,23 @@ pub struct PlanArgs {
     /// The model.safetensors.index.json of the model, to compare with the plan
     #[arg(long, value_name = "FILE", conflicts_with = "run")]
     pub index: Option<Utf8PathBuf>,
-    /// Bits per weight of the linears, including every byte of the layer files: 2 to 8
+    /// Bits per weight of the linears, including every byte of the layer files, 2 to 8 [default: 5.0]
     #[arg(long, value_name = "BITS", conflicts_with = "run")]
     pub bpw: Option<String>,
-    /// Memory that jobs may claim together, for example "64 GiB"
+    /// Memory that jobs may claim together, for example "64 GiB" [default: unlimited]
     #[arg(long, value_name = "SIZE", conflicts_with = "run")]
     pub memory: Option<String>,
-    /// Sustained rate of matrix products, 10⁹ operations per second, for the estimate of time
+    /// Sustained rate of matrix products in 10⁹ operations per second, for the estimate of time [default: as measured]
     #[arg(long, value_name = "N", conflicts_with = "run")]
     pub gflops: Option<f64>,
-    /// CPU cores, for the estimate of time; by default those of the measured machine
+    /// CPU cores, for the estimate of time [default: those of the measured machine]
     #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
-    /// A pipeline file in place of the built-in one
+    /// A pipeline file [default: the built-in one]
     #[arg(long, value_name = "FILE", conflicts_with = "run")]
     pub pipeline: Option<Utf8PathBuf>,
     /// Print the plan as JSON
-    #[arg(long, conflicts_with = "run")]
+    #[arg(long, conflicts_with = "run", help_heading = OUTPUT)]
     pub json: bool,
     /// Plan as if this setting were changed; nothing is written; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
@@ -244,7 +286,10 @@ pub struct StageArgs {
     /// The layer, for a stage that works per layer
     #[arg(long, value_name = "N")]
     pub layer: Option<u32>,
-    /// CPU cores to use; all by default
+    /// First make inputs that were deleted after their last use
+    #[arg(long)]
+    pub with_inputs: bool,
+    /// CPU cores to use [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
     /// What the run may do outside of its directory.
@@ -258,9 +303,9 @@ pub struct VerifyArgs {
     /// The pack's folder
     pub pack: Utf8PathBuf,
     /// Print the report as JSON
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     pub json: bool,
-    /// CPU cores to use; all by default
+    /// CPU cores to use [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
 }
@@ -274,7 +319,7 @@ pub struct InspectArgs {
     #[arg(long, value_name = "N")]
     pub layer: Option<u32>,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     pub json: bool,
 }
 
@@ -286,102 +331,43 @@ pub struct EvalArgs {
     /// The model that the pack was made from: a folder, or `OWNER/NAME[@REVISION]` of the Hub
     #[arg(long, value_name = "MODEL")]
     pub model: Utf8PathBuf,
-    /// Evaluation text (.txt .utf8 .raw .jsonl); repeatable
+    /// Evaluation text (.txt .utf8 .raw .jsonl); repeatable [default: evaluation.txt of the model, else built-in stories]
     #[arg(long, value_name = "FILE")]
     pub text: Vec<Utf8PathBuf>,
-    /// The run directory; by default runs/eval-NAME-DIGEST
+    /// The run directory [default: runs/eval-NAME-DIGEST]
     #[arg(long, value_name = "DIR")]
     pub run: Option<Utf8PathBuf>,
     /// Print the summary with all metrics as JSON
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     pub json: bool,
     /// How the run is planned.
     #[command(flatten)]
     pub planning: PlanningArgs,
 }
 
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
+/// `uc completions`.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct CompletionsArgs {
+    /// The shell: bash, zsh or fish
+    #[arg(value_enum, hide_possible_values = true)]
+    pub shell: CompletionShell,
+}
 
-    use clap::CommandFactory;
+/// A shell with completions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum CompletionShell {
+    /// GNU Bash.
+    Bash,
+    /// Z shell.
+    Zsh,
+    /// Fish.
+    Fish,
+}
 
-    use super::*;
-
-    /// Every long option of a command.
-    fn long_options(command: &clap::Command) -> BTreeSet<String> {
-        command
-            .get_arguments()
-            .filter_map(|argument| argument.get_long())
-            .map(|long| format!("--{long}"))
-            .collect()
-    }
-
-    /// The words of a text that look like long options.
-    fn mentioned_options(text: &str) -> BTreeSet<String> {
-        text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
-            .filter(|word| word.starts_with("--") && !word.starts_with("---"))
-            .filter(|word| word.len() > 2)
-            .map(str::to_owned)
-            .collect()
-    }
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn the_documentation_describes_exactly_the_existing_verbs_and_options() {
-        let document = include_str!("../../../docs/cli.md");
-        let command = Cli::command();
-        let global = long_options(&command);
-        let mut sections: Vec<(String, &str)> = Vec::new();
-        for part in document.split("\n## `uc ").skip(1) {
-            let name = part.split([' ', '`']).next().expect("verb");
-            let body = part.split("\n## ").next().expect("body");
-            sections.push((name.to_owned(), body));
-        }
-        let verbs: Vec<&str> = command
-            .get_subcommands()
-            .map(clap::Command::get_name)
-            .collect();
-        let described: Vec<&str> = sections.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(described, verbs);
-        for verb in command.get_subcommands() {
-            let (_, body) = sections
-                .iter()
-                .find(|(name, _)| name == verb.get_name())
-                .expect("section");
-            let existing = long_options(verb);
-            let mut documented = mentioned_options(body);
-            assert_eq!(
-                existing.difference(&documented).count(),
-                0,
-                "{}: {existing:?}",
-                verb.get_name()
-            );
-            documented.retain(|option| !existing.contains(option) && !global.contains(option));
-            assert!(
-                documented.is_empty(),
-                "{} has no {documented:?}",
-                verb.get_name()
-            );
-        }
-        let general = document.split("\n## `uc ").next().expect("head");
-        assert_eq!(
-            global.difference(&mentioned_options(general)).count(),
-            0,
-            "{global:?}"
-        );
-    }
-
-    #[test]
-    fn the_documentation_lists_every_exit_code() {
-        let document = include_str!("../../../docs/cli.md");
-        for code in uc_store::ExitCode::ALL {
-            let row = format!("| {} | {} |", code.code(), code.class());
-            assert!(document.contains(&row), "{row}");
-        }
-    }
+/// `uc man`.
+#[derive(Debug, Clone, Args)]
+pub struct ManArgs {
+    /// The folder for the pages, one for `uc` and one for each verb
+    #[arg(long, value_name = "DIR")]
+    pub out: Utf8PathBuf,
 }

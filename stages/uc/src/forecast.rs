@@ -22,13 +22,15 @@ use uc_store::plan::{JobId, ModelSource, Per, Plan};
 use crate::plan::pipeline::{Goals, Pipeline, Request};
 use crate::plan::sources;
 use crate::report::failure::failure;
+use crate::report::outlook::Expectation;
 use crate::schedule::scheduler::Budget;
 use cost_model::{BF16, CostModel};
 use estimate::Estimate;
 use layer_costs::LayerCosts;
 use measured::{Measurement, Rates};
 use simulation::Sizes;
-use types::{DiskForecast, Forecast, MachineForecast, PackForecast, RunForecast, StageForecast};
+pub use types::Forecast;
+use types::{DiskForecast, MachineForecast, PackForecast, RunForecast, StageForecast};
 
 /// The machine that the estimate is for.
 #[derive(Debug, Clone, Copy, Default)]
@@ -122,6 +124,41 @@ pub fn peak_disk(model: &ModelSummary, plan: &Plan, budget: Budget) -> Option<u6
         .fold(simulation::run(plan, budget, &estimate).disk, f64::max);
     let records = plan.jobs().len() as f64 * RECORD_BYTES;
     Some((peak + records) as u64)
+}
+
+/// What a run is expected to take; none if the number of windows depends on the text, or if a stage or artifact has no
+/// formula.
+pub fn expectation(model: &ModelSummary, plan: &Plan, budget: Budget) -> Option<Expectation> {
+    let settings = &plan.settings;
+    if settings.calibration.windows == 0 || settings.evaluation.windows == 0 {
+        return None;
+    }
+    let measured = Measurement::embedded().ok()?;
+    let rates = Rates::new(&measured, &measured_plan(&measured).ok()?);
+    let codec_speed = f64::from(budget.cpus) / f64::from(measured.cores);
+    let costs = CostModel::new(model, settings);
+    let estimate = Estimate::new(plan, costs, &rates, 1.0, codec_speed).ok()?;
+    let (mut all, mut seconds_per_job) = (0.0, BTreeMap::new());
+    for stage in plan.stages.iter().filter(|stage| !stage.optional) {
+        let units = stage.units(plan.model.layers);
+        let seconds = units.iter().map(|&unit| {
+            estimate.seconds(&JobId {
+                stage: stage.name.clone(),
+                unit,
+            })
+        });
+        let seconds: f64 = seconds.sum();
+        all += seconds;
+        // Stages that only wait for the network have no forecast.
+        if seconds > 0.0 {
+            seconds_per_job.insert(stage.name.clone(), seconds / units.len().max(1) as f64);
+        }
+    }
+    let wall = simulation::run(plan, budget, &estimate).seconds;
+    Some(Expectation {
+        seconds_per_job,
+        concurrency: if wall > 0.0 { all / wall } else { 1.0 },
+    })
 }
 
 /// The plan of a run of a model that is not on disk. `source_files` names the optional files to assume.

@@ -13,22 +13,23 @@ mod schedule;
 mod session;
 mod verbs;
 
-use clap::Parser;
-use uc_store::{ExitCode, logging};
+use uc_store::{ExitCode, logging, output};
 
 use crate::cli::{Cli, Verb};
 use crate::process::signals::Listener;
+use crate::report::colour;
 use crate::report::failure::exit_code;
 use crate::report::progress::Display;
 
 fn main() -> std::process::ExitCode {
-    let cli = Cli::parse();
+    let cli = cli::parse();
     logging::init(cli.output.verbose, cli.output.quiet, cli.output.log_format);
-    match run(&cli) {
+    match run(&cli).and_then(|()| Ok(output::finish()?)) {
         Ok(()) => ExitCode::Ok.into(),
         Err(error) => {
             // The only place that prints errors.
-            eprintln!("error: {error:#}");
+            let text = format!("error: {}", output::error_text(&error));
+            output::print_message(colour::message(&text));
             exit_code(&error).into()
         }
     }
@@ -37,15 +38,18 @@ fn main() -> std::process::ExitCode {
 fn run(cli: &Cli) -> anyhow::Result<()> {
     let signals = Listener::start()?;
     let mut display = Display::new(cli.output);
+    signals.before_exit(display.cleaner());
     match &cli.verb {
         Verb::Compress(args) => verbs::compress::run(args, &mut display, &signals),
         Verb::Resume(args) => verbs::resume::run(args, &mut display, &signals),
         Verb::Status(args) => verbs::status::run(args),
         Verb::Plan(args) => verbs::plan::run(args, &display),
-        Verb::Stage(args) => verbs::stage::run(args, &display, &signals),
+        Verb::Stage(args) => verbs::stage::run(args, &mut display, &signals),
         Verb::Upload(args) => verbs::upload::run(args, &mut display, &signals),
         Verb::Verify(args) => verbs::verify::run(args, &display),
         Verb::Inspect(args) => verbs::inspect::run(args),
         Verb::Eval(args) => verbs::eval::run(args, &mut display, &signals),
+        Verb::Completions(args) => verbs::completions::run(*args),
+        Verb::Man(args) => verbs::man::run(args, &display),
     }
 }

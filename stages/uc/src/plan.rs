@@ -2,6 +2,7 @@
 //!
 //! Everything is read and checked here before any job starts. Nothing here runs a job.
 
+pub mod embedded_texts;
 pub mod model;
 pub mod pipeline;
 pub mod planning;

@@ -1,13 +1,15 @@
 //! A session on a run directory: opening it under its lock, reporting what is stale and why, and running the driver.
 
 use camino::Utf8Path;
-use uc_store::freshness;
-use uc_store::plan::Plan;
+use uc_store::freshness::{self, Freshness, PendingWork, Reason};
+use uc_store::model_summary::ModelSummary;
+use uc_store::plan::{JobId, Plan};
 use uc_store::resources;
 use uc_store::run::{Lock, RunDir};
 use uc_store::{ExitCode, StoreError};
 
 use crate::forecast;
+use crate::plan::embedded_texts;
 use crate::plan::model::Model;
 use crate::process::programs::{Programs, rebuilt_warning};
 use crate::process::signals::Listener;
@@ -18,8 +20,10 @@ use crate::schedule::driver::Driver;
 use crate::schedule::scheduler::Budget;
 use crate::schedule::source::Source;
 
+pub mod replacement;
+
 /// Share of the machine's memory that jobs may claim, percent.
-const MEMORY_SHARE: u64 = 80;
+pub const MEMORY_SHARE: u64 = 80;
 
 /// An open run, locked for this process.
 #[derive(Debug)]
@@ -33,21 +37,33 @@ pub struct Session {
 }
 
 impl Session {
-    /// Creates the run directory, or continues an existing run of the same model.
+    /// Creates the run directory, or continues an existing run of the same model. A finished pack is not replaced.
     pub fn enter(root: &Utf8Path, plan: Plan, display: &Display) -> anyhow::Result<Self> {
+        Self::enter_or_replace(root, plan, false, display)
+    }
+
+    /// As [`Session::enter`]; with `force`, a finished pack is replaced.
+    pub fn enter_or_replace(
+        root: &Utf8Path,
+        plan: Plan,
+        force: bool,
+        display: &Display,
+    ) -> anyhow::Result<Self> {
         // The lock comes first: if two processes start at once, only one writes the plan.
-        let _lock = RunDir::at(root).lock()?;
+        let at = RunDir::at(root);
+        let _lock = at.lock()?;
+        let other_ways = "another --run or --out keeps it";
         if !root.join("run.json").exists() {
-            let run = RunDir::create(root, &plan)?;
-            return Ok(Self { run, plan, _lock });
+            replacement::check(&at, None, &plan, force, other_ways)?;
+            return Self::create(root, plan, _lock);
         }
         let existing = match RunDir::open(root) {
             Ok((_, existing)) => existing,
             // `plan` replaces it, and no work is lost: every receipt carries the key that it is valid for.
             Err(error @ (StoreError::Malformed { .. } | StoreError::Hash { .. })) => {
+                replacement::check(&at, None, &plan, force, other_ways)?;
                 display.warn(&format!("{error}; the plan is written again"));
-                let run = RunDir::create(root, &plan)?;
-                return Ok(Self { run, plan, _lock });
+                return Self::create(root, plan, _lock);
             }
             Err(error) => return Err(error.into()),
         };
@@ -59,11 +75,18 @@ impl Session {
             );
             return Err(failure(ExitCode::Usage, message));
         }
+        replacement::check(&at, Some(&existing), &plan, force, other_ways)?;
         display.info(&format!("continuing {root}"));
         if let Some(warning) = rebuilt_warning(&existing, &plan) {
             display.warn(&warning);
         }
+        Self::create(root, plan, _lock)
+    }
+
+    /// Writes the plan of a locked run, and the texts of this program that it reads.
+    pub fn create(root: &Utf8Path, plan: Plan, _lock: Lock) -> anyhow::Result<Self> {
         let run = RunDir::create(root, &plan)?;
+        embedded_texts::write_missing(&run, &plan)?;
         Ok(Self { run, plan, _lock })
     }
 
@@ -90,28 +113,67 @@ impl Session {
                 display.detail(&line);
             }
         }
+        let driver = self.driver(work, to_do, programs, threads, display, signals)?;
+        driver.run()
+    }
+
+    /// Makes the inputs of a job that are missing, and what they need in turn.
+    pub fn make_inputs(
+        &self,
+        job: &JobId,
+        programs: &Programs,
+        threads: u32,
+        display: &mut Display,
+        signals: &Listener,
+    ) -> anyhow::Result<()> {
+        let mut work = freshness::plan_work(&self.plan, &self.run)?;
+        // The job counts as one to be done, so that its deleted inputs are needed.
+        let stale = Freshness::Stale(vec![Reason::NoReceipt]);
+        work.states.insert(job.clone(), stale);
+        freshness::demand_retired(&self.plan, &self.run, &mut work)?;
+        let to_do = work.to_run(&self.plan).len();
+        let driver = self.driver(work, to_do, programs, threads, display, signals)?;
+        driver.for_inputs_of(job).run()
+    }
+
+    /// A driver for the work that is pending.
+    fn driver<'a>(
+        &'a self,
+        work: PendingWork,
+        to_do: usize,
+        programs: &'a Programs,
+        threads: u32,
+        display: &'a mut Display,
+        signals: &'a Listener,
+    ) -> anyhow::Result<Driver<'a>> {
         let budget = Budget {
             cpus: threads,
             memory: resources::total_memory_bytes() / 100 * MEMORY_SHARE,
         };
         let source = Source::new(&self.plan, &work, budget)?;
+        let model = match to_do {
+            0 => None,
+            _ => self.describe_model(programs),
+        };
         if let Some(source) = &source {
-            let other_bytes = self.estimate_other_disk(programs, budget);
+            let other_bytes = model
+                .as_ref()
+                .and_then(|model| forecast::peak_disk(model, &self.plan, budget));
             display.info(&source.summary(&self.plan, other_bytes));
         }
+        let expectation = model.and_then(|model| forecast::expectation(&model, &self.plan, budget));
+        display.expect(expectation);
         Driver::new(
             &self.plan, &self.run, programs, budget, work, source, display, signals,
-        )?
-        .run()
+        )
     }
 
-    /// Peak bytes of the pack and the intermediate files; none if the settings do not determine them. For display only.
-    fn estimate_other_disk(&self, programs: &Programs, budget: Budget) -> Option<u64> {
+    /// The summary of the model, for forecasts; none if its configuration cannot be read.
+    fn describe_model(&self, programs: &Programs) -> Option<ModelSummary> {
         let folder = &self.plan.model.path;
         let index = folder.join("model.safetensors.index.json");
         let index = index.exists().then_some(index);
-        let model = Model::describe(&folder.join("config.json"), index.as_deref(), programs);
-        forecast::peak_disk(&model.ok()?, &self.plan, budget)
+        Model::describe(&folder.join("config.json"), index.as_deref(), programs).ok()
     }
 }
 

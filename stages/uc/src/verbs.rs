@@ -6,9 +6,11 @@ use crate::report::progress::Display;
 use crate::report::summary;
 use crate::session::Session;
 
+pub mod completions;
 pub mod compress;
 pub mod eval;
 pub mod inspect;
+pub mod man;
 pub mod plan;
 pub mod resume;
 pub mod stage;

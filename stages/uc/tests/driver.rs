@@ -229,9 +229,37 @@ fn a_single_job_runs_on_demand_with_its_log_on_the_terminal() {
         "{text}"
     );
     // The weights were deleted after their last reader.
-    expect_code(&stage(&["code", "--layer", "0"]), 10);
+    let text = expect_code(&stage(&["code", "--layer", "0"]), 10);
+    assert!(
+        text.contains("uc stage code --run run --layer 0 --with-inputs"),
+        "{text}"
+    );
     expect_code(&stage(&["load", "--layer", "0"]), 0);
     expect_code(&stage(&["load", "--layer", "9"]), 2);
+}
+
+#[test]
+fn a_single_job_gets_its_deleted_inputs_back_on_request() {
+    let fixture = Fixture::new();
+    fixture.complete();
+    let before = fixture.results();
+    fixture.clear_trace();
+    let stage = ["stage", "code", "--run", "run", "--layer", "2"];
+    let mut command = fixture.uc(&stage);
+    let output = command.arg("--with-inputs").output().expect("uc");
+    expect_code(&output, 0);
+    let trace = fixture.trace();
+    let count = |name: &str| {
+        let start = format!("start {name} ");
+        trace.iter().filter(|line| line.starts_with(&start)).count()
+    };
+    // Its weights, and the hidden states with all that they come from; nothing that follows.
+    assert_eq!((count("embed"), count("load"), count("teach")), (1, 3, 2));
+    assert_eq!((count("code"), count("finish")), (1, 0), "{trace:?}");
+    assert_eq!(fixture.results(), before);
+    assert!(fixture.run_dir().join("layers/002/weights").exists());
+    expect_code(&fixture.uc(&["resume", "run"]).output().expect("uc"), 0);
+    assert!(!fixture.run_dir().join("layers/002/weights").exists());
 }
 
 #[test]

@@ -55,6 +55,21 @@ fn a_model_given_by_name_yields_the_pack_of_its_folder_and_records_its_origin() 
     assert!(message.contains("config.json"), "{message}");
 }
 
+#[test]
+fn a_dry_run_of_a_model_of_the_hub_downloads_no_weights_and_keeps_nothing() {
+    let folder = tempfile::tempdir().expect("folder");
+    let fake_hub = fake_hub(&tiny_model());
+    let run = folder.path().join("run");
+    let mut command = compress_from_hub(&fake_hub, REPO, &run);
+    let text = output_text(&succeed(command.arg("--dry-run")));
+    assert!(text.contains("nothing was written"), "{text}");
+    assert!(text.contains("estimated time"), "{text}");
+    assert!(files_below(folder.path()).is_empty());
+    // Of the weights, only the header is requested.
+    let requests = fake_hub.requests();
+    assert!(requests.iter().any(|request| request.range.is_some()));
+}
+
 /// Checks that a folder holds the weights, and none of the repository's other files.
 fn assert_only_model_files(folder: &Path) {
     let files = files_below(folder);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use uc_fake_hub::{FakeHub, Options};
-use uc_tests::{compress, contents, files_below, program, repository, succeed, tiny_model, uc};
+use uc_tests::{compress, contents, files_below, program, repository, succeed, uc};
 
 pub const REPO: &str = "tester/tiny-stories";
 /// Exit code when the network fails too often.
@@ -63,13 +63,11 @@ pub fn resume(fake_hub: &FakeHub, run: &Path) -> Command {
     command
 }
 
-/// Sets the environment variables that give a command the locations of the fake Hub, the models and the texts.
+/// Sets the environment variables that give a command the locations of the fake Hub and of the models.
 pub fn set_hub(command: &mut Command, fake_hub: &FakeHub, run: &Path) {
     command.env("HF_ENDPOINT", fake_hub.endpoint());
     command.env("HF_TOKEN", Options::default().token);
     command.env("UC_MODELS", run.parent().expect("folder").join("models"));
-    let texts = tiny_model();
-    command.env("UC_SHARE", texts.ancestors().nth(2).expect("repository"));
 }
 
 /// `uc compress` with a budget in bytes for the shards on disk.

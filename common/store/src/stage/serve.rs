@@ -10,6 +10,7 @@ use anyhow::Context;
 use super::{Job, Program, StageArgs, Task, classify};
 use crate::error::StoreError;
 use crate::events::{Event, EventKind, JobRequest};
+use crate::output;
 use crate::plan::{JobId, Plan, StagePlan};
 use crate::resources;
 use crate::run::{RunDir, parent_process};
@@ -35,7 +36,7 @@ pub(super) fn run_one_job(
     let id = JobId { stage, unit };
     let mut print_metric = |event: Event| {
         if let EventKind::Metric { name, value } = event.kind {
-            println!("{name}: {value}");
+            output::print_line(format_args!("{name}: {value}"));
         }
     };
     execute(
@@ -63,9 +64,9 @@ pub(super) fn run_jobs(program: Program, args: &StageArgs, task: &mut Task) -> a
             unit: request.unit,
         };
         if let Err(error) = execute(&run, &plan, &id, task, &mut verified, &mut emit) {
-            eprintln!("error: {id}: {error:#}");
+            let message = output::error_text(&error);
+            output::print_message(format_args!("error: {id}: {message}"));
             let class = classify(program, &error);
-            let message = format!("{error:#}");
             emit(Event {
                 stage: id.stage,
                 unit: id.unit,

@@ -6,13 +6,15 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 use uc_store::ExitCode;
 use uc_store::model_summary::ModelSummary;
-use uc_store::plan::{HubSource, ModelSource, ShardContent};
+use uc_store::plan::{External, HubSource, ModelSource, ShardContent};
 use uc_store::sha::Sha256Digest;
 
-use crate::process::programs::{Programs, own_folder};
+use crate::plan::{embedded_texts, sources};
+use crate::process::programs::Programs;
 use crate::process::runner;
 use crate::report::failure::failure;
 use crate::report::progress::Display;
+use crate::report::suggestion::closest;
 
 /// The program that reads model folders.
 const SHARD_LOADER: &str = "shard-loader";
@@ -20,8 +22,6 @@ const SHARD_LOADER: &str = "shard-loader";
 const TEXT_EXTENSIONS: [&str; 4] = ["txt", "utf8", "raw", "jsonl"];
 /// The environment variable that names the folder of downloaded models, and the default.
 const MODELS_FOLDER: (&str, &str) = ("UC_MODELS", "models");
-/// The folder of the embedded model, relative to the folder of shared files.
-const EMBEDDED: &str = "examples/tiny-stories";
 
 /// Names of folders that a message lists, at most.
 const MAX_NAMES: usize = 10;
@@ -89,13 +89,38 @@ pub enum TextUse {
     Evaluation,
 }
 
-/// The text files to use.
+/// The texts to use.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Texts {
-    /// Absolute paths.
-    pub files: Vec<Utf8PathBuf>,
-    /// Whether they are the embedded model's texts, because none was given and the model folder has none.
-    pub is_fallback: bool,
+pub enum Texts {
+    /// Files, by absolute paths.
+    Files(Vec<Utf8PathBuf>),
+    /// The stories in this program, because no text was given and the model folder has none.
+    Embedded(TextUse),
+}
+
+impl Texts {
+    /// The texts as an external input, hashed. `label` is shown while they are hashed.
+    pub fn describe(
+        &self,
+        label: &str,
+        known: &External,
+        threads: u32,
+        display: &Display,
+    ) -> anyhow::Result<External> {
+        match self {
+            Self::Files(files) => sources::describe(label, files, known, threads, display),
+            Self::Embedded(text_use) => Ok(embedded_texts::external(*text_use)),
+        }
+    }
+
+    /// Warns if they are no text for a real model. `name` is what they are for, `option` gives others.
+    pub fn warn_if_embedded(&self, name: &str, option: &str, display: &Display) {
+        if matches!(self, Self::Embedded(_)) {
+            display.warn(&format!(
+                "{name}: the generated stories of the embedded tiny model. A real model needs real text: give {option} FILE"
+            ));
+        }
+    }
 }
 
 impl Model {
@@ -112,6 +137,37 @@ impl Model {
         if let Some(message) = mistyped_path(name) {
             return Err(failure(ExitCode::BadInput, message));
         }
+        let folder = std::env::var(MODELS_FOLDER.0)
+            .ok()
+            .filter(|folder| !folder.is_empty());
+        let folder = folder.unwrap_or_else(|| MODELS_FOLDER.1.into());
+        Self::download(name, scope, Utf8Path::new(&folder), programs, display)
+    }
+
+    /// As [`Model::find`], but nothing of a model of the Hub is kept: its headers are downloaded to `scratch`.
+    pub fn peek(
+        name: &Utf8Path,
+        scratch: &Utf8Path,
+        programs: &Programs,
+        display: &Display,
+    ) -> anyhow::Result<Self> {
+        if name.exists() || !is_hub_name(name.as_str()) {
+            return Self::inspect(name, programs);
+        }
+        if let Some(message) = mistyped_path(name) {
+            return Err(failure(ExitCode::BadInput, message));
+        }
+        Self::download(name, DownloadScope::Headers, scratch, programs, display)
+    }
+
+    /// Downloads a model of the Hub to a folder of models.
+    fn download(
+        name: &Utf8Path,
+        scope: DownloadScope,
+        folder: &Utf8Path,
+        programs: &Programs,
+        display: &Display,
+    ) -> anyhow::Result<Self> {
         display.info(&format!(
             "{name} is not a local folder; looking for it on the Hub"
         ));
@@ -119,10 +175,7 @@ impl Model {
             .find(SHARD_LOADER)
             .map_err(|message| failure(ExitCode::BadPipeline, message))?;
         let mut arguments = vec!["fetch".to_owned(), "--progress".into(), "--to".into()];
-        let folder = std::env::var(MODELS_FOLDER.0)
-            .ok()
-            .filter(|folder| !folder.is_empty());
-        arguments.push(folder.unwrap_or_else(|| MODELS_FOLDER.1.into()));
+        arguments.push(folder.to_string());
         if scope == DownloadScope::Headers {
             arguments.push("--headers".into());
         }
@@ -250,51 +303,24 @@ impl Model {
             .map(str::to_owned)
     }
 
-    /// The texts to use: those given, else the one in the model folder, else the embedded model's.
+    /// The texts to use: those given, else the one in the model folder, else the stories in this program.
     pub fn texts(&self, given: &[Utf8PathBuf], text_use: TextUse) -> anyhow::Result<Texts> {
         if !given.is_empty() {
             let files = given
                 .iter()
                 .map(|path| text_file(path))
                 .collect::<Result<_, _>>()?;
-            return Ok(Texts {
-                files,
-                is_fallback: false,
-            });
+            return Ok(Texts::Files(files));
         }
         let name = match text_use {
             TextUse::Calibration => "calibration.txt",
             TextUse::Evaluation => "evaluation.txt",
         };
         let in_model_folder = self.source.path.join(name);
-        if in_model_folder.is_file() {
-            return Ok(Texts {
-                files: vec![in_model_folder],
-                is_fallback: false,
-            });
+        match in_model_folder.is_file() {
+            true => Ok(Texts::Files(vec![in_model_folder])),
+            false => Ok(Texts::Embedded(text_use)),
         }
-        let shared = share_folders()
-            .into_iter()
-            .map(|folder| folder.join(EMBEDDED).join(name));
-        let fallback = shared.into_iter().find(|path| path.is_file());
-        fallback.map_or_else(
-            || {
-                let option = match text_use {
-                    TextUse::Calibration => "--calibration",
-                    TextUse::Evaluation => "--evaluation (or --text)",
-                };
-                let message = format!(
-                    "no text for {name}: neither {in_model_folder} nor {EMBEDDED}/{name} exists; give {option} FILE"
-                );
-                Err(failure(ExitCode::BadInput, message))
-            },
-            |path| {
-                Ok(Texts {
-                    files: vec![path],
-                    is_fallback: true,
-                })
-            },
-        )
     }
 }
 
@@ -334,17 +360,6 @@ fn mistyped_path(name: &Utf8Path) -> Option<String> {
     ))
 }
 
-/// Folders that may hold the shared files: the one that `UC_SHARE` names, then every ancestor of the executable.
-fn share_folders() -> Vec<Utf8PathBuf> {
-    let from_variable = std::env::var("UC_SHARE").ok().map(Utf8PathBuf::from);
-    let executable_folder = own_folder();
-    let ancestors = executable_folder
-        .iter()
-        .flat_map(|folder| folder.ancestors())
-        .map(Utf8Path::to_owned);
-    from_variable.into_iter().chain(ancestors).collect()
-}
-
 /// Checks the extension of a text file and makes its path absolute.
 fn text_file(path: &Utf8Path) -> anyhow::Result<Utf8PathBuf> {
     let extension = path.extension().unwrap_or("");
@@ -359,9 +374,31 @@ fn text_file(path: &Utf8Path) -> anyhow::Result<Utf8PathBuf> {
 }
 
 /// The absolute path of an existing file or folder.
+///
+/// # Errors
+/// If there is none; the message names the most similar one.
 pub fn absolute(path: &Utf8Path) -> anyhow::Result<Utf8PathBuf> {
-    path.canonicalize_utf8()
-        .map_err(|error| anyhow::Error::from(error).context(format!("cannot open {path}")))
+    path.canonicalize_utf8().map_err(|error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::NotFound => similar_path(path),
+            _ => None,
+        };
+        let hint = hint.map_or_else(String::new, |path| format!("; did you mean {path}?"));
+        anyhow::Error::from(error).context(format!("cannot open {path}{hint}"))
+    })
+}
+
+/// The path with the most similar name in the same folder.
+fn similar_path(path: &Utf8Path) -> Option<Utf8PathBuf> {
+    let parent = path.parent()?;
+    let folder = match parent.as_str() {
+        "" => Utf8Path::new("."),
+        _ => parent,
+    };
+    let names = folder.read_dir_utf8().ok()?.flatten();
+    let names: Vec<String> = names.map(|entry| entry.file_name().to_owned()).collect();
+    let name = closest(path.file_name()?, names.iter().map(String::as_str))?;
+    Some(parent.join(uc_input::printable(name).as_ref()))
 }
 
 #[cfg(test)]
@@ -435,15 +472,16 @@ mod tests {
             uc_store::atomic::write_bytes(&folder.join(name), b"text").expect("written");
         }
         let in_folder = model.texts(&[], TextUse::Calibration).expect("found");
-        assert_eq!(in_folder.files, [folder.join("calibration.txt")]);
-        assert!(!in_folder.is_fallback);
+        assert_eq!(
+            in_folder,
+            Texts::Files(vec![folder.join("calibration.txt")])
+        );
+        let none = model.texts(&[], TextUse::Evaluation).expect("embedded");
+        assert_eq!(none, Texts::Embedded(TextUse::Evaluation));
         let given = [folder.join("other.jsonl")];
         assert_eq!(
-            model
-                .texts(&given, TextUse::Calibration)
-                .expect("given")
-                .files,
-            given
+            model.texts(&given, TextUse::Calibration).expect("given"),
+            Texts::Files(given.to_vec())
         );
         for bad in ["weights.bin", "absent.txt"] {
             assert!(

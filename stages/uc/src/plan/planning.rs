@@ -13,6 +13,7 @@ use crate::cli::UploadOptions;
 use crate::plan::pipeline::Request;
 use crate::process::programs::Programs;
 use crate::report::failure::failure;
+use crate::report::suggestion::closest_setting;
 
 /// The folder of runs unless `--run` names another.
 const RUNS: &str = "runs";
@@ -24,7 +25,17 @@ pub fn apply_settings(settings: &mut Settings, assignments: &[String]) -> anyhow
             let message = format!("--set {assignment}: expected SECTION.KEY=VALUE");
             failure(ExitCode::Usage, message)
         })?;
-        settings.set(key.trim(), value.trim())?;
+        let (key, value) = (key.trim(), value.trim());
+        let known = Settings::keys();
+        if !known.iter().any(|known| known == key) {
+            let hint = match closest_setting(key, &known) {
+                Some(setting) => format!("did you mean {setting}?"),
+                None => format!("the settings are {}", known.join(", ")),
+            };
+            let message = format!("--set {assignment}: there is no setting `{key}`; {hint}");
+            return Err(failure(ExitCode::BadPipeline, message));
+        }
+        settings.set(key, value)?;
     }
     Ok(())
 }

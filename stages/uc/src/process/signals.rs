@@ -21,6 +21,17 @@ const FORCED_EXIT: usize = 3;
 pub struct Listener {
     count: Arc<AtomicUsize>,
     to: Arc<Mutex<Option<Sender<Message>>>>,
+    before_exit: Arc<Mutex<Cleanup>>,
+}
+
+/// What is done before a signal ends the process.
+#[derive(Default)]
+struct Cleanup(Option<Box<dyn Fn() + Send>>);
+
+impl std::fmt::Debug for Cleanup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Cleanup").field(&self.0.is_some()).finish()
+    }
 }
 
 impl Listener {
@@ -35,17 +46,38 @@ impl Listener {
         let listener = Self {
             count: Arc::default(),
             to: Arc::default(),
+            before_exit: Arc::default(),
         };
         let shared = listener.clone();
         std::thread::spawn(move || {
             for _ in signals.forever() {
                 let count = shared.count.fetch_add(1, Ordering::SeqCst) + 1;
                 if !shared.forward() || count >= FORCED_EXIT {
+                    shared.clean_up();
                     std::process::exit(ExitCode::Interrupted.code().into());
                 }
             }
         });
         Ok(listener)
+    }
+
+    /// Before a signal ends the process, `action` is done.
+    pub fn before_exit(&self, action: impl Fn() + Send + 'static) {
+        let mut cleanup = self
+            .before_exit
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        cleanup.0 = Some(Box::new(action));
+    }
+
+    fn clean_up(&self) {
+        let cleanup = self
+            .before_exit
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(action) = &cleanup.0 {
+            action();
+        }
     }
 
     /// From now on signals are sent as messages.

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 pub const SESSION: &str = "session";
 /// Name of the event with which a driver ends a session.
 pub const SESSION_END: &str = "session-end";
+/// Name of the event with what the run is expected to take, an `outlook::Expectation`.
+pub const EXPECTATION: &str = "expectation";
 /// Name of the event of a failed attempt.
 pub const JOB_FAILURE: &str = "job-failure";
 

@@ -12,7 +12,8 @@ use uc_store::events::{Event, EventKind};
 use uc_store::plan::{JobId, Unit};
 use uc_store::run::RunDir;
 
-use crate::report::event_log::{JOB_FAILURE, JobStates, SESSION, SESSION_END};
+use crate::report::event_log::{EXPECTATION, JOB_FAILURE, JobStates, SESSION, SESSION_END};
+use crate::report::outlook::{Expectation, Session, StageWork};
 
 /// Number of recent completions over which a rate is computed.
 const RATE_WINDOW: usize = 5;
@@ -129,7 +130,13 @@ pub struct Replay {
     pub received_bytes: u64,
     /// Time of the last event.
     pub last_event: Option<SystemTime>,
+    /// What the driver expected the run to take.
+    pub expectation: Option<Expectation>,
     paces: BTreeMap<String, Pace>,
+    /// Wall time of the run at which the last session started.
+    session_start: f64,
+    /// Sum of the times of the jobs that the last session finished, seconds.
+    session_job_seconds: f64,
 }
 
 impl Replay {
@@ -157,7 +164,9 @@ impl Replay {
                 self.interrupt_running_jobs();
                 self.ended = None;
                 self.paces.clear();
+                (self.session_start, self.session_job_seconds) = (self.wall_seconds, 0.0);
             }
+            EXPECTATION => self.expectation = serde_json::from_value(value).ok(),
             SESSION_END => {
                 self.interrupt_running_jobs();
                 self.ended = Some(value["ok"].as_bool().unwrap_or(false));
@@ -292,6 +301,7 @@ impl Replay {
                 let job = self.job(&stage, unit);
                 (job.state, job.progress, job.retry) = (JobState::Done, None, None);
                 job.cost = Some((seconds.max(0.0), peak_rss_bytes));
+                self.session_job_seconds += seconds.max(0.0);
                 let pace = self.paces.entry(stage).or_default();
                 if pace.ends.len() == RATE_WINDOW {
                     pace.ends.pop_front();
@@ -321,6 +331,33 @@ impl Replay {
             }
         }
         stages
+    }
+
+    /// The work of a stage of which `done` of `total` jobs are done, with the progress of its running jobs.
+    pub fn stage_work(&self, stage: &str, done: u64, total: u64) -> StageWork {
+        let jobs = || self.jobs.iter().filter(|(id, _)| id.stage == stage);
+        let running = jobs().filter(|(_, job)| job.state == JobState::Running);
+        let share = |progress: &Progress| progress.done as f64 / progress.total.max(1) as f64;
+        let shares = running.filter_map(|(_, job)| job.progress.as_ref().map(share));
+        let costs: Vec<f64> = jobs().filter_map(|(_, job)| Some(job.cost?.0)).collect();
+        StageWork {
+            name: stage.to_owned(),
+            done: done as f64 + shares.map(|share| share.min(1.0)).sum::<f64>(),
+            total: total as f64,
+            measured_jobs: costs.len() as u64,
+            measured_seconds: costs.iter().sum(),
+        }
+    }
+
+    /// What the last session has worked until the wall time `now` of the run.
+    pub fn session(&self, now: f64) -> Session {
+        let running = self.jobs.values();
+        let running = running.filter(|job| job.state == JobState::Running);
+        Session {
+            seconds: (now - self.session_start).max(0.0),
+            job_seconds: self.session_job_seconds
+                + running.map(|job| (now - job.started).max(0.0)).sum::<f64>(),
+        }
     }
 
     /// Recent jobs of a stage per second in the last session, including the pauses between them; `None` before the first

@@ -14,6 +14,7 @@ use uc_store::plan::{ArtifactId, HubSource, JobId, Plan, Unit};
 use uc_store::run::RunDir;
 
 use crate::artifacts::{MANIFEST, METRICS, PACK_LAYER, REMOTE_PACK};
+use crate::report::colour::print_report;
 use crate::report::completion::completed_jobs;
 use crate::report::event_log_replay::{Replay, StageCost};
 use crate::report::failure::{exit_code, failure};
@@ -95,7 +96,7 @@ pub fn finish(
     let summary = summarize(run, plan, threads, display)?;
     match json {
         true => print_json(&summary)?,
-        false => print!("{}", text(&summary)),
+        false => print_report(&text(&summary)),
     }
     match summary.pack {
         Some(pack) if pack.verdict == Some(Verdict::Fail) => {

@@ -21,7 +21,8 @@ use crate::plan::planning;
 use crate::process::programs::Programs;
 use crate::process::runner::{Launch, Message, Worker, WorkerId};
 use crate::process::signals::Listener;
-use crate::report::event_log::SESSION_END;
+use crate::report::event_log::{EXPECTATION, SESSION_END};
+use crate::report::event_log_replay::Replay;
 use crate::report::event_log_writer::EventLogWriter;
 use crate::report::failure::failure;
 use crate::report::progress::Display;
@@ -104,9 +105,19 @@ impl<'a> Driver<'a> {
         })
     }
 
+    /// Works only on what the inputs of a job need, and keeps them.
+    pub fn for_inputs_of(mut self, job: &JobId) -> Self {
+        self.scheduler.work_only_for_inputs_of(job);
+        self
+    }
+
     /// Works until every job is done.
     pub fn run(mut self) -> anyhow::Result<()> {
         self.show_stages();
+        if let Some(expectation) = self.display.expectation() {
+            let fields = serde_json::to_value(expectation)?;
+            self.log.write_driver_event(EXPECTATION, fields);
+        }
         self.log_all_states();
         let outcome = self.work_loop();
         if outcome.is_err() {
@@ -121,12 +132,7 @@ impl<'a> Driver<'a> {
 
     fn show_stages(&mut self) {
         let mut stages: Vec<(String, u64, u64)> = Vec::new();
-        for stage in self
-            .plan
-            .stages
-            .iter()
-            .filter(|stage| self.scheduler.has_work(&stage.name))
-        {
+        for stage in self.plan.stages.iter().filter(|stage| !stage.optional) {
             let jobs = self
                 .scheduler
                 .jobs()
@@ -141,7 +147,8 @@ impl<'a> Driver<'a> {
         if let Some(source) = &self.source {
             stages.insert(0, (source.stage().to_owned(), 0, source.traffic().fetches));
         }
-        self.display.start_stages(&stages);
+        let costs = Replay::read(self.run).costs();
+        self.display.start_stages(&stages, &costs);
         if let Some(source) = &self.source {
             let files = self.plan.shards();
             let file_names = files.filter_map(|(shard, file)| {
@@ -170,6 +177,7 @@ impl<'a> Driver<'a> {
                 Err(RecvTimeoutError::Disconnected) => unreachable!("this driver holds a sender"),
             }
             self.kill_stalled_job()?;
+            self.display.tick();
             // Reaps processes that have exited; otherwise they would stay zombies until the end of the run.
             self.exiting.retain(|_, worker| worker.try_exit().is_none());
         }
@@ -253,8 +261,7 @@ impl<'a> Driver<'a> {
 
     /// Ends the session in order after a signal; the caller stops the workers.
     fn interrupt(&mut self) -> anyhow::Result<()> {
-        self.display
-            .info("stopping; a second signal stops immediately");
+        self.display.info("Stopping… press Ctrl-C again to force");
         let message = format!("interrupted; continue with: {}", self.resume_command());
         Err(failure(ExitCode::Interrupted, message))
     }

@@ -29,6 +29,8 @@ pub enum Status {
     Running,
     /// It failed for lack of a network; another session may retry it.
     GivenUp,
+    /// It is not to be done in this session, although it is not up to date. Files that it reads are kept.
+    Held,
 }
 
 /// One job and its position in the graph.
@@ -126,7 +128,10 @@ impl<'p> Scheduler<'p> {
     /// Adopts the states of a freshness check; jobs that are running or given up keep their status.
     pub fn update(&mut self, work: &PendingWork) {
         for node in &mut self.nodes {
-            if matches!(node.status, Status::Running | Status::GivenUp) {
+            if matches!(
+                node.status,
+                Status::Running | Status::GivenUp | Status::Held
+            ) {
                 continue;
             }
             node.status = match work.states.get(&node.id) {
@@ -162,15 +167,35 @@ impl<'p> Scheduler<'p> {
         node.retries <= self.plan.stages[node.stage].retries
     }
 
-    /// Whether every job is done.
-    pub fn is_complete(&self) -> bool {
-        self.nodes.iter().all(|node| node.status == Status::Done)
+    /// Holds every job that is not needed for the inputs of `job`, and the job itself.
+    pub fn work_only_for_inputs_of(&mut self, job: &JobId) {
+        let target = self.indices[job];
+        let mut needed = BTreeSet::new();
+        let mut pending: Vec<usize> = self.nodes[target].producers.iter().copied().collect();
+        while let Some(index) = pending.pop() {
+            // What is done needs no inputs.
+            if self.nodes[index].status != Status::Done && needed.insert(index) {
+                pending.extend(&self.nodes[index].producers);
+            }
+        }
+        for (index, node) in self.nodes.iter_mut().enumerate() {
+            if index == target || (node.status != Status::Done && !needed.contains(&index)) {
+                node.status = Status::Held;
+            }
+        }
     }
 
-    /// Whether a stage has a job that is not done.
+    /// Whether every job is done that is to be done.
+    pub fn is_complete(&self) -> bool {
+        let is_settled = |node: &Node| matches!(node.status, Status::Done | Status::Held);
+        self.nodes.iter().all(is_settled)
+    }
+
+    /// Whether a stage has a job that is to be done.
     pub fn has_work(&self, stage: &str) -> bool {
+        let is_open = |node: &Node| !matches!(node.status, Status::Done | Status::Held);
         let mut nodes = self.nodes.iter();
-        nodes.any(|node| node.id.stage == stage && node.status != Status::Done)
+        nodes.any(|node| node.id.stage == stage && is_open(node))
     }
 
     /// Waiting jobs whose producers are all done, so that their state can be decided.

@@ -134,7 +134,7 @@ impl Source {
         let is_pending = |id: &&JobId| {
             scheduler
                 .status(id)
-                .is_some_and(|status| status != Status::Done)
+                .is_some_and(|status| !matches!(status, Status::Done | Status::Held))
         };
         self.order.iter().filter(is_pending).for_each(add);
         reads

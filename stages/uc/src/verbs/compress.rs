@@ -6,11 +6,12 @@ use anyhow::Context;
 use camino::Utf8PathBuf;
 use uc_settings::{Settings, SourceRetention};
 use uc_store::ExitCode;
-use uc_store::plan::{External, SOURCE};
+use uc_store::plan::{External, Plan, SOURCE};
 
 use crate::artifacts::{MANIFEST, REMOTE_PACK};
 use crate::cli::CompressArgs;
-use crate::plan::model::{DownloadScope, Model, TextUse};
+use crate::plan::embedded_texts;
+use crate::plan::model::{DownloadScope, Model, TextUse, Texts};
 use crate::plan::pipeline::{Goals, Pipeline, Request};
 use crate::plan::planning;
 use crate::plan::sources;
@@ -22,68 +23,31 @@ use crate::schedule::source::check_budget;
 use crate::session::{self, Session};
 use crate::verbs::work_and_summarize;
 
+mod dry_run;
+
 /// Goals of a run without evaluation; the upload only if the pipeline has one.
 const GOALS_WITHOUT_EVALUATION: [&str; 2] = [MANIFEST, REMOTE_PACK];
+
+/// A run that is planned and not written yet.
+struct Prepared {
+    pipeline: Pipeline,
+    root: Utf8PathBuf,
+    plan: Plan,
+    /// Files to copy into the run directory, as (from, to).
+    copies: Vec<(Utf8PathBuf, Utf8PathBuf)>,
+}
 
 /// Runs the verb.
 pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
     let programs = Programs::from_env().allowing(&args.planning.allow_program);
-    let threads = session::threads(args.planning.threads);
-    let pipeline = Pipeline::load(args.planning.pipeline.as_deref())?;
-    pipeline.check_programs(&programs)?;
-    let settings = settings(&pipeline, args)?;
-    let versions = programs.versions(pipeline.commands())?;
-    let evicts = settings.retention.source == SourceRetention::Evict;
-    let model = find_model(args, evicts, &programs, display)?;
-    let texts = texts(args, &model, display)?;
-    let goals = GOALS_WITHOUT_EVALUATION.into_iter();
-    let goals: Vec<&str> = goals
-        .filter(|goal| *goal != REMOTE_PACK || pipeline.has_producer(goal))
-        .collect();
-
-    let mut request = Request {
-        model: model.source.clone(),
-        source_files: model.file_names().collect(),
-        pack_dir: pack_dir(args)?,
-        settings,
-        externals: texts
-            .keys()
-            .map(|name| (name.clone(), sources::unknown()))
-            .collect(),
-        goals: match args.no_eval {
-            true => Goals::Only(&goals),
-            false => Goals::Everything,
-        },
-        cpus: threads,
-        versions,
-    };
-    request
-        .externals
-        .insert("source".into(), sources::unknown());
-    // Assembled once without hashes, so that an invalid plan is rejected before the model is read.
-    pipeline.assemble(&request)?;
-
-    let prefix = planning::run_prefix("", &model.source.name);
-    let known = planning::known_files(&prefix, args.run.as_deref());
-    let source = sources::describe_model(&model, &known, threads, display)?;
-    request.externals.insert("source".into(), source.clone());
-    for (name, files) in texts {
-        let external = sources::describe(&name, &files, &known, threads, display)?;
-        request.externals.insert(name, external);
+    if args.dry_run {
+        return dry_run::run(args, &programs, display);
     }
-    warn_about_shared_texts(&request.externals, display);
-    let default = || planning::default_run(&prefix, &[&source], &request.settings);
-    let root = args.run.clone().unwrap_or_else(default);
-    let copies = match evicts {
-        true => planning::relocate_source(&root, &mut request)?,
-        false => Vec::new(),
-    };
-    let mut plan = pipeline.assemble(&request)?;
-    if let Some(repository) = &args.repository {
-        planning::add_upload(&mut plan, repository, &args.upload)?;
-    }
-    check_budget(&plan)?;
-    let session = Session::enter(&root, plan, display)?;
+    let find = |scope, programs: &Programs| Model::find(&args.model, scope, programs, display);
+    let Prepared {
+        root, plan, copies, ..
+    } = prepare(args, &programs, display, find)?;
+    let session = Session::enter_or_replace(&root, plan, args.force, display)?;
     if args.repository.is_some() {
         planning::reset_upload(&session.plan, &session.run)?;
     }
@@ -96,21 +60,94 @@ pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> an
             .with_context(|| format!("cannot read {from}"))?;
         uc_store::atomic::write_bytes(&to, &bytes)?;
     }
+    let threads = session::threads(args.planning.threads);
     work_and_summarize(&session, &programs, threads, args.json, display, signals)
+}
+
+/// Checks everything that the user asked for and plans the run. `find` finds the model.
+fn prepare(
+    args: &CompressArgs,
+    programs: &Programs,
+    display: &Display,
+    find: impl FnOnce(DownloadScope, &Programs) -> anyhow::Result<Model>,
+) -> anyhow::Result<Prepared> {
+    let threads = session::threads(args.planning.threads);
+    let pipeline = Pipeline::load(args.planning.pipeline.as_deref())?;
+    pipeline.check_programs(programs)?;
+    let settings = settings(&pipeline, args)?;
+    let versions = programs.versions(pipeline.commands())?;
+    let evicts = settings.retention.source == SourceRetention::Evict;
+    let model = find_model(evicts, programs, find)?;
+    let texts = texts(args, &model, display)?;
+    let goals = GOALS_WITHOUT_EVALUATION.into_iter();
+    let goals: Vec<&str> = goals
+        .filter(|goal| *goal != REMOTE_PACK || pipeline.has_producer(goal))
+        .collect();
+    let inputs = texts.iter().map(|(name, _)| *name).chain(["source"]);
+
+    let mut request = Request {
+        model: model.source.clone(),
+        source_files: model.file_names().collect(),
+        pack_dir: pack_dir(args)?,
+        settings,
+        externals: inputs
+            .map(|name| (name.to_owned(), sources::unknown()))
+            .collect(),
+        goals: match args.no_eval {
+            true => Goals::Only(&goals),
+            false => Goals::Everything,
+        },
+        cpus: threads,
+        versions,
+    };
+    // Assembled once without hashes, so that an invalid plan is rejected before the model is read.
+    pipeline.assemble(&request)?;
+
+    let prefix = planning::run_prefix("", &model.source.name);
+    let known = planning::known_files(&prefix, args.run.as_deref());
+    let mut source = sources::describe_model(&model, &known, threads, display)?;
+    if !evicts {
+        // A dry run knows shards that the run itself would download first; no job fetches them.
+        source.files.iter_mut().for_each(|file| file.shard = None);
+    }
+    request.externals.insert("source".into(), source.clone());
+    for (name, texts) in &texts {
+        let label = format!("the {}", name.replace('-', " "));
+        let external = texts.describe(&label, &known, threads, display)?;
+        request.externals.insert((*name).to_owned(), external);
+    }
+    warn_about_shared_texts(&request.externals, display);
+    let default = || planning::default_run(&prefix, &[&source], &request.settings);
+    let root = args.run.clone().unwrap_or_else(default);
+    let copies = match evicts {
+        true => planning::relocate_source(&root, &mut request)?,
+        false => Vec::new(),
+    };
+    embedded_texts::place(&root, &mut request.externals)?;
+    let mut plan = pipeline.assemble(&request)?;
+    if let Some(repository) = &args.repository {
+        planning::add_upload(&mut plan, repository, &args.upload)?;
+    }
+    check_budget(&plan)?;
+    Ok(Prepared {
+        pipeline,
+        root,
+        plan,
+        copies,
+    })
 }
 
 /// The model to compress; with eviction, only the headers of its weight files are downloaded in advance.
 fn find_model(
-    args: &CompressArgs,
     evicts: bool,
     programs: &Programs,
-    display: &Display,
+    find: impl FnOnce(DownloadScope, &Programs) -> anyhow::Result<Model>,
 ) -> anyhow::Result<Model> {
     let scope = match evicts {
         true => DownloadScope::Headers,
         false => DownloadScope::Everything,
     };
-    let model = Model::find(&args.model, scope, programs, display)?;
+    let model = find(scope, programs)?;
     if evicts && model.source.hub.is_none() {
         let message = format!(
             "retention.source: found evict for the folder {}, from which nothing is ever deleted; expected keep, \
@@ -143,27 +180,19 @@ fn pack_dir(args: &CompressArgs) -> anyhow::Result<Utf8PathBuf> {
     }
 }
 
-/// The texts by the name of their external input.
+/// The texts with the name of their external input.
 fn texts(
     args: &CompressArgs,
     model: &Model,
     display: &Display,
-) -> anyhow::Result<BTreeMap<String, Vec<Utf8PathBuf>>> {
-    let mut texts = BTreeMap::new();
-    let mut required = vec![("calibration-text", &args.calibration, TextUse::Calibration)];
+) -> anyhow::Result<Vec<(&'static str, Texts)>> {
+    let calibration = model.texts(&args.calibration, TextUse::Calibration)?;
+    calibration.warn_if_embedded("Calibration text", "--calibration", display);
+    let mut texts = vec![("calibration-text", calibration)];
     if !args.no_eval {
-        required.push(("evaluation-text", &args.evaluation, TextUse::Evaluation));
-    }
-    for (name, given, text_use) in required {
-        let chosen = model.texts(given, text_use)?;
-        if chosen.is_fallback {
-            display.warn(&format!(
-                "{name}: using the generated stories of the embedded tiny model ({}). A real model needs real text: \
-                 give --calibration FILE and --evaluation FILE",
-                chosen.files[0]
-            ));
-        }
-        texts.insert(name.to_owned(), chosen.files);
+        let evaluation = model.texts(&args.evaluation, TextUse::Evaluation)?;
+        evaluation.warn_if_embedded("Evaluation text", "--evaluation", display);
+        texts.push(("evaluation-text", evaluation));
     }
     Ok(texts)
 }

@@ -10,6 +10,7 @@ use uc_store::plan::{ArtifactId, External};
 
 use crate::artifacts::{MANIFEST, METRICS, PACK_LAYER};
 use crate::cli::EvalArgs;
+use crate::plan::embedded_texts;
 use crate::plan::model;
 use crate::plan::model::{DownloadScope, Model, TextUse};
 use crate::plan::pipeline::{Goals, Pipeline, Request};
@@ -37,12 +38,7 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
     let versions = programs.versions(pipeline.commands())?;
     let model = Model::find(&args.model, DownloadScope::Everything, &programs, display)?;
     let texts = model.texts(&args.text, TextUse::Evaluation)?;
-    if texts.is_fallback {
-        display.warn(&format!(
-            "evaluating on the embedded tiny model's stories: {}",
-            texts.files[0]
-        ));
-    }
+    texts.warn_if_embedded("Evaluation text", "--text", display);
 
     let dir = model::absolute(&args.pack)?;
     let known = planning::known_files("eval-", args.run.as_deref());
@@ -51,10 +47,10 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
     let manifest = packs::open(&dir)?.manifest().clone();
     check_pair(&manifest, &model, &source)?;
     externals.insert("source".into(), source);
-    let text = sources::describe("the text", &texts.files, &known, threads, display)?;
+    let text = texts.describe("the evaluation text", &known, threads, display)?;
     externals.insert("evaluation-text".into(), text);
 
-    let plan = pipeline.assemble(&Request {
+    let mut plan = pipeline.assemble(&Request {
         model: model.source.clone(),
         source_files: model.file_names().collect(),
         pack_dir: dir,
@@ -68,6 +64,7 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
     let identity = [&plan.externals["source"], &plan.externals[MANIFEST]];
     let default = || planning::default_run(&prefix, &identity, &plan.settings);
     let root = args.run.clone().unwrap_or_else(default);
+    embedded_texts::place(&root, &mut plan.externals)?;
     let session = Session::enter(&root, plan, display)?;
     work_and_summarize(&session, &programs, threads, args.json, display, signals)
 }

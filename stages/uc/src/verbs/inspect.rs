@@ -5,6 +5,7 @@ use serde_json::json;
 use uc_pack::{Manifest, PackError};
 
 use crate::cli::InspectArgs;
+use crate::report::colour::print_report;
 use crate::report::json::print_json;
 use crate::report::packs;
 
@@ -15,10 +16,8 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
     match (args.layer, args.json) {
         (None, true) => print_json(manifest),
         (None, false) => {
-            print!(
-                "{}",
-                overview(&args.pack, manifest, &pack.fingerprint().to_string())
-            );
+            let fingerprint = pack.fingerprint().to_string();
+            print_report(&overview(&args.pack, manifest, &fingerprint));
             Ok(())
         }
         (Some(layer), json) => show_layer(&args.pack, manifest, layer, json),
@@ -101,32 +100,35 @@ fn show_layer(dir: &Utf8Path, manifest: &Manifest, layer: u32, json: bool) -> an
     if json {
         return print_json(entry);
     }
-    println!(
-        "{}  {} bytes  sha256 {}",
-        entry.file, entry.size, entry.sha256
-    );
-    println!("prefix {}", entry.prefix);
-    println!(
-        "{:<32}{:>16}{:>8}{:>6}  reconstructed sha256",
-        "linear", "shape", "bpw", "rank"
-    );
+    let mut lines = vec![
+        format!(
+            "{}  {} bytes  sha256 {}",
+            entry.file, entry.size, entry.sha256
+        ),
+        format!("prefix {}", entry.prefix),
+        format!(
+            "{:<32}{:>16}{:>8}{:>6}  reconstructed sha256",
+            "linear", "shape", "bpw", "rank"
+        ),
+    ];
     for linear in &entry.linears {
         let [rows, cols] = linear.shape;
         let bpw = linear.bits as f64 / (rows as f64 * cols as f64);
         let shape = format!("{rows}x{cols}");
         let rank = linear.rank;
         let sha256 = linear.reconstructed_sha256;
-        println!(
+        lines.push(format!(
             "{:<32}{shape:>16}{bpw:>8.4}{rank:>6}  {sha256}",
             linear.name
-        );
+        ));
     }
     for tensor in &entry.exact {
         let shape = json!(tensor.shape).to_string();
-        println!(
+        lines.push(format!(
             "{:<32}{shape:>16}{:>14?}  {}",
             tensor.name, tensor.dtype, tensor.sha256
-        );
+        ));
     }
+    print_report(&(lines.join("\n") + "\n"));
     Ok(())
 }

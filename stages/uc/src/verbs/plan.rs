@@ -4,6 +4,7 @@
 use camino::Utf8Path;
 use uc_store::ExitCode;
 use uc_store::freshness;
+use uc_store::output;
 use uc_store::plan::{Per, StagePlan};
 use uc_store::run::RunDir;
 
@@ -13,6 +14,7 @@ use crate::plan::model::Model;
 use crate::plan::pipeline::{self, Pipeline};
 use crate::plan::planning;
 use crate::process::programs::Programs;
+use crate::report::colour::print_report;
 use crate::report::failure::failure;
 use crate::report::json::print_json;
 use crate::report::progress::Display;
@@ -40,9 +42,13 @@ fn plan_run(root: &Utf8Path, args: &PlanArgs, display: &Display) -> anyhow::Resu
     let work = freshness::plan_work(&plan, &run)?;
     let to_do = work.to_run(&plan);
     for line in pending_lines(&plan, &work) {
-        println!("{line}");
+        output::print_line(line);
     }
-    println!("{} of {} jobs to do", to_do.len(), work.states.len());
+    output::print_line(format_args!(
+        "{} of {} jobs to do",
+        to_do.len(),
+        work.states.len()
+    ));
     let on_request = |stage: &&StagePlan| stage.optional && stage.per != Per::Shard;
     for stage in plan.stages.iter().filter(on_request) {
         display.detail(&format!("{} runs only on request", stage.name));
@@ -50,7 +56,7 @@ fn plan_run(root: &Utf8Path, args: &PlanArgs, display: &Display) -> anyhow::Resu
     if !to_do.is_empty() {
         let set: Vec<String> = args.set.iter().map(|set| format!(" --set {set}")).collect();
         let resume = planning::resume_command(&plan, root, &programs);
-        println!("run it with: {resume}{}", set.concat());
+        output::print_line(format_args!("run it with: {resume}{}", set.concat()));
     }
     Ok(())
 }
@@ -68,7 +74,7 @@ fn forecast_config(config: &Utf8Path, args: &PlanArgs) -> anyhow::Result<()> {
     let forecast = forecast::forecast(model, &pipeline, &settings, machine)?;
     match args.json {
         true => print_json(&forecast)?,
-        false => print!("{}", forecast.text()),
+        false => print_report(&forecast.text()),
     }
     let index = forecast.model.index.as_ref();
     let differences = index.map_or_else(Vec::new, |index| index.differences());

@@ -5,6 +5,7 @@ use uc_store::ExitCode;
 use uc_store::run::RunDir;
 
 use crate::cli::ResumeArgs;
+use crate::plan::embedded_texts;
 use crate::plan::planning;
 use crate::plan::sources;
 use crate::process::programs::{Programs, rebuilt_warning};
@@ -12,7 +13,7 @@ use crate::process::signals::Listener;
 use crate::report::failure::failure;
 use crate::report::progress::Display;
 use crate::schedule::source::check_budget;
-use crate::session::{self, Session};
+use crate::session::{self, Session, replacement};
 use crate::verbs::work_and_summarize;
 
 /// Runs the verb.
@@ -33,6 +34,7 @@ pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyh
     if let Some(warning) = rebuilt_warning(&before, &plan) {
         display.warn(&warning);
     }
+    embedded_texts::write_missing(&run, &plan)?;
     for change in sources::refresh(&mut plan, threads, display)? {
         display.info(&change);
     }
@@ -42,10 +44,11 @@ pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyh
         display.info(&format!("this run uploads its pack to {repository}"));
     }
     plan.tool_version = env!("CARGO_PKG_VERSION").into();
-    let run = match plan == before {
-        true => run,
-        false => RunDir::create(&args.run, &plan)?,
+    let other_ways = "uc compress with another --run makes another pack";
+    replacement::check(&run, Some(&before), &plan, args.force, other_ways)?;
+    let session = match plan == before {
+        true => Session { run, plan, _lock },
+        false => Session::create(&args.run, plan, _lock)?,
     };
-    let session = Session { run, plan, _lock };
     work_and_summarize(&session, &programs, threads, args.json, display, signals)
 }

@@ -4,18 +4,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::TryLockError;
-use std::io::{IsTerminal, Write};
 use std::time::{Duration, SystemTime};
 
 use camino::Utf8Path;
 use uc_settings::SourceRetention;
+use uc_store::output;
 use uc_store::plan::{JobId, Per, Plan, StagePlan};
 use uc_store::run::RunDir;
 
 use crate::cli::StatusArgs;
+use crate::report::colour::{print_report, report};
 use crate::report::completion::completed_jobs;
 use crate::report::event_log_replay::{JobState, Replay};
 use crate::report::json::print_json;
+use crate::report::outlook::{StageWork, outlook};
+use crate::report::terminal;
 
 mod disk;
 mod text;
@@ -31,7 +34,7 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
         let (run, plan) = RunDir::open(&args.run)?;
         let status = read_status(&run, &plan)?;
         show(&status, args, first)?;
-        if !args.watch || !status.active {
+        if !args.watch || !status.active || output::is_closed() {
             return Ok(());
         }
         first = false;
@@ -43,21 +46,31 @@ fn show(status: &Status, args: &StatusArgs, first: bool) -> anyhow::Result<()> {
     match (args.json, args.watch) {
         (true, false) => print_json(status),
         (true, true) => {
-            println!("{}", serde_json::to_string(status)?);
+            output::print_line(serde_json::to_string(status)?);
             Ok(())
         }
-        (false, _) => {
-            let mut out = std::io::stdout().lock();
-            let text = text::render(status);
-            match (args.watch && out.is_terminal(), first) {
-                // Moves the cursor home and clears the screen, so that the table stays in place.
-                (true, _) => write!(out, "\x1b[H\x1b[2J{text}")?,
-                (false, true) => write!(out, "{text}")?,
-                (false, false) => write!(out, "\n{text}")?,
+        (false, false) => {
+            let size = terminal::size(std::io::stdout());
+            let columns = size.map(|size| size.columns);
+            print_report(&text::render(status, columns));
+            Ok(())
+        }
+        (false, true) => {
+            match terminal::size(std::io::stdout()) {
+                Some(size) => draw_in_place(&text::render_fitting(status, size)),
+                None if first => print_report(&text::render(status, None)),
+                None => print_report(&format!("\n{}", text::render(status, None))),
             }
-            Ok(out.flush()?)
+            Ok(())
         }
     }
+}
+
+/// Draws a text over the one before it: every line is overwritten to its end, and what is below is cleared. Nothing is
+/// cleared before, so the table does not flicker.
+fn draw_in_place(text: &str) {
+    let lines = report(text).replace('\n', "\x1b[K\n");
+    output::print(format_args!("\x1b[H{lines}\x1b[J"));
 }
 
 fn read_status(run: &RunDir, plan: &Plan) -> anyhow::Result<Status> {
@@ -99,28 +112,7 @@ fn assess(plan: &Plan, mut replay: Replay, observed: Observation<'_>) -> Status 
     if !observed.active {
         replay.interrupt_running_jobs();
     }
-    let costs = replay.costs();
-    let stages: Vec<StageStatus> = plan
-        .stages
-        .iter()
-        .filter(|stage| stage.per != Per::Shard)
-        .map(|stage| {
-            let jobs = job_states(plan, stage, &replay, &observed.done);
-            let done = jobs.iter().filter(|state| **state == JobState::Done);
-            let (done, total) = (done.count() as u64, jobs.len() as u64);
-            StageStatus {
-                name: stage.name.clone(),
-                optional: stage.optional,
-                done,
-                total,
-                jobs,
-                rate: replay.rate(&stage.name).filter(|_| observed.active),
-                seconds_left: replay.seconds_for(&stage.name, total - done),
-                cost: costs.get(&stage.name).cloned().unwrap_or_default(),
-                metrics: BTreeMap::new(),
-            }
-        })
-        .collect();
+    let stages = stage_statuses(plan, &replay, &observed);
     let required = || stages.iter().filter(|stage| !stage.optional);
     let (done, total) = (
         required().map(|stage| stage.done).sum(),
@@ -138,7 +130,10 @@ fn assess(plan: &Plan, mut replay: Replay, observed: Observation<'_>) -> Status 
             view: job.clone(),
         })
         .collect();
-    let estimates = required().filter_map(|stage| stage.seconds_left);
+    let works: Vec<StageWork> = required()
+        .map(|stage| replay.stage_work(&stage.name, stage.done, stage.total))
+        .collect();
+    let outlook = outlook(&works, replay.expectation.as_ref(), replay.session(now));
     Status {
         run: observed.root.to_owned(),
         model: plan.model.name.clone(),
@@ -158,13 +153,42 @@ fn assess(plan: &Plan, mut replay: Replay, observed: Observation<'_>) -> Status 
         total,
         wall_seconds: now,
         silent_seconds,
-        seconds_left: estimates.reduce(f64::max),
-        seconds_left_partial: required().any(|stage| stage.seconds_left.is_none()),
+        share: outlook.share,
+        seconds_left: outlook.seconds_left,
+        seconds_left_partial: outlook.is_partial,
         disk: observed.disk,
         stages,
         running,
         failures: replay.failures,
     }
+}
+
+/// The state of every stage that works per layer or per run, in plan order.
+fn stage_statuses(plan: &Plan, replay: &Replay, observed: &Observation<'_>) -> Vec<StageStatus> {
+    let costs = replay.costs();
+    plan.stages
+        .iter()
+        .filter(|stage| stage.per != Per::Shard)
+        .map(|stage| {
+            let jobs = job_states(plan, stage, replay, &observed.done);
+            let done = jobs.iter().filter(|state| **state == JobState::Done);
+            let (done, total) = (done.count() as u64, jobs.len() as u64);
+            StageStatus {
+                name: stage.name.clone(),
+                optional: stage.optional,
+                done,
+                total,
+                rate: replay.rate(&stage.name).filter(|_| observed.active),
+                seconds_left: jobs
+                    .contains(&JobState::Running)
+                    .then(|| replay.seconds_for(&stage.name, total - done))
+                    .flatten(),
+                jobs,
+                cost: costs.get(&stage.name).cloned().unwrap_or_default(),
+                metrics: BTreeMap::new(),
+            }
+        })
+        .collect()
 }
 
 /// The shards, if they are fetched on demand; checks which files exist.

@@ -4,6 +4,7 @@ use uc_pack::verify::{Severity, Verdict, VerifyReport};
 use uc_store::ExitCode;
 
 use crate::cli::VerifyArgs;
+use crate::report::colour::print_report;
 use crate::report::failure::failure;
 use crate::report::json::print_json;
 use crate::report::packs;
@@ -15,7 +16,7 @@ pub fn run(args: &VerifyArgs, display: &Display) -> anyhow::Result<()> {
     let report = packs::verify(&args.pack, session::threads(args.threads), display)?;
     match args.json {
         true => print_json(&report)?,
-        false => print!("{}", text(&report)),
+        false => print_report(&text(&report)),
     }
     match report.verdict {
         Verdict::Pass => Ok(()),

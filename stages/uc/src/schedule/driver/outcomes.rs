@@ -217,6 +217,7 @@ impl Driver<'_> {
         };
         let id = job.id;
         self.shards_outdated = true;
+        self.display.job_ended(&id);
         self.log.write_driver_event(
             JOB_FAILURE,
             serde_json::json!({"stage": id.stage, "layer": id.unit.layer(), "shard": id.unit.shard(),
@@ -251,16 +252,55 @@ impl Driver<'_> {
             let attempts = self.plan.stage(stage).map_or(0, |stage| stage.retries) + 1;
             message += &format!(" ({attempts} attempts)");
         }
-        let lines = worker.last_lines();
+        let mut lines = worker.last_lines();
         let log = self.run.log_path(stage);
-        message += &match lines.is_empty() {
-            true => format!("\nthe last process wrote nothing to {log}"),
-            false => format!("\nlast lines of {log}:"),
-        };
+        if lines.is_empty() {
+            message += &format!("\nthe last process wrote nothing to {log}");
+        }
+        // The log ends with the message that the stage also reported.
+        lines.retain(|line| !repeats(line, &failed.message));
+        if !lines.is_empty() {
+            message += &format!("\nlast lines of {log}:");
+        }
         for line in lines {
             message += &format!("\n    {line}");
         }
-        message += &format!("\nonce the cause is fixed: {}", self.resume_command());
+        message += &format!("\nfix this, then run: {}", self.resume_command());
         message
+    }
+}
+
+/// Whether a line of a log says nothing but a line of a message, perhaps after the name of the job.
+fn repeats(line: &str, message: &str) -> bool {
+    let mut parts = message
+        .lines()
+        .map(str::trim)
+        .filter(|part| !part.is_empty());
+    parts.any(|part| {
+        let rest = line.trim().strip_suffix(part);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("error: "))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::repeats;
+
+    #[test]
+    fn a_log_line_that_repeats_the_message_is_recognized() {
+        let message = "config.json: found 3, expected 4\n  and more";
+        for line in [
+            "error: load layer 2: config.json: found 3, expected 4",
+            "  and more",
+        ] {
+            assert!(repeats(line, message), "{line}");
+        }
+        for line in [
+            "load is working on layer 2",
+            "error: load layer 2: other",
+            "",
+        ] {
+            assert!(!repeats(line, message), "{line}");
+        }
     }
 }

@@ -90,7 +90,7 @@ const LOADED: [(&str, Option<u32>); 2] = [("load", Some(0)), ("load", Some(1))];
 fn an_active_run_shows_what_is_running_how_fast_and_what_failed() {
     let now = observe(true, &LOADED, "2026-01-01T00:00:30.000Z");
     let status = assess(&plan(4), Replay::from_text(LOG), now);
-    insta::assert_snapshot!("active", text::render(&status));
+    insta::assert_snapshot!("active", text::render(&status, None));
     let json = serde_json::to_string_pretty(&status).expect("plain data");
     insta::assert_snapshot!("active-json", json);
 }
@@ -99,7 +99,7 @@ fn an_active_run_shows_what_is_running_how_fast_and_what_failed() {
 fn a_run_that_died_is_distinguished_from_one_that_was_stopped() {
     let now = || observe(false, &LOADED, "2026-01-01T00:10:00.000Z");
     let died = assess(&plan(4), Replay::from_text(LOG), now());
-    insta::assert_snapshot!("died", text::render(&died));
+    insta::assert_snapshot!("died", text::render(&died, None));
     let end = "\n{\"time\":\"2026-01-01T00:00:10.000Z\",\"event\":\"session-end\",\"ok\":false}\n";
     let stopped = assess(&plan(4), Replay::from_text(&format!("{LOG}{end}")), now());
     assert_eq!(stopped.state, RunState::Stopped);
@@ -114,7 +114,7 @@ fn a_finished_run_without_a_log_is_complete_by_its_receipts() {
     }
     let now = observe(false, &done, "2026-01-01T00:10:00.000Z");
     let status = assess(&plan(4), Replay::default(), now);
-    insta::assert_snapshot!("complete", text::render(&status));
+    insta::assert_snapshot!("complete", text::render(&status, None));
 }
 
 #[test]
@@ -141,11 +141,57 @@ fn many_layers_share_characters_and_the_most_urgent_is_shown() {
     let now = observe(true, &[], "2026-01-01T00:00:30.000Z");
     let mut status = assess(&plan(126), Replay::from_text(LOG), now);
     status.stages[0].jobs = jobs;
-    let text = text::render(&status);
+    let text = text::render(&status, None);
     let row = text
         .lines()
         .find(|line| line.starts_with("load"))
         .expect("row");
     assert!(row.contains("#!####"), "{row}");
     assert!(text.lines().all(|line| line.chars().count() < 200));
+}
+
+#[test]
+fn the_text_fits_the_terminal() {
+    let now = || observe(true, &LOADED, "2026-01-01T00:00:30.000Z");
+    for layers in [4, 126] {
+        let mut status = assess(&plan(layers), Replay::from_text(LOG), now());
+        status.run = "/a/rather/long/path/to/a/run/directory/of/a/model/with-a-long-name".into();
+        for index in 0..12 {
+            let mut plan = plan(layers);
+            plan.stages[0].name = format!("sensitivity-backward{index}");
+            let more = assess(&plan, Replay::from_text(LOG), now());
+            status.stages.extend(more.stages.into_iter().take(1));
+        }
+        for columns in [60, 80, 120] {
+            let text = text::render(&status, Some(columns));
+            for line in text.lines() {
+                assert!(terminal::width(line) <= columns, "{columns}: {line}");
+            }
+            assert!(text.contains("sensitivity-backward11"), "{text}");
+            for rows in [5, 12, 24, 50] {
+                let size = terminal::Size { columns, rows };
+                let text = text::render_fitting(&status, size);
+                assert!(text.lines().count() < rows, "{rows}:\n{text}");
+                assert!(text.lines().all(|line| terminal::width(line) <= columns));
+                assert!(text.contains("running (process 7)"), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_forecast_gives_a_time_left_before_the_first_job_is_done() {
+    let expectation = r#"{"time":"2026-01-01T00:00:00.000Z","event":"expectation","seconds_per_job":{"load":2.0,"quantize":20.0,"report":1.0},"concurrency":1.0}"#;
+    let session = r#"{"time":"2026-01-01T00:00:00.000Z","event":"session","pid":7}"#;
+    let log = format!("{session}\n{expectation}\n");
+    let now = observe(true, &[], "2026-01-01T00:00:00.000Z");
+    let status = assess(&plan(4), Replay::from_text(&log), now);
+    assert_eq!(status.seconds_left, Some(89.0));
+    assert_eq!(status.share, 0.0);
+    assert!(
+        status
+            .stages
+            .iter()
+            .all(|stage| stage.seconds_left.is_none())
+    );
 }

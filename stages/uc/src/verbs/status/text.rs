@@ -5,15 +5,85 @@ use uc_store::plan::Unit;
 
 use super::view::{RunState, Running, StageStatus, Status};
 use crate::report::event_log_replay::{FailureRecord, JobState};
+use crate::report::outlook::coarse_duration;
 use crate::report::progress::format_amount;
+use crate::report::terminal::{Size, truncate, wrap};
 
-/// Width of the layer strip of a stage, in characters; if there are more layers, several share a character.
+/// Most characters of the layer strip of a stage; if there are more layers, several share a character.
 const CELLS: usize = 48;
+/// Least characters of the strip, if there are as many layers; columns give way before it gets shorter.
+const MIN_CELLS: usize = 12;
 /// Maximum length of a displayed error message, in characters; the log has the full text.
 const MAX_MESSAGE: usize = 160;
+/// Width of the labels of the first lines.
+const LABEL: usize = 7;
 
-/// The status as text.
-pub fn render(status: &Status) -> String {
+/// The status as text. On a terminal, no line is longer than its `columns`.
+pub fn render(status: &Status, columns: Option<usize>) -> String {
+    let limit = columns.unwrap_or(usize::MAX);
+    let mut lines = Vec::new();
+    for line in head(status) {
+        lines.extend(wrap(&line, limit, LABEL));
+    }
+    lines.push(String::new());
+    lines.extend(table(status, limit));
+    lines.push(truncate(LEGEND, limit));
+    let paragraphs = [
+        running_lines(status),
+        failure_lines(status),
+        next_lines(status),
+    ];
+    for paragraph in paragraphs.iter().filter(|lines| !lines.is_empty()) {
+        lines.push(String::new());
+        lines.extend(paragraph.iter().flat_map(|line| wrap(line, limit, LABEL)));
+    }
+    lines.join("\n") + "\n"
+}
+
+/// The status as text that fits a terminal, for repeated drawing: what matters least is left out.
+pub fn render_fitting(status: &Status, size: Size) -> String {
+    // The cursor stays in the line after the last one.
+    let rows = size.rows.saturating_sub(1).max(1);
+    let whole = render(status, Some(size.columns));
+    if whole.lines().count() <= rows {
+        return whole;
+    }
+    let short = |line: &String| truncate(line, size.columns);
+    let head = head(status);
+    let mut lines: Vec<String> = [&head[STATE_LINE], &head[RUN_LINE]].map(short).into();
+    lines.extend(running_lines(status).iter().map(short));
+    lines.extend(failure_lines(status).iter().rev().take(1).map(short));
+    let table = table(status, size.columns);
+    let is_busy = |stage: &StageStatus| {
+        let is_urgent = |state| matches!(state, &JobState::Running | &JobState::Failed);
+        stage.jobs.iter().any(is_urgent)
+    };
+    let room = rows.saturating_sub(lines.len() + 1);
+    let mut shown: Vec<usize> = (0..status.stages.len()).collect();
+    shown.sort_by_key(|index| {
+        let stage = &status.stages[*index];
+        (!is_busy(stage), stage.done == stage.total, stage.optional)
+    });
+    let left_out = shown.len().saturating_sub(room.saturating_sub(1));
+    shown.truncate(shown.len() - left_out);
+    shown.sort_unstable();
+    if room > 1 {
+        lines.push(table[0].clone());
+        lines.extend(shown.into_iter().map(|index| table[index + 1].clone()));
+        lines.push(short(&format!(
+            "… {left_out} more stages; uc status without --watch shows all"
+        )));
+    }
+    lines.truncate(rows);
+    lines.join("\n") + "\n"
+}
+
+/// Position of the state and of the run directory in [`head`].
+const STATE_LINE: usize = 3;
+const RUN_LINE: usize = 0;
+const LEGEND: &str = "# done  > running  . waiting  ~ stale  ! failed";
+
+fn head(status: &Status) -> Vec<String> {
     let mut lines = vec![
         format!("run    {}", status.run),
         format!("model  {} ({} layers)", status.model, status.layers),
@@ -38,22 +108,26 @@ pub fn render(status: &Status) -> String {
             BinaryBytes(shards.received_bytes),
         ));
     }
-    lines.push(String::new());
-    lines.extend(table(status));
-    if !status.running.is_empty() {
-        lines.push(String::new());
-        lines.extend(status.running.iter().map(|job| running(status, job)));
+    lines
+}
+
+fn running_lines(status: &Status) -> Vec<String> {
+    let jobs = status.running.iter();
+    jobs.map(|job| running(status, job)).collect()
+}
+
+fn failure_lines(status: &Status) -> Vec<String> {
+    let failures = status.failures.iter();
+    failures.map(|record| failure(status, record)).collect()
+}
+
+fn next_lines(status: &Status) -> Vec<String> {
+    match status.state {
+        RunState::Stopped | RunState::Died => {
+            vec![format!("continue with: uc resume {}", status.run)]
+        }
+        RunState::Running | RunState::Complete => Vec::new(),
     }
-    if !status.failures.is_empty() {
-        lines.push(String::new());
-        let failures = status.failures.iter();
-        lines.extend(failures.map(|record| failure(status, record)));
-    }
-    if matches!(status.state, RunState::Stopped | RunState::Died) {
-        lines.push(String::new());
-        lines.push(format!("continue with: uc resume {}", status.run));
-    }
-    lines.join("\n") + "\n"
 }
 
 fn state(status: &Status) -> String {
@@ -70,14 +144,19 @@ fn state(status: &Status) -> String {
     };
     let mut parts = vec![
         state,
-        format!("{} of {} jobs done", status.done, status.total),
+        format!(
+            "{:.0} % ({} of {} jobs) done",
+            (status.share * 100.0).floor(),
+            status.done,
+            status.total
+        ),
         format!("{} of work", duration(status.wall_seconds)),
     ];
     if status.active && status.done < status.total {
         parts.push(match (status.seconds_left, status.seconds_left_partial) {
             (None, _) => "no estimate yet".to_owned(),
-            (Some(left), true) => format!("more than {} left", duration(left)),
-            (Some(left), false) => format!("about {} left", duration(left)),
+            (Some(left), true) => format!("more than {} left", coarse_duration(left)),
+            (Some(left), false) => format!("about {} left", coarse_duration(left)),
         });
     }
     if let Some(silent) = status.silent_seconds.filter(|silent| *silent >= 10.0) {
@@ -101,51 +180,98 @@ fn disk(status: &Status) -> String {
     format!("{}{free}: {}", BinaryBytes(disk.total()), parts.join(", "))
 }
 
-fn table(status: &Status) -> Vec<String> {
-    let width = status.stages.iter().map(|stage| stage.name.len()).max();
-    let width = width.unwrap_or(0);
-    let cells = (status.layers as usize).clamp(1, CELLS);
-    let head = format!(
-        "{:width$}  {:>9}  {:cells$}  {:>9}  {:>8}  {:>8}  {:>10}",
-        "stage", "done", "layers", "rate", "left", "took", "peak"
-    );
-    let mut lines = vec![head.trim_end().to_owned()];
-    lines.extend(status.stages.iter().map(|stage| row(stage, width, cells)));
-    lines.push("# done  > running  . waiting  ~ stale  ! failed".to_owned());
+/// A column after the strip of layers.
+struct Column {
+    name: &'static str,
+    width: usize,
+    value: fn(&StageStatus) -> String,
+}
+
+/// The columns in the order in which they give way when the terminal is narrow, last first.
+const COLUMNS: [Column; 4] = [
+    Column {
+        name: "left",
+        width: 8,
+        value: left,
+    },
+    Column {
+        name: "rate",
+        width: 9,
+        value: |stage| stage.rate.map_or_else(String::new, rate),
+    },
+    Column {
+        name: "took",
+        width: 8,
+        value: took,
+    },
+    Column {
+        name: "peak",
+        width: 10,
+        value: peak,
+    },
+];
+
+/// The table of the stages: its head, then a line for each.
+fn table(status: &Status, limit: usize) -> Vec<String> {
+    let names = status.stages.iter().map(|stage| stage.name.len());
+    let width = names.max().unwrap_or(0).max("stage".len());
+    let layers = (status.layers as usize).clamp("layers".len(), CELLS);
+    let fixed = width + 2 + 9 + 2;
+    let used = |columns: usize| -> usize {
+        let columns = &COLUMNS[..columns];
+        fixed + columns.iter().map(|column| column.width + 2).sum::<usize>()
+    };
+    let fits = |columns: &usize| used(*columns) + layers.min(MIN_CELLS) <= limit;
+    let columns = (0..=COLUMNS.len()).rev().find(fits).unwrap_or(0);
+    let room = limit.saturating_sub(used(columns)).max(1);
+    let cells = layers.min(room);
+    let line = |name: &str, done: &str, strip: &str, column: &dyn Fn(usize) -> String| {
+        let mut line = format!("{name:width$}  {done:>9}  {strip:cells$}");
+        for (index, Column { width, .. }) in COLUMNS.iter().enumerate().take(columns) {
+            line += &format!("  {:>width$}", column(index));
+        }
+        truncate(line.trim_end(), limit)
+    };
+    let mut lines = vec![line("stage", "done", "layers", &|index| {
+        COLUMNS[index].name.to_owned()
+    })];
+    for stage in &status.stages {
+        let done = format!("{}/{}", stage.done, stage.total);
+        let strip = strip(&stage.jobs, cells);
+        let mut line = line(&stage.name, &done, &strip, &|index| {
+            (COLUMNS[index].value)(stage)
+        });
+        let note = "  (only on request)";
+        if stage.optional && stage.done == 0 && line.len() + note.len() <= limit {
+            line += note;
+        }
+        lines.push(line);
+    }
     lines
 }
 
-fn row(stage: &StageStatus, width: usize, cells: usize) -> String {
-    let left = match stage.seconds_left {
-        _ if stage.optional || stage.done == stage.total => String::new(),
-        Some(left) => duration(left),
-        None => "?".to_owned(),
-    };
-    let peak = match stage.cost.peak_rss_bytes {
-        0 => String::new(),
-        bytes => BinaryBytes(bytes).to_string(),
-    };
-    let took = match stage.cost.jobs {
+/// The time left, of a stage that works.
+fn left(stage: &StageStatus) -> String {
+    stage.seconds_left.map_or_else(String::new, coarse_duration)
+}
+
+fn took(stage: &StageStatus) -> String {
+    match stage.cost.jobs {
         0 => String::new(),
         _ => duration(stage.cost.seconds),
-    };
-    let note = match stage.optional && stage.done == 0 {
-        true => "  (only on request)",
-        false => "",
-    };
-    let line = format!(
-        "{:width$}  {:>9}  {:cells$}  {:>9}  {left:>8}  {took:>8}  {peak:>10}{note}",
-        stage.name,
-        format!("{}/{}", stage.done, stage.total),
-        strip(&stage.jobs),
-        stage.rate.map_or_else(String::new, rate),
-    );
-    line.trim_end().to_owned()
+    }
+}
+
+fn peak(stage: &StageStatus) -> String {
+    match stage.cost.peak_rss_bytes {
+        0 => String::new(),
+        bytes => BinaryBytes(bytes).to_string(),
+    }
 }
 
 /// One character per layer; where several layers share a character, the most urgent state is shown.
-fn strip(jobs: &[JobState]) -> String {
-    let per_cell = jobs.len().div_ceil(CELLS).max(1);
+fn strip(jobs: &[JobState], cells: usize) -> String {
+    let per_cell = jobs.len().div_ceil(cells.max(1)).max(1);
     jobs.chunks(per_cell)
         .map(
             |jobs| match jobs.iter().max().unwrap_or(&JobState::Waiting) {

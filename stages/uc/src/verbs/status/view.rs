@@ -38,9 +38,11 @@ pub struct Status {
     pub wall_seconds: f64,
     /// Seconds since the last event, while a driver works.
     pub silent_seconds: Option<f64>,
-    /// Estimated seconds until the slowest stage is done; the run takes at least as long.
+    /// Share of the work that is done, 0 to 1; jobs count by their time.
+    pub share: f64,
+    /// Estimated seconds until the run is complete: the forecast, corrected by what was measured.
     pub seconds_left: Option<f64>,
-    /// Whether the estimate leaves out a stage that has no estimate yet.
+    /// Whether the estimate leaves out a stage of which nothing is known yet.
     pub seconds_left_partial: bool,
     /// Disk use.
     pub disk: Disk,
@@ -102,7 +104,7 @@ pub struct StageStatus {
     pub jobs: Vec<JobState>,
     /// Jobs per second in this session.
     pub rate: Option<f64>,
-    /// Estimated seconds until it is done.
+    /// Estimated seconds until it is done, while one of its jobs runs.
     pub seconds_left: Option<f64>,
     /// Cost of its jobs, from the event log.
     pub cost: StageCost,
