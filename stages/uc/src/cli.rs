@@ -98,12 +98,15 @@ pub struct CompressArgs {
     /// Rank of the low-rank correction, or auto
     #[arg(long, value_name = "R")]
     pub rank: Option<String>,
-    /// Calibration text (.txt .utf8 .raw .jsonl); repeatable
+    /// Calibration text (.txt .utf8 .raw .jsonl, also .gz or .zst, or .parquet); repeatable
     #[arg(long, value_name = "FILE")]
     pub calibration: Vec<Utf8PathBuf>,
     /// Evaluation text; repeatable
     #[arg(long, value_name = "FILE")]
     pub evaluation: Vec<Utf8PathBuf>,
+    /// Key of the text in .jsonl files, column in .parquet files; text by default
+    #[arg(long, value_name = "NAME")]
+    pub field: Option<String>,
     /// Skip the evaluation
     #[arg(long)]
     pub no_eval: bool,
@@ -257,9 +260,12 @@ pub struct EvalArgs {
     /// The model that the pack was made from: a folder, or `OWNER/NAME[@REVISION]` of the Hub
     #[arg(long, value_name = "MODEL")]
     pub model: Utf8PathBuf,
-    /// Evaluation text (.txt .utf8 .raw .jsonl); repeatable
+    /// Evaluation text (.txt .utf8 .raw .jsonl, also .gz or .zst, or .parquet); repeatable
     #[arg(long, value_name = "FILE")]
     pub text: Vec<Utf8PathBuf>,
+    /// Key of the text in .jsonl files, column in .parquet files; text by default
+    #[arg(long, value_name = "NAME")]
+    pub field: Option<String>,
     /// The run directory; by default runs/eval-NAME-DIGEST
     #[arg(long, value_name = "DIR")]
     pub run: Option<Utf8PathBuf>,

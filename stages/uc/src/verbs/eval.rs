@@ -33,6 +33,9 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
     let pipeline = Pipeline::load(args.planning.pipeline.as_deref())?;
     pipeline.check_programs(&programs)?;
     let mut settings = pipeline.settings().clone();
+    if let Some(field) = &args.field {
+        settings.set("evaluation.field", field)?;
+    }
     planning::apply_settings(&mut settings, &args.planning.set)?;
     let versions = programs.versions(pipeline.commands())?;
     let model = Model::find(&args.model, DownloadScope::Everything, &programs, display)?;
@@ -65,7 +68,8 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
         versions,
     })?;
     let prefix = planning::run_prefix("eval-", &model.source.name);
-    let identity = [&plan.externals["source"], &plan.externals[MANIFEST]];
+    // The texts belong to it, so that results on different texts stand side by side.
+    let identity = ["source", MANIFEST, "evaluation-text"].map(|name| &plan.externals[name]);
     let default = || planning::default_run(&prefix, &identity, &plan.settings);
     let root = args.run.clone().unwrap_or_else(default);
     let session = Session::enter(&root, plan, display)?;
