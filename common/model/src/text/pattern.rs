@@ -72,8 +72,13 @@ fn limit(error: &fancy_regex::Error, text: &str, end: usize) -> String {
 /// that the two engines read in different ways.
 fn spaces_tail(pattern: &str) -> Option<Engine> {
     let head = pattern.strip_suffix(SPACES_TAIL)?;
-    let is_extended = ["?+", "*+", "++", "}+", "(?x", "(?-", "(?>", "&&"];
-    if is_extended.iter().any(|syntax| head.contains(syntax)) {
+    let extensions = ["?+", "*+", "++", "(?x", "(?-", "(?>", "&&"];
+    // A counted repetition with a plus; a character class as in `\p{L}+` has a letter before the brace.
+    let counted = head.as_bytes().windows(3);
+    let is_possessive = counted
+        .into_iter()
+        .any(|w| &w[1..] == b"}+" && (w[0].is_ascii_digit() || w[0] == b','));
+    if is_possessive || extensions.iter().any(|syntax| head.contains(syntax)) {
         return None;
     }
     let whole = regex::Regex::new(&format!(r"{head}|\s+")).ok()?;
@@ -158,7 +163,9 @@ mod tests {
         ];
         for pattern in PATTERNS {
             let reference = fancy_regex::Regex::new(pattern).expect("pattern");
+            let is_regular = !pattern.contains("?+");
             let pattern = Pattern::new(pattern).expect("pattern");
+            assert_eq!(matches!(pattern.0, Engine::SpacesTail { .. }), is_regular);
             for text in texts {
                 let expected: Vec<_> = reference
                     .find_iter(text)
