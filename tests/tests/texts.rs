@@ -8,6 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 use uc_tests::{compress, contents, fail_with, json, output_text, succeed, tiny_model, uc};
 
+const USAGE: i32 = 2;
 const BAD_INPUT: i32 = 4;
 
 fn read_json(path: &Path) -> Value {
@@ -88,7 +89,11 @@ fn missing_and_cut_windows_are_warned_of_and_recorded() {
     assert!(metrics["mean_kl"]["value"].is_f64());
     assert_eq!(metrics["requested_window_length"], 4096);
     assert_eq!(metrics["warnings"].as_array().map(Vec::len), Some(1));
-    assert!(!summary.contains(" to "), "an interval in {summary}");
+    let divergence = summary.lines().find(|line| line.starts_with("mean KL"));
+    assert!(
+        divergence.is_some_and(|line| !line.contains('(')),
+        "{summary}"
+    );
     let shown = output_text(&succeed(uc().arg("inspect").arg(run.join("pack"))));
     for expected in [
         "asked for",
@@ -143,6 +148,14 @@ fn results_on_several_texts_stand_side_by_side_and_formats_give_the_same_windows
         })
         .collect();
     names.sort();
+    // A directory that is named keeps its results, too.
+    let named = folder.path().join("named");
+    let path = |name| folder.path().join(name);
+    let mut first = eval(folder.path(), &pack, &path("plain.txt"));
+    succeed(first.arg("--run").arg(&named));
+    let mut other = eval(folder.path(), &pack, &path("other.txt"));
+    let output = fail_with(other.arg("--run").arg(&named), USAGE);
+    assert!(output.contains("other texts (plain.txt)"), "{output}");
     assert_eq!(
         names,
         ["lines.jsonl", "marked.txt", "other.txt", "plain.txt"]

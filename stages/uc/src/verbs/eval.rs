@@ -7,6 +7,7 @@ use uc_pack::Manifest;
 use uc_pack::verify::{Severity, Verdict};
 use uc_store::ExitCode;
 use uc_store::plan::{ArtifactId, External};
+use uc_store::run::RunDir;
 
 use crate::artifacts::{MANIFEST, METRICS, PACK_LAYER};
 use crate::cli::EvalArgs;
@@ -25,6 +26,9 @@ use crate::verbs::work_and_summarize;
 
 /// The goal of the run.
 const GOAL: [&str; 1] = [METRICS];
+
+/// The external input that is compared on.
+const TEXT: &str = "evaluation-text";
 
 /// Runs the verb.
 pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
@@ -55,7 +59,7 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
     check_pair(&manifest, &model, &source)?;
     externals.insert("source".into(), source);
     let text = sources::describe("the text", &texts.files, &known, threads, display)?;
-    externals.insert("evaluation-text".into(), text);
+    externals.insert(TEXT.into(), text);
 
     let plan = pipeline.assemble(&Request {
         model: model.source.clone(),
@@ -69,11 +73,37 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
     })?;
     let prefix = planning::run_prefix("eval-", &model.source.name);
     // The texts belong to it, so that results on different texts stand side by side.
-    let identity = ["source", MANIFEST, "evaluation-text"].map(|name| &plan.externals[name]);
+    let identity = ["source", MANIFEST, TEXT].map(|name| &plan.externals[name]);
     let default = || planning::default_run(&prefix, &identity, &plan.settings);
     let root = args.run.clone().unwrap_or_else(default);
+    keep_other_results(&root, &plan.externals[TEXT])?;
     let session = Session::enter(&root, plan, display)?;
     work_and_summarize(&session, &programs, threads, args.json, display, signals)
+}
+
+/// Refuses a run directory with the results on other texts, which would be lost.
+fn keep_other_results(root: &Utf8Path, texts: &External) -> anyhow::Result<()> {
+    let Ok((_, plan)) = RunDir::open(root) else {
+        return Ok(());
+    };
+    let Some(former) = plan
+        .externals
+        .get(TEXT)
+        .filter(|former| former.digest != texts.digest)
+    else {
+        return Ok(());
+    };
+    let names: Vec<_> = former
+        .files
+        .iter()
+        .filter_map(|file| file.path.file_name())
+        .collect();
+    let message = format!(
+        "{root} holds the results on other texts ({}), expected a directory for these; without --run, the results on every \
+         text have a directory of their own",
+        names.join(", ")
+    );
+    Err(failure(ExitCode::Usage, message))
 }
 
 /// Verifies the pack and describes its files as external inputs of the run.
