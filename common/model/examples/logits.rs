@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .ok_or("usage: logits MODEL [--tokens FILE]")?,
     );
     if let Some(file) = arguments.get(3) {
-        let ids = Tokenizer::load(model)?.encode_texts(&text::read_texts(&[file])?)?;
+        let ids = text::encode_texts(&Tokenizer::load(model)?, &[file], "text")?;
         println!("{}", serde_json::to_string(&ids)?);
         return Ok(());
     }

@@ -1,5 +1,5 @@
-//! Tests with tokenizers of real models: which of them prepend a special token to a text, and that texts survive a
-//! round trip.
+//! Tests with tokenizers of real models: which of them prepend a special token to a text, that texts survive a round trip, and
+//! that a text in pieces has the tokens of the whole.
 //!
 //! They are read from the folder that `UC_MODELS` names, or from `../shared/models` next to the repository. If neither
 //! exists, nothing is tested.
@@ -57,4 +57,77 @@ fn tokenizers_prepend_their_special_token_and_round_trip_texts() {
             );
         }
     }
+}
+
+/// A text of every kind that tokenizers treat in a way of its own, of about `4 * size` bytes.
+fn mixed_text(folder: &Path, size: usize) -> String {
+    let texts = folder.parent().expect("parent").join("text");
+    let mut mixed = String::new();
+    for (name, share) in [("c4.utf8", 1), ("code.utf8", 1), ("wiki.utf8", 2)] {
+        let text = std::fs::read_to_string(texts.join(name)).expect("text");
+        mixed.push_str(&text[..text.floor_char_boundary(size / share)]);
+    }
+    let part = size / 20;
+    for repeated in [
+        " ",
+        "\n",
+        "\n ",
+        "\t\n\n  ",
+        "0123456789",
+        "x",
+        "漢字かな交じり文。",
+        "🙂",
+        "a\u{301}",
+        "aGVsbG8gd29ybGQ",
+        "</s>",
+        "\r\n",
+        "Zwölf Boxkämpfer, ",
+        "'s'll",
+    ] {
+        mixed.push_str("a word");
+        mixed.push_str(&repeated.repeat(part / repeated.len() + 1));
+    }
+    mixed.push_str("the end");
+    mixed
+}
+
+/// Compares the ids of texts in pieces with those of the tokenizers library for the whole text.
+fn check_pieces(size: usize, names: &[&str]) {
+    let Some(folder) = folder() else {
+        eprintln!("skipped: no tokenizers of real models (set UC_MODELS)");
+        return;
+    };
+    let text = mixed_text(&folder, size);
+    for name in names {
+        let model = folder.join(name);
+        let library = tokenizers::Tokenizer::from_file(model.join("tokenizer.json")).unwrap();
+        let whole = library.encode_fast(text.as_str(), false).unwrap();
+        let ids = Tokenizer::load(&model).unwrap().encode(&text).unwrap();
+        let differing = ids.iter().zip(whole.get_ids()).position(|(a, b)| a != b);
+        assert_eq!(differing, None, "{name}");
+        assert_eq!(ids.len(), whole.get_ids().len(), "{name}");
+    }
+}
+
+#[test]
+fn a_text_in_pieces_has_the_tokens_of_the_whole() {
+    check_pieces(90_000, &["smollm2", "../stories260K"]);
+}
+
+#[test]
+#[ignore = "slow: a minute"]
+fn a_long_text_in_pieces_has_the_tokens_of_the_whole() {
+    let names = [
+        "gpt_neox",
+        "llama2_spm",
+        "llama3_1",
+        "mistral_v0.3",
+        "olmo2_dolma2",
+        "phi3",
+        "qwen3",
+        "smollm2",
+        "yi1.5",
+        "../stories260K",
+    ];
+    check_pieces(1_200_000, &names);
 }

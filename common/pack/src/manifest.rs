@@ -65,7 +65,12 @@ pub struct Codec {
     pub source: String,
     /// Version of the payloads in the layer files.
     pub format: u32,
-    /// The encoder's settings, for information: a reader does not need them.
+    /// The arithmetic of the forward passes that the linears were quantized by: number format and backend. Absent in packs of
+    /// encoders before 0.3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arithmetic: Option<String>,
+    /// Every setting that decides the bytes of the pack, by its full name, for information: a reader does not need them.
+    /// Encoders before 0.3 recorded the sections `quantize` and `overlay` alone.
     pub settings: BTreeMap<String, String>,
 }
 
@@ -112,6 +117,23 @@ pub struct Calibration {
     pub windows_sha256: Digest,
     /// Tokens in all windows.
     pub tokens: u64,
+    /// What was asked for and what of the text was read. Absent in packs of encoders before 0.3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<WindowRequest>,
+}
+
+/// The windows that were asked for, beside those that the text and the model gave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WindowRequest {
+    /// Number of windows; 0 for all that the text has.
+    pub windows: u64,
+    /// Tokens per window.
+    pub length: u64,
+    /// Bytes of the texts, decompressed.
+    pub text_bytes: u64,
+    /// Number of excerpts of a long text that were tokenized; 0 if the whole text was.
+    pub excerpts: u64,
 }
 
 /// A file with its size and digest.
@@ -453,4 +475,24 @@ fn check_external_name(origin: &str, name: &str) -> Result<(), PackError> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn manifests_of_earlier_encoders_are_read_and_keep_their_text() {
+        let digest = "0".repeat(64);
+        let codec = r#"{"name":"c","source":"open","format":7,"settings":{"quantize.bpw":"5.0"}}"#;
+        let calibration = format!(
+            r#"{{"files":[],"windows":1,"length":64,"seed":42,"windows_sha256":"{digest}","tokens":64}}"#
+        );
+        let parsed: Codec = serde_json::from_str(codec).expect("codec");
+        assert_eq!(parsed.arithmetic, None);
+        assert_eq!(serde_json::to_string(&parsed).expect("text"), codec);
+        let parsed: Calibration = serde_json::from_str(&calibration).expect("calibration");
+        assert_eq!(parsed.request, None);
+        assert_eq!(serde_json::to_string(&parsed).expect("text"), calibration);
+    }
 }

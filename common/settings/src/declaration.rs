@@ -39,6 +39,12 @@ sections! {
             allowed: Allowed::Any("a whole number"),
             example: "7",
         }
+        /// Key of the text in `.jsonl` files, and its column in `.parquet` files.
+        field: String {
+            default: "text".into(),
+            allowed: Allowed::Any("the name of a field that holds a string"),
+            example: "content",
+        }
         /// Share of the second moments weighted by the Fisher information of each token; counts as 0 without a sensitivity
         /// pass.
         fisher_token_weight: f64 {
@@ -162,6 +168,12 @@ sections! {
             default: 42,
             allowed: Allowed::Any("a whole number"),
             example: "7",
+        }
+        /// Key of the text in `.jsonl` files, and its column in `.parquet` files.
+        field: String {
+            default: "text".into(),
+            allowed: Allowed::Any("the name of a field that holds a string"),
+            example: "content",
         }
     }
 

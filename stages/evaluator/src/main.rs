@@ -16,7 +16,7 @@ use uc_store::stage::{self, Program, Task};
 const PROGRAM: Program = Program {
     name: "evaluator",
     about: "Compares a pack with its teacher",
-    version: 2,
+    version: 3,
     classify,
 };
 

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the metrics document.
-pub const METRICS_VERSION: u32 = 1;
+pub const METRICS_VERSION: u32 = 2;
 /// Bins of the per-window histogram of KL divergences, evenly spaced in the logarithm.
 const BINS: usize = 2400;
 /// Divergences at or below this value share the first bin, nats.
@@ -82,10 +82,21 @@ fn maximum(values: &[f32]) -> (f32, usize) {
 pub struct Estimate {
     /// The metric over all tokens.
     pub value: f64,
-    /// Lower end of the interval.
-    pub low: f64,
-    /// Upper end of the interval.
-    pub high: f64,
+    /// Lower end of the interval; none from one window, which says nothing about the spread.
+    pub low: Option<f64>,
+    /// Upper end of the interval; none from one window.
+    pub high: Option<f64>,
+}
+
+impl Estimate {
+    /// An estimate without an interval.
+    fn point(value: f64) -> Self {
+        Self {
+            value,
+            low: None,
+            high: None,
+        }
+    }
 }
 
 /// Sums over the tokens of a window.
@@ -160,8 +171,8 @@ impl MetricsAccumulator {
         };
         let exp = |e: Estimate| Estimate {
             value: e.value.exp(),
-            low: e.low.exp(),
-            high: e.high.exp(),
+            low: e.low.map(f64::exp),
+            high: e.high.map(f64::exp),
         };
         let windows = &self.windows;
         Some(EvaluationMetrics {
@@ -184,11 +195,7 @@ fn mean(windows: &[WindowSums], sum: impl Fn(&WindowSums) -> f64) -> Estimate {
     let value = windows.iter().map(&sum).sum::<f64>() / tokens;
     let count = windows.len() as f64;
     if windows.len() < 2 {
-        return Estimate {
-            value,
-            low: value,
-            high: value,
-        };
+        return Estimate::point(value);
     }
     let squares: f64 = windows
         .iter()
@@ -197,14 +204,17 @@ fn mean(windows: &[WindowSums], sum: impl Fn(&WindowSums) -> f64) -> Estimate {
     let standard_error = (squares * count / (count - 1.0)).sqrt() / tokens;
     Estimate {
         value,
-        low: value - NORMAL_95 * standard_error,
-        high: value + NORMAL_95 * standard_error,
+        low: Some(value - NORMAL_95 * standard_error),
+        high: Some(value + NORMAL_95 * standard_error),
     }
 }
 
 /// Bootstrap confidence interval of the quantile `value`; windows are resampled with replacement (Efron 1979), from a fixed
 /// seed.
 fn quantile(windows: &[WindowSums], probability: f64, value: f64) -> Estimate {
+    if windows.len() < 2 {
+        return Estimate::point(value);
+    }
     let mut random = SplitMix(0x5eed);
     let mut quantiles: Vec<f64> = (0..RESAMPLES)
         .map(|_| {
@@ -230,8 +240,8 @@ fn quantile(windows: &[WindowSums], probability: f64, value: f64) -> Estimate {
     // Bins are 1.2 % wide; rounding to a bin center must not exclude the exact quantile from the interval.
     Estimate {
         value,
-        low: percentile(0.025).min(value),
-        high: percentile(0.975).max(value),
+        low: Some(percentile(0.025).min(value)),
+        high: Some(percentile(0.975).max(value)),
     }
 }
 
@@ -304,41 +314,62 @@ mod tests {
         assert!((token.teacher_nll - token.pack_nll).abs() < 1e-5);
     }
 
+    /// The metrics of so many windows of noise.
+    fn evaluate(windows: usize) -> EvaluationMetrics {
+        let mut accumulator = MetricsAccumulator::default();
+        let mut random = SplitMix(7);
+        for _ in 0..windows {
+            let tokens: Vec<_> = (0..50)
+                .map(|_| {
+                    let noise = (random.next() % 1000) as f64 / 1000.0;
+                    TokenComparison {
+                        teacher_nll: 2.0 + noise,
+                        pack_nll: 2.01 + noise,
+                        kl: 0.01 * noise,
+                        same_top: noise < 0.9,
+                    }
+                })
+                .collect();
+            accumulator.add_window(&tokens);
+        }
+        accumulator.finish().expect("tokens were added")
+    }
+
+    fn estimates(metrics: &EvaluationMetrics) -> [Estimate; 7] {
+        [
+            metrics.teacher_ppl,
+            metrics.pack_ppl,
+            metrics.ppl_ratio,
+            metrics.mean_kl,
+            metrics.median_kl,
+            metrics.p99_kl,
+            metrics.top1_agreement,
+        ]
+    }
+
     #[test]
     fn intervals_contain_the_value_and_shrink_with_more_windows() {
-        let evaluate = |windows: usize| {
-            let mut accumulator = MetricsAccumulator::default();
-            let mut random = SplitMix(7);
-            for _ in 0..windows {
-                let tokens: Vec<_> = (0..50)
-                    .map(|_| {
-                        let noise = (random.next() % 1000) as f64 / 1000.0;
-                        TokenComparison {
-                            teacher_nll: 2.0 + noise,
-                            pack_nll: 2.01 + noise,
-                            kl: 0.01 * noise,
-                            same_top: noise < 0.9,
-                        }
-                    })
-                    .collect();
-                accumulator.add_window(&tokens);
-            }
-            accumulator.finish().expect("tokens were added")
-        };
         let (few, many) = (evaluate(8), evaluate(200));
         assert_eq!(many.tokens, 200 * 50);
         assert!((many.ppl_ratio.value - 0.01f64.exp()).abs() < 1e-9);
-        for e in [
-            many.mean_kl,
-            many.median_kl,
-            many.p99_kl,
-            many.top1_agreement,
-            many.teacher_ppl,
-        ] {
-            assert!(e.low <= e.value && e.value <= e.high, "{e:?}");
+        let interval = |e: Estimate| e.low.zip(e.high).expect("an interval");
+        for e in estimates(&many) {
+            let (low, high) = interval(e);
+            assert!(low <= e.value && e.value <= high, "{e:?}");
         }
-        assert!(many.mean_kl.high - many.mean_kl.low < few.mean_kl.high - few.mean_kl.low);
+        let width = |e: Estimate| interval(e).1 - interval(e).0;
+        assert!(width(many.mean_kl) < width(few.mean_kl));
         assert!((many.median_kl.value - 0.005).abs() < 0.0005);
+    }
+
+    #[test]
+    fn one_window_gives_values_without_intervals() {
+        for estimate in estimates(&evaluate(1)) {
+            assert!(estimate.value.is_finite());
+            assert_eq!((estimate.low, estimate.high), (None, None));
+        }
+        let json = serde_json::to_value(evaluate(1)).expect("JSON");
+        assert!(json["mean_kl"]["low"].is_null() && json["mean_kl"]["value"].is_f64());
     }
 
     #[test]

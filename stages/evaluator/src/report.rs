@@ -29,11 +29,24 @@ struct MetricsDocument {
     bits_per_weight_linears: String,
     bits_per_weight_all: String,
     texts: Vec<TextFile>,
+    /// Key or column of the text in `.jsonl` and `.parquet` files.
+    field: String,
+    /// Bytes of the texts, decompressed.
+    text_bytes: u64,
+    /// Number of excerpts of a long text that were tokenized; null if the whole text was.
+    text_excerpts: Option<u64>,
+    /// Windows that were asked for; 0 for all.
+    requested_windows: usize,
+    /// Tokens per window that were asked for.
+    requested_window_length: usize,
     window_length: usize,
     seed: u64,
+    /// What the text or the model could not give.
+    warnings: Vec<String>,
     windows_sha256: String,
     device: String,
-    interval: &'static str,
+    /// What the intervals are; null if there are none, because there is one window.
+    interval: Option<&'static str>,
     #[serde(flatten)]
     metrics: EvaluationMetrics,
 }
@@ -52,7 +65,7 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
         .parent()
         .context("the manifest has no folder")?;
     let (manifest, fingerprint) = Manifest::read(folder)?;
-    let set: WindowSet = serde_json::from_slice(&std::fs::read(job.input("evaluation-windows")?)?)
+    let set: WindowSet = uc_input::read_json(job.input("evaluation-windows")?, u64::MAX)
         .context("cannot read the evaluation windows")?;
     let kind = job.settings().model.device.into();
     let metrics = dispatch(kind, Comparison { job, set: &set })??;
@@ -76,11 +89,18 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
                 sha256: file.sha256.to_string(),
             })
             .collect(),
+        field: job.settings().evaluation.field.clone(),
+        text_bytes: set.text_bytes,
+        text_excerpts: set.excerpts,
+        requested_windows: set.requested_windows,
+        requested_window_length: set.requested_length,
         window_length: set.length,
         seed: set.seed,
+        warnings: set.shortfalls(),
         windows_sha256: set.sha256,
         device: kind.to_string(),
-        interval: "95 %, over windows: normal for means, bootstrap for quantiles",
+        interval: (metrics.windows > 1)
+            .then_some("95 %, over windows: normal for means, bootstrap for quantiles"),
         metrics,
     };
     let mut file = job.output("metrics")?;

@@ -15,6 +15,7 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
         count: settings.windows as usize,
         length: settings.length as usize,
         seed: settings.seed,
+        field: &settings.field,
     };
     let dir = job.plan().model.path.as_std_path();
     let config = ModelConfig::load(dir)?;
@@ -26,6 +27,10 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
         .collect();
     let set = WindowSet::draw(dir, &config, &texts, choice)?;
     job.metric("evaluation windows", set.windows.len());
+    let shortfalls = set.shortfalls();
+    if !shortfalls.is_empty() {
+        job.metric("shortfalls", shortfalls);
+    }
 
     let mut file = job.output("evaluation-windows")?;
     file.append(&serde_json::to_vec(&set)?)?;

@@ -166,8 +166,12 @@ fn write_metrics(card: &mut String, metrics: &Value) -> anyhow::Result<()> {
         ("top1_agreement", "top-1 agreement"),
     ] {
         let value = metric(name, "value")?;
-        let (low, high) = (metric(name, "low")?, metric(name, "high")?);
-        writeln!(card, "| {label} | {value:.6} | {low:.6} to {high:.6} |")?;
+        // One window gives no interval.
+        let interval = match (metric(name, "low"), metric(name, "high")) {
+            (Ok(low), Ok(high)) => format!("{low:.6} to {high:.6}"),
+            _ => "none: one window".into(),
+        };
+        writeln!(card, "| {label} | {value:.6} | {interval} |")?;
     }
     let unquoted = |value: &Value| match value {
         Value::String(text) => text.clone(),

@@ -13,7 +13,7 @@ use uc_store::stage::{self, Program, Task};
 const PROGRAM: Program = Program {
     name: "pack-writer",
     about: "Writes the files of a pack",
-    version: 3,
+    version: 4,
     classify,
 };
 

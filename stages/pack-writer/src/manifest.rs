@@ -8,8 +8,11 @@ use std::io::Write;
 use anyhow::Context;
 use camino::Utf8Path;
 use uc_model::SourceFolder;
+use uc_model::device::DeviceKind;
 use uc_model::text::WindowSet;
-use uc_pack::manifest::{Calibration, Codec, FileEntry, HubSource, NonLayerEntry, Source, Tool};
+use uc_pack::manifest::{
+    Calibration, Codec, FileEntry, HubSource, NonLayerEntry, Source, Tool, WindowRequest,
+};
 use uc_pack::totals::Totals;
 use uc_pack::{Digest, ExactDecl, FORMAT_VERSION, LayerEntry, Manifest, write_non_layer};
 use uc_store::atomic::Written;
@@ -18,8 +21,11 @@ use uc_store::stage::Job;
 use uc_store::tensors::TensorFile;
 
 /// The release that last changed the bytes of a pack, which the manifest records as the version of its tool. Releases that
-/// write the same bytes for the same input keep it, so that they give the same fingerprint.
-const ENCODER_VERSION: &str = "0.1.0";
+/// write the same bytes for the same input keep it, so that they give the same fingerprint. For the same reason the manifest
+/// names neither the revision nor the machine that the program was built from and ran on.
+const ENCODER_VERSION: &str = "0.3.0";
+/// The sections of settings that decide the bytes of a pack. Those of the evaluation do not.
+const RECORDED_SECTIONS: [&str; 5] = ["model", "calibration", "allocation", "quantize", "overlay"];
 /// Rows of a non-layer tensor that are copied at a time.
 const COPY_ROWS: usize = 4096;
 /// Outputs that are copies of files of the source. The file name of the output is that of the source file.
@@ -69,7 +75,8 @@ fn copy_source_files(job: &mut Job<'_>) -> anyhow::Result<Vec<FileEntry>> {
             .context("an output without a file name")?
             .to_owned();
         let from = job.plan().model.path.join(&name);
-        let bytes = std::fs::read(&from).with_context(|| format!("cannot read {from}"))?;
+        let bytes = uc_input::read(&from, uc_input::LARGE_JSON)
+            .with_context(|| format!("cannot read {from}"))?;
         let mut file = job.output(output)?;
         file.append(&bytes)?;
         let written = job.commit(output, file)?;
@@ -131,7 +138,7 @@ fn build_manifest(
             commit: hub.commit.clone(),
         }),
     };
-    let settings = ["quantize", "overlay"].into_iter().flat_map(|section| {
+    let settings = RECORDED_SECTIONS.into_iter().flat_map(|section| {
         let fields = plan.settings.fields(section);
         fields
             .into_iter()
@@ -147,6 +154,7 @@ fn build_manifest(
             name: "uc-feedback-rans".into(),
             source: "open".into(),
             format: u32::from(FORMAT_VERSION),
+            arithmetic: Some(arithmetic(plan.settings.model.device.into()).into()),
             settings: settings.collect(),
         },
         source,
@@ -160,15 +168,22 @@ fn build_manifest(
     Ok(manifest)
 }
 
+/// Number format and backend of the forward passes on a device.
+fn arithmetic(device: DeviceKind) -> &'static str {
+    match device {
+        DeviceKind::Cpu => "f32, burn-flex on the CPU",
+        DeviceKind::Cuda => "f32, burn-cuda on an NVIDIA GPU",
+    }
+}
+
 /// The records that the layers' jobs wrote, by layer.
 fn layer_records(job: &Job<'_>) -> anyhow::Result<Vec<LayerEntry>> {
     let layers = job.plan().model.layers;
     let mut records = Vec::with_capacity(layers as usize);
     for layer in 0..layers {
         let path = job.input_at("layer-record", layer)?;
-        let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
-        let record: LayerEntry =
-            serde_json::from_slice(&text).with_context(|| format!("cannot parse {path}"))?;
+        let record: LayerEntry = uc_input::read_json(&path, uc_input::LARGE_JSON)
+            .with_context(|| format!("cannot read {path}"))?;
         records.push(record);
     }
     Ok(records)
@@ -196,9 +211,8 @@ fn dtype_counts(model: &Utf8Path) -> anyhow::Result<BTreeMap<String, u64>> {
 /// The calibration text and its windows.
 fn calibration(job: &Job<'_>) -> anyhow::Result<Calibration> {
     let path = job.input("calibration-windows")?;
-    let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
     let set: WindowSet =
-        serde_json::from_slice(&text).with_context(|| format!("cannot parse {path}"))?;
+        uc_input::read_json(&path, u64::MAX).with_context(|| format!("cannot read {path}"))?;
     let sha256: uc_store::sha::Sha256Digest =
         set.sha256.parse().context("digest of the windows")?;
     Ok(Calibration {
@@ -208,5 +222,11 @@ fn calibration(job: &Job<'_>) -> anyhow::Result<Calibration> {
         seed: set.seed,
         windows_sha256: Digest(sha256.0),
         tokens: set.tokens() as u64,
+        request: Some(WindowRequest {
+            windows: set.requested_windows as u64,
+            length: set.requested_length as u64,
+            text_bytes: set.text_bytes,
+            excerpts: set.excerpts.unwrap_or(0),
+        }),
     })
 }

@@ -17,6 +17,7 @@ pub fn draw(job: &mut Job<'_>) -> anyhow::Result<()> {
         count: settings.windows as usize,
         length: settings.length as usize,
         seed: settings.seed,
+        field: &settings.field,
     };
     let dir = job.plan().model.path.as_std_path();
     let config = ModelConfig::load(dir)?;
@@ -25,6 +26,10 @@ pub fn draw(job: &mut Job<'_>) -> anyhow::Result<()> {
     let set = WindowSet::draw(dir, &config, &texts, choice)?;
     job.metric("windows", set.windows.len());
     job.metric("tokens", set.tokens());
+    let shortfalls = set.shortfalls();
+    if !shortfalls.is_empty() {
+        job.metric("shortfalls", shortfalls);
+    }
 
     let mut file = job.output("calibration-windows")?;
     file.append(&serde_json::to_vec(&set)?)?;
@@ -37,8 +42,8 @@ pub fn draw(job: &mut Job<'_>) -> anyhow::Result<()> {
 pub fn embed_sensitivity(job: &mut Job<'_>) -> anyhow::Result<()> {
     let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
     let path = job.input("calibration-windows")?;
-    let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
-    let set: WindowSet = serde_json::from_slice(&text)?;
+    let set: WindowSet =
+        uc_input::read_json(&path, u64::MAX).with_context(|| format!("cannot read {path}"))?;
     let selected = sensitivity_windows(set.windows.len(), job.settings().allocation.windows);
     job.metric("windows", selected.len());
     let windows: Vec<_> = selected.iter().map(|&index| &set.windows[index]).collect();

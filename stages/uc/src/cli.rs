@@ -142,12 +142,15 @@ pub struct CompressArgs {
     /// How the run is planned.
     #[command(flatten)]
     pub planning: PlanningArgs,
-    /// Calibration text (.txt .utf8 .raw .jsonl); repeatable [default: calibration.txt of the model, else built-in stories]
+    /// Calibration text (.txt .utf8 .raw .jsonl, also .gz or .zst, or .parquet); repeatable [default: calibration.txt of the model, else built-in stories]
     #[arg(long, value_name = "FILE", help_heading = TEXTS)]
     pub calibration: Vec<Utf8PathBuf>,
     /// Evaluation text; repeatable [default: evaluation.txt of the model, else built-in stories]
     #[arg(long, value_name = "FILE", help_heading = TEXTS)]
     pub evaluation: Vec<Utf8PathBuf>,
+    /// Key of the text in .jsonl files, column in .parquet files [default: text]
+    #[arg(long, value_name = "NAME", help_heading = TEXTS)]
+    pub field: Option<String>,
     /// Skip the evaluation
     #[arg(long, help_heading = TEXTS)]
     pub no_eval: bool,
@@ -331,9 +334,13 @@ pub struct EvalArgs {
     /// The model that the pack was made from: a folder, or `OWNER/NAME[@REVISION]` of the Hub
     #[arg(long, value_name = "MODEL")]
     pub model: Utf8PathBuf,
-    /// Evaluation text (.txt .utf8 .raw .jsonl); repeatable [default: evaluation.txt of the model, else built-in stories]
+    /// Evaluation text (.txt .utf8 .raw .jsonl, also .gz or .zst, or .parquet); repeatable [default: evaluation.txt of the model,
+    /// else built-in stories]
     #[arg(long, value_name = "FILE")]
     pub text: Vec<Utf8PathBuf>,
+    /// Key of the text in .jsonl files, column in .parquet files [default: text]
+    #[arg(long, value_name = "NAME")]
+    pub field: Option<String>,
     /// The run directory [default: runs/eval-NAME-DIGEST]
     #[arg(long, value_name = "DIR")]
     pub run: Option<Utf8PathBuf>,

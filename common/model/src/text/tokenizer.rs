@@ -2,14 +2,36 @@
 
 use std::path::Path;
 
+use tokenizers::{DecoderWrapper, ModelWrapper, PostProcessorWrapper, TokenizerImpl};
+
+use super::document::DocumentEncoder;
 use super::error::TextError;
-use super::files::Document;
+use super::normalizer::CheckedNormalizer;
+use super::pre_tokenizer::CheckedPreTokenizer;
 use super::windows::{Window, windows};
+
+type Inner = TokenizerImpl<
+    ModelWrapper,
+    CheckedNormalizer,
+    CheckedPreTokenizer,
+    PostProcessorWrapper,
+    DecoderWrapper,
+>;
 
 /// A loaded `tokenizer.json`.
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Inner,
     bos: Option<u32>,
+}
+
+/// A token and its place in a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Token {
+    pub id: u32,
+    /// Byte where it begins.
+    pub start: usize,
+    /// Byte after its last.
+    pub end: usize,
 }
 
 impl Tokenizer {
@@ -21,18 +43,24 @@ impl Tokenizer {
     /// [`TextError::Io`], [`TextError::Tokenizer`], [`TextError::SpecialPrefix`].
     pub fn load(dir: &Path) -> Result<Tokenizer, TextError> {
         let path = dir.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|source| TextError::Io {
-            path: path.clone(),
-            source,
-        })?;
+        let bytes =
+            uc_input::read(&path, uc_input::LARGE_JSON).map_err(|source| TextError::Io {
+                path: path.clone(),
+                source,
+            })?;
         let broken = |error: tokenizers::Error| TextError::Tokenizer {
             path: path.clone(),
             reason: error.to_string(),
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(broken)?;
+        let mut inner = Inner::from_bytes(&bytes).map_err(broken)?;
         inner.with_truncation(None).map_err(broken)?;
         inner.with_padding(None);
         let prefix = special_prefix(&inner).map_err(broken)?;
+        if let Some(failure) = inner.get_normalizer().and_then(CheckedNormalizer::failure) {
+            return Err(broken(failure.into()));
+        }
+        // It adds no token without special tokens, but may change the places of the others.
+        inner.with_post_processor(None::<PostProcessorWrapper>);
         match prefix.as_slice() {
             [] => Ok(Tokenizer { inner, bos: None }),
             [bos] => Ok(Tokenizer {
@@ -51,30 +79,36 @@ impl Tokenizer {
         self.bos
     }
 
-    /// The token ids of `text`, without special tokens.
+    /// The token ids of `text`, without special tokens. A long text is encoded in pieces, with the same result.
     ///
     /// # Errors
-    /// [`TextError::Encode`].
+    /// [`TextError::Encode`], [`TextError::Unsplittable`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|error| TextError::Encode {
-                reason: error.to_string(),
-            })?;
-        Ok(encoding.get_ids().to_vec())
+        let mut ids = Vec::new();
+        let mut document = DocumentEncoder::new(self);
+        document.push(text, &mut ids)?;
+        document.finish(&mut ids)?;
+        Ok(ids)
     }
 
-    /// The token ids of all documents, concatenated without separators.
+    /// The tokens of `text`, which is encoded in one piece.
     ///
     /// # Errors
     /// [`TextError::Encode`].
-    pub fn encode_texts(&self, documents: &[Document]) -> Result<Vec<u32>, TextError> {
-        let mut ids = Vec::new();
-        for document in documents {
-            ids.extend(self.encode(&document.text)?);
+    pub(super) fn encode_whole(&self, text: &str) -> Result<Vec<Token>, TextError> {
+        let failed = |reason: String| TextError::Encode { reason };
+        let encoding = self.inner.encode(text, false);
+        let encoding = encoding.map_err(|error| failed(error.to_string()))?;
+        if let Some(normalizer) = self.inner.get_normalizer()
+            && let Some(failure) = normalizer.failure()
+        {
+            return Err(failed(failure.to_owned()));
         }
-        Ok(ids)
+        let places = encoding.get_offsets();
+        let tokens = encoding.get_ids().iter().zip(places);
+        Ok(tokens
+            .map(|(&id, &(start, end))| Token { id, start, end })
+            .collect())
     }
 
     /// The text of `ids`, without special tokens.
@@ -105,7 +139,7 @@ impl Tokenizer {
 }
 
 /// The ids that are prepended to a text when special tokens are enabled.
-fn special_prefix(tokenizer: &tokenizers::Tokenizer) -> Result<Vec<u32>, tokenizers::Error> {
+fn special_prefix(tokenizer: &Inner) -> Result<Vec<u32>, tokenizers::Error> {
     let without = tokenizer.encode("a", false)?;
     let with = tokenizer.encode("a", true)?;
     let (without, with) = (without.get_ids(), with.get_ids());

@@ -19,7 +19,9 @@ use crate::report::suggestion::closest;
 /// The program that reads model folders.
 const SHARD_LOADER: &str = "shard-loader";
 /// File extensions of the texts that the stages read.
-const TEXT_EXTENSIONS: [&str; 4] = ["txt", "utf8", "raw", "jsonl"];
+const TEXT_EXTENSIONS: [&str; 5] = ["txt", "utf8", "raw", "jsonl", "parquet"];
+/// Extensions that may follow them, except after `parquet`, which is compressed inside.
+const COMPRESSIONS: [&str; 2] = ["gz", "zst"];
 /// The environment variable that names the folder of downloaded models, and the default.
 const MODELS_FOLDER: (&str, &str) = ("UC_MODELS", "models");
 
@@ -362,11 +364,16 @@ fn mistyped_path(name: &Utf8Path) -> Option<String> {
 
 /// Checks the extension of a text file and makes its path absolute.
 fn text_file(path: &Utf8Path) -> anyhow::Result<Utf8PathBuf> {
-    let extension = path.extension().unwrap_or("");
-    if !TEXT_EXTENSIONS.contains(&extension) {
+    let name = path.file_name().unwrap_or_default();
+    let (name, is_compressed) = match name.rsplit_once('.') {
+        Some((name, last)) if COMPRESSIONS.contains(&last) => (name, true),
+        _ => (name, false),
+    };
+    let extension = name.rsplit_once('.').map_or("", |(_, last)| last);
+    if !TEXT_EXTENSIONS.contains(&extension) || is_compressed && extension == "parquet" {
         let message = format!(
-            "text {path}: found the extension `{extension}`, expected one of {}",
-            TEXT_EXTENSIONS.join(", ")
+            "text {path}: unsupported kind of file, expected one of .{}, all but the last also followed by .gz or .zst",
+            TEXT_EXTENSIONS.join(", .")
         );
         return Err(failure(ExitCode::BadInput, message));
     }
@@ -483,7 +490,14 @@ mod tests {
             model.texts(&given, TextUse::Calibration).expect("given"),
             Texts::Files(given.to_vec())
         );
-        for bad in ["weights.bin", "absent.txt"] {
+        for name in ["a.jsonl.gz", "a.txt.zst", "a.parquet"] {
+            let given = [folder.join(name)];
+            uc_store::atomic::write_bytes(&given[0], b"text").expect("written");
+            let texts = model.texts(&given, TextUse::Evaluation).expect("given");
+            assert_eq!(texts, Texts::Files(given.to_vec()));
+        }
+        uc_store::atomic::write_bytes(&folder.join("a.parquet.gz"), b"text").expect("written");
+        for bad in ["weights.bin", "absent.txt", "a.parquet.gz"] {
             assert!(
                 model
                     .texts(&[folder.join(bad)], TextUse::Evaluation)

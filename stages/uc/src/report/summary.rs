@@ -35,6 +35,8 @@ pub struct Summary {
     pub pack: Option<PackSummary>,
     /// What the evaluator measured.
     pub metrics: Option<Value>,
+    /// What the texts or the model could not give: too few or shorter windows, no intervals.
+    pub warnings: Vec<String>,
     /// Where the pack was uploaded, once the repository holds all of it.
     pub upload: Option<Value>,
     /// Calibration of the experts by layer; empty without experts.
@@ -125,8 +127,7 @@ fn run_artifact(name: &str) -> ArtifactId {
 /// The content of a JSON artifact.
 fn document(run: &RunDir, plan: &Plan, name: &str) -> anyhow::Result<Value> {
     let path = run.artifact_path(plan, &run_artifact(name))?;
-    let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
-    serde_json::from_slice(&text).with_context(|| format!("{path} is not valid JSON"))
+    uc_input::read_json(&path, uc_input::LARGE_JSON).with_context(|| format!("cannot read {path}"))
 }
 
 fn summarize(
@@ -161,6 +162,7 @@ fn summarize(
     let replay = Replay::read(run);
     Ok(Summary {
         run: run.root().to_owned(),
+        warnings: warnings(run, plan, metrics.as_ref()),
         hub: plan.model.hub.clone(),
         received_bytes: replay.received_bytes,
         next: next_command(run, plan, pack.as_ref(), metrics.is_some()),
@@ -199,16 +201,52 @@ fn next_command(
     }
 }
 
+/// The stages that draw windows, with the name of their text.
+const WINDOW_STAGES: [(&str, &str); 2] = [
+    ("calibration", "calibration"),
+    ("eval-windows", "evaluation"),
+];
+
+/// What the windows of the run lack, one sentence each.
+fn warnings(run: &RunDir, plan: &Plan, metrics: Option<&Value>) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for (stage, text) in WINDOW_STAGES {
+        if plan.stage(stage).is_none() {
+            continue;
+        }
+        let id = JobId {
+            stage: stage.into(),
+            unit: Unit::Run,
+        };
+        let shortfalls =
+            recorded_metrics(run, &id).and_then(|mut metrics| metrics.remove("shortfalls"));
+        let sentences: Vec<String> = shortfalls
+            .and_then(|sentences| serde_json::from_value(sentences).ok())
+            .unwrap_or_default();
+        warnings.extend(
+            sentences
+                .iter()
+                .map(|sentence| format!("{text}: {sentence}")),
+        );
+    }
+    if metrics.is_some_and(|metrics| metrics["windows"] == 1) {
+        warnings.push("evaluation: one window gives no confidence intervals".into());
+    }
+    warnings
+}
+
+/// The metrics of a job. No hash covers them and the pack does not depend on them: damaged ones are left out.
+fn recorded_metrics(run: &RunDir, id: &JobId) -> Option<BTreeMap<String, Value>> {
+    uc_input::read_json(run.metrics_path(id), uc_input::SMALL_JSON).ok()
+}
+
 /// What `teacher-cache` recorded for a layer with experts.
 fn expert_calibration(run: &RunDir, layer: u32) -> Option<ExpertCalibration> {
     let id = JobId {
         stage: "teacher-cache".into(),
         unit: Unit::Layer(layer),
     };
-    let path = run.metrics_path(&id);
-    let text = std::fs::read(&path).unwrap_or_default();
-    // No hash covers metrics and the pack does not depend on them: damaged ones are left out.
-    let mut metrics: BTreeMap<String, Value> = serde_json::from_slice(&text).ok()?;
+    let mut metrics = recorded_metrics(run, &id)?;
     let tokens = metrics.remove("tokens of experts")?;
     let filled_up = metrics.remove("inputs filled up").unwrap_or_default();
     Some(ExpertCalibration {
@@ -278,6 +316,9 @@ fn text(summary: &Summary) -> String {
     }
     if let Some(metrics) = &summary.metrics {
         metric_rows(metrics, &mut row);
+    }
+    for warning in &summary.warnings {
+        row("warning", warning.clone());
     }
     if !summary.experts.is_empty() {
         let inputs: usize = summary.experts.values().map(|e| e.tokens.len()).sum();
@@ -353,23 +394,22 @@ fn metric_rows(metrics: &Value, row: &mut impl FnMut(&str, String)) {
     }
     let count = |key: &str| metrics[key].as_u64();
     if let (Some(windows), Some(tokens)) = (count("windows"), count("tokens")) {
-        row(
-            "evaluated on",
-            format!("{windows} windows, {tokens} tokens"),
-        );
+        let asked = match count("requested_windows") {
+            Some(asked) if asked > windows => format!("{windows} of {asked} windows"),
+            _ => format!("{windows} windows"),
+        };
+        row("evaluated on", format!("{asked}, {tokens} tokens"));
     }
 }
 
-/// A metric with its interval, in the form `value (low to high)`.
+/// A metric with its interval, in the form `value (low to high)`; without one if there is none.
 fn estimate(metric: &Value, digits: usize) -> Option<String> {
-    if let Some(value) = metric.as_f64() {
-        return Some(format!("{value:.digits$}"));
-    }
     let part = |key: &str| metric.get(key).and_then(Value::as_f64);
-    let (value, low, high) = (part("value")?, part("low")?, part("high")?);
-    Some(format!(
-        "{value:.digits$} ({low:.digits$} to {high:.digits$})"
-    ))
+    let value = metric.as_f64().or_else(|| part("value"))?;
+    Some(match (part("low"), part("high")) {
+        (Some(low), Some(high)) => format!("{value:.digits$} ({low:.digits$} to {high:.digits$})"),
+        _ => format!("{value:.digits$}"),
+    })
 }
 
 /// Seconds, or minutes from two minutes on.
@@ -394,7 +434,7 @@ mod tests {
         let metrics = serde_json::json!({
             "teacher_ppl": {"value": 3.94, "low": 3.9, "high": 4.0},
             "top1_agreement": 0.95,
-            "pack_ppl": {"value": 4.0},
+            "pack_ppl": {"value": 4.0, "low": null, "high": null},
             "windows": 4, "tokens": 1000,
         });
         let mut rows = Vec::new();
@@ -403,6 +443,7 @@ mod tests {
         });
         let expected = [
             "PPL teacher: 3.9400 (3.9000 to 4.0000)",
+            "PPL pack: 4.0000",
             "top-1 agreement: 0.9500",
             "evaluated on: 4 windows, 1000 tokens",
         ];

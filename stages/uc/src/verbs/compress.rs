@@ -168,6 +168,10 @@ fn settings(pipeline: &Pipeline, args: &CompressArgs) -> anyhow::Result<Settings
     if let Some(rank) = &args.rank {
         settings.set("overlay.rank", rank)?;
     }
+    if let Some(field) = &args.field {
+        settings.set("calibration.field", field)?;
+        settings.set("evaluation.field", field)?;
+    }
     planning::apply_settings(&mut settings, &args.planning.set)?;
     Ok(settings)
 }

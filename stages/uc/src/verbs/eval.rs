@@ -7,6 +7,7 @@ use uc_pack::Manifest;
 use uc_pack::verify::{Severity, Verdict};
 use uc_store::ExitCode;
 use uc_store::plan::{ArtifactId, External};
+use uc_store::run::RunDir;
 
 use crate::artifacts::{MANIFEST, METRICS, PACK_LAYER};
 use crate::cli::EvalArgs;
@@ -27,6 +28,9 @@ use crate::verbs::work_and_summarize;
 /// The goal of the run.
 const GOAL: [&str; 1] = [METRICS];
 
+/// The external input that is compared on.
+const TEXT: &str = "evaluation-text";
+
 /// Runs the verb.
 pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
     let programs = Programs::from_env().allowing(&args.planning.allow_program);
@@ -34,6 +38,9 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
     let pipeline = Pipeline::load(args.planning.pipeline.as_deref())?;
     pipeline.check_programs(&programs)?;
     let mut settings = pipeline.settings().clone();
+    if let Some(field) = &args.field {
+        settings.set("evaluation.field", field)?;
+    }
     planning::apply_settings(&mut settings, &args.planning.set)?;
     let versions = programs.versions(pipeline.commands())?;
     let model = Model::find(&args.model, DownloadScope::Everything, &programs, display)?;
@@ -48,7 +55,7 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
     check_pair(&manifest, &model, &source)?;
     externals.insert("source".into(), source);
     let text = texts.describe("the evaluation text", &known, threads, display)?;
-    externals.insert("evaluation-text".into(), text);
+    externals.insert(TEXT.into(), text);
 
     let mut plan = pipeline.assemble(&Request {
         model: model.source.clone(),
@@ -61,12 +68,39 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
         versions,
     })?;
     let prefix = planning::run_prefix("eval-", &model.source.name);
-    let identity = [&plan.externals["source"], &plan.externals[MANIFEST]];
+    // The texts belong to it, so that results on different texts stand side by side.
+    let identity = ["source", MANIFEST, TEXT].map(|name| &plan.externals[name]);
     let default = || planning::default_run(&prefix, &identity, &plan.settings);
     let root = args.run.clone().unwrap_or_else(default);
     embedded_texts::place(&root, &mut plan.externals)?;
+    keep_other_results(&root, &plan.externals[TEXT])?;
     let session = Session::enter(&root, plan, display)?;
     work_and_summarize(&session, &programs, threads, args.json, display, signals)
+}
+
+/// Refuses a run directory with the results on other texts, which would be lost.
+fn keep_other_results(root: &Utf8Path, texts: &External) -> anyhow::Result<()> {
+    let Ok((_, plan)) = RunDir::open(root) else {
+        return Ok(());
+    };
+    let Some(former) = plan
+        .externals
+        .get(TEXT)
+        .filter(|former| former.digest != texts.digest)
+    else {
+        return Ok(());
+    };
+    let names: Vec<_> = former
+        .files
+        .iter()
+        .filter_map(|file| file.path.file_name())
+        .collect();
+    let message = format!(
+        "{root} holds the results on other texts ({}), expected a directory for these; without --run, the results on every \
+         text have a directory of their own",
+        names.join(", ")
+    );
+    Err(failure(ExitCode::Usage, message))
 }
 
 /// Verifies the pack and describes its files as external inputs of the run.

@@ -2,6 +2,7 @@
 
 use camino::Utf8Path;
 use serde_json::json;
+use uc_pack::manifest::Calibration;
 use uc_pack::{Manifest, PackError};
 
 use crate::cli::InspectArgs;
@@ -39,8 +40,12 @@ fn overview(dir: &Utf8Path, manifest: &Manifest, fingerprint: &str) -> String {
         "codec",
         format!("{} ({})", manifest.codec.name, manifest.codec.source),
     );
+    if let Some(arithmetic) = &manifest.codec.arithmetic {
+        row("  arithmetic", arithmetic.clone());
+    }
     for (key, value) in &manifest.codec.settings {
-        row(&format!("  {key}"), value.clone());
+        // Some names fill the column.
+        row(&format!("  {key} "), value.clone());
     }
     row("source", manifest.source.name.clone());
     if let Some(hub) = &manifest.source.hub {
@@ -49,17 +54,7 @@ fn overview(dir: &Utf8Path, manifest: &Manifest, fingerprint: &str) -> String {
             format!("{} at {}", hub.repository, hub.commit),
         );
     }
-    let calibration = &manifest.calibration;
-    row(
-        "calibration",
-        format!(
-            "{} windows of {} tokens, seed {}, {} files",
-            calibration.windows,
-            calibration.length,
-            calibration.seed,
-            calibration.files.len()
-        ),
-    );
+    calibration_rows(&manifest.calibration, &mut row);
     row("layers", manifest.layers.len().to_string());
     row("linear parameters", totals.linear_parameters.to_string());
     row("all parameters", totals.total_parameters.to_string());
@@ -87,6 +82,40 @@ fn overview(dir: &Utf8Path, manifest: &Manifest, fingerprint: &str) -> String {
         lines.push(format!("{name:<24}{size:>14}  {}…", &sha256[..16]));
     }
     lines.join("\n") + "\n"
+}
+
+/// The calibration windows, what was asked for if that is more, and the texts by name and digest.
+fn calibration_rows(calibration: &Calibration, row: &mut impl FnMut(&str, String)) {
+    row(
+        "calibration",
+        format!(
+            "{} windows of {} tokens, seed {}, {} files",
+            calibration.windows,
+            calibration.length,
+            calibration.seed,
+            calibration.files.len()
+        ),
+    );
+    if let Some(request) = &calibration.request {
+        if request.windows > calibration.windows || request.length > calibration.length {
+            let asked = format!("{} windows of {} tokens", request.windows, request.length);
+            row("  asked for", asked);
+        }
+        if request.excerpts > 0 {
+            let read = format!(
+                "{} excerpts of {} bytes",
+                request.excerpts, request.text_bytes
+            );
+            row("  read", read);
+        }
+    }
+    for file in &calibration.files {
+        let name = uc_input::printable(&file.name);
+        row(
+            "  text",
+            format!("{name}  {} bytes  sha256 {}", file.size, file.sha256),
+        );
+    }
 }
 
 fn show_layer(dir: &Utf8Path, manifest: &Manifest, layer: u32, json: bool) -> anyhow::Result<()> {
