@@ -2,6 +2,7 @@
 
 use camino::Utf8PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand};
+use uc_pack::Digest;
 use uc_store::logging::LogFormat;
 
 /// Compress language models into packs that reconstruct bit for bit, verify and evaluate them.
@@ -228,6 +229,9 @@ pub struct StageArgs {
 pub struct VerifyArgs {
     /// The pack's folder
     pub pack: Utf8PathBuf,
+    /// Fail unless the pack has this fingerprint: all 64 hexadecimal digits of the SHA-256 of manifest.json
+    #[arg(long, value_name = "FINGERPRINT", value_parser = parse_fingerprint)]
+    pub expect: Option<Digest>,
     /// Print the report as JSON
     #[arg(long)]
     pub json: bool,
@@ -355,4 +359,10 @@ mod tests {
             assert!(document.contains(&row), "{row}");
         }
     }
+}
+
+/// A fingerprint as it is printed, or in upper case. A part of one is not accepted: who makes a pack can choose a second one
+/// that agrees in a few digits.
+fn parse_fingerprint(text: &str) -> Result<Digest, String> {
+    Digest::try_from(text.to_lowercase())
 }

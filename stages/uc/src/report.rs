@@ -9,6 +9,7 @@ pub mod event_log_writer;
 pub mod failure;
 pub mod json;
 pub mod packs;
+mod planned_tensors;
 pub mod progress;
 pub mod staleness;
 pub mod summary;

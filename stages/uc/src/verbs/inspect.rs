@@ -2,6 +2,7 @@
 
 use camino::Utf8Path;
 use serde_json::json;
+use uc_input::printable;
 use uc_pack::{Manifest, PackError};
 
 use crate::cli::InspectArgs;
@@ -87,7 +88,13 @@ fn overview(dir: &Utf8Path, manifest: &Manifest, fingerprint: &str) -> String {
         let sha256 = sha256.to_string();
         lines.push(format!("{name:<24}{size:>14}  {}…", &sha256[..16]));
     }
-    lines.join("\n") + "\n"
+    escaped(&lines)
+}
+
+/// The lines as one text. Their words come from the pack, so they are escaped.
+fn escaped(lines: &[String]) -> String {
+    let line = |line: &String| format!("{}\n", printable(line));
+    lines.iter().map(line).collect()
 }
 
 fn show_layer(dir: &Utf8Path, manifest: &Manifest, layer: u32, json: bool) -> anyhow::Result<()> {
@@ -101,32 +108,35 @@ fn show_layer(dir: &Utf8Path, manifest: &Manifest, layer: u32, json: bool) -> an
     if json {
         return print_json(entry);
     }
-    println!(
-        "{}  {} bytes  sha256 {}",
-        entry.file, entry.size, entry.sha256
-    );
-    println!("prefix {}", entry.prefix);
-    println!(
-        "{:<32}{:>16}{:>8}{:>6}  reconstructed sha256",
-        "linear", "shape", "bpw", "rank"
-    );
+    let mut lines = vec![
+        format!(
+            "{}  {} bytes  sha256 {}",
+            entry.file, entry.size, entry.sha256
+        ),
+        format!("prefix {}", entry.prefix),
+        format!(
+            "{:<32}{:>16}{:>8}{:>6}  reconstructed sha256",
+            "linear", "shape", "bpw", "rank"
+        ),
+    ];
     for linear in &entry.linears {
         let [rows, cols] = linear.shape;
         let bpw = linear.bits as f64 / (rows as f64 * cols as f64);
         let shape = format!("{rows}x{cols}");
         let rank = linear.rank;
         let sha256 = linear.reconstructed_sha256;
-        println!(
-            "{:<32}{shape:>16}{bpw:>8.4}{rank:>6}  {sha256}",
-            linear.name
-        );
+        let name = &linear.name;
+        lines.push(format!(
+            "{name:<32}{shape:>16}{bpw:>8.4}{rank:>6}  {sha256}"
+        ));
     }
     for tensor in &entry.exact {
         let shape = json!(tensor.shape).to_string();
-        println!(
+        lines.push(format!(
             "{:<32}{shape:>16}{:>14?}  {}",
             tensor.name, tensor.dtype, tensor.sha256
-        );
+        ));
     }
+    print!("{}", escaped(&lines));
     Ok(())
 }
