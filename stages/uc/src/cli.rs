@@ -2,8 +2,9 @@
 
 use camino::Utf8PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand};
-use uc_pack::Digest;
 use uc_store::logging::LogFormat;
+
+use crate::report::packs::parse_fingerprint;
 
 /// Compress language models into packs that reconstruct bit for bit, verify and evaluate them.
 #[derive(Debug, Parser)]
@@ -231,7 +232,7 @@ pub struct VerifyArgs {
     pub pack: Utf8PathBuf,
     /// Fail unless the pack has this fingerprint: all 64 hexadecimal digits of the SHA-256 of manifest.json
     #[arg(long, value_name = "FINGERPRINT", value_parser = parse_fingerprint)]
-    pub expect: Option<Digest>,
+    pub expect: Option<uc_pack::Digest>,
     /// Print the report as JSON
     #[arg(long)]
     pub json: bool,
@@ -359,10 +360,4 @@ mod tests {
             assert!(document.contains(&row), "{row}");
         }
     }
-}
-
-/// A fingerprint as it is printed, or in upper case. A part of one is not accepted: who makes a pack can choose a second one
-/// that agrees in a few digits.
-fn parse_fingerprint(text: &str) -> Result<Digest, String> {
-    Digest::try_from(text.to_lowercase())
 }

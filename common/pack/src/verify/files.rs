@@ -29,6 +29,8 @@ use crate::{CONFIG_FILE, MANIFEST_FILE, REMOTE_FILE, planned};
 const CHECKED_FOR_HOLES: u64 = 16 << 20;
 /// The least part of such a file that must be stored, as a divisor of its length.
 const STORED_PART: u64 = 64;
+/// Most threads: more would wait for the disk, and each takes some MB.
+const MAX_THREADS: usize = 64;
 /// Endings of files that programs load from a model's folder without being told to.
 const LOADED_ENDINGS: [&str; 8] = [
     ".uc",
@@ -119,6 +121,7 @@ impl<'a> FileVerifier<'a> {
                 0 => std::thread::available_parallelism().map_or(1, usize::from),
                 threads => threads,
             };
+            let threads = threads.min(MAX_THREADS);
             let work = |task, buffers: &mut PieceBuffers| self.work(task, buffers);
             tasks::run(threads, files, &work);
         }

@@ -106,3 +106,9 @@ pub fn bytes(dir: &Utf8Path, pack: &Pack) -> u64 {
     let unlisted = [uc_pack::MANIFEST_FILE, uc_pack::DIGEST_FILE].map(size);
     pack.manifest().totals.total_bytes + unlisted.iter().sum::<u64>()
 }
+
+/// A fingerprint as it is printed, or in upper case. A part of one is not accepted: who makes a pack can choose a second one
+/// that agrees in a few digits.
+pub fn parse_fingerprint(text: &str) -> Result<Digest, String> {
+    Digest::try_from(text.to_lowercase())
+}
