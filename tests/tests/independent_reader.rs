@@ -31,10 +31,12 @@ fn the_independent_reader_checks_everything_and_finds_what_is_damaged() {
     }
     let folder = tempfile::tempdir().expect("folder");
     let run = folder.path().join("run");
+    let settings = ["allocation.mode=per-tensor", "calibration.windows=4"];
+    let set = settings.iter().flat_map(|setting| ["--set", setting]);
     succeed(
         compress(&tiny_model(), &run)
-            .arg("--no-eval")
-            .args(["--rank", "2"]),
+            .args(["--no-eval", "--rank", "2"])
+            .args(set),
     );
     let pack = run.join("pack");
     let output = read_pack(&pack);

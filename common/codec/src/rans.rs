@@ -41,9 +41,11 @@ mod decode;
 mod encode;
 #[cfg(test)]
 mod equality;
+mod lookup;
 
-pub use decode::{LogarithmSet, PieceDecoder, decode, decode_tile};
+pub use decode::{PieceDecoder, decode, decode_tile};
 pub use encode::encode;
+pub use lookup::LogarithmSet;
 
 use crate::trellis::BLOCK_ROWS;
 

@@ -20,6 +20,8 @@ use crate::{MANIFEST_FILE, MAX_MANIFEST, NON_LAYER_FILE};
 
 mod files;
 mod findings;
+mod listing;
+mod model;
 mod tasks;
 mod tensors;
 

@@ -11,7 +11,8 @@
 #![allow(unsafe_code)]
 
 use super::LANES;
-use super::decode::{Cursor, GROUP_BYTES, RowTables, TableLookup};
+use super::decode::{Cursor, GROUP_BYTES};
+use super::lookup::{RowTables, TableLookup};
 use crate::contexts::ESCAPE;
 use crate::error::CodecError;
 use std::arch::x86_64::*;

@@ -1,7 +1,8 @@
 //! Tests that every kernel that this processor can run gives the same result as the portable decoder, on valid and on
 //! damaged tiles.
 
-use super::decode::{LogarithmSet, PieceDecoder, RowKernel, TableLookup, Tile, rows_portably};
+use super::decode::{PieceDecoder, RowKernel, Tile, rows_portably};
+use super::lookup::{LogarithmSet, TableLookup};
 use super::{LANES, encode};
 use crate::code::TensorCode;
 use crate::contexts::{LayerTables, row_log2_eighths};

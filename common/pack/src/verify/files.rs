@@ -1,10 +1,9 @@
-//! Verification of the files that a manifest names, and of the folder's listing.
+//! Verification of the files that a manifest names.
 //!
 //! Sizes are compared before anything is read. Then files are opened one after another; their digests and tensors are
 //! computed by all threads at the same time, one file or tensor each. A file with tensors is read twice, once for its digest
 //! and once for its tensors.
 
-use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::findings::{FindingLog, Findings, Position};
 use super::tensors::{verify_layer_exact, verify_linear, verify_non_layer_tensor};
-use super::{Progress, Request, Severity, SpotCheck, VerifyReport, tasks};
+use super::{Progress, Request, Severity, SpotCheck, VerifyReport, listing, model, tasks};
 use crate::check::{check_digest, check_equal};
 use crate::digest::Digest;
 use crate::error::{self, PackError, invalid};
@@ -23,26 +22,16 @@ use crate::manifest::{
 };
 use crate::non_layer::NonLayerFile;
 use crate::pack::{compare_layer, compare_non_layer};
-use crate::{CONFIG_FILE, MANIFEST_FILE, REMOTE_FILE, planned};
+use crate::{MANIFEST_FILE, REMOTE_FILE};
 
 /// Files of at least this length must not consist of holes.
 const CHECKED_FOR_HOLES: u64 = 16 << 20;
 /// The least part of such a file that must be stored, as a divisor of its length.
 const STORED_PART: u64 = 64;
+/// Longest remote.json that is read, bytes.
+const MAX_REMOTE: u64 = 64 << 10;
 /// Most threads: more would wait for the disk, and each takes some MB.
 const MAX_THREADS: usize = 64;
-/// Endings of files that programs load from a model's folder without being told to.
-const LOADED_ENDINGS: [&str; 8] = [
-    ".uc",
-    ".json",
-    ".jinja",
-    ".model",
-    ".safetensors",
-    ".py",
-    "merges.txt",
-    "vocab.txt",
-];
-
 /// State of one verification, shared by its threads.
 pub(super) struct FileVerifier<'a> {
     dir: &'a Path,
@@ -114,7 +103,9 @@ impl<'a> FileVerifier<'a> {
 
     /// Verifies every file and adds the results to `report` and `findings`.
     pub(super) fn run(self, report: &mut VerifyReport, findings: &mut Findings) {
-        self.verify_listing();
+        let mut log = FindingLog::new(".");
+        listing::verify(self.dir, self.manifest, &mut log);
+        self.add(Position::FOLDER, log);
         let files = self.files_of_the_right_size();
         if self.check_bounds(&files) {
             let threads = match self.request.threads {
@@ -195,7 +186,7 @@ impl<'a> FileVerifier<'a> {
 
     /// The repository that the pack was uploaded to, according to the note next to it.
     fn remote_repository(&self) -> Option<String> {
-        let text = read_bounded(&self.dir.join(REMOTE_FILE), uc_input::SMALL_JSON).ok()?;
+        let text = read_bounded(&self.dir.join(REMOTE_FILE), MAX_REMOTE).ok()?;
         let note: serde_json::Value = serde_json::from_slice(&text).ok()?;
         Some(note.get("repository")?.as_str()?.to_owned())
     }
@@ -246,36 +237,9 @@ impl<'a> FileVerifier<'a> {
             });
         }
         let bounded = log.record(None, check_weights(&origin, weights, bytes));
-        if let Some(planner) = self.request.plan {
-            self.compare_with_plan(planner, &origin, &mut log);
-        }
+        model::compare(self.dir, self.manifest, self.request.plan, &mut log);
         self.add(Position::MANIFEST, log);
         bounded.is_some()
-    }
-
-    /// Compares the manifest with the tensors that config.json requires.
-    fn compare_with_plan(&self, planner: &planned::Planner, origin: &str, log: &mut FindingLog) {
-        let config = self.dir.join(CONFIG_FILE);
-        let Ok(text) = read_bounded(&config, uc_input::SMALL_JSON) else {
-            return; // reported with the file
-        };
-        let names = std::cell::OnceCell::new();
-        let has_tensor = |part: &str| {
-            let names = names.get_or_init(|| self.manifest.tensor_names().collect::<Vec<_>>());
-            names.iter().any(|name| name.contains(part))
-        };
-        match planner(&text, &has_tensor) {
-            Ok(plan) => {
-                for error in planned::compare(self.manifest, plan.as_ref(), origin) {
-                    log.add_error(None, &error);
-                }
-            }
-            Err(message) => {
-                let message =
-                    format!("cannot compare the tensors with those of the model: {message}");
-                log.add(Severity::Error, None, &message);
-            }
-        }
     }
 
     /// Does a task; returns those that follow from it.
@@ -297,9 +261,6 @@ impl<'a> FileVerifier<'a> {
             Task::Other(number, entry) => {
                 log = FindingLog::new(&entry.name);
                 self.verify_digest(entry, &mut log);
-                if entry.name == CONFIG_FILE && self.request.plan.is_none() {
-                    log.record(None, self.check_layer_count());
-                }
                 (Position(number, 1), Vec::new())
             }
             Task::FileDigest(number, entry) => {
@@ -420,64 +381,6 @@ impl<'a> FileVerifier<'a> {
             check_digest(&origin, "the file", found, entry.sha256)
         });
         log.record(None, hashed);
-    }
-
-    /// Compares the number of layers with config.json: a manifest without the last layers would be consistent in itself.
-    fn check_layer_count(&self) -> Result<(), PackError> {
-        let path = self.dir.join(CONFIG_FILE);
-        let origin = path.display().to_string();
-        let json = |source| PackError::Json {
-            origin: origin.clone(),
-            source,
-        };
-        let text = read_bounded(&path, uc_input::SMALL_JSON)?;
-        let config: serde_json::Value = serde_json::from_slice(&text).map_err(json)?;
-        let expected = config.get("num_hidden_layers");
-        let Some(expected) = expected.and_then(serde_json::Value::as_u64) else {
-            return Ok(());
-        };
-        let found = self.manifest.layers.len() as u64;
-        let what = "layers of the manifest, compared with num_hidden_layers";
-        check_equal(&origin, what, found, expected)
-    }
-
-    /// Reports the files that the manifest does not name. One that a program would load is an error, since it could be
-    /// mistaken for a part of the pack, and so is one whose name differs from that of a part only in case.
-    fn verify_listing(&self) {
-        let listed: HashSet<&str> = self.manifest.file_names().collect();
-        let lower_case: HashMap<String, &str> = self
-            .manifest
-            .file_names()
-            .map(|name| (name.to_lowercase(), name))
-            .collect();
-        let origin = self.dir.display().to_string();
-        let mut log = FindingLog::new(".");
-        let entries = std::fs::read_dir(self.dir).map_err(error::io(&origin));
-        for entry in log.record(None, entries).into_iter().flatten() {
-            let Some(entry) = log.record(None, entry.map_err(error::io(&origin))) else {
-                break;
-            };
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if listed.contains(name.as_str()) || name == REMOTE_FILE {
-                continue;
-            }
-            let lower = name.to_lowercase();
-            let (severity, message) = if let Some(listed) = lower_case.get(&lower) {
-                let message = format!("its name differs from {listed} only in case");
-                (Severity::Error, message)
-            } else {
-                let is_loaded = LOADED_ENDINGS.iter().any(|ending| lower.ends_with(ending));
-                let severity = match is_loaded {
-                    true => Severity::Error,
-                    false => Severity::Warning,
-                };
-                (severity, "the manifest does not name this file".to_owned())
-            };
-            log.file = name;
-            log.add(severity, None, &message);
-        }
-        log.sort_by_file();
-        self.add(Position::FOLDER, log);
     }
 }
 

@@ -56,7 +56,7 @@ fn tensors_that_are_not_those_of_the_config_are_named() {
         (
             "\"num_hidden_layers\": 2",
             "\"num_hidden_layers\": 3",
-            "layers, compared with config.json: found 2, expected 3",
+            "compared with num_hidden_layers: found 2, expected 3",
         ),
         (
             "\"intermediate_size\": 160",
