@@ -64,8 +64,18 @@ lint: ## check formatting, run clippy with warnings denied
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 
 .PHONY: deny
-deny: ## check licences, bans and sources of the dependencies (needs cargo-deny)
+deny: ## check licences, bans and sources of the dependencies, and advisories if their database can be had (needs cargo-deny)
 	cargo deny check bans licenses sources
+	@if cargo deny fetch db; then cargo deny check advisories; \
+	else echo "advisories were not checked: their database could not be fetched"; fi
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZ_SECONDS=60 (needs a nightly toolchain and cargo-fuzz)
+	for target in layer non_layer manifest packed; do \
+	  mkdir -p fuzz/target/corpus/$$target && \
+	  cargo +nightly fuzz run --features libfuzzer $$target fuzz/target/corpus/$$target fuzz/corpus/$$target -- \
+	    -max_total_time=$(or $(FUZZ_SECONDS),60) -rss_limit_mb=512 || exit 1; \
+	done
 
 .PHONY: hub-check
 hub-check: ## run the official Hub client against the tests' fake Hub (needs python3 with huggingface_hub)

@@ -87,7 +87,7 @@ fn exact_layer(
             name: decl.name.clone(),
             dtype: decl.dtype,
             shape: decl.shape.clone(),
-            bytes: file.exact_bytes(index).to_vec(),
+            bytes: file.exact_bytes(index)?,
         });
     }
     let code = TensorCode {

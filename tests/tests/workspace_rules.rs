@@ -55,7 +55,7 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
         ),
         (
             "uc",
-            crates(&["uc-input", "uc-settings", "uc-store", "uc-pack"]),
+            crates(&["uc-input", "uc-settings", "uc-store", "uc-pack", "uc-model"]),
         ),
         ("uc-examples", libraries.clone()),
         ("uc-tests", crates(&[])),
@@ -122,15 +122,44 @@ fn crates_depend_only_on_the_crates_that_the_rules_allow() {
                 dependency.name
             );
         }
-        let uses_burn = package
-            .dependencies
-            .iter()
-            .any(|d| d.name.starts_with("burn"));
+    }
+}
+
+#[test]
+fn crates_that_verify_packs_build_without_burn() {
+    let tree = |package: &str| {
+        let output = std::process::Command::new(env!("CARGO"))
+            .args([
+                "tree",
+                "--offline",
+                "--locked",
+                "--edges",
+                "normal",
+                "--prefix",
+                "none",
+            ])
+            .args(["--package", package])
+            .current_dir(uc_tests::repository())
+            .output()
+            .expect("cargo tree");
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
         assert!(
-            !(uses_burn && WITHOUT_BURN.contains(&name)),
-            "crate `{name}` must build without burn"
+            output.status.success() && text.starts_with(package),
+            "{text}"
+        );
+        text
+    };
+    let uses_burn = |text: &str| text.lines().any(|line| line.starts_with("burn"));
+    for package in WITHOUT_BURN {
+        assert!(
+            !uses_burn(&tree(package)),
+            "crate `{package}` must build without burn"
         );
     }
+    assert!(
+        uses_burn(&tree("uc-model")),
+        "the crate with the forward pass uses burn"
+    );
 }
 
 /// Every Rust file of the repository, with its text.
@@ -307,11 +336,13 @@ fn the_top_level_holds_only_the_names_that_are_listed_here() {
         "LICENSE",
         "Makefile",
         "README.md",
+        "SECURITY.md",
         "clippy.toml",
         "common",
         "deny.toml",
         "docs",
         "examples",
+        "fuzz",
         "models",
         "pipeline.toml",
         "runs",

@@ -2,6 +2,8 @@
 //!
 //! These two conversions are the only ones, so that every part of the system rounds in the same way.
 
+use crate::error::CodecError;
+
 /// Value of a bfloat16, exact.
 #[inline(always)]
 pub fn to_f32(bits: u16) -> f32 {
@@ -26,6 +28,26 @@ pub fn round_nearest_even(value: f32) -> u16 {
 pub fn spacing(value: f32) -> f64 {
     let exponent = ((value.to_bits() >> 23) & 0xff).max(1) as i32 - 127;
     f64::from(exponent - 7).exp2()
+}
+
+/// Whether a value is neither NaN nor infinite.
+#[inline(always)]
+pub fn is_finite(bits: u16) -> bool {
+    bits & EXPONENT != EXPONENT
+}
+
+/// The bits of the exponent: all are 1 in NaN and infinities.
+const EXPONENT: u16 = 0x7f80;
+
+/// Refuses NaN and infinities.
+pub(crate) fn check_finite(what: &'static str, values: &[u16]) -> Result<(), CodecError> {
+    match values.iter().position(|&x| !is_finite(x)) {
+        None => Ok(()),
+        Some(index) => {
+            let found = to_f32(values[index]);
+            Err(CodecError::NotFinite { what, index, found })
+        }
+    }
 }
 
 #[cfg(test)]

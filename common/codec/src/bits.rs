@@ -92,13 +92,17 @@ impl<'a> BitReader<'a> {
 
     /// The next `width` (0..=32) bits.
     pub(crate) fn take(&mut self, width: u32) -> Result<u32, CodecError> {
-        let mut value = 0;
-        for bit in 0..width {
+        let (mut value, mut done) = (0, 0);
+        while done < width {
             let Some(byte) = self.bytes.get(self.position / 8) else {
                 return Err(self.damaged(self.bytes.len() as u64, "more bytes"));
             };
-            value |= u32::from((byte >> (self.position % 8)) & 1) << bit;
-            self.position += 1;
+            let offset = (self.position % 8) as u32;
+            let count = (8 - offset).min(width - done);
+            let bits = (u32::from(*byte) >> offset) & ((1 << count) - 1);
+            value |= bits << done;
+            done += count;
+            self.position += count as usize;
         }
         Ok(value)
     }

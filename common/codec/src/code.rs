@@ -118,13 +118,8 @@ impl LowRank {
         }
         check_matrix("overlay u", self.u.len(), rows, self.rank)?;
         check_matrix("overlay v", self.v.len(), self.rank, cols)?;
-        for (what, factor) in [("overlay u", &self.u), ("overlay v", &self.v)] {
-            if let Some(index) = factor.iter().position(|&x| !bf16::to_f32(x).is_finite()) {
-                let found = bf16::to_f32(factor[index]);
-                return Err(CodecError::NotFinite { what, index, found });
-            }
-        }
-        Ok(())
+        bf16::check_finite("overlay u", &self.u)?;
+        bf16::check_finite("overlay v", &self.v)
     }
 }
 

@@ -42,4 +42,4 @@ pub mod trellis;
 
 pub use code::{LowRank, TensorCode};
 pub use error::CodecError;
-pub use packed::{pack_small, unpack_small};
+pub use packed::{PackedReader, check_packed, largest_packed, pack_small, unpack_small};

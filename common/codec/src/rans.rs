@@ -24,6 +24,11 @@
 //! steps backwards. With k ≤ 4 one word restores any state, so that 32 lanes need at most 32 words and 96 bytes of escapes
 //! per group.
 //!
+//! # Least size
+//! A symbol whose frequency is 4096 of 4096 leaves the state as it is and takes no bits, so the indices of a constant tensor
+//! take none. What is left is a tile's states: [`least_tile_bytes`] for [`tile_rows`] rows, 128 bytes for 2^20 indices or, in
+//! tensors of more than 4096 columns, for 256 rows.
+//!
 //! # Cost
 //! States are stored in 32 bits and begin at 2^16 in the encoder: the overhead of a full tile of 2^20 indices is
 //! less than 128 bytes, 0.001 bits per weight.
@@ -36,9 +41,11 @@ mod decode;
 mod encode;
 #[cfg(test)]
 mod equality;
+mod lookup;
 
-pub use decode::{decode, decode_tile};
+pub use decode::{PieceDecoder, decode, decode_tile};
 pub use encode::encode;
+pub use lookup::LogarithmSet;
 
 use crate::trellis::BLOCK_ROWS;
 
@@ -65,4 +72,9 @@ pub fn tile_rows(rows: usize, cols: usize) -> u32 {
     let blocks = (TILE_SYMBOLS / BLOCK_ROWS / cols.max(1)).max(1);
     let rows = (blocks * BLOCK_ROWS).min(rows).max(1);
     u32::try_from(rows).expect("a tile has at most 2^20 rows")
+}
+
+/// Least length of a tile in bytes: the states of its lanes.
+pub fn least_tile_bytes(cols: usize) -> u64 {
+    4 * cols.min(LANES) as u64
 }

@@ -7,7 +7,8 @@
 
 use crate::bf16;
 use crate::code::TensorCode;
-use crate::error::CodecError;
+use crate::error::{CodecError, check_len, check_matrix};
+use crate::steps::{self, Steps};
 use crate::trellis::{BLOCK_ROWS, level, levels, next_state};
 use rayon::prelude::*;
 use uc_simd::{Kernel, dispatch};
@@ -37,6 +38,7 @@ pub fn reconstruct(code: &TensorCode) -> Result<Vec<u16>, CodecError> {
             let first = block * BLOCK_ROWS * rank;
             let u = &u[first..first + row_log2_eighths.len() * rank];
             dispatch(Block {
+                states: &mut vec![0; code.cols],
                 out,
                 q,
                 row_log2_eighths,
@@ -84,16 +86,110 @@ pub fn reconstruct_row(code: &TensorCode, row: usize) -> Result<Vec<u16>, CodecE
 
 /// The overlay's factors as f32, empty without an overlay.
 fn overlay_values(code: &TensorCode) -> (Vec<f32>, Vec<f32>) {
-    let values = |bits: &[u16]| bits.iter().map(|&x| bf16::to_f32(x)).collect();
+    let values = |bits: &[u16]| bits.iter().copied().map(bf16::to_f32).collect();
     match &code.overlay {
         Some(overlay) => (values(&overlay.u), values(&overlay.v)),
         None => (Vec::new(), Vec::new()),
     }
 }
 
-/// A block of rows: `out`, `q` [rows, cols], `row_log2_eighths`, `row_factors` `[rows]`, `steps` `[cols]`, `u` [rows, rank], `v`
+/// Reconstructs a tensor in pieces of whole rows, so that memory does not depend on its number of rows.
+pub struct PieceReconstructor {
+    /// `[cols]` steps of the columns.
+    steps: Vec<f32>,
+    rank: usize,
+    /// [rank, cols]
+    v: Vec<f32>,
+    /// `[cols]` states of the trellis.
+    states: Vec<u16>,
+    /// Number of the next row.
+    row: usize,
+    /// Scratch: factors of a piece's rows, and U [rows, rank].
+    row_factors: Vec<f32>,
+    u: Vec<f32>,
+}
+
+impl PieceReconstructor {
+    /// Prepares to reconstruct a tensor from its first row on. `v` [rank, cols] is the overlay's second factor in bfloat16, empty
+    /// for rank 0.
+    ///
+    /// # Errors
+    /// [`CodecError::Range`] for the step, [`CodecError::Shape`] and [`CodecError::NotFinite`] for `v`.
+    pub fn new(
+        step: f32,
+        column_log2_eighths: &[u8],
+        rank: usize,
+        v: &[u16],
+    ) -> Result<Self, CodecError> {
+        steps::check_step(step)?;
+        let cols = column_log2_eighths.len();
+        check_matrix("overlay v", v.len(), rank, cols)?;
+        bf16::check_finite("overlay v", v)?;
+        Ok(PieceReconstructor {
+            steps: Steps::new(step, column_log2_eighths, &[]).columns,
+            rank,
+            v: v.iter().copied().map(bf16::to_f32).collect(),
+            states: vec![0; cols],
+            row: 0,
+            row_factors: Vec::new(),
+            u: Vec::new(),
+        })
+    }
+
+    /// Reconstructs the next rows, as many as there are logarithms, from their indices `q` [rows, cols] and the overlay's first
+    /// factor `u` [rows, rank] into `out` [rows, cols].
+    ///
+    /// # Errors
+    /// [`CodecError::Shape`], [`CodecError::NotFinite`] for `u`.
+    pub fn rows(
+        &mut self,
+        q: &[i16],
+        row_log2_eighths: &[u8],
+        row_step_log2_eighths: &[u8],
+        u: &[u16],
+        out: &mut [u16],
+    ) -> Result<(), CodecError> {
+        let (rows, cols) = (row_log2_eighths.len(), self.steps.len());
+        check_matrix("indices", q.len(), rows, cols)?;
+        check_matrix("weights", out.len(), rows, cols)?;
+        check_len("row_step_log2_eighths", row_step_log2_eighths.len(), rows)?;
+        check_matrix("overlay u", u.len(), rows, self.rank)?;
+        bf16::check_finite("overlay u", u)?;
+        self.row_factors.clear();
+        let factors = row_step_log2_eighths.iter().copied();
+        self.row_factors.extend(factors.map(steps::factor));
+        self.u.clear();
+        self.u.extend(u.iter().copied().map(bf16::to_f32));
+        let mut done = 0;
+        while done < rows {
+            if self.row.is_multiple_of(BLOCK_ROWS) {
+                self.states.fill(0);
+            }
+            let count = (BLOCK_ROWS - self.row % BLOCK_ROWS).min(rows - done);
+            let piece = done..done + count;
+            let weights = done * cols..(done + count) * cols;
+            dispatch(Block {
+                states: &mut self.states,
+                out: &mut out[weights.clone()],
+                q: &q[weights],
+                row_log2_eighths: &row_log2_eighths[piece.clone()],
+                row_factors: &self.row_factors[piece.clone()],
+                steps: &self.steps,
+                u: &self.u[piece.start * self.rank..piece.end * self.rank],
+                v: &self.v,
+                rank: self.rank,
+            });
+            done += count;
+            self.row += count;
+        }
+        Ok(())
+    }
+}
+
+/// Rows of one block of the trellis: `states` `[cols]` before and after them, `out`, `q` [rows, cols], `row_log2_eighths`, `row_factors` `[rows]`, `steps` `[cols]`, `u` [rows, rank], `v`
 /// [rank, cols].
 struct Block<'a> {
+    states: &'a mut [u16],
     out: &'a mut [u16],
     q: &'a [i16],
     row_log2_eighths: &'a [u8],
@@ -113,7 +209,9 @@ impl Kernel for Block<'_> {
         for first in (0..cols).step_by(CHUNK) {
             let last = cols.min(first + CHUNK);
             let steps = &self.steps[first..last];
+            // A copy on the stack: the compiler then knows that nothing else refers to it.
             let mut states = [0u16; CHUNK];
+            states[..last - first].copy_from_slice(&self.states[first..last]);
             let rows = self.row_log2_eighths.iter().zip(self.row_factors);
             for (row, (&row_log2_eighths, &row_factor)) in rows.enumerate() {
                 let at = row * cols;
@@ -137,6 +235,7 @@ impl Kernel for Block<'_> {
                     *out = bf16::round_nearest_even(acc);
                 }
             }
+            self.states[first..last].copy_from_slice(&states[..last - first]);
         }
     }
 }

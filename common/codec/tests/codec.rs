@@ -432,6 +432,25 @@ fn difficult_layers_are_quantized_within_the_error_that_their_bits_allow() {
     }
 }
 
+/// The weights of a tensor, reconstructed in pieces of `piece` rows.
+fn in_pieces(code: &TensorCode, piece: usize) -> Vec<u16> {
+    let overlay = code.overlay.as_ref();
+    let (rank, u, v) = overlay.map_or((0, &[][..], &[][..]), |o| (o.rank, &o.u[..], &o.v[..]));
+    let columns = &code.column_log2_eighths;
+    let mut pieces =
+        reconstruct::PieceReconstructor::new(code.step, columns, rank, v).expect("valid");
+    let mut out = vec![0; code.q.len()];
+    for (number, out) in out.chunks_mut(piece * code.cols).enumerate() {
+        let rows = number * piece..code.rows.min((number + 1) * piece);
+        let q = &code.q[rows.start * code.cols..rows.end * code.cols];
+        let logs = &code.row_log2_eighths[rows.clone()];
+        let steps = &code.row_step_log2_eighths[rows.clone()];
+        let u = &u[rows.start * rank..rows.end * rank];
+        pieces.rows(q, logs, steps, u, out).expect("valid");
+    }
+    out
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -503,6 +522,9 @@ proptest! {
         for row in (0..rows).step_by(1 + rows / 8) {
             let specified = reconstruct::reconstruct_row(&code, row).expect("specified");
             prop_assert_eq!(&fast[row * cols..(row + 1) * cols], specified.as_slice());
+        }
+        for piece in [1, 7, 300] {
+            prop_assert_eq!(&in_pieces(&code, piece), &fast, "pieces of {} rows", piece);
         }
     }
 }

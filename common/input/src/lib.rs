@@ -6,6 +6,8 @@
 //! printed.
 #![allow(clippy::disallowed_methods)]
 
+mod disk;
+
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{Error, ErrorKind, Read, Result};
@@ -13,6 +15,8 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use serde::de::DeserializeOwned;
+
+pub use disk::{open_without_link, stored_bytes};
 
 /// One MiB, the unit of the limits below.
 const MIB: u64 = 1 << 20;
@@ -28,7 +32,15 @@ pub const LARGE_JSON: u64 = 256 * MIB;
 pub fn open(path: impl AsRef<Path>) -> Result<File> {
     // Without NONBLOCK, opening a FIFO waits for a writer. It has no effect on regular files.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = File::from(rustix::fs::open(path.as_ref(), flags, Mode::empty())?);
+    regular(File::from(rustix::fs::open(
+        path.as_ref(),
+        flags,
+        Mode::empty(),
+    )?))
+}
+
+/// The file, if it is a regular one.
+fn regular(file: File) -> Result<File> {
     let kind = file.metadata()?.file_type();
     if kind.is_file() {
         return Ok(file);

@@ -4,9 +4,12 @@
 //! positions. It does not decide exit codes; the stages do.
 
 use crate::config::ConfigError;
+#[cfg(feature = "forward")]
 use crate::device::DeviceError;
+#[cfg(feature = "forward")]
 use crate::moments::MomentsError;
 use crate::source::SourceError;
+#[cfg(feature = "forward")]
 use crate::text::TextError;
 
 /// Any error of this crate.
@@ -19,12 +22,15 @@ pub enum ModelError {
     #[error(transparent)]
     Source(#[from] SourceError),
     /// The tokenizer or a text cannot be used.
+    #[cfg(feature = "forward")]
     #[error(transparent)]
     Text(#[from] TextError),
     /// The device cannot be used.
+    #[cfg(feature = "forward")]
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// Second moments cannot be accumulated or finished.
+    #[cfg(feature = "forward")]
     #[error(transparent)]
     Moments(#[from] MomentsError),
     /// A weight for the forward pass has the wrong number of elements.
@@ -66,11 +72,19 @@ pub fn is_model_error<'a>(
     chain: impl IntoIterator<Item = &'a (dyn std::error::Error + 'static)>,
 ) -> bool {
     chain.into_iter().any(|cause| {
-        cause.is::<ModelError>()
-            || cause.is::<ConfigError>()
-            || cause.is::<SourceError>()
-            || cause.is::<TextError>()
-            || cause.is::<DeviceError>()
-            || cause.is::<MomentsError>()
+        let of_model = cause.is::<ModelError>() || cause.is::<ConfigError>();
+        of_model || cause.is::<SourceError>() || is_forward_error(cause)
     })
+}
+
+/// Whether an error is one of the parts that compute.
+#[cfg(feature = "forward")]
+fn is_forward_error(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.is::<TextError>() || cause.is::<DeviceError>() || cause.is::<MomentsError>()
+}
+
+/// Those parts are not built.
+#[cfg(not(feature = "forward"))]
+fn is_forward_error(_: &(dyn std::error::Error + 'static)) -> bool {
+    false
 }

@@ -7,6 +7,9 @@
 //! It never writes a file, never starts a process, never uses a network, and knows nothing of the pipeline, of
 //! codecs or of packs.
 //!
+//! Without the feature `forward` it only reads configurations, plans tensors and reads their files, and needs neither burn nor
+//! the tokenizer's library.
+//!
 //! Code map:
 //! - [`spec`]: what a model is, as data; [`config`]: the validated [`ModelConfig`]; `load`: reads a
 //!   `config.json`; `families`: one file per family turns its `config.json` into a [`ModelConfig`]; [`plan`]:
@@ -18,26 +21,35 @@
 //! - [`moments`]: second moments of layer inputs; [`device`]: CPU or CUDA.
 
 pub mod config;
+#[cfg(feature = "forward")]
 pub mod device;
 pub mod error;
 mod families;
+#[cfg(feature = "forward")]
 pub mod forward;
 mod load;
+#[cfg(feature = "forward")]
 mod mamba;
+#[cfg(feature = "forward")]
 mod matmul;
+#[cfg(feature = "forward")]
 pub mod moments;
 pub mod plan;
 pub mod rope;
+#[cfg(feature = "forward")]
 mod simd;
 pub mod source;
 pub mod spec;
+#[cfg(feature = "forward")]
 pub mod text;
 
 pub use config::ModelConfig;
 #[cfg(feature = "cuda")]
 pub use device::Cuda;
+#[cfg(feature = "forward")]
 pub use device::{Cpu, DeviceKind};
 pub use error::ModelError;
 pub use plan::{ExactSpec, InputSpec, LayerPlan, LinearSpec};
 pub use source::{SourceFolder, SourceTensor};
+#[cfg(feature = "forward")]
 pub use text::{Tokenizer, Window};

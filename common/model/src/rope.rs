@@ -7,7 +7,9 @@
 //! 8000, one ulp of a frequency already makes a visible difference. Cosine and sine are computed in f64
 //! from that f32 angle.
 
+#[cfg(feature = "forward")]
 use burn::tensor::backend::Backend;
+#[cfg(feature = "forward")]
 use burn::tensor::{Tensor, TensorData};
 
 /// Rotary positions of an attention block.
@@ -72,6 +74,7 @@ pub enum RopeScaling {
 }
 
 /// Cosines and sines for the positions of a window, multiplied by the attention factor.
+#[cfg(feature = "forward")]
 #[derive(Debug, Clone)]
 pub struct Rope<B: Backend> {
     /// `[positions, width / 2]`
@@ -80,6 +83,7 @@ pub struct Rope<B: Backend> {
     pub sin: Tensor<B, 2>,
 }
 
+#[cfg(feature = "forward")]
 impl<B: Backend> Rope<B> {
     /// Tables for windows of `positions` tokens.
     pub fn new(spec: &RopeSpec, positions: usize, device: &B::Device) -> Self {

@@ -25,35 +25,47 @@ impl Digest {
 
     /// Digest of 16-bit values as little-endian bytes. Reconstructed tensors are hashed in this form.
     pub fn hash_words(words: &[u16]) -> Self {
-        let mut hasher = Sha256::new();
-        let mut buffer = Vec::with_capacity(2 << 14);
-        for chunk in words.chunks(1 << 14) {
-            buffer.clear();
-            buffer.extend(chunk.iter().flat_map(|w| w.to_le_bytes()));
-            hasher.update(&buffer);
-        }
-        Self(hasher.finalize().into())
+        let mut hasher = Hasher::default();
+        hasher.words(words);
+        hasher.finish()
     }
 
-    /// Number of bytes that a reader yields, and their digest. Reads 1 MiB at a time.
+    /// Number of bytes that a reader yields, and their digest.
     ///
     /// # Errors
     /// Those of the reader.
-    pub fn hash_reader(mut reader: impl Read) -> std::io::Result<(u64, Self)> {
+    pub fn hash_reader(reader: impl Read) -> std::io::Result<(u64, Self)> {
+        Self::hash_pieces(reader, &mut |_| {})
+    }
+
+    /// As [`Digest::hash_reader`]; `look` gets all bytes in pieces whose lengths are multiples of 8, except for the last.
+    ///
+    /// # Errors
+    /// Those of the reader.
+    pub(crate) fn hash_pieces(
+        mut reader: impl Read,
+        look: &mut dyn FnMut(&[u8]),
+    ) -> std::io::Result<(u64, Self)> {
         let mut hasher = Sha256::new();
-        let mut buffer = vec![0; 1 << 20];
-        let mut size = 0;
+        let mut buffer = vec![0; READ_BYTES];
+        let (mut size, mut held) = (0, 0);
         loop {
-            match reader.read(&mut buffer) {
-                Ok(0) => return Ok((size, Self(hasher.finalize().into()))),
-                Ok(count) => {
-                    hasher.update(&buffer[..count]);
-                    size += count as u64;
-                }
+            match reader.read(&mut buffer[held..]) {
+                Ok(0) => break,
+                Ok(count) => held += count,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
+            if held == buffer.len() {
+                hasher.update(&buffer);
+                look(&buffer);
+                size += held as u64;
+                held = 0;
+            }
         }
+        hasher.update(&buffer[..held]);
+        look(&buffer[..held]);
+        Ok((size + held as u64, Self(hasher.finalize().into())))
     }
 
     /// Length and digest of a file.
@@ -62,8 +74,35 @@ impl Digest {
     /// `Io` with the path.
     pub fn hash_file(path: &Path) -> Result<(u64, Self), PackError> {
         let origin = path.display().to_string();
-        let file = std::fs::File::open(path).map_err(io(&origin))?;
+        let file = uc_input::open(path).map_err(io(&origin))?;
         Self::hash_reader(file).map_err(io(&origin))
+    }
+}
+
+/// Bytes that are read at once to be hashed.
+const READ_BYTES: usize = 1 << 18;
+
+/// Hashes a tensor that arrives in pieces.
+#[derive(Default)]
+pub(crate) struct Hasher {
+    sha256: Sha256,
+    buffer: Vec<u8>,
+}
+
+impl Hasher {
+    /// Adds 16-bit values as little-endian bytes.
+    pub(crate) fn words(&mut self, words: &[u16]) {
+        for chunk in words.chunks(1 << 14) {
+            self.buffer.clear();
+            self.buffer
+                .extend(chunk.iter().flat_map(|w| w.to_le_bytes()));
+            self.sha256.update(&self.buffer);
+        }
+    }
+
+    /// The digest of everything that was added.
+    pub(crate) fn finish(self) -> Digest {
+        Digest(self.sha256.finalize().into())
     }
 }
 

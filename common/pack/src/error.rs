@@ -1,16 +1,19 @@
 //! The error type of this crate.
 //!
 //! Every variant of [`PackError`] names the file (or the name that the caller gave to bytes in memory), what was checked,
-//! what was found and what was expected. This module never prints and never decides whether an error is fatal:
-//! [`crate::verify`] turns errors into findings, everything else returns them.
+//! what was found and what was expected. Names, values and paths come from files of others, so the text of every error is
+//! escaped here, in one place. This module never prints and never decides whether an error is fatal: [`crate::verify`] turns
+//! errors into findings, everything else returns them.
 
-use thiserror::Error;
+use std::error::Error;
+use std::fmt;
+
+use uc_input::printable;
 
 /// An error of reading, writing or checking a pack.
-#[derive(Debug, Error)]
+#[derive(Debug)]
 pub enum PackError {
     /// An operation of the operating system failed.
-    #[error("{origin}: {source}")]
     Io {
         /// Path of the file.
         origin: String,
@@ -18,7 +21,6 @@ pub enum PackError {
         source: std::io::Error,
     },
     /// The file does not begin with the magic of its kind.
-    #[error("{origin}: not a {kind} file: it begins with {found}, expected {expected}")]
     Magic {
         /// Path or name of the bytes.
         origin: String,
@@ -30,7 +32,6 @@ pub enum PackError {
         expected: String,
     },
     /// The format version of the file is not the one that this crate supports.
-    #[error("{origin}: format version {found}; this program reads version {supported}")]
     Version {
         /// Path or name of the bytes.
         origin: String,
@@ -40,9 +41,6 @@ pub enum PackError {
         supported: u32,
     },
     /// The file ends within a field or section.
-    #[error(
-        "{origin}: {what} needs {needed} bytes at byte {offset}, but only {available} are left"
-    )]
     Truncated {
         /// Path or name of the bytes.
         origin: String,
@@ -56,7 +54,6 @@ pub enum PackError {
         available: u64,
     },
     /// A value is outside the range that the format allows, or contradicts another value.
-    #[error("{origin}: {what}: found {found}, expected {expected}")]
     Invalid {
         /// Path or name of the bytes.
         origin: String,
@@ -68,7 +65,6 @@ pub enum PackError {
         expected: String,
     },
     /// The codec rejected a tensor.
-    #[error("{origin}: tensor {tensor}: {source}")]
     Codec {
         /// Path or name of the bytes.
         origin: String,
@@ -78,7 +74,6 @@ pub enum PackError {
         source: uc_codec::CodecError,
     },
     /// The file has no tensor of the requested name.
-    #[error("{origin}: no tensor is named {tensor}")]
     NoTensor {
         /// Path or name of the bytes.
         origin: String,
@@ -86,7 +81,6 @@ pub enum PackError {
         tensor: String,
     },
     /// The pack has no layer of the requested index.
-    #[error("{origin}: layer {layer} was requested, but the pack has {layers} layers")]
     NoLayer {
         /// Path of the manifest.
         origin: String,
@@ -96,7 +90,6 @@ pub enum PackError {
         layers: u32,
     },
     /// A JSON file cannot be parsed, or does not have the specified fields.
-    #[error("{origin}: {source}")]
     Json {
         /// Path of the file.
         origin: String,
@@ -104,7 +97,6 @@ pub enum PackError {
         source: serde_json::Error,
     },
     /// The manifest can be parsed, but its text is not the canonical text of its content.
-    #[error("{origin}: differs from the canonical text at byte {offset}")]
     NotCanonical {
         /// Path of the manifest.
         origin: String,
@@ -112,7 +104,6 @@ pub enum PackError {
         offset: usize,
     },
     /// A SHA-256 digest differs from the recorded one.
-    #[error("{origin}: SHA-256 of {what}: found {found}, expected {expected}")]
     Digest {
         /// Path of the file.
         origin: String,
@@ -123,6 +114,86 @@ pub enum PackError {
         /// The recorded digest or line.
         expected: String,
     },
+}
+
+impl PackError {
+    /// The error with its cause, in one line. The causes are those of libraries, so there is at most one.
+    pub fn text(&self) -> String {
+        match self.source() {
+            Some(source) => format!("{self}: {}", printable(&source.to_string())),
+            None => self.to_string(),
+        }
+    }
+
+    /// The message without the cause, as it is: nothing is escaped.
+    fn message(&self) -> String {
+        match self {
+            Self::Io { origin, .. } | Self::Json { origin, .. } => origin.clone(),
+            Self::Magic {
+                origin,
+                kind,
+                found,
+                expected,
+            } => {
+                format!("{origin}: not a {kind} file: it begins with {found}, expected {expected}")
+            }
+            Self::Version {
+                origin,
+                found,
+                supported,
+            } => {
+                format!("{origin}: format version {found}; this program reads version {supported}")
+            }
+            Self::Truncated {
+                origin,
+                what,
+                offset,
+                needed,
+                available,
+            } => format!(
+                "{origin}: {what} needs {needed} bytes at byte {offset}, but only {available} are left"
+            ),
+            Self::Invalid {
+                origin,
+                what,
+                found,
+                expected,
+            } => format!("{origin}: {what}: found {found}, expected {expected}"),
+            Self::Codec { origin, tensor, .. } => format!("{origin}: tensor {tensor}"),
+            Self::NoTensor { origin, tensor } => format!("{origin}: no tensor is named {tensor}"),
+            Self::NoLayer {
+                origin,
+                layer,
+                layers,
+            } => format!("{origin}: layer {layer} was requested, but the pack has {layers} layers"),
+            Self::NotCanonical { origin, offset } => {
+                format!("{origin}: differs from the canonical text at byte {offset}")
+            }
+            Self::Digest {
+                origin,
+                what,
+                found,
+                expected,
+            } => format!("{origin}: SHA-256 of {what}: found {found}, expected {expected}"),
+        }
+    }
+}
+
+impl fmt::Display for PackError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&printable(&self.message()))
+    }
+}
+
+impl Error for PackError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            Self::Codec { source, .. } => Some(source),
+            Self::Json { source, .. } => Some(source),
+            _ => None,
+        }
+    }
 }
 
 /// Makes a [`PackError::Invalid`].
@@ -145,5 +216,20 @@ pub(crate) fn io(origin: &str) -> impl FnOnce(std::io::Error) -> PackError + '_ 
     move |source| PackError::Io {
         origin: origin.to_owned(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_a_pack_is_escaped_and_no_word_stands_twice() {
+        let error = invalid("\u{1b}[2J", "name", "\u{202e}", "a\nverdict PASS");
+        let expected = "\\u{1b}[2J: name: found \\u{202e}, expected a\\nverdict PASS";
+        assert_eq!(error.text(), expected);
+        let error = io("layer")(std::io::Error::other("no\rPASS"));
+        assert_eq!(error.to_string(), "layer");
+        assert_eq!(error.text(), "layer: no\\rPASS");
     }
 }

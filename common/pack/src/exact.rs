@@ -71,6 +71,31 @@ impl ExactDtype {
         }
     }
 
+    /// Whether every value is finite: no NaN, no infinity. `bytes` are whole values.
+    pub fn all_finite(self, bytes: &[u8]) -> bool {
+        /// Whether no value has all bits of `exponent` set.
+        fn none_full<const N: usize>(bytes: &[u8], exponent: u64) -> bool {
+            let full = |value: &[u8; N]| {
+                let mut wide = [0; 8];
+                wide[..N].copy_from_slice(value);
+                u64::from_le_bytes(wide) & exponent == exponent
+            };
+            // Without an early exit the loop is vectorized.
+            let (values, _) = bytes.as_chunks::<N>();
+            !values.iter().fold(false, |any, value| any | full(value))
+        }
+        match self {
+            ExactDtype::F32 => none_full::<4>(bytes, 0x7f80_0000),
+            ExactDtype::F16 => none_full::<2>(bytes, 0x7c00),
+            ExactDtype::BF16 => none_full::<2>(bytes, 0x7f80),
+            ExactDtype::F64 => none_full::<8>(bytes, 0x7ff0_0000_0000_0000),
+            // This format has no infinity; all bits but the sign are set in NaN.
+            ExactDtype::F8_E4M3 => none_full::<1>(bytes, 0x7f),
+            ExactDtype::F8_E5M2 => none_full::<1>(bytes, 0x7c),
+            _ => true,
+        }
+    }
+
     /// The dtype's code in a file.
     pub fn code(self) -> u8 {
         self as u8
@@ -184,5 +209,37 @@ impl ExactDecl {
         let decl = Self { name, dtype, shape };
         decl.elements(origin)?;
         Ok(decl)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nan_and_infinity_of_every_float_type_are_found_and_the_largest_numbers_are_not() {
+        let cases: [(ExactDtype, &[u8], &[u8]); 6] = [
+            (
+                ExactDtype::F32,
+                &[0, 0, 0x80, 0x7f],
+                &[255, 255, 0x7f, 0x7f],
+            ),
+            (ExactDtype::F16, &[0, 0xfc], &[255, 0xfb]),
+            (ExactDtype::BF16, &[0xc0, 0x7f], &[0x7f, 0xff]),
+            (
+                ExactDtype::F64,
+                &[1, 0, 0, 0, 0, 0, 0xf0, 0x7f],
+                &[255, 255, 255, 255, 255, 255, 0xef, 0x7f],
+            ),
+            (ExactDtype::F8_E4M3, &[0xff], &[0xfe]),
+            (ExactDtype::F8_E5M2, &[0x7c], &[0x7b]),
+        ];
+        for (dtype, bad, largest) in cases {
+            let mut values = largest.repeat(37);
+            assert!(dtype.all_finite(&values), "{dtype:?}");
+            values.extend(bad);
+            assert!(!dtype.all_finite(&values), "{dtype:?}");
+        }
+        assert!(ExactDtype::I32.all_finite(&[255; 8]));
     }
 }

@@ -1,40 +1,44 @@
 //! layer_NNN.uc: the coded linears and the exact tensors of one layer.
 //!
 //! Owns the writer, and the reader that validates everything before use and then decodes and reconstructs the linears. A
-//! layer may hold more weights than fit in memory, so both hold one linear at a time. The byte layout is in the crate's
-//! documentation. This module neither quantizes nor writes to disk.
+//! layer may hold more weights than fit in memory, so both hold one linear at a time, and [`LayerFile::reconstruct_pieces`]
+//! only some of its rows. The byte layout is in the crate's documentation. This module neither quantizes nor writes to disk.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use uc_codec::{CodecError, TensorCode, rans, reconstruct};
+use uc_codec::{CodecError, LowRank, TensorCode, rans, reconstruct, unpack_small};
 
 use crate::LAYER_ALIGNMENT;
 use crate::check::check_unique;
 use crate::digest::Digest;
 use crate::error::{self, PackError, invalid};
 use crate::exact::ExactDecl;
-use crate::wire::check_zero;
+use crate::wire::{ReadAt, check_zero};
 
 mod header;
+mod pieces;
 mod writer;
 
-use header::Header;
+use header::{Header, ParsedLinear};
+pub use pieces::PieceBuffers;
 pub use writer::{LayerCoder, Linears, encode_layer};
 
-/// Number of bytes of a layer file that are read first; the header is usually no longer than this.
-const FIRST_READ: u64 = 1 << 20;
+/// Largest number of weights of a linear that is decoded as a whole.
+const MAX_WHOLE_WEIGHTS: usize = 1 << 34;
 
 /// Linears that read the same input.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ColumnGroup {
+pub struct GroupHeader {
     /// Name of the input.
     pub input: String,
-    /// `[cols]` column logarithms, see `uc_codec::steps`.
-    pub column_log2_eighths: Vec<u8>,
+    /// Inputs.
+    pub cols: usize,
+    /// `[cols]` packed column logarithms, see `uc_codec::steps`.
+    packed: Vec<u8>,
 }
 
 /// The part of a linear's header that callers need.
@@ -81,38 +85,55 @@ enum LayerBytes {
     OnDisk(File, u64),
 }
 
-impl LayerBytes {
-    fn len(&self) -> u64 {
+impl ReadAt for LayerBytes {
+    fn length(&self) -> u64 {
         match self {
             Self::InMemory(bytes) => bytes.len() as u64,
             Self::OnDisk(_, length) => *length,
         }
     }
 
-    /// The bytes of a range, which must lie within the file.
-    fn read(&self, range: Range<u64>, origin: &str) -> Result<Vec<u8>, PackError> {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         match self {
-            Self::InMemory(bytes) => Ok(bytes[range.start as usize..range.end as usize].to_vec()),
-            Self::OnDisk(file, _) => {
-                let mut bytes = vec![0; (range.end - range.start) as usize];
-                file.read_exact_at(&mut bytes, range.start)
-                    .map_err(error::io(origin))?;
-                Ok(bytes)
-            }
+            Self::InMemory(bytes) => bytes.read_exact_at(buffer, offset),
+            Self::OnDisk(file, _) => file.read_exact_at(buffer, offset),
         }
     }
 }
 
-/// Reads a file sequentially by position, independently of the file's own cursor.
-struct PositionedReader<'a> {
-    file: &'a File,
-    offset: u64,
+impl LayerBytes {
+    /// The bytes of a range, which must lie within the file.
+    fn read(&self, range: Range<u64>, origin: &str) -> Result<Vec<u8>, PackError> {
+        let count = (range.end - range.start) as usize;
+        let mut bytes = reserve(count, origin)?;
+        bytes.resize(count, 0);
+        self.read_exact_at(&mut bytes, range.start)
+            .map_err(error::io(origin))?;
+        Ok(bytes)
+    }
 }
 
-impl Read for PositionedReader<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.file.read_at(buffer, self.offset)?;
-        self.offset += count as u64;
+/// Room for `count` values. Too little memory is an error and not the end of the process: the number comes from a file.
+fn reserve<T>(count: usize, origin: &str) -> Result<Vec<T>, PackError> {
+    let mut values = Vec::new();
+    let reserved = values.try_reserve_exact(count);
+    reserved.map_err(|_| error::io(origin)(io::ErrorKind::OutOfMemory.into()))?;
+    Ok(values)
+}
+
+/// Reads a range of a layer file sequentially.
+struct RangeReader<'a> {
+    bytes: &'a LayerBytes,
+    range: Range<u64>,
+}
+
+impl Read for RangeReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.range.end - self.range.start;
+        let count = left.min(buffer.len() as u64) as usize;
+        self.bytes
+            .read_exact_at(&mut buffer[..count], self.range.start)?;
+        self.range.start += count as u64;
         Ok(count)
     }
 }
@@ -134,9 +155,17 @@ impl LayerFile {
     /// `Io` and those of [`LayerFile::from_bytes`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, PackError> {
         let origin = path.as_ref().display().to_string();
-        let file = File::open(path.as_ref()).map_err(error::io(&origin))?;
-        let length = file.metadata().map_err(error::io(&origin))?.len();
-        Self::parse(LayerBytes::OnDisk(file, length), &origin)
+        let file = uc_input::open(path.as_ref()).map_err(error::io(&origin))?;
+        Self::from_file(file, &origin)
+    }
+
+    /// Parses an open file; `origin` names it in errors.
+    ///
+    /// # Errors
+    /// `Io` and those of [`LayerFile::from_bytes`].
+    pub fn from_file(file: File, origin: &str) -> Result<Self, PackError> {
+        let length = file.metadata().map_err(error::io(origin))?.len();
+        Self::parse(LayerBytes::OnDisk(file, length), origin)
     }
 
     /// Parses the bytes of a layer file; `origin` names them in errors.
@@ -148,7 +177,7 @@ impl LayerFile {
     }
 
     fn parse(bytes: LayerBytes, origin: &str) -> Result<Self, PackError> {
-        let mut header = read_header(&bytes, origin)?;
+        let mut header = Header::parse(&bytes, origin)?;
         locate_payloads(&mut header, &bytes, origin)?;
         Ok(Self {
             bytes,
@@ -168,13 +197,9 @@ impl LayerFile {
     /// # Errors
     /// `Io`.
     pub fn digest(&self) -> Result<(u64, Digest), PackError> {
-        match &self.bytes {
-            LayerBytes::InMemory(bytes) => Ok((bytes.len() as u64, Digest::hash_bytes(bytes))),
-            LayerBytes::OnDisk(file, _) => {
-                let reader = PositionedReader { file, offset: 0 };
-                Digest::hash_reader(reader).map_err(error::io(&self.origin))
-            }
-        }
+        let range = 0..self.bytes.length();
+        let bytes = &self.bytes;
+        Digest::hash_reader(RangeReader { bytes, range }).map_err(error::io(&self.origin))
     }
 
     /// Name of the file in errors.
@@ -183,7 +208,7 @@ impl LayerFile {
     }
 
     /// The groups of linears that share an input.
-    pub fn groups(&self) -> &[ColumnGroup] {
+    pub fn groups(&self) -> &[GroupHeader] {
         &self.header.groups
     }
 
@@ -199,51 +224,107 @@ impl LayerFile {
 
     /// The values of exact tensor `index`.
     ///
+    /// # Errors
+    /// `Io`.
+    ///
     /// # Panics
     /// If there is no such tensor.
-    pub fn exact_bytes(&self, index: usize) -> &[u8] {
-        &self.header.exact_bytes[index]
+    pub fn exact_bytes(&self, index: usize) -> Result<Vec<u8>, PackError> {
+        let range = self.header.exact_ranges[index].clone();
+        self.bytes.read(range, &self.origin)
+    }
+
+    /// A reader of the values of exact tensor `index`, for tensors that do not fit in memory.
+    ///
+    /// # Panics
+    /// If there is no such tensor.
+    pub fn exact_reader(&self, index: usize) -> impl Read + '_ {
+        let range = self.header.exact_ranges[index].clone();
+        let bytes = &self.bytes;
+        RangeReader { bytes, range }
     }
 
     /// Decodes linear `index`.
     ///
     /// # Errors
-    /// `Io`, and `Codec` if the payload is damaged.
+    /// `Io` (also if the linear does not fit in memory), and `Codec` if the payload is damaged.
     ///
     /// # Panics
     /// If there is no such linear.
     pub fn codes(&self, index: usize) -> Result<TensorCode, PackError> {
         let linear = &self.header.linears[index];
-        let LinearHeader {
-            name,
+        let (rows, cols) = (linear.header.rows, linear.header.cols);
+        let weights = rows.saturating_mul(cols);
+        if weights > MAX_WHOLE_WEIGHTS {
+            let what = format!("weights of {}", linear.header.name);
+            let expected = format!("at most {MAX_WHOLE_WEIGHTS}");
+            return Err(invalid(&self.origin, what, weights, expected));
+        }
+        // The decoder allocates as many indices; this asks first whether there is memory for them.
+        drop(reserve::<i16>(weights, &self.origin)?);
+        let codec = |source| codec_error(&self.origin, &linear.header.name, source);
+        let packed = &self.header.groups[linear.header.group].packed;
+        let column_log2_eighths = unpack_small(packed, cols).map_err(codec)?;
+        let row_step_log2_eighths = unpack_small(&linear.row_steps, rows).map_err(codec)?;
+        let mut row_log2_eighths = unpack_small(&linear.row_sums, rows).map_err(codec)?;
+        for (log, step) in row_log2_eighths.iter_mut().zip(&row_step_log2_eighths) {
+            *log = log.wrapping_sub(*step);
+        }
+        let payload = self.bytes.read(linear.payload.clone(), &self.origin)?;
+        let starts = linear.tile_lengths.iter().scan(0, |end, &length| {
+            *end += u64::from(length);
+            Some(*end - u64::from(length))
+        });
+        let tile_offsets: Vec<u64> = starts.collect();
+        let q = rans::decode(
             rows,
             cols,
-            group,
-            ..
-        } = &linear.header;
-        let column_log2_eighths = &self.header.groups[*group].column_log2_eighths;
-        let payload = self.bytes.read(linear.payload.clone(), &self.origin)?;
-        let q = rans::decode(
-            *rows,
-            *cols,
-            &linear.row_log2_eighths,
-            column_log2_eighths,
+            &row_log2_eighths,
+            &column_log2_eighths,
             &self.header.tables,
-            rans::tile_rows(*rows, *cols),
-            &linear.tile_offsets,
+            rans::tile_rows(rows, cols),
+            &tile_offsets,
             &payload,
         )
-        .map_err(|source| codec_error(&self.origin, name, source))?;
+        .map_err(codec)?;
         Ok(TensorCode {
-            rows: *rows,
-            cols: *cols,
+            rows,
+            cols,
             step: linear.step,
-            column_log2_eighths: column_log2_eighths.clone(),
-            row_log2_eighths: linear.row_log2_eighths.clone(),
-            row_step_log2_eighths: linear.row_step_log2_eighths.clone(),
+            column_log2_eighths,
+            row_log2_eighths,
+            row_step_log2_eighths,
             q,
-            overlay: linear.overlay.clone(),
+            overlay: self.overlay(linear)?,
         })
+    }
+
+    /// The overlay of a linear, if it has one.
+    fn overlay(&self, linear: &ParsedLinear) -> Result<Option<LowRank>, PackError> {
+        let LinearHeader {
+            rows, cols, rank, ..
+        } = linear.header;
+        if rank == 0 {
+            return Ok(None);
+        }
+        let u = self.read_words(linear.overlay, rows * rank)?;
+        let v = self.read_words(linear.overlay + 2 * (rows * rank) as u64, rank * cols)?;
+        let overlay = LowRank { rank, u, v };
+        overlay
+            .validate(rows, cols)
+            .map_err(|source| codec_error(&self.origin, &linear.header.name, source))?;
+        Ok(Some(overlay))
+    }
+
+    /// `count` bfloat16 values from an offset in the file.
+    fn read_words(&self, offset: u64, count: usize) -> Result<Vec<u16>, PackError> {
+        let bytes = self
+            .bytes
+            .read(offset..offset + 2 * count as u64, &self.origin)?;
+        let words = bytes.chunks_exact(2);
+        Ok(words
+            .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
+            .collect())
     }
 
     /// Decodes linear `index` and reconstructs its weights: bfloat16, `[rows, cols]`.
@@ -260,20 +341,6 @@ impl LayerFile {
     }
 }
 
-/// Reads and parses the header. Its length is not known in advance, so increasingly long prefixes of the file are
-/// parsed until one holds the whole header.
-fn read_header(bytes: &LayerBytes, origin: &str) -> Result<Header, PackError> {
-    let mut prefix = FIRST_READ.min(bytes.len());
-    loop {
-        match Header::parse(&bytes.read(0..prefix, origin)?, origin) {
-            Err(PackError::Truncated { .. }) if prefix < bytes.len() => {
-                prefix = prefix.saturating_mul(4).min(bytes.len());
-            }
-            parsed => return parsed,
-        }
-    }
-}
-
 /// Sets the range of each linear's payload and adds it to the linear's bytes. Checks the padding and the length of the
 /// file.
 fn locate_payloads(header: &mut Header, bytes: &LayerBytes, origin: &str) -> Result<(), PackError> {
@@ -281,13 +348,13 @@ fn locate_payloads(header: &mut Header, bytes: &LayerBytes, origin: &str) -> Res
     for linear in &mut header.linears {
         let start = offset.next_multiple_of(LAYER_ALIGNMENT as u64);
         let end = start.saturating_add(linear.payload.end - linear.payload.start);
-        if end > bytes.len() {
+        if end > bytes.length() {
             return Err(PackError::Truncated {
                 origin: origin.to_owned(),
                 what: "payload".to_owned(),
                 offset,
                 needed: end - offset,
-                available: bytes.len().saturating_sub(offset),
+                available: bytes.length().saturating_sub(offset),
             });
         }
         check_zero(&bytes.read(offset..start, origin)?, "payload", origin)?;
@@ -295,8 +362,8 @@ fn locate_payloads(header: &mut Header, bytes: &LayerBytes, origin: &str) -> Res
         linear.header.bytes += end - offset;
         offset = end;
     }
-    if offset != bytes.len() {
-        let found = format!("{} bytes", bytes.len());
+    if offset != bytes.length() {
+        let found = format!("{} bytes", bytes.length());
         return Err(invalid(
             origin,
             "file length",

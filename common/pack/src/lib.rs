@@ -33,8 +33,9 @@
 //! ```
 //! Everything before the payloads is the header of the file. A linear has the columns of its group and
 //! `ceil(rows / tile_rows)` tiles, with `tile_rows = min(rows, 256 · max(1, floor(2^20 / (256 · columns))))`. A tile
-//! takes at least `4 · min(32, columns)` bytes. This bounds what a reader allocates for the indices by 2^20 times the
-//! size of the file, whatever the header claims.
+//! takes at least `4 · min(32, columns)` bytes, which is all that constant weights take. A reader therefore works on pieces of
+//! rows ([`LayerFile::reconstruct_pieces`]), whose size does not depend on what the header claims, and a pack as a whole may
+//! hold at most [`limits::MAX_WEIGHTS_PER_BYTE`] weights for each of its bytes.
 //!
 //! # scaffold.uc
 //! ```text
@@ -52,19 +53,23 @@
 //! - [`non_layer`]: the file of the tensors outside the layers, writer and reader;
 //! - [`overhead`]: what a layer file holds besides indices;
 //! - [`exact`]: the type and the descriptor of a tensor that is stored unchanged;
+//! - [`limits`]: how many weights a pack of a given size may hold;
 //! - [`manifest`] and [`totals`]: the manifest, its canonical text and its sums;
-//! - [`pack`]: the folder as a whole; [`verify`]: every check of a pack;
+//! - [`pack`]: the folder as a whole; [`verify`]: every check of a pack; [`planned`]: comparison with the model's plan;
 //! - [`digest`]: SHA-256; [`error`]: the error type.
 
+mod canonical;
 mod check;
 pub mod digest;
 pub mod error;
 pub mod exact;
 pub mod layer;
+pub mod limits;
 pub mod manifest;
 pub mod non_layer;
 pub mod overhead;
 pub mod pack;
+pub mod planned;
 pub mod totals;
 pub mod verify;
 mod wire;
@@ -72,7 +77,7 @@ mod wire;
 pub use digest::Digest;
 pub use error::PackError;
 pub use exact::{ExactDecl, ExactDtype, ExactTensor};
-pub use layer::{ColumnGroup, LayerCoder, LayerFile, LinearHeader, Linears, encode_layer};
+pub use layer::{GroupHeader, LayerCoder, LayerFile, LinearHeader, Linears, encode_layer};
 pub use manifest::{LayerEntry, Manifest};
 pub use non_layer::{NonLayerFile, write_non_layer};
 pub use pack::Pack;
@@ -119,6 +124,9 @@ pub const MAX_COLUMNS: u64 = 1 << 18;
 pub const MAX_RANK: u64 = 4096;
 /// Maximum length of the header of the file of non-layer tensors, bytes.
 pub const MAX_NON_LAYER_HEADER: u64 = 16 << 20;
+/// Maximum length of the context tables of a layer, bytes: 128 tables of at most 4.6 KB each. The zigzags of a side's second
+/// differences sum to less than 2^15, which is the length in bits of its Rice codes without a remainder.
+pub const MAX_TABLES: u64 = 1 << 20;
 /// Maximum length of the manifest, bytes.
 pub const MAX_MANIFEST: u64 = 256 << 20;
 

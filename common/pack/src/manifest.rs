@@ -5,14 +5,17 @@
 //! recomputed on reading, so that no floating-point numbers are compared.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::canonical::Comparison;
 use crate::check::{check_equal, check_unique};
 use crate::digest::Digest;
 use crate::error::{self, PackError, invalid};
 use crate::exact::{ExactDecl, ExactDtype};
+use crate::limits::{check_counts, check_weights};
 use crate::totals::Totals;
 use crate::wire::check_name;
 use crate::{
@@ -236,6 +239,9 @@ pub struct NonLayerEntry {
     pub tensors: Vec<ExactEntry>,
 }
 
+/// Maximum length of manifest.sha256, bytes; the line has 80.
+const MAX_DIGEST_LINE: u64 = 1 << 12;
+
 /// The manifest's version alone, which is checked before the other fields are parsed.
 #[derive(Deserialize)]
 struct VersionOnly {
@@ -283,18 +289,16 @@ impl Manifest {
     /// # Errors
     /// `NotCanonical` with the offset of the first byte that differs.
     pub fn check_canonical(&self, bytes: &[u8], origin: &str) -> Result<(), PackError> {
-        let canonical = self.to_bytes();
-        if canonical == bytes {
+        // The text is compared while it is made: a second copy of it could be large.
+        let mut comparison = Comparison::new(bytes);
+        let written = serde_json::to_writer_pretty(&mut comparison, self);
+        let equal = written.is_ok() && comparison.write_all(b"\n").is_ok();
+        if equal && comparison.offset() == bytes.len() {
             return Ok(());
         }
-        let offset = canonical
-            .iter()
-            .zip(bytes)
-            .take_while(|(a, b)| a == b)
-            .count();
         Err(PackError::NotCanonical {
             origin: origin.to_owned(),
-            offset,
+            offset: comparison.offset(),
         })
     }
 
@@ -305,7 +309,7 @@ impl Manifest {
     pub fn read(dir: impl AsRef<Path>) -> Result<(Self, Digest), PackError> {
         let path = dir.as_ref().join(MANIFEST_FILE);
         let origin = path.display().to_string();
-        let bytes = read_bounded(&path)?;
+        let bytes = read_bounded(&path, MAX_MANIFEST)?;
         let manifest = Self::parse(&bytes, &origin)?;
         check_digest_line(dir.as_ref(), &bytes)?;
         manifest.check_canonical(&bytes, &origin)?;
@@ -350,6 +354,21 @@ impl Manifest {
             tensor_names.iter().map(String::as_str),
         ));
         check(check_unique(origin, "file names", self.file_names()));
+        // On file systems that ignore case, such names are one file.
+        let lower_case: Vec<String> = self.file_names().map(str::to_lowercase).collect();
+        let names = lower_case.iter().map(String::as_str);
+        check(check_unique(
+            origin,
+            "file names without regard to case",
+            names,
+        ));
+        check(check_counts(self, origin));
+        let weights = self.layers.iter().map(LayerEntry::weights);
+        check(check_weights(
+            origin,
+            weights.fold(0, u64::saturating_add),
+            self.totals.total_bytes,
+        ));
         for file in &self.files {
             check(check_file_name(origin, &file.name));
         }
@@ -376,7 +395,7 @@ impl Manifest {
     }
 
     /// Full names of all tensors.
-    fn tensor_names(&self) -> impl Iterator<Item = String> + '_ {
+    pub(crate) fn tensor_names(&self) -> impl Iterator<Item = String> + '_ {
         let layers = self.layers.iter().flat_map(|layer| {
             let linears = layer.linears.iter().map(|l| &l.name);
             linears
@@ -402,7 +421,7 @@ impl Manifest {
 /// # Errors
 /// `Io`, `Digest`.
 pub(crate) fn check_digest_line(dir: &Path, manifest: &[u8]) -> Result<(), PackError> {
-    let found = read_bounded(&dir.join(DIGEST_FILE))?;
+    let found = read_bounded(&dir.join(DIGEST_FILE), MAX_DIGEST_LINE)?;
     let expected = Manifest::digest_line(manifest);
     if found == expected.as_bytes() {
         return Ok(());
@@ -417,19 +436,15 @@ pub(crate) fn check_digest_line(dir: &Path, manifest: &[u8]) -> Result<(), PackE
     })
 }
 
-/// Reads a file of the pack into memory, if it is no longer than [`MAX_MANIFEST`].
-pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>, PackError> {
+/// Reads a JSON or digest file of the pack into memory. It must not be a link.
+///
+/// # Errors
+/// `Io`, also if it has more than `limit` bytes.
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, PackError> {
     let origin = path.display().to_string();
-    let size = std::fs::metadata(path).map_err(error::io(&origin))?.len();
-    if size > MAX_MANIFEST {
-        return Err(invalid(
-            &origin,
-            "file length",
-            size,
-            format!("at most {MAX_MANIFEST}"),
-        ));
-    }
-    std::fs::read(path).map_err(error::io(&origin))
+    uc_input::open_without_link(path)
+        .and_then(|file| uc_input::read_from(file, limit))
+        .map_err(error::io(&origin))
 }
 
 /// Checks the shape of a linear.

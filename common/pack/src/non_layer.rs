@@ -139,7 +139,16 @@ impl NonLayerFile {
     /// `Io`, `Magic`, `Version`, `Truncated`, `Invalid`.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, PackError> {
         let origin = path.as_ref().display().to_string();
-        let file = File::open(path.as_ref()).map_err(error::io(&origin))?;
+        let file = uc_input::open(path.as_ref()).map_err(error::io(&origin))?;
+        Self::from_file(file, &origin)
+    }
+
+    /// As [`NonLayerFile::open`], for an open file; `origin` names it in errors.
+    ///
+    /// # Errors
+    /// `Io`, `Magic`, `Version`, `Truncated`, `Invalid`.
+    pub fn from_file(file: File, origin: &str) -> Result<Self, PackError> {
+        let origin = origin.to_owned();
         let length = file.metadata().map_err(error::io(&origin))?.len();
         let (header_length, decls) = read_header(&file, length, &origin)?;
         let (starts, expected) = layout(header_length, &decls, &origin)?;
@@ -230,16 +239,18 @@ impl NonLayerFile {
         Ok(bytes)
     }
 
-    /// A reader of a tensor's bytes, for hashing a tensor that does not fit in memory.
+    /// A reader of the bytes of tensor `index`, for hashing a tensor that does not fit in memory.
     ///
     /// # Errors
-    /// `NoTensor`.
-    pub fn reader(&self, name: &str) -> Result<impl Read + '_, PackError> {
-        let i = self.index_of(name)?;
-        let remaining = self.decls[i].byte_len(&self.origin)?;
+    /// `Invalid` if the tensor's size does not fit.
+    ///
+    /// # Panics
+    /// If there is no such tensor.
+    pub fn reader(&self, index: usize) -> Result<impl Read + '_, PackError> {
+        let remaining = self.decls[index].byte_len(&self.origin)?;
         Ok(SectionReader {
             file: &self.file,
-            offset: self.starts[i],
+            offset: self.starts[index],
             remaining,
         })
     }

@@ -4,6 +4,7 @@
 //! is measured on the file as written, so that the recorded digests cover what a reader gets, not what the compressor
 //! had in memory. This module never writes.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::check::{check_digest, check_equal};
@@ -67,11 +68,8 @@ impl Pack {
                 layer,
                 layers: self.manifest.layers.len() as u32,
             })?;
-        let path = self.path(&entry.file);
-        let origin = path.display().to_string();
-        let size = std::fs::metadata(&path).map_err(error::io(&origin))?.len();
-        check_equal(&origin, "file length", size, entry.size)?;
-        let file = LayerFile::open(&path)?;
+        let (file, origin) = self.open_file(&entry.file, entry.size)?;
+        let file = LayerFile::from_file(file, &origin)?;
         check_digest(&origin, "the file", file.digest()?.1, entry.sha256)?;
         first_error(compare_layer(&file, entry))?;
         Ok(file)
@@ -84,13 +82,22 @@ impl Pack {
     /// `Io`, those of [`NonLayerFile::open`], and `Invalid` if the tensors differ from the manifest's.
     pub fn non_layer(&self) -> Result<NonLayerFile, PackError> {
         let entry = &self.manifest.non_layer;
-        let path = self.path(&entry.file);
-        let origin = path.display().to_string();
-        let size = std::fs::metadata(&path).map_err(error::io(&origin))?.len();
-        check_equal(&origin, "file length", size, entry.size)?;
-        let non_layer = NonLayerFile::open(&path)?;
+        let (file, origin) = self.open_file(&entry.file, entry.size)?;
+        let non_layer = NonLayerFile::from_file(file, &origin)?;
         first_error(compare_non_layer(&non_layer, entry, &origin))?;
         Ok(non_layer)
+    }
+}
+
+impl Pack {
+    /// Opens a file of the pack, which must have the recorded size and must not be a link. Also returns its path for errors.
+    fn open_file(&self, name: &str, size: u64) -> Result<(File, String), PackError> {
+        let path = self.path(name);
+        let origin = path.display().to_string();
+        let file = uc_input::open_without_link(&path).map_err(error::io(&origin))?;
+        let found = file.metadata().map_err(error::io(&origin))?.len();
+        check_equal(&origin, "file length", found, size)?;
+        Ok((file, origin))
     }
 }
 
@@ -120,9 +127,12 @@ impl LayerEntry {
                 rank: header.rank as u32,
             });
         }
-        let exact = file.exact().iter().enumerate();
-        let exact =
-            exact.map(|(i, decl)| ExactEntry::new(decl, Digest::hash_bytes(file.exact_bytes(i))));
+        let mut exact = Vec::with_capacity(file.exact().len());
+        for (i, decl) in file.exact().iter().enumerate() {
+            let digest = Digest::hash_reader(file.exact_reader(i));
+            let (_, sha256) = digest.map_err(error::io(file.origin()))?;
+            exact.push(ExactEntry::new(decl, sha256));
+        }
         let (size, sha256) = file.digest()?;
         Ok(Self {
             index: file.layer(),
@@ -131,7 +141,7 @@ impl LayerEntry {
             sha256,
             prefix: prefix.to_owned(),
             linears,
-            exact: exact.collect(),
+            exact,
         })
     }
 }
@@ -146,9 +156,9 @@ impl NonLayerEntry {
         let (size, sha256) = Digest::hash_file(path.as_ref())?;
         let non_layer = NonLayerFile::open(path.as_ref())?;
         let mut tensors = Vec::new();
-        for decl in non_layer.tensors() {
+        for (i, decl) in non_layer.tensors().iter().enumerate() {
             let (_, sha256) =
-                Digest::hash_reader(non_layer.reader(&decl.name)?).map_err(error::io(&origin))?;
+                Digest::hash_reader(non_layer.reader(i)?).map_err(error::io(&origin))?;
             tensors.push(ExactEntry::new(decl, sha256));
         }
         Ok(Self {

@@ -2,19 +2,34 @@
 //!
 //! Owns [`verify`] and its report. Verification does not stop at the first finding, and it returns no error: a file that
 //! cannot be read is a finding. It reports progress, but displays nothing.
+//!
+//! A pack may come from anyone. The work is bounded by what lies on disk: sizes are compared before a file is read, files
+//! with holes are refused, the weights of the layers are bounded by the bytes of the files ([`crate::limits`]), and nothing is
+//! decoded if the manifest contradicts itself. Memory is bounded by the header of a layer and a few MB for each thread, since
+//! tensors are decoded, reconstructed and hashed in pieces of rows.
 
 use std::path::Path;
 
 use serde::Serialize;
 
-use crate::MANIFEST_FILE;
+use crate::check::check_digest;
 use crate::digest::Digest;
-use crate::error::{self, PackError};
 use crate::manifest::{Manifest, check_digest_line, read_bounded};
+use crate::planned::Planner;
+use crate::{MANIFEST_FILE, MAX_MANIFEST, NON_LAYER_FILE};
 
 mod files;
+mod findings;
+mod listing;
+mod model;
+mod tasks;
+mod tensors;
 
 use files::FileVerifier;
+use findings::{FindingLog, Findings, Position};
+
+/// Most findings that a report holds.
+pub const MAX_FINDINGS: usize = 1000;
 
 /// Progress of a verification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,12 +111,16 @@ pub struct VerifyReport {
     pub tensors_checked: u64,
     /// Bytes of the files whose SHA-256 was recomputed, including the manifest.
     pub bytes_checked: u64,
-    /// Every difference, in the order of the manifest.
+    /// The differences in the order of the manifest, at most [`MAX_FINDINGS`].
     pub findings: Vec<Finding>,
+    /// Number of differences that `findings` leaves out.
+    pub findings_omitted: u64,
     /// Pass if no finding is an error.
     pub verdict: Verdict,
     /// SHA-256 of manifest.json.
     pub fingerprint: Option<Digest>,
+    /// The fingerprint that the caller expects, if any.
+    pub expected_fingerprint: Option<Digest>,
 }
 
 impl VerifyReport {
@@ -121,97 +140,89 @@ impl VerifyReport {
             tensors_checked: 0,
             bytes_checked: 0,
             findings: Vec::new(),
+            findings_omitted: 0,
             verdict: Verdict::Fail,
             fingerprint: None,
+            expected_fingerprint: None,
         }
     }
 }
 
-/// Collects the findings about one file.
-struct FindingLog {
-    file: String,
-    findings: Vec<Finding>,
-    /// Number of tensors whose digest was recomputed.
-    tensors: u64,
+/// What a verification is asked for.
+#[derive(Clone, Copy, Default)]
+pub struct Request<'a> {
+    /// Compute threads, 0 for one per processor.
+    pub threads: usize,
+    /// The fingerprint that the pack must have. Of another pack nothing is checked.
+    pub expected_fingerprint: Option<Digest>,
+    /// Derives the model's tensors from its configuration.
+    pub plan: Option<&'a Planner>,
 }
 
-impl FindingLog {
-    fn new(file: &str) -> Self {
-        Self {
-            file: file.to_owned(),
-            findings: Vec::new(),
-            tensors: 0,
-        }
-    }
-
-    fn add(&mut self, severity: Severity, tensor: Option<&str>, message: String) {
-        let tensor = tensor.map(str::to_owned);
-        self.findings.push(Finding {
-            severity,
-            file: self.file.clone(),
-            tensor,
-            message,
-        });
-    }
-
-    fn add_error(&mut self, tensor: Option<&str>, error: &PackError) {
-        self.add(Severity::Error, tensor, error.to_string());
-    }
-
-    /// Returns the value of a result, or records its error as a finding.
-    fn record<T>(&mut self, tensor: Option<&str>, result: Result<T, PackError>) -> Option<T> {
-        result.map_err(|error| self.add_error(tensor, &error)).ok()
-    }
-}
-
-/// Verifies the pack in `dir` with at most `threads` compute threads (0: one per processor).
+/// Verifies the pack in `dir`.
 pub fn verify(
     dir: impl AsRef<Path>,
-    threads: usize,
+    request: Request<'_>,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> VerifyReport {
     let dir = dir.as_ref();
     let mut report = VerifyReport::empty();
-    if let Some(manifest) = verify_manifest(dir, &mut report) {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = pool.map_err(|e| error::io("threads")(std::io::Error::other(e)));
-        let mut log = FindingLog::new(".");
-        if let Some(pool) = log.record(None, pool) {
-            FileVerifier::new(dir, &manifest, pool, progress).run(&mut report);
-        }
-        report.findings.extend(log.findings);
+    let mut findings = Findings::default();
+    report.non_layer_present = dir.join(NON_LAYER_FILE).is_file();
+    report.expected_fingerprint = request.expected_fingerprint;
+    if let Some(manifest) = verify_manifest(dir, &mut report, &mut findings) {
+        FileVerifier::new(dir, &manifest, request, progress).run(&mut report, &mut findings);
     }
-    let failed = report
-        .findings
-        .iter()
-        .any(|f| f.severity == Severity::Error);
+    let failed = findings.errors() > 0;
+    (report.findings, report.findings_omitted) = findings.into_sorted();
     report.verdict = if failed { Verdict::Fail } else { Verdict::Pass };
     report
 }
 
-/// Checks the manifest itself. Returns `None` if it cannot be parsed, so that nothing else can be checked.
-fn verify_manifest(dir: &Path, report: &mut VerifyReport) -> Option<Manifest> {
+/// Checks the manifest itself. Returns `None` if it cannot be parsed, contradicts itself or is not the expected one, so that
+/// nothing else can be checked.
+fn verify_manifest(
+    dir: &Path,
+    report: &mut VerifyReport,
+    findings: &mut Findings,
+) -> Option<Manifest> {
     let path = dir.join(MANIFEST_FILE);
     let origin = path.display().to_string();
     let mut log = FindingLog::new(MANIFEST_FILE);
-    let manifest = log.record(None, read_bounded(&path)).and_then(|bytes| {
-        report.fingerprint = Some(Digest::hash_bytes(&bytes));
-        report.bytes_checked += bytes.len() as u64;
-        log.record(None, check_digest_line(dir, &bytes));
-        let manifest = log.record(None, Manifest::parse(&bytes, &origin))?;
-        log.record(None, manifest.check_canonical(&bytes, &origin));
-        for error in manifest.inconsistencies(&origin) {
-            log.add_error(None, &error);
-        }
-        Some(manifest)
+    let manifest = read_manifest(dir, &path, report, &mut log);
+    let manifest = manifest.and_then(|manifest| {
+        report.pack_version = Some(manifest.pack_version);
+        report.codec_name = Some(manifest.codec.name.clone());
+        report.codec_source = Some(manifest.codec.source.clone());
+        report.n_layers = manifest.layers.len();
+        report.bits_per_weight_linears = Some(manifest.totals.bits_per_weight_linears.clone());
+        report.bits_per_weight_all = Some(manifest.totals.bits_per_weight_all.clone());
+        let errors = manifest.inconsistencies(&origin);
+        errors.iter().for_each(|error| log.add_error(None, error));
+        errors.is_empty().then_some(manifest)
     });
-    report.findings.extend(log.findings);
-    let manifest = manifest?;
-    report.pack_version = Some(manifest.pack_version);
-    report.codec_name = Some(manifest.codec.name.clone());
-    report.codec_source = Some(manifest.codec.source.clone());
-    report.n_layers = manifest.layers.len();
-    report.bits_per_weight_linears = Some(manifest.totals.bits_per_weight_linears.clone());
-    report.bits_per_weight_all = Some(manifest.totals.bits_per_weight_all.clone());
+    findings.add(Position::MANIFEST, log);
+    manifest
+}
+
+/// Reads the manifest and checks its digest, its text and, if one is expected, the fingerprint.
+fn read_manifest(
+    dir: &Path,
+    path: &Path,
+    report: &mut VerifyReport,
+    log: &mut FindingLog,
+) -> Option<Manifest> {
+    let origin = path.display().to_string();
+    let bytes = log.record(None, read_bounded(path, MAX_MANIFEST))?;
+    let fingerprint = Digest::hash_bytes(&bytes);
+    report.fingerprint = Some(fingerprint);
+    report.bytes_checked += bytes.len() as u64;
+    if let Some(expected) = report.expected_fingerprint {
+        let what = "the manifest, which is not that of the expected pack";
+        log.record(None, check_digest(&origin, what, fingerprint, expected))?;
+    }
+    log.record(None, check_digest_line(dir, &bytes));
+    let manifest = log.record(None, Manifest::parse(&bytes, &origin))?;
+    log.record(None, manifest.check_canonical(&bytes, &origin));
     Some(manifest)
 }

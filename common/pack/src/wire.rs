@@ -3,52 +3,120 @@
 //! Owns the cursor over untrusted bytes, the rules for names, and alignment with its zero padding. It never allocates
 //! memory for a length field before it has compared the length with the number of bytes available.
 
-use crate::error::{PackError, invalid};
+use std::io;
+use std::ops::Range;
 
-/// A cursor over untrusted bytes. All integers are little-endian.
+use crate::error::{self, PackError, invalid};
+
+/// Bytes that are read by position: in memory or on disk.
+pub(crate) trait ReadAt {
+    /// Number of bytes.
+    fn length(&self) -> u64;
+
+    /// Fills the buffer from a position.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+impl ReadAt for Vec<u8> {
+    fn length(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let range = usize::try_from(offset).ok().and_then(|start| {
+            let end = start.checked_add(buffer.len())?;
+            self.get(start..end)
+        });
+        buffer.copy_from_slice(range.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
+/// Bytes that a cursor reads at once.
+const READ_AHEAD: u64 = 1 << 16;
+
+/// A cursor over untrusted bytes. All integers are little-endian. Holds a small part of the bytes.
 pub(crate) struct Cursor<'a> {
-    bytes: &'a [u8],
-    position: usize,
+    bytes: &'a dyn ReadAt,
+    position: u64,
+    /// The bytes from `buffer_start` on.
+    buffer: Vec<u8>,
+    buffer_start: u64,
     origin: &'a str,
 }
 
 impl<'a> Cursor<'a> {
     /// Starts at the first byte; `origin` names the bytes in errors.
-    pub(crate) fn new(bytes: &'a [u8], origin: &'a str) -> Self {
+    pub(crate) fn new(bytes: &'a dyn ReadAt, origin: &'a str) -> Self {
         Self {
             bytes,
             position: 0,
+            buffer: Vec::new(),
+            buffer_start: 0,
             origin,
         }
     }
 
     /// Position in bytes from the start.
-    pub(crate) fn position(&self) -> usize {
+    pub(crate) fn position(&self) -> u64 {
         self.position
     }
 
-    /// The next `count` bytes.
+    /// Checks that `count` more bytes exist and moves behind them.
     ///
     /// # Errors
     /// `Truncated` if fewer bytes are left.
-    pub(crate) fn take(&mut self, count: u64, what: &str) -> Result<&'a [u8], PackError> {
-        let rest = &self.bytes[self.position..];
-        if count > rest.len() as u64 {
+    pub(crate) fn skip(&mut self, count: u64, what: &str) -> Result<Range<u64>, PackError> {
+        let available = self.bytes.length() - self.position;
+        if count > available {
             return Err(PackError::Truncated {
                 origin: self.origin.to_owned(),
                 what: what.to_owned(),
-                offset: self.position as u64,
+                offset: self.position,
                 needed: count,
-                available: rest.len() as u64,
+                available,
             });
         }
-        self.position += count as usize;
-        Ok(&rest[..count as usize])
+        let start = self.position;
+        self.position += count;
+        Ok(start..self.position)
+    }
+
+    /// The next `count` bytes. The caller has limited `count`: as many bytes are allocated.
+    ///
+    /// # Errors
+    /// `Truncated` if fewer bytes are left, `Io`.
+    pub(crate) fn take(&mut self, count: u64, what: &str) -> Result<Vec<u8>, PackError> {
+        let range = self.skip(count, what)?;
+        let mut out = vec![0; count as usize];
+        self.read(range.start, &mut out)?;
+        Ok(out)
+    }
+
+    /// Fills `out` from a position, by way of the buffer if `out` is small.
+    fn read(&mut self, offset: u64, out: &mut [u8]) -> Result<(), PackError> {
+        let count = out.len() as u64;
+        if count > READ_AHEAD {
+            let read = self.bytes.read_exact_at(out, offset);
+            return read.map_err(error::io(self.origin));
+        }
+        let held = self.buffer_start..self.buffer_start + self.buffer.len() as u64;
+        if offset < held.start || offset + count > held.end {
+            let length = READ_AHEAD.min(self.bytes.length() - offset);
+            self.buffer.resize(length as usize, 0);
+            let read = self.bytes.read_exact_at(&mut self.buffer, offset);
+            read.map_err(error::io(self.origin))?;
+            self.buffer_start = offset;
+        }
+        let at = (offset - self.buffer_start) as usize;
+        out.copy_from_slice(&self.buffer[at..at + out.len()]);
+        Ok(())
     }
 
     fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], PackError> {
+        let range = self.skip(N as u64, what)?;
         let mut out = [0; N];
-        out.copy_from_slice(self.take(N as u64, what)?);
+        self.read(range.start, &mut out)?;
         Ok(out)
     }
 
@@ -72,9 +140,24 @@ impl<'a> Cursor<'a> {
     pub(crate) fn name(&mut self, what: &str) -> Result<String, PackError> {
         let length = self.u8(what)?;
         let bytes = self.take(length.into(), what)?;
-        let name = String::from_utf8_lossy(bytes).into_owned();
+        let name = String::from_utf8_lossy(&bytes).into_owned();
         check_name(&name, what, self.origin)?;
         Ok(name)
+    }
+
+    /// A length u32 and that many bytes, at most `limit`.
+    pub(crate) fn section(&mut self, what: &str, limit: u64) -> Result<Vec<u8>, PackError> {
+        let length = u64::from(self.u32(what)?);
+        if length > limit {
+            let expected = format!("at most {limit} bytes");
+            return Err(invalid(
+                self.origin,
+                format!("length of {what}"),
+                length,
+                expected,
+            ));
+        }
+        self.take(length, what)
     }
 
     /// Checks that all bytes have been read.
@@ -82,8 +165,8 @@ impl<'a> Cursor<'a> {
     /// # Errors
     /// `Invalid` if bytes are left over.
     pub(crate) fn finish(self, what: &str) -> Result<(), PackError> {
-        if self.position != self.bytes.len() {
-            let found = format!("{} bytes", self.bytes.len());
+        if self.position != self.bytes.length() {
+            let found = format!("{} bytes", self.bytes.length());
             return Err(invalid(
                 self.origin,
                 what,

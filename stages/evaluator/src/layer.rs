@@ -115,8 +115,8 @@ impl PackedLayer {
             .get(name)
             .with_context(|| format!("the pack's layer has no tensor {name}"))?;
         let dtype = crate::report::float_dtype(self.file.exact()[index].dtype, name)?;
-        let bytes = self.file.exact_bytes(index);
-        tensors::to_f32(dtype, bytes)
+        let bytes = self.file.exact_bytes(index)?;
+        tensors::to_f32(dtype, &bytes)
             .with_context(|| format!("exact tensor {name} is not a float tensor"))
     }
 }

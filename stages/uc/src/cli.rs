@@ -7,6 +7,8 @@ use camino::Utf8PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use uc_store::logging::LogFormat;
 
+use crate::report::packs::parse_fingerprint;
+
 mod help;
 #[cfg(test)]
 mod tests;
@@ -305,6 +307,9 @@ pub struct StageArgs {
 pub struct VerifyArgs {
     /// The pack's folder
     pub pack: Utf8PathBuf,
+    /// Fail unless the pack has this fingerprint: all 64 hexadecimal digits of the SHA-256 of manifest.json
+    #[arg(long, value_name = "FINGERPRINT", value_parser = parse_fingerprint)]
+    pub expect: Option<uc_pack::Digest>,
     /// Print the report as JSON
     #[arg(long, help_heading = OUTPUT)]
     pub json: bool,

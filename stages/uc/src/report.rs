@@ -11,6 +11,7 @@ pub mod failure;
 pub mod json;
 pub mod outlook;
 pub mod packs;
+mod planned_tensors;
 pub mod progress;
 pub mod staleness;
 pub mod suggestion;

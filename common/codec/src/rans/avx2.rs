@@ -1,9 +1,9 @@
 //! The decoder with AVX2: 32 lanes in four vectors of 8.
 //!
-//! The output equals that of [`Tile::decode_portably`]. Groups that are incomplete, or that might read beyond the end
+//! The output equals that of `rows_portably`. Groups that are incomplete, or that might read beyond the end
 //! of the tile, are left to the portable code.
 //!
-//! Safety: [`decode`] checks the processor's features. Loads and stores go through references to arrays of exactly the size
+//! Safety: [`rows`] checks the processor's features. Loads and stores go through references to arrays of exactly the size
 //! that is loaded or stored. The gathers read
 //! `entries[table << 12 | slot]` with `slot < 4096` and table numbers that `TableLookup::new` has checked
 //! against the same entries.
@@ -11,7 +11,8 @@
 #![allow(unsafe_code)]
 
 use super::LANES;
-use super::decode::{Cursor, GROUP_BYTES, Tile};
+use super::decode::{Cursor, GROUP_BYTES};
+use super::lookup::{RowTables, TableLookup};
 use crate::contexts::ESCAPE;
 use crate::error::CodecError;
 use std::arch::x86_64::*;
@@ -33,38 +34,49 @@ const fn word_positions() -> [[u32; 8]; 256] {
     table
 }
 
-/// Decodes a tile into `q`; the processor must have AVX2 (checked).
-pub(super) fn decode(tile: &Tile<'_>, q: &mut [i16]) -> Result<(), CodecError> {
+/// Decodes rows of a tile into `q`; the processor must have AVX2 (checked).
+pub(super) fn rows(
+    lookup: &TableLookup<'_>,
+    cursor: &mut Cursor<'_>,
+    scratch: &mut RowTables,
+    row_log2_eighths: &[u8],
+    q: &mut [i16],
+) -> Result<(), CodecError> {
     assert!(uc_simd::has_avx2());
     // SAFETY: the processor has the features, and `TableLookup::new` has checked the table numbers.
     unsafe {
-        if tile.lookup.shifted() {
-            kernel::<true>(tile, q)
+        if lookup.shifted() {
+            kernel::<true>(lookup, cursor, scratch, row_log2_eighths, q)
         } else {
-            kernel::<false>(tile, q)
+            kernel::<false>(lookup, cursor, scratch, row_log2_eighths, q)
         }
     }
 }
 
 /// # Safety
-/// The processor must have AVX2, and every table number of the tile's lookup must be below the number of tables.
+/// The processor must have AVX2, and every table number of the lookup must be below the number of tables.
 #[target_feature(enable = "avx2,fma,popcnt,bmi1")]
-unsafe fn kernel<const SHIFTED: bool>(tile: &Tile<'_>, q: &mut [i16]) -> Result<(), CodecError> {
-    let mut cursor = tile.begin()?;
-    let cols = tile.lookup.cols();
-    let entries = &tile.lookup.tables.entries;
+unsafe fn kernel<const SHIFTED: bool>(
+    lookup: &TableLookup<'_>,
+    cursor: &mut Cursor<'_>,
+    scratch: &mut RowTables,
+    row_log2_eighths: &[u8],
+    q: &mut [i16],
+) -> Result<(), CodecError> {
+    let cols = lookup.cols();
+    let entries = &lookup.tables.entries;
     let whole = cols / LANES;
-    for (q, &row_log2_eighths) in q.chunks_mut(cols).zip(tile.row_log2_eighths) {
-        let (number, shift) = tile.lookup.row(row_log2_eighths);
+    for (q, &row_log2_eighths) in q.chunks_mut(cols).zip(row_log2_eighths) {
+        let (number, shift) = lookup.row(row_log2_eighths, scratch);
         // SAFETY: the same requirements as of this function.
-        let done = unsafe { groups::<SHIFTED>(&mut cursor, entries, number, shift, q, whole)? };
+        let done = unsafe { groups::<SHIFTED>(cursor, entries, number, shift, q, whole)? };
         for first in (done * LANES..cols).step_by(LANES) {
             let columns = first..cols.min(first + LANES);
             let shift = shift.get(columns.clone()).unwrap_or(&[]);
             cursor.group(entries, &number[columns.clone()], shift, &mut q[columns])?;
         }
     }
-    cursor.finish()
+    Ok(())
 }
 
 /// Decodes up to `whole` complete groups of a row, as long as none can read beyond the end; returns their number.

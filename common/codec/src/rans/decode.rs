@@ -3,13 +3,16 @@
 //! Input is checked before it is used. Every pair of row and column logarithm must have a context with a table, so that the
 //! kernels look up tables without further checks. Every read of words is checked against the end of the tile.
 
+use super::lookup::{LogarithmSet, RowTables, TableLookup};
 use super::{LANES, LOWEST_STATE};
-use crate::contexts::{DecodeTables, ESCAPE, LayerTables, PROBABILITY_BITS, check_log2_eighths};
-use crate::error::CodecError;
+use crate::contexts::{ESCAPE, LayerTables, PROBABILITY_BITS, check_log2_eighths};
+use crate::error::{CodecError, check_matrix};
 use rayon::prelude::*;
 
 /// Largest number of bytes that one group can take: a word to restore each state, a byte and a word per escaped index.
-pub(super) const GROUP_BYTES: usize = 5 * LANES;
+pub(super) const GROUP_BYTES: usize = LARGEST_INDEX_BYTES * LANES;
+/// Largest number of bytes that one index can take.
+const LARGEST_INDEX_BYTES: usize = 5;
 
 /// Decodes the indices [rows, cols] of a tensor, in parallel over its tiles.
 ///
@@ -32,7 +35,8 @@ pub fn decode(
     if tiles.is_empty() {
         return Ok(Vec::new());
     }
-    let lookup = TableLookup::new(row_log2_eighths, column_log2_eighths, tables)?;
+    let occurring = LogarithmSet::of(row_log2_eighths);
+    let lookup = TableLookup::new(&occurring, column_log2_eighths, tables)?;
     let count = rows.checked_mul(cols).ok_or(CodecError::Damaged {
         what: "shape",
         found: rows as u64,
@@ -49,7 +53,7 @@ pub fn decode(
                 row_log2_eighths,
                 lookup: &lookup,
             }
-            .decode(q)
+            .decode(widest_kernel(), q)
         })?;
     Ok(q)
 }
@@ -133,98 +137,140 @@ fn tiles<'a>(
     offsets.iter().zip(ends).map(tile).collect()
 }
 
-/// The table of each column, for every row logarithm that occurs. Every table number is valid: [`TableLookup::new`] checks
-/// them, and nothing else writes them.
-pub(super) struct TableLookup<'a> {
-    pub(super) tables: &'a DecodeTables,
-    cols: usize,
-    /// `[256]` position of a row logarithm among those that occur.
-    position: [Option<u16>; 256],
-    /// [positions, cols] number of the table.
-    number: Vec<u8>,
-    /// [positions, cols] shift of the table; empty if no table has one.
-    shift: Vec<u8>,
+/// Decodes whole rows of a tile: the lookup, the cursor, the rows' logarithms, the indices [rows, cols].
+pub(super) type RowKernel = fn(
+    &TableLookup<'_>,
+    &mut Cursor<'_>,
+    &mut RowTables,
+    &[u8],
+    &mut [i16],
+) -> Result<(), CodecError>;
+
+/// The widest kernel of this processor.
+fn widest_kernel() -> RowKernel {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if uc_simd::has_avx512() {
+            return super::avx512::rows;
+        }
+        if uc_simd::has_avx2() {
+            return super::avx2::rows;
+        }
+    }
+    rows_portably
 }
 
-impl<'a> TableLookup<'a> {
-    pub(super) fn new(
-        row_log2_eighths: &[u8],
-        column_log2_eighths: &[u8],
+/// The kernel without special instructions: the reference.
+pub(super) fn rows_portably(
+    lookup: &TableLookup<'_>,
+    cursor: &mut Cursor<'_>,
+    scratch: &mut RowTables,
+    row_log2_eighths: &[u8],
+    q: &mut [i16],
+) -> Result<(), CodecError> {
+    let cols = lookup.cols();
+    let entries = &lookup.tables.entries;
+    for (q, &row_log2_eighths) in q.chunks_mut(cols).zip(row_log2_eighths) {
+        let (number, shift) = lookup.row(row_log2_eighths, scratch);
+        for first in (0..cols).step_by(LANES) {
+            let columns = first..cols.min(first + LANES);
+            let shift = shift.get(columns.clone()).unwrap_or(&[]);
+            cursor.group(entries, &number[columns.clone()], shift, &mut q[columns])?;
+        }
+    }
+    Ok(())
+}
+
+/// Decodes a tensor in pieces of whole rows, so that memory depends neither on the size of the tensor nor on that of a tile.
+/// Begins every tile with [`PieceDecoder::begin`] and ends it with [`PieceDecoder::finish`].
+pub struct PieceDecoder<'a> {
+    lookup: TableLookup<'a>,
+    occurring: LogarithmSet,
+    scratch: RowTables,
+    kernel: RowKernel,
+    states: [u32; LANES],
+}
+
+impl<'a> PieceDecoder<'a> {
+    /// Prepares to decode a tensor with these row and column logarithms.
+    ///
+    /// # Errors
+    /// [`CodecError::Damaged`] for a pair of logarithms whose context has no table.
+    pub fn new(
+        occurring: LogarithmSet,
+        column_log2_eighths: &'a [u8],
         tables: &'a LayerTables,
     ) -> Result<Self, CodecError> {
-        let decode = tables.decode_tables();
-        let mut lookup = TableLookup {
-            tables: decode,
-            cols: column_log2_eighths.len(),
-            position: [None; 256],
-            number: Vec::new(),
-            shift: Vec::new(),
+        Ok(PieceDecoder {
+            lookup: TableLookup::new(&occurring, column_log2_eighths, tables)?,
+            occurring,
+            scratch: RowTables::default(),
+            kernel: widest_kernel(),
+            states: [LOWEST_STATE; LANES],
+        })
+    }
+
+    /// Largest number of bytes that `rows` rows can take: a word to restore a state, a byte and a word for an escape.
+    pub fn largest_rows(&self, rows: usize) -> usize {
+        rows * self.lookup.cols() * LARGEST_INDEX_BYTES
+    }
+
+    /// Reads the states with which a tile begins; returns the number of bytes they take.
+    ///
+    /// # Errors
+    /// [`CodecError::Damaged`].
+    pub fn begin(&mut self, bytes: &[u8]) -> Result<usize, CodecError> {
+        let cursor = Cursor::begin(bytes, self.lookup.cols())?;
+        self.states = cursor.states;
+        Ok(cursor.position)
+    }
+
+    /// Decodes the next rows, as many as there are logarithms, into `q` [rows, cols]; returns the number of bytes they took.
+    /// `bytes` follow those that the previous call took. They must reach the end of the tile or hold
+    /// [`PieceDecoder::largest_rows`] bytes.
+    ///
+    /// # Errors
+    /// [`CodecError::Shape`], and [`CodecError::Damaged`] for bytes that no encoder can have written.
+    pub fn rows(
+        &mut self,
+        bytes: &[u8],
+        row_log2_eighths: &[u8],
+        q: &mut [i16],
+    ) -> Result<usize, CodecError> {
+        check_matrix(
+            "indices",
+            q.len(),
+            row_log2_eighths.len(),
+            self.lookup.cols(),
+        )?;
+        let other = |log: &&u8| !self.occurring.contains(**log);
+        if let Some(log) = row_log2_eighths.iter().find(other) {
+            let (what, expected) = ("row logarithm", "one of those given before");
+            let found = u64::from(*log);
+            return Err(CodecError::Damaged {
+                what,
+                found,
+                expected,
+            });
+        }
+        let (position, states) = (0, self.states);
+        let mut cursor = Cursor {
+            bytes,
+            position,
+            states,
         };
-        let mut occurs = [false; 256];
-        row_log2_eighths
-            .iter()
-            .for_each(|&log| occurs[usize::from(log)] = true);
-        let logs = (0..=255u8).filter(|&log| occurs[usize::from(log)]);
-        for (position, row_log2_eighths) in logs.enumerate() {
-            lookup.position[usize::from(row_log2_eighths)] = Some(position as u16);
-            for &column_log2_eighths in column_log2_eighths {
-                let context = tables.context(row_log2_eighths, column_log2_eighths);
-                let Some(number) = decode.table_number[context] else {
-                    let expected = "a context that has a table";
-                    let found = context as u64;
-                    return Err(CodecError::Damaged {
-                        what: "logarithms",
-                        found,
-                        expected,
-                    });
-                };
-                lookup.number.push(number);
-            }
-        }
-        // The kernels with unchecked lookups rely on this.
-        let tables = decode.entries.len() >> PROBABILITY_BITS;
-        assert!(
-            lookup
-                .number
-                .iter()
-                .all(|&number| usize::from(number) < tables)
-        );
-        if decode.shifts.iter().any(|&shift| shift > 0) {
-            let shifts = lookup
-                .number
-                .iter()
-                .map(|&number| decode.shifts[usize::from(number)]);
-            lookup.shift = shifts.collect();
-        }
-        Ok(lookup)
+        let scratch = &mut self.scratch;
+        (self.kernel)(&self.lookup, &mut cursor, scratch, row_log2_eighths, q)?;
+        self.states = cursor.states;
+        Ok(cursor.position)
     }
 
-    /// Numbers and shifts of the tables of a row; no shifts if no table of the layer has one.
-    pub(super) fn row(&self, row_log2_eighths: u8) -> (&[u8], &[u8]) {
-        let position = usize::from(
-            self.position[usize::from(row_log2_eighths)].expect("row logarithms were listed"),
-        );
-        let range = position * self.cols..(position + 1) * self.cols;
-        (
-            &self.number[range.clone()],
-            if self.shift.is_empty() {
-                &[]
-            } else {
-                &self.shift[range]
-            },
-        )
-    }
-
-    /// Columns of the tensor.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn cols(&self) -> usize {
-        self.cols
-    }
-
-    /// Whether any table has a shift.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn shifted(&self) -> bool {
-        !self.shift.is_empty()
+    /// Checks the end of a tile: `rest` bytes are left, and every state is the one with which the encoder began.
+    ///
+    /// # Errors
+    /// [`CodecError::Damaged`].
+    pub fn finish(&self, rest: u64) -> Result<(), CodecError> {
+        check_end(rest, &self.states)
     }
 }
 
@@ -243,41 +289,48 @@ pub(super) struct Cursor<'a> {
 }
 
 impl Tile<'_> {
-    /// Decodes into `q` [row_log2_eighths.len(), cols] with the widest kernel.
-    fn decode(&self, q: &mut [i16]) -> Result<(), CodecError> {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if uc_simd::has_avx512() {
-                return super::avx512::decode(self, q);
-            }
-            if uc_simd::has_avx2() {
-                return super::avx2::decode(self, q);
-            }
-        }
-        self.decode_portably(q)
+    /// Decodes into `q` [row_log2_eighths.len(), cols].
+    pub(super) fn decode(&self, kernel: RowKernel, q: &mut [i16]) -> Result<(), CodecError> {
+        let mut cursor = Cursor::begin(self.bytes, self.lookup.cols())?;
+        let mut scratch = RowTables::default();
+        kernel(
+            self.lookup,
+            &mut cursor,
+            &mut scratch,
+            self.row_log2_eighths,
+            q,
+        )?;
+        let rest = (cursor.bytes.len() - cursor.position) as u64;
+        check_end(rest, &cursor.states)
     }
+}
 
-    /// Decodes into `q` without special instructions: the reference.
-    pub(super) fn decode_portably(&self, q: &mut [i16]) -> Result<(), CodecError> {
-        let mut cursor = self.begin()?;
-        let cols = self.lookup.cols;
-        for (q, &row_log2_eighths) in q.chunks_mut(cols).zip(self.row_log2_eighths) {
-            let (number, shift) = self.lookup.row(row_log2_eighths);
-            for first in (0..cols).step_by(LANES) {
-                let columns = first..cols.min(first + LANES);
-                let shift = shift.get(columns.clone()).unwrap_or(&[]);
-                let entries = &self.lookup.tables.entries;
-                cursor.group(entries, &number[columns.clone()], shift, &mut q[columns])?;
-            }
-        }
-        cursor.finish()
+/// Checks that all bytes of a tile are used and that every state is the one with which the encoder began.
+fn check_end(rest: u64, states: &[u32; LANES]) -> Result<(), CodecError> {
+    if rest != 0 {
+        let expected = "no bytes after the last index";
+        return Err(CodecError::Damaged {
+            what: "end of a tile",
+            found: rest,
+            expected,
+        });
     }
+    match states.iter().find(|&&state| state != LOWEST_STATE) {
+        None => Ok(()),
+        Some(&state) => Err(CodecError::Damaged {
+            what: "last state of a tile",
+            found: u64::from(state),
+            expected: "65536",
+        }),
+    }
+}
 
-    /// Reads the initial states.
-    pub(super) fn begin(&self) -> Result<Cursor<'_>, CodecError> {
-        let lanes = self.lookup.cols.min(LANES);
-        let length = self.bytes.len() as u64;
-        if self.bytes.len() < 4 * lanes {
+impl<'a> Cursor<'a> {
+    /// Reads the initial states of a tile of `cols` columns.
+    fn begin(bytes: &'a [u8], cols: usize) -> Result<Self, CodecError> {
+        let lanes = cols.min(LANES);
+        let length = bytes.len() as u64;
+        if bytes.len() < 4 * lanes {
             let expected = "its states";
             return Err(CodecError::Damaged {
                 what: "length of a tile",
@@ -286,7 +339,7 @@ impl Tile<'_> {
             });
         }
         let mut states = [LOWEST_STATE; LANES];
-        for (state, bytes) in states[..lanes].iter_mut().zip(self.bytes.chunks_exact(4)) {
+        for (state, bytes) in states[..lanes].iter_mut().zip(bytes.chunks_exact(4)) {
             *state = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
             if *state < LOWEST_STATE {
                 let (what, found) = ("state of a tile", u64::from(*state));
@@ -298,7 +351,7 @@ impl Tile<'_> {
             }
         }
         Ok(Cursor {
-            bytes: self.bytes,
+            bytes,
             position: 4 * lanes,
             states,
         })
@@ -401,30 +454,6 @@ impl Cursor<'_> {
         let bytes = *bytes.ok_or_else(|| self.truncated())?;
         self.position += N;
         Ok(bytes)
-    }
-
-    /// Checks that all bytes are used and that every state is the one with which the encoder began.
-    pub(super) fn finish(&self) -> Result<(), CodecError> {
-        if self.position != self.bytes.len() {
-            let found = (self.bytes.len() - self.position) as u64;
-            let expected = "no bytes after the last index";
-            return Err(CodecError::Damaged {
-                what: "end of a tile",
-                found,
-                expected,
-            });
-        }
-        match self.states.iter().find(|&&state| state != LOWEST_STATE) {
-            None => Ok(()),
-            Some(&state) => {
-                let (what, found) = ("last state of a tile", u64::from(state));
-                Err(CodecError::Damaged {
-                    what,
-                    found,
-                    expected: "65536",
-                })
-            }
-        }
     }
 
     fn truncated(&self) -> CodecError {

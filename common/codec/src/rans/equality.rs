@@ -1,27 +1,25 @@
 //! Tests that every kernel that this processor can run gives the same result as the portable decoder, on valid and on
 //! damaged tiles.
 
-use super::decode::{TableLookup, Tile};
+use super::decode::{PieceDecoder, RowKernel, Tile, rows_portably};
+use super::lookup::{LogarithmSet, TableLookup};
 use super::{LANES, encode};
 use crate::code::TensorCode;
 use crate::contexts::{LayerTables, row_log2_eighths};
 use crate::error::CodecError;
 use proptest::prelude::*;
 
-/// A decoder of one tile.
-type Kernel = fn(&Tile<'_>, &mut [i16]) -> Result<(), CodecError>;
-
 /// The kernels that this processor can run, by name.
-fn kernels() -> Vec<(&'static str, Kernel)> {
+fn kernels() -> Vec<(&'static str, RowKernel)> {
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
-    let mut kernels: Vec<(&'static str, Kernel)> = Vec::new();
+    let mut kernels: Vec<(&'static str, RowKernel)> = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {
         if uc_simd::has_avx2() {
-            kernels.push(("AVX2", super::avx2::decode));
+            kernels.push(("AVX2", super::avx2::rows));
         }
         if uc_simd::has_avx512() {
-            kernels.push(("AVX-512", super::avx512::decode));
+            kernels.push(("AVX-512", super::avx512::rows));
         }
     }
     kernels
@@ -68,21 +66,51 @@ fn tensor(rows: usize, cols: usize, width: f64, seed: u64, outlier: usize) -> Te
 
 /// Decodes `bytes` with every kernel, checks that the outcome is that of the portable decoder, and returns it.
 fn agreed(code: &TensorCode, tables: &LayerTables, bytes: &[u8]) -> Result<Vec<i16>, CodecError> {
-    let lookup = TableLookup::new(&code.row_log2_eighths, &code.column_log2_eighths, tables)?;
+    let lookup = {
+        let occurring = LogarithmSet::of(&code.row_log2_eighths);
+        TableLookup::new(&occurring, &code.column_log2_eighths, tables)?
+    };
     let tile = Tile {
         bytes,
         row_log2_eighths: &code.row_log2_eighths,
         lookup: &lookup,
     };
-    let run = |decode: &dyn Fn(&mut [i16]) -> Result<(), CodecError>| {
+    let run = |kernel: RowKernel| {
         let mut q = vec![0i16; code.q.len()];
-        decode(&mut q).map(|()| q)
+        tile.decode(kernel, &mut q).map(|()| q)
     };
-    let portable = run(&|q| tile.decode_portably(q));
+    let portable = run(rows_portably);
     for (name, kernel) in kernels() {
-        assert!(run(&|q| kernel(&tile, q)) == portable, "{name} disagrees");
+        assert!(run(kernel) == portable, "{name} disagrees");
+    }
+    for rows in [1, 3] {
+        let pieces = in_pieces(code, tables, bytes, rows);
+        // The errors differ in the number of bytes that they name.
+        let equal = pieces.as_ref().ok() == portable.as_ref().ok();
+        assert!(equal, "pieces of {rows} rows disagree");
     }
     portable
+}
+
+/// Decodes the only tile in pieces of `rows` rows, each from no more bytes than it may need.
+fn in_pieces(
+    code: &TensorCode,
+    tables: &LayerTables,
+    bytes: &[u8],
+    rows: usize,
+) -> Result<Vec<i16>, CodecError> {
+    let occurring = LogarithmSet::of(&code.row_log2_eighths);
+    let mut decoder = PieceDecoder::new(occurring, &code.column_log2_eighths, tables)?;
+    let mut used = decoder.begin(bytes)?;
+    let mut q = vec![0i16; code.q.len()];
+    let pieces = q.chunks_mut(rows * code.cols);
+    for (q, logarithms) in pieces.zip(code.row_log2_eighths.chunks(rows)) {
+        let window = &bytes[used..];
+        let window = &window[..window.len().min(decoder.largest_rows(rows))];
+        used += decoder.rows(window, logarithms, q)?;
+    }
+    decoder.finish((bytes.len() - used) as u64)?;
+    Ok(q)
 }
 
 /// Tables and the bytes of the only tile.

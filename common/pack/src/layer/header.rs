@@ -1,34 +1,35 @@
 //! The header of a layer file: everything before the payloads.
 //!
-//! Parses and validates untrusted bytes. It accepts packed logarithms only in the encoding that the writer produces, so
-//! that equal content has equal bytes.
+//! Parses and validates untrusted bytes, in memory that the bytes of the header bound, whatever sizes they claim: logarithms
+//! stay packed, overlay factors and exact tensors stay in the file. Accepts packed logarithms only in the encoding that the
+//! writer produces, so that equal content has equal bytes.
 
 use std::ops::Range;
 
 use uc_codec::contexts::LayerTables;
-use uc_codec::{LowRank, pack_small, rans, unpack_small};
+use uc_codec::{check_packed, largest_packed, rans};
 
-use super::{ColumnGroup, LinearHeader, check_names, codec_error};
+use super::{GroupHeader, LinearHeader, check_names, codec_error};
 use crate::error::{PackError, invalid};
 use crate::exact::ExactDecl;
-use crate::wire::Cursor;
+use crate::wire::{Cursor, ReadAt};
 use crate::{
     LAYER_MAGIC, MAX_COLUMNS, MAX_EXACT_TENSORS, MAX_GROUPS, MAX_LAYERS, MAX_LINEARS, MAX_RANK,
-    MAX_ROWS, check_magic,
+    MAX_ROWS, MAX_TABLES, check_magic,
 };
 
-/// The parsed header.
+/// The parsed header. Logarithms stay packed: a few bytes can stand for millions of them.
 #[derive(Debug)]
 pub(super) struct Header {
     /// Position of the layer in the model.
     pub(super) layer: u32,
     /// Context tables of the entropy coder.
     pub(super) tables: LayerTables,
-    pub(super) groups: Vec<ColumnGroup>,
+    pub(super) groups: Vec<GroupHeader>,
     pub(super) linears: Vec<ParsedLinear>,
     pub(super) exact: Vec<ExactDecl>,
-    /// `[exact]` the values of each exact tensor.
-    pub(super) exact_bytes: Vec<Vec<u8>>,
+    /// `[exact]` range of each exact tensor's values in the file.
+    pub(super) exact_ranges: Vec<Range<u64>>,
     /// Bytes of the header.
     pub(super) length: u64,
 }
@@ -40,43 +41,45 @@ pub(super) struct ParsedLinear {
     pub(super) header: LinearHeader,
     /// The tensor step.
     pub(super) step: f32,
-    /// `[rows]`
-    pub(super) row_log2_eighths: Vec<u8>,
-    /// `[rows]`
-    pub(super) row_step_log2_eighths: Vec<u8>,
-    /// `[tiles]` offset of each tile in the payload.
-    pub(super) tile_offsets: Vec<u64>,
-    pub(super) overlay: Option<LowRank>,
+    /// `[rows]` packed sums of both logarithms of a row.
+    pub(super) row_sums: Vec<u8>,
+    /// `[rows]` packed logarithms of the rows' steps.
+    pub(super) row_steps: Vec<u8>,
+    /// `[tiles]` length of each tile.
+    pub(super) tile_lengths: Vec<u32>,
+    /// Offset in the file of the overlay's factors U [rows, rank] and V [rank, cols].
+    pub(super) overlay: u64,
     /// Range of the payload in the file. It begins at 0 until the payload has been located.
     pub(super) payload: Range<u64>,
 }
 
 impl Header {
-    /// Parses a header from a prefix of the file. The error is `Truncated` if the prefix does not hold all of it.
-    pub(super) fn parse(prefix: &[u8], origin: &str) -> Result<Self, PackError> {
-        let mut cursor = Cursor::new(prefix, origin);
+    /// Parses the header of a file.
+    pub(super) fn parse(bytes: &dyn ReadAt, origin: &str) -> Result<Self, PackError> {
+        let mut cursor = Cursor::new(bytes, origin);
         check_magic(&mut cursor, LAYER_MAGIC, "layer", origin)?;
         let counts = Counts::take(&mut cursor, origin)?;
-        let length = cursor.u32("length of the tables")?;
-        let tables = LayerTables::from_bytes(cursor.take(length.into(), "tables")?)
+        let tables = LayerTables::from_bytes(&cursor.section("tables", MAX_TABLES)?)
             .map_err(|source| codec_error(origin, "(tables)", source))?;
         let mut groups = Vec::new();
         for _ in 0..counts.groups {
             let input = cursor.name("group")?;
             let cols = take_dimension(&mut cursor, MAX_COLUMNS, "columns", origin)?;
-            groups.push(ColumnGroup {
-                column_log2_eighths: take_logarithms(&mut cursor, cols, &input, origin)?,
+            let packed = take_logarithms(&mut cursor, cols, &input, origin)?;
+            groups.push(GroupHeader {
                 input,
+                cols,
+                packed,
             });
         }
         let mut linears = Vec::new();
         for _ in 0..counts.linears {
             linears.push(take_linear(&mut cursor, &groups, origin)?);
         }
-        let (mut exact, mut exact_bytes) = (Vec::new(), Vec::new());
+        let (mut exact, mut exact_ranges) = (Vec::new(), Vec::new());
         for _ in 0..counts.exact {
             let decl = ExactDecl::take(&mut cursor, origin)?;
-            exact_bytes.push(cursor.take(decl.byte_len(origin)?, &decl.name)?.to_vec());
+            exact_ranges.push(cursor.skip(decl.byte_len(origin)?, &decl.name)?);
             exact.push(decl);
         }
         check_names(
@@ -90,8 +93,8 @@ impl Header {
             groups,
             linears,
             exact,
-            exact_bytes,
-            length: cursor.position() as u64,
+            exact_ranges,
+            length: cursor.position(),
         })
     }
 }
@@ -141,43 +144,32 @@ fn take_dimension(
     Ok(size as usize)
 }
 
-/// `count` logarithms of the tensor or input `name`: length u32, then the packed form.
+/// `count` logarithms of the tensor or input `name`: length u32, then the packed form, which is checked but not unpacked.
 fn take_logarithms(
     cursor: &mut Cursor<'_>,
     count: usize,
     name: &str,
     origin: &str,
 ) -> Result<Vec<u8>, PackError> {
-    let length = cursor.u32("length of logarithms")?;
-    let packed = cursor.take(length.into(), "logarithms")?;
-    let values = unpack_small(packed, count).map_err(|source| codec_error(origin, name, source))?;
-    // Other encodings of the same values are rejected, so that equal content has equal bytes.
-    if pack_small(&values) != packed {
-        return Err(invalid(
-            origin,
-            format!("logarithms of {name}"),
-            "another encoding",
-            "the shortest encoding",
-        ));
-    }
-    Ok(values)
+    let packed = cursor.section("logarithms", largest_packed(count))?;
+    check_packed(&packed, count).map_err(|source| codec_error(origin, name, source))?;
+    Ok(packed)
 }
 
 /// A linear's descriptor.
 fn take_linear(
     cursor: &mut Cursor<'_>,
-    groups: &[ColumnGroup],
+    groups: &[GroupHeader],
     origin: &str,
 ) -> Result<ParsedLinear, PackError> {
     let start = cursor.position();
     let name = cursor.name("linear")?;
     let rows = take_dimension(cursor, MAX_ROWS, "rows", origin)?;
     let group = usize::from(cursor.u16("group")?);
-    let Some(column_group) = groups.get(group) else {
+    let Some(cols) = groups.get(group).map(|group| group.cols) else {
         let limit = format!("below {}", groups.len());
         return Err(invalid(origin, format!("group of {name}"), group, limit));
     };
-    let cols = column_group.column_log2_eighths.len();
     let rank = usize::from(cursor.u16("rank")?);
     if rank as u64 > MAX_RANK {
         let limit = format!("at most {MAX_RANK}");
@@ -185,63 +177,37 @@ fn take_linear(
     }
     let step = cursor.f32("step")?;
     // The file holds the sums of both logarithms of a row; see the writer.
-    let mut row_log2_eighths = take_logarithms(cursor, rows, &name, origin)?;
-    let row_step_log2_eighths = take_logarithms(cursor, rows, &name, origin)?;
-    for (log, step) in row_log2_eighths.iter_mut().zip(&row_step_log2_eighths) {
-        *log = log.wrapping_sub(*step);
-    }
+    let row_sums = take_logarithms(cursor, rows, &name, origin)?;
+    let row_steps = take_logarithms(cursor, rows, &name, origin)?;
     let tiles = rows.div_ceil(rans::tile_rows(rows, cols) as usize);
-    let (mut tile_offsets, mut payload_length) = (Vec::new(), 0u64);
+    let least = rans::least_tile_bytes(cols);
+    let (mut tile_lengths, mut payload_length) = (Vec::new(), 0);
     for _ in 0..tiles {
-        tile_offsets.push(payload_length);
-        payload_length += u64::from(cursor.u32("tile length")?);
+        let length = cursor.u32("tile length")?;
+        if u64::from(length) < least {
+            let what = format!("length of a tile of {name}");
+            return Err(invalid(origin, what, length, format!("at least {least}")));
+        }
+        tile_lengths.push(length);
+        payload_length += u64::from(length);
     }
-    let overlay = take_overlay(cursor, rows, cols, rank)?;
-    if let Some(overlay) = &overlay {
-        overlay
-            .validate(rows, cols)
-            .map_err(|source| codec_error(origin, &name, source))?;
-    }
+    let factors = 2 * rank as u64 * (rows + cols) as u64;
+    let overlay = cursor.skip(factors, "overlay factors")?.start;
     let header = LinearHeader {
         name,
         rows,
         cols,
         group,
         rank,
-        bytes: (cursor.position() - start) as u64,
+        bytes: cursor.position() - start,
     };
     Ok(ParsedLinear {
         header,
         step,
-        row_log2_eighths,
-        row_step_log2_eighths,
-        tile_offsets,
+        row_sums,
+        row_steps,
+        tile_lengths,
         overlay,
         payload: 0..payload_length,
     })
-}
-
-/// The factors of an overlay, none for rank 0.
-fn take_overlay(
-    cursor: &mut Cursor<'_>,
-    rows: usize,
-    cols: usize,
-    rank: usize,
-) -> Result<Option<LowRank>, PackError> {
-    if rank == 0 {
-        return Ok(None);
-    }
-    Ok(Some(LowRank {
-        rank,
-        u: take_bf16(cursor, rows * rank)?,
-        v: take_bf16(cursor, rank * cols)?,
-    }))
-}
-
-fn take_bf16(cursor: &mut Cursor<'_>, count: usize) -> Result<Vec<u16>, PackError> {
-    let bytes = cursor.take(2 * count as u64, "overlay factors")?;
-    Ok(bytes
-        .chunks_exact(2)
-        .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
-        .collect())
 }

@@ -32,7 +32,7 @@ fn linear(
         step: 0.0125,
         column_log2_eighths,
         row_log2_eighths,
-        row_step_log2_eighths: (0..rows as u8).map(|row| row % 5).collect(),
+        row_step_log2_eighths: (0..rows).map(|row| (row % 5) as u8).collect(),
         q,
         overlay,
     };
@@ -92,7 +92,7 @@ fn contents(file: &LayerFile) -> Sample {
         name: decl.name.clone(),
         dtype: decl.dtype,
         shape: decl.shape.clone(),
-        bytes: file.exact_bytes(i).to_vec(),
+        bytes: file.exact_bytes(i).expect("values"),
     });
     (file.layer(), linears.collect(), exact.collect())
 }
@@ -118,10 +118,10 @@ fn a_layer_round_trips_in_memory_and_on_disk() {
 }
 
 #[test]
-fn a_header_longer_than_the_first_read_is_read_in_full() {
+fn a_header_longer_than_any_read_ahead_is_read_in_full() {
     let (layer, linears, mut exact) = sample();
-    exact[0].shape = vec![FIRST_READ];
-    exact[0].bytes = (0..2 * FIRST_READ).map(|b| b as u8).collect();
+    exact[0].shape = vec![1 << 20];
+    exact[0].bytes = (0..2u64 << 20).map(|b| b as u8).collect();
     let sample = (layer, linears, exact);
     let bytes = encode(&sample).expect("encoded");
     let file = LayerFile::from_bytes(bytes, "test").expect("parsed");
@@ -143,6 +143,57 @@ fn the_length_is_known_before_anything_is_written_and_other_linears_are_rejected
     assert!(message.contains("o.weight"), "{message}");
 }
 
+/// The weights of a linear, reconstructed in pieces.
+fn in_pieces(file: &LayerFile, index: usize) -> Result<Vec<u16>, PackError> {
+    let mut weights = Vec::new();
+    let mut sink = |piece: &[u16]| weights.extend_from_slice(piece);
+    file.reconstruct_pieces(index, &mut PieceBuffers::default(), &mut sink)?;
+    Ok(weights)
+}
+
+#[test]
+fn pieces_of_a_linear_of_several_tiles_are_its_weights() {
+    let columns: Vec<u8> = (0..2100).map(|j| (j % 7) as u8).collect();
+    let wide = linear("wide.weight", "wide_in", 700, &columns, 2);
+    let narrow = linear("narrow.weight", "narrow_in", 70_000, &[3], 1);
+    let bytes = encode_layer(0, &[wide, narrow], &[]).expect("encoded");
+    let file = LayerFile::from_bytes(bytes, "test").expect("parsed");
+    for index in 0..2 {
+        let whole = file.reconstruct(index).expect("whole");
+        assert!(in_pieces(&file, index).expect("pieces") == whole);
+    }
+}
+
+#[test]
+fn a_few_bytes_that_claim_the_largest_linear_are_refused_or_read_in_little_memory() {
+    // 2^24 rows of 2^18 columns need 65536 tiles.
+    let header = |tiles: usize| {
+        let mut bytes = LAYER_HEADER.to_vec();
+        bytes.extend(b"\x01i\x00\x00\x04\x00\x02\x00\x00\x00\x00\x00");
+        bytes.extend(b"\x01w\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x80\x3f");
+        bytes.extend([2, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0]);
+        bytes.extend((0..tiles).flat_map(|_| 128u32.to_le_bytes()));
+        bytes
+    };
+    let error = LayerFile::from_bytes(header(3), "test").expect_err("too short");
+    assert!(error.to_string().contains("tile length"), "{error}");
+    let mut bytes = header(65536);
+    while bytes.len() % 8 != 0 {
+        bytes.push(0);
+    }
+    bytes.extend((0..65536 * 32).flat_map(|_| (1u32 << 16).to_le_bytes()));
+    let file = LayerFile::from_bytes(bytes, "test").expect("consistent in itself");
+    assert_eq!(
+        (file.linears()[0].rows, file.linears()[0].cols),
+        (1 << 24, 1 << 18)
+    );
+    // 2^42 weights do not fit; the attempt is an error.
+    assert!(file.reconstruct(0).is_err());
+}
+
+/// The fixed part of a layer file with one group, one linear and tables in which context 0 always has the symbol 0.
+const LAYER_HEADER: &[u8] = b"UCLAYER\0\x07\0\0\0\x01\0\x01\0\0\0\0\0\x04\0\0\0\0\x02\x02\x00";
+
 #[test]
 fn every_truncation_is_rejected_and_no_bit_flip_panics() {
     let bytes = encode(&sample()).expect("encoded");
@@ -160,7 +211,9 @@ fn every_truncation_is_rejected_and_no_bit_flip_panics() {
         flipped[at] ^= 1 << (at % 8);
         if let Ok(file) = LayerFile::from_bytes(flipped, "test") {
             for index in 0..file.linears().len() {
-                let _ = file.reconstruct(index);
+                let whole = file.reconstruct(index);
+                let pieces = in_pieces(&file, index);
+                assert_eq!(whole.ok(), pieces.ok(), "byte {at}");
             }
         }
     }

@@ -12,7 +12,7 @@ use uc_codec::contexts::{LayerTables, TableBuilder};
 use uc_codec::layer::CodedLinear;
 use uc_codec::{pack_small, rans};
 
-use super::{ColumnGroup, check_names, codec_error};
+use super::{check_names, codec_error};
 use crate::error::{self, PackError, invalid};
 use crate::exact::ExactTensor;
 use crate::wire::{narrow, padding_to, put_name};
@@ -142,6 +142,14 @@ pub fn encode_layer(
     let mut bytes = Vec::with_capacity(coder.length() as usize);
     coder.write(linears, &mut bytes)?;
     Ok(bytes)
+}
+
+/// Linears that read the same input.
+struct ColumnGroup {
+    /// Name of the input.
+    input: String,
+    /// `[cols]` column logarithms, see `uc_codec::steps`.
+    column_log2_eighths: Vec<u8>,
 }
 
 /// The parts of the header that depend on the linears.

@@ -1,93 +1,135 @@
-//! Verification of the files that a manifest names, and of the folder's listing.
+//! Verification of the files that a manifest names.
 //!
-//! Layers are verified in parallel. Together, the layers in progress take at most [`MEMORY_LIMIT`] bytes; a layer that
-//! needs more is verified alone. Each layer file is read twice, once for its digest and once for its tensors.
+//! Sizes are compared before anything is read. Then files are opened one after another; their digests and tensors are
+//! computed by all threads at the same time, one file or tensor each. A file with tensors is read twice, once for its digest
+//! and once for its tensors.
 
-use std::collections::HashSet;
+use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{FindingLog, Progress, Severity, SpotCheck, VerifyReport};
+use super::findings::{FindingLog, Findings, Position};
+use super::tensors::{verify_layer_exact, verify_linear, verify_non_layer_tensor};
+use super::{Progress, Request, Severity, SpotCheck, VerifyReport, listing, model, tasks};
 use crate::check::{check_digest, check_equal};
 use crate::digest::Digest;
 use crate::error::{self, PackError, invalid};
-use crate::layer::LayerFile;
-use crate::manifest::{FileEntry, LayerEntry, Manifest, check_file_name, read_bounded};
+use crate::layer::{LayerFile, PieceBuffers};
+use crate::limits::check_weights;
+use crate::manifest::{
+    FileEntry, LayerEntry, Manifest, NonLayerEntry, check_file_name, read_bounded,
+};
 use crate::non_layer::NonLayerFile;
 use crate::pack::{compare_layer, compare_non_layer};
-use crate::{CONFIG_FILE, REMOTE_FILE};
+use crate::{MANIFEST_FILE, REMOTE_FILE};
 
-/// Bytes that the layers verified at the same time may need together.
-const MEMORY_LIMIT: u64 = 2 << 30;
-
+/// Files of at least this length must not consist of holes.
+const CHECKED_FOR_HOLES: u64 = 16 << 20;
+/// The least part of such a file that must be stored, as a divisor of its length.
+const STORED_PART: u64 = 64;
+/// Longest remote.json that is read, bytes.
+const MAX_REMOTE: u64 = 64 << 10;
+/// Most threads: more would wait for the disk, and each takes some MB.
+const MAX_THREADS: usize = 64;
 /// State of one verification, shared by its threads.
 pub(super) struct FileVerifier<'a> {
     dir: &'a Path,
     manifest: &'a Manifest,
-    pool: rayon::ThreadPool,
+    request: Request<'a>,
     progress: &'a (dyn Fn(Progress) + Sync),
     /// Bytes hashed so far.
     done: AtomicU64,
+    /// Tensors whose digest was recomputed.
+    tensors: AtomicU64,
+    findings: Mutex<Findings>,
+    layer_0: Mutex<FirstLayer>,
 }
 
-/// Findings about one layer, and what the report says about layer 0.
-struct LayerResult {
-    log: FindingLog,
+/// What the report says about layer 0.
+#[derive(Default)]
+struct FirstLayer {
     spot_check: Option<SpotCheck>,
     linears: usize,
     exact: usize,
 }
 
-/// The queue of layers, guarded by a mutex.
-#[derive(Default)]
-struct LayerQueue {
-    /// Index of the next layer to verify.
-    next: usize,
-    /// Bytes that the layers in progress may need.
-    memory: u64,
-    /// Index and result of each finished layer.
-    results: Vec<(usize, LayerResult)>,
+/// A piece of work. Files are numbered in the order of the manifest.
+enum Task<'a> {
+    Layer(usize, &'a LayerEntry),
+    NonLayer(usize, &'a NonLayerEntry),
+    /// The digest of a file without tensors.
+    Other(usize, &'a FileEntry),
+    /// The digest of a file with tensors.
+    FileDigest(usize, FileEntry),
+    Linear(Arc<OpenLayer<'a>>, usize),
+    Exact(Arc<OpenLayer<'a>>, usize),
+    NonLayerTensor(Arc<OpenNonLayer<'a>>, usize),
+}
+
+/// A layer file whose header agrees with the manifest.
+struct OpenLayer<'a> {
+    number: usize,
+    file: LayerFile,
+    entry: &'a LayerEntry,
+}
+
+/// A file of non-layer tensors whose header agrees with the manifest.
+struct OpenNonLayer<'a> {
+    number: usize,
+    file: NonLayerFile,
+    origin: String,
+    entry: &'a NonLayerEntry,
 }
 
 impl<'a> FileVerifier<'a> {
     pub(super) fn new(
         dir: &'a Path,
         manifest: &'a Manifest,
-        pool: rayon::ThreadPool,
+        request: Request<'a>,
         progress: &'a (dyn Fn(Progress) + Sync),
     ) -> Self {
         Self {
             dir,
             manifest,
-            pool,
+            request,
             progress,
             done: AtomicU64::new(0),
+            tensors: AtomicU64::new(0),
+            findings: Mutex::default(),
+            layer_0: Mutex::default(),
         }
     }
 
-    /// Verifies every file and adds the results to `report`.
-    pub(super) fn run(&self, report: &mut VerifyReport) {
-        let mut logs = Vec::new();
-        for (i, result) in self.verify_layers().into_iter().enumerate() {
-            if i == 0 {
-                report.spot_check = result.spot_check;
-                report.layer0_linears = result.linears;
-                report.layer0_exact = result.exact;
-            }
-            logs.push(result.log);
+    /// Verifies every file and adds the results to `report` and `findings`.
+    pub(super) fn run(self, report: &mut VerifyReport, findings: &mut Findings) {
+        let mut log = FindingLog::new(".");
+        listing::verify(self.dir, self.manifest, &mut log);
+        self.add(Position::FOLDER, log);
+        let files = self.files_of_the_right_size();
+        if self.check_bounds(&files) {
+            let threads = match self.request.threads {
+                0 => std::thread::available_parallelism().map_or(1, usize::from),
+                threads => threads,
+            };
+            let threads = threads.min(MAX_THREADS);
+            let work = |task, buffers: &mut PieceBuffers| self.work(task, buffers);
+            tasks::run(threads, files, &work);
         }
-        report.non_layer_present = self.dir.join(&self.manifest.non_layer.file).is_file();
-        logs.push(self.pool.install(|| self.verify_non_layer()));
-        for file in &self.manifest.files {
-            logs.push(self.pool.install(|| self.verify_other_file(file)));
-        }
-        logs.push(self.verify_listing());
-        for log in logs {
-            report.tensors_checked += log.tensors;
-            report.findings.extend(log.findings);
-        }
-        report.bytes_checked += self.done.load(Ordering::Relaxed);
+        let into_inner = PoisonError::into_inner;
+        let first = self.layer_0.into_inner().unwrap_or_else(into_inner);
+        report.spot_check = first.spot_check;
+        report.layer0_linears = first.linears;
+        report.layer0_exact = first.exact;
+        report.tensors_checked = self.tensors.into_inner();
+        report.bytes_checked += self.done.into_inner();
+        let found = self.findings.into_inner();
+        findings.merge(found.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn add(&self, position: Position, log: FindingLog) {
+        let mut findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
+        findings.add(position, log);
     }
 
     fn advance(&self, bytes: u64) {
@@ -98,290 +140,271 @@ impl<'a> FileVerifier<'a> {
         });
     }
 
-    /// Verifies the layers with one worker per compute thread. A worker takes the next layer as soon as the memory limit
-    /// allows it. Workers decode and hash inside the pool but wait for memory outside it, so that waiting never blocks a
-    /// compute thread.
-    fn verify_layers(&self) -> Vec<LayerResult> {
-        let layers = &self.manifest.layers;
-        let queue = Mutex::new(LayerQueue::default());
-        let memory_freed = Condvar::new();
-        let lock = || queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let worker = || {
-            loop {
-                let mut guard = lock();
-                let (i, need) = loop {
-                    let Some(layer) = layers.get(guard.next) else {
-                        return;
-                    };
-                    let need = memory_need(layer);
-                    if guard.memory == 0 || guard.memory.saturating_add(need) <= MEMORY_LIMIT {
-                        break (guard.next, need);
-                    }
-                    guard = memory_freed
-                        .wait(guard)
-                        .unwrap_or_else(PoisonError::into_inner);
-                };
-                guard.next += 1;
-                guard.memory += need;
-                drop(guard);
-                let result = self.pool.install(|| self.verify_layer(&layers[i]));
-                let mut guard = lock();
-                guard.memory -= need;
-                guard.results.push((i, result));
-                memory_freed.notify_all();
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 0..self.pool.current_num_threads().min(layers.len()) {
-                scope.spawn(worker);
-            }
+    /// The first tasks: those of the files that exist and have the recorded size.
+    fn files_of_the_right_size(&self) -> Vec<Task<'a>> {
+        let manifest = self.manifest;
+        let layers = manifest.layers.iter().enumerate();
+        let mut files: Vec<Task<'a>> = layers
+            .map(|(number, entry)| Task::Layer(number + 1, entry))
+            .collect();
+        files.push(Task::NonLayer(files.len() + 1, &manifest.non_layer));
+        for entry in &manifest.files {
+            files.push(Task::Other(files.len() + 1, entry));
+        }
+        files.retain(|task| {
+            let (number, entry) = match task {
+                Task::Layer(number, entry) => (*number, file_entry(*entry)),
+                Task::NonLayer(number, entry) => (*number, file_entry(*entry)),
+                Task::Other(number, entry) => (*number, (*entry).clone()),
+                _ => return true,
+            };
+            let mut log = FindingLog::new(&entry.name);
+            let checked = match self.missing_remote_layer(task, &entry.name) {
+                Some(message) => {
+                    log.add(Severity::Error, None, &message);
+                    None
+                }
+                None => log.record(None, self.check_size(&entry)),
+            };
+            self.add(Position(number, 0), log);
+            checked.is_some()
         });
-        let queue = queue.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let mut results = queue.results;
-        results.sort_by_key(|(i, _)| *i);
-        results.into_iter().map(|(_, result)| result).collect()
+        files
     }
 
-    fn verify_layer(&self, entry: &LayerEntry) -> LayerResult {
-        let mut result = LayerResult {
-            log: FindingLog::new(&entry.file),
-            spot_check: None,
-            linears: 0,
-            exact: 0,
+    /// The message about a layer that was deleted here after its upload.
+    fn missing_remote_layer(&self, task: &Task<'_>, name: &str) -> Option<String> {
+        let is_absent = || self.dir.join(name).symlink_metadata().is_err();
+        if !matches!(task, Task::Layer(..)) || !is_absent() {
+            return None;
+        }
+        let repository = self.remote_repository()?;
+        let message =
+            format!("not in this folder; according to {REMOTE_FILE}, {repository} holds it");
+        Some(message)
+    }
+
+    /// The repository that the pack was uploaded to, according to the note next to it.
+    fn remote_repository(&self) -> Option<String> {
+        let text = read_bounded(&self.dir.join(REMOTE_FILE), MAX_REMOTE).ok()?;
+        let note: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        Some(note.get("repository")?.as_str()?.to_owned())
+    }
+
+    /// Opens a file of the pack, which must not be a link.
+    fn open(&self, name: &str) -> Result<(File, String), PackError> {
+        let path = self.dir.join(name);
+        let origin = path.display().to_string();
+        check_file_name(&origin, name)?;
+        let file = uc_input::open_without_link(&path).map_err(error::io(&origin))?;
+        Ok((file, origin))
+    }
+
+    /// Checks that a file has the recorded size and does not consist of holes.
+    fn check_size(&self, entry: &FileEntry) -> Result<(), PackError> {
+        let (file, origin) = self.open(&entry.name)?;
+        let length = file.metadata().map_err(error::io(&origin))?.len();
+        check_equal(&origin, "file length", length, entry.size)?;
+        if length < CHECKED_FOR_HOLES {
+            return Ok(());
+        }
+        let least = length / STORED_PART;
+        let stored = uc_input::stored_bytes(&file, least).map_err(error::io(&origin))?;
+        if stored >= least {
+            return Ok(());
+        }
+        let found = format!("{stored} of {length}, the rest are holes");
+        let expected = format!("at least {least}; copy the file without holes to verify it");
+        Err(invalid(&origin, "stored bytes", found, expected))
+    }
+
+    /// Checks that the files can hold the weights of the layers that are present, and that the manifest is that of the model.
+    /// Returns false if the tensors must not be decoded.
+    fn check_bounds(&self, files: &[Task<'a>]) -> bool {
+        let path = self.dir.join(MANIFEST_FILE);
+        let origin = path.display().to_string();
+        let mut log = FindingLog::new(MANIFEST_FILE);
+        let (mut weights, mut bytes) = (0u64, 0u64);
+        for task in files {
+            bytes = bytes.saturating_add(match task {
+                Task::Layer(_, entry) => {
+                    weights = weights.saturating_add(entry.weights());
+                    entry.size
+                }
+                Task::NonLayer(_, entry) => entry.size,
+                Task::Other(_, entry) => entry.size,
+                _ => 0,
+            });
+        }
+        let bounded = log.record(None, check_weights(&origin, weights, bytes));
+        model::compare(self.dir, self.manifest, self.request.plan, &mut log);
+        self.add(Position::MANIFEST, log);
+        bounded.is_some()
+    }
+
+    /// Does a task; returns those that follow from it.
+    fn work(&self, task: Task<'a>, buffers: &mut PieceBuffers) -> Vec<Task<'a>> {
+        let mut log;
+        let (position, following) = match task {
+            Task::Layer(number, entry) => {
+                log = FindingLog::new(&entry.file);
+                (
+                    Position(number, 1),
+                    self.open_layer(number, entry, &mut log),
+                )
+            }
+            Task::NonLayer(number, entry) => {
+                log = FindingLog::new(&entry.file);
+                let following = self.open_non_layer(number, entry, &mut log);
+                (Position(number, 1), following)
+            }
+            Task::Other(number, entry) => {
+                log = FindingLog::new(&entry.name);
+                self.verify_digest(entry, &mut log);
+                (Position(number, 1), Vec::new())
+            }
+            Task::FileDigest(number, entry) => {
+                log = FindingLog::new(&entry.name);
+                self.verify_digest(&entry, &mut log);
+                (Position(number, 1), Vec::new())
+            }
+            Task::Linear(layer, index) => {
+                log = FindingLog::new(&layer.entry.file);
+                let spot = verify_linear(&layer.file, layer.entry, index, buffers, &mut log);
+                self.count_tensor(spot);
+                (Position(layer.number, 2 + index), Vec::new())
+            }
+            Task::Exact(layer, index) => {
+                log = FindingLog::new(&layer.entry.file);
+                verify_layer_exact(&layer.file, layer.entry, index, &mut log);
+                self.count_tensor(None);
+                let position = 2 + layer.entry.linears.len() + index;
+                (Position(layer.number, position), Vec::new())
+            }
+            Task::NonLayerTensor(open, index) => {
+                log = FindingLog::new(&open.entry.file);
+                let entry = &open.entry.tensors[index];
+                verify_non_layer_tensor(&open.file, entry, index, &open.origin, &mut log);
+                self.count_tensor(None);
+                (Position(open.number, 2 + index), Vec::new())
+            }
         };
-        let log = &mut result.log;
-        let Some(file) = self.open_layer(entry, log) else {
-            return result;
+        self.add(position, log);
+        following
+    }
+
+    fn count_tensor(&self, spot_check: Option<SpotCheck>) {
+        self.tensors.fetch_add(1, Ordering::Relaxed);
+        if spot_check.is_some() {
+            self.lock_layer_0().spot_check = spot_check;
+        }
+    }
+
+    fn lock_layer_0(&self) -> std::sync::MutexGuard<'_, FirstLayer> {
+        self.layer_0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens a layer file and compares its header with the manifest, before the file is read as a whole.
+    fn open_layer(
+        &self,
+        number: usize,
+        entry: &'a LayerEntry,
+        log: &mut FindingLog,
+    ) -> Vec<Task<'a>> {
+        let digest = Task::FileDigest(number, file_entry(entry));
+        let opened = self.open(&entry.file);
+        let opened = opened.and_then(|(file, origin)| LayerFile::from_file(file, &origin));
+        let Some(file) = log.record(None, opened) else {
+            return vec![digest];
         };
-        result.linears = file.linears().len();
-        result.exact = file.exact().len();
+        if entry.index == 0 {
+            let mut layer_0 = self.lock_layer_0();
+            layer_0.linears = file.linears().len();
+            layer_0.exact = file.exact().len();
+        }
         let differences = compare_layer(&file, entry);
         for error in &differences {
             log.add_error(None, error);
         }
         // Tensors are matched by position, which means nothing if the lists differ.
-        if differences.is_empty() {
-            result.spot_check = verify_linears(&file, entry, log);
-            verify_exact(&file, entry, log);
+        if !differences.is_empty() {
+            return vec![digest];
         }
-        result
+        let layer = Arc::new(OpenLayer {
+            number,
+            file,
+            entry,
+        });
+        let linears = (0..entry.linears.len()).map(|i| Task::Linear(Arc::clone(&layer), i));
+        let exact = (0..entry.exact.len()).map(|i| Task::Exact(Arc::clone(&layer), i));
+        linears.chain(exact).chain([digest]).collect()
     }
 
-    /// Checks size, SHA-256 and structure of a layer file. A file of the wrong size is not read at all.
-    fn open_layer(&self, entry: &LayerEntry, log: &mut FindingLog) -> Option<LayerFile> {
-        let path = self.dir.join(&entry.file);
-        let origin = path.display().to_string();
-        if !path.exists()
-            && let Some(repository) = self.remote_repository()
-        {
-            let message =
-                format!("not in this folder; according to {REMOTE_FILE}, {repository} holds it");
-            log.add(Severity::Error, None, message);
-            return None;
-        }
-        log.record(None, check_size(&path, &entry.file, entry.size))?;
-        let (size, found) = log.record(None, Digest::hash_file(&path))?;
-        self.advance(size);
-        log.record(None, check_digest(&origin, "the file", found, entry.sha256));
-        log.record(None, LayerFile::open(&path))
-    }
-
-    /// The repository that the pack was uploaded to, according to the note next to it.
-    fn remote_repository(&self) -> Option<String> {
-        let text = read_bounded(&self.dir.join(REMOTE_FILE)).ok()?;
-        let note: serde_json::Value = serde_json::from_slice(&text).ok()?;
-        Some(note.get("repository")?.as_str()?.to_owned())
-    }
-
-    fn verify_non_layer(&self) -> FindingLog {
-        let entry = &self.manifest.non_layer;
-        let mut log = FindingLog::new(&entry.file);
-        let as_file = FileEntry {
-            name: entry.file.clone(),
-            size: entry.size,
-            sha256: entry.sha256,
+    /// Opens the file of non-layer tensors and compares its header with the manifest.
+    fn open_non_layer(
+        &self,
+        number: usize,
+        entry: &'a NonLayerEntry,
+        log: &mut FindingLog,
+    ) -> Vec<Task<'a>> {
+        let digest = Task::FileDigest(number, file_entry(entry));
+        let opened = self.open(&entry.file).and_then(|(file, origin)| {
+            let file = NonLayerFile::from_file(file, &origin)?;
+            Ok((file, origin))
+        });
+        let Some((file, origin)) = log.record(None, opened) else {
+            return vec![digest];
         };
-        if !self.verify_file(&as_file, &mut log) {
-            return log;
+        let differences = compare_non_layer(&file, entry, &origin);
+        for error in &differences {
+            log.add_error(None, error);
         }
-        let path = self.dir.join(&entry.file);
-        let origin = path.display().to_string();
-        let Some(file) = log.record(None, NonLayerFile::open(&path)) else {
-            return log;
-        };
-        for error in compare_non_layer(&file, entry, &origin) {
-            log.add_error(None, &error);
+        if !differences.is_empty() {
+            return vec![digest];
         }
-        for tensor in &entry.tensors {
-            let name = tensor.name.as_str();
-            let found = file
-                .reader(name)
-                .and_then(|reader| Digest::hash_reader(reader).map_err(error::io(&origin)));
-            let Some((_, found)) = log.record(Some(name), found) else {
-                continue;
-            };
-            log.record(
-                Some(name),
-                check_digest(&origin, name, found, tensor.sha256),
-            );
-            log.tensors += 1;
-        }
-        log
+        let open = Arc::new(OpenNonLayer {
+            number,
+            file,
+            origin,
+            entry,
+        });
+        let tensors = (0..entry.tensors.len()).map(|i| Task::NonLayerTensor(Arc::clone(&open), i));
+        tensors.chain([digest]).collect()
     }
 
-    /// Verifies a file that holds no tensors.
-    fn verify_other_file(&self, entry: &FileEntry) -> FindingLog {
-        let mut log = FindingLog::new(&entry.name);
-        if self.verify_file(entry, &mut log) && entry.name == CONFIG_FILE {
-            log.record(None, self.check_layer_count());
-        }
-        log
-    }
-
-    /// Checks size and SHA-256 of a file. Returns false if the file cannot be read or has the wrong size.
-    fn verify_file(&self, entry: &FileEntry, log: &mut FindingLog) -> bool {
-        let path = self.dir.join(&entry.name);
-        if log
-            .record(None, check_size(&path, &entry.name, entry.size))
-            .is_none()
-        {
-            return false;
-        }
-        let Some((size, found)) = log.record(None, Digest::hash_file(&path)) else {
-            return false;
-        };
-        self.advance(size);
-        let origin = path.display().to_string();
-        log.record(None, check_digest(&origin, "the file", found, entry.sha256));
-        true
-    }
-
-    /// Compares the number of layers with config.json: a manifest without the last layers would be consistent in itself.
-    fn check_layer_count(&self) -> Result<(), PackError> {
-        let path = self.dir.join(CONFIG_FILE);
-        let origin = path.display().to_string();
-        let json = |source| PackError::Json {
-            origin: origin.clone(),
-            source,
-        };
-        let config: serde_json::Value =
-            serde_json::from_slice(&read_bounded(&path)?).map_err(json)?;
-        match config
-            .get("num_hidden_layers")
-            .and_then(serde_json::Value::as_u64)
-        {
-            Some(expected) => {
-                let found = self.manifest.layers.len() as u64;
-                check_equal(
-                    &origin,
-                    "layers of the manifest, compared with num_hidden_layers",
-                    found,
-                    expected,
-                )
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Lists the files that the manifest does not name. An unnamed `.uc` file is an error, since it could be mistaken
-    /// for a part of the pack.
-    fn verify_listing(&self) -> FindingLog {
-        let mut log = FindingLog::new(".");
-        let listed: HashSet<&str> = self.manifest.file_names().collect();
-        let origin = self.dir.display().to_string();
-        let entries = std::fs::read_dir(self.dir)
-            .and_then(|entries| entries.collect::<Result<Vec<_>, _>>())
-            .map_err(error::io(&origin));
-        let Some(entries) = log.record(None, entries) else {
-            return log;
-        };
-        let mut unlisted: Vec<String> = entries
-            .iter()
-            .map(|e| e.file_name().to_string_lossy().into_owned())
-            .collect();
-        unlisted.retain(|name| !listed.contains(name.as_str()) && name != REMOTE_FILE);
-        unlisted.sort();
-        for name in unlisted {
-            let severity = if name.ends_with(".uc") {
-                Severity::Error
-            } else {
-                Severity::Warning
-            };
-            log.file = name;
-            log.add(
-                severity,
-                None,
-                "the manifest does not name this file".to_owned(),
-            );
-        }
-        log
+    /// Checks the SHA-256 of a file. No more than the recorded size is read, even if the file grows.
+    fn verify_digest(&self, entry: &FileEntry, log: &mut FindingLog) {
+        let hashed = self.open(&entry.name).and_then(|(file, origin)| {
+            let reader = std::io::Read::take(file, entry.size);
+            let (size, found) = Digest::hash_reader(reader).map_err(error::io(&origin))?;
+            self.advance(size);
+            check_digest(&origin, "the file", found, entry.sha256)
+        });
+        log.record(None, hashed);
     }
 }
 
-/// Reconstructs every linear and checks its digest. Returns the spot check if this is layer 0.
-fn verify_linears(file: &LayerFile, entry: &LayerEntry, log: &mut FindingLog) -> Option<SpotCheck> {
-    let mut spot_check = None;
-    for (i, linear) in entry.linears.iter().enumerate() {
-        let tensor = format!("{}{}", entry.prefix, linear.name);
-        let found = file
-            .reconstruct(i)
-            .map(|weights| Digest::hash_words(&weights));
-        let Some(found) = log.record(Some(&tensor), found) else {
-            continue;
-        };
-        let expected = linear.reconstructed_sha256;
-        log.record(
-            Some(&tensor),
-            check_digest(file.origin(), &tensor, found, expected),
-        );
-        log.tensors += 1;
-        if i == 0 && entry.index == 0 {
-            let matches = found == expected;
-            spot_check = Some(SpotCheck {
-                tensor,
-                sha256: found,
-                matches,
-            });
-        }
-    }
-    spot_check
-}
-
-/// Checks the digest of every exact tensor of a layer.
-fn verify_exact(file: &LayerFile, entry: &LayerEntry, log: &mut FindingLog) {
-    for (i, exact) in entry.exact.iter().enumerate() {
-        let tensor = format!("{}{}", entry.prefix, exact.name);
-        let found = Digest::hash_bytes(file.exact_bytes(i));
-        log.record(
-            Some(&tensor),
-            check_digest(file.origin(), &tensor, found, exact.sha256),
-        );
-        log.tensors += 1;
+/// Name, size and digest of a file with tensors.
+fn file_entry<'a>(entry: impl Into<FileParts<'a>>) -> FileEntry {
+    let FileParts(name, size, sha256) = entry.into();
+    FileEntry {
+        name: name.to_owned(),
+        size,
+        sha256,
     }
 }
 
-/// Checks, before a file is opened, that its name stays within the folder and that its size is the recorded one.
-fn check_size(path: &Path, name: &str, expected: u64) -> Result<(), PackError> {
-    let origin = path.display().to_string();
-    check_file_name(&origin, name)?;
-    let metadata = std::fs::metadata(path).map_err(error::io(&origin))?;
-    if !metadata.is_file() {
-        return Err(invalid(
-            &origin,
-            "kind of file",
-            "something else",
-            "a regular file",
-        ));
+/// The parts that the entries of both kinds of files share.
+struct FileParts<'a>(&'a str, u64, Digest);
+
+impl<'a> From<&'a LayerEntry> for FileParts<'a> {
+    fn from(entry: &'a LayerEntry) -> Self {
+        Self(&entry.file, entry.size, entry.sha256)
     }
-    check_equal(&origin, "file length", metadata.len(), expected)
 }
 
-/// Bytes that verifying a layer may need. Its largest linear decides: the payload, the decoded indices with their
-/// intermediate copies, and the reconstruction take up to 7 bytes per weight.
-fn memory_need(layer: &LayerEntry) -> u64 {
-    let weights = layer
-        .linears
-        .iter()
-        .map(|l| l.shape[0].saturating_mul(l.shape[1]));
-    weights.max().unwrap_or(0).saturating_mul(7).max(1)
+impl<'a> From<&'a NonLayerEntry> for FileParts<'a> {
+    fn from(entry: &'a NonLayerEntry) -> Self {
+        Self(&entry.file, entry.size, entry.sha256)
+    }
 }

@@ -265,7 +265,7 @@ fn pack_summary(
     let pack = packs::open(&path)?;
     let deleted_layers = count_deleted_layers(plan, &pack);
     let report = match deleted_layers {
-        0 => Some(packs::verify(&path, threads, display)?),
+        0 => Some(packs::verify(&path, threads, None, display)?),
         _ => None,
     };
     Ok(PackSummary {

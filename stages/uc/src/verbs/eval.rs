@@ -110,7 +110,7 @@ fn pack_inputs(
     threads: u32,
     display: &Display,
 ) -> anyhow::Result<BTreeMap<String, External>> {
-    let report = packs::verify(dir, threads, display)?;
+    let report = packs::verify(dir, threads, None, display)?;
     if report.verdict == Verdict::Fail {
         let mut findings = report
             .findings

@@ -2,6 +2,7 @@
 
 use camino::Utf8Path;
 use serde_json::json;
+use uc_input::printable;
 use uc_pack::manifest::Calibration;
 use uc_pack::{Manifest, PackError};
 
@@ -81,7 +82,13 @@ fn overview(dir: &Utf8Path, manifest: &Manifest, fingerprint: &str) -> String {
         let sha256 = sha256.to_string();
         lines.push(format!("{name:<24}{size:>14}  {}…", &sha256[..16]));
     }
-    lines.join("\n") + "\n"
+    escaped(&lines)
+}
+
+/// The lines as one text. Their words come from the pack, so they are escaped.
+fn escaped(lines: &[String]) -> String {
+    let line = |line: &String| format!("{}\n", printable(line));
+    lines.iter().map(line).collect()
 }
 
 /// The calibration windows, what was asked for if that is more, and the texts by name and digest.
@@ -146,9 +153,9 @@ fn show_layer(dir: &Utf8Path, manifest: &Manifest, layer: u32, json: bool) -> an
         let shape = format!("{rows}x{cols}");
         let rank = linear.rank;
         let sha256 = linear.reconstructed_sha256;
+        let name = &linear.name;
         lines.push(format!(
-            "{:<32}{shape:>16}{bpw:>8.4}{rank:>6}  {sha256}",
-            linear.name
+            "{name:<32}{shape:>16}{bpw:>8.4}{rank:>6}  {sha256}"
         ));
     }
     for tensor in &entry.exact {
@@ -158,6 +165,6 @@ fn show_layer(dir: &Utf8Path, manifest: &Manifest, layer: u32, json: bool) -> an
             tensor.name, tensor.dtype, tensor.sha256
         ));
     }
-    print_report(&(lines.join("\n") + "\n"));
+    print_report(&escaped(&lines));
     Ok(())
 }

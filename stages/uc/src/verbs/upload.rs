@@ -5,6 +5,7 @@ use camino::Utf8Path;
 use indicatif::BinaryBytes;
 use serde::Serialize;
 use uc_pack::Manifest;
+use uc_store::output;
 use uc_store::run::RunDir;
 
 use crate::cli::UploadArgs;
@@ -93,7 +94,7 @@ fn dry_run(args: &UploadArgs) -> anyhow::Result<()> {
     match args.json {
         true => print_json(&list),
         false => {
-            print!("{}", list.text());
+            output::print(list.text());
             Ok(())
         }
     }
