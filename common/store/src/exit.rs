@@ -112,9 +112,12 @@ impl ExitCode {
     pub fn of_io(error: &std::io::Error) -> Option<Self> {
         use std::io::ErrorKind;
         match error.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-                Some(Self::DiskFull)
-            }
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some(Self::DiskFull),
+            // From the system: a file would grow beyond what is allowed. From `uc_input`: a file is too large to be read.
+            ErrorKind::FileTooLarge => Some(match error.raw_os_error() {
+                Some(_) => Self::DiskFull,
+                None => Self::BadInput,
+            }),
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Some(Self::Permission),
             _ => None,
         }

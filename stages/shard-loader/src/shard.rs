@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::Context;
 use camino::Utf8Path;
 use uc_hub::{FileId, Hub, RemoteFile};
+use uc_model::source;
 use uc_store::atomic;
 use uc_store::sha::verify_file;
 use uc_store::stage::{Job, StageArgs};
@@ -88,8 +89,9 @@ impl ShardDownloader {
 /// Checks that the shard begins with the header that the run was planned with.
 fn check_header(shard: &Utf8Path) -> anyhow::Result<()> {
     let path = header_path(shard);
-    let header = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
-    let file = std::fs::File::open(shard).with_context(|| format!("cannot open {shard}"))?;
+    let header = uc_input::read(&path, source::MAX_HEADER + 8)
+        .with_context(|| format!("cannot read {path}"))?;
+    let file = uc_input::open(shard).with_context(|| format!("cannot open {shard}"))?;
     let mut beginning = Vec::new();
     let read = file.take(header.len() as u64).read_to_end(&mut beginning);
     read.with_context(|| format!("cannot read {shard}"))?;

@@ -4,6 +4,7 @@
 //! selection of windows. A selection is a function of its arguments alone: the same text, tokenizer, length,
 //! count and seed give the same windows on every machine and in every version.
 
+pub mod bos;
 mod error;
 mod files;
 mod set;

@@ -33,6 +33,14 @@ struct Inspection {
     files: Vec<String>,
     #[serde(default)]
     shards: BTreeMap<String, ShardContent>,
+    /// The repository and commit that the path names, if the folder lies in the Hub's cache.
+    #[serde(default)]
+    repository: Option<String>,
+    #[serde(default)]
+    commit: Option<String>,
+    /// What lies in the folder and is not used, or not as another program would use it.
+    #[serde(default)]
+    warnings: Vec<String>,
 }
 
 /// What `shard-loader fetch` prints.
@@ -66,6 +74,10 @@ pub struct Model {
     pub shards: BTreeMap<String, ShardContent>,
     /// The weight files that are still on the Hub, by file name.
     pub remote: BTreeMap<String, RemoteShard>,
+    /// Whether it was downloaded from the Hub, so that its shards can be downloaded again.
+    pub is_download: bool,
+    /// What the user should know about the folder.
+    warnings: Vec<String>,
 }
 
 /// How much of a Hub model is downloaded before a run.
@@ -104,7 +116,9 @@ impl Model {
         display: &Display,
     ) -> anyhow::Result<Self> {
         if name.exists() || !is_hub_name(name.as_str()) {
-            return Self::inspect(name, programs);
+            let model = Self::inspect(name, DownloadScope::Everything, programs)?;
+            model.show_warnings(display);
+            return Ok(model);
         }
         display.info(&format!(
             "{name} is not a local folder; looking for it on the Hub"
@@ -136,7 +150,8 @@ impl Model {
             );
             failure(ExitCode::StageFailed, message)
         })?;
-        let mut model = Self::inspect(&download.folder, programs)?;
+        let mut model = Self::inspect(&download.folder, scope, programs)?;
+        model.show_warnings(display);
         display.info(&format!(
             "{} at commit {} is in {}",
             download.repository, download.commit, download.folder
@@ -148,17 +163,32 @@ impl Model {
             commit: download.commit,
         });
         model.remote = download.shards;
+        model.is_download = true;
         Ok(model)
     }
 
-    /// Inspects a model folder with the stage program.
-    pub fn inspect(folder: &Utf8Path, programs: &Programs) -> anyhow::Result<Self> {
+    fn show_warnings(&self, display: &Display) {
+        for warning in &self.warnings {
+            display.warn(&uc_input::printable(warning));
+        }
+    }
+
+    /// Inspects a model folder with the stage program. `scope` is what was downloaded of it.
+    fn inspect(
+        folder: &Utf8Path,
+        scope: DownloadScope,
+        programs: &Programs,
+    ) -> anyhow::Result<Self> {
         let path = absolute(folder)?;
         let program = programs
             .find(SHARD_LOADER)
             .map_err(|message| failure(ExitCode::BadPipeline, message))?;
         let arguments = ["inspect".to_owned(), path.to_string()];
-        let output = runner::capture(&program, &arguments, &[])?;
+        let more: &[&str] = match scope {
+            DownloadScope::Everything => &[],
+            DownloadScope::Headers => &["--headers"],
+        };
+        let output = runner::capture(&program, &arguments, more)?;
         Self::from_inspection(path, &output)
     }
 
@@ -214,6 +244,7 @@ impl Model {
             .collect();
         files.sort();
         files.dedup();
+        let origin = inspection.repository.zip(inspection.commit);
         Ok(Self {
             source: ModelSource {
                 name: inspection.name,
@@ -221,11 +252,17 @@ impl Model {
                 layers: inspection.layers,
                 linear_parameters: inspection.linear_parameters,
                 total_parameters: inspection.total_parameters,
-                hub: None,
+                hub: origin.map(|(repository, commit)| HubSource {
+                    repository,
+                    revision: commit.clone(),
+                    commit,
+                }),
             },
             files,
             shards: inspection.shards,
             remote: BTreeMap::new(),
+            is_download: false,
+            warnings: inspection.warnings,
         })
     }
 
