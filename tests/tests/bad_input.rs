@@ -125,10 +125,10 @@ fn a_bad_config_is_refused_with_the_key_and_both_values() {
         set_config(
             model,
             "rope_scaling",
-            serde_json::json!({"rope_type": "dynamic", "factor": 2.0}),
+            serde_json::json!({"rope_type": "proportional", "factor": 2.0}),
         )
     });
-    assert_refused(&case, BAD_INPUT, &["config.json", "dynamic"]);
+    assert_refused(&case, BAD_INPUT, &["config.json", "proportional"]);
     let case = broken(|model| set_config(model, "attention_chunk_size", 8192.into()));
     assert_refused(&case, BAD_INPUT, &["config.json", "attention_chunk_size"]);
     let case = broken(|model| std::fs::write(model.join("config.json"), "{").expect("written"));

@@ -1,18 +1,12 @@
 //! The validated description of a model, and the errors of a `config.json` that cannot be accepted.
 //!
-//! This file holds types and limits only. `load` reads a `config.json`, and each family's own file
+//! This file holds types only. `load` reads a `config.json`, and each family's own file
 //! (see `families`) interprets its keys. All ranges are checked there, once, so that no later code has
 //! to check a dimension again.
 
 use std::path::PathBuf;
 
 use crate::spec::{EmbeddingSpec, HeadSpec, LayerSpec};
-
-/// Largest accepted dimension, head count, context length or vocabulary size.
-/// It keeps every product of two dimensions far below overflow and refuses absurd allocations early.
-pub const MAX_WIDTH: u64 = 1 << 24;
-/// Largest accepted number of layers. File names have three digits for the layer number.
-pub const MAX_LAYERS: u64 = 1000;
 
 /// The description of a model. All dimensions are positive and consistent with each other.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,25 +34,23 @@ pub struct ModelConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{}: cannot read: {source}", path.display())]
+    #[error("{}: cannot read", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// The operating system's error.
         source: std::io::Error,
     },
-    /// The file is too large to be a `config.json`.
-    #[error("{}: {found} bytes, expected at most {expected}", path.display())]
-    TooLarge {
-        /// The file.
+    /// The folder has no `config.json`.
+    #[error("{}: found {found}", path.display())]
+    Missing {
+        /// The folder.
         path: PathBuf,
-        /// Its size in bytes.
-        found: u64,
-        /// The limit in bytes.
-        expected: u64,
+        /// What is there instead, what was expected and what to do.
+        found: String,
     },
     /// The file is not a JSON object.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: expected a JSON object", path.display())]
     Json {
         /// The file.
         path: PathBuf,

@@ -43,6 +43,19 @@ pub enum ModelError {
         /// Elements of the expected shape.
         expected: usize,
     },
+    /// Hidden states overflow.
+    #[error(
+        "layer {layer}: the forward pass of {model} overflows: found {found} in the hidden states, expected values whose \
+         squares can be summed in f32; the weights of this layer or of one before it are damaged or too large"
+    )]
+    Overflow {
+        /// The layer after which it is seen.
+        layer: usize,
+        /// Whose pass it is.
+        model: &'static str,
+        /// The value that is largest, or not a number.
+        found: f32,
+    },
     /// The token windows of a batch do not all have the same, non-zero length.
     #[error(
         "window {index}: found {found} tokens, expected {expected} as in the first window, and at least 1"

@@ -13,7 +13,7 @@ use crate::families::keys::Keys;
 use crate::source;
 
 /// Largest `config.json` that is read, in bytes.
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 impl ModelConfig {
     /// Reads and validates `config.json` of the model folder `dir`. Where checkpoints of a family name
@@ -22,12 +22,19 @@ impl ModelConfig {
     /// # Errors
     /// [`ConfigError`], with file, key, value found and values expected.
     pub fn load(dir: &Path) -> Result<ModelConfig, ConfigError> {
+        let path = dir.join("config.json");
+        if !path.exists() {
+            return Err(ConfigError::Missing {
+                path: dir.to_owned(),
+                found: source::contents::config(dir),
+            });
+        }
         let names = OnceCell::new();
         let has_tensor = |part: &str| {
             let names = names.get_or_init(|| source::tensor_names(dir));
             names.iter().any(|name: &String| name.contains(part))
         };
-        ModelConfig::read(&dir.join("config.json"), &has_tensor)
+        ModelConfig::read(&path, &has_tensor)
     }
 
     /// Reads and validates a `config.json` without its folder; `has_tensor` as in
@@ -39,19 +46,10 @@ impl ModelConfig {
         path: &Path,
         has_tensor: &dyn Fn(&str) -> bool,
     ) -> Result<ModelConfig, ConfigError> {
-        let io = |source| ConfigError::Io {
+        let bytes = uc_input::read(path, MAX_CONFIG_BYTES).map_err(|source| ConfigError::Io {
             path: path.to_owned(),
             source,
-        };
-        let size = std::fs::metadata(path).map_err(io)?.len();
-        if size > MAX_CONFIG_BYTES {
-            return Err(ConfigError::TooLarge {
-                path: path.to_owned(),
-                found: size,
-                expected: MAX_CONFIG_BYTES,
-            });
-        }
-        let bytes = std::fs::read(path).map_err(io)?;
+        })?;
         ModelConfig::from_json(&bytes, path, has_tensor)
     }
 
@@ -76,10 +74,16 @@ impl ModelConfig {
             let names: Vec<_> = FAMILIES.iter().map(|(name, _)| *name).collect();
             return Err(ConfigError::UnsupportedFamily {
                 path: path.to_owned(),
-                found: family.to_owned(),
+                found: family.chars().take(200).collect(),
                 expected: names.join(", "),
             });
         };
+        keys.refuse_quantized()?;
+        keys.refuse_contradictions()?;
+        // Any model can be asked to attend in both directions, whatever its family's fields are.
+        for key in ["is_causal", "causal"] {
+            keys.supports_only(key, true)?;
+        }
         let config = describe(&keys)?;
         keys.refuse_unread()?;
         Ok(config)

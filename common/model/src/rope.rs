@@ -33,6 +33,14 @@ pub enum RopeScaling {
         /// Divisor, above 0.
         factor: f64,
     },
+    /// Dynamic NTK: for windows longer than the context, the base grows with the length of the window, so that the
+    /// lowest frequency is that of the linear scaling by their ratio.
+    Dynamic {
+        /// Scaling per multiple of the context, above 0.
+        factor: f64,
+        /// Longest window, in tokens, that is not scaled.
+        original_context: usize,
+    },
     /// Llama 3.1: low frequencies are divided by `factor`, high ones are kept, those between are interpolated.
     Llama3 {
         /// Divisor of the low frequencies.
@@ -121,6 +129,10 @@ impl RopeSpec {
             .collect();
         match &self.scaling {
             RopeScaling::Default => (base, 1.0),
+            RopeScaling::Dynamic {
+                factor,
+                original_context,
+            } => (self.dynamic(base, *factor, *original_context, length), 1.0),
             RopeScaling::Linear { factor } => {
                 (base.iter().map(|f| f / *factor as f32).collect(), 1.0)
             }
@@ -142,6 +154,21 @@ impl RopeSpec {
                 (divided.collect(), attention_factors[usize::from(is_long)])
             }
         }
+    }
+
+    /// The frequencies `base`, or those of a larger base for windows that are longer than the context. Computed in f32,
+    /// as the reference implementation does.
+    fn dynamic(&self, base: Vec<f32>, factor: f64, context: usize, length: usize) -> Vec<f32> {
+        if length <= context {
+            return base;
+        }
+        let stretch = factor as f32 * length as f32 / context as f32 - (factor - 1.0) as f32;
+        let exponent = self.width as f64 / (self.width as f64 - 2.0);
+        let theta = self.theta as f32 * stretch.powf(exponent as f32);
+        let pairs = 0..self.width / 2;
+        pairs
+            .map(|i| 1.0 / theta.powf((2 * i) as f32 / self.width as f32))
+            .collect()
     }
 
     /// The frequencies `base` scaled by YaRN.
@@ -198,6 +225,37 @@ impl RopeScaling {
         } else {
             let smooth = (context as f32 / wavelength - low as f32) / (high - low) as f32;
             (1.0 - smooth) * frequency / factor as f32 + smooth * frequency
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Expected values: the formula of transformers' `_compute_dynamic_ntk_parameters` in f64.
+    #[test]
+    fn dynamic_scaling_changes_windows_longer_than_the_context_only() {
+        let spec = |scaling| RopeSpec {
+            width: 8,
+            theta: 10_000.0,
+            scaling,
+        };
+        let plain = spec(RopeScaling::Default).frequencies(1);
+        let dynamic = spec(RopeScaling::Dynamic {
+            factor: 2.0,
+            original_context: 128,
+        });
+        for length in [1, 127, 128] {
+            assert_eq!(dynamic.frequencies(length), plain, "{length}");
+        }
+        let (found, attention_factor) = dynamic.frequencies(256);
+        assert_eq!(attention_factor, 1.0);
+        let theta: f64 = 10_000.0 * (2.0_f64 * 256.0 / 128.0 - 1.0).powf(8.0 / 6.0);
+        for (i, found) in found.into_iter().enumerate() {
+            let expected = theta.powf(-(i as f64) / 4.0);
+            let error = (f64::from(found) / expected - 1.0).abs();
+            assert!(error < 1e-6, "pair {i}: {found}, expected {expected}");
         }
     }
 }

@@ -60,15 +60,15 @@ fn assert_refused(cases: impl IntoIterator<Item = Refused>) {
 }
 
 /// A rotary scaling that is not supported.
-fn dynamic_rope() -> Value {
-    json!({"type": "dynamic", "factor": 2.0})
+fn unknown_rope() -> Value {
+    json!({"type": "proportional", "factor": 2.0})
 }
 
 #[test]
 fn unsupported_values_are_refused_by_their_key() {
     let rope_type = "rope_scaling.rope_type";
     assert_refused([
-        ("llama-yarn", "rope_scaling", dynamic_rope(), rope_type),
+        ("llama-yarn", "rope_scaling", unknown_rope(), rope_type),
         refused("llama-plain", "rope_interleaved", json!(true)),
         refused("llama-plain", "hidden_act", json!("tanh")),
         refused("llama-plain", "clip_qkv", json!(8.0)),
@@ -87,6 +87,8 @@ fn unsupported_values_of_latent_attention_and_group_limited_routing_are_refused_
     let rope_dim = "head_dim · partial_rotary_factor";
     assert_refused([
         refused(case, "quantization_config", json!({"quant_method": "fp8"})),
+        refused(case, "n_shared_experts", json!(1_u64 << 59)),
+        refused(case, "n_routed_experts", json!(1 << 20)),
         refused(case, "n_group", json!(3)),
         refused(case, "n_group", json!(8)),
         refused(case, "topk_group", json!(5)),
@@ -98,7 +100,7 @@ fn unsupported_values_of_latent_attention_and_group_limited_routing_are_refused_
         (case, "qk_rope_head_dim", json!(7), rope_dim),
         refused(case, "qk_head_dim", json!(15)),
         refused(case, "partial_rotary_factor", json!(0.5)),
-        (case, "rope_scaling", dynamic_rope(), rope_type),
+        (case, "rope_scaling", unknown_rope(), rope_type),
         refused(case, "rope_scaling.mscale_all_dim", json!(-1)),
         refused(case, "num_nextn_predict_layers", json!(1_000_000)),
     ]);
@@ -116,6 +118,154 @@ fn unsupported_values_of_state_space_models_are_refused_by_their_key() {
         refused("mamba2-plain", "time_step_limit", json!([-1.0, 0.1])),
         refused("mamba2-plain", "time_step_limit", json!([0.0])),
     ]);
+}
+
+#[test]
+fn a_whole_number_that_is_far_too_large_is_refused_or_changes_nothing() {
+    let root = golden("");
+    let mut failures = Vec::new();
+    let mut count = 0;
+    for entry in std::fs::read_dir(root).unwrap() {
+        let case = entry.unwrap().file_name().into_string().unwrap();
+        let config = config_of(&case);
+        let expected = parsed(&config.to_string()).unwrap();
+        for (key, value) in config.as_object().unwrap() {
+            // Bases and factors are numbers that are not counted with.
+            if !value.is_u64()
+                || ["theta", "factor", "base"]
+                    .iter()
+                    .any(|part| key.contains(part))
+            {
+                continue;
+            }
+            for large in [
+                json!(1_u64 << 33),
+                json!(1_u64 << 59),
+                json!(u64::MAX),
+                json!(1e18),
+                json!(-1),
+            ] {
+                let what = format!("{case}, {key} {large}");
+                let mut changed = config.clone();
+                changed[key] = large;
+                match parsed(&changed.to_string()) {
+                    Err(ConfigError::Value { .. }) => count += 1,
+                    Ok(found) if found == expected => {}
+                    Ok(_) => failures.push(format!("{what}: accepted")),
+                    Err(error) => failures.push(format!("{what}: {error}")),
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert!(count > 1000, "{count}");
+}
+
+#[test]
+fn products_of_numbers_are_limited() {
+    assert_refused([
+        refused("mixtral-plain", "num_hidden_layers", json!(1001)),
+        (
+            "mixtral-plain",
+            "num_attention_heads",
+            json!(4096),
+            "num_key_value_heads",
+        ),
+        ("gpt2-plain", "n_embd", json!(1 << 17), "4 · n_embd"),
+        (
+            "mamba-plain",
+            "expand",
+            json!(1 << 17),
+            "expand · hidden_size",
+        ),
+        (
+            "deepseek_v3-plain",
+            "moe_intermediate_size",
+            json!(1 << 18),
+            "n_shared_experts · moe_intermediate_size",
+        ),
+    ]);
+    let mut config = config_of("qwen3_moe-plain");
+    config["num_hidden_layers"] = 1000.into();
+    config["num_experts"] = 4096.into();
+    let error = parsed(&config.to_string()).unwrap_err().to_string();
+    assert!(error.contains("num_experts: found 4096"), "{error}");
+}
+
+#[test]
+fn rotary_settings_that_say_the_same_twice_are_accepted_and_contradictions_refused() {
+    let with = |changes: Value| {
+        let mut config = config_of("llama-yarn");
+        let yarn = config["rope_scaling"].clone();
+        let mut parameters = yarn.clone();
+        parameters["rope_theta"] = config["rope_theta"].clone();
+        config["rope_parameters"] = parameters;
+        for (key, value) in changes.as_object().unwrap() {
+            let path = key.split('.');
+            let slot = path.fold(&mut config, |object, part| &mut object[part]);
+            *slot = value.clone();
+        }
+        parsed(&config.to_string())
+    };
+    let expected = parsed(&config_of("llama-yarn").to_string()).unwrap();
+    assert_eq!(with(json!({})).unwrap(), expected);
+    for (change, refused) in [
+        (json!({"rope_parameters.factor": 3.5}), "rope_scaling"),
+        (
+            json!({"rope_parameters.rope_theta": 77.0}),
+            "rope_parameters.rope_theta",
+        ),
+        (json!({"rope_scaling.rope_type": "linear"}), "rope_scaling"),
+        (
+            json!({"rope_scaling": {"rope_type": "linear", "type": "yarn"}}),
+            "rope_scaling.rope_type",
+        ),
+    ] {
+        match with(change.clone()) {
+            Err(ConfigError::Value { key, .. }) if key == refused => {}
+            other => panic!("{change}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn attention_in_both_directions_and_weights_that_are_quantized_are_refused() {
+    for case in [
+        "llama-plain",
+        "gpt2-plain",
+        "mamba-plain",
+        "qwen3_moe-plain",
+        "gemma3_text-plain",
+    ] {
+        let quantized = json!({"quant_method": "gptq", "bits": 4});
+        assert_refused([
+            refused(case, "is_causal", json!(false)),
+            refused(case, "causal", json!(false)),
+            refused(case, "is_encoder_decoder", json!(true)),
+            refused(case, "use_bidirectional_attention", json!(true)),
+            refused(case, "quantization_config", quantized),
+        ]);
+        parsed(&changed(case, "is_causal", json!(true)).to_string()).unwrap();
+    }
+}
+
+#[test]
+fn two_names_of_one_key_must_agree() {
+    let case = "qwen3_moe-plain";
+    let experts = config_of(case)["num_experts"].clone();
+    let same = changed(case, "num_local_experts", experts);
+    let expected = parsed(&config_of(case).to_string()).unwrap();
+    assert_eq!(parsed(&same.to_string()).unwrap(), expected);
+    let error = parsed(&changed(case, "num_local_experts", json!(3)).to_string()).unwrap_err();
+    assert!(error.to_string().contains("num_local_experts"), "{error}");
+    let mut renamed = config_of(case);
+    let experts = renamed
+        .as_object_mut()
+        .unwrap()
+        .remove("num_experts")
+        .unwrap();
+    renamed["num_local_experts"] = experts;
+    assert_eq!(parsed(&renamed.to_string()).unwrap(), expected);
 }
 
 #[test]
@@ -273,6 +423,13 @@ fn a_folder_opens_with_headers_only_and_reads_tensors_once_their_shard_exists() 
         &bytes[..4],
     ] {
         std::fs::write(&header, wrong).unwrap();
+        std::fs::write(&shard, &bytes).unwrap();
+        let source = SourceFolder::open(&folder).unwrap();
+        assert!(
+            source.tensors().eq(complete.tensors()),
+            "the shard's own header counts"
+        );
+        std::fs::remove_file(&shard).unwrap();
         SourceFolder::open(&folder).unwrap_err();
     }
 }

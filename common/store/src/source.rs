@@ -9,7 +9,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::error::StoreError;
 use crate::plan::{External, ExternalFile};
-use crate::sha::{Hasher, hash_file};
+use crate::sha::{Hasher, Sha256Digest, hash_file};
 
 /// Size and time of the last change (nanoseconds since 1970) of a file.
 fn stamp(path: &Utf8Path) -> Result<(u64, i64), StoreError> {
@@ -74,10 +74,46 @@ pub struct Verified(BTreeMap<Utf8PathBuf, i64>);
 
 /// Checks that the files are those of the plan: by size and time, and by hash if the time differs.
 ///
-/// Shards that are fetched on demand are left out; those that a job reads are checked by [`verify_file`].
+/// Of shards that are fetched on demand, only the headers beside them are checked; the shards that a job reads are checked
+/// by [`verify_file`].
 pub fn verify_external(external: &External, verified: &mut Verified) -> Result<(), StoreError> {
-    let mut files = external.files.iter().filter(|file| file.shard.is_none());
-    files.try_for_each(|file| verify_file(file, verified))
+    external
+        .files
+        .iter()
+        .try_for_each(|file| match &file.shard {
+            None => verify_file(file, verified),
+            Some(shard) => shard.header.as_ref().map_or(Ok(()), |header| {
+                verify_header(&shard_header(&file.path), header, verified)
+            }),
+        })
+}
+
+/// Path of the file that holds the header of a shard.
+pub fn shard_header(shard: &Utf8Path) -> Utf8PathBuf {
+    format!("{shard}.header").into()
+}
+
+/// Checks that the header of a shard is that of the plan. It is hashed once by each process that reads it.
+fn verify_header(
+    path: &Utf8Path,
+    expected: &Sha256Digest,
+    verified: &mut Verified,
+) -> Result<(), StoreError> {
+    let (_, changed) = stamp(path)?;
+    if verified.0.get(path) == Some(&changed) {
+        return Ok(());
+    }
+    let (found, _) = hash_file(path)?;
+    if found != *expected {
+        return Err(StoreError::Changed {
+            path: path.to_owned(),
+            what: "SHA-256",
+            found: found.to_string(),
+            expected: expected.to_string(),
+        });
+    }
+    verified.0.insert(path.to_owned(), changed);
+    Ok(())
 }
 
 /// Checks one file. A file that was downloaded again after the run was planned is hashed once by each process that reads

@@ -7,7 +7,9 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
-use uc_model::forward::{Layer, NoObserver, Weights, WeightsFromFn, windows_per_batch};
+use uc_model::forward::{
+    Layer, NoObserver, Weights, WeightsFromFn, check_states, windows_per_batch,
+};
 use uc_pack::LayerFile;
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
@@ -74,12 +76,20 @@ fn forward_windows<B: Backend, W: Weights<B, Error = anyhow::Error>>(
     output: &mut TensorFileWriter,
 ) -> anyhow::Result<()> {
     let batch = windows_per_batch(BATCH_TOKENS, length);
-    map_rows(hidden, name, batch, output, |values, count, first| {
+    let number = job.layer()? as usize;
+    let model_name = if name == "pack" {
+        "the pack"
+    } else {
+        "the model"
+    };
+    map_rows::<anyhow::Error>(hidden, name, batch, output, |values, count, first| {
         let states = TensorData::new(values, [count, length, width]);
         let x = Tensor::<B, 3>::from_data(states, layer.device());
         let y = layer.forward(x, &mut NoObserver)?.into_data();
         job.progress((done + first + count) as u64, 2 * windows as u64, "windows");
-        y.into_vec().map_err(|error| anyhow::anyhow!("{error:?}"))
+        let y: Vec<f32> = y.into_vec().map_err(|error| anyhow::anyhow!("{error:?}"))?;
+        check_states(&y, width, number, model_name)?;
+        Ok(y)
     })
 }
 

@@ -36,6 +36,10 @@ const COPIED_FILES: [&str; 5] = [
     "pack-special-tokens",
     "pack-generation-config",
 ];
+/// Largest file that is copied, in bytes.
+const MAX_COPIED: u64 = uc_input::LARGE_JSON;
+/// Beginning of the names of further outputs of this kind, one for each file that describes the model.
+const DESCRIPTIONS: &str = "pack-description-";
 
 /// Writes the pack's files other than the layers. The manifest and its digest come last.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
@@ -65,7 +69,11 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
 /// Copies config.json and the tokenizer's files, so that the pack is self-contained.
 fn copy_source_files(job: &mut Job<'_>) -> anyhow::Result<Vec<FileEntry>> {
     let mut entries = Vec::new();
-    for output in COPIED_FILES {
+    let names = job.plan().artifacts.keys();
+    let descriptions = names.filter(|name| name.starts_with(DESCRIPTIONS));
+    let outputs = COPIED_FILES.into_iter().map(str::to_owned);
+    let outputs: Vec<String> = outputs.chain(descriptions.cloned()).collect();
+    for output in &outputs {
         // The plan has no such output if the source has no such file.
         let Ok(path) = job.output_path(output) else {
             continue;
@@ -75,8 +83,8 @@ fn copy_source_files(job: &mut Job<'_>) -> anyhow::Result<Vec<FileEntry>> {
             .context("an output without a file name")?
             .to_owned();
         let from = job.plan().model.path.join(&name);
-        let bytes = uc_input::read(&from, uc_input::LARGE_JSON)
-            .with_context(|| format!("cannot read {from}"))?;
+        let bytes =
+            uc_input::read(&from, MAX_COPIED).with_context(|| format!("cannot read {from}"))?;
         let mut file = job.output(output)?;
         file.append(&bytes)?;
         let written = job.commit(output, file)?;

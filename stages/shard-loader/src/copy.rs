@@ -41,7 +41,7 @@ impl TensorCopier {
                 let path = job.plan().model.path.as_std_path();
                 let config = ModelConfig::load(path)?;
                 let source = SourceFolder::open(path)?;
-                source.check(&config)?;
+                source.check(&config)?; // the warnings were given when the run was planned
                 (config, source)
             }
         };

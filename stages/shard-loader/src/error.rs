@@ -1,4 +1,6 @@
-//! Errors of downloads from the Hub, and their exit codes.
+//! Errors of model folders and of downloads from the Hub, and their exit codes.
+
+use std::path::PathBuf;
 
 use camino::Utf8PathBuf;
 use uc_hub::{CommitId, HubError, RepoName};
@@ -44,6 +46,39 @@ pub enum FetchError {
     },
 }
 
+/// A local model folder that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum InputError {
+    /// An adapter lies beside the weights.
+    #[error(
+        "{}: found an adapter beside the weights, {found}, expected a model alone; merge the adapter into the weights (peft: \
+         merge_and_unload) and save the result, or take the adapter's files away to compress the model without it",
+        path.display()
+    )]
+    Adapter {
+        /// The folder.
+        path: PathBuf,
+        /// The adapter.
+        found: String,
+    },
+    /// Only the header of a shard is there.
+    #[error("{}: found only its header {}, expected the whole file", shard.display(), header.display())]
+    HeaderOnly {
+        /// The shard.
+        shard: PathBuf,
+        /// The file of its header.
+        header: PathBuf,
+    },
+    /// The folder has no tokenizer in the expected form.
+    #[error("{}: found {found}", path.display())]
+    NoTokenizer {
+        /// The folder.
+        path: PathBuf,
+        /// What is there instead, what was expected and what to do.
+        found: String,
+    },
+}
+
 /// The exit code of an error of this module, of the Hub or of the model crate. Errors of this module and of the model
 /// crate are errors in the user's input.
 pub fn exit_code(error: &anyhow::Error) -> Option<ExitCode> {
@@ -51,7 +86,8 @@ pub fn exit_code(error: &anyhow::Error) -> Option<ExitCode> {
         if let Some(error) = cause.downcast_ref::<HubError>() {
             return error.exit_code();
         }
-        cause.is::<FetchError>().then_some(ExitCode::BadInput)
+        let is_input = cause.is::<FetchError>() || cause.is::<InputError>();
+        is_input.then_some(ExitCode::BadInput)
     };
     let model_code =
         || uc_model::error::is_model_error(error.chain()).then_some(ExitCode::BadInput);

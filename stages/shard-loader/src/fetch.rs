@@ -19,8 +19,8 @@ use uc_store::output;
 use uc_store::resources;
 use uc_store::stage;
 
+use crate::descriptions::{self, METADATA_FILES};
 use crate::error::FetchError;
-use crate::inspect::METADATA_FILES;
 use crate::model_store::ModelStore;
 use crate::remote::{PROGRESS_INTERVAL, RetryArgs, connect, header_path};
 
@@ -158,12 +158,21 @@ impl<'a> Download<'a> {
 
     /// Downloads all files but the weights; returns the weight files.
     fn metadata(&mut self) -> anyhow::Result<Vec<&'a RemoteFile>> {
-        let metadata: Vec<_> = METADATA_FILES
+        let names = METADATA_FILES.iter().map(|name| (*name).to_owned());
+        let top_level = self
+            .snapshot
+            .files
             .iter()
-            .filter_map(|name| self.find(name))
-            .collect();
+            .filter(|file| !file.path.contains('/'));
+        let described = descriptions::select(top_level.map(|file| (file.path.clone(), file.size)));
+        let names = names.chain(described.carried);
+        let metadata: Vec<_> = names.filter_map(|name| self.find(&name)).collect();
         if !metadata.iter().any(|file| file.path == "config.json") {
             return Err(self.unusable("no config.json".into(), "a model"));
+        }
+        if self.find("adapter_config.json").is_some() {
+            let found = "adapter_config.json beside the weights".into();
+            return Err(self.unusable(found, "a model without an adapter; merge it first"));
         }
         self.progress.total = total_size(&metadata);
         for file in metadata {

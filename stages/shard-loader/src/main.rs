@@ -7,6 +7,7 @@
 
 mod copy;
 mod describe;
+mod descriptions;
 mod error;
 mod fetch;
 mod inspect;
@@ -22,6 +23,7 @@ use uc_store::output;
 use uc_store::stage::{self, Job, Program, Task};
 
 use crate::copy::{Part, TensorCopier};
+use crate::inspect::Shards;
 use crate::shard::ShardDownloader;
 
 const PROGRAM: Program = Program {
@@ -38,6 +40,9 @@ enum Verb {
     Inspect {
         /// The model folder
         model: PathBuf,
+        /// Accept headers in place of shards: the folder was downloaded with `fetch --headers`
+        #[arg(long)]
+        headers: bool,
     },
     /// Describe a model from its config.json, without weights, as JSON
     Describe {
@@ -71,7 +76,13 @@ fn main() -> std::process::ExitCode {
         Task::new("layer", "Copy the tensors of one layer", copy(Part::Layer)),
     ];
     stage::run_with_verbs(PROGRAM, tasks, |verb| match verb {
-        Verb::Inspect { model } => say(inspect::inspect(&model)),
+        Verb::Inspect { model, headers } => {
+            let shards = match headers {
+                true => Shards::Headers,
+                false => Shards::Present,
+            };
+            say(inspect::inspect(&model, shards))
+        }
         Verb::Describe {
             config,
             index,

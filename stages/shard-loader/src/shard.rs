@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::Context;
 use camino::Utf8Path;
 use uc_hub::{FileId, Hub, RemoteFile};
+use uc_model::source;
 use uc_store::atomic;
 use uc_store::plan::SOURCE;
 use uc_store::sha::verify_file;
@@ -92,7 +93,7 @@ impl ShardDownloader {
 /// Checks that the shard begins with the header that the run was planned with.
 fn check_header(shard: &Utf8Path) -> anyhow::Result<()> {
     let path = header_path(shard);
-    let header = uc_input::read(&path, uc_input::LARGE_JSON)
+    let header = uc_input::read(&path, source::MAX_HEADER + 8)
         .with_context(|| format!("cannot read {path}"))?;
     let file = uc_input::open(shard).with_context(|| format!("cannot open {shard}"))?;
     let mut beginning = Vec::new();

@@ -4,17 +4,18 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Context;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
-use uc_model::forward::{Layer, WeightsFromFn, windows_per_batch};
+use uc_model::forward::{Layer, WeightsFromFn, check_states, windows_per_batch};
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
 use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile};
 
 use crate::input_moments::InputMoments;
-use crate::states::{activation_values, hidden_dims, source_weights};
+use crate::states::{hidden_dims, source_weights};
 use crate::token_weights::sqrt_token_weights;
 
 /// Number of tokens in a batch. It affects the bits of the result, because sums are accumulated batch by batch.
@@ -87,7 +88,7 @@ impl OnDevice for ForwardPass<'_, '_> {
             BATCH_TOKENS
         };
         let batch = windows_per_batch(batch_tokens, length);
-        map_rows(
+        map_rows::<anyhow::Error>(
             &hidden,
             "hidden",
             batch,
@@ -97,12 +98,16 @@ impl OnDevice for ForwardPass<'_, '_> {
                 let x = Tensor::<B, 3>::from_data(data, &device);
                 moments.begin_batch(first * length);
                 let y = layer.forward(x, &mut moments)?;
+                let y = y.into_data().into_vec();
+                let y: Vec<f32> = y.map_err(|error| anyhow::anyhow!("{error:?}"))?;
+                check_states(&y, width, index, "the model")?;
                 moments.check_batch()?;
                 job.progress((first + count) as u64, windows as u64, "windows");
-                activation_values(y)
+                Ok(y)
             },
         )?;
         job.commit_tensors(states, output)?;
-        moments.write::<B>(job, statistics, &device)
+        let written = moments.write::<B>(job, statistics, &device);
+        written.with_context(|| format!("layer {index}"))
     }
 }

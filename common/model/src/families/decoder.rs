@@ -66,6 +66,7 @@ impl DecoderDims {
             let expected = format!("a divisor of num_attention_heads, {heads}");
             return Err(keys.invalid("num_key_value_heads", kv_heads, expected));
         }
+        keys.product("num_attention_heads · head_dim", [heads, head_dim])?;
         Ok(DecoderDims {
             hidden,
             layers: keys.layers("num_hidden_layers")?,

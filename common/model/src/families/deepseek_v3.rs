@@ -9,7 +9,7 @@
 use super::decoder::{DecoderDims, TieDefault, norm};
 use super::keys::Keys;
 use super::rope::{mscale_all_dim, yarn_mscale};
-use crate::config::{ConfigError, MAX_LAYERS, ModelConfig};
+use crate::config::{ConfigError, ModelConfig};
 use crate::rope::{RopeScaling, RopeSpec};
 use crate::spec::{
     ExpertsSpec, LatentAttentionSpec, LatentSpec, Mixer, NormKind, Projection, Routing,
@@ -39,10 +39,6 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let mtp_layers = keys
         .optional_count("num_nextn_predict_layers")?
         .unwrap_or(0);
-    if mtp_layers as u64 > MAX_LAYERS {
-        let expected = format!("at most {MAX_LAYERS}");
-        return Err(keys.invalid("num_nextn_predict_layers", mtp_layers, expected));
-    }
     let mtp_layers = dims.layers..dims.layers + mtp_layers;
     model.ignored_prefixes = mtp_layers
         .map(|layer| format!("model.layers.{layer}."))
@@ -55,7 +51,15 @@ fn attention(keys: &Keys<'_>, dims: &DecoderDims) -> Result<LatentAttentionSpec,
     let bias = keys.flag("attention_bias")?;
     let (nope_dim, rope_dim) = (keys.size("qk_nope_head_dim")?, dims.head_dim);
     keys.supports_only("qk_head_dim", nope_dim + rope_dim)?;
+    keys.product(
+        "num_attention_heads · (qk_nope_head_dim + qk_rope_head_dim)",
+        [heads, nope_dim + rope_dim],
+    )?;
     let (v_head_dim, kv_rank) = (keys.size("v_head_dim")?, keys.size("kv_lora_rank")?);
+    keys.product(
+        "num_attention_heads · (qk_nope_head_dim + v_head_dim)",
+        [heads, nope_dim + v_head_dim],
+    )?;
     let rope = dims.rope(keys)?;
     if rope.width != rope_dim {
         let expected = format!("{rope_dim} rotary elements, all of qk_rope_head_dim");
@@ -118,7 +122,7 @@ fn experts(keys: &Keys<'_>, dims: &DecoderDims) -> Result<ExpertsSpec, ConfigErr
     keys.supports_only("topk_method", "noaux_tc")?;
     keys.supports_only("moe_layer_freq", 1)?;
     let activation = keys.activation("hidden_act")?;
-    let count = keys.size("n_routed_experts")?;
+    let count = keys.experts("n_routed_experts", dims.layers)?;
     let ffn = keys.size("moe_intermediate_size")?;
     let groups = keys.size("n_group")?;
     // Groups are ranked by their two best experts.
@@ -128,9 +132,10 @@ fn experts(keys: &Keys<'_>, dims: &DecoderDims) -> Result<ExpertsSpec, ConfigErr
         return Err(keys.invalid("n_group", groups, expected));
     }
     let topk_group = keys.size_at_most("topk_group", groups)?;
-    let shared = keys
-        .optional_count("n_shared_experts")?
-        .filter(|&count| count > 0);
+    let shared = match keys.optional_count("n_shared_experts")?.unwrap_or(0) {
+        0 => None,
+        count => Some(keys.product("n_shared_experts · moe_intermediate_size", [count, ffn])?),
+    };
     Ok(ExpertsSpec {
         router: Projection::new("mlp.gate", count, dims.hidden, false),
         top_k: keys.size_at_most("num_experts_per_tok", topk_group * (count / groups))?,
@@ -142,6 +147,6 @@ fn experts(keys: &Keys<'_>, dims: &DecoderDims) -> Result<ExpertsSpec, ConfigErr
             scale: keys.number_above("routed_scaling_factor", 0.0)?,
         },
         experts: dims.experts(keys, [count, ffn], activation),
-        shared: shared.map(|shared| dims.shared_experts(shared * ffn, activation)),
+        shared: shared.map(|ffn| dims.shared_experts(ffn, activation)),
     })
 }

@@ -2,6 +2,7 @@
 
 use super::decoder::{DecoderDims, TieDefault, norm};
 use super::keys::Keys;
+use super::rope::RopeDefaults;
 use crate::config::{ConfigError, ModelConfig};
 use crate::rope::RopeSpec;
 use crate::spec::{AttentionSpec, BlockSpec, Mixer, NormKind, QkNorm};
@@ -51,26 +52,32 @@ pub(super) fn gemma3_text(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     Ok(model)
 }
 
-/// The rotary embeddings of layers with full attention and of layers with a sliding window.
+/// The rotary embeddings of layers with full attention and of layers with a sliding window. Files of transformers 5 have
+/// one object for each of the two.
 fn ropes(keys: &Keys<'_>, dims: &DecoderDims) -> Result<[RopeSpec; 2], ConfigError> {
+    let defaults = |theta| RopeDefaults {
+        theta,
+        fraction: None,
+        default_fraction: 1.0,
+    };
+    let theta = keys.optional_number_above("rope_theta", 1.0)?;
+    let local = keys.optional_number_above("rope_local_base_freq", 1.0)?;
     if let Some(by_type) = keys.optional_object("rope_parameters")? {
-        let rope_of_type = |kind| dims.rope_from(keys, by_type.optional_object(kind)?, None);
+        let rope_of_type = |kind, theta| {
+            let settings = by_type.optional_object(kind)?;
+            dims.rope_from(keys, settings.as_ref(), defaults(theta))
+        };
         let ropes = [
-            rope_of_type("full_attention")?,
-            rope_of_type("sliding_attention")?,
+            rope_of_type("full_attention", theta)?,
+            rope_of_type("sliding_attention", local)?,
         ];
         by_type.refuse_unread()?;
         return Ok(ropes);
     }
-    let theta = keys
-        .optional_number_above("rope_theta", 1.0)?
-        .unwrap_or(1e6);
-    let local = keys
-        .optional_number_above("rope_local_base_freq", 1.0)?
-        .unwrap_or(1e4);
+    let scaling = keys.optional_object("rope_scaling")?;
     Ok([
-        dims.rope_from(keys, keys.optional_object("rope_scaling")?, Some(theta))?,
-        dims.rope_from(keys, None, Some(local))?,
+        dims.rope_from(keys, scaling.as_ref(), defaults(theta.or(Some(1e6))))?,
+        dims.rope_from(keys, None, defaults(local.or(Some(1e4))))?,
     ])
 }
 

@@ -13,7 +13,10 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     if !hidden.is_multiple_of(heads) {
         return Err(keys.invalid("n_embd", hidden, format!("a multiple of n_head, {heads}")));
     }
-    let ffn = keys.optional_size("n_inner")?.unwrap_or(4 * hidden);
+    let ffn = match keys.optional_size("n_inner")? {
+        Some(ffn) => ffn,
+        None => keys.product("4 · n_embd", [4, hidden])?,
+    };
     let eps = keys
         .optional_number_above("layer_norm_epsilon", 0.0)?
         .unwrap_or(1e-5);

@@ -2,8 +2,9 @@
 
 use super::decoder::{DecoderDims, TieDefault, norm};
 use super::keys::Keys;
+use super::rope::RopeDefaults;
 use crate::config::{ConfigError, ModelConfig};
-use crate::rope::{RopeScaling, RopeSpec};
+use crate::rope::RopeSpec;
 use crate::spec::{
     AttentionSpec, BlockSpec, EmbeddingSpec, HeadSpec, LayerSpec, Mixer, MlpInput, MlpSpec,
     NormKind, Projection, QkvSpec,
@@ -69,17 +70,17 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     })
 }
 
-/// The rotary embedding from the keys of this family, or from those of transformers 5.
+/// The rotary embedding. Older files have names of this family (`rotary_pct`, `rotary_emb_base`), files of transformers 4
+/// both these and the usual names, and files of transformers 5 an object `rope_parameters`.
 fn rope(keys: &Keys<'_>, dims: &DecoderDims) -> Result<RopeSpec, ConfigError> {
-    let fraction = keys.optional_number_above("rotary_pct", 0.0)?;
-    let theta = keys.optional_number_above("rotary_emb_base", 1.0)?;
-    keys.supports_only("rope_scaling", serde_json::Value::Null)?;
-    match keys.optional_object("rope_parameters")? {
-        Some(settings) => dims.rope_from(keys, Some(settings), theta),
-        None => Ok(RopeSpec {
-            width: (dims.head_dim as f64 * fraction.unwrap_or(0.25)) as usize / 2 * 2,
-            theta: theta.unwrap_or(1e4),
-            scaling: RopeScaling::Default,
-        }),
-    }
+    let theta = keys.same_number_above(["rope_theta", "rotary_emb_base"], 1.0)?;
+    let fraction = keys.same_number_above(["partial_rotary_factor", "rotary_pct"], 0.0)?;
+    dims.rope_with(
+        keys,
+        RopeDefaults {
+            theta,
+            fraction,
+            default_fraction: 0.25,
+        },
+    )
 }

@@ -16,7 +16,7 @@ pub(super) fn dense(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
 pub(super) fn mixture(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let dims = DecoderDims::read(keys)?;
     let activation = keys.activation("hidden_act")?;
-    let experts = keys.size("num_local_experts")?;
+    let experts = keys.experts("num_local_experts", dims.layers)?;
     let hidden_ffn = [dims.hidden, dims.ffn];
     let expert_spec = |index| {
         let tensors = [

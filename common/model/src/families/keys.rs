@@ -1,105 +1,30 @@
 //! Reads a `config.json` key by key and remembers which keys were read.
 //!
-//! A key that the family does not read is refused at the end, unless it is known not to influence the
-//! forward pass or has a value that means "unused" (`null`, `false`, `0`, empty). Otherwise the forward
-//! pass could silently differ from the one in training, and every later check would still pass.
+//! A key that the family does not read is refused at the end, unless [`harmless`](super::harmless) knows that it does not
+//! influence the forward pass. Otherwise the forward pass could silently differ from the one in training, and every
+//! later check would still pass.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Map, Value};
+use uc_input::printable;
 
 use super::floats::float;
-use crate::config::{ConfigError, MAX_LAYERS, MAX_WIDTH};
+use super::harmless::{self, aliases, other_names, same};
+use super::limits::{MAX_ALL_EXPERTS, MAX_LAYERS, MAX_WIDTH, limit};
+use crate::config::ConfigError;
 use crate::spec::Activation;
 
-/// Keys that do not influence the forward pass of any family: provenance of the file, initialization and
-/// training, text generation.
-const IRRELEVANT_KEYS: [&str; 64] = [
-    "add_cross_attention",
-    "architectures",
-    "attn_implementation",
-    "auto_map",
-    "custom_pipelines",
-    "dtype",
-    "finetuning_task",
-    "id2label",
-    "is_decoder",
-    "is_encoder_decoder",
-    "is_llama_config", // written by the conversion of SmolLM2
-    "keys_to_ignore_at_inference",
-    "label2id",
-    "license",
-    "max_length",
-    "model_max_length",
-    "model_type",
-    "n_ctx",
-    "pad_vocab_size_multiple",
-    "problem_type",
-    "return_dict",
-    "return_dict_in_generate",
-    "task_specific_params",
-    "tf_legacy_loss",
-    "tokenizer_class",
-    "torch_dtype",
-    "torchscript",
-    "transformers.js_config",
-    "transformers_version",
-    "use_bfloat16",
-    "use_cache",
-    "use_flash_attn",
-    "use_mambapy",
-    // initialization and training
-    "chunk_size_feed_forward",
-    "gradient_checkpointing",
-    "neftune_noise_alpha",
-    "pretraining_tp",
-    "pruned_heads",
-    "rescale_layer",
-    "rescale_prenorm_residual",
-    "tie_encoder_decoder",
-    "time_step_floor",
-    "time_step_init_scheme",
-    "time_step_max",
-    "time_step_min",
-    "time_step_scale",
-    // generation
-    "bad_words_ids",
-    "diversity_penalty",
-    "do_sample",
-    "early_stopping",
-    "length_penalty",
-    "max_new_tokens",
-    "min_length",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
-    "num_beams",
-    "num_return_sequences",
-    "prefix",
-    "remove_invalid_values",
-    "repetition_penalty",
-    "temperature",
-    "top_k",
-    "top_p",
-    "typical_p",
-];
-/// Prefixes of such keys.
-const IRRELEVANT_PREFIXES: [&str; 5] = ["_", "output_", "router_z_loss", "summary_", "unsloth_"];
-/// Suffixes of such keys.
-const IRRELEVANT_SUFFIXES: [&str; 7] = [
-    "_token_id",
-    "_dropout",
-    "_dropout_prob",
-    "_pdrop",
-    "_jitter_noise",
-    "_loss_coef",
-    "initializer_range",
-];
+/// Characters of a value that an error shows, at most.
+const MAX_SHOWN: usize = 200;
 
 /// The keys of a `config.json`, or of an object in it.
 pub(crate) struct Keys<'a> {
     path: &'a Path,
+    /// `model_type` of the file.
+    family: &'a str,
     /// Names of the enclosing objects, each followed by a dot.
     prefix: String,
     map: &'a Map<String, Value>,
@@ -116,8 +41,10 @@ impl<'a> Keys<'a> {
         map: &'a Map<String, Value>,
         has_tensor: &'a dyn Fn(&str) -> bool,
     ) -> Self {
+        let family = map.get("model_type").and_then(Value::as_str);
         Keys {
             path,
+            family: family.unwrap_or_default(),
             prefix: String::new(),
             map,
             has_tensor,
@@ -130,10 +57,47 @@ impl<'a> Keys<'a> {
         (self.has_tensor)(part)
     }
 
-    /// The value of `key`. A `null` counts as absent.
+    /// The value of `key`, under this or another of its names. A `null` counts as absent.
     fn value(&self, key: &str) -> Option<&'a Value> {
-        self.read.borrow_mut().insert(key.to_owned());
-        self.map.get(key).filter(|value| !value.is_null())
+        let mut read = self.read.borrow_mut();
+        read.insert(key.to_owned());
+        let others = match self.prefix.is_empty() {
+            true => other_names(self.family, key),
+            false => Vec::new(),
+        };
+        read.extend(others.iter().map(|name| (*name).to_owned()));
+        let mut names = std::iter::once(key).chain(others);
+        names.find_map(|name| self.map.get(name).filter(|value| !value.is_null()))
+    }
+
+    /// Whether the file has `key`, be it `null`.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.map.contains_key(key)
+    }
+
+    /// Refuses weights that are not stored as numbers of their own, which `quantization_config` describes.
+    pub(crate) fn refuse_quantized(&self) -> Result<(), ConfigError> {
+        let key = "quantization_config";
+        let Some(value) = self.value(key) else {
+            return Ok(());
+        };
+        let method = value.get("quant_method").and_then(Value::as_str);
+        let found = method.map_or_else(|| value.to_string(), |method| format!("{method:?}"));
+        let expected = "no quantized weights: convert the model to F32, F16 or BF16 without this key first, or take the \
+                        original";
+        Err(self.invalid(key, found, expected))
+    }
+
+    /// Refuses two names of one key with different values.
+    pub(crate) fn refuse_contradictions(&self) -> Result<(), ConfigError> {
+        for (alias, name) in aliases(self.family) {
+            if let (Some(one), Some(other)) = (self.map.get(alias), self.map.get(name))
+                && !(one.is_null() || other.is_null() || same(one, other))
+            {
+                return Err(self.invalid(alias, one, format!("{other}, as {name} says")));
+            }
+        }
+        Ok(())
     }
 
     /// The error for an unacceptable value of `key`.
@@ -143,10 +107,15 @@ impl<'a> Keys<'a> {
         found: impl ToString,
         expected: impl Into<String>,
     ) -> ConfigError {
+        let mut found = printable(&found.to_string()).into_owned();
+        if let Some((end, _)) = found.char_indices().nth(MAX_SHOWN) {
+            found.truncate(end);
+            found += "...";
+        }
         ConfigError::Value {
             path: self.path.to_owned(),
-            key: format!("{}{key}", self.prefix),
-            found: found.to_string(),
+            key: printable(&format!("{}{key}", self.prefix)).into_owned(),
+            found,
             expected: expected.into(),
         }
     }
@@ -188,7 +157,28 @@ impl<'a> Keys<'a> {
 
     /// As [`Keys::size`] for a key that may be absent.
     pub(super) fn optional_size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
-        self.count(key, MAX_WIDTH)
+        self.count(key, limit(key))
+    }
+
+    /// Number of experts of each of `layers` layers.
+    pub(super) fn experts(&self, key: &str, layers: usize) -> Result<usize, ConfigError> {
+        let count = self.size(key)?;
+        match count as u64 * layers as u64 <= MAX_ALL_EXPERTS {
+            true => Ok(count),
+            false => {
+                let expected = format!("at most {MAX_ALL_EXPERTS} experts in all {layers} layers");
+                Err(self.invalid(key, count, expected))
+            }
+        }
+    }
+
+    /// The product of two sizes, at most the largest width. `name` says in the error what was multiplied.
+    pub(super) fn product(&self, name: &str, factors: [usize; 2]) -> Result<usize, ConfigError> {
+        let [one, other] = factors;
+        let product = one.checked_mul(other);
+        let product = product.filter(|product| *product as u64 <= MAX_WIDTH);
+        let expected = || format!("a product of at most {MAX_WIDTH}");
+        product.ok_or_else(|| self.invalid(name, format!("{one} · {other}"), expected()))
     }
 
     /// As [`Keys::size`], at most `max`.
@@ -202,8 +192,10 @@ impl<'a> Keys<'a> {
 
     /// A whole number, 0 included, if present.
     pub(super) fn optional_count(&self, key: &str) -> Result<Option<usize>, ConfigError> {
-        self.read(key, "a whole number", |value| {
-            value.as_u64().map(|count| count as usize)
+        let max = limit(key);
+        self.read(key, &format!("a whole number of at most {max}"), |value| {
+            let count = value.as_u64().filter(|count| *count <= max);
+            count.map(|count| count as usize)
         })
     }
 
@@ -226,6 +218,24 @@ impl<'a> Keys<'a> {
         self.read(key, &format!("a finite number above {bound}"), |value| {
             value.as_f64().filter(|x| x.is_finite() && *x > bound)
         })
+    }
+
+    /// A finite number greater than `bound` under either of two names, which must not contradict each other.
+    pub(super) fn same_number_above(
+        &self,
+        names: [&str; 2],
+        bound: f64,
+    ) -> Result<Option<f64>, ConfigError> {
+        let [one, other] = names;
+        match [
+            self.optional_number_above(one, bound)?,
+            self.optional_number_above(other, bound)?,
+        ] {
+            [Some(first), Some(second)] if first != second => {
+                Err(self.invalid(one, first, format!("{second}, as {other} says")))
+            }
+            [first, second] => Ok(first.or(second)),
+        }
     }
 
     /// A finite number of at least `min`, if present.
@@ -263,9 +273,12 @@ impl<'a> Keys<'a> {
 
     /// A list of layer indices, if present.
     pub(super) fn optional_indices(&self, key: &str) -> Result<Option<Vec<usize>>, ConfigError> {
-        self.read(key, "a list of whole numbers", |value| {
+        let expected = format!("a list of at most {MAX_LAYERS} whole numbers");
+        self.read(key, &expected, |value| {
             let index = |x: &Value| x.as_u64().map(|x| x as usize);
-            value.as_array()?.iter().map(index).collect()
+            let list = value.as_array()?;
+            let list = (list.len() as u64 <= MAX_LAYERS).then_some(list)?;
+            list.iter().map(index).collect()
         })
     }
 
@@ -296,6 +309,7 @@ impl<'a> Keys<'a> {
         let map = self.read(key, "an object", Value::as_object)?;
         Ok(map.map(|map| Keys {
             path: self.path,
+            family: self.family,
             prefix: format!("{}{key}.", self.prefix),
             map,
             has_tensor: self.has_tensor,
@@ -318,18 +332,14 @@ impl<'a> Keys<'a> {
     }
 
     /// Refuses `key` if it is present with a value other than `supported`.
-    pub(super) fn supports_only(
+    pub(crate) fn supports_only(
         &self,
         key: &str,
         supported: impl Into<Value>,
     ) -> Result<(), ConfigError> {
         let supported = supported.into();
-        let same = |value: &Value| match (value.as_f64(), supported.as_f64()) {
-            (Some(one), Some(other)) => one == other,
-            _ => *value == supported,
-        };
         match self.value(key) {
-            Some(value) if !same(value) => {
+            Some(value) if !same(value, &supported) => {
                 Err(self.invalid(key, value, format!("{supported} or nothing")))
             }
             _ => Ok(()),
@@ -346,26 +356,19 @@ impl<'a> Keys<'a> {
     pub(crate) fn refuse_unread(&self) -> Result<(), ConfigError> {
         let read = self.read.borrow();
         for (key, value) in self.map {
-            let irrelevant = IRRELEVANT_KEYS.contains(&key.as_str())
-                || IRRELEVANT_PREFIXES.iter().any(|part| key.starts_with(part))
-                || IRRELEVANT_SUFFIXES.iter().any(|part| key.ends_with(part));
-            if !read.contains(key) && !irrelevant && !is_inert(value) {
-                let expected = "no such key: it is not supported for this family";
+            // The objects in a file, such as `rope_scaling`, have no fields of a family.
+            let harmless = match self.prefix.is_empty() {
+                true => harmless::is_harmless(self.family, key, value),
+                false => value.is_null() || key.starts_with('_'),
+            };
+            if !read.contains(key) && !harmless {
+                let expected = match self.prefix.is_empty() {
+                    true => harmless::expected(self.family, key),
+                    false => "no such key: it is not supported".into(),
+                };
                 return Err(self.invalid(key, value, expected));
             }
         }
         Ok(())
-    }
-}
-
-/// Whether a value means that the feature is not used.
-fn is_inert(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => text.is_empty(),
-        Value::Array(items) => items.is_empty(),
-        Value::Object(items) => items.is_empty(),
-        Value::Bool(true) => false,
     }
 }

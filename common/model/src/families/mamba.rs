@@ -15,7 +15,7 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let expand = keys.optional_size("expand")?.unwrap_or(2);
     let inner = keys
         .optional_size("intermediate_size")?
-        .unwrap_or(expand * hidden);
+        .unwrap_or(keys.product("expand · hidden_size", [expand, hidden])?);
     let state = keys.optional_size("state_size")?.unwrap_or(16);
     let dt_rank = match keys.optional_string("time_step_rank") {
         Ok(None | Some("auto")) => hidden.div_ceil(16),

@@ -11,11 +11,15 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let (heads, head_dim) = (keys.size("num_heads")?, keys.size("head_dim")?);
     let groups = keys.size("n_groups")?;
     let state = keys.size("state_size")?;
-    let inner = heads * head_dim;
+    let inner = keys.product("num_heads · head_dim", [heads, head_dim])?;
+    keys.product("n_groups · state_size", [groups, state])?;
     for (key, found) in [
         (
             "expand",
-            keys.optional_size("expand")?.unwrap_or(2) * hidden,
+            keys.product(
+                "expand · hidden_size",
+                [keys.optional_size("expand")?.unwrap_or(2), hidden],
+            )?,
         ),
         (
             "intermediate_size",

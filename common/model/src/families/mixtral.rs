@@ -10,7 +10,7 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let dims = DecoderDims::read(keys)?;
     let mut attention = dims.attention([false; 2], dims.rope(keys)?);
     let activation = keys.activation("hidden_act")?;
-    let experts = keys.size("num_local_experts")?;
+    let experts = keys.experts("num_local_experts", dims.layers)?;
     let hidden_ffn = [dims.hidden, dims.ffn];
     let fused = keys.has_tensor_containing("mlp.experts.gate_up_proj");
     let (router, expert_spec): (_, Box<dyn Fn(usize) -> _>) = match fused {

@@ -4,9 +4,10 @@
 //! key that the forward pass depends on and refuses, by name, whatever is not implemented.
 //! `docs/adding-a-model.md` shows how to add a family.
 //!
-//! Shared parts: [`keys`] reads keys and remembers which were read, [`floats`] handles non-finite
-//! numbers, [`decoder`] has the usual dimensions and tensor names, [`experts`] the layouts of expert
-//! weights, [`rope`] the two spellings of the rotary settings.
+//! Shared parts: [`keys`] reads keys and remembers which were read, [`harmless`] knows the keys that need not be
+//! read, [`limits`] the largest accepted numbers, [`floats`] handles non-finite numbers, [`decoder`] has the usual
+//! dimensions and tensor names, [`experts`] the layouts of expert weights, [`rope`] the two spellings of the rotary
+//! settings.
 
 mod decoder;
 mod deepseek_v3;
@@ -16,7 +17,9 @@ mod gemma;
 mod gpt2;
 mod gpt_neox;
 mod granite;
+mod harmless;
 pub(crate) mod keys;
+pub(crate) mod limits;
 mod llama;
 mod mamba;
 mod mamba2;

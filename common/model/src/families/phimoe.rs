@@ -12,7 +12,7 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let bias = keys.flag("attention_bias")?;
     let mut attention = dims.attention([bias; 2], dims.rope(keys)?);
     let activation = keys.activation("hidden_act")?;
-    let experts = keys.size("num_local_experts")?;
+    let experts = keys.experts("num_local_experts", dims.layers)?;
     keys.supports_only("num_experts_per_tok", 2)?;
     if experts < 2 {
         return Err(keys.invalid("num_local_experts", experts, "at least 2"));

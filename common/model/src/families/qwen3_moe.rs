@@ -11,7 +11,7 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let mut attention = attention(keys, &dims)?;
     let activation = keys.activation("hidden_act")?;
     let dense = dims.gated_mlp(activation, false);
-    let experts = keys.size("num_experts")?;
+    let experts = keys.experts("num_experts", dims.layers)?;
     let count_ffn = [experts, keys.size("moe_intermediate_size")?];
     let sparse = ExpertsSpec {
         router: Projection::new("mlp.gate", experts, dims.hidden, false),

@@ -11,40 +11,103 @@ use crate::rope::{RopeScaling, RopeSpec};
 /// `rope_theta` if the file does not specify it.
 const DEFAULT_THETA: f64 = 10_000.0;
 
+/// The rotary settings outside of `rope_scaling` and `rope_parameters`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct RopeDefaults {
+    /// Base of the frequencies, if the file specifies it there.
+    pub(super) theta: Option<f64>,
+    /// The part of a head that is rotated, if the file specifies it there.
+    pub(super) fraction: Option<f64>,
+    /// The part of a head that is rotated if the file does not specify it anywhere.
+    pub(super) default_fraction: f64,
+}
+
+impl RopeDefaults {
+    /// Reads the usual keys.
+    fn read(keys: &Keys<'_>) -> Result<Self, ConfigError> {
+        Ok(RopeDefaults {
+            theta: keys.optional_number_above("rope_theta", 1.0)?,
+            fraction: keys.optional_number_above("partial_rotary_factor", 0.0)?,
+            default_fraction: 1.0,
+        })
+    }
+}
+
 impl DecoderDims {
     /// Base and scaling of the rotary frequencies from either spelling: `rope_theta` with
     /// `rope_scaling`, or `rope_parameters`.
     pub(super) fn rope(&self, keys: &Keys<'_>) -> Result<RopeSpec, ConfigError> {
-        keys.supports_only("rope_interleaved", false)?;
-        let settings = match (
-            keys.optional_object("rope_scaling")?,
-            keys.optional_object("rope_parameters")?,
-        ) {
-            (Some(_), Some(_)) => {
-                let expected = "only one of rope_scaling and rope_parameters";
-                return Err(keys.invalid("rope_scaling", "both", expected));
-            }
-            (old, new) => old.or(new),
-        };
-        let theta = keys.optional_number_above("rope_theta", 1.0)?;
-        self.rope_from(keys, settings, theta)
+        self.rope_with(keys, RopeDefaults::read(keys)?)
     }
 
-    /// The rotary embedding that the object `settings` describes; `theta` is the base if the object has
-    /// none.
+    /// As [`DecoderDims::rope`] for a family that has other names for the keys outside of the objects. A file with both
+    /// objects must say the same in both.
+    pub(super) fn rope_with(
+        &self,
+        keys: &Keys<'_>,
+        defaults: RopeDefaults,
+    ) -> Result<RopeSpec, ConfigError> {
+        keys.supports_only("rope_interleaved", false)?;
+        let kind = keys.optional_string("position_embedding_type")?;
+        if !matches!(kind, None | Some("rope" | "rotary"))
+            || kind.is_none() && keys.has("position_embedding_type")
+        {
+            let found = kind.unwrap_or("null");
+            return Err(keys.invalid("position_embedding_type", found, "rope, or nothing"));
+        }
+        let old = keys.optional_object("rope_scaling")?;
+        let new = keys.optional_object("rope_parameters")?;
+        let (Some(old), Some(new)) = (&old, &new) else {
+            return self.rope_from(keys, old.or(new).as_ref(), defaults);
+        };
+        // `rope_scaling` has no base of its own.
+        let defaults = RopeDefaults {
+            theta: defaults
+                .theta
+                .or(new.optional_number_above("rope_theta", 1.0)?),
+            fraction: defaults
+                .fraction
+                .or(new.optional_number_above("partial_rotary_factor", 0.0)?),
+            ..defaults
+        };
+        let spec = self.rope_from(keys, Some(new), defaults)?;
+        match self.rope_from(keys, Some(old), defaults)? == spec {
+            true => Ok(spec),
+            false => {
+                let expected = "the same settings as in rope_parameters, or only one of the two";
+                Err(keys.invalid(
+                    "rope_scaling",
+                    "other settings than in rope_parameters",
+                    expected,
+                ))
+            }
+        }
+    }
+
+    /// The rotary embedding that the object `settings` describes, if there is one. What it says must agree with what
+    /// the keys outside of it say.
     pub(super) fn rope_from(
         &self,
         keys: &Keys<'_>,
-        settings: Option<Keys<'_>>,
-        theta: Option<f64>,
+        settings: Option<&Keys<'_>>,
+        defaults: RopeDefaults,
     ) -> Result<RopeSpec, ConfigError> {
-        let outer_factor = keys.optional_number_above("partial_rotary_factor", 0.0)?;
-        let (mut inner_theta, mut inner_factor) = (None, None);
-        if let Some(settings) = &settings {
-            inner_theta = settings.optional_number_above("rope_theta", 1.0)?;
-            inner_factor = settings.optional_number_above("partial_rotary_factor", 0.0)?;
-        }
-        let partial_factor = inner_factor.or(outer_factor).unwrap_or(1.0);
+        let merged = |key: &str, bound: f64, outer: Option<f64>| {
+            let Some(settings) = settings else {
+                return Ok(outer);
+            };
+            let inner = settings.optional_number_above(key, bound)?;
+            match (inner, outer) {
+                (Some(inner), Some(outer)) if inner != outer => {
+                    let expected = format!("{outer}, as the file says elsewhere");
+                    Err(settings.invalid(key, inner, expected))
+                }
+                _ => Ok(inner.or(outer)),
+            }
+        };
+        let theta = merged("rope_theta", 1.0, defaults.theta)?;
+        let fraction = merged("partial_rotary_factor", 0.0, defaults.fraction)?;
+        let partial_factor = fraction.unwrap_or(defaults.default_fraction);
         let width = (self.head_dim as f64 * partial_factor) as usize;
         if width == 0 || width > self.head_dim || !width.is_multiple_of(2) {
             let expected = format!("an even number between 2 and head_dim, {}", self.head_dim);
@@ -52,7 +115,7 @@ impl DecoderDims {
         }
         let scaling = match settings {
             Some(settings) => {
-                let scaling = self.scaling(keys, &settings, width)?;
+                let scaling = self.scaling(keys, settings, width)?;
                 settings.refuse_unread()?;
                 scaling
             }
@@ -60,7 +123,7 @@ impl DecoderDims {
         };
         Ok(RopeSpec {
             width,
-            theta: inner_theta.or(theta).unwrap_or(DEFAULT_THETA),
+            theta: theta.unwrap_or(DEFAULT_THETA),
             scaling,
         })
     }
@@ -71,10 +134,19 @@ impl DecoderDims {
         settings: &Keys<'_>,
         width: usize,
     ) -> Result<RopeScaling, ConfigError> {
-        let kind = settings.optional_string("rope_type")?;
-        let kind = kind
-            .or(settings.optional_string("type")?)
-            .unwrap_or("default");
+        let kinds = [
+            settings.optional_string("rope_type")?,
+            settings.optional_string("type")?,
+        ];
+        let kind = match kinds {
+            // An older name of the same method, which transformers keeps beside the new one.
+            [Some("longrope"), Some("su")] => "longrope",
+            [Some(kind), Some(other)] if kind != other => {
+                let expected = format!("{other:?}, as type says");
+                return Err(settings.invalid("rope_type", format!("{kind:?}"), expected));
+            }
+            [kind, other] => kind.or(other).unwrap_or("default"),
+        };
         match kind {
             "default" | "mrope" => Ok(RopeScaling::Default),
             "linear" => Ok(RopeScaling::Linear {
@@ -90,13 +162,32 @@ impl DecoderDims {
                         .number_above("original_max_position_embeddings", 0.0)?,
                 })
             }
+            "dynamic" => self.dynamic(settings, width),
             "yarn" => self.yarn(settings),
             "longrope" | "su" => self.longrope(keys, settings, width),
             other => {
-                let expected = "default, linear, llama3, yarn, longrope or su";
+                let expected = "default, linear, dynamic, llama3, yarn, longrope or su";
                 Err(settings.invalid("rope_type", format!("{other:?}"), expected))
             }
         }
+    }
+
+    /// Dynamic NTK: nothing changes up to the context length; the length in the object is not used by transformers.
+    fn dynamic(&self, settings: &Keys<'_>, width: usize) -> Result<RopeScaling, ConfigError> {
+        let original = settings.optional_size("original_max_position_embeddings")?;
+        if original.is_some_and(|original| original != self.context) {
+            let expected = format!("max_position_embeddings, {}", self.context);
+            let found = original.unwrap_or_default();
+            return Err(settings.invalid("original_max_position_embeddings", found, expected));
+        }
+        if width < 4 {
+            let expected = "at least 4 rotated elements";
+            return Err(settings.invalid("rope_type", format!("dynamic with {width}"), expected));
+        }
+        Ok(RopeScaling::Dynamic {
+            factor: settings.number_above("factor", 0.0)?,
+            original_context: self.context,
+        })
     }
 
     fn yarn(&self, settings: &Keys<'_>) -> Result<RopeScaling, ConfigError> {

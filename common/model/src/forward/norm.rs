@@ -69,10 +69,12 @@ impl<B: Backend> Norm<B> {
         }
     }
 
-    /// `x / sqrt(mean(x²) + eps) · weight`
+    /// `x / sqrt(mean(x²) + eps) · weight`; NaN if the squares overflow, where the formula would give 0 and hide it.
     fn scaled(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let mean_square = (x.clone() * x.clone()).mean_dim(1);
-        let scale = (mean_square + self.eps).sqrt().recip();
+        // 0 · mean_square adds nothing to a finite mean.
+        let nan_on_overflow = mean_square.clone() * 0.0;
+        let scale = (mean_square + self.eps).sqrt().recip() + nan_on_overflow;
         x * scale * self.weight.clone().unsqueeze()
     }
 }

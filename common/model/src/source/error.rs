@@ -3,13 +3,15 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use uc_input::printable;
+
 use super::dtype::SourceDtype;
 
 /// Why weights are refused.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// A file cannot be read.
-    #[error("{}: cannot read: {source}", path.display())]
+    #[error("{}: cannot read", path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -17,10 +19,12 @@ pub enum SourceError {
         source: std::io::Error,
     },
     /// The folder has neither a weight file nor an index.
-    #[error("{}: found neither model.safetensors nor model.safetensors.index.json", path.display())]
+    #[error("{}: found {found}", path.display())]
     NoWeights {
         /// The folder.
         path: PathBuf,
+        /// What is there instead, what was expected and what to do.
+        found: String,
     },
     /// The file ends before its header does.
     #[error("{}: truncated: found {found} bytes, but the header alone takes {expected}", path.display())]
@@ -43,7 +47,7 @@ pub enum SourceError {
         expected: u64,
     },
     /// The header is not valid JSON, or not a header (wrong types, unknown element types).
-    #[error("{}: invalid header: {source}", path.display())]
+    #[error("{}: invalid header", path.display())]
     HeaderJson {
         /// The file.
         path: PathBuf,
@@ -117,22 +121,12 @@ pub enum SourceError {
         other: PathBuf,
     },
     /// The index is not valid JSON, or not an index.
-    #[error("{}: invalid index: {source}", path.display())]
+    #[error("{}: invalid index", path.display())]
     IndexJson {
         /// The index.
         path: PathBuf,
         /// Position and reason.
         source: serde_json::Error,
-    },
-    /// The index is too large.
-    #[error("{}: {found} bytes, expected at most {expected}", path.display())]
-    IndexTooLarge {
-        /// The index.
-        path: PathBuf,
-        /// Its size.
-        found: u64,
-        /// The limit.
-        expected: u64,
     },
     /// The index names a shard by something other than a plain file name.
     #[error("{}: tensor {name}: found shard {shard:?}, expected a plain file name", path.display())]
@@ -216,6 +210,47 @@ pub enum SourceError {
         /// All differences.
         findings: Vec<Finding>,
     },
+    /// The weights are quantized.
+    #[error(
+        "{}: found quantized weights in {count} tensors ({name}: {found}), expected F32, F16 or BF16; convert the model \
+         to one of these types first, or take the original",
+        path.display()
+    )]
+    Quantized {
+        /// The folder.
+        path: PathBuf,
+        /// One of the tensors.
+        name: String,
+        /// What it is.
+        found: String,
+        /// Number of such tensors.
+        count: usize,
+    },
+    /// The names of all tensors begin differently.
+    #[error(
+        "{}: found {} before the names of the tensors, expected {}: {count} tensors are missing. The files hold another \
+         class of model than config.json describes (a part of a larger model, or a model without its head); save them \
+         from the AutoModelForCausalLM",
+        path.display(), quoted(found), quoted(expected)
+    )]
+    Prefix {
+        /// The folder.
+        path: PathBuf,
+        /// The prefix of the names.
+        found: String,
+        /// The prefix that they should have.
+        expected: String,
+        /// Number of tensors that are missing under their planned names.
+        count: usize,
+    },
+    /// A name in a file cannot be printed as it is.
+    #[error("{}: found the name {}, expected no control characters", path.display(), printable(name))]
+    Name {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        name: String,
+    },
 }
 
 /// One difference between the tensors of a folder and the plan of the configured model.
@@ -267,9 +302,23 @@ impl fmt::Display for Finding {
     }
 }
 
+/// Findings that are listed, at most.
+const LISTED: usize = 20;
+
 fn list(findings: &[Finding]) -> String {
-    findings
-        .iter()
-        .map(|finding| format!("\n  {finding}"))
-        .collect()
+    let listed = findings.iter().take(LISTED);
+    let mut text: String = listed.map(|finding| format!("\n  {finding}")).collect();
+    if findings.len() > LISTED {
+        let more = findings.len() - LISTED;
+        text += &format!("\n  and {more} more, {} in all", findings.len());
+    }
+    text
+}
+
+/// A prefix in quotation marks.
+fn quoted(prefix: &str) -> String {
+    match prefix {
+        "" => "nothing".into(),
+        prefix => format!("\"{}\"", printable(prefix)),
+    }
 }

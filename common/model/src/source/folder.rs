@@ -1,10 +1,10 @@
 //! An open model folder: its files, what each tensor is and where, and the reading of tensors.
 
-use std::collections::BTreeMap;
-use std::fs::File;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::contents;
 use super::dtype::{self, SourceDtype};
 use super::error::SourceError;
 use super::header;
@@ -13,9 +13,9 @@ use crate::plan::LayerPlan;
 use crate::spec::Stored;
 
 /// Name of the single weight file.
-const SINGLE: &str = "model.safetensors";
+pub(super) const SINGLE: &str = "model.safetensors";
 /// Name of the index of a sharded model.
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// Suffix of the file that holds a shard's header.
 const HEADER: &str = ".header";
 
@@ -62,14 +62,18 @@ pub struct SourceTensor {
 #[derive(Debug)]
 pub struct SourceFolder {
     dir: PathBuf,
-    index: Option<PathBuf>,
+    /// The index and its path, if there is one and no single file.
+    index: Option<(PathBuf, Index)>,
     files: Vec<PathBuf>,
     tensors: BTreeMap<String, TensorInfo>,
+    /// The shards, by index in `files`, of which only the header was read.
+    headers: BTreeSet<usize>,
 }
 
 impl SourceFolder {
     /// Opens the weights of the model folder `dir` and validates every header. As in other loaders, a
-    /// `model.safetensors` takes precedence over an index.
+    /// `model.safetensors` takes precedence over an index. Whether the tensors are where the index says, and whether
+    /// all shards are there, is checked for the tensors of a model by [`SourceFolder::check`].
     ///
     /// # Errors
     /// [`SourceError`], with a variant for every way in which the files can be invalid.
@@ -79,50 +83,53 @@ impl SourceFolder {
             index: None,
             files: Vec::new(),
             tensors: BTreeMap::new(),
+            headers: BTreeSet::new(),
         };
         let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
-        let exists = |path: &Path| path.exists() || header_path(path).exists();
         if exists(&single) {
             folder.add_file(single)?;
         } else if index.exists() {
             let shards = index::read(&index)?;
             for name in shards.file_names() {
                 let path = dir.join(name);
-                if !exists(&path) {
-                    return Err(SourceError::MissingShard {
-                        path: index,
-                        shard: name.to_owned(),
-                    });
+                if exists(&path) {
+                    folder.add_file(path)?;
                 }
-                folder.add_file(path)?;
             }
-            folder.check_index(&shards, &index)?;
-            folder.index = Some(index);
+            folder.index = Some((index, shards));
         } else {
             return Err(SourceError::NoWeights {
                 path: dir.to_owned(),
+                found: contents::weights(dir),
             });
         }
         Ok(folder)
     }
 
-    /// Reads the header of a shard and adds its tensors.
+    /// Reads the header of a shard and adds its tensors. A header of its own is read only if the shard is absent, so that
+    /// it can never replace what the shard says.
     fn add_file(&mut self, path: PathBuf) -> Result<(), SourceError> {
         let io = |source| SourceError::Io {
             path: path.clone(),
             source,
         };
-        let header = header_path(&path);
-        let entries = match File::open(&header) {
-            Ok(file) => header::read_alone(&file, &header)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let file = File::open(&path).map_err(io)?;
+        let number = self.files.len();
+        let entries = match path.exists() {
+            true => {
+                let file = uc_input::open(&path).map_err(io)?;
                 let size = file.metadata().map_err(io)?.len();
                 header::read(&file, size, &path)?
             }
-            Err(error) => return Err(io(error)),
+            false => {
+                let header = header_path(&path);
+                let file = uc_input::open(&header).map_err(|source| SourceError::Io {
+                    path: header.clone(),
+                    source,
+                })?;
+                self.headers.insert(number);
+                header::read_alone(&file, &header)?
+            }
         };
-        let file = self.files.len();
         for entry in entries {
             if let Some(earlier) = self.tensors.get(&entry.name) {
                 return Err(SourceError::DuplicateTensor {
@@ -142,7 +149,7 @@ impl SourceFolder {
                 name: name.clone(),
                 dtype,
                 shape,
-                file,
+                file: number,
                 offset,
                 bytes,
             };
@@ -152,31 +159,24 @@ impl SourceFolder {
         Ok(())
     }
 
-    /// Checks that the index and the opened shards have the same tensors in the same places.
-    fn check_index(&self, index: &Index, path: &Path) -> Result<(), SourceError> {
-        let mismatch = |name: &str, found: &str, expected: &str| SourceError::IndexMismatch {
-            path: path.to_owned(),
-            name: name.to_owned(),
-            found: found.to_owned(),
-            expected: expected.to_owned(),
-        };
-        for (name, shard) in index.tensors() {
-            let info = self.tensors.get(name);
-            let found = info.map_or("no shard", |info| self.shard_name(info.file));
-            if found != shard {
-                return Err(mismatch(name, found, shard));
-            }
-        }
-        let unindexed = |info: &&TensorInfo| index.shard(&info.name).is_none();
-        match self.tensors.values().find(unindexed) {
-            None => Ok(()),
-            Some(info) => Err(mismatch(&info.name, self.shard_name(info.file), "no shard")),
-        }
+    /// The index and its path, if the folder has one that is used.
+    pub(super) fn index(&self) -> Option<(&Path, &Index)> {
+        let index = self.index.as_ref();
+        index.map(|(path, index)| (path.as_path(), index))
     }
 
-    /// File name of the shard with this index in `files`.
-    fn shard_name(&self, file: usize) -> &str {
-        self.files[file]
+    /// The shards of which only the header is there, with the header's path.
+    pub fn shards_without_data(&self) -> impl Iterator<Item = (&Path, PathBuf)> {
+        let paths = self
+            .headers
+            .iter()
+            .map(|&number| self.files[number].as_path());
+        paths.map(|path| (path, header_path(path)))
+    }
+
+    /// File name of the shard that has a tensor.
+    pub(super) fn shard_name(&self, info: &TensorInfo) -> &str {
+        self.files[info.file]
             .file_name()
             .and_then(|name| name.to_str())
             .unwrap_or_default()
@@ -189,7 +189,7 @@ impl SourceFolder {
 
     /// The weight files in order, followed by the index file if there is one.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        let index = self.index.as_deref();
+        let index = self.index().map(|(path, _)| path);
         self.files.iter().map(PathBuf::as_path).chain(index)
     }
 
@@ -324,7 +324,7 @@ impl SourceFolder {
             path: path.clone(),
             source,
         };
-        let file = File::open(path).map_err(io)?;
+        let file = uc_input::open(path).map_err(io)?;
         let mut data = vec![0; bytes as usize];
         file.read_exact_at(&mut data, info.offset + start)
             .map_err(io)?;
@@ -351,9 +351,14 @@ fn transposed(bytes: &[u8], rows: usize, cols: usize, size: usize) -> Vec<u8> {
     out
 }
 
+/// Whether a shard or its header is there.
+fn exists(shard: &Path) -> bool {
+    shard.exists() || header_path(shard).exists()
+}
+
 /// The names of the tensors of the folder `dir`. Empty if nothing can be read: opening the folder reports why.
 pub(crate) fn tensor_names(dir: &Path) -> Vec<String> {
-    if !dir.join(SINGLE).exists()
+    if !exists(&dir.join(SINGLE))
         && let Ok(index) = index::read(&dir.join(INDEX))
     {
         return index.names().map(str::to_owned).collect();

@@ -4,6 +4,7 @@
 //! `dtype`, `shape` and `data_offsets` counted from the end of the header, and an optional
 //! `__metadata__`), then the data, every byte of which belongs to exactly one tensor.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -16,7 +17,7 @@ use super::dtype::SourceDtype;
 use super::error::SourceError;
 
 /// Largest header that the format's own reader accepts, in bytes.
-const MAX_HEADER: u64 = 100_000_000;
+pub const MAX_HEADER: u64 = 100_000_000;
 
 /// A tensor of one file, validated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -169,6 +170,7 @@ fn check_entry(
         shape,
         data_offsets: (begin, end),
     } = wire;
+    check_printable(&name, path)?;
     let product = |total: u128, &dim: &u64| total.saturating_mul(u128::from(dim));
     let expected = shape.iter().fold(u128::from(dtype.size()), product);
     let found = i128::from(end) - i128::from(begin);
@@ -248,5 +250,16 @@ fn check_names(entries: &[Entry], path: &Path) -> Result<(), SourceError> {
             let (path, name) = (path.to_owned(), pair[0].to_owned());
             Err(SourceError::RepeatedName { path, name })
         }
+    }
+}
+
+/// Refuses a name that would not appear in a message as it is.
+pub(super) fn check_printable(name: &str, path: &Path) -> Result<(), SourceError> {
+    match matches!(uc_input::printable(name), Cow::Borrowed(_)) {
+        true => Ok(()),
+        false => Err(SourceError::Name {
+            path: path.to_owned(),
+            name: name.to_owned(),
+        }),
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Component, Path};
 use serde::Deserialize;
 
 use super::error::SourceError;
+use super::header::check_printable;
 
 /// Largest index that is read, in bytes.
 const MAX_INDEX: u64 = 100_000_000;
@@ -29,28 +30,20 @@ pub struct Index {
 /// Reads the index at `path`.
 ///
 /// # Errors
-/// [`SourceError::Io`], [`SourceError::IndexTooLarge`], [`SourceError::IndexJson`], [`SourceError::ShardPath`].
+/// [`SourceError::Io`], [`SourceError::IndexJson`], [`SourceError::Name`], [`SourceError::ShardPath`].
 pub fn read(path: &Path) -> Result<Index, SourceError> {
-    let io = |source| SourceError::Io {
+    let bytes = uc_input::read(path, MAX_INDEX).map_err(|source| SourceError::Io {
         path: path.to_owned(),
         source,
-    };
-    let size = std::fs::metadata(path).map_err(io)?.len();
-    if size > MAX_INDEX {
-        let path = path.to_owned();
-        return Err(SourceError::IndexTooLarge {
-            path,
-            found: size,
-            expected: MAX_INDEX,
-        });
-    }
-    let bytes = std::fs::read(path).map_err(io)?;
+    })?;
     let wire: IndexWire =
         serde_json::from_slice(&bytes).map_err(|source| SourceError::IndexJson {
             path: path.to_owned(),
             source,
         })?;
     for (name, shard) in &wire.weight_map {
+        check_printable(name, path)?;
+        check_printable(shard, path)?;
         if !is_plain_file_name(shard) {
             let (path, name, shard) = (path.to_owned(), name.clone(), shard.clone());
             return Err(SourceError::ShardPath { path, name, shard });

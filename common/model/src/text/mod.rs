@@ -5,6 +5,7 @@
 //! long one is tokenized in excerpts. A selection is a function of its arguments alone: the same text, tokenizer, length,
 //! count and seed give the same windows on every machine and in every version.
 
+pub mod bos;
 mod document;
 mod draw;
 mod error;

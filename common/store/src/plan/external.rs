@@ -76,6 +76,9 @@ pub struct ShardContent {
     pub layers: Vec<u32>,
     /// Whether it holds a tensor of the embeddings, the final norm or the head.
     pub non_layer: bool,
+    /// Digest of the shard's header, which lies beside the shard as `NAME.header` and takes its place while it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header: Option<Sha256Digest>,
 }
 
 /// Which tensors of the source a job reads.
@@ -133,6 +136,7 @@ mod tests {
             shard: shard.map(|(layers, non_layer)| ShardContent {
                 layers: layers.to_vec(),
                 non_layer,
+                header: None,
             }),
         };
         let source = plan.externals.get_mut(SOURCE).expect("source");

@@ -178,6 +178,7 @@ fn a_shard_is_verified_only_for_the_jobs_that_read_it() {
         shard: Some(crate::plan::ShardContent {
             layers: vec![1],
             non_layer: false,
+            header: None,
         }),
     });
     let load = plan.stages.iter_mut().find(|stage| stage.name == "load");

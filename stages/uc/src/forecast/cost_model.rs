@@ -288,6 +288,7 @@ impl<'a> CostModel<'a> {
             }
             // Copies of files that a configuration does not describe; they are not counted.
             ("pack-tokenizer" | "pack-tokenizer-config" | "pack-special-tokens", _) => 0.0,
+            (name, _) if name.starts_with("pack-description") => 0.0,
             ("hub-repository" | "remote-layer" | "model-card" | "remote-pack", _) => SMALL_FILE,
             _ => return None,
         };

@@ -38,6 +38,14 @@ struct Inspection {
     files: Vec<String>,
     #[serde(default)]
     shards: BTreeMap<String, ShardContent>,
+    /// The repository and commit that the path names, if the folder lies in the Hub's cache.
+    #[serde(default)]
+    repository: Option<String>,
+    #[serde(default)]
+    commit: Option<String>,
+    /// What lies in the folder and is not used, or not as another program would use it.
+    #[serde(default)]
+    warnings: Vec<String>,
 }
 
 /// What `shard-loader fetch` prints.
@@ -71,6 +79,10 @@ pub struct Model {
     pub shards: BTreeMap<String, ShardContent>,
     /// The weight files that are still on the Hub, by file name.
     pub remote: BTreeMap<String, RemoteShard>,
+    /// Whether it was downloaded from the Hub, so that its shards can be downloaded again.
+    pub is_download: bool,
+    /// What the user should know about the folder.
+    warnings: Vec<String>,
 }
 
 /// How much of a Hub model is downloaded before a run.
@@ -133,11 +145,8 @@ impl Model {
         programs: &Programs,
         display: &Display,
     ) -> anyhow::Result<Self> {
-        if name.exists() || !is_hub_name(name.as_str()) {
-            return Self::inspect(name, programs);
-        }
-        if let Some(message) = mistyped_path(name) {
-            return Err(failure(ExitCode::BadInput, message));
+        if is_local(name)? {
+            return Self::inspect_local(name, programs, display);
         }
         let folder = std::env::var(MODELS_FOLDER.0)
             .ok()
@@ -153,13 +162,20 @@ impl Model {
         programs: &Programs,
         display: &Display,
     ) -> anyhow::Result<Self> {
-        if name.exists() || !is_hub_name(name.as_str()) {
-            return Self::inspect(name, programs);
-        }
-        if let Some(message) = mistyped_path(name) {
-            return Err(failure(ExitCode::BadInput, message));
+        if is_local(name)? {
+            return Self::inspect_local(name, programs, display);
         }
         Self::download(name, DownloadScope::Headers, scratch, programs, display)
+    }
+
+    fn inspect_local(
+        name: &Utf8Path,
+        programs: &Programs,
+        display: &Display,
+    ) -> anyhow::Result<Self> {
+        let model = Self::inspect(name, DownloadScope::Everything, programs)?;
+        model.show_warnings(display);
+        Ok(model)
     }
 
     /// Downloads a model of the Hub to a folder of models.
@@ -204,7 +220,8 @@ impl Model {
             );
             failure(ExitCode::StageFailed, message)
         })?;
-        let mut model = Self::inspect(&download.folder, programs)?;
+        let mut model = Self::inspect(&download.folder, scope, programs)?;
+        model.show_warnings(display);
         display.info(&format!(
             "{} at commit {} is in {}",
             download.repository, download.commit, download.folder
@@ -216,17 +233,32 @@ impl Model {
             commit: download.commit,
         });
         model.remote = download.shards;
+        model.is_download = true;
         Ok(model)
     }
 
-    /// Inspects a model folder with the stage program.
-    pub fn inspect(folder: &Utf8Path, programs: &Programs) -> anyhow::Result<Self> {
+    fn show_warnings(&self, display: &Display) {
+        for warning in &self.warnings {
+            display.warn(&uc_input::printable(warning));
+        }
+    }
+
+    /// Inspects a model folder with the stage program. `scope` is what was downloaded of it.
+    fn inspect(
+        folder: &Utf8Path,
+        scope: DownloadScope,
+        programs: &Programs,
+    ) -> anyhow::Result<Self> {
         let path = absolute(folder)?;
         let program = programs
             .find(SHARD_LOADER)
             .map_err(|message| failure(ExitCode::BadPipeline, message))?;
         let arguments = ["inspect".to_owned(), path.to_string()];
-        let output = runner::capture(&program, &arguments, &[])?;
+        let more: &[&str] = match scope {
+            DownloadScope::Everything => &[],
+            DownloadScope::Headers => &["--headers"],
+        };
+        let output = runner::capture(&program, &arguments, more)?;
         Self::from_inspection(path, &output)
     }
 
@@ -282,6 +314,7 @@ impl Model {
             .collect();
         files.sort();
         files.dedup();
+        let origin = inspection.repository.zip(inspection.commit);
         Ok(Self {
             source: ModelSource {
                 name: inspection.name,
@@ -289,11 +322,17 @@ impl Model {
                 layers: inspection.layers,
                 linear_parameters: inspection.linear_parameters,
                 total_parameters: inspection.total_parameters,
-                hub: None,
+                hub: origin.map(|(repository, commit)| HubSource {
+                    repository,
+                    revision: commit.clone(),
+                    commit,
+                }),
             },
             files,
             shards: inspection.shards,
             remote: BTreeMap::new(),
+            is_download: false,
+            warnings: inspection.warnings,
         })
     }
 
@@ -335,6 +374,17 @@ fn is_hub_name(text: &str) -> bool {
     };
     let parts = repo.split_once('/');
     !revision.is_empty() && parts.is_some_and(|(owner, name)| is_part(owner) && is_part(name))
+}
+
+/// Whether the name is a path, and not a model of the Hub. A mistyped path is refused.
+fn is_local(name: &Utf8Path) -> anyhow::Result<bool> {
+    if name.exists() || !is_hub_name(name.as_str()) {
+        return Ok(true);
+    }
+    match mistyped_path(name) {
+        Some(message) => Err(failure(ExitCode::BadInput, message)),
+        None => Ok(false),
+    }
 }
 
 /// What is wrong with a name that looks like one of the Hub, but whose first part is a local folder: it is taken for a

@@ -4,6 +4,7 @@
 //! mistake is reported before anything starts, with file, line and key. Nothing here starts a process or reads a model's weights.
 
 mod assemble;
+mod descriptions;
 mod locate;
 mod spec;
 #[cfg(test)]

@@ -148,7 +148,7 @@ fn find_model(
         false => DownloadScope::Everything,
     };
     let model = find(scope, programs)?;
-    if evicts && model.source.hub.is_none() {
+    if evicts && !model.is_download {
         let message = format!(
             "retention.source: found evict for the folder {}, from which nothing is ever deleted; expected keep, \
              or a model of the Hub",

@@ -20,6 +20,9 @@ use crate::report::json::print_json;
 use crate::report::progress::Display;
 use crate::report::staleness::pending_lines;
 
+/// Differences between an index and a plan that are listed, at most.
+const LISTED_DIFFERENCES: usize = 20;
+
 /// Runs the verb.
 pub fn run(args: &PlanArgs, display: &Display) -> anyhow::Result<()> {
     match (&args.run, &args.config) {
@@ -82,11 +85,15 @@ fn forecast_config(config: &Utf8Path, args: &PlanArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     let file = args.index.as_deref().unwrap_or(config);
-    let message = format!(
+    let listed = &differences[..differences.len().min(LISTED_DIFFERENCES)];
+    let mut message = format!(
         "{file}: {} differences from the plan of {config}:\n  {}",
         differences.len(),
-        differences.join("\n  ")
+        listed.join("\n  ")
     );
+    if listed.len() < differences.len() {
+        message += &format!("\n  and {} more", differences.len() - listed.len());
+    }
     Err(failure(ExitCode::BadInput, message))
 }
 

@@ -6,6 +6,7 @@ use camino::Utf8PathBuf;
 use uc_settings::Settings;
 use uc_store::plan::{Artifact, External, ModelSource, PLAN_VERSION, Per, Plan, StagePlan};
 
+use super::descriptions::ANY_FILE;
 use super::spec::{ArtifactSpec, Cpus, Memory, Pipeline, StageSpec};
 use crate::process::programs::StageVersion;
 use crate::report::failure::PipelineError;
@@ -63,6 +64,7 @@ impl Request<'_> {
                 .artifacts
                 .values()
                 .filter_map(|spec| spec.source_file.clone())
+                .map(|file| file.replace(ANY_FILE, "LICENSE"))
                 .collect(),
             pack_dir: "pack".into(),
             settings: pipeline.settings.clone(),
@@ -77,6 +79,12 @@ impl Request<'_> {
 impl Pipeline {
     /// The plan of a run; problems are reported at their line in the pipeline.
     pub fn assemble(&self, request: &Request<'_>) -> Result<Plan, PipelineError> {
+        let pipeline = self.with_descriptions(&request.source_files);
+        pipeline.assemble_files(request)
+    }
+
+    /// The plan of a pipeline in which every artifact is one file, or one file per layer.
+    fn assemble_files(&self, request: &Request<'_>) -> Result<Plan, PipelineError> {
         let external_names: BTreeSet<&str> = request
             .externals
             .keys()

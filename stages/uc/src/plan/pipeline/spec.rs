@@ -26,7 +26,7 @@ pub(super) struct ArtifactSpec {
     pub(super) artifact: Artifact,
     /// Byte offset of the path in the file.
     pub(super) path_at: usize,
-    /// The artifact exists only if the model folder holds this file.
+    /// The artifact exists only if the model folder holds this file; `*` for one artifact per file.
     pub(super) source_file: Option<String>,
 }
 

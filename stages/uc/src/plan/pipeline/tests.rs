@@ -196,6 +196,36 @@ fn a_disabled_stage_is_left_out_with_its_outputs() {
 }
 
 #[test]
+fn every_other_file_of_the_model_becomes_an_artifact_of_its_own() {
+    let pipeline = Pipeline::load(None).expect("valid");
+    let mut request = Request::probe(&pipeline);
+    let files = [
+        "LICENSE",
+        "chat_template.jinja",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ];
+    request.source_files = files.map(str::to_owned).into();
+    let plan = pipeline.assemble(&request).expect("plan");
+    let paths = |prefix: &str| {
+        let artifacts = plan.artifacts.iter();
+        let described = artifacts.filter(|(name, _)| name.starts_with(prefix));
+        described
+            .map(|(_, artifact)| artifact.path.as_str())
+            .collect::<Vec<_>>()
+    };
+    let expected = ["{pack}/LICENSE", "{pack}/chat_template.jinja"];
+    assert_eq!(paths("pack-description"), expected);
+    let manifest = plan.stage("manifest").expect("stage");
+    let written = manifest
+        .writes
+        .iter()
+        .filter(|write| write.name.starts_with("pack-description"));
+    assert_eq!(written.count(), 2);
+}
+
+#[test]
 fn an_artifact_without_its_source_file_is_left_out_of_the_plan() {
     let pipeline = Pipeline::load(None).expect("valid");
     let mut request = Request::probe(&pipeline);

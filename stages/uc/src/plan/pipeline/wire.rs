@@ -7,6 +7,7 @@ use toml::{Spanned, Value};
 use uc_settings::Settings;
 use uc_store::plan::{Artifact, ArtifactRef, Per, Weights};
 
+use super::descriptions::{ANY_FILE, FILE_NAME};
 use super::locate;
 use super::spec::{ArtifactSpec, Condition, Cpus, Memory, Pipeline, StageSpec};
 
@@ -169,6 +170,17 @@ fn artifact_spec(wire: WireArtifact) -> Result<ArtifactSpec, Mistake> {
     {
         let message = format!("found `{file}`, expected the name of a file in the model's folder");
         return Err((file.span().start, message));
+    }
+    let is_any = wire
+        .source_file
+        .as_ref()
+        .is_some_and(|file| file.get_ref() == ANY_FILE);
+    if is_any != wire.path.get_ref().contains(FILE_NAME) {
+        let message = format!(
+            "found `{}`, expected {FILE_NAME} with source_file = \"{ANY_FILE}\" and only with it",
+            wire.path.get_ref()
+        );
+        return Err((wire.path.span().start, message));
     }
     Ok(ArtifactSpec {
         path_at: wire.path.span().start,
