@@ -88,7 +88,29 @@ pub fn inspect(model: &Path, shards: Shards) -> anyhow::Result<serde_json::Value
         "total_parameters": config.total_parameters(),
         "files": files,
         "shards": shard_contents(&config, &source)?,
+        "overhead": overhead(&config, &source)?,
         "warnings": warnings,
+    }))
+}
+
+/// Bits per weight of the layer files besides indices: of all layers together, and of the layer that has most.
+fn overhead(config: &ModelConfig, source: &SourceFolder) -> anyhow::Result<serde_json::Value> {
+    let (mut bits, mut weights, mut largest) = (0, 0, 0.0f64);
+    for plan in config.layer_plans() {
+        let width = |name: &str| {
+            let dtype = source.planned_dtype(&plan, name);
+            let dtype = dtype.with_context(|| format!("no tensor {name}"))?;
+            anyhow::Ok(dtype.size())
+        };
+        let layer = uc_layer_quantizer::overhead_bits(&plan, width)?;
+        let parameters = plan.linear_parameters();
+        largest = largest.max(layer as f64 / parameters.max(1) as f64);
+        bits += layer;
+        weights += parameters;
+    }
+    Ok(serde_json::json!({
+        "model": bits as f64 / weights.max(1) as f64,
+        "largest_layer": largest,
     }))
 }
 

@@ -4,6 +4,7 @@
 
 pub mod embedded_texts;
 pub mod model;
+pub mod overhead;
 pub mod pipeline;
 pub mod planning;
 pub mod sources;

@@ -9,6 +9,7 @@ use uc_store::model_summary::ModelSummary;
 use uc_store::plan::{External, HubSource, ModelSource, ShardContent};
 use uc_store::sha::Sha256Digest;
 
+use crate::plan::overhead::Overhead;
 use crate::plan::{embedded_texts, sources};
 use crate::process::programs::Programs;
 use crate::process::runner;
@@ -46,6 +47,8 @@ struct Inspection {
     /// What lies in the folder and is not used, or not as another program would use it.
     #[serde(default)]
     warnings: Vec<String>,
+    #[serde(default)]
+    overhead: Overhead,
 }
 
 /// What `shard-loader fetch` prints.
@@ -69,7 +72,7 @@ pub struct RemoteShard {
 }
 
 /// A model folder.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Model {
     /// Its entry in the plan.
     pub source: ModelSource,
@@ -81,6 +84,8 @@ pub struct Model {
     pub remote: BTreeMap<String, RemoteShard>,
     /// Whether it was downloaded from the Hub, so that its shards can be downloaded again.
     pub is_download: bool,
+    /// Bits per weight of the layer files besides indices.
+    pub overhead: Overhead,
     /// What the user should know about the folder.
     warnings: Vec<String>,
 }
@@ -332,6 +337,7 @@ impl Model {
             shards: inspection.shards,
             remote: BTreeMap::new(),
             is_download: false,
+            overhead: inspection.overhead,
             warnings: inspection.warnings,
         })
     }

@@ -160,9 +160,11 @@ fn summarize(
         }
     }
     let replay = Replay::read(run);
+    let mut warnings = warnings(run, plan, metrics.as_ref());
+    warnings.extend(pack.as_ref().and_then(|pack| unused_budget(plan, pack)));
     Ok(Summary {
         run: run.root().to_owned(),
-        warnings: warnings(run, plan, metrics.as_ref()),
+        warnings,
         hub: plan.model.hub.clone(),
         received_bytes: replay.received_bytes,
         next: next_command(run, plan, pack.as_ref(), metrics.is_some()),
@@ -201,6 +203,9 @@ fn next_command(
     }
 }
 
+/// Bits per weight that a pack may have below its budget without a word.
+const MUCH_UNUSED: f64 = 0.05;
+
 /// The stages that draw windows, with the name of their text.
 const WINDOW_STAGES: [(&str, &str); 2] = [
     ("calibration", "calibration"),
@@ -233,6 +238,19 @@ fn warnings(run: &RunDir, plan: &Plan, metrics: Option<&Value>) -> Vec<String> {
         warnings.push("evaluation: one window gives no confidence intervals".into());
     }
     warnings
+}
+
+/// A sentence about a budget that the pack does not use, if that is much.
+fn unused_budget(plan: &Plan, pack: &PackSummary) -> Option<String> {
+    let requested = plan.settings.quantize.bpw;
+    let totals = &pack.totals;
+    let used = totals.linear_bits as f64 / totals.linear_parameters.max(1) as f64;
+    (requested - used > MUCH_UNUSED).then(|| {
+        format!(
+            "budget: {used:.3} of {requested:.3} bits per weight are used; with more, the weights would not be reconstructed \
+             more precisely in bfloat16"
+        )
+    })
 }
 
 /// The metrics of a job. No hash covers them and the pack does not depend on them: damaged ones are left out.

@@ -78,6 +78,7 @@ fn prepare(
     let versions = programs.versions(pipeline.commands())?;
     let evicts = settings.retention.source == SourceRetention::Evict;
     let model = find_model(evicts, programs, find)?;
+    model.overhead.check(&settings)?;
     let texts = texts(args, &model, display)?;
     let goals = GOALS_WITHOUT_EVALUATION.into_iter();
     let goals: Vec<&str> = goals
