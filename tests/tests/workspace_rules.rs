@@ -326,6 +326,73 @@ unsafe fn long<T>(
     assert_eq!(functions(text), expected);
 }
 
+/// The code of a file without its unit tests, which may write and read what they like.
+fn without_tests(text: &str) -> &str {
+    let end = text.find("#[cfg(test)]\nmod tests {");
+    &text[..end.unwrap_or(text.len())]
+}
+
+/// Places of code, outside of tests, that name one of these functions.
+fn places_of(functions: &[&str], is_checked: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut places = Vec::new();
+    for (path, text) in rust_files() {
+        let below = path.strip_prefix(uc_tests::repository()).expect("below");
+        let name = below.to_str().expect("UTF-8");
+        let is_test = ["tests/", "/examples/", "tests.rs", "/benches/"];
+        if is_test.iter().any(|part| name.contains(part)) || !is_checked(name) {
+            continue;
+        }
+        for (number, line) in without_tests(&text).lines().enumerate() {
+            if functions.iter().any(|function| line.contains(function)) {
+                places.push(format!("{name}:{}: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    places
+}
+
+#[test]
+fn only_the_store_deletes_files() {
+    let functions = [
+        "fs::remove_file(",
+        "fs::remove_dir(",
+        "fs::remove_dir_all(",
+        "unlinkat(",
+    ];
+    let in_store = |name: &str| name.contains("common/store/src/atomic");
+    let places = places_of(&functions, |name| !in_store(name));
+    assert_none(&places, "deletions outside of uc_store::atomic");
+    assert!(
+        !places_of(&functions, in_store).is_empty(),
+        "the rule finds nothing"
+    );
+}
+
+#[test]
+fn files_of_runs_and_of_the_hub_are_opened_through_the_input_crate() {
+    let functions = [
+        " File::open(",
+        "=File::open(",
+        "fs::File::open(",
+        "fs::read(",
+        "fs::read_to_string(",
+    ];
+    let checked = [
+        "common/store/src/",
+        "common/hub/src/",
+        "stages/hub-upload/src/",
+        "stages/shard-loader/src/shard.rs",
+        "stages/uc/src/process/",
+        "stages/uc/src/schedule/",
+        "stages/uc/src/plan/",
+        "stages/uc/src/session.rs",
+    ];
+    let places = places_of(&functions, |name| {
+        checked.iter().any(|part| name.contains(part))
+    });
+    assert_none(&places, "files that are opened without uc_input");
+}
+
 #[test]
 fn the_top_level_holds_only_the_names_that_are_listed_here() {
     let allowed = [

@@ -11,6 +11,9 @@ mod fixture;
 
 use fixture::*;
 
+/// A change of a plan.
+type Change = fn(&mut Value);
+
 /// A program that is not a stage program and leaves a trace when it is started.
 fn add_foreign_program(fixture: &Fixture) -> PathBuf {
     let trace = fixture.root.join("foreign-was-started");
@@ -171,7 +174,7 @@ fn names_in_a_plan_that_lead_out_of_the_run_are_refused() {
     let fixture = Fixture::new();
     fixture.complete();
     let plan = run_json(&fixture);
-    let changes: [(&str, fn(&mut Value)); 5] = [
+    let changes: [(&str, Change); 5] = [
         ("stage", |plan| plan["stages"][0]["name"] = json!("../../x")),
         ("pack", |plan| plan["pack_dir"] = json!("../outside")),
         ("artifact", |plan| {

@@ -17,6 +17,8 @@ use crate::report::outlook::{Expectation, Session, StageWork};
 
 /// Number of recent completions over which a rate is computed.
 const RATE_WINDOW: usize = 5;
+/// Largest event log that is read, bytes; a run of 100 layers writes about a megabyte.
+const MAX_LOG: u64 = 1 << 30;
 /// Number of recent failures that are kept.
 const MAX_FAILURES: usize = 5;
 /// The metric by which a job reports how many bytes it received from the Hub.
@@ -142,7 +144,7 @@ pub struct Replay {
 impl Replay {
     /// Replays the log of a run; a missing log counts as empty.
     pub fn read(run: &RunDir) -> Self {
-        let text = std::fs::read(run.events_path()).unwrap_or_default();
+        let text = uc_input::read(run.events_path(), MAX_LOG).unwrap_or_default();
         Self::from_text(&String::from_utf8_lossy(&text))
     }
 
