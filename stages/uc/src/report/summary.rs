@@ -338,22 +338,7 @@ fn text(summary: &Summary) -> String {
     for warning in &summary.warnings {
         row("warning", warning.clone());
     }
-    if !summary.experts.is_empty() {
-        let inputs: usize = summary.experts.values().map(|e| e.tokens.len()).sum();
-        let filled_up: usize = summary.experts.values().map(|e| e.filled_up.len()).sum();
-        let fewest = summary
-            .experts
-            .values()
-            .flat_map(|e| e.tokens.values())
-            .min();
-        row(
-            "experts",
-            format!(
-                "{filled_up} of {inputs} inputs had too few tokens (fewest {}); --json names them",
-                fewest.copied().unwrap_or(0)
-            ),
-        );
-    }
+    expert_rows(&summary.experts, &mut row);
     if let Some(pack) = &summary.pack {
         let verdict = match pack.verdict {
             Some(Verdict::Pass) => "PASS, every file and every reconstructed tensor".into(),
@@ -392,6 +377,23 @@ fn text(summary: &Summary) -> String {
     row("run", summary.run.to_string());
     row("next", summary.next.clone());
     lines.join("\n") + "\n"
+}
+
+/// How many inputs of experts had too few tokens.
+fn expert_rows(experts: &BTreeMap<u32, ExpertCalibration>, row: &mut impl FnMut(&str, String)) {
+    if experts.is_empty() {
+        return;
+    }
+    let inputs: usize = experts.values().map(|e| e.tokens.len()).sum();
+    let filled_up: usize = experts.values().map(|e| e.filled_up.len()).sum();
+    let fewest = experts.values().flat_map(|e| e.tokens.values()).min();
+    row(
+        "experts",
+        format!(
+            "{filled_up} of {inputs} inputs had too few tokens (fewest {}); --json names them",
+            fewest.copied().unwrap_or(0)
+        ),
+    );
 }
 
 /// The evaluator's metrics as rows.
