@@ -308,7 +308,7 @@ fn an_index_is_compared_for_the_tensors_of_the_model_only() {
     });
     let warning = warning(&model);
     assert!(
-        warning.contains(rotary) && warning.contains("2 tensors"),
+        warning.contains(rotary) && warning.contains("about 2 of"),
         "{warning}"
     );
     let (_folder, model) = self::model(|model| {

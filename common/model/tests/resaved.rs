@@ -40,29 +40,33 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Compares pairs of plans and lists all that differ.
-fn assert_equal_plans(
-    pairs: impl IntoIterator<
-        Item = (
-            String,
-            Result<ModelConfig, String>,
-            Result<ModelConfig, String>,
-        ),
-    >,
-) -> usize {
-    let (mut count, mut failures) = (0, Vec::new());
-    for (name, found, expected) in pairs {
-        count += 1;
-        match (found, expected) {
-            (Ok(found), Ok(expected)) if found == expected => {}
-            (Ok(found), Ok(expected)) => {
-                let (found, expected) = (format!("{found:#?}"), format!("{expected:#?}"));
-                let lines = found.lines().zip(expected.lines());
-                let differing = lines.filter(|(one, other)| one != other).take(5);
-                failures.push(format!("{name}: {:?}", differing.collect::<Vec<_>>()));
-            }
-            (Err(error), _) | (_, Err(error)) => failures.push(format!("{name}: {error}")),
+/// A name, a plan, and the plan that it should equal.
+type Pair = (
+    String,
+    Result<ModelConfig, String>,
+    Result<ModelConfig, String>,
+);
+
+/// The difference of a pair, if there is one.
+fn difference((name, found, expected): Pair) -> Option<String> {
+    match (found, expected) {
+        (Ok(found), Ok(expected)) if found == expected => None,
+        (Ok(found), Ok(expected)) => {
+            let (found, expected) = (format!("{found:#?}"), format!("{expected:#?}"));
+            let lines = found.lines().zip(expected.lines());
+            let differing = lines.filter(|(one, other)| one != other).take(3);
+            Some(format!("{name}: {:?}", differing.collect::<Vec<_>>()))
         }
+        (Err(error), _) | (_, Err(error)) => Some(format!("{name}: {error}")),
+    }
+}
+
+/// Compares pairs of plans, lists all that differ, and returns the number of pairs.
+fn assert_equal_plans(pairs: impl IntoIterator<Item = Pair>) -> usize {
+    let (mut count, mut failures) = (0, Vec::new());
+    for pair in pairs {
+        count += 1;
+        failures.extend(difference(pair));
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
     count
@@ -101,10 +105,13 @@ fn default_configurations_of_every_family_give_the_same_plan_from_both_lines() {
     assert_eq!(count, 18);
 }
 
+/// Keys of which the default is a number in some families and follows from other keys in others; files have them.
+const WITHOUT_DEFAULT: [&str; 2] = ["head_dim", "num_key_value_heads"];
+
 /// A key that is absent means the default of its field, or is required.
 #[test]
 fn a_key_that_is_left_out_of_a_default_configuration_changes_nothing() {
-    let mut count = 0;
+    let (mut count, mut failures) = (0, Vec::new());
     for line in LINES {
         let folder = tests().join("configs").join(line);
         for name in names(&folder) {
@@ -113,28 +120,34 @@ fn a_key_that_is_left_out_of_a_default_configuration_changes_nothing() {
             }
             let complete = small_default(&folder.join(format!("{name}.json")));
             let expected = parsed(Value::Object(complete.clone()).to_string().as_bytes()).unwrap();
-            let keys = complete.keys().filter(|key| *key != "model_type");
-            count += assert_equal_plans(keys.filter_map(|key| {
+            let has_default =
+                |key: &&String| *key != "model_type" && !WITHOUT_DEFAULT.contains(&key.as_str());
+            for key in complete.keys().filter(has_default) {
                 let mut without = complete.clone();
                 without.remove(key);
                 let found = match parsed(Value::Object(without).to_string().as_bytes()) {
-                    Err(ConfigError::Value { found, .. }) if found == "nothing" => return None,
+                    Err(ConfigError::Value { found, .. }) if found == "nothing" => continue,
                     found => found.map_err(|error| error.to_string()),
                 };
                 let name = format!("{line}/{name} without {key}");
-                Some((name, found, Ok(expected.clone())))
-            }));
+                failures.extend(difference((name, found, Ok(expected.clone()))));
+                count += 1;
+            }
         }
     }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
     assert!(count > 500, "{count}");
 }
 
 /// A default configuration with few layers and experts, enough for every pattern of layers.
 fn small_default(path: &Path) -> Map<String, Value> {
     let text = std::fs::read_to_string(path).unwrap();
-    let text = text.replace("{\"__float__\": \"Infinity\"}", "Infinity");
-    let mut config: Map<String, Value> =
-        serde_json::from_str(&text.replace("Infinity", "1e300")).unwrap();
+    // Not JSON, and the default.
+    let text = text.replace("Infinity", "0");
+    let mut config: Map<String, Value> = serde_json::from_str(&text).unwrap();
+    if let Some(limit) = config.get_mut("time_step_limit") {
+        *limit = Value::Null;
+    }
     for key in ["num_hidden_layers", "n_layer"] {
         if config.contains_key(key) {
             config.insert(key.into(), 7.into());

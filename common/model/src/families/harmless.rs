@@ -148,6 +148,11 @@ fn defaults(family: &str, key: &str) -> Option<&'static Vec<Value>> {
     own.or_else(|| TABLE.common.get(key))
 }
 
+/// The default of a field of the family.
+pub(super) fn default(family: &str, key: &str) -> Option<&'static Value> {
+    defaults(family, key).and_then(|defaults| defaults.first())
+}
+
 /// Whether a key that no code read has no influence on the forward pass with this value.
 pub(super) fn is_harmless(family: &str, key: &str, value: &Value) -> bool {
     let is_of_kind = PROVENANCE.contains(&key)

@@ -17,6 +17,21 @@ use super::limits::{MAX_ALL_EXPERTS, MAX_LAYERS, MAX_WIDTH, limit};
 use crate::config::ConfigError;
 use crate::spec::Activation;
 
+/// Keys that, where they are absent, have the default of the family's field.
+const DEFAULTED: [&str; 12] = [
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "first_k_dense_replace",
+    "layer_norm_eps",
+    "max_position_embeddings",
+    "max_window_layers",
+    "n_shared_experts",
+    "norm_topk_prob",
+    "q_lora_rank",
+    "rms_norm_eps",
+    "router_jitter_noise",
+    "sliding_window",
+];
 /// Characters of a value that an error shows, at most.
 const MAX_SHOWN: usize = 200;
 
@@ -66,8 +81,18 @@ impl<'a> Keys<'a> {
             false => Vec::new(),
         };
         read.extend(others.iter().map(|name| (*name).to_owned()));
-        let mut names = std::iter::once(key).chain(others);
-        names.find_map(|name| self.map.get(name).filter(|value| !value.is_null()))
+        let names: Vec<&str> = std::iter::once(key).chain(others).collect();
+        let is_absent = names.iter().all(|name| !self.map.contains_key(*name));
+        if is_absent && self.prefix.is_empty() && DEFAULTED.contains(&key) {
+            return harmless::default(self.family, key).filter(|value| !value.is_null());
+        }
+        let mut values = names.iter().filter_map(|name| self.map.get(*name));
+        values.find(|value| !value.is_null())
+    }
+
+    /// The default of a number that is a field of the family.
+    pub(super) fn default_number(&self, key: &str) -> Option<f64> {
+        harmless::default(self.family, key).and_then(Value::as_f64)
     }
 
     /// Whether the file has `key`, be it `null`.

@@ -123,7 +123,9 @@ impl DecoderDims {
         };
         Ok(RopeSpec {
             width,
-            theta: theta.unwrap_or(DEFAULT_THETA),
+            theta: theta
+                .or(keys.default_number("rope_theta"))
+                .unwrap_or(DEFAULT_THETA),
             scaling,
         })
     }

@@ -116,8 +116,8 @@ impl SourceFolder {
         let (shown, count) = (unneeded.first(), unneeded.len());
         let warning = shown.map(|name| {
             format!(
-                "{}: {count} tensors are not where the index says ({name}, ...); the model does not have them, so they \
-                 are ignored",
+                "{}: the index and the shards disagree about {count} of the tensors that the model does not have \
+                 (such as {name}); they are ignored",
                 path.display()
             )
         });

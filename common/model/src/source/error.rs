@@ -139,7 +139,7 @@ pub enum SourceError {
         shard: String,
     },
     /// The index names a shard that is not in the folder.
-    #[error("{}: shard {shard} is not in the folder", path.display())]
+    #[error("{}: shard {shard} is not in the folder, expected every shard that holds a tensor of the model", path.display())]
     MissingShard {
         /// The index.
         path: PathBuf,
