@@ -13,10 +13,8 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     if !hidden.is_multiple_of(heads) {
         return Err(keys.invalid("n_embd", hidden, format!("a multiple of n_head, {heads}")));
     }
-    let ffn = match keys.optional_size("n_inner")? {
-        Some(ffn) => ffn,
-        None => keys.product("4 · n_embd", [4, hidden])?,
-    };
+    let default_ffn = keys.product("4 · n_embd", [4, hidden])?;
+    let ffn = keys.optional_size("n_inner")?.unwrap_or(default_ffn);
     let eps = keys
         .optional_number_above("layer_norm_epsilon", 0.0)?
         .unwrap_or(1e-5);
