@@ -73,7 +73,7 @@ deny: ## check licences, bans and sources of the dependencies, and advisories if
 fuzz: ## run every fuzz target for FUZZ_SECONDS=60 (needs a nightly toolchain and cargo-fuzz)
 	for target in layer non_layer manifest packed; do \
 	  mkdir -p fuzz/target/corpus/$$target && \
-	  cargo +nightly fuzz run --features libfuzzer $$target fuzz/target/corpus/$$target fuzz/corpus/$$target -- \
+	  cargo +nightly fuzz run --fuzz-dir fuzz --features libfuzzer $$target fuzz/target/corpus/$$target fuzz/corpus/$$target -- \
 	    -max_total_time=$(or $(FUZZ_SECONDS),60) -rss_limit_mb=512 || exit 1; \
 	done
 

@@ -67,7 +67,9 @@ pub fn non_layer(data: &[u8]) {
         let mut bytes = Vec::new();
         let mut reader = file.reader(index).expect("a valid size");
         reader.read_to_end(&mut bytes).expect("within the file");
-        let expected = file.tensors()[index].byte_len("fuzz").expect("a valid size");
+        let expected = file.tensors()[index]
+            .byte_len("fuzz")
+            .expect("a valid size");
         assert_eq!(bytes.len() as u64, expected);
     }
 }

@@ -6,12 +6,13 @@ use std::process::{Command, Output};
 
 use uc_tests::{compress, repository, succeed, tiny_model, uc};
 
-fn read_pack(pack: &Path) -> Output {
+fn read_pack(pack: &Path, options: &[&str]) -> Output {
     let mut command = Command::new("python3");
     let script = repository().join("tests/independent/read_pack.py");
     command
         .arg(script)
         .arg(pack)
+        .args(options)
         .output()
         .expect("python3 starts")
 }
@@ -39,7 +40,7 @@ fn the_independent_reader_checks_everything_and_finds_what_is_damaged() {
             .args(set),
     );
     let pack = run.join("pack");
-    let output = read_pack(&pack);
+    let output = read_pack(&pack, &[]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         output.status.success(),
@@ -75,7 +76,7 @@ fn the_independent_reader_checks_everything_and_finds_what_is_damaged() {
         let last = damaged.len() - 2;
         damaged[last] ^= 1;
         std::fs::write(&path, damaged).expect("damage");
-        let output = read_pack(&pack);
+        let output = read_pack(&pack, &["--layers", "1"]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(text.contains(name) && !text.contains(" 0 wrong"), "{text}");

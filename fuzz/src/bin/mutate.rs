@@ -10,7 +10,10 @@ use uc_fuzz::TARGETS;
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    let seconds = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(10);
+    let seconds = arguments
+        .next()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(10);
     let only = arguments.next();
     for (name, target) in TARGETS {
         if only.as_deref().is_some_and(|only| only != name) {
@@ -36,11 +39,16 @@ fn main() {
 
 /// The seeds of a target.
 fn seeds(name: &str) -> Vec<Vec<u8>> {
-    let folder: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
+    let folder: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(name);
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     paths.sort();
-    paths.iter().map(|path| std::fs::read(path).expect("seed")).collect()
+    paths
+        .iter()
+        .map(|path| std::fs::read(path).expect("seed"))
+        .collect()
 }
 
 /// A seed with one to four changes: flipped bits, other bytes, interesting numbers, cuts, repetitions, parts of other seeds.
@@ -52,7 +60,16 @@ fn mutated(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
             0 if at < bytes.len() => bytes[at] ^= 1 << random.below(8),
             1 if at < bytes.len() => bytes[at] = random.below(256) as u8,
             2 if at + 4 <= bytes.len() => {
-                let numbers = [0, 1, 0xff, 0x7fff_ffff, 0x8000_0000, u32::MAX, 1 << 16, 1 << 24];
+                let numbers = [
+                    0,
+                    1,
+                    0xff,
+                    0x7fff_ffff,
+                    0x8000_0000,
+                    u32::MAX,
+                    1 << 16,
+                    1 << 24,
+                ];
                 let number = numbers[random.below(numbers.len())];
                 bytes[at..at + 4].copy_from_slice(&number.to_le_bytes());
             }

@@ -7,8 +7,14 @@ use uc_codec::{LowRank, TensorCode, contexts, pack_small};
 use uc_pack::{ExactDecl, ExactDtype, ExactTensor, encode_layer, write_non_layer};
 
 fn main() {
-    for (number, (rows, cols, width, rank)) in
-        [(5, 3, 2, 0), (9, 40, 7, 2), (33, 33, 300, 0), (300, 2, 40, 1)].into_iter().enumerate()
+    for (number, (rows, cols, width, rank)) in [
+        (5, 3, 2, 0),
+        (9, 40, 7, 2),
+        (33, 33, 300, 0),
+        (300, 2, 40, 1),
+    ]
+    .into_iter()
+    .enumerate()
     {
         let linears = [
             linear("a.weight", "x", rows, cols, width, rank),
@@ -22,7 +28,10 @@ fn main() {
         dtype: ExactDtype::BF16,
         shape: shape.to_vec(),
     };
-    for (number, decls) in [vec![decl("a", &[3, 5]), decl("b", &[])], vec![]].iter().enumerate() {
+    for (number, decls) in [vec![decl("a", &[3, 5]), decl("b", &[])], vec![]]
+        .iter()
+        .enumerate()
+    {
         let mut bytes = Vec::new();
         write_non_layer(&mut bytes, decls, |i, sink| {
             let length = decls[i].byte_len("seed").expect("a size");
@@ -31,7 +40,12 @@ fn main() {
         .expect("a file");
         write("non_layer", number, &bytes);
     }
-    let lists: [&[u8]; 4] = [&[], &[77; 50], &[1, 2, 3, 200, 4, 5, 6, 7], &[0, 255, 128, 3]];
+    let lists: [&[u8]; 4] = [
+        &[],
+        &[77; 50],
+        &[1, 2, 3, 200, 4, 5, 6, 7],
+        &[0, 255, 128, 3],
+    ];
     for (number, values) in lists.iter().enumerate() {
         let mut bytes = (values.len() as u16).to_le_bytes().to_vec();
         bytes.extend(pack_small(values));
@@ -40,7 +54,9 @@ fn main() {
 }
 
 fn write(target: &str, number: usize, bytes: &[u8]) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(target);
     std::fs::create_dir_all(&folder).expect("folder");
     std::fs::write(folder.join(format!("seed-{number}")), bytes).expect("seed");
 }
@@ -54,7 +70,14 @@ fn norm() -> ExactTensor {
     }
 }
 
-fn linear(name: &str, input: &str, rows: usize, cols: usize, width: i16, rank: usize) -> CodedLinear {
+fn linear(
+    name: &str,
+    input: &str,
+    rows: usize,
+    cols: usize,
+    width: i16,
+    rank: usize,
+) -> CodedLinear {
     let q: Vec<i16> = (0..rows * cols)
         .map(|i| (i as i16).wrapping_mul(7919) % (width + 1))
         .collect();
