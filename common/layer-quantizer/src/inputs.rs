@@ -153,7 +153,8 @@ fn allocated_shapes(
         }
         AllocationMode::PerLayer | AllocationMode::Global => {
             let names = plan.linears.iter().map(|linear| linear.name.as_str());
-            Allocation::from_json(&std::fs::read(job.input("allocation")?)?)?
+            let path = job.input("allocation")?;
+            Allocation::from_json(&uc_input::read(path, uc_input::LARGE_JSON)?)?
                 .layer(plan.index, names)?
         }
     };

@@ -60,8 +60,8 @@ fn report(job: &mut Job<'_>, plan: &Plan) {
 fn measured_layer(job: &Job<'_>, plan: &LayerPlan) -> anyhow::Result<MeasuredLayer> {
     let layer = plan.index as u32;
     let path = job.input_at("rates", layer)?;
-    let text = std::fs::read(&path).with_context(|| format!("cannot read {path}"))?;
-    let rates: RatesFile = serde_json::from_slice(&text)?;
+    let rates: RatesFile = uc_input::read_json(&path, uc_input::LARGE_JSON)
+        .with_context(|| format!("cannot read {path}"))?;
     let sensitivity = TensorFile::open(&job.input_at("sensitivity", layer)?)?;
     let settings = &job.settings().quantize;
     let with_sensitivity = |rates: LinearRates| {

@@ -10,6 +10,8 @@ use crate::report::failure::failure;
 
 /// Bits per weight that must be left for the indices, as `uc_codec::allocate` has it.
 const FEWEST_INDEX_BITS: f64 = 0.1;
+/// Largest value of `quantize.bpw`.
+const MOST_BITS: f64 = 8.0;
 
 /// Bits per weight of the layer files besides indices.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
@@ -34,9 +36,13 @@ impl Overhead {
         if settings.quantize.bpw >= least {
             return Ok(());
         }
+        let expected = match least <= MOST_BITS {
+            true => format!("at least --bpw {least:.2}"),
+            false => format!("larger layers: no rate up to {MOST_BITS} bits is enough"),
+        };
         let message = format!(
             "quantize.bpw: found {}, but the layers of this model are so small that headers, logarithms and exact tensors alone \
-             take {bits:.2} bits per weight; expected at least --bpw {least:.2}",
+             take {bits:.2} bits per weight; expected {expected}",
             settings.quantize.bpw
         );
         Err(failure(ExitCode::BadInput, message))
@@ -65,5 +71,11 @@ mod tests {
         assert!(refused.to_string().contains("--bpw 2.45"), "{refused}");
         let refused = check(AllocationMode::PerTensor, 5.0).expect_err("too few");
         assert!(refused.to_string().contains("--bpw 5.06"), "{refused}");
+        let tiny = Overhead {
+            model: 12.0,
+            largest_layer: 12.0,
+        };
+        let refused = tiny.check(&Settings::default()).expect_err("too small");
+        assert!(refused.to_string().contains("no rate"), "{refused}");
     }
 }

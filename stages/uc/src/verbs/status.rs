@@ -248,15 +248,15 @@ fn job_states(
 fn metrics(run: &RunDir, plan: &Plan, stage: &str) -> BTreeMap<String, serde_json::Value> {
     let jobs = plan.jobs().into_iter().filter(|id| id.stage == stage);
     jobs.filter_map(|id| {
-        let text = std::fs::read(run.metrics_path(&id)).ok()?;
-        Some((id.unit.file_name(), serde_json::from_slice(&text).ok()?))
+        let metrics = uc_input::read_json(run.metrics_path(&id), uc_input::SMALL_JSON).ok()?;
+        Some((id.unit.file_name(), metrics))
     })
     .collect()
 }
 
 /// Whether a driver holds the lock; a shared lock is tried and released at once.
 fn is_locked(path: &Utf8Path) -> bool {
-    let Ok(file) = std::fs::File::open(path) else {
+    let Ok(file) = uc_input::open(path) else {
         return false;
     };
     matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
