@@ -71,10 +71,9 @@ pub(super) fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
         layers: layers.collect(),
         head: HeadSpec {
             norm: layer_norm(&format!("{prefix}ln_f")),
-            weight: if tied {
-                embedding.clone()
-            } else {
-                "lm_head.weight".into()
+            weight: match tied {
+                true => embedding.clone(),
+                false => "lm_head.weight".into(),
             },
             tied,
             bias: None,
