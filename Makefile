@@ -102,6 +102,10 @@ bench-trellis: ## measure the error of convolutional codes for the trellis
 bench-families: setup ## run a small model of every family through the pipeline (needs python3)
 	python3 tests/benchmark/families.py
 
+.PHONY: bench-allocation
+bench-allocation: setup ## compare the allocation modes on dead, sparse and low-entropy weights (needs python3 with numpy)
+	python3 tests/benchmark/allocation.py $(UC)
+
 .PHONY: bench-models
 bench-models: setup ## make the tables of docs/models.md; with UC_MODELS=FOLDER of configurations, the plans too (needs python3)
 	python3 tests/benchmark/models_table.py $(if $(UC_MODELS),--models $(UC_MODELS))

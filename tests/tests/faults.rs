@@ -10,6 +10,7 @@ use uc_tests::kills::{processes_of_run, signal};
 use uc_tests::{compress, contents, copy_model, fail_with, json, output_text, succeed, uc};
 
 const BAD_INPUT: i32 = 4;
+const DAMAGED: i32 = 5;
 const DISK_FULL: i32 = 7;
 const IO: i32 = 12;
 const INTERRUPTED: i32 = 130;
@@ -202,10 +203,10 @@ fn a_file_that_cannot_be_read_is_named() {
     let run = FinishedRun::new();
     // Reading the start of this file is an I/O error for every user.
     let unreadable = Path::new("/proc/self/mem");
-    for (name, code) in [
-        ("receipts/quantize/001.receipt", IO),
-        ("run.json", IO),
-        ("events.jsonl", IO),
+    for (name, code, folder_code) in [
+        ("receipts/quantize/001.receipt", IO, BAD_INPUT),
+        ("run.json", IO, BAD_INPUT),
+        ("events.jsonl", IO, DAMAGED),
     ] {
         let path = run.run.join(name);
         let original = std::fs::read(&path).expect("file");
@@ -222,7 +223,7 @@ fn a_file_that_cannot_be_read_is_named() {
         std::fs::remove_file(&path).expect("removed");
         // A folder instead of the file.
         std::fs::create_dir(&path).expect("folder");
-        let text = fail_with(&mut run.resume(), code);
+        let text = fail_with(&mut run.resume(), folder_code);
         assert!(text.contains(name), "{name}: {text}");
         std::fs::remove_dir(&path).expect("removed");
         std::fs::write(&path, original).expect("restored");

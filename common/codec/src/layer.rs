@@ -154,7 +154,9 @@ impl Search {
         }
         let slope = match self.last {
             // The steps are as fine as they can be: the weights cannot use the budget.
-            Some((_, last)) if last == excess => return false,
+            Some((shift, last)) if last == excess && (current - shift).abs() >= 1.0 => {
+                return false;
+            }
             Some((shift, last)) => ((excess - last) / (current - shift)).clamp(-1.5, -0.2),
             None => -1.0,
         };

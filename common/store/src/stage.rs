@@ -120,7 +120,7 @@ pub fn run_task(program: Program, mut task: Task, args: &StageArgs) -> ExitCode 
     }
     // Without a handler, a limit on the size of files kills the process; with it, the write fails like one on a full disk.
     if let Err(error) = signals::catch_file_size_limit() {
-        eprintln!("error: cannot handle SIGXFSZ: {error}");
+        output::print_message(format_args!("error: cannot handle SIGXFSZ: {error}"));
         return ExitCode::Internal;
     }
     logging::init(args.verbose, false, args.log_format);

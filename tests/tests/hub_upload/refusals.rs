@@ -50,9 +50,13 @@ fn a_damaged_layer_is_not_uploaded() {
     assert!(message.contains("model/config.json"), "{message}");
     let is_uploaded = || remote_files(&fake_hub).contains_key("layer_001.uc");
     assert!(!is_uploaded());
-    let mut stage = with_hub(uc(), &fake_hub);
-    stage.args(["stage", "upload-layer", "--layer", "1", "--run"]);
-    let message = fail_with(stage.arg(&run), DAMAGED);
+    let stage = |arguments: &[&str]| {
+        let mut stage = with_hub(uc(), &fake_hub);
+        stage.arg("stage").args(arguments).arg("--run").arg(&run);
+        stage
+    };
+    succeed(&mut stage(&["hub-repository"]));
+    let message = fail_with(&mut stage(&["upload-layer", "--layer", "1"]), DAMAGED);
     assert!(message.contains("layer_001.uc"), "{message}");
     assert!(!is_uploaded());
 

@@ -13,8 +13,9 @@ const MANIFEST_TEXT: f64 = 385.0;
 const RECORD_TEXT: f64 = 325.0;
 /// Bytes of a token id in a list of windows.
 const TOKEN_TEXT: f64 = 6.0;
-/// Bytes per linear in the JSON documents of the sensitivity stages.
-const RATE_TEXT: f64 = 110.0;
+/// Bytes per linear in the document of rates, with four points, and in the allocation.
+const RATES_TEXT: f64 = 620.0;
+const ALLOCATION_TEXT: f64 = 175.0;
 /// Bytes per weight of a source without an index.
 pub const BF16: f64 = 2.0;
 /// Bytes of an f32.
@@ -270,8 +271,8 @@ impl<'a> CostModel<'a> {
                 F32 * layer.moment_entries(self.max_input_block())
             }
             ("sensitivity", Some(layer)) => self.sensitivity_bytes(layer),
-            ("rates", Some(layer)) => layer.linear_count() as f64 * RATE_TEXT,
-            ("allocation", _) => self.model.linears as f64 * RATE_TEXT,
+            ("rates", Some(layer)) => layer.linear_count() as f64 * RATES_TEXT,
+            ("allocation", _) => self.model.linears as f64 * ALLOCATION_TEXT,
             ("calibration-windows", _) => self.calibration_tokens() * TOKEN_TEXT,
             ("evaluation-windows", _) => self.evaluation_tokens() * TOKEN_TEXT,
             // Codes are stored entropy coded, so they take about as much as the layer's file.
