@@ -121,7 +121,7 @@ fn results_on_several_texts_stand_side_by_side_and_formats_give_the_same_windows
         ("plain.txt", text.clone().into_bytes()),
         ("marked.txt", format!("\u{feff}{text}").into_bytes()),
         ("lines.jsonl", format!("\u{feff}{line}\n").into_bytes()),
-        ("other.txt", text[5_000..].as_bytes().to_vec()),
+        ("other.txt", text.as_bytes()[5_000..].to_vec()),
     ];
     let mut digests = Vec::new();
     for (name, bytes) in &files {

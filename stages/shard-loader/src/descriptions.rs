@@ -132,7 +132,7 @@ pub fn of_folder(dir: &Path) -> Descriptions {
         let name = entry.file_name().into_string().ok()?;
         // Follows links, as in the folders of the Hub's cache.
         let metadata = std::fs::metadata(entry.path()).ok()?;
-        metadata.is_file().then(|| (name, metadata.len()))
+        metadata.is_file().then_some((name, metadata.len()))
     });
     let mut selected = select(files);
     let templates = dir.join("chat_templates");

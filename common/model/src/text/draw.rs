@@ -168,6 +168,8 @@ impl Excerpts<'_> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::disallowed_methods)] // tests write their own texts
+
     use super::*;
 
     /// The tokenizer of the embedded tiny model, and a folder for texts.

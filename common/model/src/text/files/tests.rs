@@ -1,4 +1,5 @@
 //! Tests of the formats of text files: marks, encodings, fields, compression and their limits.
+#![allow(clippy::disallowed_methods)] // tests write their own texts
 
 use std::io::Write;
 
