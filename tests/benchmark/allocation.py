@@ -3,7 +3,8 @@
 
 Use:    python3 tests/benchmark/allocation.py UC      (needs numpy; UC is the built program)
 
-Writes docs/benchmarks/allocation.json: mean KL, its interval and the bits per weight of the linears, by variant and mode.
+Writes docs/benchmarks/allocation.json: mean KL, its interval and the bits per weight of the linears, by version of the program,
+variant and mode; null where the program fails. What other versions measured is kept.
 """
 import json
 import pathlib
@@ -86,28 +87,35 @@ def write_variant(to, change):
     path.write_bytes(data)
 
 
+def measure(uc, model, run, mode):
+    """One row of the receipt, or None if the run fails."""
+    command = [uc, "compress", model, "--run", run, "--json", "--set", f"allocation.mode={mode}"]
+    for setting in SETTINGS:
+        command += ["--set", setting]
+    finished = subprocess.run(command, capture_output=True)
+    if finished.returncode != 0:
+        return None
+    summary = json.loads(finished.stdout)
+    return {
+        "mean_kl": summary["metrics"]["mean_kl"],
+        "bits_per_weight_linears": summary["pack"]["totals"]["bits_per_weight_linears"],
+    }
+
+
 def main(uc):
-    receipt = {"model": "tiny-stories", "settings": SETTINGS, "variants": {}}
+    path = ROOT / "docs" / "benchmarks" / "allocation.json"
+    receipt = json.loads(path.read_text()) if path.exists() else {}
+    receipt |= {"model": "tiny-stories", "settings": SETTINGS}
+    version = subprocess.run([uc, "--version"], check=True, capture_output=True, text=True).stdout.split()[-1]
+    variants = receipt.setdefault("versions", {}).setdefault(version, {})
     for variant, change in VARIANTS.items():
         with tempfile.TemporaryDirectory() as folder:
             folder = pathlib.Path(folder)
             write_variant(folder / "model", change)
-            rows = {}
-            for mode in MODES:
-                command = [uc, "compress", folder / "model", "--run", folder / mode, "--json"]
-                command += ["--set", f"allocation.mode={mode}"]
-                for setting in SETTINGS:
-                    command += ["--set", setting]
-                output = subprocess.run(command, check=True, capture_output=True).stdout
-                summary = json.loads(output)
-                rows[mode] = {
-                    "mean_kl": summary["metrics"]["mean_kl"],
-                    "bits_per_weight_linears": summary["pack"]["totals"]["bits_per_weight_linears"],
-                }
-            receipt["variants"][variant] = rows
-            values = "  ".join(f"{mode} {row['mean_kl']['value']:.3g}" for mode, row in rows.items())
-            print(f"{variant}: {values}", flush=True)
-    path = ROOT / "docs" / "benchmarks" / "allocation.json"
+            rows = {mode: measure(uc, folder / "model", folder / mode, mode) for mode in MODES}
+        variants[variant] = rows
+        values = [f"{mode} {row['mean_kl']['value']:.3g}" if row else f"{mode} failed" for mode, row in rows.items()]
+        print(f"{variant}: {'  '.join(values)}", flush=True)
     path.write_text(json.dumps(receipt, indent=1) + "\n")
     print(path.relative_to(ROOT))
 

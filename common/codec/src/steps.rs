@@ -42,7 +42,7 @@ const FINEST: f32 = 1.0 / 4096.0;
 const LARGEST_USEFUL: f32 = 16_384.0;
 
 /// The finest step that is of use, as a fraction of the distance of adjacent bfloat16 values.
-const FINEST_SPACING: f64 = 1.0 / 8.0;
+const FINEST_SPACING: f64 = 1.0 / 2.0;
 
 /// Smallest and largest tensor step: within them no step is subnormal or infinite.
 pub(crate) const STEP_RANGE: std::ops::RangeInclusive<f32> = f32::MIN_POSITIVE..=1e19;
@@ -152,7 +152,7 @@ pub fn bound_levels(peaks: &[f32], step: f32, column_log2_eighths: &mut [u8]) {
     }
 }
 
-/// The smallest tensor step that is of use for `w` [rows, cols]: an eighth of the one at which the step of the median column equals
+/// The smallest tensor step that is of use for `w` [rows, cols]: half the one at which the step of the median column equals
 /// the root mean square distance of adjacent bfloat16 values at its weights. Below it, the error is that of rounding to bfloat16,
 /// and finer steps only resolve this rounding. Weights of few different values reach it, because nearly until there finer steps
 /// cost them no bits.
@@ -259,8 +259,8 @@ mod tests {
         bound_levels(&peaks, 1.0 / 65_536.0, &mut logs);
         assert_eq!(logs, [24, 8, 0]);
         let w = [4.0, 0.0, -1.0, 2.0, 4.0, 0.0, 0.0, 2.0];
-        assert_eq!(finest_step(&w, &[0, 0, 8, 0], &[0, 0]), 1.0 / 512.0);
-        assert_eq!(finest_step(&w, &[0, 0, 8, 0], &[8, 8]), 1.0 / 1024.0);
+        assert_eq!(finest_step(&w, &[0, 0, 8, 0], &[0, 0]), 1.0 / 128.0);
+        assert_eq!(finest_step(&w, &[0, 0, 8, 0], &[8, 8]), 1.0 / 256.0);
         assert_eq!(finest_step(&[0.0], &[0], &[0]), *STEP_RANGE.start());
     }
 
