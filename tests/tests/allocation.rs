@@ -12,8 +12,9 @@ use uc_tests::{compress, copy_model, json, succeed};
 
 /// Largest ratio of the mean KL of the default to the least one of the other modes that counts as equal.
 const EQUAL: f64 = 1.1;
-/// Below this mean KL, a pack is as good as its source, nats.
-const NEGLIGIBLE: f64 = 2e-5;
+/// Below this mean KL, nats, what differs is the rounding to bfloat16: weights of few values reach it with bits to spare. The
+/// embedded model itself has 1e-5.
+const NEGLIGIBLE: f64 = 3e-5;
 /// Settings of a run that takes some seconds.
 const SETTINGS: [&str; 5] = [
     "calibration.windows=24",
