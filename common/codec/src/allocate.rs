@@ -8,7 +8,7 @@
 //! weights of few different values, and at low rates.
 //!
 //! A linear that cannot change the loss (weights of zeros, an input that is never active, outputs without gradients) gets next to
-//! no bits. Every other linear gets at least 1.25 bits per weight less than the average, since a sensitivity is an estimate.
+//! no bits. Every other linear gets at most 1.25 bits per weight less than the average, since a sensitivity is an estimate.
 //!
 //! [`hull`] owns the curve of one linear; this file the budget.
 
@@ -18,19 +18,15 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-use crate::rate::curve::RateCurve;
+use crate::rate::curve::{RATES, RateCurve};
 use hull::Hull;
 
-/// Largest number of bits per weight that a linear may get below the average of the budget.
-const MAX_BELOW_AVERAGE: f64 = 1.25;
-/// Largest number of bits per weight that a linear may get above the average of the budget.
-const MAX_ABOVE_AVERAGE: f64 = 4.0;
 /// Bits are rounded down to multiples of this, so that the last bit of a logarithm does not matter.
 const RESOLUTION: f64 = 1.0 / 4096.0;
 /// Bits per weight of a linear that cannot change the loss: the least that the search for a step accepts.
 pub const FEWEST_BITS: f64 = 0.05;
 /// Fewest bits per weight that a budget must leave for the indices.
-pub const FEWEST_AVERAGE_BITS: f64 = 0.1;
+const FEWEST_AVERAGE_BITS: f64 = 0.1;
 /// A simpler allocation is kept unless the predicted loss is lower by at least this fraction.
 const LEAST_GAIN: f64 = 1e-6;
 
@@ -299,9 +295,8 @@ impl Budget {
     }
 
     fn hull(&self, linear: &MeasuredLinear) -> Hull {
-        let range =
-            (self.average - MAX_BELOW_AVERAGE).max(FEWEST_BITS)..=self.average + MAX_ABOVE_AVERAGE;
-        Hull::new(linear, range)
+        let fewest = (self.average + RATES.start()).max(FEWEST_BITS);
+        Hull::new(linear, fewest..=self.average + RATES.end())
     }
 }
 
@@ -323,8 +318,13 @@ pub fn index_bits_per_weight(
     Err(AllocationError::Budget {
         requested: bits_per_weight,
         overhead,
-        least: ((overhead + FEWEST_AVERAGE_BITS) * 100.0).ceil() / 100.0,
+        least: least_bits_per_weight(overhead),
     })
+}
+
+/// The least rate, in hundredths of a bit per weight, that pays for `overhead` bits per weight besides indices.
+pub fn least_bits_per_weight(overhead: f64) -> f64 {
+    ((overhead + FEWEST_AVERAGE_BITS) * 100.0).ceil() / 100.0
 }
 
 /// Bits per weight of every linear: the least sum of losses whose bits are at most `budget`.
@@ -336,12 +336,12 @@ fn distribute(hulls: &[Hull], budget: f64) -> Vec<f64> {
     let prices = hulls.iter().flat_map(Hull::prices);
     let highest = prices.fold(0.0, f64::max);
     // At `cheap`, the linears take more bits than there are; at `dear`, at most as many.
-    let (mut cheap, mut dear) = (0.0, 2.0 * highest);
+    let (mut cheap, mut dear) = (0.0f64, 2.0 * highest);
     if total(cheap) <= budget {
         return hulls.iter().map(Hull::most).collect();
     }
     // Bisection over the bit patterns, which have the order of positive numbers, ends at adjacent prices.
-    while dear.to_bits() - f64::to_bits(cheap) > 1 {
+    while dear.to_bits() - cheap.to_bits() > 1 {
         let middle = f64::from_bits(cheap.to_bits() + (dear.to_bits() - cheap.to_bits()) / 2);
         if total(middle) <= budget {
             dear = middle

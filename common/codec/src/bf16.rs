@@ -26,8 +26,9 @@ pub fn round_nearest_even(value: f32) -> u16 {
 
 /// Distance of adjacent bfloat16 values at a finite value that is not 0; that of the smallest normal numbers below them.
 pub fn spacing(value: f32) -> f64 {
-    let exponent = ((value.to_bits() >> 23) & 0xff).max(1) as i32 - 127;
-    f64::from(exponent - 7).exp2()
+    let exponent = u64::from((value.to_bits() >> 23) & 0xff).max(1);
+    // 2^(exponent − 127 − 7) in the format of f64: this runs for every weight.
+    f64::from_bits((exponent + 1023 - 127 - 7) << 52)
 }
 
 /// Whether a value is neither NaN nor infinite.

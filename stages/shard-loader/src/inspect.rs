@@ -93,7 +93,8 @@ pub fn inspect(model: &Path, shards: Shards) -> anyhow::Result<serde_json::Value
     }))
 }
 
-/// Bits per weight of the layer files besides indices: of all layers together, and of the layer that has most.
+/// Bits per weight of the layer files besides indices, and the least rate that pays for them: of all layers together, and of the
+/// layer that has most.
 fn overhead(config: &ModelConfig, source: &SourceFolder) -> anyhow::Result<serde_json::Value> {
     let (mut bits, mut weights, mut largest) = (0, 0, 0.0f64);
     for plan in config.layer_plans() {
@@ -108,9 +109,13 @@ fn overhead(config: &ModelConfig, source: &SourceFolder) -> anyhow::Result<serde
         bits += layer;
         weights += parameters;
     }
+    let with_least = |bits: f64| {
+        let least = uc_codec::allocate::least_bits_per_weight(bits);
+        serde_json::json!({"bits": bits, "least": least})
+    };
     Ok(serde_json::json!({
-        "model": bits as f64 / weights.max(1) as f64,
-        "largest_layer": largest,
+        "model": with_least(bits as f64 / weights.max(1) as f64),
+        "largest_layer": with_least(largest),
     }))
 }
 

@@ -100,35 +100,59 @@ pub fn forecast(
 /// Bytes of receipts, metrics, logs and events per job; 4.1 kB were measured (44 jobs of the embedded model).
 const RECORD_BYTES: f64 = 5e3;
 
-/// Peak bytes on disk besides the source, whichever stage of the plan turns out to be slow; none if the number of windows
-/// depends on the text, or if a stage or artifact has no formula.
+/// Peak bytes on disk besides the source, whichever stage of the plan turns out to be slow; none without an estimate.
 pub fn peak_disk(model: &ModelSummary, plan: &Plan, budget: Budget) -> Option<u64> {
-    let settings = &plan.settings;
-    if settings.calibration.windows == 0 || settings.evaluation.windows == 0 {
-        return None;
-    }
-    let measured = Measurement::embedded().ok()?;
-    let rates = Rates::new(&measured, &measured_plan(&measured).ok()?);
-    let codec_speed = f64::from(budget.cpus) / f64::from(measured.cores);
-    let costs = CostModel::new(model, settings);
-    let estimate = Estimate::new(plan, costs, &rates, 1.0, codec_speed).ok()?;
-    let layered = plan.stages.iter().filter(|stage| stage.per == Per::Layer);
-    let peak = layered
-        .map(|stage| {
-            let slowed = simulation::Slowed {
-                sizes: &estimate,
-                stage: &stage.name,
-            };
-            simulation::run(plan, budget, &slowed).disk
-        })
-        .fold(simulation::run(plan, budget, &estimate).disk, f64::max);
-    let records = plan.jobs().len() as f64 * RECORD_BYTES;
-    Some((peak + records) as u64)
+    with_estimate(model, plan, budget, |estimate| {
+        let layered = plan.stages.iter().filter(|stage| stage.per == Per::Layer);
+        let peak = layered
+            .map(|stage| {
+                let slowed = simulation::Slowed {
+                    sizes: estimate,
+                    stage: &stage.name,
+                };
+                simulation::run(plan, budget, &slowed).disk
+            })
+            .fold(simulation::run(plan, budget, estimate).disk, f64::max);
+        let records = plan.jobs().len() as f64 * RECORD_BYTES;
+        (peak + records) as u64
+    })
 }
 
-/// What a run is expected to take; none if the number of windows depends on the text, or if a stage or artifact has no
-/// formula.
+/// What a run is expected to take; none without an estimate.
 pub fn expectation(model: &ModelSummary, plan: &Plan, budget: Budget) -> Option<Expectation> {
+    with_estimate(model, plan, budget, |estimate| {
+        let (mut all, mut seconds_per_job) = (0.0, BTreeMap::new());
+        for stage in plan.stages.iter().filter(|stage| !stage.optional) {
+            let units = stage.units(plan.model.layers);
+            let seconds = units.iter().map(|&unit| {
+                estimate.seconds(&JobId {
+                    stage: stage.name.clone(),
+                    unit,
+                })
+            });
+            let seconds: f64 = seconds.sum();
+            all += seconds;
+            // Stages that only wait for the network have no forecast.
+            if seconds > 0.0 {
+                seconds_per_job.insert(stage.name.clone(), seconds / units.len().max(1) as f64);
+            }
+        }
+        let wall = simulation::run(plan, budget, estimate).seconds;
+        Expectation {
+            seconds_per_job,
+            concurrency: if wall > 0.0 { all / wall } else { 1.0 },
+        }
+    })
+}
+
+/// Passes the estimate of a plan on a machine with the cores of `budget` to `derive`. None if the number of windows depends on the
+/// text, or if a stage or artifact has no formula.
+fn with_estimate<T>(
+    model: &ModelSummary,
+    plan: &Plan,
+    budget: Budget,
+    derive: impl FnOnce(&Estimate<'_>) -> T,
+) -> Option<T> {
     let settings = &plan.settings;
     if settings.calibration.windows == 0 || settings.evaluation.windows == 0 {
         return None;
@@ -138,27 +162,7 @@ pub fn expectation(model: &ModelSummary, plan: &Plan, budget: Budget) -> Option<
     let codec_speed = f64::from(budget.cpus) / f64::from(measured.cores);
     let costs = CostModel::new(model, settings);
     let estimate = Estimate::new(plan, costs, &rates, 1.0, codec_speed).ok()?;
-    let (mut all, mut seconds_per_job) = (0.0, BTreeMap::new());
-    for stage in plan.stages.iter().filter(|stage| !stage.optional) {
-        let units = stage.units(plan.model.layers);
-        let seconds = units.iter().map(|&unit| {
-            estimate.seconds(&JobId {
-                stage: stage.name.clone(),
-                unit,
-            })
-        });
-        let seconds: f64 = seconds.sum();
-        all += seconds;
-        // Stages that only wait for the network have no forecast.
-        if seconds > 0.0 {
-            seconds_per_job.insert(stage.name.clone(), seconds / units.len().max(1) as f64);
-        }
-    }
-    let wall = simulation::run(plan, budget, &estimate).seconds;
-    Some(Expectation {
-        seconds_per_job,
-        concurrency: if wall > 0.0 { all / wall } else { 1.0 },
-    })
+    Some(derive(&estimate))
 }
 
 /// The plan of a run of a model that is not on disk. `source_files` names the optional files to assume.

@@ -8,3 +8,5 @@ pub mod overhead;
 pub mod pipeline;
 pub mod planning;
 pub mod sources;
+#[cfg(test)]
+pub mod test_stage;

@@ -11,7 +11,7 @@
 #![allow(unsafe_code)]
 
 use super::LANES;
-use super::decode::{Cursor, GROUP_BYTES};
+use super::decode::{Cursor, GROUP_BYTES, decode_rows};
 use super::lookup::{RowTables, TableLookup};
 use crate::contexts::ESCAPE;
 use crate::error::CodecError;
@@ -63,20 +63,13 @@ unsafe fn kernel<const SHIFTED: bool>(
     row_log2_eighths: &[u8],
     q: &mut [i16],
 ) -> Result<(), CodecError> {
-    let cols = lookup.cols();
     let entries = &lookup.tables.entries;
-    let whole = cols / LANES;
-    for (q, &row_log2_eighths) in q.chunks_mut(cols).zip(row_log2_eighths) {
-        let (number, shift) = lookup.row(row_log2_eighths, scratch);
+    let whole = lookup.cols() / LANES;
+    let whole_groups = |cursor: &mut Cursor<'_>, number: &[u8], shift: &[u8], q: &mut [i16]| {
         // SAFETY: the same requirements as of this function.
-        let done = unsafe { groups::<SHIFTED>(cursor, entries, number, shift, q, whole)? };
-        for first in (done * LANES..cols).step_by(LANES) {
-            let columns = first..cols.min(first + LANES);
-            let shift = shift.get(columns.clone()).unwrap_or(&[]);
-            cursor.group(entries, &number[columns.clone()], shift, &mut q[columns])?;
-        }
-    }
-    Ok(())
+        unsafe { groups::<SHIFTED>(cursor, entries, number, shift, q, whole) }
+    };
+    decode_rows(lookup, cursor, scratch, row_log2_eighths, q, whole_groups)
 }
 
 /// Decodes up to `whole` complete groups of a row, as long as none can read beyond the end; returns their number.

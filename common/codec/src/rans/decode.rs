@@ -168,11 +168,27 @@ pub(super) fn rows_portably(
     row_log2_eighths: &[u8],
     q: &mut [i16],
 ) -> Result<(), CodecError> {
+    let no_groups = |_: &mut Cursor<'_>, _: &[u8], _: &[u8], _: &mut [i16]| Ok(0);
+    decode_rows(lookup, cursor, scratch, row_log2_eighths, q, no_groups)
+}
+
+/// Decodes rows group by group. `whole_groups(cursor, number, shift, q)` decodes complete groups from the left of a row with the
+/// instructions of its kernel, and returns how many; the portable code decodes the others.
+#[inline(always)]
+pub(super) fn decode_rows(
+    lookup: &TableLookup<'_>,
+    cursor: &mut Cursor<'_>,
+    scratch: &mut RowTables,
+    row_log2_eighths: &[u8],
+    q: &mut [i16],
+    mut whole_groups: impl FnMut(&mut Cursor<'_>, &[u8], &[u8], &mut [i16]) -> Result<usize, CodecError>,
+) -> Result<(), CodecError> {
     let cols = lookup.cols();
     let entries = &lookup.tables.entries;
     for (q, &row_log2_eighths) in q.chunks_mut(cols).zip(row_log2_eighths) {
         let (number, shift) = lookup.row(row_log2_eighths, scratch);
-        for first in (0..cols).step_by(LANES) {
+        let done = whole_groups(cursor, number, shift, q)?;
+        for first in (done * LANES..cols).step_by(LANES) {
             let columns = first..cols.min(first + LANES);
             let shift = shift.get(columns.clone()).unwrap_or(&[]);
             cursor.group(entries, &number[columns.clone()], shift, &mut q[columns])?;

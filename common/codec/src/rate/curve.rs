@@ -16,8 +16,9 @@ use crate::steps::STEP_RANGE;
 const MAX_PROBES: usize = 14;
 /// Rates of the first three probes relative to the average, bits per weight, if the high-rate rule holds.
 const FIRST_OFFSETS: [f64; 3] = [-1.25, 0.0, 2.0];
-/// The rates of interest, relative to the average: those that the allocation may choose.
-const RATES: std::ops::RangeInclusive<f64> = -1.25..=4.0;
+/// The rates of interest, relative to the average, bits per weight: those that the allocation may choose for a linear that can
+/// change the loss.
+pub(crate) const RATES: std::ops::RangeInclusive<f64> = -1.25..=4.0;
 /// Largest relative deviation of the slopes of rate and error from the high-rate rule.
 const TOLERANCE: f64 = 0.12;
 /// Two probes closer than this, in octaves of the step, have no probe between them.

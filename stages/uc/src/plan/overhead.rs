@@ -8,18 +8,25 @@ use uc_store::ExitCode;
 
 use crate::report::failure::failure;
 
-/// Bits per weight that must be left for the indices, as `uc_codec::allocate` has it.
-const FEWEST_INDEX_BITS: f64 = 0.1;
 /// Largest value of `quantize.bpw`.
 const MOST_BITS: f64 = 8.0;
 
-/// Bits per weight of the layer files besides indices.
+/// What layer files hold besides indices.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
 pub struct Overhead {
-    /// Of all layers together.
-    pub model: f64,
-    /// Of the layer that has most.
-    pub largest_layer: f64,
+    /// In all layers together.
+    pub model: LayerOverhead,
+    /// In the layer that has most.
+    pub largest_layer: LayerOverhead,
+}
+
+/// Bits per weight besides indices.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+pub struct LayerOverhead {
+    /// Headers, logarithms and exact tensors.
+    pub bits: f64,
+    /// The least rate that pays for them.
+    pub least: f64,
 }
 
 impl Overhead {
@@ -28,11 +35,10 @@ impl Overhead {
     /// # Errors
     /// With the least rate that such layers can have.
     pub fn check(self, settings: &Settings) -> anyhow::Result<()> {
-        let bits = match settings.allocation.mode {
+        let LayerOverhead { bits, least } = match settings.allocation.mode {
             AllocationMode::Global => self.model,
             AllocationMode::PerLayer | AllocationMode::PerTensor => self.largest_layer,
         };
-        let least = ((bits + FEWEST_INDEX_BITS) * 100.0).ceil() / 100.0;
         if settings.quantize.bpw >= least {
             return Ok(());
         }
@@ -55,9 +61,10 @@ mod tests {
 
     #[test]
     fn a_rate_below_the_overhead_is_refused_with_the_least_one() {
+        let least_of = |bits, least| LayerOverhead { bits, least };
         let overhead = Overhead {
-            model: 2.341,
-            largest_layer: 4.957,
+            model: least_of(2.341, 2.45),
+            largest_layer: least_of(4.957, 5.06),
         };
         let check = |mode, bpw| {
             let mut settings = Settings::default();
@@ -72,8 +79,8 @@ mod tests {
         let refused = check(AllocationMode::PerTensor, 5.0).expect_err("too few");
         assert!(refused.to_string().contains("--bpw 5.06"), "{refused}");
         let tiny = Overhead {
-            model: 12.0,
-            largest_layer: 12.0,
+            model: least_of(12.0, 12.1),
+            largest_layer: least_of(12.0, 12.1),
         };
         let refused = tiny.check(&Settings::default()).expect_err("too small");
         assert!(refused.to_string().contains("no rate"), "{refused}");

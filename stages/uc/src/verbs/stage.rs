@@ -140,26 +140,11 @@ fn refuse_missing_inputs(session: &Session, job: &JobId, args: &StageArgs) -> an
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::test_stage;
 
     #[test]
     fn the_message_names_the_layers_that_a_stage_has() {
-        let stage = |per| StagePlan {
-            name: "quantize".into(),
-            argv: vec!["quantize".into()],
-            per,
-            reads: Vec::new(),
-            writes: Vec::new(),
-            settings: Vec::new(),
-            version: 1,
-            program_sha256: Default::default(),
-            cpus: 1,
-            memory: 0,
-            max_lead: None,
-            optional: false,
-            retries: 0,
-            stall_timeout: 0,
-            weights: None,
-        };
+        let stage = |per| test_stage::stage("quantize", per);
         let error = |per, layer| {
             unit(&stage(per), layer, 5)
                 .expect_err("refused")

@@ -4,6 +4,7 @@ use uc_settings::Settings;
 use uc_store::plan::{Artifact, External, ModelSource, PLAN_VERSION, Per, StagePlan, Unit};
 
 use super::*;
+use crate::plan::test_stage;
 
 fn stage(name: &str, per: Per, reads: &[&str], writes: &[&str]) -> StagePlan {
     let refs = |names: &[&str]| {
@@ -13,21 +14,9 @@ fn stage(name: &str, per: Per, reads: &[&str], writes: &[&str]) -> StagePlan {
             .collect()
     };
     StagePlan {
-        name: name.into(),
-        argv: vec![name.into()],
-        per,
         reads: refs(reads),
         writes: refs(writes),
-        settings: Vec::new(),
-        version: 1,
-        program_sha256: Default::default(),
-        cpus: 1,
-        memory: 0,
-        max_lead: None,
-        optional: false,
-        retries: 1,
-        stall_timeout: 0,
-        weights: None,
+        ..test_stage::stage(name, per)
     }
 }
 

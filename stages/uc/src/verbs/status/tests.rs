@@ -4,24 +4,12 @@ use uc_settings::Settings;
 use uc_store::plan::{Artifact, ModelSource, PLAN_VERSION, Per, Unit};
 
 use super::*;
+use crate::plan::test_stage;
 
 fn stage(name: &str, per: Per, optional: bool) -> StagePlan {
     StagePlan {
-        name: name.into(),
-        argv: vec![name.into()],
-        per,
-        reads: Vec::new(),
-        writes: Vec::new(),
-        settings: Vec::new(),
-        version: 1,
-        program_sha256: Default::default(),
-        cpus: 1,
-        memory: 0,
-        max_lead: None,
         optional,
-        retries: 1,
-        stall_timeout: 0,
-        weights: None,
+        ..test_stage::stage(name, per)
     }
 }
 
