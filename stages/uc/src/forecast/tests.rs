@@ -60,16 +60,15 @@ fn rates_are_those_of_the_receipt_that_they_name() {
     }
 }
 
-#[test]
-fn few_files_per_artifact_are_on_disk_except_the_states_of_the_sensitivity_stages() {
-    let forecast = forecast_measured(&[], Machine::default());
+/// Checks how many files of each artifact a run of this many layers has on disk at the same time.
+fn check_files_on_disk(forecast: &Forecast, layers: usize) {
     let files = |name: &str| {
         let mut disk = forecast.run.disk.iter();
         disk.find(|artifact| artifact.name == name)
             .expect(name)
             .files
     };
-    assert_eq!(files("sensitivity-hidden"), 31);
+    assert_eq!(files("sensitivity-hidden"), layers + 1);
     for name in [
         "weights",
         "hidden",
@@ -79,6 +78,24 @@ fn few_files_per_artifact_are_on_disk_except_the_states_of_the_sensitivity_stage
     ] {
         assert!(files(name) <= 4, "{} files of {name}", files(name));
     }
+}
+
+#[test]
+fn few_files_per_artifact_are_on_disk_except_the_states_of_the_sensitivity_stages() {
+    check_files_on_disk(&forecast_measured(&[], Machine::default()), 30);
+}
+
+/// Some 12,000 jobs, simulated once for every stage: this does not end unless an event takes time that does not grow with
+/// the number of jobs.
+#[test]
+fn the_largest_number_of_layers_is_planned_by_the_same_rules() {
+    let mut model = measured().model;
+    model.layers = uc_pack::MAX_LAYERS as usize;
+    model.layer_groups[0].layers = (0..uc_pack::MAX_LAYERS as u32).collect();
+    let pipeline = Pipeline::load(None).expect("built in");
+    let settings = pipeline.settings().clone();
+    let forecast = forecast(model, &pipeline, &settings, Machine::default()).expect("a forecast");
+    check_files_on_disk(&forecast, 1000);
 }
 
 #[test]

@@ -1,11 +1,17 @@
 //! Which job may start now, and which intermediate files may be deleted: the state of every job and the budget.
 //!
-//! Pure decisions on a plan; files and processes are left to the driver.
+//! Pure decisions on a plan; files and processes are left to the driver. What follows from the states (ready jobs, running
+//! jobs, missing inputs) is kept up to date with every change, so that a decision does not look at every job of a run.
 
+mod lead;
+
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use uc_store::freshness::{Freshness, PendingWork, Reason};
-use uc_store::plan::{ArtifactId, JobId, Plan};
+use uc_store::plan::{ArtifactId, JobId, Plan, Unit};
+
+use lead::LeadBounds;
 
 /// Resources that running jobs may claim together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +48,10 @@ struct Node {
     outputs: Vec<ArtifactId>,
     /// Indices of the jobs that produce its inputs.
     producers: BTreeSet<usize>,
+    /// Indices of the jobs that read its outputs.
+    readers: BTreeSet<usize>,
+    /// Number of its producers that are not done.
+    missing: usize,
     status: Status,
     /// Number of times that it was started again.
     retries: u32,
@@ -57,67 +67,30 @@ pub struct Scheduler<'p> {
     indices: BTreeMap<JobId, usize>,
     /// Indices of the jobs that read each artifact.
     consumers: BTreeMap<ArtifactId, Vec<usize>>,
-    /// For every job of a stage with a `max_lead`, the jobs that depend on it; else empty.
-    downstream: Vec<BTreeSet<usize>>,
+    lead: LeadBounds,
+    /// For every stage, the stale jobs whose inputs are complete, by layer.
+    ready: Vec<BTreeSet<(Unit, usize)>>,
+    /// Indices of the running jobs.
+    running: BTreeSet<usize>,
+    /// For every stage, the number of jobs that gave up.
+    given_up: Vec<usize>,
 }
 
 impl<'p> Scheduler<'p> {
     /// Builds the job graph with the states that the freshness check determined.
     pub fn new(plan: &'p Plan, work: &PendingWork, budget: Budget) -> Self {
-        let mut nodes = Vec::new();
-        for (stage, spec) in plan.stages.iter().enumerate() {
-            if spec.optional {
-                continue;
-            }
-            for unit in spec.units(plan.model.layers) {
-                nodes.push(Node {
-                    id: JobId {
-                        stage: spec.name.clone(),
-                        unit,
-                    },
-                    stage,
-                    outputs: plan.outputs(spec, unit),
-                    producers: BTreeSet::new(),
-                    status: Status::Waiting,
-                    retries: 0,
-                });
-            }
-        }
-        let producers: BTreeMap<ArtifactId, usize> = nodes
-            .iter()
-            .enumerate()
-            .flat_map(|(index, node)| node.outputs.iter().map(move |id| (id.clone(), index)))
-            .collect();
-        let mut consumers: BTreeMap<ArtifactId, Vec<usize>> = BTreeMap::new();
-        for index in 0..nodes.len() {
-            let node = &nodes[index];
-            for input in plan.inputs(&plan.stages[node.stage], node.id.unit) {
-                if plan.external(&input).is_some() {
-                    continue;
-                }
-                if let Some(producer) = producers.get(&input) {
-                    nodes[index].producers.insert(*producer);
-                }
-                consumers.entry(input).or_default().push(index);
-            }
-        }
-        let indices = nodes
-            .iter()
-            .enumerate()
-            .map(|(index, node)| (node.id.clone(), index));
-        let downstream = nodes
-            .iter()
-            .enumerate()
-            .map(|(index, node)| match plan.stages[node.stage].max_lead {
-                Some(_) => downstream(index, &nodes, &consumers),
-                None => BTreeSet::new(),
-            })
-            .collect();
+        let mut nodes = jobs_without_edges(plan);
+        let consumers = connect(plan, &mut nodes);
+        let indices = nodes.iter().enumerate();
+        let indices = indices.map(|(index, node)| (node.id.clone(), index));
         let mut scheduler = Self {
             plan,
             budget,
-            downstream,
             indices: indices.collect(),
+            lead: LeadBounds::new(plan, &nodes, &consumers),
+            ready: vec![BTreeSet::new(); plan.stages.len()],
+            running: BTreeSet::new(),
+            given_up: vec![0; plan.stages.len()],
             nodes,
             consumers,
         };
@@ -127,19 +100,21 @@ impl<'p> Scheduler<'p> {
 
     /// Adopts the states of a freshness check; jobs that are running or given up keep their status.
     pub fn update(&mut self, work: &PendingWork) {
-        for node in &mut self.nodes {
+        for index in 0..self.nodes.len() {
+            let node = &self.nodes[index];
             if matches!(
                 node.status,
                 Status::Running | Status::GivenUp | Status::Held
             ) {
                 continue;
             }
-            node.status = match work.states.get(&node.id) {
+            let status = match work.states.get(&node.id) {
                 Some(Freshness::Fresh | Freshness::Retired) => Status::Done,
                 Some(Freshness::Stale(reasons)) if only_waits(reasons) => Status::Waiting,
                 Some(Freshness::Stale(_)) => Status::Stale,
                 None => Status::Waiting,
             };
+            self.change(index, status);
         }
     }
 
@@ -155,15 +130,52 @@ impl<'p> Scheduler<'p> {
 
     /// Sets the status of a job.
     pub fn set(&mut self, id: &JobId, status: Status) {
-        let index = self.indices[id];
-        self.nodes[index].status = status;
+        self.change(self.indices[id], status);
+    }
+
+    /// The only place that changes a status: keeps what follows from it up to date.
+    fn change(&mut self, index: usize, status: Status) {
+        let before = std::mem::replace(&mut self.nodes[index].status, status);
+        let stage = self.nodes[index].stage;
+        self.given_up[stage] += usize::from(status == Status::GivenUp);
+        self.given_up[stage] -= usize::from(before == Status::GivenUp);
+        if status == Status::Running {
+            self.running.insert(index);
+        } else {
+            self.running.remove(&index);
+        }
+        self.update_ready(index);
+        if (before == Status::Done) == (status == Status::Done) {
+            return;
+        }
+        for reader in self.nodes[index].readers.clone() {
+            let missing = &mut self.nodes[reader].missing;
+            *missing = if status == Status::Done {
+                *missing - 1
+            } else {
+                *missing + 1
+            };
+            self.update_ready(reader);
+        }
+        self.lead.note(index, status == Status::Done);
+    }
+
+    fn update_ready(&mut self, index: usize) {
+        let node = &self.nodes[index];
+        let (ready, key) = (&mut self.ready[node.stage], (node.id.unit, index));
+        if node.status == Status::Stale && node.missing == 0 {
+            ready.insert(key);
+        } else {
+            ready.remove(&key);
+        }
     }
 
     /// Counts a retry of a job and marks it stale; `false` if its stage allows no more.
     pub fn retry(&mut self, id: &JobId) -> bool {
-        let node = &mut self.nodes[self.indices[id]];
+        let index = self.indices[id];
+        self.change(index, Status::Stale);
+        let node = &mut self.nodes[index];
         node.retries += 1;
-        node.status = Status::Stale;
         node.retries <= self.plan.stages[node.stage].retries
     }
 
@@ -178,9 +190,10 @@ impl<'p> Scheduler<'p> {
                 pending.extend(&self.nodes[index].producers);
             }
         }
-        for (index, node) in self.nodes.iter_mut().enumerate() {
-            if index == target || (node.status != Status::Done && !needed.contains(&index)) {
-                node.status = Status::Held;
+        for index in 0..self.nodes.len() {
+            let is_done = self.nodes[index].status == Status::Done;
+            if index == target || (!is_done && !needed.contains(&index)) {
+                self.change(index, Status::Held);
             }
         }
     }
@@ -202,7 +215,7 @@ impl<'p> Scheduler<'p> {
     pub fn decidable(&self) -> Vec<JobId> {
         self.nodes
             .iter()
-            .filter(|node| node.status == Status::Waiting && self.inputs_done(node))
+            .filter(|node| node.status == Status::Waiting && node.missing == 0)
             .map(|node| node.id.clone())
             .collect()
     }
@@ -219,28 +232,44 @@ impl<'p> Scheduler<'p> {
 
     /// The job to start next among those whose part of the source is present.
     pub fn next_if(&self, is_source_present: impl Fn(&JobId) -> bool) -> Option<JobId> {
-        let running = self.running();
-        let ready = self.ready(&running);
-        let first = self
-            .candidates(&ready, &running)
-            .find(|node| is_source_present(&node.id))?;
-        self.fits(first, &running).then(|| first.id.clone())
+        let is_startable = |index: &usize| is_source_present(&self.nodes[*index].id);
+        let stages = self.startable_stages();
+        let firsts = stages.iter().filter_map(|&stage| {
+            let mut jobs = self.ready_of(stage);
+            jobs.find(|index| self.is_within_lead(*index) && is_startable(index))
+        });
+        let first_past_lead = || {
+            let jobs = stages.iter().flat_map(|&stage| self.ready_of(stage));
+            self.first(jobs.filter(is_startable))
+        };
+        let first = match self.first(firsts) {
+            Some(first) => first,
+            None if self.ignores_lead(&stages) => first_past_lead()?,
+            None => return None,
+        };
+        let first = &self.nodes[first];
+        self.fits(first).then(|| first.id.clone())
     }
 
     /// The jobs that could start if the source and the budget permitted, in order of priority.
     pub fn runnable(&self) -> Vec<JobId> {
-        let running = self.running();
-        let ready = self.ready(&running);
-        let candidates = self.candidates(&ready, &running);
-        candidates.map(|node| node.id.clone()).collect()
+        let stages = self.startable_stages();
+        let ignore_lead = self.ignores_lead(&stages);
+        let jobs = stages.iter().flat_map(|&stage| self.ready_of(stage));
+        let mut jobs: Vec<usize> = jobs
+            .filter(|index| ignore_lead || self.is_within_lead(*index))
+            .collect();
+        jobs.sort_by_key(|index| self.priority(*index));
+        let ids = jobs.into_iter().map(|index| self.nodes[index].id.clone());
+        ids.collect()
     }
 
     /// The remaining jobs in the order in which they would run one at a time.
     pub fn sequential_order(plan: &'p Plan, work: &PendingWork, budget: Budget) -> Vec<JobId> {
         let mut scheduler = Self::new(plan, work, budget);
-        for node in &mut scheduler.nodes {
-            if node.status == Status::Waiting {
-                node.status = Status::Stale;
+        for index in 0..scheduler.nodes.len() {
+            if scheduler.nodes[index].status == Status::Waiting {
+                scheduler.change(index, Status::Stale);
             }
         }
         let mut order = Vec::new();
@@ -251,57 +280,44 @@ impl<'p> Scheduler<'p> {
         order
     }
 
-    /// Jobs whose inputs are complete and whose stage is idle, in order of priority.
-    fn ready(&self, running: &[&Node]) -> Vec<&Node> {
-        let given_up = self.given_up();
-        let busy: BTreeSet<usize> = running.iter().map(|node| node.stage).collect();
-        let mut ready: Vec<&Node> = self
-            .nodes
-            .iter()
-            .filter(|node| node.status == Status::Stale && !busy.contains(&node.stage))
-            .filter(|node| self.inputs_done(node))
-            .filter(|node| !given_up.contains(&node.stage) || !running.is_empty())
-            .collect();
-        ready.sort_by_key(|node| (node.id.unit, std::cmp::Reverse(node.stage)));
-        ready
+    /// Indices of the stages that may start a job: they are idle, and if they gave up a job, another one is running.
+    fn startable_stages(&self) -> Vec<usize> {
+        let busy: BTreeSet<usize> = self.running().map(|node| node.stage).collect();
+        let is_startable = |stage: &usize| {
+            !busy.contains(stage) && (self.given_up[*stage] == 0 || !self.running.is_empty())
+        };
+        (0..self.plan.stages.len()).filter(is_startable).collect()
     }
 
-    /// Indices of the stages that gave up a job.
-    fn given_up(&self) -> BTreeSet<usize> {
-        let nodes = self.nodes.iter();
-        nodes
-            .filter(|node| node.status == Status::GivenUp)
-            .map(|node| node.stage)
-            .collect()
+    /// The ready jobs of a stage, lower layers first.
+    fn ready_of(&self, stage: usize) -> impl Iterator<Item = usize> {
+        self.ready[stage].iter().map(|(_, index)| *index)
     }
 
-    /// The ready jobs that respect their `max_lead`. If nothing else can proceed, the bound is ignored, because it would
-    /// stop the run; but not while uploads have given up, because their files would fill the disk.
-    fn candidates<'n>(
-        &'n self,
-        ready: &'n [&'n Node],
-        running: &[&Node],
-    ) -> impl Iterator<Item = &'n Node> {
-        let is_within_lead = |node: &&&Node| !self.is_too_far_ahead(node);
-        let is_idle = running.is_empty() && self.given_up().is_empty();
-        let ignore_lead = is_idle && ready.iter().find(is_within_lead).is_none();
-        let ready = ready.iter();
-        ready
-            .filter(move |node| ignore_lead || is_within_lead(node))
-            .copied()
+    /// The order in which jobs start.
+    fn priority(&self, index: usize) -> (Unit, Reverse<usize>) {
+        let node = &self.nodes[index];
+        (node.id.unit, Reverse(node.stage))
     }
 
-    fn running(&self) -> Vec<&Node> {
-        self.nodes
-            .iter()
-            .filter(|node| node.status == Status::Running)
-            .collect()
+    fn first(&self, jobs: impl Iterator<Item = usize>) -> Option<usize> {
+        jobs.min_by_key(|index| self.priority(*index))
     }
 
-    fn inputs_done(&self, node: &Node) -> bool {
-        node.producers
-            .iter()
-            .all(|index| self.nodes[*index].status == Status::Done)
+    /// Whether the bounds of lead are ignored, because nothing else can proceed and they would stop the run; but not while
+    /// uploads have given up, because their files would fill the disk.
+    fn ignores_lead(&self, stages: &[usize]) -> bool {
+        let has_given_up = self.given_up.iter().any(|count| *count > 0);
+        let mut ready = stages.iter().flat_map(|&stage| self.ready_of(stage));
+        self.running.is_empty() && !has_given_up && !ready.any(|index| self.is_within_lead(index))
+    }
+
+    fn is_within_lead(&self, index: usize) -> bool {
+        !self.lead.is_exceeded(index)
+    }
+
+    fn running(&self) -> impl Iterator<Item = &Node> {
+        self.running.iter().map(|index| &self.nodes[*index])
     }
 
     /// Processor cores that a job claims.
@@ -310,51 +326,16 @@ impl<'p> Scheduler<'p> {
     }
 
     /// Whether a job fits into the budget beside the running ones; a job may always run alone.
-    fn fits(&self, node: &Node, running: &[&Node]) -> bool {
-        if running.is_empty() {
+    fn fits(&self, node: &Node) -> bool {
+        if self.running.is_empty() {
             return true;
         }
-        let cpus: u32 = running.iter().map(|other| self.cpus(other)).sum();
+        let cpus: u32 = self.running().map(|other| self.cpus(other)).sum();
         let memory_of = |node: &Node| self.plan.stages[node.stage].memory;
-        let memory: u64 = running.iter().map(|other| memory_of(other)).sum();
+        let memory: u64 = self.running().map(memory_of).sum();
         let memory_fits =
             self.budget.memory == 0 || memory.saturating_add(memory_of(node)) <= self.budget.memory;
         cpus.saturating_add(self.cpus(node)) <= self.budget.cpus && memory_fits
-    }
-
-    /// Whether a job is more than `max_lead` layers ahead of the slowest per-layer reader of its stage's temporary outputs.
-    ///
-    /// A reader that depends on the job does not count: the backward pass of the sensitivity stages reads what the forward
-    /// pass wrote, but only after the last layer. Waiting for it would be a deadlock.
-    fn is_too_far_ahead(&self, node: &Node) -> bool {
-        let (Some(max_lead), Some(layer)) =
-            (self.plan.stages[node.stage].max_lead, node.id.unit.layer())
-        else {
-            return false;
-        };
-        let dependents = &self.downstream[self.indices[&node.id]];
-        let has_pending_reader = |sibling: &&Node| {
-            let readers = sibling
-                .outputs
-                .iter()
-                .filter(|id| self.is_temporary(id))
-                .filter_map(|id| self.consumers.get(id))
-                .flatten();
-            let readers = readers.filter(|index| !dependents.contains(index));
-            let mut readers = readers.map(|index| &self.nodes[*index]);
-            readers.any(|reader| {
-                let is_other_stage = reader.id.unit.layer().is_some() && reader.stage != node.stage;
-                is_other_stage && reader.status != Status::Done
-            })
-        };
-        let slowest = self
-            .nodes
-            .iter()
-            .filter(|sibling| sibling.stage == node.stage)
-            .filter(has_pending_reader)
-            .filter_map(|sibling| sibling.id.unit.layer())
-            .min();
-        slowest.is_some_and(|slowest| layer > slowest.saturating_add(max_lead))
     }
 
     /// Temporary artifacts that no job needs any more: among the inputs and outputs of one job, or of all jobs for `None`.
@@ -380,16 +361,10 @@ impl<'p> Scheduler<'p> {
             .collect()
     }
 
-    /// Whether an artifact is deleted after its last reader.
-    fn is_temporary(&self, id: &ArtifactId) -> bool {
-        let artifact = self.plan.artifacts.get(&id.name);
-        artifact.is_some_and(|artifact| artifact.temporary)
-    }
-
     fn is_retirable(&self, id: &ArtifactId) -> bool {
         // An artifact without readers is a result.
         let readers = self.consumers.get(id).filter(|readers| !readers.is_empty());
-        self.is_temporary(id)
+        is_temporary(self.plan, id)
             && self.plan.external(id).is_none()
             && readers.is_some_and(|readers| {
                 readers
@@ -399,20 +374,61 @@ impl<'p> Scheduler<'p> {
     }
 }
 
-/// The jobs that depend on a job, directly or indirectly.
-fn downstream(
-    job: usize,
-    nodes: &[Node],
-    consumers: &BTreeMap<ArtifactId, Vec<usize>>,
-) -> BTreeSet<usize> {
-    let mut dependents = BTreeSet::new();
-    let mut pending = vec![job];
-    while let Some(index) = pending.pop() {
-        let outputs = nodes[index].outputs.iter();
-        let readers = outputs.filter_map(|id| consumers.get(id)).flatten();
-        pending.extend(readers.filter(|reader| dependents.insert(**reader)));
+/// The jobs of all stages that are not optional.
+fn jobs_without_edges(plan: &Plan) -> Vec<Node> {
+    let mut nodes = Vec::new();
+    for (stage, spec) in plan.stages.iter().enumerate() {
+        if spec.optional {
+            continue;
+        }
+        for unit in spec.units(plan.model.layers) {
+            nodes.push(Node {
+                id: JobId {
+                    stage: spec.name.clone(),
+                    unit,
+                },
+                stage,
+                outputs: plan.outputs(spec, unit),
+                producers: BTreeSet::new(),
+                readers: BTreeSet::new(),
+                missing: 0,
+                status: Status::Waiting,
+                retries: 0,
+            });
+        }
     }
-    dependents
+    nodes
+}
+
+/// Enters who produces and who reads what; returns the indices of the jobs that read each artifact.
+fn connect(plan: &Plan, nodes: &mut [Node]) -> BTreeMap<ArtifactId, Vec<usize>> {
+    let producers: BTreeMap<ArtifactId, usize> = nodes
+        .iter()
+        .enumerate()
+        .flat_map(|(index, node)| node.outputs.iter().map(move |id| (id.clone(), index)))
+        .collect();
+    let mut consumers: BTreeMap<ArtifactId, Vec<usize>> = BTreeMap::new();
+    for index in 0..nodes.len() {
+        let node = &nodes[index];
+        for input in plan.inputs(&plan.stages[node.stage], node.id.unit) {
+            if plan.external(&input).is_some() {
+                continue;
+            }
+            if let Some(&producer) = producers.get(&input) {
+                nodes[index].producers.insert(producer);
+                nodes[producer].readers.insert(index);
+            }
+            consumers.entry(input).or_default().push(index);
+        }
+        nodes[index].missing = nodes[index].producers.len();
+    }
+    consumers
+}
+
+/// Whether an artifact is deleted after its last reader.
+fn is_temporary(plan: &Plan, id: &ArtifactId) -> bool {
+    let artifact = plan.artifacts.get(&id.name);
+    artifact.is_some_and(|artifact| artifact.temporary)
 }
 
 /// Whether waiting for inputs is the only reason why a job is stale.
