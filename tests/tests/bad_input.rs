@@ -111,6 +111,45 @@ fn a_weight_that_is_not_a_number_is_named() {
     assert_refused(&case, BAD_INPUT, &[name, "NaN", "10"]);
 }
 
+/// Applies `change` to every value of the tensors whose names end with one of `names`.
+fn change_weights(model: &Path, names: &[&str], change: impl Fn(f32) -> f32) {
+    let path = model.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).expect("weights");
+    let (fields, data) = parse_header(&bytes);
+    let is_chosen = |name: &str| names.iter().any(|end| name.ends_with(end));
+    for (_, field) in fields.iter().filter(|(name, _)| is_chosen(name)) {
+        let end =
+            |index: usize| data + field["data_offsets"][index].as_u64().expect("offset") as usize;
+        for pair in bytes[end(0)..end(1)].chunks_mut(2) {
+            let value = f32::from_bits(u32::from(u16::from_le_bytes([pair[0], pair[1]])) << 16);
+            let upper_half = (change(value).to_bits() >> 16) as u16;
+            pair.copy_from_slice(&upper_half.to_le_bytes());
+        }
+    }
+    std::fs::write(&path, bytes).expect("written");
+}
+
+#[test]
+fn models_of_zeros_and_weights_that_overflow_are_refused_at_once() {
+    let embedding = "model.embed_tokens.weight";
+    let case = broken(|model| change_weights(model, &[embedding], |_| -0.0));
+    assert_refused(&case, BAD_INPUT, &["non-layer", embedding, "131072 zeros"]);
+    let case = broken(|model| change_weights(model, &["_proj.weight"], |_| 0.0));
+    assert_refused(&case, BAD_INPUT, &["28 linears whose weights are all zero"]);
+    let case = broken(|model| change_weights(model, &["1.mlp.up_proj.weight"], |x| 1e32 * x));
+    assert_refused(
+        &case,
+        BAD_INPUT,
+        &["layer 1: the forward pass of the model overflows"],
+    );
+}
+
+#[test]
+fn weights_below_the_smallest_step_are_compressed() {
+    let case = broken(|model| change_weights(model, &["1.mlp.up_proj.weight"], |x| 1e-37 * x));
+    succeed(&mut compress(&case.model, &case.run));
+}
+
 #[test]
 fn a_bad_config_is_refused_with_the_key_and_both_values() {
     let case = broken(|model| set_config(model, "model_type", "gpt_oss".into()));

@@ -120,6 +120,15 @@ pub enum AllocationError {
         /// Name within the layer.
         name: String,
     },
+    /// No linear of the model does anything.
+    #[error(
+        "found {linears} linears whose weights are all zero or whose inputs never are anything else, expected a model that \
+         computes something; was it downloaded or converted completely?"
+    )]
+    NoSignal {
+        /// Number of linears.
+        linears: usize,
+    },
     /// The budget does not even pay for what the files hold besides indices.
     #[error(
         "{requested} bits per weight are too few: headers, logarithms and exact tensors alone take {overhead:.3}; \
@@ -184,12 +193,18 @@ pub struct Plan {
 /// Allocates `bits_per_weight` to the linears of `layers` with the least predicted loss.
 ///
 /// # Errors
-/// [`AllocationError::Budget`].
+/// [`AllocationError::Budget`]; [`AllocationError::NoSignal`] if no linear has an output other than zero.
 pub fn allocate(
     layers: &[MeasuredLayer],
     bits_per_weight: f64,
     scope: Scope,
 ) -> Result<Plan, AllocationError> {
+    let linears = || layers.iter().flat_map(|layer| &layer.linears);
+    if linears().all(|linear| linear.curve.signal == 0.0) {
+        return Err(AllocationError::NoSignal {
+            linears: linears().count(),
+        });
+    }
     let mut best: Option<Plan> = None;
     for candidate in [Scope::Tensor, Scope::Layer, Scope::Model] {
         if candidate > scope {

@@ -155,6 +155,32 @@ fn a_probe_predicts_the_rate_of_the_whole_tensor() {
 }
 
 #[test]
+fn the_search_for_rate_and_error_ends_at_both_ends_of_the_range_of_steps() {
+    let (m, n) = (64, 32);
+    let mut random = Random(12);
+    let w = random.normals(m * n);
+    let factor = factor::factorize(&correlated(n, &mut random), n, 0.01).expect("factor");
+    let (columns, base) = steps::step_log2_eighths(&factor.inv_diag).expect("logarithms");
+    // From subnormal weights, below the smallest step, to weights above the largest one.
+    for scale in [1e-40f32, 1e-36, 1e-30, 1.0, 1e18, 1e22, 1e37] {
+        let w: Vec<f32> = w.iter().map(|x| x * scale).collect();
+        let rate_probe = RateProbe {
+            w: &w,
+            m,
+            n,
+            factor: &factor,
+            column_log2_eighths: &columns,
+            row_step_log2_eighths: &vec![0; m],
+        };
+        let curve = rate::curve::measure(rate_probe, base, 5.0, 64).expect("a curve");
+        let lambdas: Vec<f64> = curve.points.iter().map(|point| point.lambda).collect();
+        let is_ordered = lambdas.is_sorted_by(|a, b| a > b);
+        assert!(is_ordered, "{scale}: {lambdas:?}");
+        assert!((1..=14).contains(&lambdas.len()), "{scale}: {lambdas:?}");
+    }
+}
+
+#[test]
 fn the_coder_stays_within_a_hundredth_of_a_bit_of_the_entropy_of_its_contexts() {
     let (rows, cols) = (1024, 1024);
     let mut random = Random(3);

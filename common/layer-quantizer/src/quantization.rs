@@ -112,7 +112,10 @@ pub fn classify(error: &anyhow::Error) -> Option<ExitCode> {
                     | CodecError::NotPositiveDefinite { .. }
                     | CodecError::Budget { .. }
             )
-        ) || matches!(cause.downcast_ref(), Some(AllocationError::Budget { .. }))
+        ) || matches!(
+            cause.downcast_ref(),
+            Some(AllocationError::Budget { .. } | AllocationError::NoSignal { .. })
+        )
     };
     (error.chain().any(is_input_error) || uc_model::error::is_model_error(error.chain()))
         .then_some(ExitCode::BadInput)

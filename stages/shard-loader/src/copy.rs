@@ -47,7 +47,14 @@ impl TensorCopier {
         };
         match self.part {
             Part::NonLayer => {
-                let read = |name: &str| source.read(name);
+                let token_matrices = [&config.embedding.weight, &config.head.weight];
+                let read = |name: &str| {
+                    let tensor = source.read(name)?;
+                    if token_matrices.iter().any(|matrix| *matrix == name) {
+                        tensor.check_not_all_zero()?;
+                    }
+                    Ok(tensor)
+                };
                 copy(job, "non-layer", &config.non_layer_plan(), read, |name| {
                     source.tensor(name).map(|info| info.dtype)
                 })?;

@@ -80,21 +80,27 @@ pub fn measure(
         return Ok(curve);
     }
     let mut waiting: Vec<f64> = FIRST_OFFSETS.map(|offset| center - offset).to_vec();
+    let lambda_at = |step: f32| f64::from(step) / f64::from(base);
+    let is_new = |curve: &RateCurve, log: f64| {
+        let lambda = lambda_at(step_from_log2(log));
+        curve.points.iter().all(|point| point.lambda != lambda)
+    };
     while let Some(log) = waiting.pop() {
-        let step = step_from_log2(log);
-        let lambda = f64::from(step) / f64::from(base);
-        if curve.points.iter().all(|point| point.lambda != lambda) {
+        if is_new(&curve, log) {
+            let step = step_from_log2(log);
             let code = sample.quantize(step)?;
             let (bits, error) = (sample.bits(&code)?, sample.error(Some(&code))?);
             curve.points.push(RatePoint {
-                lambda,
+                lambda: lambda_at(step),
                 bits,
                 error,
             });
         }
         if waiting.is_empty() && curve.points.len() < MAX_PROBES {
             curve.points.sort_by(|a, b| b.lambda.total_cmp(&a.lambda));
-            waiting.extend(next_log2(&curve, average, f64::from(base), sample.finest));
+            let next = next_log2(&curve, average, f64::from(base), sample.finest);
+            // Several logarithms have one step at the end of the range: a step that was probed ends the search.
+            waiting.extend(next.filter(|log| is_new(&curve, *log)));
         }
     }
     Ok(curve)

@@ -202,6 +202,19 @@ pub enum SourceError {
         /// Its value.
         found: f32,
     },
+    /// Every element of the embedding or of the head is zero: the model cannot tell one token from another.
+    #[error(
+        "{}: tensor {name}: found {count} zeros, expected weights; was the file downloaded or converted completely?",
+        path.display()
+    )]
+    AllZero {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its number of elements.
+        count: usize,
+    },
     /// The tensors are not those of the configured model.
     #[error("{}: the tensors do not match config.json:{}", path.display(), list(findings))]
     Mismatch {

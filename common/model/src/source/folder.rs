@@ -391,4 +391,26 @@ impl SourceTensor {
             }),
         }
     }
+
+    /// Refuses a tensor in which every element is zero.
+    ///
+    /// # Errors
+    /// [`SourceError::AllZero`].
+    pub fn check_not_all_zero(&self) -> Result<(), SourceError> {
+        // Also -0.0: its sign is the highest bit of the last byte.
+        let width = self.dtype.size() as usize;
+        let elements = self.bytes.chunks_exact(width);
+        let is_zero = |element: &[u8]| {
+            let (last, others) = element.split_last().expect("an element has a width");
+            last & 0x7f == 0 && others.iter().all(|byte| *byte == 0)
+        };
+        if elements.len() == 0 || !elements.clone().all(is_zero) {
+            return Ok(());
+        }
+        Err(SourceError::AllZero {
+            path: self.path.clone(),
+            name: self.name.clone(),
+            count: elements.len(),
+        })
+    }
 }
