@@ -27,6 +27,49 @@ pub struct Terminal {
     pub screens: Vec<String>,
 }
 
+/// The two ends of a new pseudo-terminal: that of the terminal itself, and that of programs.
+///
+/// # Panics
+/// If the system has no pseudo-terminals.
+pub fn open_pair(columns: u16, rows: u16) -> (File, File) {
+    // Programs must not inherit this end: it would stay open.
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let controller = openpt(flags).expect("pseudo-terminal");
+    grantpt(&controller).expect("access");
+    unlockpt(&controller).expect("unlocked");
+    let size = Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    tcsetwinsize(&controller, size).expect("size");
+    let name = ptsname(&controller, Vec::new()).expect("name");
+    let path = name.to_str().expect("UTF-8").to_owned();
+    let mut options = File::options();
+    let user_end = options.read(true).write(true).open(path).expect("terminal");
+    (File::from(controller), user_end)
+}
+
+/// A command that runs another one in a session of its own, with a terminal as its standard input and as the one that
+/// controls it.
+///
+/// # Panics
+/// If the terminal's descriptor cannot be duplicated.
+pub fn session(command: &Command, user_end: &File) -> Command {
+    // `setsid` of util-linux.
+    let mut session = Command::new("setsid");
+    let program = command.get_program();
+    session.args(["--ctty", "--wait"]).arg(program);
+    session.args(command.get_args());
+    session.stdout(std::process::Stdio::null());
+    if let Some(folder) = command.get_current_dir() {
+        session.current_dir(folder);
+    }
+    session.stdin(user_end.try_clone().expect("duplicate"));
+    session
+}
+
 /// Which streams of a program are connected to the terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Streams {
@@ -42,22 +85,8 @@ impl Terminal {
     /// # Panics
     /// If the system has no pseudo-terminals.
     pub fn new(columns: u16, rows: u16) -> Self {
-        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("pseudo-terminal");
-        grantpt(&controller).expect("access");
-        unlockpt(&controller).expect("unlocked");
-        let size = Winsize {
-            ws_row: rows,
-            ws_col: columns,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        tcsetwinsize(&controller, size).expect("size");
-        let name = ptsname(&controller, Vec::new()).expect("name");
-        let path = name.to_str().expect("UTF-8").to_owned();
-        let mut options = File::options();
-        let user_end = options.read(true).write(true).open(path).expect("terminal");
+        let (mut controller, user_end) = open_pair(columns, rows);
         let (sender, chunks) = channel();
-        let mut controller = File::from(controller);
         let keyboard = controller.try_clone().expect("duplicate");
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
@@ -103,19 +132,8 @@ impl Terminal {
     /// # Panics
     /// If `setsid` of util-linux does not start.
     pub fn start_session(&self, command: &Command) -> Child {
-        let mut session = Command::new("setsid");
-        session
-            .args(["--ctty", "--wait"])
-            .arg(command.get_program());
-        session
-            .args(command.get_args())
-            .stdout(std::process::Stdio::null());
-        if let Some(folder) = command.get_current_dir() {
-            session.current_dir(folder);
-        }
         let end = self.user_end.as_ref().expect("open");
-        session.stdin(end.try_clone().expect("duplicate"));
-        self.start(&mut session, Streams::Error)
+        self.start(&mut session(command, end), Streams::Error)
     }
 
     /// Presses a key, given by what it sends.

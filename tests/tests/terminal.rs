@@ -1,11 +1,12 @@
 //! What is drawn on a terminal of 60, 80 and 120 columns: nothing is wider, nothing is left behind.
 #![allow(clippy::disallowed_methods)]
 
+use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use uc_tests::kills::signal;
-use uc_tests::terminal::{Streams, Terminal};
+use uc_tests::terminal::{Streams, Terminal, open_pair, session};
 use uc_tests::{QUICK, succeed, tiny_model, uc};
 
 /// A run in `folder` that takes some seconds.
@@ -105,6 +106,25 @@ fn an_interrupted_run_leaves_only_its_messages_and_can_be_resumed() {
         assert!(!screen.lines().any(is_left), "{screen}");
         assert_eq!(terminal.wrapped, Vec::<String>::new());
     }
+    succeed(uc().current_dir(folder.path()).args(["resume", "run"]));
+}
+
+#[test]
+fn a_closed_terminal_interrupts_a_run_like_ctrl_c() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (mut controller, user_end) = open_pair(80, 24);
+    let mut command = session(&slow_run(folder.path()), &user_end);
+    command.stderr(user_end);
+    let mut child = command.env("TERM", "xterm").spawn().expect("starts");
+    drop(command); // and with it the end of the terminal
+    let mut drawn = Vec::new();
+    let mut buffer = [0; 4096];
+    while !String::from_utf8_lossy(&drawn).contains("total ") {
+        let count = controller.read(&mut buffer).expect("the run draws");
+        drawn.extend_from_slice(&buffer[..count]);
+    }
+    drop(controller);
+    assert_eq!(child.wait().expect("ended").code(), Some(130));
     succeed(uc().current_dir(folder.path()).args(["resume", "run"]));
 }
 

@@ -1,13 +1,16 @@
 //! The one way to print: results on standard output, messages on standard error.
 //!
-//! A pipe whose reader has gone is no error: the reader has seen what it wanted, the rest is dropped, and the exit status
-//! stays that of the work (`uc verify PACK | head -1` still fails for a damaged pack). Any other failure to write a result is
+//! A pipe or a terminal that has been closed is no error: its reader has seen what it wanted, the rest is dropped, and the
+//! exit status stays that of the work (`uc verify PACK | head -1` still fails for a damaged pack). Any other failure to write a result is
 //! remembered, and [`finish`] returns it at the end of the program. A message that cannot be written is dropped, because
 //! there is nowhere left to report it. `print!` and `eprintln!` panic in all of these cases and are not used.
 
 use std::fmt::Display;
 use std::io::{Error, ErrorKind, Write};
 use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::FileType;
+use rustix::io::Errno;
 
 use crate::error::StoreError;
 
@@ -74,8 +77,19 @@ fn write(out: &mut impl Write, text: &impl Display) -> State {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => State::Open,
         Err(error) if error.kind() == ErrorKind::BrokenPipe => State::Closed,
+        Err(error) if is_hangup(&error) => State::Closed,
         Err(error) => State::Failed(error),
     }
+}
+
+/// Whether standard output was a terminal that has been closed. On a disk, the same error is a failure.
+fn is_hangup(error: &Error) -> bool {
+    let is_device = || {
+        let status = rustix::fs::fstat(std::io::stdout());
+        let kind = status.map(|status| FileType::from_raw_mode(status.st_mode));
+        kind.is_ok_and(|kind| kind == FileType::CharacterDevice)
+    };
+    error.raw_os_error() == Some(Errno::IO.raw_os_error()) && is_device()
 }
 
 /// The message of an error with its causes, in one line where they are; what a cause repeats is said once.

@@ -1,5 +1,7 @@
-//! Names of artifacts of the pipeline that the driver itself refers to.
+//! Names of artifacts and external inputs of the pipeline that the driver itself refers to.
 
+/// The external input with the texts that the moments are taken on.
+pub const CALIBRATION_TEXT: &str = "calibration-text";
 /// The pack's manifest: a run that writes it writes a pack.
 pub const MANIFEST: &str = "manifest";
 /// What the evaluator measured.

@@ -208,7 +208,13 @@ impl Display {
             Format::Quiet => {}
             Format::Json => self.json("info", serde_json::json!({"message": text})),
             Format::Lines => print_message(colour::message(text)),
-            Format::Rows => self.bars.suspend(|| print_message(colour::message(text))),
+            Format::Rows => {
+                // The next tick draws the rows again, below the message. `suspend` would panic on a terminal that is gone.
+                if self.bars.clear().is_err() {
+                    self.bars.set_draw_target(ProgressDrawTarget::hidden());
+                }
+                print_message(colour::message(text));
+            }
         }
     }
 
@@ -317,6 +323,10 @@ impl Display {
 
     fn draw(&mut self) {
         let Some(block) = &self.block else { return };
+        // What a terminal that is gone does not take would be kept in memory.
+        if !std::io::stderr().is_terminal() {
+            self.bars.set_draw_target(ProgressDrawTarget::hidden());
+        }
         let jobs = |count: fn(&StageProgress) -> u64| self.stages.iter().map(count).sum();
         let total = TotalRow {
             outlook: self.outlook(),

@@ -8,7 +8,7 @@ use uc_settings::{Settings, SourceRetention};
 use uc_store::ExitCode;
 use uc_store::plan::{External, Plan, SOURCE};
 
-use crate::artifacts::{MANIFEST, REMOTE_PACK};
+use crate::artifacts::{CALIBRATION_TEXT, MANIFEST, REMOTE_PACK};
 use crate::cli::CompressArgs;
 use crate::plan::embedded_texts;
 use crate::plan::model::{DownloadScope, Model, TextUse, Texts};
@@ -118,7 +118,9 @@ fn prepare(
         request.externals.insert((*name).to_owned(), external);
     }
     warn_about_shared_texts(&request.externals, display);
-    let default = || planning::default_run(&prefix, &[&source], &request.settings);
+    // Other calibration texts give another pack, so they belong to the name; evaluation texts do not.
+    let identity = [&source, &request.externals[CALIBRATION_TEXT]];
+    let default = || planning::default_run(&prefix, &identity, &request.settings);
     let root = args.run.clone().unwrap_or_else(default);
     let copies = match evicts {
         true => planning::relocate_source(&root, &mut request)?,
@@ -193,7 +195,7 @@ fn texts(
 ) -> anyhow::Result<Vec<(&'static str, Texts)>> {
     let calibration = model.texts(&args.calibration, TextUse::Calibration)?;
     calibration.warn_if_embedded("Calibration text", "--calibration", display);
-    let mut texts = vec![("calibration-text", calibration)];
+    let mut texts = vec![(CALIBRATION_TEXT, calibration)];
     if !args.no_eval {
         let evaluation = model.texts(&args.evaluation, TextUse::Evaluation)?;
         evaluation.warn_if_embedded("Evaluation text", "--evaluation", display);
@@ -210,7 +212,7 @@ fn warn_about_shared_texts(externals: &BTreeMap<String, External>, display: &Dis
             .map_or(&[][..], |external| &external.files)
     };
     for file in files("evaluation-text") {
-        if files("calibration-text")
+        if files(CALIBRATION_TEXT)
             .iter()
             .any(|other| other.sha256 == file.sha256)
         {

@@ -1,4 +1,8 @@
 //! Parquet: one document in every row, from one column of strings.
+//!
+//! A page is decompressed as a whole. The size that the file declares for a column is limited before it is read, and what its
+//! rows hold while they are read; a page whose own header contradicts the declared size takes at most 2 GiB, the most that the
+//! format can express.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -45,6 +49,8 @@ pub fn read(path: &Path, field: &str, consumer: &mut Consumer<'_>) -> Result<(),
         limit: plain::expansion_limit(size),
     };
     for group in 0..reader.num_row_groups() {
+        let declared = reader.metadata().row_group(group).column(column);
+        rows.check_declared(declared.uncompressed_size())?;
         let values = guarded(path, || {
             reader.get_row_group(group)?.get_column_reader(column)
         })?;
@@ -94,6 +100,21 @@ struct Rows<'a> {
 }
 
 impl Rows<'_> {
+    /// Refuses a column that declares more bytes than may still come.
+    fn check_declared(&self, bytes: i64) -> Result<(), TextError> {
+        if u64::try_from(bytes).is_ok_and(|bytes| bytes <= self.left) {
+            return Ok(());
+        }
+        Err(self.expands_too_far())
+    }
+
+    fn expands_too_far(&self) -> TextError {
+        TextError::Expansion {
+            path: self.path.to_owned(),
+            limit: self.limit,
+        }
+    }
+
     /// The next strings; none at the end.
     fn next(
         &mut self,
@@ -123,10 +144,7 @@ impl Rows<'_> {
         for string in strings {
             let bytes = string.data();
             let left = self.left.checked_sub(bytes.len() as u64);
-            self.left = left.ok_or_else(|| TextError::Expansion {
-                path: self.path.to_owned(),
-                limit: self.limit,
-            })?;
+            self.left = left.ok_or_else(|| self.expands_too_far())?;
             let text = std::str::from_utf8(bytes).map_err(|error| {
                 let (row, byte) = (self.row, error.valid_up_to());
                 refuse(

@@ -177,6 +177,14 @@ fn a_compressed_text_expands_to_a_limit_only() {
         let error = read_texts(&[&path], "text", &mut |_| Ok(())).expect_err("refused");
         assert!(matches!(error, TextError::Expansion { .. }), "{error}");
     }
+    // A column that declares too much is not read at all; one row may be repeated by a dictionary.
+    let long = "a".repeat(80 << 20);
+    let repeated = vec![Some(&long[..1 << 20]); 80];
+    for rows in [vec![Some(long.as_str())], repeated] {
+        let error = documents("a.parquet", &parquet_file("text", &rows, "zstd"));
+        let error = error.expect_err("refused");
+        assert!(error.contains("expands to more than"), "{error}");
+    }
     let damaged = &gzip(b"Once upon a time")[..20];
     assert!(documents("a.txt.gz", damaged).is_err());
     assert!(documents("a.txt.zst", b"Once upon a time").is_err());
