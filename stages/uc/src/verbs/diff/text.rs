@@ -98,7 +98,7 @@ fn verdict(found: &PackDiff) -> String {
 fn totals(found: &PackDiff, lines: &mut Vec<String>) {
     let (a, b) = (&found.a.totals, &found.b.totals);
     let mut row = |name: &str, a: String, b: String| {
-        lines.push(format!("{name:<26}{a:>20}{b:>20}"));
+        lines.push(format!("{name:<24}{a:>18}{b:>18}"));
     };
     row("totals", "a".to_owned(), "b".to_owned());
     let rows = [
