@@ -28,7 +28,7 @@ pub(super) fn text(found: &PackDiff, columns: usize, shows_all: bool) -> String 
     let numbers: usize = WIDTHS.iter().sum();
     let longest = listed[..shown]
         .iter()
-        .map(|t| terminal::width(&t.name))
+        .map(|t| terminal::width(name(t)))
         .max();
     let room = columns.saturating_sub(numbers).max(LEAST_NAME);
     let name_width = longest.unwrap_or(0).clamp(LEAST_NAME, room);
@@ -38,7 +38,7 @@ pub(super) fn text(found: &PackDiff, columns: usize, shows_all: bool) -> String 
         line("tensor", &titles.map(str::to_owned), name_width)
     );
     for tensor in &listed[..shown] {
-        let name = tail(&tensor.name, name_width);
+        let name = tail(name(tensor), name_width);
         text.push_str(&match cells(tensor) {
             Ok(cells) => line(&name, &cells, name_width),
             Err(note) => {
@@ -114,6 +114,11 @@ fn cells(tensor: &TensorDiff) -> Result<[String; 5], String> {
         relative,
         differing,
     ])
+}
+
+/// The name without its usual ending; every verb accepts it.
+fn name(tensor: &TensorDiff) -> &str {
+    tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name)
 }
 
 /// The name, cut at its beginning to `limit` columns: its end says more.

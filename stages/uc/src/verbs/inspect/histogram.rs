@@ -125,9 +125,9 @@ mod tests {
     fn few_integers_have_a_bar_each() {
         let lines = lines(&histogram([(-1, 1), (0, 8), (1, 1)].into_iter()), 30);
         let expected = [
-            "-1  ██▏                10.000 %",
-            " 0  █████████████████  80.000 %",
-            " 1  ██▏                10.000 %",
+            "-1  ██▏               10.000 %",
+            " 0  █████████████████ 80.000 %",
+            " 1  ██▏               10.000 %",
         ];
         assert_eq!(lines, expected);
     }

@@ -3,8 +3,8 @@
 use serde::Serialize;
 use uc_pack::Pack;
 use uc_pack::statistics::{
-    CodeStatistics, OUTLIER_DEVIATIONS, Storage, Summary, TensorStatistics, ValueStatistics,
-    tensor_statistics,
+    CodeStatistics, OUTLIER_DEVIATIONS, Quantile, Storage, Summary, TensorStatistics,
+    ValueStatistics, tensor_statistics,
 };
 use uc_store::output;
 
@@ -86,7 +86,7 @@ fn code_rows(code: &CodeStatistics, weights: u64, row: &mut impl FnMut(&str, Str
         format!("coded, {bits} bits, {per_weight:.4} per weight"),
     );
     row("rank", code.rank.to_string());
-    row("step", format!("{:.4e}", code.step));
+    row("step", number(code.step.into()));
     row("column steps", range(&code.column_steps));
     row("row factors", range(&code.row_factors));
     row(
@@ -113,10 +113,10 @@ fn code_rows(code: &CodeStatistics, weights: u64, row: &mut impl FnMut(&str, Str
 fn value_rows(values: &ValueStatistics, row: &mut impl FnMut(&str, String)) {
     row(
         "values",
-        format!("{:.4e} to {:.4e}", values.min, values.max),
+        format!("{} to {}", number(values.min), number(values.max)),
     );
-    row("mean", format!("{:.4e}", values.mean));
-    row("deviation", format!("{:.4e}", values.standard_deviation));
+    row("mean", number(values.mean));
+    row("deviation", number(values.standard_deviation));
     let kurtosis = values.excess_kurtosis;
     let kurtosis = kurtosis.map_or_else(|| "none, all equal".to_owned(), |k| format!("{k:.3}"));
     row("excess kurtosis", kurtosis);
@@ -126,11 +126,23 @@ fn value_rows(values: &ValueStatistics, row: &mut impl FnMut(&str, String)) {
         format!("{outliers} beyond {OUTLIER_DEVIATIONS} standard deviations"),
     );
     row("zeros", values.zeros.to_string());
-    let quantiles = values.quantiles.iter();
-    let quantiles: Vec<_> = quantiles
-        .map(|q| format!("{} %: {:.3e}", 100.0 * q.probability, q.value))
-        .collect();
-    row("quantiles", quantiles.join(", "));
+    quantile_rows(&values.quantiles, row);
+}
+
+/// The median, and the ranges that hold most of the values: pairs of quantiles that leave as much below as above.
+fn quantile_rows(quantiles: &[Quantile], row: &mut impl FnMut(&str, String)) {
+    let middle = quantiles.len() / 2;
+    row("median", number(quantiles[middle].value));
+    for i in (0..middle).rev() {
+        let (low, high) = (&quantiles[i], &quantiles[quantiles.len() - 1 - i]);
+        let held = 100.0 * (high.probability - low.probability);
+        let name = format!("  middle {held:.4}");
+        let name = name.trim_end_matches('0').trim_end_matches('.').to_owned() + " %";
+        row(
+            &name,
+            format!("{} to {}", number(low.value), number(high.value)),
+        );
+    }
 }
 
 fn error_rows(comparison: &SourceComparison, row: &mut impl FnMut(&str, String)) {
@@ -147,14 +159,8 @@ fn error_rows(comparison: &SourceComparison, row: &mut impl FnMut(&str, String))
     let noise = error.signal_to_noise_db;
     let noise = noise.map_or_else(String::new, |db| format!(" ({db:.2} dB)"));
     row("  rel. error", format!("{relative}{noise}, squared"));
-    row(
-        "  rms error",
-        format!("{:.4e}", error.root_mean_square_error),
-    );
-    row(
-        "  largest error",
-        format!("{:.4e}", error.max_absolute_error),
-    );
+    row("  rms error", number(error.root_mean_square_error));
+    row("  largest error", number(error.max_absolute_error));
     let cosine = error.cosine;
     row(
         "  cosine",
@@ -163,8 +169,17 @@ fn error_rows(comparison: &SourceComparison, row: &mut impl FnMut(&str, String))
 }
 
 fn range(summary: &Summary) -> String {
-    let Summary { min, median, max } = summary;
-    format!("{min:.4e} to {max:.4e}, median {median:.4e}")
+    let [min, median, max] = [summary.min, summary.median, summary.max].map(|x| number(x.into()));
+    format!("{min} to {max}, median {median}")
+}
+
+/// A number with five significant digits, or four decimals where that is as short.
+fn number(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".to_owned(),
+        0.1..1e6 => format!("{value:.4}"),
+        _ => format!("{value:.4e}"),
+    }
 }
 
 fn share(count: u64, total: u64) -> String {
