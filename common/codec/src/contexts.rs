@@ -238,6 +238,33 @@ impl LayerTables {
         fine_context(row_log2_eighths, column_log2_eighths) >> self.granularity
     }
 
+    /// Number of indices among `q` [rows, cols] whose symbol has no frequency in the table of its context, so that the entropy
+    /// coder escapes them.
+    ///
+    /// # Errors
+    /// [`CodecError::Shape`].
+    pub fn escaped(
+        &self,
+        q: &[i16],
+        row_log2_eighths: &[u8],
+        column_log2_eighths: &[u8],
+    ) -> Result<u64, CodecError> {
+        let cols = column_log2_eighths.len();
+        check_matrix("indices", q.len(), row_log2_eighths.len(), cols)?;
+        let is_escaped = |row: u8, column: u8, q: i16| {
+            let table = self.table(self.context(row, column));
+            table.is_none_or(|table| !table.holds(i32::from(q)))
+        };
+        let rows = q.chunks(cols.max(1)).zip(row_log2_eighths);
+        let escaped = rows.map(|(q, &row)| {
+            let columns = q.iter().zip(column_log2_eighths);
+            columns
+                .filter(|(q, column)| is_escaped(row, **column, **q))
+                .count() as u64
+        });
+        Ok(escaped.sum())
+    }
+
     /// The table of a context.
     pub(crate) fn table(&self, context: usize) -> Option<&ContextTable> {
         self.contexts.get(context)?.as_ref()

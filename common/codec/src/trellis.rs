@@ -92,22 +92,47 @@ pub(crate) fn next_state(state: u16, q: i16) -> u16 {
 
 /// Levels of `q` [rows, cols] by the definition, one element after another. Rows with the row logarithm 0 are zero.
 pub fn levels(q: &[i16], cols: usize, row_log2_eighths: &[u8]) -> Vec<i32> {
-    let mut states = vec![0u16; cols];
     let mut out = Vec::with_capacity(q.len());
-    for (row, (q, &log)) in q.chunks(cols.max(1)).zip(row_log2_eighths).enumerate() {
-        if row % BLOCK_ROWS == 0 {
-            states.fill(0);
+    LevelReader::new(cols).rows(q, row_log2_eighths, &mut |level| out.push(level));
+    out
+}
+
+/// Turns the indices of a tensor into levels, in pieces of whole rows from the first row on.
+#[derive(Debug)]
+pub struct LevelReader {
+    /// `[cols]`
+    states: Vec<u16>,
+    /// Number of the next row.
+    row: usize,
+}
+
+impl LevelReader {
+    /// Starts at the first row of a tensor with this number of columns.
+    pub fn new(cols: usize) -> Self {
+        LevelReader {
+            states: vec![0; cols],
+            row: 0,
         }
-        for (state, &q) in states.iter_mut().zip(q) {
-            if log == 0 {
-                out.push(0);
-            } else {
-                out.push(level(*state, q));
-                *state = next_state(*state, q);
+    }
+
+    /// Passes the levels of the next rows to `sink` in row-major order. `q` [rows, cols] are their indices, with one logarithm for
+    /// each row.
+    pub fn rows(&mut self, q: &[i16], row_log2_eighths: &[u8], sink: &mut impl FnMut(i32)) {
+        for (q, &log) in q.chunks(self.states.len().max(1)).zip(row_log2_eighths) {
+            if self.row.is_multiple_of(BLOCK_ROWS) {
+                self.states.fill(0);
+            }
+            self.row += 1;
+            for (state, &q) in self.states.iter_mut().zip(q) {
+                if log == 0 {
+                    sink(0);
+                } else {
+                    sink(level(*state, q));
+                    *state = next_state(*state, q);
+                }
             }
         }
     }
-    out
 }
 
 /// Searches for the best indices of a block of one column; holds the result and the scratch memory of the search.

@@ -83,15 +83,20 @@ impl Digest {
 const READ_BYTES: usize = 1 << 18;
 
 /// Hashes a tensor that arrives in pieces.
-#[derive(Default)]
-pub(crate) struct Hasher {
+#[derive(Debug, Default)]
+pub struct Hasher {
     sha256: Sha256,
     buffer: Vec<u8>,
 }
 
 impl Hasher {
+    /// Adds bytes.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        self.sha256.update(bytes);
+    }
+
     /// Adds 16-bit values as little-endian bytes.
-    pub(crate) fn words(&mut self, words: &[u16]) {
+    pub fn words(&mut self, words: &[u16]) {
         for chunk in words.chunks(1 << 14) {
             self.buffer.clear();
             self.buffer
@@ -101,7 +106,7 @@ impl Hasher {
     }
 
     /// The digest of everything that was added.
-    pub(crate) fn finish(self) -> Digest {
+    pub fn finish(self) -> Digest {
         Digest(self.sha256.finalize().into())
     }
 }

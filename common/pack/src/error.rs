@@ -10,6 +10,8 @@ use std::fmt;
 
 use uc_input::printable;
 
+use crate::REMOTE_FILE;
+
 /// An error of reading, writing or checking a pack.
 #[derive(Debug)]
 pub enum PackError {
@@ -19,6 +21,13 @@ pub enum PackError {
         origin: String,
         /// The system's error.
         source: std::io::Error,
+    },
+    /// A file of the pack was deleted here after its upload.
+    Uploaded {
+        /// Path of the file.
+        origin: String,
+        /// The repository that holds it, according to the note next to the pack.
+        repository: String,
     },
     /// The file does not begin with the magic of its kind.
     Magic {
@@ -79,6 +88,22 @@ pub enum PackError {
         origin: String,
         /// The requested name.
         tensor: String,
+    },
+    /// The pack has no tensor of the requested name.
+    UnknownTensor {
+        /// Path of the manifest.
+        origin: String,
+        /// The requested name.
+        tensor: String,
+        /// The most similar names of the pack.
+        nearest: Vec<String>,
+    },
+    /// Two packs have no linear of the same name and shape: there is nothing to compare.
+    NothingInCommon {
+        /// Path and model of the first pack.
+        a: String,
+        /// Path and model of the second pack.
+        b: String,
     },
     /// The pack has no layer of the requested index.
     NoLayer {
@@ -161,6 +186,23 @@ impl PackError {
             } => format!("{origin}: {what}: found {found}, expected {expected}"),
             Self::Codec { origin, tensor, .. } => format!("{origin}: tensor {tensor}"),
             Self::NoTensor { origin, tensor } => format!("{origin}: no tensor is named {tensor}"),
+            Self::Uploaded { origin, repository } => format!(
+                "{origin}: not in this folder; according to {REMOTE_FILE}, {repository} holds it: download that repository"
+            ),
+            Self::UnknownTensor {
+                origin,
+                tensor,
+                nearest,
+            } => {
+                let hint = match nearest.as_slice() {
+                    [] => String::new(),
+                    names => format!("; did you mean {}?", names.join(", ")),
+                };
+                format!("{origin}: no tensor is named {tensor}{hint}")
+            }
+            Self::NothingInCommon { a, b } => format!(
+                "{a} and {b} have no linear of the same name and shape, expected two packs of one model"
+            ),
             Self::NoLayer {
                 origin,
                 layer,

@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use uc_codec::contexts::LayerTables;
 use uc_codec::{CodecError, LowRank, TensorCode, rans, reconstruct, unpack_small};
 
 use crate::LAYER_ALIGNMENT;
@@ -24,7 +25,7 @@ mod pieces;
 mod writer;
 
 use header::{Header, ParsedLinear};
-pub use pieces::PieceBuffers;
+pub use pieces::{Piece, PieceBuffers, Pieces};
 pub use writer::{LayerCoder, Linears, encode_layer};
 
 /// Largest number of weights of a linear that is decoded as a whole.
@@ -54,6 +55,8 @@ pub struct LinearHeader {
     pub group: usize,
     /// Rank of the overlay, 0 for none.
     pub rank: usize,
+    /// The tensor step.
+    pub step: f32,
     /// Bytes of the file that belong to this linear alone: descriptor, row logarithms, overlay factors, padding and payload.
     pub bytes: u64,
 }
@@ -244,6 +247,20 @@ impl LayerFile {
         RangeReader { bytes, range }
     }
 
+    /// Bytes of the entropy-coded indices of linear `index`.
+    ///
+    /// # Panics
+    /// If there is no such linear.
+    pub fn payload_bytes(&self, index: usize) -> u64 {
+        let payload = &self.header.linears[index].payload;
+        payload.end - payload.start
+    }
+
+    /// The context tables of the entropy coder.
+    pub(crate) fn tables(&self) -> &LayerTables {
+        &self.header.tables
+    }
+
     /// Decodes linear `index`.
     ///
     /// # Errors
@@ -290,7 +307,7 @@ impl LayerFile {
         Ok(TensorCode {
             rows,
             cols,
-            step: linear.step,
+            step: linear.header.step,
             column_log2_eighths,
             row_log2_eighths,
             row_step_log2_eighths,

@@ -56,20 +56,26 @@
 //! - [`limits`]: how many weights a pack of a given size may hold;
 //! - [`manifest`] and [`totals`]: the manifest, its canonical text and its sums;
 //! - [`pack`]: the folder as a whole; [`verify`]: every check of a pack; [`planned`]: comparison with the model's plan;
+//! - [`lookup`]: a tensor by its name; [`statistics`]: what a tensor looks like; [`mod@diff`]: how two packs differ;
 //! - [`digest`]: SHA-256; [`error`]: the error type.
 
 mod canonical;
 mod check;
+pub mod diff;
 pub mod digest;
 pub mod error;
 pub mod exact;
 pub mod layer;
 pub mod limits;
+pub mod lookup;
 pub mod manifest;
 pub mod non_layer;
 pub mod overhead;
 pub mod pack;
 pub mod planned;
+#[cfg(test)]
+mod sample;
+pub mod statistics;
 pub mod totals;
 pub mod verify;
 mod wire;

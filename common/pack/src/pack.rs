@@ -12,9 +12,9 @@ use crate::digest::Digest;
 use crate::error::{self, PackError};
 use crate::exact::ExactDecl;
 use crate::layer::{LayerFile, LinearHeader};
-use crate::manifest::{ExactEntry, LayerEntry, LinearEntry, Manifest, NonLayerEntry};
+use crate::manifest::{ExactEntry, LayerEntry, LinearEntry, Manifest, NonLayerEntry, read_bounded};
 use crate::non_layer::NonLayerFile;
-use crate::{MANIFEST_FILE, layer_file_name};
+use crate::{MANIFEST_FILE, REMOTE_FILE, layer_file_name};
 
 /// An opened pack. Its manifest has been checked against its digest; other files are checked when they are opened.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl Pack {
     /// Reads a layer file and checks its SHA-256 and its tensors against the manifest.
     ///
     /// # Errors
-    /// `NoLayer`, `Io`, `Digest`, those of [`LayerFile::open`], and `Invalid` if the tensors differ from the manifest's.
+    /// `NoLayer`, `Io`, `Uploaded`, `Digest`, those of [`LayerFile::open`], and `Invalid` if the tensors differ from the manifest's.
     pub fn layer(&self, layer: u32) -> Result<LayerFile, PackError> {
         let (file, entry) = self.open_layer(layer)?;
         check_digest(file.origin(), "the file", file.digest()?.1, entry.sha256)?;
@@ -110,11 +110,30 @@ impl Pack {
     fn open_file(&self, name: &str, size: u64) -> Result<(File, String), PackError> {
         let path = self.path(name);
         let origin = path.display().to_string();
-        let file = uc_input::open_without_link(&path).map_err(error::io(&origin))?;
+        let file = uc_input::open_without_link(&path).map_err(|source| {
+            let is_absent = source.kind() == std::io::ErrorKind::NotFound;
+            match remote_repository(&self.dir).filter(|_| is_absent) {
+                Some(repository) => PackError::Uploaded {
+                    origin: origin.clone(),
+                    repository,
+                },
+                None => error::io(&origin)(source),
+            }
+        })?;
         let found = file.metadata().map_err(error::io(&origin))?.len();
         check_equal(&origin, "file length", found, size)?;
         Ok((file, origin))
     }
+}
+
+/// Longest remote.json that is read, bytes.
+const MAX_REMOTE: u64 = 64 << 10;
+
+/// The repository that a pack was uploaded to, according to the note next to it. Layers may have been deleted here since.
+pub(crate) fn remote_repository(dir: &Path) -> Option<String> {
+    let text = read_bounded(&dir.join(REMOTE_FILE), MAX_REMOTE).ok()?;
+    let note: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    Some(note.get("repository")?.as_str()?.to_owned())
 }
 
 impl LayerEntry {

@@ -1,5 +1,6 @@
 //! The frequencies of one context, their bytes, and the lookup tables of the decoder.
 
+use super::symbol_of;
 use crate::bits::{BitReader, BitWriter, best_rice, unzigzag, zigzag};
 use crate::error::CodecError;
 
@@ -37,6 +38,12 @@ impl ContextTable {
     /// Frequency of a symbol.
     pub(crate) fn frequency_of(&self, symbol: i32) -> u32 {
         u32::from(self.frequencies[symbol_index(symbol)])
+    }
+
+    /// Whether the symbol of an index has a frequency; otherwise the index is escaped.
+    pub(crate) fn holds(&self, index: i32) -> bool {
+        let symbol = symbol_of(index, self.shift);
+        symbol.abs() <= LARGEST_SYMBOL && self.frequency_of(symbol) > 0
     }
 
     /// Appends the bits of the format (see [`crate::contexts`]).

@@ -311,6 +311,62 @@ impl SourceFolder {
         })
     }
 
+    /// As [`SourceFolder::read_planned`], for rows `first .. first + count` of a linear of the plan: `[count, cols]`, however the
+    /// files store it.
+    ///
+    /// # Errors
+    /// [`SourceError::NoTensor`], also if the plan has no linear of this name or the tensor has another size than planned;
+    /// [`SourceError::NoRows`], [`SourceError::Io`].
+    pub fn read_planned_rows(
+        &self,
+        plan: &LayerPlan,
+        name: &str,
+        first: usize,
+        count: usize,
+    ) -> Result<SourceTensor, SourceError> {
+        let full = format!("{}{name}", plan.prefix);
+        let missing = || SourceError::NoTensor {
+            path: self.dir.clone(),
+            name: full.clone(),
+        };
+        let linear = plan.linear(name).ok_or_else(missing)?;
+        let (stored, shape) = linear.source_tensor();
+        let info = self.info(&format!("{}{stored}", plan.prefix))?;
+        if info.shape != shape {
+            return Err(missing());
+        }
+        let (rows, cols, size) = (linear.rows, linear.cols, info.dtype.size());
+        if first.checked_add(count).is_none_or(|end| end > rows) {
+            return Err(SourceError::NoRows {
+                path: self.files[info.file].clone(),
+                name: full,
+                first,
+                count,
+                rows,
+            });
+        }
+        let bytes = |elements: usize| elements as u64 * size;
+        let data = match &linear.stored {
+            Stored::Whole => self.read_chunks(info, bytes(first * cols), bytes(count * cols), 0, 1)?,
+            Stored::Slice { index, .. } => {
+                let start = bytes((index * rows + first) * cols);
+                self.read_chunks(info, start, bytes(count * cols), 0, 1)?
+            }
+            Stored::Transposed => {
+                let chunks =
+                    self.read_chunks(info, bytes(first), bytes(count), bytes(rows), cols)?;
+                transposed(&chunks, count, cols, size as usize)
+            }
+        };
+        Ok(SourceTensor {
+            path: self.files[info.file].clone(),
+            name: full,
+            dtype: info.dtype,
+            shape: vec![count, cols],
+            bytes: data,
+        })
+    }
+
     /// Reads `bytes` bytes starting at byte `start` of a tensor. The range must lie within the tensor.
     pub(super) fn read_part(
         &self,
@@ -319,23 +375,38 @@ impl SourceFolder {
         bytes: u64,
         shape: Vec<usize>,
     ) -> Result<SourceTensor, SourceError> {
+        Ok(SourceTensor {
+            path: self.files[info.file].clone(),
+            name: info.name.clone(),
+            dtype: info.dtype,
+            shape,
+            bytes: self.read_chunks(info, start, bytes, 0, 1)?,
+        })
+    }
+
+    /// Reads `count` chunks of `bytes` bytes, the first one at byte `start` of a tensor and each `stride` bytes after the one
+    /// before it. They must lie within the tensor.
+    fn read_chunks(
+        &self,
+        info: &TensorInfo,
+        start: u64,
+        bytes: u64,
+        stride: u64,
+        count: usize,
+    ) -> Result<Vec<u8>, SourceError> {
         let path = &self.files[info.file];
         let io = |source| SourceError::Io {
             path: path.clone(),
             source,
         };
         let file = uc_input::open(path).map_err(io)?;
-        let mut data = vec![0; bytes as usize];
-        file.read_exact_at(&mut data, info.offset + start)
-            .map_err(io)?;
-        let (path, name, dtype) = (path.clone(), info.name.clone(), info.dtype);
-        Ok(SourceTensor {
-            path,
-            name,
-            dtype,
-            shape,
-            bytes: data,
-        })
+        let mut data = vec![0; bytes as usize * count];
+        let mut offset = info.offset + start;
+        for chunk in data.chunks_exact_mut((bytes as usize).max(1)) {
+            file.read_exact_at(chunk, offset).map_err(io)?;
+            offset += stride;
+        }
+        Ok(data)
     }
 }
 

@@ -39,8 +39,6 @@ pub(super) struct Header {
 pub(super) struct ParsedLinear {
     /// The part that callers see. Its `bytes` are those of the descriptor until the payload has been located.
     pub(super) header: LinearHeader,
-    /// The tensor step.
-    pub(super) step: f32,
     /// `[rows]` packed sums of both logarithms of a row.
     pub(super) row_sums: Vec<u8>,
     /// `[rows]` packed logarithms of the rows' steps.
@@ -199,11 +197,11 @@ fn take_linear(
         cols,
         group,
         rank,
+        step,
         bytes: cursor.position() - start,
     };
     Ok(ParsedLinear {
         header,
-        step,
         row_sums,
         row_steps,
         tile_lengths,

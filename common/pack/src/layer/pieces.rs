@@ -20,6 +20,14 @@ const PIECE_WEIGHTS: usize = 1 << 16;
 /// The buffers of a reconstruction. They are reused from linear to linear.
 #[derive(Debug, Default)]
 pub struct PieceBuffers {
+    /// `[cols]` logarithms of the columns.
+    columns: Vec<u8>,
+    piece: Scratch,
+}
+
+/// The buffers of a piece.
+#[derive(Debug, Default)]
+struct Scratch {
     /// [rows, cols] indices.
     q: Vec<i16>,
     /// [rows, cols] weights.
@@ -34,6 +42,21 @@ pub struct PieceBuffers {
     factors: Vec<u8>,
     /// Bytes of a tile that are read but not decoded.
     window: Window,
+}
+
+/// Some whole rows of a linear.
+#[derive(Debug, Clone, Copy)]
+pub struct Piece<'a> {
+    /// Number of the first row.
+    pub first_row: usize,
+    /// [rows, cols] weights, bfloat16.
+    pub weights: &'a [u16],
+    /// [rows, cols] indices.
+    pub q: &'a [i16],
+    /// `[rows]` see [`uc_codec::TensorCode::row_log2_eighths`].
+    pub row_log2_eighths: &'a [u8],
+    /// `[rows]` see [`uc_codec::TensorCode::row_step_log2_eighths`].
+    pub row_step_log2_eighths: &'a [u8],
 }
 
 /// Why a piece fails: the codec's error gets the names of file and tensor.
@@ -55,8 +78,24 @@ impl From<std::io::Error> for Failure {
 }
 
 impl LayerFile {
-    /// Decodes and reconstructs linear `index` from its first row to its last and passes the weights to `sink` in pieces of whole
-    /// rows: bfloat16 `[rows, cols]`. Takes a few MB whatever the size of the linear, and `4 · rank · cols` bytes for an overlay.
+    /// Decodes and reconstructs linear `index` in pieces of whole rows. Takes a few MB whatever the size of the linear, and
+    /// `4 · rank · cols` bytes for an overlay. Linears of one shape have the same pieces.
+    ///
+    /// # Errors
+    /// `Io`, and `Codec` if the linear is damaged.
+    ///
+    /// # Panics
+    /// If there is no such linear.
+    pub fn pieces<'a>(
+        &'a self,
+        index: usize,
+        buffers: &'a mut PieceBuffers,
+    ) -> Result<Pieces<'a>, PackError> {
+        let linear = &self.header.linears[index];
+        Pieces::new(self, linear, buffers).map_err(|failure| failure.of(self, linear))
+    }
+
+    /// As [`LayerFile::pieces`]; passes the weights from the first row to the last to `sink`: bfloat16 `[rows, cols]`.
     ///
     /// # Errors
     /// `Io`, and `Codec` if the linear is damaged; `sink` may have received weights by then.
@@ -69,108 +108,192 @@ impl LayerFile {
         buffers: &mut PieceBuffers,
         sink: &mut dyn FnMut(&[u16]),
     ) -> Result<(), PackError> {
-        let linear = &self.header.linears[index];
-        let pieces = Pieces { file: self, linear };
-        pieces.run(buffers, sink).map_err(|failure| match failure {
-            Failure::Codec(source) => codec_error(&self.origin, &linear.header.name, source),
-            Failure::Io(source) => error::io(&self.origin)(source),
-        })
-    }
-}
-
-/// A linear of a file.
-struct Pieces<'a> {
-    file: &'a LayerFile,
-    linear: &'a ParsedLinear,
-}
-
-impl Pieces<'_> {
-    fn run(&self, buffers: &mut PieceBuffers, sink: &mut dyn FnMut(&[u16])) -> Result<(), Failure> {
-        let header = &self.linear.header;
-        let (rows, cols) = (header.rows, header.cols);
-        let columns = unpack_small(&self.file.header.groups[header.group].packed, cols)?;
-        let occurring = self.occurring_logarithms()?;
-        let mut decoder = PieceDecoder::new(occurring, &columns, &self.file.header.tables)?;
-        let mut reconstructor = self.reconstructor(&columns, buffers)?;
-        let mut logarithms = RowLogarithms::new(self.linear)?;
-        let tile_rows = rans::tile_rows(rows, cols) as usize;
-        let piece_rows = (PIECE_WEIGHTS / cols).max(1);
-        let mut offset = self.linear.payload.start;
-        for (tile, &length) in self.linear.tile_lengths.iter().enumerate() {
-            let tile = tile * tile_rows..rows.min((tile + 1) * tile_rows);
-            let window = &mut buffers.window;
-            window.start(offset..offset + u64::from(length));
-            offset += u64::from(length);
-            let states = rans::least_tile_bytes(cols) as usize;
-            let used = decoder.begin(window.bytes(&self.file.bytes, states)?)?;
-            window.consume(used);
-            for first in tile.clone().step_by(piece_rows) {
-                let piece = first..tile.end.min(first + piece_rows);
-                let count = piece.len();
-                logarithms.next(count, &mut buffers.row_logs, &mut buffers.row_steps)?;
-                buffers.q.resize(count * cols, 0);
-                buffers.weights.resize(count * cols, 0);
-                let largest = decoder.largest_rows(count);
-                let bytes = buffers.window.bytes(&self.file.bytes, largest)?;
-                let used = decoder.rows(bytes, &buffers.row_logs, &mut buffers.q)?;
-                buffers.window.consume(used);
-                self.read_u(piece, buffers)?;
-                reconstructor.rows(
-                    &buffers.q,
-                    &buffers.row_logs,
-                    &buffers.row_steps,
-                    &buffers.u,
-                    &mut buffers.weights,
-                )?;
-                sink(&buffers.weights);
-            }
-            decoder.finish(buffers.window.left())?;
+        let mut pieces = self.pieces(index, buffers)?;
+        while let Some(piece) = pieces.next_piece()? {
+            sink(piece.weights);
         }
         Ok(())
     }
 
-    /// The row logarithms that occur.
-    fn occurring_logarithms(&self) -> Result<LogarithmSet, CodecError> {
-        let mut occurring = LogarithmSet::of(&[]);
-        let mut logarithms = RowLogarithms::new(self.linear)?;
-        for _ in 0..self.linear.header.rows {
-            occurring.insert(logarithms.row()?.0);
+    /// `[cols]` logarithms of the columns of linear `index`, see [`uc_codec::TensorCode::column_log2_eighths`].
+    ///
+    /// # Errors
+    /// `Codec` if they are damaged.
+    ///
+    /// # Panics
+    /// If there is no such linear.
+    pub fn column_log2_eighths(&self, index: usize) -> Result<Vec<u8>, PackError> {
+        let linear = &self.header.linears[index];
+        self.columns(linear)
+            .map_err(|source| codec_error(&self.origin, &linear.header.name, source))
+    }
+
+    fn columns(&self, linear: &ParsedLinear) -> Result<Vec<u8>, CodecError> {
+        let packed = &self.header.groups[linear.header.group].packed;
+        unpack_small(packed, linear.header.cols)
+    }
+}
+
+impl Failure {
+    /// The error with the names of file and tensor.
+    fn of(self, file: &LayerFile, linear: &ParsedLinear) -> PackError {
+        match self {
+            Self::Codec(source) => codec_error(&file.origin, &linear.header.name, source),
+            Self::Io(source) => error::io(&file.origin)(source),
         }
-        Ok(occurring)
+    }
+}
+
+/// A linear that is decoded piece by piece.
+pub struct Pieces<'a> {
+    file: &'a LayerFile,
+    linear: &'a ParsedLinear,
+    decoder: PieceDecoder<'a>,
+    reconstructor: PieceReconstructor,
+    logarithms: RowLogarithms<'a>,
+    scratch: &'a mut Scratch,
+    /// Number of the next row.
+    row: usize,
+    /// Offset in the file of the first tile that has not been begun.
+    offset: u64,
+}
+
+impl<'a> Pieces<'a> {
+    fn new(
+        file: &'a LayerFile,
+        linear: &'a ParsedLinear,
+        buffers: &'a mut PieceBuffers,
+    ) -> Result<Self, Failure> {
+        buffers.columns = file.columns(linear)?;
+        let PieceBuffers { columns, piece } = buffers;
+        let columns: &'a [u8] = columns;
+        let occurring = occurring_logarithms(linear)?;
+        Ok(Self {
+            file,
+            linear,
+            decoder: PieceDecoder::new(occurring, columns, &file.header.tables)?,
+            reconstructor: reconstructor(file, linear, columns, &mut piece.factors)?,
+            logarithms: RowLogarithms::new(linear)?,
+            scratch: piece,
+            row: 0,
+            offset: linear.payload.start,
+        })
     }
 
-    /// Reads V and prepares the reconstruction.
-    fn reconstructor(
-        &self,
-        columns: &[u8],
-        buffers: &mut PieceBuffers,
-    ) -> Result<PieceReconstructor, Failure> {
+    /// The next piece; none after the last one. After an error there is no next piece.
+    ///
+    /// # Errors
+    /// `Io`, and `Codec` if the linear is damaged.
+    pub fn next_piece(&mut self) -> Result<Option<Piece<'_>>, PackError> {
+        if self.row == self.linear.header.rows {
+            return Ok(None);
+        }
+        let first_row = self.row;
+        self.decode()
+            .map_err(|failure| failure.of(self.file, self.linear))?;
+        Ok(Some(Piece {
+            first_row,
+            weights: &self.scratch.weights,
+            q: &self.scratch.q,
+            row_log2_eighths: &self.scratch.row_logs,
+            row_step_log2_eighths: &self.scratch.row_steps,
+        }))
+    }
+
+    /// Decodes the next piece into the buffers.
+    fn decode(&mut self) -> Result<(), Failure> {
         let header = &self.linear.header;
-        let (rows, rank) = (header.rows as u64, header.rank);
-        let mut v = Vec::new();
-        let offset = self.linear.overlay + 2 * rows * rank as u64;
-        let count = rank * columns.len();
-        v.try_reserve_exact(count)
-            .map_err(|_| std::io::Error::from(std::io::ErrorKind::OutOfMemory))?;
-        read_words(
-            &self.file.bytes,
-            offset,
-            count,
-            &mut buffers.factors,
-            &mut v,
+        let (rows, cols) = (header.rows, header.cols);
+        let tile_rows = rans::tile_rows(rows, cols) as usize;
+        let tile = self.row / tile_rows;
+        let tile_end = rows.min((tile + 1) * tile_rows);
+        if self.row.is_multiple_of(tile_rows) {
+            self.begin_tile(self.linear.tile_lengths[tile])?;
+        }
+        let piece_rows = (PIECE_WEIGHTS / cols).max(1);
+        let piece = self.row..tile_end.min(self.row + piece_rows);
+        let count = piece.len();
+        let scratch = &mut *self.scratch;
+        self.logarithms
+            .next(count, &mut scratch.row_logs, &mut scratch.row_steps)?;
+        scratch.q.resize(count * cols, 0);
+        scratch.weights.resize(count * cols, 0);
+        let largest = self.decoder.largest_rows(count);
+        let bytes = scratch.window.bytes(&self.file.bytes, largest)?;
+        let used = self
+            .decoder
+            .rows(bytes, &scratch.row_logs, &mut scratch.q)?;
+        scratch.window.consume(used);
+        self.row = piece.end;
+        read_u(self.file, self.linear, piece, scratch)?;
+        self.reconstructor.rows(
+            &scratch.q,
+            &scratch.row_logs,
+            &scratch.row_steps,
+            &scratch.u,
+            &mut scratch.weights,
         )?;
-        let step = self.linear.step;
-        Ok(PieceReconstructor::new(step, columns, rank, &v)?)
+        if self.row == tile_end {
+            self.decoder.finish(scratch.window.left())?;
+        }
+        Ok(())
     }
 
-    /// Reads the rows of U that belong to a piece.
-    fn read_u(&self, piece: Range<usize>, buffers: &mut PieceBuffers) -> Result<(), Failure> {
-        let rank = self.linear.header.rank;
-        buffers.u.clear();
-        let offset = self.linear.overlay + 2 * (piece.start * rank) as u64;
-        let (factors, u) = (&mut buffers.factors, &mut buffers.u);
-        read_words(&self.file.bytes, offset, piece.len() * rank, factors, u)
+    /// Begins a tile of this number of bytes.
+    fn begin_tile(&mut self, length: u32) -> Result<(), Failure> {
+        let end = self.offset + u64::from(length);
+        let window = &mut self.scratch.window;
+        window.start(self.offset..end);
+        self.offset = end;
+        let states = rans::least_tile_bytes(self.linear.header.cols) as usize;
+        let used = self
+            .decoder
+            .begin(window.bytes(&self.file.bytes, states)?)?;
+        window.consume(used);
+        Ok(())
     }
+}
+
+/// The row logarithms that occur in a linear.
+fn occurring_logarithms(linear: &ParsedLinear) -> Result<LogarithmSet, CodecError> {
+    let mut occurring = LogarithmSet::of(&[]);
+    let mut logarithms = RowLogarithms::new(linear)?;
+    for _ in 0..linear.header.rows {
+        occurring.insert(logarithms.row()?.0);
+    }
+    Ok(occurring)
+}
+
+/// Reads V and prepares the reconstruction.
+fn reconstructor(
+    file: &LayerFile,
+    linear: &ParsedLinear,
+    columns: &[u8],
+    buffer: &mut Vec<u8>,
+) -> Result<PieceReconstructor, Failure> {
+    let header = &linear.header;
+    let (rows, rank) = (header.rows as u64, header.rank);
+    let mut v = Vec::new();
+    let offset = linear.overlay + 2 * rows * rank as u64;
+    let count = rank * columns.len();
+    v.try_reserve_exact(count)
+        .map_err(|_| std::io::Error::from(std::io::ErrorKind::OutOfMemory))?;
+    read_words(&file.bytes, offset, count, buffer, &mut v)?;
+    Ok(PieceReconstructor::new(header.step, columns, rank, &v)?)
+}
+
+/// Reads the rows of U that belong to a piece.
+fn read_u(
+    file: &LayerFile,
+    linear: &ParsedLinear,
+    piece: Range<usize>,
+    scratch: &mut Scratch,
+) -> Result<(), Failure> {
+    let rank = linear.header.rank;
+    scratch.u.clear();
+    let offset = linear.overlay + 2 * (piece.start * rank) as u64;
+    let (factors, u) = (&mut scratch.factors, &mut scratch.u);
+    read_words(&file.bytes, offset, piece.len() * rank, factors, u)
 }
 
 /// Appends `count` words from an offset of the file.

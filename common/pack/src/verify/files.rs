@@ -17,19 +17,15 @@ use crate::digest::Digest;
 use crate::error::{self, PackError, invalid};
 use crate::layer::{LayerFile, PieceBuffers};
 use crate::limits::check_weights;
-use crate::manifest::{
-    FileEntry, LayerEntry, Manifest, NonLayerEntry, check_file_name, read_bounded,
-};
+use crate::manifest::{FileEntry, LayerEntry, Manifest, NonLayerEntry, check_file_name};
 use crate::non_layer::NonLayerFile;
-use crate::pack::{compare_layer, compare_non_layer};
+use crate::pack::{compare_layer, compare_non_layer, remote_repository};
 use crate::{MANIFEST_FILE, REMOTE_FILE};
 
 /// Files of at least this length must not consist of holes.
 const CHECKED_FOR_HOLES: u64 = 16 << 20;
 /// The least part of such a file that must be stored, as a divisor of its length.
 const STORED_PART: u64 = 64;
-/// Longest remote.json that is read, bytes.
-const MAX_REMOTE: u64 = 64 << 10;
 /// Most threads: more would wait for the disk, and each takes some MB.
 const MAX_THREADS: usize = 64;
 /// State of one verification, shared by its threads.
@@ -178,17 +174,10 @@ impl<'a> FileVerifier<'a> {
         if !matches!(task, Task::Layer(..)) || !is_absent() {
             return None;
         }
-        let repository = self.remote_repository()?;
+        let repository = remote_repository(self.dir)?;
         let message =
             format!("not in this folder; according to {REMOTE_FILE}, {repository} holds it");
         Some(message)
-    }
-
-    /// The repository that the pack was uploaded to, according to the note next to it.
-    fn remote_repository(&self) -> Option<String> {
-        let text = read_bounded(&self.dir.join(REMOTE_FILE), MAX_REMOTE).ok()?;
-        let note: serde_json::Value = serde_json::from_slice(&text).ok()?;
-        Some(note.get("repository")?.as_str()?.to_owned())
     }
 
     /// Opens a file of the pack, which must not be a link.
