@@ -1,7 +1,7 @@
 //! Errors of the pack library as Python exceptions of fitting types.
 
 use pyo3::PyErr;
-use pyo3::exceptions::{PyException, PyKeyError, PyMemoryError, PyOSError};
+use pyo3::exceptions::{PyException, PyKeyError, PyMemoryError, PyOSError, PyValueError};
 
 pyo3::create_exception!(
     ucpack,
@@ -22,9 +22,10 @@ pub(crate) fn exception(error: &uc_pack::PackError) -> PyErr {
     use std::io::ErrorKind;
     let uc_pack::PackError::Io { origin, source } = error else {
         return match error {
-            uc_pack::PackError::NoTensor { .. } | uc_pack::PackError::NoLayer { .. } => {
-                PyKeyError::new_err(error.text())
-            }
+            uc_pack::PackError::NoTensor { .. }
+            | uc_pack::PackError::UnknownTensor { .. }
+            | uc_pack::PackError::NoLayer { .. } => PyKeyError::new_err(error.text()),
+            uc_pack::PackError::NothingInCommon { .. } => PyValueError::new_err(error.text()),
             uc_pack::PackError::Version { .. } => PackError::new_err(error.text()),
             _ => DamagedPackError::new_err(error.text()),
         };

@@ -7,6 +7,7 @@ use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyTuple};
 
+use crate::checks::to_json;
 use crate::errors::exception;
 use crate::tensors::{Tensor, Tensors};
 
@@ -18,7 +19,8 @@ pub(crate) struct Pack {
 }
 
 impl Pack {
-    fn tensors(&self) -> PyResult<Arc<Tensors>> {
+    /// The tensors, or ValueError if the pack is closed.
+    pub(crate) fn tensors(&self) -> PyResult<Arc<Tensors>> {
         let tensors = self.tensors.read().unwrap_or_else(PoisonError::into_inner);
         let closed = || PyValueError::new_err("the pack is closed; open it again with Pack(path)");
         tensors.clone().ok_or_else(closed)
@@ -99,5 +101,12 @@ impl Pack {
             let read = py.detach(|| tensors.read(tensor, out));
             read.map_err(|error| exception(&error))
         })
+    }
+
+    /// What a tensor looks like, as JSON: steps, levels, entropy, distribution of its values.
+    fn statistics(&self, py: Python<'_>, name: &str) -> PyResult<String> {
+        let tensors = self.tensors()?;
+        let measured = py.detach(|| uc_pack::statistics::tensor_statistics(tensors.pack(), name));
+        to_json(&measured.map_err(|error| exception(&error))?)
     }
 }

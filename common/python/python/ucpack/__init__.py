@@ -28,7 +28,7 @@ from ._manifest import (
     WindowRequest,
 )
 from ._native import DamagedPackError, PackError
-from ._pack import Pack, TensorInfo
+from ._pack import Pack, TensorInfo, diff
 from ._verification import Finding, SpotCheck, VerificationError, VerifyReport, verify
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "VerificationError",
     "VerifyReport",
     "WindowRequest",
+    "diff",
     "verify",
 ]
 

@@ -18,10 +18,20 @@ class Pack:
     def manifest_json(self) -> str: ...
     def describe(self, source_layout: bool) -> list[tuple[str, str, tuple[int, ...]]]: ...
     def read(self, source_layout: bool, position: int, name: str) -> bytearray: ...
+    def statistics(self, name: str) -> str: ...
 
 def verify(
     path: str,
     threads: int,
     expected_fingerprint: str | None,
+    progress: Callable[[int, int], object] | None,
+) -> str: ...
+
+def diff(
+    a: Pack,
+    b: Pack,
+    layer: int | None,
+    decode: bool,
+    threads: int,
     progress: Callable[[int, int], object] | None,
 ) -> str: ...

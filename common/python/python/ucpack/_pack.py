@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import json
@@ -275,6 +276,50 @@ class Pack(Mapping[str, "Array"]):
             self.path, progress=progress, threads=threads, expected_fingerprint=expected_fingerprint
         )
 
+    # -- measuring
+
+    def statistics(self, name: str) -> dict[str, Any]:
+        """What a tensor looks like; `.weight` may be left out of the name.
+
+        "name", "layer", "file", "shape", "parameters", "sha256"; "values": minimum, maximum, mean, standard deviation, kurtosis,
+        zeros, outliers and quantiles of its values; "storage": {"exact": dtype} or, for a linear, {"coded": {...}} with bits, rank,
+        steps, the histogram of its levels ("values" and "counts") and their entropy in bits for each weight.
+        """
+        self._check_open()
+        try:
+            measured: dict[str, Any] = json.loads(self._native.statistics(name))
+        except FileNotFoundError as error:
+            raise self._missing(error) from None
+        return measured
+
+    def diff(
+        self,
+        other: Pack,
+        *,
+        layer: int | None = None,
+        decode: bool = True,
+        threads: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> dict[str, Any]:
+        """Compares this pack with another one of the same model, tensor by tensor; of one layer, if `layer` is given.
+
+        "a", "b": fingerprints and totals of both; "identical"; "provenance": the fields of the manifests that differ; "summary":
+        numbers of tensors by outcome and the error of all linears together; "tensors": for each the outcome, bits, rank and step
+        in both packs, and with `decode` the error of the other pack's values against this pack's ("relative_squared_error",
+        "signal_to_noise_db", …). Without `decode` only manifests are compared. `progress(done, total)` counts bytes of weights.
+
+        Raises ValueError for packs of different models, KeyError for a layer that does not exist. After Ctrl-C the comparison ends
+        in the background.
+        """
+        self._check_open()
+        other._check_open()
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads: found {threads}, expected at least 1")
+        compared: dict[str, Any] = json.loads(
+            _native.diff(self._native, other._native, layer, decode, threads or 0, progress)
+        )
+        return compared
+
     # -- internals
 
     def _layout(self, source_layout: bool) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -337,3 +382,10 @@ def _check_framework(framework: object) -> None:
         raise ValueError(f"framework: found {framework!r}, expected 'np' or 'pt'")
     if framework == "pt":
         _dtypes.import_torch()
+
+
+def diff(a: Pack | str | os.PathLike[str], b: Pack | str | os.PathLike[str], **options: Any) -> dict[str, Any]:
+    """As `Pack.diff`, for packs or their folders."""
+    with contextlib.ExitStack() as stack:
+        first, second = (pack if isinstance(pack, Pack) else stack.enter_context(Pack(pack)) for pack in (a, b))
+        return first.diff(second, **options)
