@@ -9,8 +9,8 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use serde::Serialize;
 use uc_pack::Digest;
-use uc_pack::diff::{self, DiffOptions};
-use uc_pack::verify::{self, Progress, Request};
+use uc_pack::diff::{DiffOptions, Progress as DiffProgress};
+use uc_pack::verify::{Progress, Request};
 
 use crate::errors::exception;
 use crate::handle::Pack;
@@ -44,7 +44,7 @@ pub(crate) fn verify(
     let caller = thread::current();
     let report = thread::scope(|scope| {
         let worker = scope.spawn(|| {
-            let report = verify::verify(&path, request, &record);
+            let report = uc_pack::verify::verify(&path, request, &record);
             caller.unpark();
             report
         });
@@ -78,8 +78,8 @@ pub(crate) fn diff(
     let meter = Arc::new(Meter::default());
     let (caller, recorder) = (thread::current(), Arc::clone(&meter));
     let worker = thread::spawn(move || {
-        let record = |progress: diff::Progress| recorder.record(progress.done, progress.total);
-        let compared = diff::diff(a.pack(), b.pack(), &options, &record);
+        let record = |progress: DiffProgress| recorder.record(progress.done, progress.total);
+        let compared = uc_pack::diff::diff(a.pack(), b.pack(), &options, &record);
         caller.unpark();
         compared
     });

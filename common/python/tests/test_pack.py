@@ -291,7 +291,7 @@ def test_the_source_layout_has_the_names_and_shapes_of_the_checkpoint(family, na
             original = np.frombuffer(data, dtype=ml_dtypes.bfloat16).reshape(shape).astype(np.float64)
             error = np.square(tensors[key].astype(np.float64) - original).sum() / np.square(original).sum()
             # A wrong arrangement would have an error of about 2.
-            assert 0 < error < 0.1, (key, error)
+            assert 0 < error < 0.5, (key, error)
             rounded += 1
         assert rounded > 0
         if name == "gpt2":

@@ -54,6 +54,7 @@ def test_from_pretrained_gives_the_logits_of_a_model_that_was_loaded_by_hand(tin
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     expected = loaded_by_hand(tmp_path / "model", tiny)
     assert model.dtype == expected.dtype
+    assert model.generation_config.to_dict() == expected.generation_config.to_dict()
     assert torch.equal(logits(model), logits(expected))
     source = transformers.AutoModelForCausalLM.from_pretrained(TINY)
     assert not torch.equal(logits(model), logits(source))

@@ -286,10 +286,7 @@ class Pack(Mapping[str, "Array"]):
         steps, the histogram of its levels ("values" and "counts") and their entropy in bits for each weight.
         """
         self._check_open()
-        try:
-            measured: dict[str, Any] = json.loads(self._native.statistics(name))
-        except FileNotFoundError as error:
-            raise self._missing(error) from None
+        measured: dict[str, Any] = json.loads(self._native.statistics(name))
         return measured
 
     def diff(
@@ -343,26 +340,13 @@ class Pack(Mapping[str, "Array"]):
         """Values (row-major, little-endian), dtype and shape of a tensor."""
         self._check_open()
         position, dtype, shape = self._entry(name, source_layout)
-        try:
-            values = self._native.read(source_layout, position, name)
-        except FileNotFoundError as error:
-            raise self._missing(error) from None
-        return values, dtype, shape
+        return self._native.read(source_layout, position, name), dtype, shape
 
     def _unknown(self, name: object, layout: int) -> KeyError:
         names = self._positions[layout]
         near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.75)
         hint = f"; near names: {', '.join(near)}" if near else "; list(pack) has all names"
         return KeyError(f"{self.path}: no tensor is named {name!r}{hint}")
-
-    def _missing(self, error: FileNotFoundError) -> FileNotFoundError:
-        """The error of an absent file, with the repository that holds it if the layer was deleted after its upload."""
-        try:
-            repository = json.loads((self.path / "remote.json").read_bytes())["repository"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return error
-        message = f"not in this folder; according to remote.json, {repository} holds it: download it into the folder"
-        return FileNotFoundError(errno.ENOENT, message, error.filename)
 
 
 def _exact_info(prefix: str, exact: _manifest.ExactEntry, layer: int | None) -> TensorInfo:

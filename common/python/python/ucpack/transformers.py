@@ -110,11 +110,11 @@ def is_pack(path: object) -> bool:
 
 
 def _generation_config(path: str) -> transformers.GenerationConfig:
-    """The generation settings of the source: its generation_config.json or, without one, those in config.json."""
-    name = "generation_config.json"
-    if not (Path(path) / name).is_file():
-        name = "config.json"
-    return transformers.GenerationConfig.from_pretrained(path, config_file_name=name)
+    """The generation settings of the source: its generation_config.json or, without one, those in config.json, as
+    transformers itself takes them."""
+    if (Path(path) / "generation_config.json").is_file():
+        return transformers.GenerationConfig.from_pretrained(path)
+    return transformers.GenerationConfig.from_pretrained(path, config_file_name="config.json", _from_model_config=True)
 
 
 def _load(original: Callable[..., Any], path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
