@@ -1,5 +1,6 @@
 """Tensors of torch and models of transformers."""
 
+import shutil
 import subprocess
 import sys
 
@@ -34,11 +35,10 @@ def loaded_by_hand(model_folder, folder):
     """The source's model with the pack's tensors, loaded through safetensors files and plain transformers."""
     import safetensors.torch
 
-    config = transformers.AutoConfig.from_pretrained(folder)
     with ucpack.Pack(folder) as pack:
         tensors = {name: tensor.contiguous() for name, tensor in pack.state_dict().items()}
     model_folder.mkdir()
-    config.save_pretrained(model_folder)
+    shutil.copy(folder / "config.json", model_folder)
     safetensors.torch.save_file(tensors, model_folder / "model.safetensors", metadata={"format": "pt"})
     return transformers.AutoModelForCausalLM.from_pretrained(model_folder)
 

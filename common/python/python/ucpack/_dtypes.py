@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 #: Element types of packs and their NumPy types.
 NUMPY: dict[str, np.dtype[Any]] = {
@@ -111,8 +111,8 @@ def to_numpy(values: bytearray, dtype: str, shape: tuple[int, ...]) -> np.ndarra
     return np.frombuffer(values, dtype=NUMPY[dtype]).reshape(shape)
 
 
-def to_torch(values: bytearray, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+def to_torch(values: bytearray, dtype: str, shape: tuple[int, ...]) -> Tensor:
     """A tensor on the memory of `values`."""
     torch = import_torch()
-    tensor: torch.Tensor = torch.frombuffer(values, dtype=getattr(torch, TORCH[dtype])).reshape(shape)
+    tensor: Tensor = torch.frombuffer(values, dtype=getattr(torch, TORCH[dtype])).reshape(shape)
     return tensor

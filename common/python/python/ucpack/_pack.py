@@ -20,7 +20,7 @@ from . import _dtypes, _manifest, _native, _verification
 from ._streaming import ReadAhead
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -184,7 +184,7 @@ class Pack(Mapping[str, "Array"]):
         """
         return _dtypes.to_numpy(*self._read(name, source_layout))
 
-    def torch(self, name: str, *, source_layout: bool = False) -> torch.Tensor:
+    def torch(self, name: str, *, source_layout: bool = False) -> Tensor:
         """As `numpy`, as a tensor of torch on the CPU (linears: torch.bfloat16), without a copy."""
         _dtypes.import_torch()
         return _dtypes.to_torch(*self._read(name, source_layout))
@@ -196,10 +196,10 @@ class Pack(Mapping[str, "Array"]):
     @overload
     def tensor(
         self, name: str, dtype: object | None = None, *, framework: Literal["pt"], source_layout: bool = False
-    ) -> torch.Tensor: ...
+    ) -> Tensor: ...
     def tensor(
         self, name: str, dtype: object | None = None, framework: Framework = "np", *, source_layout: bool = False
-    ) -> Array | torch.Tensor:
+    ) -> Array | Tensor:
         """As `numpy` or `torch`, converted to `dtype`: a type, or the name of one, that holds every value of the tensor.
 
         Raises TypeError if `dtype` is no element type, ValueError for one that would round or for an unknown framework.
@@ -210,7 +210,7 @@ class Pack(Mapping[str, "Array"]):
         if framework == "np":
             return self.numpy(name, source_layout=source_layout).astype(_dtypes.NUMPY[target], copy=False)
         torch = _dtypes.import_torch()
-        converted: torch.Tensor = self.torch(name, source_layout=source_layout).to(
+        converted: Tensor = self.torch(name, source_layout=source_layout).to(
             getattr(torch, _dtypes.TORCH[target])
         )
         return converted
