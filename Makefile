@@ -184,7 +184,7 @@ wheel-files:
 	rm -rf $(LIBEXEC)
 	install -d $(LIBEXEC)
 	install --strip $(PROGRAMS:%=$(BIN)/%) $(LIBEXEC)
-	install -m 644 tests/independent/read_pack.py $(LIBEXEC)
+	install -m 644 tests/independent/read_pack.py LICENSE $(LIBEXEC)
 	target/maturin/bin/maturin build --release --locked --manifest-path common/python/Cargo.toml --out $(WHEELS) \
 	  --compatibility $$($(PYTHON) common/python/glibc_tag.py $(PROGRAMS:%=$(LIBEXEC)/%))
 

@@ -243,3 +243,6 @@ fn read_manifest(
     log.record(None, manifest.check_canonical(&bytes, &origin));
     Some(manifest)
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,27 +17,21 @@ if TYPE_CHECKING:
 
 #: The name of the load format and of the quantization method.
 METHOD = "ucpack"
+_registered = False
 
 
 def register() -> None:
     """Registers the loader and the quantization config in vLLM. May be called any number of times."""
+    global _registered
+    if _registered:
+        return
     from vllm.model_executor.layers.quantization import register_quantization_config
     from vllm.model_executor.model_loader import register_model_loader
 
-    loader, config = _classes()
-    register_model_loader(METHOD)(loader)
-    register_quantization_config(METHOD)(config)
-
-
-_made: tuple[type[Any], type[Any]] | None = None
-
-
-def _classes() -> tuple[type[Any], type[Any]]:
-    """The loader and the quantization config, which are made on first use: vLLM's base classes take seconds to import."""
-    global _made
-    if _made is None:
-        _made = (_loader_class(), _config_class())
-    return _made
+    # The classes are made now and not with this module: their bases in vLLM take seconds to import.
+    register_model_loader(METHOD)(_loader_class())
+    register_quantization_config(METHOD)(_config_class())
+    _registered = True
 
 
 def _loader_class() -> type[Any]:
