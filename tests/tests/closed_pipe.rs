@@ -39,7 +39,7 @@ fn every_verb_ends_quietly_when_its_reader_has_gone() {
     let model = tiny_model();
     let model = model.to_str().expect("UTF-8");
     let config = format!("{model}/config.json");
-    let lines: [&[&str]; 20] = [
+    let lines: [&[&str]; 22] = [
         &["compress", model, "--run", run],
         &["compress", model, "--run", run, "--dry-run"],
         &["resume", run, "--json"],
@@ -56,6 +56,8 @@ fn every_verb_ends_quietly_when_its_reader_has_gone() {
         &["inspect", &pack],
         &["inspect", &pack, "--json"],
         &["inspect", &pack, "--layer", "0"],
+        &["inspect", &pack, "--tensor", "model.norm"],
+        &["diff", &pack, &pack],
         &["eval", &pack, "--model", model, "--run", &eval],
         &["completions", "bash"],
         &["man", "--out", &pages],

@@ -62,7 +62,7 @@ pub struct PackDiff {
     pub a: PackSide,
     /// The second pack.
     pub b: PackSide,
-    /// Whether the packs are the same, byte for byte: their fingerprints are equal.
+    /// Whether what was compared is the same, byte for byte: the fingerprints, or the records of the layer that was asked for.
     pub identical: bool,
     /// The fields of the manifests that differ, besides tensors and totals.
     pub provenance: Vec<FieldDiff>,
@@ -228,7 +228,10 @@ pub fn diff(
     Ok(PackDiff {
         a: side(a),
         b: side(b),
-        identical: a.fingerprint() == b.fingerprint(),
+        identical: match options.layer.map(|layer| layer as usize) {
+            Some(layer) => a.manifest().layers.get(layer) == b.manifest().layers.get(layer),
+            None => a.fingerprint() == b.fingerprint(),
+        },
         provenance: provenance::differences(a.manifest(), b.manifest()),
         summary: Summary {
             identical: count(Outcome::Identical),

@@ -35,13 +35,15 @@ pub enum ExitCode {
     Network,
     /// Reading or writing a file failed, for a reason that has no class of its own.
     Io,
+    /// Two packs differ, and the caller asked for a status that says so.
+    Different,
     /// SIGINT or SIGTERM stopped the run; it can be resumed.
     Interrupted,
 }
 
 impl ExitCode {
     /// All codes, in numerical order.
-    pub const ALL: [ExitCode; 14] = [
+    pub const ALL: [ExitCode; 15] = [
         Self::Ok,
         Self::Internal,
         Self::Usage,
@@ -55,6 +57,7 @@ impl ExitCode {
         Self::MissingInput,
         Self::Network,
         Self::Io,
+        Self::Different,
         Self::Interrupted,
     ];
 
@@ -74,6 +77,7 @@ impl ExitCode {
             Self::MissingInput => 10,
             Self::Network => 11,
             Self::Io => 12,
+            Self::Different => 13,
             Self::Interrupted => 130,
         }
     }
@@ -94,6 +98,7 @@ impl ExitCode {
             Self::MissingInput => "missing-input",
             Self::Network => "network",
             Self::Io => "io",
+            Self::Different => "different",
             Self::Interrupted => "interrupted",
         }
     }

@@ -76,8 +76,10 @@ pub enum Verb {
     Stage(StageArgs),
     /// Recompute every hash of a pack and of every tensor that it reconstructs
     Verify(VerifyArgs),
-    /// Show the contents of a pack
+    /// Show the contents of a pack, or what one of its tensors looks like
     Inspect(InspectArgs),
+    /// Compare two packs: what they were made from, their sizes, and every tensor
+    Diff(DiffArgs),
     /// Compare a pack with its model on text
     Eval(EvalArgs),
     /// Print the completions of a shell
@@ -324,11 +326,53 @@ pub struct InspectArgs {
     /// The pack's folder
     pub pack: Utf8PathBuf,
     /// Show the tensors of this layer
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "tensor")]
     pub layer: Option<u32>,
+    /// Show what this tensor looks like, for example model.layers.0.self_attn.q_proj.weight
+    #[arg(long, value_name = "NAME")]
+    pub tensor: Option<String>,
+    /// The folder of the model that the pack was made from, for the error of the tensor
+    #[arg(long, value_name = "MODEL", requires = "tensor")]
+    pub model: Option<Utf8PathBuf>,
+    /// Accept a model that the pack was not made from
+    #[arg(long, requires = "model")]
+    pub other_model: bool,
     /// Print JSON
     #[arg(long, help_heading = OUTPUT)]
     pub json: bool,
+    /// Print the tensor as CSV, with a line for each number
+    #[arg(long, help_heading = OUTPUT, requires = "tensor", conflicts_with = "json")]
+    pub csv: bool,
+}
+
+/// `uc diff`.
+#[derive(Debug, Clone, Args)]
+pub struct DiffArgs {
+    /// The folder of the first pack, the reference of every error
+    pub a: Utf8PathBuf,
+    /// The folder of the second pack
+    pub b: Utf8PathBuf,
+    /// Compare only the tensors of this layer
+    #[arg(long, value_name = "N")]
+    pub layer: Option<u32>,
+    /// Compare only the manifests: which tensors differ, but not by how much
+    #[arg(long)]
+    pub manifest: bool,
+    /// End with exit status 13 if the packs differ
+    #[arg(long)]
+    pub exit_code: bool,
+    /// List every difference, and also the tensors that do not differ
+    #[arg(long, help_heading = OUTPUT)]
+    pub all: bool,
+    /// Print JSON
+    #[arg(long, help_heading = OUTPUT)]
+    pub json: bool,
+    /// Print the tensors as CSV, with a line for each
+    #[arg(long, help_heading = OUTPUT, conflicts_with = "json")]
+    pub csv: bool,
+    /// CPU cores to use [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub threads: Option<u32>,
 }
 
 /// `uc eval`.

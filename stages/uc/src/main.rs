@@ -24,8 +24,8 @@ use crate::report::progress::Display;
 fn main() -> std::process::ExitCode {
     let cli = cli::parse();
     logging::init(cli.output.verbose, cli.output.quiet, cli.output.log_format);
-    match run(&cli).and_then(|()| Ok(output::finish()?)) {
-        Ok(()) => ExitCode::Ok.into(),
+    match run(&cli).and_then(|code| output::finish().map(|()| code).map_err(Into::into)) {
+        Ok(code) => code.into(),
         Err(error) => {
             // The only place that prints errors.
             let text = format!("error: {}", output::error_text(&error));
@@ -35,7 +35,7 @@ fn main() -> std::process::ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> anyhow::Result<()> {
+fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     let signals = Listener::start()?;
     let mut display = Display::new(cli.output);
     signals.before_exit(display.cleaner());
@@ -48,8 +48,10 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Verb::Upload(args) => verbs::upload::run(args, &mut display, &signals),
         Verb::Verify(args) => verbs::verify::run(args, &display),
         Verb::Inspect(args) => verbs::inspect::run(args),
+        Verb::Diff(args) => return verbs::diff::run(args, &display),
         Verb::Eval(args) => verbs::eval::run(args, &mut display, &signals),
         Verb::Completions(args) => verbs::completions::run(*args),
         Verb::Man(args) => verbs::man::run(args, &display),
-    }
+    }?;
+    Ok(ExitCode::Ok)
 }

@@ -4,6 +4,7 @@
 
 pub mod colour;
 pub mod completion;
+pub mod csv;
 pub mod event_log;
 pub mod event_log_replay;
 pub mod event_log_writer;

@@ -8,6 +8,7 @@ use crate::session::Session;
 
 pub mod completions;
 pub mod compress;
+pub mod diff;
 pub mod eval;
 pub mod inspect;
 pub mod man;

@@ -347,7 +347,9 @@ impl SourceFolder {
         }
         let bytes = |elements: usize| elements as u64 * size;
         let data = match &linear.stored {
-            Stored::Whole => self.read_chunks(info, bytes(first * cols), bytes(count * cols), 0, 1)?,
+            Stored::Whole => {
+                self.read_chunks(info, bytes(first * cols), bytes(count * cols), 0, 1)?
+            }
             Stored::Slice { index, .. } => {
                 let start = bytes((index * rows + first) * cols);
                 self.read_chunks(info, start, bytes(count * cols), 0, 1)?

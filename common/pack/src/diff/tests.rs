@@ -122,7 +122,8 @@ fn every_kind_of_difference_is_listed_and_errors_equal_those_of_the_weights() {
     assert_eq!(summary.linears.as_ref(), Some(error));
     let (left, right) = (q.a.as_ref().expect("a"), q.b.as_ref().expect("b"));
     assert_eq!((left.rank, right.rank), (Some(2), Some(0)));
-    assert_eq!((left.step, right.step), (Some(0.011), Some(0.015)));
+    let steps = [linears()[0].code.step, changed[0].code.step];
+    assert_eq!([left.step, right.step], steps.map(Some));
     assert_eq!(left.bits, a.manifest.layers[0].linears[0].bits);
     assert_eq!(tensor(&found, "layers.0.k.weight").error, None);
 

@@ -71,10 +71,12 @@ fn holds(dir: &Utf8Path, is_such: impl Fn(&str) -> bool) -> bool {
 pub fn classify(error: PackError) -> anyhow::Error {
     match &error {
         PackError::Io { .. } => error.into(),
-        PackError::NoLayer { .. } | PackError::NoTensor { .. } => {
-            failure(ExitCode::Usage, error.text())
-        }
-        PackError::Version { .. } => failure(ExitCode::BadInput, error.text()),
+        PackError::NoLayer { .. }
+        | PackError::NoTensor { .. }
+        | PackError::UnknownTensor { .. } => failure(ExitCode::Usage, error.text()),
+        PackError::Version { .. }
+        | PackError::Uploaded { .. }
+        | PackError::NothingInCommon { .. } => failure(ExitCode::BadInput, error.text()),
         _ => failure(ExitCode::Damaged, error.text()),
     }
 }

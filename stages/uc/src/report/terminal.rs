@@ -37,6 +37,11 @@ pub fn stderr_size() -> Size {
     size(std::io::stderr()).unwrap_or(DEFAULT)
 }
 
+/// Columns of the terminal on standard output; the usual number where there is no terminal.
+pub fn stdout_columns() -> usize {
+    size(std::io::stdout()).unwrap_or(DEFAULT).columns
+}
+
 /// While it exists, the terminal on standard error does not write `^C` for Ctrl-C. It would write it into the rows that are
 /// drawn, and one of them would be left behind.
 #[derive(Debug)]

@@ -1,4 +1,8 @@
-//! `uc inspect PACK`: the contents of a pack, by its manifest.
+//! `uc inspect PACK`: the contents of a pack, by its manifest; `tensor` shows what one of its tensors looks like.
+
+mod histogram;
+mod source;
+mod tensor;
 
 use camino::Utf8Path;
 use serde_json::json;
@@ -14,6 +18,9 @@ use crate::report::packs;
 /// Runs the verb.
 pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let pack = packs::open(&args.pack)?;
+    if let Some(name) = &args.tensor {
+        return tensor::run(args, &pack, name);
+    }
     let manifest = pack.manifest();
     match (args.layer, args.json) {
         (None, true) => print_json(manifest),

@@ -4,6 +4,7 @@
 
 mod bounds;
 mod builder;
+mod compare;
 mod damage;
 mod identity;
 
