@@ -1,9 +1,11 @@
 """The vLLM plugin against vLLM's own classes, on the CPU. Serving itself needs a device that vLLM supports."""
 
 import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from conftest import Q_PROJ
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 vllm = pytest.importorskip("vllm", reason="vllm is not installed")
@@ -80,28 +82,11 @@ def test_the_loader_yields_every_tensor_of_the_checkpoint(tiny, extra):
         assert torch.equal(weights[name], tensor) and weights[name].dtype == tensor.dtype, name
 
 
-def test_the_loader_fills_a_model_through_its_load_weights(tiny):
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.q = torch.nn.Parameter(torch.zeros(128, 128, dtype=torch.bfloat16))
-
-        def load_weights(self, weights):
-            from vllm.model_executor.model_loader.weight_utils import default_weight_loader
-
-            for name, tensor in weights:
-                if name == Q_PROJ:
-                    default_weight_loader(self.q, tensor)
-            return {"q"}
-
-    model = Model()
-    config = ModelConfig(tiny)
-    config.hf_config = None
-    pack_loader = loader()
-    pack_loader._init_ep_weight_filter = lambda model_config: None
-    pack_loader.load_weights(model, config)
-    with ucpack.Pack(tiny) as pack:
-        assert torch.equal(model.q.data, pack.torch(Q_PROJ))
+def test_the_loader_fills_the_model_class_of_vllm(tiny, tmp_path):
+    command = [sys.executable, Path(__file__).with_name("load_with_vllm.py"), tiny, tmp_path / "rendezvous"]
+    loaded = subprocess.run(command, capture_output=True, text=True)
+    assert loaded.returncode == 0, loaded.stderr[-4000:]
+    assert "LlamaForCausalLM: " in loaded.stdout
 
 
 def test_a_model_that_is_no_local_pack_is_refused(tmp_path):
