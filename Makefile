@@ -169,6 +169,25 @@ dist-files:
 	tar --create --sort=name --owner=0 --group=0 --numeric-owner --directory=$(DIST_ROOT) $(DIST) | gzip -n9 > $(DIST_FOLDER).tar.gz
 	@echo $(DIST_FOLDER).tar.gz
 
+WHEELS ?= target/wheels
+PYTHON ?= python3
+# What the wheel carries besides the extension module.
+LIBEXEC := common/python/python/ucpack/libexec
+
+.PHONY: wheel
+wheel: setup wheel-files ## build the Python package with all programs: target/wheels/ucpack-VERSION-….whl (needs python3 and PyPI for maturin)
+
+.PHONY: wheel-files
+wheel-files:
+	$(PYTHON) -m venv target/maturin
+	target/maturin/bin/pip install --quiet --disable-pip-version-check maturin==1.16.0
+	rm -rf $(LIBEXEC)
+	install -d $(LIBEXEC)
+	install --strip $(PROGRAMS:%=$(BIN)/%) $(LIBEXEC)
+	install -m 644 tests/independent/read_pack.py LICENSE $(LIBEXEC)
+	target/maturin/bin/maturin build --release --locked --manifest-path common/python/Cargo.toml --out $(WHEELS) \
+	  --compatibility $$($(PYTHON) common/python/glibc_tag.py $(PROGRAMS:%=$(LIBEXEC)/%))
+
 .PHONY: clean
 clean: ## remove build output and the default run directories
 	cargo clean

@@ -42,6 +42,7 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
         ("uc-hub", crates(&["uc-input", "uc-store"])),
         ("uc-fake-hub", crates(&[])),
         ("uc-pack", crates(&["uc-codec", "uc-input"])),
+        ("ucpack", crates(&["uc-input", "uc-pack", "uc-model"])),
         (
             "uc-layer-quantizer",
             crates(&[
@@ -76,7 +77,7 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
 }
 
 /// Crates that must build without burn, so that verifying a pack stays a small program.
-const WITHOUT_BURN: [&str; 8] = [
+const WITHOUT_BURN: [&str; 9] = [
     "uc-simd",
     "uc-input",
     "uc-settings",
@@ -84,6 +85,7 @@ const WITHOUT_BURN: [&str; 8] = [
     "uc-codec",
     "uc-pack",
     "uc-hub",
+    "ucpack",
     "uc",
 ];
 

@@ -59,6 +59,25 @@ impl Pack {
     /// # Errors
     /// `NoLayer`, `Io`, `Uploaded`, `Digest`, those of [`LayerFile::open`], and `Invalid` if the tensors differ from the manifest's.
     pub fn layer(&self, layer: u32) -> Result<LayerFile, PackError> {
+        let (file, entry) = self.open_layer(layer)?;
+        check_digest(file.origin(), "the file", file.digest()?.1, entry.sha256)?;
+        first_error(compare_layer(&file, entry))?;
+        Ok(file)
+    }
+
+    /// As [`Pack::layer`], but does not read the whole file to check its SHA-256: for readers that compare the digest of each
+    /// tensor that they take from it.
+    ///
+    /// # Errors
+    /// Those of [`Pack::layer`], without `Digest`.
+    pub fn layer_unhashed(&self, layer: u32) -> Result<LayerFile, PackError> {
+        let (file, entry) = self.open_layer(layer)?;
+        first_error(compare_layer(&file, entry))?;
+        Ok(file)
+    }
+
+    /// Opens and parses a layer file of the recorded size; also returns its manifest entry.
+    fn open_layer(&self, layer: u32) -> Result<(LayerFile, &LayerEntry), PackError> {
         let entry = self
             .manifest
             .layers
@@ -69,10 +88,7 @@ impl Pack {
                 layers: self.manifest.layers.len() as u32,
             })?;
         let (file, origin) = self.open_file(&entry.file, entry.size)?;
-        let file = LayerFile::from_file(file, &origin)?;
-        check_digest(&origin, "the file", file.digest()?.1, entry.sha256)?;
-        first_error(compare_layer(&file, entry))?;
-        Ok(file)
+        Ok((LayerFile::from_file(file, &origin)?, entry))
     }
 
     /// Opens the file of non-layer tensors. Checks its size, header and list of tensors, but not the values, which may take

@@ -9,6 +9,7 @@
 //! tensors are decoded, reconstructed and hashed in pieces of rows.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
@@ -157,6 +158,16 @@ pub struct Request<'a> {
     pub expected_fingerprint: Option<Digest>,
     /// Derives the model's tensors from its configuration.
     pub plan: Option<&'a Planner>,
+    /// Set by another thread to end the verification early. The report then has an error that says so.
+    pub cancelled: Option<&'a AtomicBool>,
+}
+
+impl Request<'_> {
+    /// Whether the verification shall end.
+    fn is_cancelled(&self) -> bool {
+        self.cancelled
+            .is_some_and(|cancelled| cancelled.load(Ordering::Relaxed))
+    }
 }
 
 /// Verifies the pack in `dir`.
@@ -172,6 +183,12 @@ pub fn verify(
     report.expected_fingerprint = request.expected_fingerprint;
     if let Some(manifest) = verify_manifest(dir, &mut report, &mut findings) {
         FileVerifier::new(dir, &manifest, request, progress).run(&mut report, &mut findings);
+    }
+    if request.is_cancelled() {
+        let mut log = FindingLog::new(".");
+        let message = "the verification was cancelled before its end";
+        log.add(Severity::Error, None, message);
+        findings.add(Position::FOLDER, log);
     }
     let failed = findings.errors() > 0;
     (report.findings, report.findings_omitted) = findings.into_sorted();
@@ -226,3 +243,6 @@ fn read_manifest(
     log.record(None, manifest.check_canonical(&bytes, &origin));
     Some(manifest)
 }
+
+#[cfg(test)]
+mod tests;

@@ -233,6 +233,9 @@ impl<'a> FileVerifier<'a> {
 
     /// Does a task; returns those that follow from it.
     fn work(&self, task: Task<'a>, buffers: &mut PieceBuffers) -> Vec<Task<'a>> {
+        if self.request.is_cancelled() {
+            return Vec::new();
+        }
         let mut log;
         let (position, following) = match task {
             Task::Layer(number, entry) => {

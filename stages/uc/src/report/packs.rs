@@ -94,6 +94,7 @@ pub fn verify(
         threads: threads as usize,
         expected_fingerprint,
         plan: Some(&planned_tensors::plan),
+        cancelled: None,
     };
     let report = verify::verify(dir, request, &|progress: verify::Progress| {
         task.set(progress.done, progress.total);

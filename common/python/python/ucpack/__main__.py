@@ -1,0 +1,5 @@
+"""`python -m ucpack` is the command `ucpack`."""
+
+from ._command import main
+
+main()
