@@ -179,9 +179,10 @@ fn transposed_linears_and_those_of_fused_experts_are_compared_with_their_source(
         let pack = pack(&model, folder.path(), "5.0");
         let found = json(&succeed(inspect(&pack, tensor, &model).arg("--json")));
         assert_eq!(found["error"]["is_source"], true, "{family}: {found}");
+        // Weights that are taken for others have an error above 1.
         let relative = found["error"]["relative_squared_error"].as_f64();
         assert!(
-            relative.is_some_and(|error| error < 0.02),
+            relative.is_some_and(|error| error < 0.1),
             "{family}: {relative:?}"
         );
     }
