@@ -75,10 +75,17 @@ fn decoded(a: &Path, b: &Path) -> Option<[f64; 3]> {
 }
 
 #[test]
-fn two_rates_of_the_embedded_model_differ_as_another_reader_finds() {
+fn packs_of_the_embedded_model_are_compared_and_looked_into() {
     let folder = tempfile::tempdir().expect("folder");
     let [a, b] = ["5.0", "4.0"].map(|bits| pack(&tiny_model(), folder.path(), bits));
-    let found = json(&succeed(diff(&a, &b).arg("--json")));
+    two_rates_differ_as_another_reader_finds(&a, &b);
+    the_error_is_that_against_the_source(&a);
+    another_model_is_refused(&a, folder.path());
+    reports_fit_terminals_and_have_no_colour_that_nobody_wants(&a, &b);
+}
+
+fn two_rates_differ_as_another_reader_finds(a: &Path, b: &Path) {
+    let found = json(&succeed(diff(a, b).arg("--json")));
     let field = |name: &str| {
         let mut fields = found["provenance"].as_array().expect("list").iter();
         let field = fields.find(|field| field["field"] == name).cloned();
@@ -105,7 +112,7 @@ fn two_rates_of_the_embedded_model_differ_as_another_reader_finds() {
 
     let tensor = tensors.iter().find(|tensor| tensor["name"] == TENSOR);
     let error = &tensor.expect("listed")["error"];
-    if let Some([relative, largest, differing]) = decoded(&a, &b) {
+    if let Some([relative, largest, differing]) = decoded(a, b) {
         let number = |name: &str| error[name].as_f64().expect("number");
         assert!((number("relative_squared_error") / relative - 1.0).abs() < 1e-9);
         assert_eq!(number("max_absolute_error"), largest);
@@ -113,11 +120,8 @@ fn two_rates_of_the_embedded_model_differ_as_another_reader_finds() {
     }
 }
 
-#[test]
-fn the_error_of_a_tensor_is_that_against_the_source_and_another_model_is_refused() {
-    let folder = tempfile::tempdir().expect("folder");
-    let a = pack(&tiny_model(), folder.path(), "5.0");
-    let found = json(&succeed(inspect(&a, TENSOR, &tiny_model()).arg("--json")));
+fn the_error_is_that_against_the_source(pack: &Path) {
+    let found = json(&succeed(inspect(pack, TENSOR, &tiny_model()).arg("--json")));
     let error = &found["error"];
     assert_eq!(error["is_source"], true, "{error}");
     let relative = error["relative_squared_error"].as_f64().expect("number");
@@ -128,11 +132,13 @@ fn the_error_of_a_tensor_is_that_against_the_source_and_another_model_is_refused
     assert!((2.0..7.0).contains(&entropy("index_entropy")), "{code}");
 
     let exact = json(&succeed(
-        inspect(&a, "model.norm.weight", &tiny_model()).arg("--json"),
+        inspect(pack, "model.norm.weight", &tiny_model()).arg("--json"),
     ));
     assert_eq!(exact["error"]["is_source"], true, "{exact}");
+}
 
-    let other = folder.path().join("other");
+fn another_model_is_refused(pack: &Path, folder: &Path) {
+    let other = folder.join("other");
     copy_model(&other);
     let weights = other.join("model.safetensors");
     let mut bytes = std::fs::read(&weights).expect("weights");
@@ -142,7 +148,7 @@ fn the_error_of_a_tensor_is_that_against_the_source_and_another_model_is_refused
         value[0] ^= 1;
     }
     std::fs::write(&weights, bytes).expect("written");
-    let refused = fail_with(&mut inspect(&a, TENSOR, &other), BAD_INPUT);
+    let refused = fail_with(&mut inspect(pack, TENSOR, &other), BAD_INPUT);
     for part in [
         "is not the model that the pack was made from",
         TENSOR,
@@ -150,16 +156,16 @@ fn the_error_of_a_tensor_is_that_against_the_source_and_another_model_is_refused
     ] {
         assert!(refused.contains(part), "{part}: {refused}");
     }
-    let accepted = succeed(inspect(&a, TENSOR, &other).args(["--other-model", "--json"]));
+    let accepted = succeed(inspect(pack, TENSOR, &other).args(["--other-model", "--json"]));
     assert_eq!(json(&accepted)["error"]["is_source"], false);
-    let refused = fail_with(&mut inspect(&a, TENSOR, folder.path()), BAD_INPUT);
+    let refused = fail_with(&mut inspect(pack, TENSOR, folder), BAD_INPUT);
     assert!(refused.contains("config.json"), "{refused}");
 }
 
 #[test]
 fn transposed_linears_and_those_of_fused_experts_are_compared_with_their_source() {
     for (family, tensor) in [
-        ("gpt2", "h.1.attn.c_attn.weight"),
+        ("gpt2", "transformer.h.1.attn.c_attn.weight"),
         (
             "granitemoe",
             "model.layers.1.block_sparse_moe.output_linear.1.weight",
@@ -173,20 +179,18 @@ fn transposed_linears_and_those_of_fused_experts_are_compared_with_their_source(
         let pack = pack(&model, folder.path(), "5.0");
         let found = json(&succeed(inspect(&pack, tensor, &model).arg("--json")));
         assert_eq!(found["error"]["is_source"], true, "{family}: {found}");
+        // Weights that are taken for others have an error above 1.
         let relative = found["error"]["relative_squared_error"].as_f64();
         assert!(
-            relative.is_some_and(|error| error < 0.02),
+            relative.is_some_and(|error| error < 0.1),
             "{family}: {relative:?}"
         );
     }
 }
 
-#[test]
-fn reports_fit_terminals_of_60_80_and_120_columns_and_have_no_colour_that_nobody_wants() {
-    let folder = tempfile::tempdir().expect("folder");
-    let [a, b] = ["5.0", "4.0"].map(|bits| pack(&tiny_model(), folder.path(), bits));
+fn reports_fit_terminals_and_have_no_colour_that_nobody_wants(a: &Path, b: &Path) {
     for columns in [60, 80, 120] {
-        for mut command in [diff(&a, &b), inspect(&a, TENSOR, &tiny_model())] {
+        for mut command in [diff(a, b), inspect(a, TENSOR, &tiny_model())] {
             let mut terminal = Terminal::new(columns, 100);
             command.stdin(Stdio::null()).stderr(Stdio::null());
             command.env("NO_COLOR", "1");
@@ -205,12 +209,8 @@ fn reports_fit_terminals_of_60_80_and_120_columns_and_have_no_colour_that_nobody
             );
         }
     }
-    let plain = succeed(
-        diff(&a, &b)
-            .env("CLICOLOR_FORCE", "1")
-            .env_remove("NO_COLOR"),
-    );
+    let plain = succeed(diff(a, b).env("CLICOLOR_FORCE", "1").env_remove("NO_COLOR"));
     assert!(String::from_utf8_lossy(&plain.stdout).contains("\u{1b}["));
-    let plain = succeed(diff(&a, &b).env("NO_COLOR", "1"));
+    let plain = succeed(diff(a, b).env("NO_COLOR", "1"));
     assert!(!String::from_utf8_lossy(&plain.stdout).contains('\u{1b}'));
 }

@@ -4,7 +4,7 @@
 //! pieces with bounded memory. The result is the same for any number of threads. The first pack is the reference of every
 //! error. This module displays nothing and verifies no pack: [`crate::verify`] does.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::Serialize;
 
@@ -266,24 +266,33 @@ fn pairs<'a>(
     layer: Option<u32>,
 ) -> Result<Vec<TensorPair<'a>>, PackError> {
     check_layer(a, b, layer)?;
+    check_common_linear(a, b)?;
     let is_asked_for =
         |tensor: &TensorRef<'_>| layer.is_none() || tensor.layer.map(|layer| layer.index) == layer;
     let of = |manifest: &'a Manifest| manifest.tensors().filter(is_asked_for);
-    let mut right: HashMap<String, TensorRef<'a>> = of(b.manifest())
-        .map(|tensor| (tensor.name(), tensor))
-        .collect();
+    let named = |tensor: TensorRef<'a>| (tensor.name(), tensor);
+    let mut right: HashMap<String, TensorRef<'a>> = of(b.manifest()).map(named).collect();
     let left = of(a.manifest()).map(|tensor| (Some(tensor), right.remove(&tensor.name())));
     let mut pairs: Vec<TensorPair<'a>> = left.collect();
     let only_right = of(b.manifest()).filter(|tensor| right.contains_key(&tensor.name()));
     pairs.extend(only_right.map(|tensor| (None, Some(tensor))));
-    let is_common_linear = |(a, b): &TensorPair<'_>| match (a, b) {
-        (Some(a), Some(b)) => matches!(a.entry, Entry::Linear(_)) && is_comparable(a, b),
-        _ => false,
-    };
-    if pairs.iter().any(is_common_linear) {
-        return Ok(pairs);
+    Ok(pairs)
+}
+
+/// Checks that the packs have a linear of the same name and shape.
+fn check_common_linear(a: &Pack, b: &Pack) -> Result<(), PackError> {
+    fn linears(pack: &Pack) -> impl Iterator<Item = (String, [u64; 2])> + '_ {
+        let layers = pack.manifest().layers.iter();
+        layers.flat_map(|layer| {
+            let linears = layer.linears.iter();
+            linears.map(|linear| (format!("{}{}", layer.prefix, linear.name), linear.shape))
+        })
     }
-    let named = |pack: &Pack| {
+    let of_a: HashSet<_> = linears(a).collect();
+    if linears(b).any(|linear| of_a.contains(&linear)) {
+        return Ok(());
+    }
+    let described = |pack: &Pack| {
         let manifest = pack.manifest();
         let path = pack.path("").display().to_string();
         let path = path.trim_end_matches('/');
@@ -292,8 +301,8 @@ fn pairs<'a>(
         format!("{path} (of {source}: {layers} layers, {weights} weights in linears)")
     };
     Err(PackError::NothingInCommon {
-        a: named(a),
-        b: named(b),
+        a: described(a),
+        b: described(b),
     })
 }
 

@@ -16,6 +16,8 @@ use crate::manifest::ExactEntry;
 use crate::pack::Pack;
 use crate::statistics::{ErrorSums, values};
 
+/// Files of each pack that are open at once. Their linears are enough work for many threads, and their headers little memory.
+const FILES_AT_ONCE: usize = 4;
 /// Elements of an exact tensor that are compared at once.
 const PIECE_ELEMENTS: u64 = 1 << 15;
 /// Bytes of a reconstructed weight in both packs.
@@ -83,9 +85,13 @@ impl<'a> Work<'a> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|source| error::io("threads")(std::io::Error::other(source)))?;
         pool.install(|| {
-            let measured = jobs.par_iter().map(|job| self.job(job));
-            let measured: Vec<_> = measured.collect::<Result<_, _>>()?;
-            Ok(measured.into_iter().flatten().collect())
+            let mut all = Vec::new();
+            for jobs in jobs.chunks(FILES_AT_ONCE) {
+                let measured = jobs.par_iter().map(|job| self.job(job));
+                let measured: Vec<_> = measured.collect::<Result<_, _>>()?;
+                all.extend(measured.into_iter().flatten());
+            }
+            Ok(all)
         })
     }
 

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::builder::{PackFolder, SMALL, linears};
+use crate::builder::{PackFolder, SMALL, Sizes, linears};
 use crate::text;
 
 const USAGE: i32 = 2;
@@ -93,6 +93,39 @@ fn a_pack_and_its_copy_are_identical_and_others_differ_with_an_exit_status_only_
     assert!(output.stderr.is_empty(), "{}", text(&output));
     // The other layer is the same.
     succeeds(&["diff", a, b, "--exit-code", "--layer", "1"]);
+}
+
+#[test]
+fn ranks_are_shown_where_they_differ_and_tensors_of_one_pack_come_first() {
+    let (a, b) = (PackFolder::honest(SMALL), changed());
+    assert!(!succeeds(&["diff", path(&a), path(&b)]).contains("ranks"));
+    let sizes = Sizes { rank: 0, ..SMALL };
+    let mut b = PackFolder::honest(sizes);
+    let mut other = linears(sizes, 1);
+    other[6].name = "mlp.down.weight".into();
+    b.replace_linears(sizes, 1, &other);
+    b.seal();
+    let found = succeeds(&["diff", path(&a), path(&b)]);
+    let table = found.split("\ntensor ").nth(1).expect("table");
+    let rows: Vec<&str> = table.lines().collect();
+    assert!(rows[0].ends_with("ranks"), "{found}");
+    let first = [
+        "model.layers.1.mlp.down_proj  only in a",
+        "model.layers.1.mlp.down  only in b",
+    ];
+    for (row, start) in rows[1..].iter().zip(first) {
+        let squeezed = row.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(squeezed, start.replace("  ", " "), "{found}");
+    }
+    assert!(rows[3].ends_with(" 2, 0"), "{found}");
+    assert!(
+        found.contains("13 differ, 1 only in a, 1 only in b"),
+        "{found}"
+    );
+    assert!(
+        found.lines().all(|line| line.chars().count() <= 80),
+        "{found}"
+    );
 }
 
 #[test]
@@ -265,7 +298,7 @@ fn damage(path: &Path) {
 #[test]
 fn packs_of_different_models_are_refused_with_what_they_are_of() {
     let a = PackFolder::honest(SMALL);
-    let larger = crate::builder::Sizes {
+    let larger = Sizes {
         hidden: 128,
         inner: 320,
         ..SMALL
