@@ -81,7 +81,7 @@ fn the_wheel_installs_in_a_fresh_environment_and_passes_its_tests() {
     let given = std::env::var("UC_PYTHON").unwrap_or_else(|_| "python3".into());
     let python = make_environment(&given, &folder.path().join("environment"));
     let mut pip = Command::new(&python);
-    pip.args(["-m", "pip", "install", "--quiet", "pytest"])
+    pip.args(["-m", "pip", "install", "--quiet", "pytest", "mypy"])
         .arg(&wheel);
     succeed(&mut pip);
     let mut tests = Command::new(&python);

@@ -93,7 +93,7 @@ class PackTensor:
         return dtype
 
     def is_floating_point(self) -> bool:
-        return self.dtype.is_floating_point
+        return bool(self.dtype.is_floating_point)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
