@@ -191,4 +191,4 @@ wheel-files:
 .PHONY: clean
 clean: ## remove build output and the default run directories
 	cargo clean
-	rm -rf runs
+	rm -rf runs $(LIBEXEC)

@@ -56,9 +56,10 @@ if not differing:
 figure, (bits, errors, levels) = plt.subplots(1, 3, figsize=(16, 4.5), layout="constrained")
 
 layers = np.arange(len(a.manifest.layers))
+ticks = layers[:: max(1, len(layers) // 16)]
 bits.bar(layers - 0.2, [layer.bits_per_weight for layer in a.manifest.layers], 0.4, label="a")
 bits.bar(layers + 0.2, [layer.bits_per_weight for layer in b.manifest.layers], 0.4, label="b")
-bits.set(title="Bits per weight of each layer", xlabel="layer", ylabel="bits per weight", xticks=layers[:: max(1, len(layers) // 16)])
+bits.set(title="Bits per weight of each layer", xlabel="layer", ylabel="bits per weight", xticks=ticks)
 bits.legend()
 
 roles = sorted({tensor["name"].split(".", 3)[-1] for tensor in differing})
@@ -70,7 +71,7 @@ for role in roles:
         "o",
         label=role.removesuffix(".weight"),
     )
-errors.set(title="Error of b against a", xlabel="layer", ylabel="relative squared error")
+errors.set(title="Error of b against a", xlabel="layer", ylabel="relative squared error", xticks=ticks)
 if len(roles) <= 12:
     errors.legend(fontsize="small")
 

@@ -24,27 +24,21 @@ fn make_pack(family: &str, folder: &Path) {
     std::fs::rename(run.join("pack"), folder.join("pack")).expect("renamed");
 }
 
-/// `python -m venv` and the program of that name in it.
-fn make_environment(python: &str, folder: &Path) -> String {
-    // Packages of the given interpreter are visible, so that torch need not be installed again.
-    let mut venv = Command::new(python);
-    succeed(
-        venv.args(["-m", "venv", "--system-site-packages"])
-            .arg(folder),
-    );
-    if python != "python3" {
-        let mut ask = Command::new(python);
-        let site = output_text(&succeed(
-            ask.args(["-c", "import site; print(site.getsitepackages()[0])"]),
-        ));
-        let own = output_text(&succeed(Command::new(folder.join("bin/python")).args([
-            "-c",
-            "import sysconfig; print(sysconfig.get_path('purelib'))",
-        ])));
-        // A virtual environment does not see the packages of another one without this.
-        std::fs::write(Path::new(own.trim()).join("shared.pth"), site).expect("written");
+/// A virtual environment with nothing in it, or with the packages of the given interpreter in sight; returns its interpreter.
+fn make_environment(given: Option<&str>, folder: &Path) -> String {
+    let mut venv = Command::new(given.unwrap_or("python3"));
+    succeed(venv.args(["-m", "venv"]).arg(folder));
+    let python = folder.join("bin/python");
+    if let Some(given) = given {
+        let packages = |python: &Path| {
+            let code = "import sysconfig; print(sysconfig.get_path('purelib'))";
+            let output = output_text(&succeed(Command::new(python).args(["-c", code])));
+            output.trim().to_owned()
+        };
+        let (own, shared) = (packages(&python), packages(Path::new(given)));
+        std::fs::write(Path::new(&own).join("shared.pth"), shared).expect("written");
     }
-    folder.join("bin/python").display().to_string()
+    python.display().to_string()
 }
 
 #[test]
@@ -78,10 +72,10 @@ fn the_wheel_installs_in_a_fresh_environment_and_passes_its_tests() {
     for family in REARRANGED {
         make_pack(family, &packs);
     }
-    let given = std::env::var("UC_PYTHON").unwrap_or_else(|_| "python3".into());
-    let python = make_environment(&given, &folder.path().join("environment"));
+    let given = std::env::var("UC_PYTHON").ok();
+    let python = make_environment(given.as_deref(), &folder.path().join("environment"));
     let mut pip = Command::new(&python);
-    pip.args(["-m", "pip", "install", "--quiet", "pytest"])
+    pip.args(["-m", "pip", "install", "--quiet", "pytest", "mypy"])
         .arg(&wheel);
     succeed(&mut pip);
     let mut tests = Command::new(&python);

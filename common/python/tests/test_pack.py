@@ -82,7 +82,7 @@ def test_the_manifest_is_typed_and_equals_the_file(tiny):
     assert 4.9 < manifest.layers[0].bits_per_weight < 7 and manifest.layers[0].linears[0].bits_per_weight > 1
 
 
-def test_the_interpreter_runs_while_tensors_are_decoded_by_several_threads(tiny):
+def test_tensors_have_the_same_bytes_for_any_number_of_threads(tiny):
     with ucpack.Pack(tiny) as pack:
         one = pack.state_dict("np", threads=1)
         with ThreadPoolExecutor(8) as pool:

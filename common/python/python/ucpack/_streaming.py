@@ -19,8 +19,8 @@ def processors() -> int:
 class ReadAhead(Generic[T]):
     """Calls `read(name)` for the names in order, on `threads` threads, up to `2 · threads` names ahead of the last one asked for.
 
-    At most `2 · threads + 1` results exist that the consumer has not taken. Names may be asked for in any order and more than
-    once; those that were not prepared are read at once.
+    At most `2 · threads` results exist besides those that were asked for. Names may be asked for in any order and more than once;
+    those that were not prepared are read at once.
     """
 
     def __init__(self, read: Callable[[str], T], names: Sequence[str], threads: int | None) -> None:
@@ -40,13 +40,15 @@ class ReadAhead(Generic[T]):
         """The result for a name."""
         with self._lock:
             position = self._positions[name]
-            # A jump forward leaves out what lies between, so that nothing is prepared that nobody may ask for.
-            self._next = max(self._next, position)
+            future = self._prepared.pop(name, None) or self._pool.submit(self._read, name)
+            # A jump forward leaves out what lies between: nobody may ask for it.
+            self._next = max(self._next, position + 1)
             for upcoming in self._names[self._next : position + 1 + self._ahead]:
+                if len(self._prepared) == self._ahead:
+                    break
                 self._prepared[upcoming] = self._pool.submit(self._read, upcoming)
                 self._next += 1
-            future = self._prepared.pop(name, None)
-        return self._read(name) if future is None else future.result()
+        return future.result()
 
     def close(self) -> None:
         """Forgets what was prepared. Reads in progress end in the background."""

@@ -93,7 +93,7 @@ class PackTensor:
         return dtype
 
     def is_floating_point(self) -> bool:
-        return self.dtype.is_floating_point
+        return bool(self.dtype.is_floating_point)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
@@ -102,7 +102,7 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 
 
 def is_pack(path: object) -> bool:
-    """Whether `path` is the folder of a pack: it has a manifest.json and layer files, and no weights of its own."""
+    """Whether `path` is the folder of a pack: it holds manifest.json and its digest."""
     if not isinstance(path, str | os.PathLike):
         return False
     folder = Path(path)
