@@ -367,7 +367,8 @@ fn jobs<'a>(pairs: &[TensorPair<'a>], tensors: &[TensorDiff]) -> Vec<Job<'a>> {
         let is_compared = tensor.outcome == Outcome::Differs;
         let layers = a.layer.zip(b.layer);
         let files_differ = layers.is_some_and(|(a, b)| a.sha256 != b.sha256);
-        if !is_compared && !(files_differ && tensor.outcome == Outcome::Identical) {
+        let may_have_other_step = files_differ && tensor.outcome == Outcome::Identical;
+        if !is_compared && !may_have_other_step {
             continue;
         }
         let key = layers.map(|(a, b)| [a.index, b.index]);

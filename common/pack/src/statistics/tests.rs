@@ -235,7 +235,7 @@ fn the_error_against_a_source_equals_that_computed_plainly() {
         .expect("weights");
     let weights: Vec<f32> = weights.iter().map(|&w| bf16::to_f32(w)).collect();
     let noise = |i: usize| {
-        if i % 3 == 0 {
+        if i.is_multiple_of(3) {
             0.001 * (i % 7) as f32
         } else {
             0.0

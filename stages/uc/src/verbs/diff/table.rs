@@ -77,7 +77,7 @@ pub(super) fn text(found: &PackDiff, columns: usize, shows_all: bool) -> String 
     }
     let hidden = listed.len() - shown;
     if hidden > 0 {
-        text.push_str(&format!("… and {hidden} more tensors; --all lists them\n"));
+        text.push_str(&format!("… and {hidden} more; --all lists every tensor\n"));
     }
     text
 }

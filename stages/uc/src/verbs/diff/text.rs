@@ -70,7 +70,7 @@ impl Report {
         }
         if fields.len() > shown {
             let hidden = fields.len() - shown;
-            lines.push(format!("  … and {hidden} more fields; --all lists them"));
+            lines.push(format!("  … and {hidden} more; --all lists every field"));
         }
     }
 
