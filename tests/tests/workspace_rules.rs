@@ -40,6 +40,10 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
         ("uc-codec", crates(&["uc-simd"])),
         ("uc-model", crates(&["uc-input", "uc-settings", "uc-simd"])),
         ("uc-hub", crates(&["uc-input", "uc-store"])),
+        (
+            "uc-export",
+            crates(&["uc-input", "uc-store", "uc-pack", "uc-model"]),
+        ),
         ("uc-fake-hub", crates(&[])),
         ("uc-pack", crates(&["uc-codec", "uc-input"])),
         (
@@ -55,7 +59,14 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
         ),
         (
             "uc",
-            crates(&["uc-input", "uc-settings", "uc-store", "uc-pack", "uc-model"]),
+            crates(&[
+                "uc-input",
+                "uc-settings",
+                "uc-store",
+                "uc-pack",
+                "uc-model",
+                "uc-export",
+            ]),
         ),
         ("uc-examples", libraries.clone()),
         ("uc-tests", crates(&[])),
@@ -69,6 +80,8 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
     ] {
         rules.insert(stage, libraries.clone());
     }
+    // It also evaluates exports.
+    rules.get_mut("evaluator").expect("inserted above").insert("uc-export");
     for stage in ["shard-loader", "hub-upload"] {
         rules.insert(stage, libraries_and_hub.clone());
     }
@@ -76,7 +89,7 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
 }
 
 /// Crates that must build without burn, so that verifying a pack stays a small program.
-const WITHOUT_BURN: [&str; 8] = [
+const WITHOUT_BURN: [&str; 9] = [
     "uc-simd",
     "uc-input",
     "uc-settings",
@@ -84,6 +97,7 @@ const WITHOUT_BURN: [&str; 8] = [
     "uc-codec",
     "uc-pack",
     "uc-hub",
+    "uc-export",
     "uc",
 ];
 

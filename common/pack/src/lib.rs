@@ -56,6 +56,7 @@
 //! - [`limits`]: how many weights a pack of a given size may hold;
 //! - [`manifest`] and [`totals`]: the manifest, its canonical text and its sums;
 //! - [`pack`]: the folder as a whole; [`verify`]: every check of a pack; [`planned`]: comparison with the model's plan;
+//! - [`licence`]: the licence of the source, as far as its files tell;
 //! - [`digest`]: SHA-256; [`error`]: the error type.
 
 mod canonical;
@@ -64,6 +65,7 @@ pub mod digest;
 pub mod error;
 pub mod exact;
 pub mod layer;
+pub mod licence;
 pub mod limits;
 pub mod manifest;
 pub mod non_layer;

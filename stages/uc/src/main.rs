@@ -49,6 +49,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Verb::Verify(args) => verbs::verify::run(args, &display),
         Verb::Inspect(args) => verbs::inspect::run(args),
         Verb::Eval(args) => verbs::eval::run(args, &mut display, &signals),
+        Verb::Export(args) => verbs::export::run(args, &display),
         Verb::Completions(args) => verbs::completions::run(*args),
         Verb::Man(args) => verbs::man::run(args, &display),
     }

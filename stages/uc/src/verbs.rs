@@ -9,6 +9,7 @@ use crate::session::Session;
 pub mod completions;
 pub mod compress;
 pub mod eval;
+pub mod export;
 pub mod inspect;
 pub mod man;
 pub mod plan;
