@@ -111,6 +111,9 @@ impl Format {
     fn accuracy(self) -> &'static str {
         match self {
             Self::Safetensors => "Every tensor is bit for bit the one that the pack reconstructs.",
+            Self::Gguf(GgufType::F32) => {
+                "Every tensor has the values that the pack reconstructs, in twice the space that they need."
+            }
             Self::Gguf(GgufType::Bf16) => {
                 "The compressed matrices are bit for bit those that the pack reconstructs."
             }

@@ -367,7 +367,7 @@ pub struct ExportArgs {
     /// The format: safetensors (transformers, vLLM) or gguf (llama.cpp)
     #[arg(long, value_name = "FORMAT", value_enum, hide_possible_values = true)]
     pub to: ExportFormat,
-    /// Type of the matrices in a GGUF file: bf16, f16 or q8_0 [default: bf16]
+    /// Type of the matrices in a GGUF file: bf16, f16, q8_0 or f32 [default: bf16]
     #[arg(long = "type", value_name = "TYPE", value_enum, hide_possible_values = true)]
     pub element_type: Option<ExportType>,
     /// The folder of the export; it grows beside it and appears whole
@@ -406,6 +406,8 @@ pub enum ExportType {
     Bf16,
     /// float16.
     F16,
+    /// float32.
+    F32,
     /// 8 bits in blocks of 32.
     #[value(name = "q8_0")]
     Q8_0,

@@ -72,6 +72,7 @@ fn format(args: &ExportArgs) -> anyhow::Result<Format> {
         (ExportFormat::Gguf, element) => Ok(Format::Gguf(match element {
             None | Some(ExportType::Bf16) => GgufType::Bf16,
             Some(ExportType::F16) => GgufType::F16,
+            Some(ExportType::F32) => GgufType::F32,
             Some(ExportType::Q8_0) => GgufType::Q8_0,
         })),
     }
