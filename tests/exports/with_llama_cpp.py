@@ -17,7 +17,7 @@ import llama_cpp
 import numpy as np
 
 # Largest difference of logits relative to their standard deviation. llama.cpp rounds activations to the type of the matrix.
-TOLERANCE = {"f32": 1e-3, "f16": 2e-2, "bf16": 6e-2, "q8_0": 2e-1}
+TOLERANCE = {"f32": 2e-3, "f16": 2e-2, "bf16": 6e-2, "q8_0": 2e-1}
 CONTINUATION = 24
 TEXTS = [
     "Once upon a time, there was a little girl named Lily.",
@@ -99,7 +99,7 @@ def check_logits(model, folder, kind):
     import torch
     from transformers import AutoModelForCausalLM
 
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager").eval()
 
     def expected(ids):
         with torch.no_grad():

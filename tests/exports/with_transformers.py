@@ -19,7 +19,7 @@ TOLERANCE = 2e-4
 
 
 def log_probabilities(folder, windows):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager").eval()
     for ids in windows:
         with torch.no_grad():
             logits = model(torch.tensor([ids]), use_cache=False).logits[0].double()

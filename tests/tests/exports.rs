@@ -35,7 +35,8 @@ fn tensors(file: &Path) -> BTreeMap<String, (String, Value, Vec<u8>)> {
     assert_eq!(header["__metadata__"]["format"], "pt");
     let entries = header.as_object().expect("object").iter();
     let entries = entries.filter(|(name, _)| *name != "__metadata__");
-    let range = |entry: &Value, at: usize| entry["data_offsets"][at].as_u64().expect("offset") as usize;
+    let range =
+        |entry: &Value, at: usize| entry["data_offsets"][at].as_u64().expect("offset") as usize;
     entries
         .map(|(name, entry)| {
             let bytes = rest[length + range(entry, 0)..length + range(entry, 1)].to_vec();
@@ -46,7 +47,10 @@ fn tensors(file: &Path) -> BTreeMap<String, (String, Value, Vec<u8>)> {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 fn manifest(pack: &Path) -> Value {
@@ -63,7 +67,12 @@ fn listed(manifest: &Value) -> Vec<(String, Value, String, String)> {
         let name = |tensor: &Value| text(&layer["prefix"]) + &text(&tensor["name"]);
         for linear in list(&layer["linears"]) {
             let digest = text(&linear["reconstructed_sha256"]);
-            all.push((name(&linear), linear["shape"].clone(), "BF16".into(), digest));
+            all.push((
+                name(&linear),
+                linear["shape"].clone(),
+                "BF16".into(),
+                digest,
+            ));
         }
         for exact in list(&layer["extras"]) {
             let (dtype, digest) = (text(&exact["dtype"]), text(&exact["sha256"]));
@@ -80,7 +89,10 @@ fn listed(manifest: &Value) -> Vec<(String, Value, String, String)> {
 #[test]
 fn safetensors_hold_exactly_the_tensors_of_the_manifest() {
     let folder = tempfile::tempdir().expect("folder");
-    let (pack, out) = (pack_of(&tiny_model(), folder.path()), folder.path().join("out"));
+    let (pack, out) = (
+        pack_of(&tiny_model(), folder.path()),
+        folder.path().join("out"),
+    );
     let output = succeed(&mut export(&pack, &out, &["--to", "safetensors", "--json"]));
     let report = json(&output);
     let found = tensors(&out.join("model.safetensors"));
@@ -94,17 +106,28 @@ fn safetensors_hold_exactly_the_tensors_of_the_manifest() {
     }
     // What describes the model is that of the pack; the report lists every file with its digest.
     for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
-        assert_eq!(std::fs::read(out.join(name)).ok(), std::fs::read(pack.join(name)).ok(), "{name}");
+        assert_eq!(
+            std::fs::read(out.join(name)).ok(),
+            std::fs::read(pack.join(name)).ok(),
+            "{name}"
+        );
     }
     let files = report["files"].as_array().expect("files");
     for file in files {
         let bytes = std::fs::read(out.join(file["name"].as_str().expect("name"))).expect("file");
         assert_eq!(file["sha256"], sha256(&bytes));
     }
-    assert_eq!(contents(&out).len(), files.len() + 2, "and README.md and export.json");
+    assert_eq!(
+        contents(&out).len(),
+        files.len() + 2,
+        "and README.md and export.json"
+    );
     let fingerprint = sha256(&std::fs::read(pack.join("manifest.json")).expect("manifest"));
     let card = std::fs::read_to_string(out.join("README.md")).expect("card");
-    assert!(card.contains(&format!("uc verify PACK --expect {fingerprint}")), "{card}");
+    assert!(
+        card.contains(&format!("uc verify PACK --expect {fingerprint}")),
+        "{card}"
+    );
     assert_eq!(report["pack_fingerprint"], fingerprint);
     assert!(!folder.path().join("out.partial").exists());
 }
@@ -117,23 +140,37 @@ fn an_export_of_experts_has_them_as_the_source_stores_them() {
     succeed(&mut export(&pack, &out, &["--to", "safetensors"]));
     let shape = |(dtype, shape, _): (String, Value, Vec<u8>)| (dtype, shape);
     let shapes = |file: &Path| -> BTreeMap<String, _> {
-        tensors(file).into_iter().map(|(name, tensor)| (name, shape(tensor))).collect()
+        tensors(file)
+            .into_iter()
+            .map(|(name, tensor)| (name, shape(tensor)))
+            .collect()
     };
-    let (exported, source) = (shapes(&out.join("model.safetensors")), shapes(&model.join("model.safetensors")));
+    let (exported, source) = (
+        shapes(&out.join("model.safetensors")),
+        shapes(&model.join("model.safetensors")),
+    );
     assert_eq!(exported, source);
 }
 
 #[test]
 fn an_interrupted_export_continues_and_checks_what_it_finds() {
     let folder = tempfile::tempdir().expect("folder");
-    let (pack, out) = (pack_of(&tiny_model(), folder.path()), folder.path().join("out"));
+    let (pack, out) = (
+        pack_of(&tiny_model(), folder.path()),
+        folder.path().join("out"),
+    );
     let partial = folder.path().join("out.partial");
     let options = ["--to", "safetensors", "--threads", "1"];
     // A limit on the size of files is like a full disk. What was begun stays.
     let mut limited = Command::new("sh");
     let uc = format!("{:?}", uc().get_program());
     let line = format!("ulimit -f 600; exec {uc} export \"$@\"");
-    limited.args(["-c", &line, "sh"]).arg(&pack).arg("--out").arg(&out).args(options);
+    limited
+        .args(["-c", &line, "sh"])
+        .arg(&pack)
+        .arg("--out")
+        .arg(&out)
+        .args(options);
     let text = fail_with(&mut limited, 7);
     assert!(text.contains("out.partial/model.safetensors"), "{text}");
     assert!(!out.exists() && partial.exists());
@@ -152,7 +189,11 @@ fn an_interrupted_export_continues_and_checks_what_it_finds() {
     bytes[last] ^= 1;
     std::fs::write(&weights, &bytes).expect("written");
     let output = succeed(&mut export(&pack, &out, &options));
-    assert!(output_text(&output).contains("bytes were there from an earlier call"), "{}", output_text(&output));
+    assert!(
+        output_text(&output).contains("bytes were there from an earlier call"),
+        "{}",
+        output_text(&output)
+    );
     let found = tensors(&out.join("model.safetensors"));
     for (name, _, _, digest) in listed(&manifest(&pack)) {
         assert_eq!(sha256(&found[&name].2), digest, "{name}");
@@ -163,35 +204,76 @@ fn an_interrupted_export_continues_and_checks_what_it_finds() {
 #[test]
 fn what_cannot_be_exported_is_refused_before_anything_is_written() {
     let folder = tempfile::tempdir().expect("folder");
-    let (pack, out) = (pack_of(&tiny_model(), folder.path()), folder.path().join("out"));
+    let (pack, out) = (
+        pack_of(&tiny_model(), folder.path()),
+        folder.path().join("out"),
+    );
     let safetensors = ["--to", "safetensors"];
     let refuse = |pack: &Path, out: &Path, options: &[&str], code, part: &str| {
         let text = fail_with(&mut export(pack, out, options), code);
         assert!(text.contains(part), "{part}: {text}");
     };
     refuse(&pack, &out, &["--to", "onnx"], 2, "invalid value 'onnx'");
-    refuse(&pack, &out, &["--to", "safetensors", "--type", "f16"], 2, "--type");
+    refuse(
+        &pack,
+        &out,
+        &["--to", "safetensors", "--type", "f16"],
+        2,
+        "--type",
+    );
     let other = "0".repeat(64);
-    refuse(&pack, &out, &["--to", "safetensors", "--expect", &other], 5, "does not verify");
+    refuse(
+        &pack,
+        &out,
+        &["--to", "safetensors", "--expect", &other],
+        5,
+        "does not verify",
+    );
     refuse(&tiny_model(), &out, &safetensors, 2, "not of a pack");
-    let text = output_text(&succeed(&mut export(&pack, &out, &["--to", "safetensors", "--dry-run"])));
-    assert!(text.contains("model.safetensors") && text.contains("nothing was written"), "{text}");
+    let text = output_text(&succeed(&mut export(
+        &pack,
+        &out,
+        &["--to", "safetensors", "--dry-run"],
+    )));
+    assert!(
+        text.contains("model.safetensors") && text.contains("nothing was written"),
+        "{text}"
+    );
     assert!(!out.exists() && !folder.path().join("out.partial").exists());
 
     // An export is replaced on request, another folder never.
     succeed(&mut export(&pack, &out, &safetensors));
     refuse(&pack, &out, &safetensors, 2, "--force replaces it");
     std::fs::write(out.join("config.json"), "damaged").expect("written");
-    succeed(&mut export(&pack, &out, &["--to", "safetensors", "--force"]));
-    assert_eq!(contents(&out)["config.json"], contents(&pack)["config.json"]);
-    refuse(&pack, &pack, &["--to", "safetensors", "--force"], 2, "is no export");
+    succeed(&mut export(
+        &pack,
+        &out,
+        &["--to", "safetensors", "--force"],
+    ));
+    assert_eq!(
+        contents(&out)["config.json"],
+        contents(&pack)["config.json"]
+    );
+    refuse(
+        &pack,
+        &pack,
+        &["--to", "safetensors", "--force"],
+        2,
+        "is no export",
+    );
 
     let fresh = folder.path().join("fresh");
     let layer = pack.join("layer_001.uc");
     let bytes = std::fs::read(&layer).expect("layer");
     std::fs::remove_file(&layer).expect("removed");
     std::fs::write(pack.join("remote.json"), r#"{"repository":"owner/name"}"#).expect("written");
-    refuse(&pack, &fresh, &safetensors, 10, "lacks 1 of 4 layer files; they were uploaded to owner/name");
+    refuse(
+        &pack,
+        &fresh,
+        &safetensors,
+        10,
+        "lacks 1 of 4 layer files; they were uploaded to owner/name",
+    );
     let mut damaged = bytes;
     let last = damaged.len() - 1;
     damaged[last] ^= 1;

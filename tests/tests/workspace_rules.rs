@@ -81,7 +81,10 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
         rules.insert(stage, libraries.clone());
     }
     // It also evaluates exports.
-    rules.get_mut("evaluator").expect("inserted above").insert("uc-export");
+    rules
+        .get_mut("evaluator")
+        .expect("inserted above")
+        .insert("uc-export");
     for stage in ["shard-loader", "hub-upload"] {
         rules.insert(stage, libraries_and_hub.clone());
     }

@@ -21,7 +21,10 @@ pub fn render(pack: &Pack, format: Format, report: &Report) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(card, "{text}");
     };
-    line(format_args!("# {name}: {bits} bits per weight, as {}\n", format.title()));
+    line(format_args!(
+        "# {name}: {bits} bits per weight, as {}\n",
+        format.title()
+    ));
     line(format_args!(
         "The weights that the pack `{fingerprint}` of {name} reconstructs, written by ultracompress {} for programs that do not \
          read packs. The pack has {bits} bits per weight in its linears; this export is larger and no more exact.\n",

@@ -195,7 +195,7 @@ impl Catalog {
 #[derive(Debug)]
 pub enum PartFile {
     /// The file of a layer.
-    Layer(LayerFile),
+    Layer(Box<LayerFile>),
     /// The file of the tensors outside the layers.
     NonLayer(NonLayerFile),
 }
@@ -207,7 +207,7 @@ impl PartFile {
     /// Those of [`Pack::layer`] and [`Pack::non_layer`].
     pub fn open(pack: &Pack, layer: Option<u32>) -> Result<Self, ExportError> {
         Ok(match layer {
-            Some(layer) => Self::Layer(pack.layer(layer)?),
+            Some(layer) => Self::Layer(Box::new(pack.layer(layer)?)),
             None => Self::NonLayer(pack.non_layer()?),
         })
     }

@@ -104,12 +104,12 @@ impl Encoding {
                 let words = bytes.as_chunks::<4>().0.iter();
                 words.map(|word| f32::from_le_bytes(*word)).collect()
             }
-            Self::AsStored(ExactDtype::BF16) | Self::Bf16 => {
-                halves().map(|half| bf16::from_le_bytes(half).to_f32()).collect()
-            }
-            Self::AsStored(ExactDtype::F16) | Self::F16 => {
-                halves().map(|half| f16::from_le_bytes(half).to_f32()).collect()
-            }
+            Self::AsStored(ExactDtype::BF16) | Self::Bf16 => halves()
+                .map(|half| bf16::from_le_bytes(half).to_f32())
+                .collect(),
+            Self::AsStored(ExactDtype::F16) | Self::F16 => halves()
+                .map(|half| f16::from_le_bytes(half).to_f32())
+                .collect(),
             Self::Q8_0 => bytes
                 .chunks_exact(Q8_0_BYTES as usize)
                 .flat_map(decode_q8_0)
@@ -137,7 +137,9 @@ fn encode_q8_0(block: &[f32], out: &mut Vec<u8>) -> Result<(), f32> {
 /// The values of a block of Q8_0.
 fn decode_q8_0(block: &[u8]) -> impl Iterator<Item = f32> + '_ {
     let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
-    block[2..].iter().map(move |byte| f32::from(*byte as i8) * scale)
+    block[2..]
+        .iter()
+        .map(move |byte| f32::from(*byte as i8) * scale)
 }
 
 #[cfg(test)]
@@ -158,7 +160,9 @@ mod tests {
         let back = Encoding::Q8_0.decode(&bytes).expect("floats");
         assert_eq!(back[..6], [127.0, -127.0, 1.0, -1.0, 3.0, 1.0]);
         let mut zeros = Vec::new();
-        Encoding::Q8_0.encode(&[0.0; 32], &mut zeros).expect("finite");
+        Encoding::Q8_0
+            .encode(&[0.0; 32], &mut zeros)
+            .expect("finite");
         assert_eq!(zeros, [0; 34]);
     }
 

@@ -52,7 +52,9 @@ pub enum ExportError {
         way_out: &'static str,
     },
     /// A tensor as reconstructed now differs from the manifest.
-    #[error("{tensor}: SHA-256 found {found}, expected {expected}; the pack is damaged: uc verify lists all findings")]
+    #[error(
+        "{tensor}: SHA-256 found {found}, expected {expected}; the pack is damaged: uc verify lists all findings"
+    )]
     Digest {
         /// Full name of the tensor.
         tensor: String,

@@ -113,8 +113,7 @@ impl Placement {
 
     /// The ranges of files that the tensor fills: file, offset, length.
     pub fn ranges(&self) -> impl Iterator<Item = (usize, u64, u64)> + '_ {
-        let length =
-            |segment: &Segment| (segment.rows.end - segment.rows.start) * self.row_bytes();
+        let length = |segment: &Segment| (segment.rows.end - segment.rows.start) * self.row_bytes();
         let segments = self.segments.iter();
         segments.map(move |segment| (segment.file, segment.offset, length(segment)))
     }
@@ -151,6 +150,9 @@ mod tests {
         assert_eq!([8, 12].map(|row| pairs.target(row)), [8, 9]);
         // Head 1: its query follows that of head 0, its value is the last.
         let parts = orders[3];
-        assert_eq!([0, 4, 8, 12, 23].map(|row| parts.target(row)), [0, 8, 16, 4, 23]);
+        assert_eq!(
+            [0, 4, 8, 12, 23].map(|row| parts.target(row)),
+            [0, 8, 16, 4, 23]
+        );
     }
 }

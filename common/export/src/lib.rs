@@ -208,9 +208,9 @@ impl<'a> Plan<'a> {
         let identity = self.identity();
         let writer = Writer::open(pack, &self.catalog, &self.layout, &folder, &identity)?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.request.threads);
-        let pool = pool
-            .build()
-            .map_err(|error| StoreError::io("start threads for", &folder)(std::io::Error::other(error)))?;
+        let pool = pool.build().map_err(|error| {
+            StoreError::io("start threads for", &folder)(std::io::Error::other(error))
+        })?;
         let kept = pool.install(|| writer.write(progress))?;
         for (name, text) in &self.documents {
             atomic::write_bytes_below(&folder, &folder.join(name), text)?;
@@ -263,7 +263,10 @@ impl<'a> Plan<'a> {
                 std::os::unix::fs::MetadataExt::blocks(&metadata).saturating_mul(512)
             })
         };
-        let needed: u64 = self.files().map(|(name, size)| size.saturating_sub(present(name))).sum();
+        let needed: u64 = self
+            .files()
+            .map(|(name, size)| size.saturating_sub(present(name)))
+            .sum();
         Ok(resources::ensure_free(&folder.join(REPORT_FILE), needed)?)
     }
 
@@ -306,7 +309,10 @@ fn check_destination(out: &Utf8Path, force: bool) -> Result<(), ExportError> {
     if out.join(REPORT_FILE).is_file() {
         return match force {
             true => Ok(()),
-            false => refuse(" and holds an export", "--force replaces it, another --out keeps it"),
+            false => refuse(
+                " and holds an export",
+                "--force replaces it, another --out keeps it",
+            ),
         };
     }
     let mut entries = out.read_dir_utf8().map_err(StoreError::io("read", out))?;
@@ -319,7 +325,10 @@ fn check_destination(out: &Utf8Path, force: bool) -> Result<(), ExportError> {
 /// Refuses a pack whose layer files were deleted after their upload.
 fn check_layers(pack: &Pack) -> Result<(), ExportError> {
     let layers = &pack.manifest().layers;
-    let missing = layers.iter().filter(|layer| !pack.path(&layer.file).exists()).count();
+    let missing = layers
+        .iter()
+        .filter(|layer| !pack.path(&layer.file).exists())
+        .count();
     if missing == 0 {
         return Ok(());
     }
@@ -332,7 +341,12 @@ fn check_layers(pack: &Pack) -> Result<(), ExportError> {
         Some(uc_input::printable(repository).into_owned())
     });
     Err(ExportError::FreedLayers {
-        path: pack.path("").display().to_string().trim_end_matches('/').into(),
+        path: pack
+            .path("")
+            .display()
+            .to_string()
+            .trim_end_matches('/')
+            .into(),
         missing,
         layers: layers.len(),
         origin: repository.map_or_else(String::new, |repository| {
@@ -370,6 +384,13 @@ fn copied_files(pack: &Pack, format: Format) -> Result<Vec<(String, Vec<u8>)>, E
 /// Whether a file name is that of a legal text, which accompanies the weights in every format.
 fn licence_like(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    let starts = ["license", "licence", "notice", "copying", "copyright", "use_policy"];
+    let starts = [
+        "license",
+        "licence",
+        "notice",
+        "copying",
+        "copyright",
+        "use_policy",
+    ];
     starts.iter().any(|start| name.starts_with(start))
 }

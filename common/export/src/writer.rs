@@ -21,9 +21,9 @@ use uc_store::sha::{Hasher, Sha256Digest, hash_bytes};
 use uc_store::{StoreError, atomic};
 
 use crate::catalog::{Catalog, PackTensor, PartFile};
+use crate::encoding::{Adjustment, Encoding};
 use crate::error::{ExportError, unsupported};
 use crate::layout::{Layout, Placement, RowOrder};
-use crate::encoding::{Adjustment, Encoding};
 
 /// Name of the journal in the folder.
 const JOURNAL: &str = ".journal";
@@ -81,13 +81,17 @@ impl<'a> Writer<'a> {
                 return Err(ExportError::Store(StoreError::io("lock", &path)(error)));
             }
         }
-        let text = uc_input::read_text(&path, MAX_JOURNAL).map_err(StoreError::io("read", &path))?;
+        let text =
+            uc_input::read_text(&path, MAX_JOURNAL).map_err(StoreError::io("read", &path))?;
         let head = format!("{}\n", hash_bytes(identity.as_bytes()));
         let mut finished = BTreeMap::new();
         match text.strip_prefix(&head) {
             Some(lines) => {
                 // A line without an end is that of a process that was killed while it wrote it.
-                for line in lines.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+                for line in lines
+                    .split_inclusive('\n')
+                    .filter(|line| line.ends_with('\n'))
+                {
                     if let Some((part, digest)) = line.trim_end().split_once(' ')
                         && let Ok(digest) = digest.parse()
                     {
@@ -97,7 +101,9 @@ impl<'a> Writer<'a> {
             }
             None => {
                 remove_all_but_journal(folder)?;
-                let restart = journal.set_len(0).and_then(|()| journal.write_all_at(head.as_bytes(), 0));
+                let restart = journal
+                    .set_len(0)
+                    .and_then(|()| journal.write_all_at(head.as_bytes(), 0));
                 restart.map_err(StoreError::io("write", &path))?;
             }
         }
@@ -108,11 +114,9 @@ impl<'a> Writer<'a> {
             let sized = output
                 .set_len(file.size)
                 .and_then(|()| output.write_all_at(&file.header, 0));
-            let computed = file.computed.iter();
+            let mut computed = file.computed.iter();
             let written = sized.and_then(|()| {
-                computed
-                    .map(|(offset, bytes)| output.write_all_at(bytes, *offset))
-                    .collect()
+                computed.try_for_each(|(offset, bytes)| output.write_all_at(bytes, *offset))
             });
             let synced = written.and_then(|()| output.sync_data());
             synced.map_err(StoreError::io("write", &path))?;
@@ -215,7 +219,11 @@ impl<'a> Writer<'a> {
         Ok(hasher.finish().0)
     }
 
-    fn write_part(&self, part: Option<u32>, report: &(dyn Fn(u64) + Sync)) -> Result<(), ExportError> {
+    fn write_part(
+        &self,
+        part: Option<u32>,
+        report: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), ExportError> {
         let source = PartFile::open(self.pack, part)?;
         let tensors: Vec<(usize, &PackTensor)> = self.catalog.part(part).collect();
         let results: Vec<Result<(), ExportError>> = tensors
@@ -263,7 +271,9 @@ fn part_name(part: Option<u32>) -> String {
 
 /// Removes what another export left in the folder.
 fn remove_all_but_journal(folder: &Utf8Path) -> Result<(), ExportError> {
-    let entries = folder.read_dir_utf8().map_err(StoreError::io("read", folder))?;
+    let entries = folder
+        .read_dir_utf8()
+        .map_err(StoreError::io("read", folder))?;
     for entry in entries {
         let entry = entry.map_err(StoreError::io("read", folder))?;
         if entry.file_name() != JOURNAL {
@@ -309,7 +319,9 @@ impl<'a> Target<'a> {
             && self.placement.adjustment == Adjustment::None;
         let written = match is_copy {
             true => self.put(bytes),
-            false => self.encode(bytes, &mut encoded).and_then(|()| self.put(&encoded)),
+            false => self
+                .encode(bytes, &mut encoded)
+                .and_then(|()| self.put(&encoded)),
         };
         self.encoded = encoded;
         written
@@ -319,7 +331,11 @@ impl<'a> Target<'a> {
         let (tensor, placement) = (self.tensor, self.placement);
         let values = Encoding::AsStored(tensor.dtype).decode(bytes);
         let mut values = values.ok_or_else(|| {
-            unsupported(&tensor.name, format!("{:?}", tensor.dtype), "F32, F16 or BF16")
+            unsupported(
+                &tensor.name,
+                format!("{:?}", tensor.dtype),
+                "F32, F16 or BF16",
+            )
         })?;
         placement.adjustment.apply(&mut values);
         placement.encoding.encode(&values, out).map_err(|value| {
@@ -334,11 +350,15 @@ impl<'a> Target<'a> {
         let rows = self.row..self.row + bytes.len() as u64 / row_bytes;
         self.row = rows.end;
         for segment in &self.placement.segments {
-            let (start, end) = (rows.start.max(segment.rows.start), rows.end.min(segment.rows.end));
+            let (start, end) = (
+                rows.start.max(segment.rows.start),
+                rows.end.min(segment.rows.end),
+            );
             if start >= end {
                 continue;
             }
-            let part = &bytes[((start - rows.start) * row_bytes) as usize..((end - rows.start) * row_bytes) as usize];
+            let part = &bytes[((start - rows.start) * row_bytes) as usize
+                ..((end - rows.start) * row_bytes) as usize];
             let at = |row: u64| segment.offset + (row - segment.rows.start) * row_bytes;
             match self.placement.order {
                 RowOrder::Kept => self.write_at(part, segment.file, at(start))?,
@@ -376,4 +396,3 @@ impl<'a> Target<'a> {
         self.put(&bytes)
     }
 }
-

@@ -362,7 +362,9 @@ mod tests {
         publish_folder(&scratch, &target, false).expect("published");
         write(b"second");
         let error = publish_folder(&scratch, &target, false).expect_err("refused");
-        assert!(matches!(&error, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::AlreadyExists));
+        assert!(
+            matches!(&error, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::AlreadyExists)
+        );
         assert_eq!(std::fs::read(target.join("file")).expect("file"), b"first");
         publish_folder(&scratch, &target, true).expect("replaced");
         assert_eq!(std::fs::read(target.join("file")).expect("file"), b"second");

@@ -368,7 +368,12 @@ pub struct ExportArgs {
     #[arg(long, value_name = "FORMAT", value_enum, hide_possible_values = true)]
     pub to: ExportFormat,
     /// Type of the matrices in a GGUF file: bf16, f16, q8_0 or f32 [default: bf16]
-    #[arg(long = "type", value_name = "TYPE", value_enum, hide_possible_values = true)]
+    #[arg(
+        long = "type",
+        value_name = "TYPE",
+        value_enum,
+        hide_possible_values = true
+    )]
     pub element_type: Option<ExportType>,
     /// The folder of the export; it grows beside it and appears whole
     #[arg(long, value_name = "DIR", help_heading = FILES)]

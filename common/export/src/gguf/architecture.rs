@@ -3,8 +3,9 @@
 //! One row of [`ARCHITECTURES`] for each family, and the checks that llama.cpp's implementation computes exactly what the
 //! description of the model says. Whatever it has no field for is refused by name. Reads no file.
 
+mod positions;
+
 use uc_model::ModelConfig;
-use uc_model::rope::{RopeScaling, RopeSpec};
 use uc_model::spec::{
     Activation, AttentionSpec, ExpertsSpec, MambaSpec, Mixer, MlpInput, MlpSpec, NormKind, QkvSpec,
     Routing,
@@ -73,19 +74,67 @@ const fn row(
 
 /// The families that are exported.
 const ARCHITECTURES: [Architecture; 15] = [
-    row("gemma2", "gemma2", false, [false; 3], &[TiedHead, Gemma, Caps]),
+    row(
+        "gemma2",
+        "gemma2",
+        false,
+        [false; 3],
+        &[TiedHead, Gemma, Caps],
+    ),
     row("gemma3_text", "gemma3", false, [false; 3], &[Gemma]),
     row("gpt2", "gpt2", false, [true; 3], &[HeadsFillWidth]),
-    row("gpt_neox", "gptneox", false, [true; 3], &[HeadsFillWidth, OwnHead]),
-    row("granite", "granite", true, [false; 3], &[Factors, RotaryDivisors]),
-    row("granitemoe", "granitemoe", true, [false; 3], &[Factors, RotaryDivisors, OnlyExperts]),
+    row(
+        "gpt_neox",
+        "gptneox",
+        false,
+        [true; 3],
+        &[HeadsFillWidth, OwnHead],
+    ),
+    row(
+        "granite",
+        "granite",
+        true,
+        [false; 3],
+        &[Factors, RotaryDivisors],
+    ),
+    row(
+        "granitemoe",
+        "granitemoe",
+        true,
+        [false; 3],
+        &[Factors, RotaryDivisors, OnlyExperts],
+    ),
     row("llama", "llama", true, [true; 3], &[RotaryDivisors]),
     row("mamba", "mamba", false, [false; 3], &[]),
     row("mistral", "llama", true, [false; 3], &[RotaryDivisors]),
-    row("mixtral", "llama", true, [false; 3], &[RotaryDivisors, OnlyExperts]),
-    row("olmo2", "olmo2", false, [false; 3], &[HeadsFillWidth, OwnHead]),
-    row("phi3", "phi3", false, [false; 3], &[HeadsFillWidth, LongRope]),
-    row("qwen2", "qwen2", false, [true, false, false], &[HeadsFillWidth]),
+    row(
+        "mixtral",
+        "llama",
+        true,
+        [false; 3],
+        &[RotaryDivisors, OnlyExperts],
+    ),
+    row(
+        "olmo2",
+        "olmo2",
+        false,
+        [false; 3],
+        &[HeadsFillWidth, OwnHead],
+    ),
+    row(
+        "phi3",
+        "phi3",
+        false,
+        [false; 3],
+        &[HeadsFillWidth, LongRope],
+    ),
+    row(
+        "qwen2",
+        "qwen2",
+        false,
+        [true, false, false],
+        &[HeadsFillWidth],
+    ),
     row("qwen3", "qwen3", false, [false; 3], &[]),
     row("qwen3_moe", "qwen3moe", false, [false; 3], &[OnlyExperts]),
 ];
@@ -141,7 +190,9 @@ impl Architecture {
             _ => context = self.transformer(config, &mut description)?,
         }
         let context = u32::try_from(context).unwrap_or(u32::MAX);
-        description.metadata.push(("context_length", context.into()));
+        description
+            .metadata
+            .push(("context_length", context.into()));
         Ok(description)
     }
 
@@ -149,9 +200,16 @@ impl Architecture {
         self.assumptions.contains(&assumption)
     }
 
-    fn refuse<T>(&self, what: &str, found: impl ToString, expected: &str) -> Result<T, ExportError> {
+    fn refuse<T>(
+        &self,
+        what: &str,
+        found: impl ToString,
+        expected: &str,
+    ) -> Result<T, ExportError> {
         let what = format!("{} ({})", what, self.family);
-        let expected = format!("{expected}: llama.cpp computes nothing else; --to safetensors exports this model");
+        let expected = format!(
+            "{expected}: llama.cpp computes nothing else; --to safetensors exports this model"
+        );
         Err(unsupported(what, found, expected))
     }
 
@@ -293,7 +351,8 @@ impl Architecture {
             let note = "llama.cpp computes the exact GELU of this model in its tanh approximation";
             to.notes.push(note.into());
         }
-        to.metadata.push(("feed_forward_length", (first.ffn as u32).into()));
+        to.metadata
+            .push(("feed_forward_length", (first.ffn as u32).into()));
         Ok(())
     }
 
@@ -305,7 +364,10 @@ impl Architecture {
         let is_usual = first.routing == Routing::Softmax { renormalize: true }
             && first.shared.is_none()
             && !first.router.bias
-            && first.experts.iter().all(|expert| expert.activation == Activation::Silu);
+            && first
+                .experts
+                .iter()
+                .all(|expert| expert.activation == Activation::Silu);
         if !is_usual {
             let expected = "softmax over all experts, renormalized over the chosen ones, SiLU, no shared experts";
             return self.refuse("experts", "another selection", expected);
@@ -332,9 +394,19 @@ impl Architecture {
     ) -> Result<(), ExportError> {
         let first = attentions[0];
         let blocks = config.layers.iter().flat_map(|layer| &layer.blocks);
-        let residual = config.layers[0].blocks.first().map_or(1.0, |block| block.scale);
-        if blocks.map(|block| block.scale).any(|scale| scale != residual) {
-            return self.refuse("factors of the residual stream", "different ones", "one for all");
+        let residual = config.layers[0]
+            .blocks
+            .first()
+            .map_or(1.0, |block| block.scale);
+        if blocks
+            .map(|block| block.scale)
+            .any(|scale| scale != residual)
+        {
+            return self.refuse(
+                "factors of the residual stream",
+                "different ones",
+                "one for all",
+            );
         }
         if self.assumes(Factors) {
             to.metadata.extend([
@@ -348,7 +420,11 @@ impl Architecture {
         // The 27B models of Gemma have a rule of their own, by which llama.cpp knows them from their number of layers.
         let layers = config.layers.len();
         let is_27b = (self.name, layers) == ("gemma2", 46) || (self.name, layers) == ("gemma3", 62);
-        let width = if is_27b { config.hidden / first.heads } else { first.head_dim };
+        let width = if is_27b {
+            config.hidden / first.heads
+        } else {
+            first.head_dim
+        };
         let expected = (width as f64).sqrt().recip();
         if residual != 1.0 || (first.scale - expected).abs() > 1e-9 {
             let found = format!("{} and {residual}", first.scale);
@@ -394,7 +470,8 @@ impl Architecture {
             ]),
             (false, None, None) => {}
             (false, None, Some(logits)) if self.name == "gemma3" => {
-                to.metadata.push(("final_logit_softcapping", (logits as f32).into()));
+                to.metadata
+                    .push(("final_logit_softcapping", (logits as f32).into()));
             }
             (_, scores, logits) => {
                 let found = format!("{scores:?} and {logits:?}");
@@ -410,139 +487,4 @@ impl Architecture {
         ]);
         Ok(())
     }
-
-    /// Sliding windows. Where llama.cpp has none, the context ends where the window would begin to matter.
-    fn windows(
-        &self,
-        config: &ModelConfig,
-        attentions: &[&AttentionSpec],
-        to: &mut Description,
-    ) -> Result<usize, ExportError> {
-        let mut windows = attentions.iter().filter_map(|attention| attention.window);
-        let Some(window) = windows.next() else {
-            return match self.name {
-                "gemma2" => self.refuse("sliding window", "none", "one in every other layer"),
-                _ => Ok(config.context),
-            };
-        };
-        if windows.any(|other| other != window) {
-            return self.refuse("sliding windows", "different ones", "one width");
-        }
-        if self.assumes(Gemma) {
-            let pattern = attentions.iter().map(|attention| attention.window.is_some());
-            to.metadata.extend([
-                ("attention.sliding_window", Value::from(window as u32)),
-                ("attention.sliding_window_pattern", Value::Bools(pattern.collect())),
-            ]);
-            return Ok(config.context);
-        }
-        if window < config.context {
-            to.notes.push(format!(
-                "llama.cpp has no sliding window for this architecture: the context is limited to the window, {window} tokens"
-            ));
-        }
-        Ok(config.context.min(window))
-    }
-
-    fn rope(
-        &self,
-        config: &ModelConfig,
-        attentions: &[&AttentionSpec],
-        to: &mut Description,
-    ) -> Result<(), ExportError> {
-        // Gemma 3 has a base of its own in layers with a window.
-        let full = attentions.iter().find(|attention| attention.window.is_none());
-        let rope = |attention: &AttentionSpec| attention.rope.clone();
-        let global = rope(full.unwrap_or(&attentions[0]));
-        let local = attentions.iter().filter(|attention| attention.window.is_some());
-        let local = local.map(|attention| rope(attention)).next().unwrap_or(global.clone());
-        let expected = |attention: &&AttentionSpec| match attention.window {
-            Some(_) => attention.rope == local,
-            None => attention.rope == global,
-        };
-        if !attentions.iter().all(|attention| expected(attention)) {
-            return self.refuse("rotary positions", "different ones", "one kind");
-        }
-        let Some(spec) = &global else {
-            return Ok(());
-        };
-        if local != global {
-            let plain = local.as_ref().filter(|local| local.scaling == RopeScaling::Default);
-            match plain {
-                Some(plain) if self.name == "gemma3" && plain.width == spec.width => {
-                    to.metadata.push(("rope.freq_base_swa", (plain.theta as f32).into()));
-                }
-                _ => return self.refuse("rotary positions", "different ones", "one kind"),
-            }
-        } else if self.name == "gemma3" {
-            to.metadata.push(("rope.freq_base_swa", (spec.theta as f32).into()));
-        }
-        to.metadata.extend([
-            ("rope.dimension_count", Value::from(spec.width as u32)),
-            ("rope.freq_base", (spec.theta as f32).into()),
-        ]);
-        self.scaling(config, spec, to)
-    }
-
-    fn scaling(
-        &self,
-        config: &ModelConfig,
-        spec: &RopeSpec,
-        to: &mut Description,
-    ) -> Result<(), ExportError> {
-        match &spec.scaling {
-            RopeScaling::Default => Ok(()),
-            RopeScaling::Linear { factor } => {
-                to.metadata.extend([
-                    ("rope.scaling.type", Value::from("linear")),
-                    ("rope.scaling.factor", (*factor as f32).into()),
-                ]);
-                Ok(())
-            }
-            RopeScaling::Llama3 { .. } if self.assumes(RotaryDivisors) => {
-                to.tensors.push(("rope_freqs.weight", divisors(spec)));
-                Ok(())
-            }
-            RopeScaling::LongRope {
-                short,
-                long,
-                original_context,
-                attention_factors: [factor, other],
-            } if self.assumes(LongRope) && factor == other => {
-                let floats = |list: &[f64]| list.iter().map(|value| *value as f32).collect();
-                to.tensors.extend([
-                    ("rope_factors_long.weight", floats(long)),
-                    ("rope_factors_short.weight", floats(short)),
-                ]);
-                to.metadata.extend([
-                    ("rope.scaling.original_context_length", Value::from(*original_context as u32)),
-                    ("rope.scaling.attn_factor", (*factor as f32).into()),
-                ]);
-                if config.context > *original_context {
-                    to.notes.push(format!(
-                        "LongRoPE: llama.cpp chooses the divisors by the context that it is started with, over or up to \
-                         {original_context} tokens; transformers by the length of the text"
-                    ));
-                }
-                Ok(())
-            }
-            other => {
-                let found = format!("{other:?}");
-                let found: String = found.chars().take_while(|c| c.is_alphanumeric()).collect();
-                self.refuse("rotary scaling", found, "none, linear, or that of this family")
-            }
-        }
-    }
-}
-
-/// The divisors of the rotary frequencies: what the frequencies without scaling are divided by.
-fn divisors(spec: &RopeSpec) -> Vec<f32> {
-    let plain = RopeSpec {
-        scaling: RopeScaling::Default,
-        ..spec.clone()
-    };
-    let (plain, _) = plain.frequencies(1);
-    let (scaled, _) = spec.frequencies(1);
-    let pairs = plain.iter().zip(&scaled);
-    pairs.map(|(plain, scaled)| plain / scaled).collect()
 }

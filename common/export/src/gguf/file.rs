@@ -46,9 +46,13 @@ impl GgufFile {
     /// `Store`, `Malformed`.
     pub fn open(path: &Utf8Path) -> Result<Self, ExportError> {
         let file = uc_input::open(path).map_err(StoreError::io("open", path))?;
-        let size = file.metadata().map_err(StoreError::io("inspect", path))?.len();
+        let size = file
+            .metadata()
+            .map_err(StoreError::io("inspect", path))?
+            .len();
         let mut head = vec![0; size.min(MAX_HEADER) as usize];
-        file.read_exact_at(&mut head, 0).map_err(StoreError::io("read", path))?;
+        file.read_exact_at(&mut head, 0)
+            .map_err(StoreError::io("read", path))?;
         let mut cursor = Cursor {
             path,
             bytes: &head,
@@ -79,7 +83,11 @@ impl GgufFile {
         };
         let homes = homes.get(name).map(Vec::as_slice).unwrap_or_default();
         if homes.is_empty() {
-            return Err(self.malformed(name, "no place for this tensor", "one of the model's tensors"));
+            return Err(self.malformed(
+                name,
+                "no place for this tensor",
+                "one of the model's tensors",
+            ));
         }
         let mut values = Vec::new();
         for home in homes {
@@ -90,12 +98,17 @@ impl GgufFile {
 
     fn read_home(&self, home: &Home) -> Result<Vec<f32>, ExportError> {
         let tensor = self.tensors.get(&home.tensor);
-        let tensor = tensor.ok_or_else(|| self.malformed(&home.tensor, "none", "a tensor of this name"))?;
+        let tensor =
+            tensor.ok_or_else(|| self.malformed(&home.tensor, "none", "a tensor of this name"))?;
         let mut shape = tensor.shape.as_slice();
         let mut offset = tensor.offset;
         if let Some((index, count)) = home.expert {
             let Some((_, rest)) = shape.split_first().filter(|(found, _)| **found == count) else {
-                return Err(self.malformed(&home.tensor, format!("{shape:?}"), format!("{count} matrices")));
+                return Err(self.malformed(
+                    &home.tensor,
+                    format!("{shape:?}"),
+                    format!("{count} matrices"),
+                ));
             };
             shape = rest;
             offset += index * bytes(tensor.encoding, rest);
@@ -118,12 +131,7 @@ impl GgufFile {
         Ok(ordered)
     }
 
-    fn malformed(
-        &self,
-        what: &str,
-        found: impl ToString,
-        expected: impl ToString,
-    ) -> ExportError {
+    fn malformed(&self, what: &str, found: impl ToString, expected: impl ToString) -> ExportError {
         malformed(&self.path, what, found, expected)
     }
 }
@@ -160,7 +168,12 @@ impl<'a> Cursor<'a> {
     fn header(&mut self, size: u64) -> Result<BTreeMap<String, Tensor>, ExportError> {
         let magic = self.take(4)?;
         if magic != MAGIC {
-            return Err(malformed(self.path, "first bytes", format!("{magic:?}"), "GGUF"));
+            return Err(malformed(
+                self.path,
+                "first bytes",
+                format!("{magic:?}"),
+                "GGUF",
+            ));
         }
         let version = self.u32()?;
         if version != VERSION {
@@ -186,11 +199,23 @@ impl<'a> Cursor<'a> {
         for (name, mut tensor) in found {
             let end = tensor.offset.checked_add(start).and_then(|offset| {
                 tensor.offset = offset;
-                let values = tensor.shape.iter().try_fold(1u64, |n, size| n.checked_mul(*size))?;
-                offset.checked_add(values.checked_mul(4).map(|_| bytes(tensor.encoding, &tensor.shape))?)
+                let values = tensor
+                    .shape
+                    .iter()
+                    .try_fold(1u64, |n, size| n.checked_mul(*size))?;
+                offset.checked_add(
+                    values
+                        .checked_mul(4)
+                        .map(|_| bytes(tensor.encoding, &tensor.shape))?,
+                )
             });
             if end.is_none_or(|end| end > size) {
-                return Err(malformed(self.path, &name, "data beyond the end of the file", "data in it"));
+                return Err(malformed(
+                    self.path,
+                    &name,
+                    "data beyond the end of the file",
+                    "data in it",
+                ));
             }
             by_name.insert(name, tensor);
         }
@@ -201,7 +226,12 @@ impl<'a> Cursor<'a> {
         let name = self.text()?;
         let dimensions = self.u32()?;
         if dimensions > MAX_DIMENSIONS {
-            return Err(malformed(self.path, &name, dimensions, "at most 4 dimensions"));
+            return Err(malformed(
+                self.path,
+                &name,
+                dimensions,
+                "at most 4 dimensions",
+            ));
         }
         let mut shape = Vec::new();
         for _ in 0..dimensions {
@@ -212,7 +242,12 @@ impl<'a> Cursor<'a> {
         let known = [Encoding::F32, Encoding::F16, Encoding::Bf16, Encoding::Q8_0];
         let encoding = known.into_iter().find(|known| type_code(*known) == found);
         let encoding = encoding.ok_or_else(|| {
-            malformed(self.path, &name, format!("type {found}"), "F32, F16, BF16 or Q8_0")
+            malformed(
+                self.path,
+                &name,
+                format!("type {found}"),
+                "F32, F16, BF16 or Q8_0",
+            )
         })?;
         let tensor = Tensor {
             shape,
@@ -243,10 +278,17 @@ impl<'a> Cursor<'a> {
     }
 
     fn take(&mut self, count: u64) -> Result<&'a [u8], ExportError> {
-        let end = usize::try_from(count).ok().and_then(|count| self.at.checked_add(count));
+        let end = usize::try_from(count)
+            .ok()
+            .and_then(|count| self.at.checked_add(count));
         let range = end.and_then(|end| self.bytes.get(self.at..end));
         let taken = range.ok_or_else(|| {
-            malformed(self.path, "header", "a field beyond its end", "whole fields")
+            malformed(
+                self.path,
+                "header",
+                "a field beyond its end",
+                "whole fields",
+            )
         })?;
         self.at += taken.len();
         Ok(taken)

@@ -69,7 +69,11 @@ fn type_code(encoding: Encoding) -> u32 {
 }
 
 /// Tensors that llama.cpp wants in float32, by the part of their name after the layer.
-const FLOAT32: [&str; 3] = ["ffn_gate_inp.weight", "position_embd.weight", "ssm_conv1d.weight"];
+const FLOAT32: [&str; 3] = [
+    "ffn_gate_inp.weight",
+    "position_embd.weight",
+    "ssm_conv1d.weight",
+];
 
 /// The type of a tensor of this name and shape, by the rules of llama.cpp's converter.
 fn encoding(name: &str, shape: &[u64], element: GgufType) -> Encoding {
@@ -92,14 +96,19 @@ fn homes(catalog: &Catalog, pairs: bool) -> Result<Vec<Vec<Home>>, ExportError> 
     let config = &catalog.config;
     let non_layer = names::non_layer(config);
     let layers = config.layers.iter().enumerate();
-    let layers: Vec<Homes> = layers.map(|(index, layer)| names::layer(layer, index, pairs)).collect();
+    let layers: Vec<Homes> = layers
+        .map(|(index, layer)| names::layer(layer, index, pairs))
+        .collect();
     let find = |tensor: &PackTensor| {
         let homes = match tensor.location {
             Location::NonLayer { .. } => &non_layer,
-            Location::Linear { layer, .. } | Location::Exact { layer, .. } => &layers[layer as usize],
+            Location::Linear { layer, .. } | Location::Exact { layer, .. } => {
+                &layers[layer as usize]
+            }
         };
         let homes = homes.get(&tensor.local).cloned();
-        homes.ok_or_else(|| unsupported("tensor", &tensor.name, "one that llama.cpp has a name for"))
+        homes
+            .ok_or_else(|| unsupported("tensor", &tensor.name, "one that llama.cpp has a name for"))
     };
     catalog.tensors.iter().map(find).collect()
 }
@@ -108,7 +117,9 @@ fn homes(catalog: &Catalog, pairs: bool) -> Result<Vec<Vec<Home>>, ExportError> 
 fn shape(tensor: &PackTensor, home: &Home) -> Vec<u64> {
     // Dimensions of 1 within, as those of a convolution, are left out.
     let inner = tensor.shape.iter().enumerate();
-    let inner = inner.filter(|(at, size)| *at == 0 || **size != 1).map(|(_, size)| *size);
+    let inner = inner
+        .filter(|(at, size)| *at == 0 || **size != 1)
+        .map(|(_, size)| *size);
     let mut shape: Vec<u64> = inner.collect();
     if let Some(rows) = &home.rows {
         shape[0] = rows.end - rows.start;
@@ -171,11 +182,21 @@ pub fn layout(
         let bytes = values.iter().flat_map(|value| value.to_le_bytes());
         (*offset, bytes.collect())
     });
-    let end = offsets.iter().zip(&descriptors).map(|(offset, tensor)| offset + tensor.bytes).max();
+    let end = offsets
+        .iter()
+        .zip(&descriptors)
+        .map(|(offset, tensor)| offset + tensor.bytes)
+        .max();
     let file = OutputFile {
-        name: format!("{}-{}.gguf", file_stem(&pack.manifest().source.name), element.name()),
+        name: format!(
+            "{}-{}.gguf",
+            file_stem(&pack.manifest().source.name),
+            element.name()
+        ),
         computed: computed.collect(),
-        size: end.unwrap_or(header.len() as u64).next_multiple_of(values::ALIGNMENT),
+        size: end
+            .unwrap_or(header.len() as u64)
+            .next_multiple_of(values::ALIGNMENT),
         header,
     };
     let placements = catalog.tensors.iter().zip(&homes).map(|(tensor, homes)| {
@@ -206,7 +227,10 @@ fn general(pack: &Pack, architecture: &str, element: GgufType) -> Vec<(String, V
         ("general.name", manifest.source.name.as_str().into()),
         ("general.file_type", element.file_type().into()),
         ("general.quantization_version", 2.into()),
-        ("ultracompress.pack_fingerprint", fingerprint.as_str().into()),
+        (
+            "ultracompress.pack_fingerprint",
+            fingerprint.as_str().into(),
+        ),
     ];
     if let Some(name) = manifest.source.hub_name() {
         metadata.extend([
@@ -214,12 +238,19 @@ fn general(pack: &Pack, architecture: &str, element: GgufType) -> Vec<(String, V
             ("general.base_model.0.name", name.into()),
         ]);
     }
-    metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    metadata
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
 }
 
 /// The last part of a model's name, as far as it can be part of a file name.
 fn file_stem(name: &str) -> String {
-    let last = name.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    let last = name
+        .trim_end_matches('/')
+        .rsplit('/')
+        .next()
+        .unwrap_or_default();
     let is_allowed = |c: &char| c.is_ascii_alphanumeric() || "._-".contains(*c);
     let stem: String = last.chars().filter(is_allowed).collect();
     match stem.trim_start_matches('.') {

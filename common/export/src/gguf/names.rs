@@ -205,7 +205,8 @@ impl LayerNames {
             };
             let down = (&expert.down, vec![home(self, "ffn_down_exps", None)]);
             for (projection, homes) in homes.into_iter().chain([down]) {
-                self.homes.insert(format!("{}.weight", projection.name), homes);
+                self.homes
+                    .insert(format!("{}.weight", projection.name), homes);
             }
         }
     }
@@ -221,8 +222,14 @@ impl LayerNames {
             ..Home::whole(self.of("ssm_a"))
         };
         let others = [
-            (format!("{conv}.weight"), Home::whole(self.of("ssm_conv1d.weight"))),
-            (format!("{conv}.bias"), Home::whole(self.of("ssm_conv1d.bias"))),
+            (
+                format!("{conv}.weight"),
+                Home::whole(self.of("ssm_conv1d.weight")),
+            ),
+            (
+                format!("{conv}.bias"),
+                Home::whole(self.of("ssm_conv1d.bias")),
+            ),
             ("mixer.A_log".to_owned(), decay),
             ("mixer.D".to_owned(), Home::whole(self.of("ssm_d"))),
         ];

@@ -39,12 +39,17 @@ pub type Description = (Vec<(String, Value)>, Vec<String>);
 pub fn describe(pack: &Pack, vocab: usize) -> Result<Description, ExportError> {
     let files = Files { pack };
     let tokenizer = files.json("tokenizer.json")?.ok_or_else(|| {
-        unsupported("tokenizer", "no tokenizer.json in the pack", "one: llama.cpp needs a vocabulary")
+        unsupported(
+            "tokenizer",
+            "no tokenizer.json in the pack",
+            "one: llama.cpp needs a vocabulary",
+        )
     })?;
     let model = &tokenizer["model"];
     let found = model["type"].as_str().unwrap_or("none");
     if found != "BPE" {
-        let expected = "BPE, which llama.cpp imitates exactly; --to safetensors exports every tokenizer";
+        let expected =
+            "BPE, which llama.cpp imitates exactly; --to safetensors exports every tokenizer";
         return Err(unsupported("tokenizer.json: model.type", found, expected));
     }
     let mut metadata = Vec::new();
@@ -78,7 +83,10 @@ pub fn describe(pack: &Pack, vocab: usize) -> Result<Description, ExportError> {
     add("ggml.add_bos_token", specials.adds_bos.into());
     add("ggml.add_eos_token", specials.adds_eos.into());
     if !specials.ids.contains_key("eos") {
-        notes.push("the tokenizer names no end of text; llama.cpp takes a token of its own choice for it".into());
+        notes.push(
+            "the tokenizer names no end of text; llama.cpp takes a token of its own choice for it"
+                .into(),
+        );
     }
     if let Some(template) = chat_template(&files)? {
         add("chat_template", template.as_str().into());
@@ -114,7 +122,8 @@ impl Files<'_> {
             return Ok(None);
         };
         let json = serde_json::from_slice(&bytes);
-        json.map(Some).map_err(|error| unsupported(name, error, "a JSON document"))
+        json.map(Some)
+            .map_err(|error| unsupported(name, error, "a JSON document"))
     }
 }
 
@@ -134,7 +143,11 @@ impl Vocabulary {
         };
         let unknown = tokenizer["model"]["unk_token"].as_str();
         let has_bytes = tokenizer["model"]["byte_fallback"].as_bool() == Some(true);
-        for (token, id) in tokenizer["model"]["vocab"].as_object().into_iter().flatten() {
+        for (token, id) in tokenizer["model"]["vocab"]
+            .as_object()
+            .into_iter()
+            .flatten()
+        {
             let kind = match token {
                 token if Some(token.as_str()) == unknown => kind::UNKNOWN,
                 token if has_bytes && is_byte(token) => kind::BYTE,
@@ -179,7 +192,11 @@ impl Vocabulary {
     fn scores(&self, merges: &[(String, String)]) -> Result<Vec<f32>, ExportError> {
         let refuse = |what: &str, token: &str| {
             let expected = "a list that follows from scores of tokens, as SentencePiece's does";
-            Err(unsupported(format!("tokenizer.json: {what}"), format!("{token:?}"), expected))
+            Err(unsupported(
+                format!("tokenizer.json: {what}"),
+                format!("{token:?}"),
+                expected,
+            ))
         };
         let mut scores = vec![0.0; self.tokens.len()];
         let mut last = String::new();
@@ -220,7 +237,9 @@ impl Vocabulary {
 
 /// Whether a token stands for a byte: `<0x00>` to `<0xFF>`.
 fn is_byte(token: &str) -> bool {
-    let digits = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+    let digits = token
+        .strip_prefix("<0x")
+        .and_then(|rest| rest.strip_suffix('>'));
     digits.is_some_and(|digits| digits.len() == 2 && u8::from_str_radix(digits, 16).is_ok())
 }
 
@@ -252,7 +271,8 @@ fn space_prefix(tokenizer: &Json, notes: &mut Vec<String>) -> Result<bool, Expor
     let pre = &tokenizer["pre_tokenizer"];
     // After the replacement there is no space left at which this one could split.
     let splits_nothing = pre["type"] == "Split" && pre["pattern"]["String"] == " ";
-    let metaspace = pre["type"] == "Metaspace" && pre["replacement"] == SPACE && pre["split"] == false;
+    let metaspace =
+        pre["type"] == "Metaspace" && pre["replacement"] == SPACE && pre["split"] == false;
     match (steps.as_slice(), pre["prepend_scheme"].as_str()) {
         ([first, second], _) if prepends(first) && replaces(second) && pre.is_null() => Ok(true),
         ([only], _) if replaces(only) && (pre.is_null() || splits_nothing) => Ok(false),
@@ -265,7 +285,11 @@ fn space_prefix(tokenizer: &Json, notes: &mut Vec<String>) -> Result<bool, Expor
         _ => {
             let found = format!("{} and {pre}", tokenizer["normalizer"]);
             let expected = "the replacement of spaces by ▁, with or without one before the text";
-            Err(unsupported("tokenizer.json: normalizer and pre_tokenizer", found, expected))
+            Err(unsupported(
+                "tokenizer.json: normalizer and pre_tokenizer",
+                found,
+                expected,
+            ))
         }
     }
 }
@@ -289,7 +313,11 @@ fn pre_tokenizer(tokenizer: &Json) -> Result<&'static str, ExportError> {
         || !(normalizer.is_null() || normalizer["type"] == "NFC")
     {
         let expected = "no parts of words that are marked, and no normalizer but NFC";
-        return Err(unsupported("tokenizer.json: normalizer", normalizer, expected));
+        return Err(unsupported(
+            "tokenizer.json: normalizer",
+            normalizer,
+            expected,
+        ));
     }
     let ignores_merges = model["ignore_merges"].as_bool().unwrap_or(false);
     let steps = steps(&tokenizer["pre_tokenizer"], "pretokenizers");
@@ -304,7 +332,10 @@ fn pre_tokenizer(tokenizer: &Json) -> Result<&'static str, ExportError> {
         let way = (step["behavior"].as_str(), step["invert"].as_bool());
         step["type"] == "Split"
             && step["pattern"]["Regex"] == pattern
-            && matches!(way, (Some("Isolated"), Some(false)) | (Some("Removed"), Some(true)))
+            && matches!(
+                way,
+                (Some("Isolated"), Some(false)) | (Some("Removed"), Some(true))
+            )
     };
     let name = match steps.as_slice() {
         [bytes] if is_bytes(bytes, true) => Some(("gpt-2", false)),
@@ -342,11 +373,20 @@ impl Specials {
         tokenizer: &Json,
         vocabulary: &Vocabulary,
     ) -> Result<Self, ExportError> {
-        let [settings, map, config] =
-            ["tokenizer_config.json", "special_tokens_map.json", "config.json"].map(|name| files.json(name));
+        let [settings, map, config] = [
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "config.json",
+        ]
+        .map(|name| files.json(name));
         let [settings, map, config] = [settings?, map?, config?].map(Option::unwrap_or_default);
         let mut ids = BTreeMap::new();
-        let names = [("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")];
+        let names = [
+            ("bos", "bos"),
+            ("eos", "eos"),
+            ("unk", "unknown"),
+            ("pad", "padding"),
+        ];
         for (name, theirs) in names {
             let token = |json: &Json| {
                 let token = &json[format!("{name}_token")];
@@ -356,7 +396,9 @@ impl Specials {
             let by_id = || {
                 let id = &config[format!("{name}_token_id")];
                 let id = id.as_u64().or_else(|| id.as_array()?.first()?.as_u64())?;
-                u32::try_from(id).ok().filter(|id| (*id as usize) < vocabulary.tokens.len())
+                u32::try_from(id)
+                    .ok()
+                    .filter(|id| (*id as usize) < vocabulary.tokens.len())
             };
             if let Some(id) = token(&settings).or_else(|| token(&map)).or_else(by_id) {
                 ids.insert(theirs, id);
@@ -372,32 +414,48 @@ impl Specials {
     }
 
     /// What the tokenizer puts around a text.
-    fn read_template(&mut self, tokenizer: &Json, vocabulary: &Vocabulary) -> Result<(), ExportError> {
+    fn read_template(
+        &mut self,
+        tokenizer: &Json,
+        vocabulary: &Vocabulary,
+    ) -> Result<(), ExportError> {
         let steps = steps(&tokenizer["post_processor"], "processors");
-        let mut templates = steps.iter().filter(|step| step["type"] == "TemplateProcessing");
+        let mut templates = steps
+            .iter()
+            .filter(|step| step["type"] == "TemplateProcessing");
         let single = templates.next().map(|template| &template["single"]);
-        let pieces = single.and_then(Json::as_array).map(Vec::as_slice).unwrap_or_default();
+        let pieces = single
+            .and_then(Json::as_array)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         let special = |piece: &Json| {
             let token = piece["SpecialToken"]["id"].as_str()?;
             vocabulary.ids.get(token).copied()
         };
         let is_text = |piece: &Json| piece["Sequence"].is_object();
         let known = steps.iter().all(|step| {
-            matches!(step["type"].as_str(), Some("TemplateProcessing" | "ByteLevel"))
+            matches!(
+                step["type"].as_str(),
+                Some("TemplateProcessing" | "ByteLevel")
+            )
         });
         let around = match pieces {
             [] => Some((None, None)),
             [text] if is_text(text) => Some((None, None)),
             [bos, text] if is_text(text) => special(bos).map(|bos| (Some(bos), None)),
             [text, eos] if is_text(text) => special(eos).map(|eos| (None, Some(eos))),
-            [bos, text, eos] if is_text(text) => {
-                special(bos).zip(special(eos)).map(|(bos, eos)| (Some(bos), Some(eos)))
-            }
+            [bos, text, eos] if is_text(text) => special(bos)
+                .zip(special(eos))
+                .map(|(bos, eos)| (Some(bos), Some(eos))),
             _ => None,
         };
         let Some((bos, eos)) = around.filter(|_| known) else {
             let expected = "at most one special token before and one after the text";
-            return Err(unsupported("tokenizer.json: post_processor", &tokenizer["post_processor"], expected));
+            return Err(unsupported(
+                "tokenizer.json: post_processor",
+                &tokenizer["post_processor"],
+                expected,
+            ));
         };
         (self.adds_bos, self.adds_eos) = (bos.is_some(), eos.is_some());
         for (name, id) in [("bos", bos), ("eos", eos)] {

@@ -151,5 +151,8 @@ pub fn header(metadata: &[(String, Value)], tensors: &[Descriptor]) -> (Vec<u8>,
     }
     out.resize(out.len().next_multiple_of(ALIGNMENT as usize), 0);
     let start = out.len() as u64;
-    (out, offsets.into_iter().map(|offset| start + offset).collect())
+    (
+        out,
+        offsets.into_iter().map(|offset| start + offset).collect(),
+    )
 }

@@ -170,8 +170,7 @@ impl Folder {
         to: &str,
         replace: bool,
     ) -> Result<(), StoreError> {
-        let rename =
-            |flags| rustix::fs::renameat_with(&self.handle, from, &self.handle, to, flags);
+        let rename = |flags| rustix::fs::renameat_with(&self.handle, from, &self.handle, to, flags);
         match rename(RenameFlags::NOREPLACE) {
             Ok(()) => return Ok(()),
             Err(Errno::EXIST) if replace => {}

@@ -94,7 +94,12 @@ fn check(
     let first = findings.find(|finding| finding.severity == Severity::Error);
     let first = first.map_or_else(String::new, |finding| {
         let tensor = finding.tensor.iter().map(|name| format!(" {name}"));
-        format!("{}{}: {}", finding.file, tensor.collect::<String>(), finding.message)
+        format!(
+            "{}{}: {}",
+            finding.file,
+            tensor.collect::<String>(),
+            finding.message
+        )
     });
     let message = format!(
         "{} does not verify: {}\nuc verify lists all findings; only a pack that verifies is exported",
@@ -107,10 +112,12 @@ fn check(
 /// The exit status of an error of the export library.
 fn classify(error: ExportError) -> anyhow::Error {
     let code = match &error {
-        ExportError::Pack(_) => return match error {
-            ExportError::Pack(error) => packs::classify(error),
-            other => other.into(),
-        },
+        ExportError::Pack(_) => {
+            return match error {
+                ExportError::Pack(error) => packs::classify(error),
+                other => other.into(),
+            };
+        }
         ExportError::Store(_) => return error.into(),
         ExportError::Exists { .. } => ExitCode::Usage,
         ExportError::Config(_) | ExportError::Unsupported { .. } => ExitCode::BadInput,
@@ -125,7 +132,9 @@ fn show_plan(plan: &Plan<'_>, pack: &Pack, is_json: bool) -> anyhow::Result<()> 
     let files: Vec<_> = plan.files().collect();
     let total: u64 = files.iter().map(|(_, size)| size).sum();
     if is_json {
-        let files = files.iter().map(|(name, size)| json!({ "name": name, "size": size }));
+        let files = files
+            .iter()
+            .map(|(name, size)| json!({ "name": name, "size": size }));
         return print_json(&json!({
             "pack_fingerprint": pack.fingerprint(),
             "files": files.collect::<Vec<_>>(),
@@ -138,7 +147,10 @@ fn show_plan(plan: &Plan<'_>, pack: &Pack, is_json: bool) -> anyhow::Result<()> 
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{size:>16}  {}", printable(name));
     }
-    let _ = writeln!(text, "{total:>16}  in all; nothing was written and the pack was not verified");
+    let _ = writeln!(
+        text,
+        "{total:>16}  in all; nothing was written and the pack was not verified"
+    );
     output::print(text);
     Ok(())
 }
@@ -152,9 +164,15 @@ fn text(out: &Utf8Path, format: Format, report: &Report) -> String {
         let _ = writeln!(text, "{name:<12}{}", printable(value));
     };
     row("export", out.as_str());
-    row("format", &format!("{}, {}", format.name(), format.element_type()));
+    row(
+        "format",
+        &format!("{}, {}", format.name(), format.element_type()),
+    );
     row("pack", &report.pack_fingerprint.to_string());
-    row("tensors", &format!("{}, each compared with the manifest", report.tensors));
+    row(
+        "tensors",
+        &format!("{}, each compared with the manifest", report.tensors),
+    );
     row("files", &format!("{}, {total} bytes", report.files.len()));
     text
 }
