@@ -32,7 +32,6 @@ fn tensors(file: &Path) -> BTreeMap<String, (String, Value, Vec<u8>)> {
     let length = u64::from_le_bytes(length.try_into().expect("8 bytes")) as usize;
     assert_eq!((8 + length) % 8, 0, "the data are aligned");
     let header: Value = serde_json::from_slice(&rest[..length]).expect("header");
-    assert_eq!(header["__metadata__"]["format"], "pt");
     let entries = header.as_object().expect("object").iter();
     let entries = entries.filter(|(name, _)| *name != "__metadata__");
     let range =
@@ -95,6 +94,9 @@ fn safetensors_hold_exactly_the_tensors_of_the_manifest() {
     );
     let output = succeed(&mut export(&pack, &out, &["--to", "safetensors", "--json"]));
     let report = json(&output);
+    let bytes = std::fs::read(out.join("model.safetensors")).expect("file");
+    // transformers refuses a file without it.
+    assert!(bytes[8..100].starts_with(br#"{"__metadata__":{"format":"pt"}"#));
     let found = tensors(&out.join("model.safetensors"));
     let expected = listed(&manifest(&pack));
     assert_eq!(found.len(), expected.len(), "a tied head is stored once");
@@ -280,4 +282,184 @@ fn what_cannot_be_exported_is_refused_before_anything_is_written() {
     std::fs::write(&layer, damaged).expect("written");
     refuse(&pack, &fresh, &safetensors, 5, "does not verify");
     assert!(!fresh.exists() && !folder.path().join("fresh.partial").exists());
+}
+
+/// The interpreter with the packages that the scripts of `tests/exports` list.
+fn python() -> Command {
+    let python = std::env::var("UC_PYTHON")
+        .expect("UC_PYTHON names an interpreter with the packages of tests/exports");
+    Command::new(python)
+}
+
+#[test]
+#[ignore = "needs UC_PYTHON with torch and transformers"]
+fn transformers_measures_on_an_export_what_the_evaluator_measured_on_the_pack() {
+    let folder = tempfile::tempdir().expect("folder");
+    for name in ["tiny-stories", "tiny-experts", "tiny-mamba"] {
+        let model = repository().join("examples").join(name);
+        let (run, out) = (
+            folder.path().join(name),
+            folder.path().join(format!("{name}-export")),
+        );
+        succeed(&mut compress(&model, &run));
+        succeed(&mut export(
+            &run.join("pack"),
+            &out,
+            &["--to", "safetensors"],
+        ));
+        let script = repository().join("tests/exports/with_transformers.py");
+        let output = succeed(python().arg(script).arg(&model).arg(&run).arg(&out));
+        assert!(
+            output_text(&output).contains("mean_kl"),
+            "{}",
+            output_text(&output)
+        );
+    }
+}
+
+/// A folder with random weights for a configuration of `examples/small-configs`, changed by `change`.
+fn random_model(name: &str, folder: &Path, change: impl Fn(&mut Value)) -> std::path::PathBuf {
+    let config = repository().join(format!("examples/small-configs/{name}.json"));
+    let text = std::fs::read(config).expect("configuration");
+    let mut config: Value = serde_json::from_slice(&text).expect("JSON");
+    change(&mut config);
+    // llama.cpp looks for special tokens of Phi-3 if the name of a model contains its name.
+    let (path, model) = (
+        folder.join("config.json"),
+        folder.join(name.replace("phi3", "phi-three")),
+    );
+    std::fs::write(&path, config.to_string()).expect("written");
+    let mut random = uc_tests::program("random-model");
+    succeed(random.arg("--config").arg(&path).arg("--out").arg(&model));
+    model
+}
+
+#[test]
+#[ignore = "needs UC_PYTHON with torch, transformers and llama-cpp-python; 15 families"]
+fn llama_cpp_computes_on_an_export_what_transformers_computes() {
+    let folder = tempfile::tempdir().expect("folder");
+    let families = [
+        "gemma2",
+        "gemma3_text",
+        "gpt2",
+        "gpt_neox",
+        "granite",
+        "granitemoe",
+        "llama",
+        "mamba",
+        "mistral",
+        "mixtral",
+        "olmo2",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+    ];
+    let mut models: Vec<_> = families
+        .iter()
+        .map(|name| {
+            random_model(name, folder.path(), |config| {
+                // llama.cpp has no layers without experts in this family.
+                if *name == "qwen3_moe" {
+                    config["mlp_only_layers"] = Value::Array(Vec::new());
+                }
+            })
+        })
+        .collect();
+    let trained = ["tiny-stories", "tiny-experts", "tiny-mamba"];
+    models.extend(trained.map(|name| repository().join("examples").join(name)));
+    for model in models {
+        let name = model
+            .file_name()
+            .and_then(|name| name.to_str())
+            .expect("name")
+            .to_owned();
+        let at = |part: &str| folder.path().join(format!("{name}-{part}"));
+        succeed(compress(&model, &at("run")).arg("--no-eval"));
+        let pack = at("run").join("pack");
+        succeed(&mut export(
+            &pack,
+            &at("safetensors"),
+            &["--to", "safetensors"],
+        ));
+        // Random weights are close to ties, which only float32 resolves.
+        let kinds: &[&str] = match trained.contains(&name.as_str()) {
+            true => &["f32", "bf16", "f16", "q8_0"],
+            false => &["f32"],
+        };
+        for kind in kinds {
+            succeed(&mut export(
+                &pack,
+                &at(kind),
+                &["--to", "gguf", "--type", kind],
+            ));
+            let script = repository().join("tests/exports/with_llama_cpp.py");
+            let output = succeed(
+                python()
+                    .arg(script)
+                    .arg(at("safetensors"))
+                    .arg(at(kind))
+                    .arg(kind),
+            );
+            let text = output_text(&output);
+            assert!(
+                text.contains("tokens: equal") && text.contains("logits:"),
+                "{name} {kind}: {text}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_export_is_evaluated_in_the_place_of_its_pack() {
+    let folder = tempfile::tempdir().expect("folder");
+    let pack = pack_of(&tiny_model(), folder.path());
+    let measure = |out: &str, options: &[&str], model: &Path| {
+        let out = folder.path().join(out);
+        succeed(&mut export(&pack, &out, options));
+        let mut command = uc();
+        command
+            .current_dir(folder.path())
+            .arg("eval")
+            .arg(&out)
+            .arg("--model")
+            .arg(model);
+        command
+            .arg("--text")
+            .arg(tiny_model().join("evaluation.txt"));
+        let output = succeed(command.args(uc_tests::QUICK).arg("--json"));
+        json(&output)["metrics"].clone()
+    };
+    let kl = |metrics: &Value| metrics["mean_kl"]["value"].as_f64().expect("a number");
+    let exact = measure("bf16", &["--to", "gguf"], &pack);
+    assert_eq!(
+        kl(&exact),
+        0.0,
+        "the linears and all other tensors of this model are bfloat16"
+    );
+    assert_eq!(exact["export"], "gguf bf16");
+    let rounded = kl(&measure("q8", &["--to", "gguf", "--type", "q8_0"], &pack));
+    assert!(rounded > 0.0 && rounded < 1e-3, "{rounded}");
+    // Against the source, the export has the error of the pack.
+    let total = kl(&measure("st", &["--to", "safetensors"], &tiny_model()));
+    assert!(total > 0.0 && total < 1e-2, "{total}");
+}
+
+#[test]
+fn gguf_exports_of_unknown_families_and_tokenizers_are_refused_by_name() {
+    let folder = tempfile::tempdir().expect("folder");
+    let model = folder.path().join("model");
+    uc_tests::copy_model(&model);
+    let path = model.join("tokenizer.json");
+    let mut tokenizer: Value =
+        serde_json::from_slice(&std::fs::read(&path).expect("file")).expect("JSON");
+    tokenizer["pre_tokenizer"]["add_prefix_space"] = true.into();
+    std::fs::write(&path, tokenizer.to_string()).expect("written");
+    let (pack, out) = (pack_of(&model, folder.path()), folder.path().join("out"));
+    let text = fail_with(&mut export(&pack, &out, &["--to", "gguf"]), 4);
+    assert!(
+        text.contains("pre_tokenizer: found") && text.contains("--to safetensors"),
+        "{text}"
+    );
+    assert!(!out.exists() && !folder.path().join("out.partial").exists());
 }

@@ -78,7 +78,7 @@ pub enum Verb {
     Verify(VerifyArgs),
     /// Show the contents of a pack
     Inspect(InspectArgs),
-    /// Compare a pack with its model on text
+    /// Compare a pack, or an export of one, with its model on text
     Eval(EvalArgs),
     /// Write the weights of a pack for transformers, vLLM or llama.cpp
     Export(ExportArgs),
@@ -336,9 +336,9 @@ pub struct InspectArgs {
 /// `uc eval`.
 #[derive(Debug, Clone, Args)]
 pub struct EvalArgs {
-    /// The pack's folder
+    /// The folder of the pack, or of an export of it
     pub pack: Utf8PathBuf,
-    /// The model that the pack was made from: a folder, or `OWNER/NAME[@REVISION]` of the Hub
+    /// The model that the pack was made from: a folder, or `OWNER/NAME[@REVISION]` of the Hub; or a pack, to measure what an export of it adds
     #[arg(long, value_name = "MODEL")]
     pub model: Utf8PathBuf,
     /// Evaluation text (.txt .utf8 .raw .jsonl, also .gz or .zst, or .parquet); repeatable [default: evaluation.txt of the model,

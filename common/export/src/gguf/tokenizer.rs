@@ -188,51 +188,83 @@ impl Vocabulary {
     /// The score of every token, by which llama.cpp chooses the next merge: the higher, the earlier its pairs are merged.
     ///
     /// It merges any two neighbours whose joined text is a token, in the order of the joined tokens' scores. That equals the list
-    /// of merges if the merges to one token stand together, and if none is left out.
+    /// of merges if the merges to one token stand together, and if none is left out. Runs of one character are an exception: their
+    /// merges may alternate, if longer runs grow before shorter ones begin.
     fn scores(&self, merges: &[(String, String)]) -> Result<Vec<f32>, ExportError> {
-        let refuse = |what: &str, token: &str| {
-            let expected = "a list that follows from scores of tokens, as SentencePiece's does";
-            Err(unsupported(
-                format!("tokenizer.json: {what}"),
-                format!("{token:?}"),
-                expected,
-            ))
-        };
         let mut scores = vec![0.0; self.tokens.len()];
-        let mut last = String::new();
-        let (mut seen, mut pairs) = (HashSet::new(), HashSet::new());
-        for (rank, (a, b)) in (1..).zip(merges) {
+        let mut ranks = HashMap::new();
+        let (mut last, mut seen) = (String::new(), HashSet::new());
+        for (rank, (a, b)) in (1u32..).zip(merges) {
             let token = format!("{a}{b}");
-            pairs.insert((a.as_str(), b.as_str()));
+            ranks.insert((a.as_str(), b.as_str()), rank);
             if token == last {
                 continue;
             }
             if !seen.insert(token.clone()) {
-                return refuse("merges to one token that do not stand together", &token);
+                if !is_run(&token) {
+                    return refuse_merges("merges to one token that do not stand together", &token);
+                }
+                continue;
             }
             let Some(&id) = self.ids.get(&token) else {
-                return refuse("a merge to something that is no token", &token);
+                return refuse_merges("a merge to something that is no token", &token);
             };
             scores[id as usize] = -(rank as f32);
             last = token;
         }
         for (token, &id) in &self.ids {
-            if self.kinds[id as usize] != kind::NORMAL {
-                continue;
-            }
-            for (at, _) in token.char_indices().skip(1) {
-                let (a, b) = token.split_at(at);
-                let is_piece = |part: &str| {
-                    let kind = self.ids.get(part).map(|id| self.kinds[*id as usize]);
-                    kind == Some(kind::NORMAL)
-                };
-                if is_piece(a) && is_piece(b) && !pairs.contains(&(a, b)) {
-                    return refuse("a merge that is left out, to the token", token);
-                }
+            if self.kinds[id as usize] == kind::NORMAL {
+                self.check_merges(token, &ranks)?;
             }
         }
         Ok(scores)
     }
+
+    /// Checks that every merge to a token is in the list, and that a run grows before a shorter one begins.
+    fn check_merges(
+        &self,
+        token: &str,
+        ranks: &HashMap<(&str, &str), u32>,
+    ) -> Result<(), ExportError> {
+        let is_piece = |part: &str| {
+            let kind = self.ids.get(part).map(|id| self.kinds[*id as usize]);
+            kind == Some(kind::NORMAL)
+        };
+        for (at, _) in token.char_indices().skip(1) {
+            let pair = token.split_at(at);
+            if is_piece(pair.0) && is_piece(pair.1) && !ranks.contains_key(&pair) {
+                return refuse_merges("a merge that is left out, to the token", token);
+            }
+        }
+        if let Some((first, _)) = token.char_indices().nth(1)
+            && is_run(token)
+        {
+            // From (run, character) to the run that is longer by one.
+            let growth = |run: &str| ranks.get(&run.split_at(run.len() - first)).copied();
+            let (own, shorter) = (growth(token), growth(&token[first..]));
+            if own.zip(shorter).is_some_and(|(own, shorter)| own > shorter) {
+                return refuse_merges("a run that begins before a longer one grows", token);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a text is one character several times.
+fn is_run(text: &str) -> bool {
+    let mut characters = text.chars();
+    let first = characters.next();
+    characters.all(|c| Some(c) == first)
+}
+
+/// The error for a list of merges that llama.cpp's scores cannot express.
+fn refuse_merges<T>(what: &str, token: &str) -> Result<T, ExportError> {
+    let expected = "a list that follows from scores of tokens, as SentencePiece's does";
+    Err(unsupported(
+        format!("tokenizer.json: {what}"),
+        format!("{token:?}"),
+        expected,
+    ))
 }
 
 /// Whether a token stands for a byte: `<0x00>` to `<0xFF>`.

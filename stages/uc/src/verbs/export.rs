@@ -79,7 +79,10 @@ fn format(args: &ExportArgs) -> anyhow::Result<Format> {
 }
 
 /// Verifies the pack, and that it is still the one that was opened.
-fn check(
+///
+/// # Errors
+/// If it does not verify, with the first finding.
+pub fn check(
     dir: &Utf8Path,
     threads: u32,
     expect: Option<uc_pack::Digest>,
@@ -110,7 +113,7 @@ fn check(
 }
 
 /// The exit status of an error of the export library.
-fn classify(error: ExportError) -> anyhow::Error {
+pub fn classify(error: ExportError) -> anyhow::Error {
     let code = match &error {
         ExportError::Pack(_) => {
             return match error {
