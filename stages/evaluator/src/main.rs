@@ -11,6 +11,7 @@ mod metrics;
 mod report;
 mod windows;
 
+use uc_export::ExportError;
 use uc_store::ExitCode;
 use uc_store::stage::{self, Program, Task};
 
@@ -43,7 +44,9 @@ fn main() -> std::process::ExitCode {
 /// A pack that cannot be read is damaged; errors of the model crate are errors in the user's input.
 fn classify(error: &anyhow::Error) -> Option<ExitCode> {
     let is_damage = |cause: &(dyn std::error::Error + 'static)| {
-        cause.is::<uc_pack::PackError>() || cause.is::<uc_export::ExportError>()
+        let export = cause.downcast_ref::<ExportError>();
+        let is_damaged_export = export.is_some_and(|error| !matches!(error, ExportError::Store(_)));
+        cause.is::<uc_pack::PackError>() || is_damaged_export
     };
     if error.chain().any(is_damage) {
         return Some(ExitCode::Damaged);

@@ -114,14 +114,10 @@ pub fn check(
 
 /// The exit status of an error of the export library.
 pub fn classify(error: ExportError) -> anyhow::Error {
-    let code = match &error {
-        ExportError::Pack(_) => {
-            return match error {
-                ExportError::Pack(error) => packs::classify(error),
-                other => other.into(),
-            };
-        }
-        ExportError::Store(_) => return error.into(),
+    let code = match error {
+        ExportError::Pack(error) => return packs::classify(error),
+        // Errors of the store and of the system have classes of their own.
+        ExportError::Store(error) => return error.into(),
         ExportError::Exists { .. } => ExitCode::Usage,
         ExportError::Config(_) | ExportError::Unsupported { .. } => ExitCode::BadInput,
         ExportError::FreedLayers { .. } => ExitCode::MissingInput,
