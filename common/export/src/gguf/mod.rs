@@ -128,6 +128,34 @@ fn shape(tensor: &PackTensor, home: &Home) -> Vec<u64> {
     count.into_iter().chain(shape).collect()
 }
 
+/// The tensors of the file that hold the tensors of a catalog, and of each of them its number and type, by name.
+fn descriptors(
+    catalog: &Catalog,
+    homes: &[Vec<Home>],
+    element: GgufType,
+) -> (Vec<Descriptor>, BTreeMap<String, (usize, Encoding)>) {
+    let (mut descriptors, mut numbers) = (Vec::new(), BTreeMap::new());
+    for (tensor, homes) in catalog.tensors.iter().zip(homes) {
+        for home in homes {
+            if numbers.contains_key(&home.tensor) {
+                continue;
+            }
+            let shape = shape(tensor, home);
+            let encoding = encoding(&home.tensor, &shape, element);
+            numbers.insert(home.tensor.clone(), (descriptors.len(), encoding));
+            let columns = shape.last().copied().unwrap_or(1);
+            let rows: u64 = shape.iter().rev().skip(1).product();
+            descriptors.push(Descriptor {
+                name: home.tensor.clone(),
+                shape,
+                type_code: type_code(encoding),
+                bytes: rows * encoding.bytes(columns),
+            });
+        }
+    }
+    (descriptors, numbers)
+}
+
 /// Where the tensors go, and what llama.cpp does otherwise than the model.
 ///
 /// # Errors
@@ -147,26 +175,7 @@ pub fn layout(
     metadata.extend(tokenizer);
 
     let homes = homes(catalog, architecture.pairs)?;
-    let mut descriptors: Vec<Descriptor> = Vec::new();
-    let mut numbers = BTreeMap::new();
-    for (tensor, homes) in catalog.tensors.iter().zip(&homes) {
-        for home in homes {
-            if numbers.contains_key(&home.tensor) {
-                continue;
-            }
-            let shape = shape(tensor, home);
-            let encoding = encoding(&home.tensor, &shape, element);
-            numbers.insert(home.tensor.clone(), (descriptors.len(), encoding));
-            let columns = shape.last().copied().unwrap_or(1);
-            let rows: u64 = shape.iter().rev().skip(1).product();
-            descriptors.push(Descriptor {
-                name: home.tensor.clone(),
-                shape,
-                type_code: type_code(encoding),
-                bytes: rows * encoding.bytes(columns),
-            });
-        }
-    }
+    let (mut descriptors, numbers) = descriptors(catalog, &homes, element);
     for (name, values) in &described.tensors {
         descriptors.push(Descriptor {
             name: (*name).to_owned(),
