@@ -119,6 +119,11 @@ bench-peers: setup ## measure other codecs on BENCH_MODEL, with the windows of t
 	cargo build --release --locked -p uc-examples --example exact_pack
 	python3 tests/benchmark/peers.py --model $(BENCH_MODEL) --run $(RUN) --text $(EVALUATION) --llama-quantize $(LLAMA_QUANTIZE) $(if $(WINDOWS),--windows $(WINDOWS))
 
+.PHONY: bench-exports
+bench-exports: setup ## measure what exports add to the error of a pack: that of the embedded model, and PACK with EVALUATION (needs python3)
+	python3 tests/benchmark/exports.py
+	$(if $(PACK),python3 tests/benchmark/exports.py --pack $(PACK) --text $(EVALUATION) $(if $(WINDOWS),--windows $(WINDOWS)))
+
 .PHONY: gpu-check
 gpu-check: ## type-check the CUDA backend (needs no GPU or toolkit)
 	cargo check --release --locked -p uc-model -p teacher-cache -p evaluator --all-targets $(WITH_CUDA)

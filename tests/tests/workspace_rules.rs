@@ -40,6 +40,10 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
         ("uc-codec", crates(&["uc-simd"])),
         ("uc-model", crates(&["uc-input", "uc-settings", "uc-simd"])),
         ("uc-hub", crates(&["uc-input", "uc-store"])),
+        (
+            "uc-export",
+            crates(&["uc-input", "uc-store", "uc-pack", "uc-model"]),
+        ),
         ("uc-fake-hub", crates(&[])),
         ("uc-pack", crates(&["uc-codec", "uc-input"])),
         ("ucpack", crates(&["uc-input", "uc-pack", "uc-model"])),
@@ -56,7 +60,14 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
         ),
         (
             "uc",
-            crates(&["uc-input", "uc-settings", "uc-store", "uc-pack", "uc-model"]),
+            crates(&[
+                "uc-input",
+                "uc-settings",
+                "uc-store",
+                "uc-pack",
+                "uc-model",
+                "uc-export",
+            ]),
         ),
         ("uc-examples", libraries.clone()),
         ("uc-tests", crates(&[])),
@@ -70,6 +81,11 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
     ] {
         rules.insert(stage, libraries.clone());
     }
+    // It also evaluates exports.
+    rules
+        .get_mut("evaluator")
+        .expect("inserted above")
+        .insert("uc-export");
     for stage in ["shard-loader", "hub-upload"] {
         rules.insert(stage, libraries_and_hub.clone());
     }
@@ -77,7 +93,7 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
 }
 
 /// Crates that must build without burn, so that verifying a pack stays a small program.
-const WITHOUT_BURN: [&str; 9] = [
+const WITHOUT_BURN: [&str; 10] = [
     "uc-simd",
     "uc-input",
     "uc-settings",
@@ -86,6 +102,7 @@ const WITHOUT_BURN: [&str; 9] = [
     "uc-pack",
     "uc-hub",
     "ucpack",
+    "uc-export",
     "uc",
 ];
 

@@ -57,6 +57,7 @@
 //! - [`manifest`] and [`totals`]: the manifest, its canonical text and its sums;
 //! - [`pack`]: the folder as a whole; [`verify`]: every check of a pack; [`planned`]: comparison with the model's plan;
 //! - [`lookup`]: a tensor by its name; [`statistics`]: what a tensor looks like; [`mod@diff`]: how two packs differ;
+//! - [`licence`]: the licence of the source, as far as its files tell;
 //! - [`digest`]: SHA-256; [`error`]: the error type.
 
 mod canonical;
@@ -66,6 +67,7 @@ pub mod digest;
 pub mod error;
 pub mod exact;
 pub mod layer;
+pub mod licence;
 pub mod limits;
 pub mod lookup;
 pub mod manifest;

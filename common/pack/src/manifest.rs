@@ -94,6 +94,18 @@ pub struct Source {
     pub hub: Option<HubSource>,
 }
 
+impl Source {
+    /// The name of the source on the Hub, `owner/name`. The name of a local folder is not one.
+    pub fn hub_name(&self) -> Option<&str> {
+        let name = match &self.hub {
+            Some(hub) => &hub.repository,
+            None => &self.name,
+        };
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+        (name.matches('/').count() == 1 && name.chars().all(is_allowed)).then_some(name)
+    }
+}
+
 /// A Hub repository at a commit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

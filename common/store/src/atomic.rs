@@ -237,6 +237,23 @@ fn in_parent(
     }
 }
 
+/// Publishes a finished folder under another name in the same parent. With `replace`, a folder of that name is exchanged for
+/// it in one step and removed afterwards; without, there must be none.
+///
+/// # Errors
+/// [`StoreError::Io`], of the kind `AlreadyExists` if there is something of that name and `replace` is not set.
+pub fn publish_folder(
+    scratch: &Utf8Path,
+    target: &Utf8Path,
+    replace: bool,
+) -> Result<(), StoreError> {
+    let (parent, from) = split(scratch)?;
+    let (_, to) = split(target)?;
+    let folder = Folder::open(parent)?;
+    folder.publish_folder(from, to, replace)?;
+    folder.sync()
+}
+
 /// Opens a log below `base` for appending. A crash may truncate it; a log is not a checkpoint.
 pub fn open_log_below(base: &Utf8Path, path: &Utf8Path) -> Result<File, StoreError> {
     open_below(base, path, OFlags::WRONLY | OFlags::APPEND)
@@ -244,6 +261,12 @@ pub fn open_log_below(base: &Utf8Path, path: &Utf8Path) -> Result<File, StoreErr
 
 /// Opens a lock file below `base` for reading and writing, without truncating what its holder wrote.
 pub(crate) fn open_lock_below(base: &Utf8Path, path: &Utf8Path) -> Result<File, StoreError> {
+    open_below(base, path, OFlags::RDWR)
+}
+
+/// Opens a file below `base` for reading and writing at any position. What it holds is kept. It is not a finished file until
+/// [`publish_folder`] publishes the folder that it lies in.
+pub fn open_partial_below(base: &Utf8Path, path: &Utf8Path) -> Result<File, StoreError> {
     open_below(base, path, OFlags::RDWR)
 }
 
@@ -326,6 +349,26 @@ mod tests {
         assert_eq!(sweep_scratch(&folder).expect("swept"), 1);
         assert_eq!(std::fs::read(&target).expect("file"), b"whole");
         assert_eq!(sweep_scratch(&folder.join("absent")).expect("nothing"), 0);
+    }
+
+    #[test]
+    fn a_folder_is_published_whole_and_replaces_another_only_on_request() {
+        let (_keep, base) = folder();
+        let (scratch, target) = (base.join("out.partial"), base.join("out"));
+        let write = |text: &[u8]| {
+            write_bytes_below(&scratch, &scratch.join("file"), text).expect("written");
+        };
+        write(b"first");
+        publish_folder(&scratch, &target, false).expect("published");
+        write(b"second");
+        let error = publish_folder(&scratch, &target, false).expect_err("refused");
+        assert!(
+            matches!(&error, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::AlreadyExists)
+        );
+        assert_eq!(std::fs::read(target.join("file")).expect("file"), b"first");
+        publish_folder(&scratch, &target, true).expect("replaced");
+        assert_eq!(std::fs::read(target.join("file")).expect("file"), b"second");
+        assert!(!scratch.exists());
     }
 
     #[test]

@@ -10,10 +10,12 @@ use uc_model::device::{OnDevice, dispatch};
 use uc_model::forward::{
     Layer, NoObserver, Weights, WeightsFromFn, check_states, windows_per_batch,
 };
-use uc_pack::LayerFile;
+use uc_model::text::WindowSet;
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
-use uc_store::tensors::{self, TensorDecl, TensorDtype, TensorFile, TensorFileWriter};
+use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile, TensorFileWriter};
+
+use crate::candidate::Candidate;
 
 /// Number of tokens in a batch.
 const BATCH_TOKENS: usize = 4096;
@@ -51,38 +53,109 @@ impl OnDevice for LayerPass<'_, '_> {
         let spec = &config.layers[job.layer()? as usize];
         let teacher_weights = WeightsFromFn::<B, _>::new(&read_teacher, &device);
         let layer = Layer::new(spec, length, &teacher_weights, &device)?;
-        forward_windows(job, &layer, &hidden, "teacher", dims, 0, &mut output)?;
+        let states = States {
+            file: &hidden,
+            name: "teacher",
+            own: None,
+        };
+        forward_windows(job, &layer, &states, dims, 0, &mut output)?;
         drop(layer);
 
-        let packed = PackedLayer::open(job)?;
-        let read_packed = |name: &str| packed.read_f32(name);
+        let candidate = Candidate::layer(&job.input("pack-layer")?)?;
+        let number = job.layer()? as usize;
+        let read_packed = |name: &str| candidate.read_f32(&config, Some(number), name);
         let pack_weights = WeightsFromFn::<B, _>::new(&read_packed, &device);
         let layer = Layer::new(spec, length, &pack_weights, &device)?;
-        forward_windows(job, &layer, &hidden, "pack", dims, windows, &mut output)?;
+        // The embedding of an export may be rounded: its windows begin with its own.
+        let own = match number == 0 && candidate.is_export() {
+            true => Some(OwnEmbedding::read(job, &config, &candidate)?),
+            false => None,
+        };
+        let states = States {
+            file: &hidden,
+            name: "pack",
+            own: own.as_ref(),
+        };
+        forward_windows(job, &layer, &states, dims, windows, &mut output)?;
         job.commit_tensors("eval-hidden", output)?;
         Ok(())
     }
 }
 
-/// Runs the layer of one model, `name`, over the hidden states of its windows. `done` counts windows that were processed
-/// before, for the progress display.
+/// The hidden states before a layer.
+struct States<'a> {
+    file: &'a TensorFile,
+    /// Name of the model in the file.
+    name: &'a str,
+    /// What takes the place of the file's states.
+    own: Option<&'a OwnEmbedding<'a>>,
+}
+
+/// The embedded windows of a model that has an embedding of its own.
+struct OwnEmbedding<'a> {
+    config: &'a ModelConfig,
+    windows: WindowSet,
+    /// The matrices of the embedding, by name: `[rows, width]`.
+    matrices: BTreeMap<&'a str, Vec<f32>>,
+}
+
+impl<'a> OwnEmbedding<'a> {
+    fn read(job: &Job<'_>, config: &'a ModelConfig, candidate: &Candidate) -> anyhow::Result<Self> {
+        let windows = uc_input::read_json(job.input("evaluation-windows")?, u64::MAX);
+        let spec = &config.embedding;
+        let names = std::iter::once(&spec.weight).chain(&spec.positions);
+        let matrices = names.map(|name| {
+            let values = candidate.read_f32(config, None, name)?;
+            Ok((name.as_str(), values))
+        });
+        Ok(Self {
+            config,
+            windows: windows.context("cannot read the evaluation windows")?,
+            matrices: matrices.collect::<anyhow::Result<_>>()?,
+        })
+    }
+
+    /// The states `[count, length, width]` of some windows.
+    fn states(&self, first: usize, count: usize) -> anyhow::Result<Vec<f32>> {
+        let width = self.config.hidden;
+        let read_row = |name: &str, row: usize| -> anyhow::Result<Vec<f32>> {
+            let values = self.matrices.get(name);
+            let row = values.and_then(|values| values.get(row * width..(row + 1) * width));
+            Ok(row
+                .with_context(|| format!("{name} has too few rows"))?
+                .to_vec())
+        };
+        let mut states = Vec::new();
+        for window in &self.windows.windows[first..first + count] {
+            states.extend(self.config.embedding.window(&window.ids, read_row)?);
+        }
+        Ok(states)
+    }
+}
+
+/// Runs the layer of one model over the hidden states of its windows. `done` counts windows that were processed before, for
+/// the progress display.
 fn forward_windows<B: Backend, W: Weights<B, Error = anyhow::Error>>(
     job: &mut Job<'_>,
     layer: &Layer<'_, B, W>,
-    hidden: &TensorFile,
-    name: &str,
+    states: &States<'_>,
     [windows, length, width]: [usize; 3],
     done: usize,
     output: &mut TensorFileWriter,
 ) -> anyhow::Result<()> {
     let batch = windows_per_batch(BATCH_TOKENS, length);
     let number = job.layer()? as usize;
-    let model_name = if name == "pack" {
+    let model_name = if states.name == "pack" {
         "the pack"
     } else {
         "the model"
     };
-    map_rows::<anyhow::Error>(hidden, name, batch, output, |values, count, first| {
+    let (file, name) = (states.file, states.name);
+    map_rows::<anyhow::Error>(file, name, batch, output, |values, count, first| {
+        let values = match states.own {
+            Some(own) => own.states(first, count)?,
+            None => values,
+        };
         let states = TensorData::new(values, [count, length, width]);
         let x = Tensor::<B, 3>::from_data(states, layer.device());
         let y = layer.forward(x, &mut NoObserver)?.into_data();
@@ -91,42 +164,4 @@ fn forward_windows<B: Backend, W: Weights<B, Error = anyhow::Error>>(
         check_states(&y, width, number, model_name)?;
         Ok(y)
     })
-}
-
-/// A layer as a reader of the pack reconstructs it: coded linears decoded, other tensors exact.
-struct PackedLayer {
-    file: LayerFile,
-    /// Index in the file, by name.
-    linears: BTreeMap<String, usize>,
-    /// Index in the file, by name.
-    exact: BTreeMap<String, usize>,
-}
-
-impl PackedLayer {
-    fn open(job: &Job<'_>) -> anyhow::Result<Self> {
-        let file = LayerFile::open(job.input("pack-layer")?)?;
-        let index = |names: Vec<&String>| names.into_iter().cloned().zip(0..).collect();
-        let linears = index(file.linears().iter().map(|linear| &linear.name).collect());
-        let exact = index(file.exact().iter().map(|tensor| &tensor.name).collect());
-        Ok(Self {
-            file,
-            linears,
-            exact,
-        })
-    }
-
-    fn read_f32(&self, name: &str) -> anyhow::Result<Vec<f32>> {
-        if let Some(&index) = self.linears.get(name) {
-            let bits = self.file.reconstruct(index)?;
-            return Ok(bits.into_iter().map(uc_codec::bf16::to_f32).collect());
-        }
-        let &index = self
-            .exact
-            .get(name)
-            .with_context(|| format!("the pack's layer has no tensor {name}"))?;
-        let dtype = crate::report::float_dtype(self.file.exact()[index].dtype, name)?;
-        let bytes = self.file.exact_bytes(index)?;
-        tensors::to_f32(dtype, &bytes)
-            .with_context(|| format!("exact tensor {name} is not a float tensor"))
-    }
 }

@@ -3,7 +3,9 @@
 use anyhow::{Context, ensure};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
+use camino::Utf8Path;
 use serde::Serialize;
+use uc_export::report::{REPORT_FILE, Report};
 use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
 use uc_model::forward::{Head, WeightsFromFn};
@@ -12,6 +14,7 @@ use uc_pack::{Manifest, NonLayerFile};
 use uc_store::stage::Job;
 use uc_store::tensors::{self, TensorDtype, TensorFile};
 
+use crate::candidate::Candidate;
 use crate::metrics::{
     EvaluationMetrics, METRICS_VERSION, MetricsAccumulator, TokenComparison, compare_logits,
 };
@@ -27,7 +30,10 @@ struct MetricsDocument {
     model: String,
     pack_fingerprint: String,
     bits_per_weight_linears: String,
-    bits_per_weight_all: String,
+    bits_per_weight_all: Option<String>,
+    /// Format and element type, if an export of the pack was measured and not the pack.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    export: Option<String>,
     texts: Vec<TextFile>,
     /// Key or column of the text in `.jsonl` and `.parquet` files.
     field: String,
@@ -58,13 +64,40 @@ struct TextFile {
     sha256: String,
 }
 
+/// What was measured: a pack by its manifest, or an export by its report.
+struct Subject {
+    fingerprint: String,
+    bits_linears: String,
+    bits_all: Option<String>,
+    export: Option<String>,
+}
+
+impl Subject {
+    fn read(path: &Utf8Path) -> anyhow::Result<Self> {
+        if path.file_name() == Some(REPORT_FILE) {
+            let report: Report = uc_input::read_json(path, uc_input::LARGE_JSON)
+                .with_context(|| format!("cannot read {path}"))?;
+            return Ok(Self {
+                fingerprint: report.pack_fingerprint.to_string(),
+                bits_linears: report.pack_bits_per_weight_linears,
+                bits_all: None,
+                export: Some(format!("{} {}", report.format, report.element_type)),
+            });
+        }
+        let folder = path.parent().context("the manifest has no folder")?;
+        let (manifest, fingerprint) = Manifest::read(folder)?;
+        Ok(Self {
+            fingerprint: fingerprint.to_string(),
+            bits_linears: manifest.totals.bits_per_weight_linears,
+            bits_all: Some(manifest.totals.bits_per_weight_all),
+            export: None,
+        })
+    }
+}
+
 /// Compares teacher and pack, and writes the artifact `metrics`.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
-    let manifest_path = job.input("manifest")?;
-    let folder = manifest_path
-        .parent()
-        .context("the manifest has no folder")?;
-    let (manifest, fingerprint) = Manifest::read(folder)?;
+    let subject = Subject::read(&job.input("manifest")?)?;
     let set: WindowSet = uc_input::read_json(job.input("evaluation-windows")?, u64::MAX)
         .context("cannot read the evaluation windows")?;
     let kind = job.settings().model.device.into();
@@ -79,9 +112,10 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
         metrics_version: METRICS_VERSION,
         tool_version: env!("CARGO_PKG_VERSION").into(),
         model: plan.model.name.clone(),
-        pack_fingerprint: fingerprint.to_string(),
-        bits_per_weight_linears: manifest.totals.bits_per_weight_linears.clone(),
-        bits_per_weight_all: manifest.totals.bits_per_weight_all.clone(),
+        pack_fingerprint: subject.fingerprint,
+        bits_per_weight_linears: subject.bits_linears,
+        bits_per_weight_all: subject.bits_all,
+        export: subject.export,
         texts: texts
             .map(|file| TextFile {
                 name: file.path.file_name().unwrap_or_default().into(),
@@ -123,10 +157,12 @@ impl OnDevice for Comparison<'_, '_> {
         let Self { job, set } = self;
         let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
         let non_layer = TensorFile::open(&job.input("non-layer")?)?;
-        let packed = NonLayerFile::open(job.input("pack-non-layer")?)?;
-        check_embedding(&config, &non_layer, &packed)?;
+        let candidate = Candidate::non_layer(&job.input("pack-non-layer")?)?;
+        if let Candidate::PackNonLayer(packed) = &candidate {
+            check_embedding(&config, &non_layer, packed)?;
+        }
         let read_teacher = |name: &str| -> anyhow::Result<_> { Ok(non_layer.read_f32(name)?) };
-        let read_pack = |name: &str| read_packed(&packed, name);
+        let read_pack = |name: &str| candidate.read_f32(&config, None, name);
         let teacher_head = Head::new(&config, &WeightsFromFn::<B, _>::new(&read_teacher, &device))?;
         let pack_head = Head::new(&config, &WeightsFromFn::<B, _>::new(&read_pack, &device))?;
         let hidden = TensorFile::open(&job.input("eval-hidden")?)?;
@@ -217,24 +253,4 @@ fn check_embedding(
         );
     }
     Ok(())
-}
-
-fn read_packed(packed: &NonLayerFile, name: &str) -> anyhow::Result<Vec<f32>> {
-    let decl = packed.tensors().iter().find(|decl| decl.name == name);
-    let dtype = float_dtype(
-        decl.with_context(|| format!("the pack has no non-layer tensor {name}"))?
-            .dtype,
-        name,
-    )?;
-    tensors::to_f32(dtype, &packed.read(name)?).context("a float tensor")
-}
-
-/// The type of a tensor of weights; refuses types that weights cannot have.
-pub fn float_dtype(dtype: uc_pack::ExactDtype, name: &str) -> anyhow::Result<TensorDtype> {
-    match dtype {
-        uc_pack::ExactDtype::F32 => Ok(TensorDtype::F32),
-        uc_pack::ExactDtype::F16 => Ok(TensorDtype::F16),
-        uc_pack::ExactDtype::BF16 => Ok(TensorDtype::BF16),
-        other => anyhow::bail!("{name} is {other:?} in the pack, expected F32, F16 or BF16"),
-    }
 }

@@ -5,9 +5,9 @@ use std::fmt::Write;
 use anyhow::Context;
 use serde_json::Value;
 use uc_pack::Manifest;
+use uc_pack::licence::{self, Licence};
 use uc_store::stage::Job;
 
-use crate::licence::{self, Licence};
 use crate::readme::Card;
 use crate::{read_json, remote};
 
@@ -22,7 +22,7 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     };
     let repository = remote::read_repository(job)?;
     let card = Card {
-        keys: front_matter(&manifest, licence::find(folder, &manifest)),
+        keys: front_matter(&manifest, licence::find(folder.as_std_path(), &manifest)),
         text: render(
             &manifest,
             &fingerprint.to_string(),
@@ -49,7 +49,7 @@ fn front_matter(manifest: &Manifest, licence: Option<Licence>) -> Vec<(&'static 
         ]),
         None => {}
     }
-    if let Some(model) = base_model(manifest) {
+    if let Some(model) = manifest.source.hub_name() {
         keys.push(("base_model", one(model)));
         keys.push(("base_model_relation", one("quantized")));
     }
@@ -58,17 +58,6 @@ fn front_matter(manifest: &Manifest, licence: Option<Licence>) -> Vec<(&'static 
     tags.extend(bits.ok().map(|bits| format!("{}-bit", bits.round())));
     keys.push(("tags", tags));
     keys
-}
-
-/// The name of the source on the Hub. The name of a local folder is not one.
-fn base_model(manifest: &Manifest) -> Option<&str> {
-    let source = &manifest.source;
-    let name = match &source.hub {
-        Some(hub) => &hub.repository,
-        None => &source.name,
-    };
-    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
-    (name.matches('/').count() == 1 && name.chars().all(is_allowed)).then_some(name)
 }
 
 /// The text in Markdown.

@@ -7,7 +7,6 @@
 
 mod card;
 mod layer;
-mod licence;
 mod pack;
 mod readme;
 mod remote;

@@ -80,8 +80,10 @@ pub enum Verb {
     Inspect(InspectArgs),
     /// Compare two packs: what they were made from, their sizes, and every tensor
     Diff(DiffArgs),
-    /// Compare a pack with its model on text
+    /// Compare a pack, or an export of one, with its model on text
     Eval(EvalArgs),
+    /// Write the weights of a pack for transformers, vLLM or llama.cpp
+    Export(ExportArgs),
     /// Print the completions of a shell
     Completions(CompletionsArgs),
     /// Write the manual pages
@@ -378,9 +380,9 @@ pub struct DiffArgs {
 /// `uc eval`.
 #[derive(Debug, Clone, Args)]
 pub struct EvalArgs {
-    /// The pack's folder
+    /// The folder of the pack, or of an export of it
     pub pack: Utf8PathBuf,
-    /// The model that the pack was made from: a folder, or `OWNER/NAME[@REVISION]` of the Hub
+    /// The model that the pack was made from: a folder, or `OWNER/NAME[@REVISION]` of the Hub; or a pack, to measure what an export of it adds
     #[arg(long, value_name = "MODEL")]
     pub model: Utf8PathBuf,
     /// Evaluation text (.txt .utf8 .raw .jsonl, also .gz or .zst, or .parquet); repeatable [default: evaluation.txt of the model,
@@ -399,6 +401,65 @@ pub struct EvalArgs {
     /// How the run is planned.
     #[command(flatten)]
     pub planning: PlanningArgs,
+}
+
+/// `uc export`.
+#[derive(Debug, Clone, Args)]
+pub struct ExportArgs {
+    /// The pack's folder
+    pub pack: Utf8PathBuf,
+    /// The format: safetensors (transformers, vLLM) or gguf (llama.cpp)
+    #[arg(long, value_name = "FORMAT", value_enum, hide_possible_values = true)]
+    pub to: ExportFormat,
+    /// Type of the matrices in a GGUF file: bf16, f16, q8_0 or f32 [default: bf16]
+    #[arg(
+        long = "type",
+        value_name = "TYPE",
+        value_enum,
+        hide_possible_values = true
+    )]
+    pub element_type: Option<ExportType>,
+    /// The folder of the export; it grows beside it and appears whole
+    #[arg(long, value_name = "DIR", help_heading = FILES)]
+    pub out: Utf8PathBuf,
+    /// Replace an earlier export of that name
+    #[arg(long, help_heading = FILES)]
+    pub force: bool,
+    /// Show which files would be written, with their sizes; write nothing
+    #[arg(long, help_heading = FILES)]
+    pub dry_run: bool,
+    /// Fail unless the pack has this fingerprint: all 64 hexadecimal digits of the SHA-256 of manifest.json
+    #[arg(long, value_name = "FINGERPRINT", value_parser = parse_fingerprint)]
+    pub expect: Option<uc_pack::Digest>,
+    /// CPU cores to use [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub threads: Option<u32>,
+    /// Print the report as JSON
+    #[arg(long, help_heading = OUTPUT)]
+    pub json: bool,
+}
+
+/// A format of exports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ExportFormat {
+    /// A model folder of transformers.
+    Safetensors,
+    /// A file of llama.cpp.
+    Gguf,
+}
+
+/// The type of the matrices in a GGUF file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ExportType {
+    /// bfloat16.
+    Bf16,
+    /// float16.
+    F16,
+    /// float32.
+    F32,
+    /// 8 bits in blocks of 32.
+    #[value(name = "q8_0")]
+    Q8_0,
 }
 
 /// `uc completions`.

@@ -50,6 +50,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Verb::Inspect(args) => verbs::inspect::run(args),
         Verb::Diff(args) => return verbs::diff::run(args, &display),
         Verb::Eval(args) => verbs::eval::run(args, &mut display, &signals),
+        Verb::Export(args) => verbs::export::run(args, &display),
         Verb::Completions(args) => verbs::completions::run(*args),
         Verb::Man(args) => verbs::man::run(args, &display),
     }?;

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use camino::{Utf8Component, Utf8Path, Utf8PathBuf};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::error::StoreError;
@@ -161,6 +161,31 @@ impl Folder {
     pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), StoreError> {
         rustix::fs::renameat(&self.handle, from, &self.handle, to)
             .map_err(failure("publish", &self.path.join(to)))
+    }
+
+    /// Renames a folder of this folder. With `replace`, a folder of the new name is exchanged for it and then removed.
+    pub(super) fn publish_folder(
+        &self,
+        from: &str,
+        to: &str,
+        replace: bool,
+    ) -> Result<(), StoreError> {
+        let rename = |flags| rustix::fs::renameat_with(&self.handle, from, &self.handle, to, flags);
+        match rename(RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(()),
+            Err(Errno::EXIST) if replace => {}
+            // A file system without such renames; the caller has looked for a folder of that name.
+            Err(Errno::INVAL | Errno::NOSYS) if replace || self.kind(to).is_err() => {}
+            Err(error) => return Err(failure("publish", &self.path.join(to))(error)),
+        }
+        match rename(RenameFlags::EXCHANGE) {
+            Ok(()) => self.remove_tree(from),
+            Err(Errno::INVAL | Errno::NOSYS | Errno::NOENT) => {
+                self.remove_tree(to)?;
+                self.rename(from, to)
+            }
+            Err(error) => Err(failure("publish", &self.path.join(to))(error)),
+        }
     }
 
     /// Removes a file or a link. It is not an error if there is none.

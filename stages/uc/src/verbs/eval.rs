@@ -1,4 +1,4 @@
-//! `uc eval PACK --model MODEL`: the evaluation stages in a run of their own, on any pack.
+//! `uc eval PACK --model MODEL`: the evaluation stages in a run of their own, on any pack or export, against a model or a pack.
 
 use std::collections::BTreeMap;
 
@@ -25,6 +25,8 @@ use crate::report::progress::Display;
 use crate::session::{self, Session};
 use crate::verbs::work_and_summarize;
 
+mod evaluated_export;
+
 /// The goal of the run.
 const GOAL: [&str; 1] = [METRICS];
 
@@ -43,16 +45,26 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
     }
     planning::apply_settings(&mut settings, &args.planning.set)?;
     let versions = programs.versions(pipeline.commands())?;
-    let model = Model::find(&args.model, DownloadScope::Everything, &programs, display)?;
+    let teacher = evaluated_export::teacher(&args.model, threads, display)?;
+    let model = Model::find(&teacher, DownloadScope::Everything, &programs, display)?;
     let texts = model.texts(&args.text, TextUse::Evaluation)?;
     texts.warn_if_embedded("Evaluation text", "--text", display);
 
     let dir = model::absolute(&args.pack)?;
     let known = planning::known_files("eval-", args.run.as_deref());
-    let mut externals = pack_inputs(&dir, &known, threads, display)?;
     let source = sources::describe("the model", &model.files, &known, threads, display)?;
-    let manifest = packs::open(&dir)?.manifest().clone();
-    check_pair(&manifest, &model, &source)?;
+    let is_export = evaluated_export::is_export(&dir);
+    let mut externals = match is_export {
+        true => {
+            let layers = model.source.layers;
+            evaluated_export::inputs(&dir, layers, &known, threads, display)?
+        }
+        false => pack_inputs(&dir, &known, threads, display)?,
+    };
+    if !is_export {
+        let manifest = packs::open(&dir)?.manifest().clone();
+        check_pair(&manifest, &model, &source)?;
+    }
     externals.insert("source".into(), source);
     let text = texts.describe("the evaluation text", &known, threads, display)?;
     externals.insert(TEXT.into(), text);

@@ -1,10 +1,11 @@
-//! The licence of the source, for the model card, as far as the files of the pack tell it.
+//! The licence of the source, for model cards, as far as the files of the pack tell it.
 //!
 //! A pack carries the licence file of its source. Its first lines name the usual licences; any other is referred to by file. No
 //! licence is guessed: without a file, the card names none.
 
-use camino::Utf8Path;
-use uc_pack::Manifest;
+use std::path::Path;
+
+use crate::manifest::Manifest;
 
 /// Bytes at the start of a licence file in which its title is looked for.
 const TITLE_BYTES: usize = 2_000;
@@ -21,7 +22,7 @@ pub enum Licence {
 }
 
 /// The licence file among the files of a pack.
-pub fn find(pack: &Utf8Path, manifest: &Manifest) -> Option<Licence> {
+pub fn find(pack: &Path, manifest: &Manifest) -> Option<Licence> {
     let is_licence = |name: &str| {
         let name = name.to_ascii_uppercase();
         name.starts_with("LICENSE") || name.starts_with("LICENCE") || name == "COPYING"
