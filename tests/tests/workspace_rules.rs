@@ -46,7 +46,10 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
         ),
         ("uc-fake-hub", crates(&[])),
         ("uc-pack", crates(&["uc-codec", "uc-input"])),
-        ("ucpack", crates(&["uc-input", "uc-pack", "uc-model"])),
+        (
+            "ucpack",
+            crates(&["uc-export", "uc-input", "uc-pack", "uc-model"]),
+        ),
         (
             "uc-layer-quantizer",
             crates(&[

@@ -8,7 +8,8 @@
 //! - [`catalog`]: the tensors of a pack; [`layout`]: where each of them goes; [`encoding`]: element types;
 //! - [`safetensors`], [`gguf`]: the formats, each a function from a catalog to a layout;
 //! - [`writer`]: the folder beside the destination, its journal, and the writing of tensors by several threads;
-//! - [`report`], [`card`]: the documents in an export.
+//! - [`report`], [`card`]: the documents in an export;
+//! - [`planned`]: the tensors that the model of a pack must have.
 
 pub mod card;
 pub mod catalog;
@@ -16,11 +17,13 @@ pub mod encoding;
 pub mod error;
 pub mod gguf;
 pub mod layout;
+pub mod planned;
 pub mod report;
 pub mod safetensors;
 pub mod writer;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use uc_pack::licence::LEGAL_TEXTS;
 use uc_pack::{Digest, FORMAT_VERSION, Pack};
 use uc_store::{StoreError, atomic, resources, sha};
 
@@ -360,7 +363,7 @@ fn check_layers(pack: &Pack) -> Result<(), ExportError> {
 fn copied_files(pack: &Pack, format: Format) -> Result<Vec<(String, Vec<u8>)>, ExportError> {
     let mut copied = Vec::new();
     for entry in &pack.manifest().files {
-        let is_left_out = matches!(format, Format::Gguf(_)) && !licence_like(&entry.name);
+        let is_left_out = matches!(format, Format::Gguf(_)) && !is_legal_text(&entry.name);
         if is_left_out || entry.name == REPORT_FILE {
             continue;
         }
@@ -382,15 +385,7 @@ fn copied_files(pack: &Pack, format: Format) -> Result<Vec<(String, Vec<u8>)>, E
 }
 
 /// Whether a file name is that of a legal text, which accompanies the weights in every format.
-fn licence_like(name: &str) -> bool {
+fn is_legal_text(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    let starts = [
-        "license",
-        "licence",
-        "notice",
-        "copying",
-        "copyright",
-        "use_policy",
-    ];
-    starts.iter().any(|start| name.starts_with(start))
+    LEGAL_TEXTS.iter().any(|start| name.starts_with(start))
 }

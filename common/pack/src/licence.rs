@@ -12,6 +12,16 @@ const TITLE_BYTES: usize = 2_000;
 /// Largest licence file that is read, bytes.
 const MAX_LICENCE: u64 = 1 << 20;
 
+/// Beginnings of the names of legal texts, in lower case: they accompany the weights.
+pub const LEGAL_TEXTS: [&str; 6] = [
+    "license",
+    "licence",
+    "notice",
+    "copying",
+    "copyright",
+    "use_policy",
+];
+
 /// A licence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Licence {

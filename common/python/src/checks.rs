@@ -14,7 +14,6 @@ use uc_pack::verify::{Progress, Request};
 
 use crate::errors::exception;
 use crate::handle::Pack;
-use crate::layout;
 use crate::progress::Meter;
 
 /// Verifies the pack in a folder and returns the report as JSON. `progress(done, total)` is called on the calling thread with
@@ -38,7 +37,7 @@ pub(crate) fn verify(
     let request = Request {
         threads,
         expected_fingerprint,
-        plan: Some(&layout::plan),
+        plan: Some(&uc_export::planned::plan),
         cancelled: Some(&cancelled),
     };
     let caller = thread::current();

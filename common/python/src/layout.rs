@@ -4,11 +4,9 @@
 //! tensor. Reads nothing but the text of config.json.
 
 use std::collections::HashMap;
-use std::path::Path;
 
+use uc_export::planned::read_config;
 use uc_model::spec::Stored;
-use uc_model::{ExactSpec, ModelConfig};
-use uc_pack::planned::{ModelPlan, PlannedLayer};
 
 /// A tensor of the source checkpoint and where its values are in the pack.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,12 +19,6 @@ pub(crate) struct SourceTensor {
     pub(crate) parts: Vec<String>,
     /// Whether its only part is `[shape[1], shape[0]]`.
     pub(crate) transposed: bool,
-}
-
-/// Reads the model that a config.json describes; `has_tensor` tells whether the pack has a tensor whose name contains a text.
-fn read_config(config: &[u8], has_tensor: &dyn Fn(&str) -> bool) -> Result<ModelConfig, String> {
-    ModelConfig::from_json(config, Path::new(uc_pack::CONFIG_FILE), has_tensor)
-        .map_err(|error| format!("{:#}", anyhow::Error::from(error)))
 }
 
 /// The source's tensors that hold linears: those that are not simply a tensor of the pack under the same name.
@@ -66,44 +58,4 @@ pub(crate) fn rearranged(
         }
     }
     Ok(tensors)
-}
-
-/// Derives the plan of a model for the verification of a pack.
-///
-/// # Errors
-/// As [`rearranged`].
-pub(crate) fn plan(
-    config: &[u8],
-    has_tensor: &dyn Fn(&str) -> bool,
-) -> Result<Box<dyn ModelPlan>, String> {
-    Ok(Box::new(Planned(read_config(config, has_tensor)?)))
-}
-
-struct Planned(ModelConfig);
-
-impl ModelPlan for Planned {
-    fn layers(&self) -> usize {
-        self.0.layers.len()
-    }
-
-    fn layer(&self, index: usize) -> PlannedLayer {
-        let plan = self.0.layer_plan(index);
-        let linears = plan.linears.iter();
-        let linears = linears.map(|l| (l.name.clone(), [l.rows as u64, l.cols as u64]));
-        PlannedLayer {
-            linears: linears.collect(),
-            exact: shapes(&plan.exact),
-            prefix: plan.prefix,
-        }
-    }
-
-    fn non_layer(&self) -> Vec<(String, Vec<u64>)> {
-        shapes(&self.0.non_layer_plan())
-    }
-}
-
-fn shapes(tensors: &[ExactSpec]) -> Vec<(String, Vec<u64>)> {
-    let shape = |tensor: &ExactSpec| tensor.shape.iter().map(|d| *d as u64).collect();
-    let tensors = tensors.iter();
-    tensors.map(|t| (t.name.clone(), shape(t))).collect()
 }

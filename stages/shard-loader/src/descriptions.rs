@@ -7,6 +7,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use uc_pack::licence::LEGAL_TEXTS;
+
 /// Files that a run reads itself.
 pub const METADATA_FILES: [&str; 6] = [
     "config.json",
@@ -34,15 +36,6 @@ const RESERVED_ENDINGS: [&str; 3] = [".index.json", "results.json", "adapter_con
 const ENDINGS: [&str; 4] = [".json", ".jinja", ".model", ".tiktoken"];
 /// Description files with another ending.
 const TOKENIZER_TEXTS: [&str; 2] = ["vocab.txt", "merges.txt"];
-/// Beginnings of the names of legal texts.
-const LEGAL: [&str; 6] = [
-    "license",
-    "licence",
-    "notice",
-    "copying",
-    "copyright",
-    "use_policy",
-];
 /// Endings that a legal text may have.
 const LEGAL_ENDINGS: [&str; 4] = ["", ".txt", ".md", ".pdf"];
 /// Endings of code.
@@ -60,7 +53,7 @@ pub struct Descriptions {
 /// Whether a file of this name describes the model.
 fn is_description(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
-    let is_legal = LEGAL.iter().any(|start| {
+    let is_legal = LEGAL_TEXTS.iter().any(|start| {
         let rest = lower.strip_prefix(start);
         let ending = |rest: &str| {
             rest.rfind('.')

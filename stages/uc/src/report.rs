@@ -12,7 +12,6 @@ pub mod failure;
 pub mod json;
 pub mod outlook;
 pub mod packs;
-mod planned_tensors;
 pub mod progress;
 pub mod staleness;
 pub mod suggestion;

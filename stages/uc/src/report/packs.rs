@@ -9,7 +9,6 @@ use uc_store::ExitCode;
 use uc_store::run::RunDir;
 
 use crate::report::failure::failure;
-use crate::report::planned_tensors;
 use crate::report::progress::Display;
 
 /// Opens a pack; the manifest is checked against its digest.
@@ -93,7 +92,7 @@ pub fn verify(
     let request = verify::Request {
         threads: threads as usize,
         expected_fingerprint,
-        plan: Some(&planned_tensors::plan),
+        plan: Some(&uc_export::planned::plan),
         cancelled: None,
     };
     let report = verify::verify(dir, request, &|progress: verify::Progress| {
