@@ -194,6 +194,8 @@ impl Vocabulary {
         let mut scores = vec![0.0; self.tokens.len()];
         let mut ranks = HashMap::new();
         let (mut last, mut seen) = (String::new(), HashSet::new());
+        // The characters of runs whose merges alternate.
+        let mut alternating = HashSet::new();
         for (rank, (a, b)) in (1u32..).zip(merges) {
             let token = format!("{a}{b}");
             ranks.insert((a.as_str(), b.as_str()), rank);
@@ -204,6 +206,7 @@ impl Vocabulary {
                 if !is_run(&token) {
                     return refuse_merges("merges to one token that do not stand together", &token);
                 }
+                alternating.extend(token.chars().next());
                 continue;
             }
             let Some(&id) = self.ids.get(&token) else {
@@ -214,7 +217,11 @@ impl Vocabulary {
         }
         for (token, &id) in &self.ids {
             if self.kinds[id as usize] == kind::NORMAL {
-                self.check_merges(token, &ranks)?;
+                let alternates = token
+                    .chars()
+                    .next()
+                    .is_some_and(|c| alternating.contains(&c));
+                self.check_merges(token, &ranks, alternates)?;
             }
         }
         Ok(scores)
@@ -225,6 +232,7 @@ impl Vocabulary {
         &self,
         token: &str,
         ranks: &HashMap<(&str, &str), u32>,
+        alternates: bool,
     ) -> Result<(), ExportError> {
         let is_piece = |part: &str| {
             let kind = self.ids.get(part).map(|id| self.kinds[*id as usize]);
@@ -237,6 +245,7 @@ impl Vocabulary {
             }
         }
         if let Some((first, _)) = token.char_indices().nth(1)
+            && alternates
             && is_run(token)
         {
             // From (run, character) to the run that is longer by one.
