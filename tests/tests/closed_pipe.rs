@@ -36,10 +36,11 @@ fn every_verb_ends_quietly_when_its_reader_has_gone() {
     let pack = format!("{run}/pack");
     let eval = format!("{run}-eval");
     let pages = format!("{run}-pages");
+    let export = format!("{run}-export");
     let model = tiny_model();
     let model = model.to_str().expect("UTF-8");
     let config = format!("{model}/config.json");
-    let lines: [&[&str]; 22] = [
+    let lines: [&[&str]; 24] = [
         &["compress", model, "--run", run],
         &["compress", model, "--run", run, "--dry-run"],
         &["resume", run, "--json"],
@@ -58,6 +59,17 @@ fn every_verb_ends_quietly_when_its_reader_has_gone() {
         &["inspect", &pack, "--layer", "0"],
         &["inspect", &pack, "--tensor", "model.norm"],
         &["diff", &pack, &pack],
+        &["export", &pack, "--to", "safetensors", "--out", &export],
+        &[
+            "export",
+            &pack,
+            "--to",
+            "gguf",
+            "--out",
+            &export,
+            "--dry-run",
+            "--force",
+        ],
         &["eval", &pack, "--model", model, "--run", &eval],
         &["completions", "bash"],
         &["man", "--out", &pages],

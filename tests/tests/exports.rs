@@ -440,9 +440,23 @@ fn an_export_is_evaluated_in_the_place_of_its_pack() {
     assert_eq!(exact["export"], "gguf bf16");
     let rounded = kl(&measure("q8", &["--to", "gguf", "--type", "q8_0"], &pack));
     assert!(rounded > 0.0 && rounded < 1e-3, "{rounded}");
+    // The result is part of the export.
+    let read = |name: &str| std::fs::read_to_string(folder.path().join("q8").join(name));
+    let stated: Value =
+        serde_json::from_str(&read("evaluation.json").expect("file")).expect("JSON");
+    assert_eq!(kl(&stated), rounded);
+    let card = read("README.md").expect("file");
+    assert!(
+        card.contains(&format!("mean KL divergence {rounded:.3e} nats")),
+        "{card}"
+    );
     // Against the source, the export has the error of the pack.
     let total = kl(&measure("st", &["--to", "safetensors"], &tiny_model()));
     assert!(total > 0.0 && total < 1e-2, "{total}");
+    assert!(
+        !folder.path().join("st/evaluation.json").exists(),
+        "measured against the source"
+    );
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use serde_json::Value;
 use uc_input::printable;
 use uc_pack::Pack;
 use uc_pack::licence::{self, Licence};
@@ -10,8 +11,8 @@ use uc_pack::licence::{self, Licence};
 use crate::Format;
 use crate::report::Report;
 
-/// The text of the card.
-pub fn render(pack: &Pack, format: Format, report: &Report) -> String {
+/// The text of the card; `evaluation` is what was measured of the export against the pack.
+pub fn render(pack: &Pack, format: Format, report: &Report, evaluation: Option<&Value>) -> String {
     let manifest = pack.manifest();
     let mut card = front_matter(pack, format);
     let name = printable(&manifest.source.name);
@@ -38,7 +39,7 @@ pub fn render(pack: &Pack, format: Format, report: &Report) -> String {
         line(format_args!(""));
     }
     line(format_args!("## What the export adds\n"));
-    line(format_args!("{}\n", measured(report)));
+    line(format_args!("{}\n", measured(evaluation)));
     line(format_args!("## Make it again\n"));
     line(format_args!(
         "```\nuc verify PACK --expect {fingerprint}\nuc export PACK --expect {fingerprint} {} --out DIR\n```\n",
@@ -53,9 +54,11 @@ pub fn render(pack: &Pack, format: Format, report: &Report) -> String {
 }
 
 /// What was measured of the export against the pack.
-fn measured(report: &Report) -> String {
-    let Some(metrics) = &report.evaluation else {
-        return "Not measured. `uc eval EXPORT --model MODEL --text TEXT` compares an export with a model.".into();
+fn measured(evaluation: Option<&Value>) -> String {
+    let Some(metrics) = evaluation else {
+        return "Not measured. `uc eval EXPORT --model PACK --text TEXT` compares the export with its pack and states the result \
+                here."
+            .into();
     };
     let value = |name: &str, part: &str| metrics[name][part].as_f64().unwrap_or(f64::NAN);
     format!(

@@ -23,6 +23,7 @@ pub mod safetensors;
 pub mod writer;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::Value;
 use uc_pack::licence::LEGAL_TEXTS;
 use uc_pack::{Digest, FORMAT_VERSION, Pack};
 use uc_store::{StoreError, atomic, resources, sha};
@@ -34,7 +35,7 @@ pub use writer::Progress;
 
 use catalog::Catalog;
 use layout::Layout;
-use report::{ExportedFile, REPORT_FILE, REPORT_VERSION};
+use report::{EVALUATION_FILE, ExportedFile, REPORT_FILE, REPORT_VERSION};
 use writer::Writer;
 
 /// Name of the model card.
@@ -85,6 +86,15 @@ impl Format {
             Self::Safetensors => "safetensors",
             Self::Gguf(_) => "gguf",
         }
+    }
+
+    /// The format that a report records; none for one of another release.
+    fn recorded(report: &Report) -> Option<Self> {
+        let gguf = [GgufType::F32, GgufType::Bf16, GgufType::F16, GgufType::Q8_0].map(Self::Gguf);
+        let mut all = gguf.into_iter().chain([Self::Safetensors]);
+        all.find(|format| {
+            format.name() == report.format && format.element_type() == report.element_type
+        })
     }
 
     /// Element type of the matrices.
@@ -240,7 +250,6 @@ impl<'a> Plan<'a> {
             tensors: self.catalog.tensors.len() as u64,
             files,
             notes: self.notes.clone(),
-            evaluation: None,
         };
         Ok((report, kept))
     }
@@ -251,7 +260,7 @@ impl<'a> Plan<'a> {
     /// `Store`, `Exists` if something of that name has appeared since.
     pub fn publish(&self, report: &Report) -> Result<(), ExportError> {
         let (folder, out) = (self.partial(), self.request.out);
-        let card = card::render(self.request.pack, self.request.format, report);
+        let card = card::render(self.request.pack, self.request.format, report, None);
         atomic::write_bytes_below(&folder, &folder.join(CARD_FILE), card.as_bytes())?;
         atomic::write_json_below(&folder, &folder.join(REPORT_FILE), report)?;
         check_destination(out, self.request.force)?;
@@ -286,6 +295,37 @@ impl<'a> Plan<'a> {
         }
         text
     }
+}
+
+/// Adds what `uc eval` measured of an export against its pack to the export: `evaluation.json`, and a sentence in the model
+/// card unless somebody has edited the card. Returns whether the card states it.
+///
+/// # Errors
+/// `Store`; `Malformed` if the export is not one of this pack in a format of this release.
+pub fn record_evaluation(
+    pack: &Pack,
+    folder: &Utf8Path,
+    metrics: &Value,
+) -> Result<bool, ExportError> {
+    let report = Report::read(folder)?;
+    let format =
+        Format::recorded(&report).filter(|_| report.pack_fingerprint == pack.fingerprint());
+    let format = format.ok_or_else(|| ExportError::Malformed {
+        path: folder.join(REPORT_FILE),
+        kind: "report of an export",
+        what: "pack_fingerprint and format".into(),
+        found: format!("{} and {}", report.pack_fingerprint, report.format),
+        expected: format!("{} and a format of this release", pack.fingerprint()),
+    })?;
+    let card = |evaluation: Option<&Value>| card::render(pack, format, &report, evaluation);
+    let expected = card(report::evaluation(folder)?.as_ref());
+    atomic::write_json_below(folder, &folder.join(EVALUATION_FILE), metrics)?;
+    let path = folder.join(CARD_FILE);
+    let is_ours = uc_input::read_text(&path, MAX_COPIED).is_ok_and(|found| found == expected);
+    if is_ours {
+        atomic::write_bytes_below(folder, &path, card(Some(metrics)).as_bytes())?;
+    }
+    Ok(is_ours)
 }
 
 /// The folder beside `out` in which an export to `out` grows.
@@ -364,7 +404,7 @@ fn copied_files(pack: &Pack, format: Format) -> Result<Vec<(String, Vec<u8>)>, E
     let mut copied = Vec::new();
     for entry in &pack.manifest().files {
         let is_left_out = matches!(format, Format::Gguf(_)) && !is_legal_text(&entry.name);
-        if is_left_out || entry.name == REPORT_FILE {
+        if is_left_out || [REPORT_FILE, EVALUATION_FILE].contains(&entry.name.as_str()) {
             continue;
         }
         let path = pack.path(&entry.name);

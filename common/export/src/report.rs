@@ -1,13 +1,20 @@
-//! What an export is: the document `export.json` in its folder, which is also the result of `uc export --json`.
+//! What an export is: the document `export.json` in its folder, which is also the result of `uc export --json`, and
+//! `evaluation.json`, which is added when the export has been compared with its pack.
 
+use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uc_pack::Digest;
+use uc_store::StoreError;
+
+use crate::error::ExportError;
 
 /// Name of the document in the folder of an export.
 pub const REPORT_FILE: &str = "export.json";
 /// Version of the document.
 pub const REPORT_VERSION: u32 = 1;
+/// Name of the document with the metrics of `uc eval` of the export against its pack.
+pub const EVALUATION_FILE: &str = "evaluation.json";
 
 /// A file of an export.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +52,29 @@ pub struct Report {
     pub files: Vec<ExportedFile>,
     /// What differs from the pack besides the element type.
     pub notes: Vec<String>,
-    /// The comparison of export and pack, if it was measured: the metrics of `uc eval`.
-    pub evaluation: Option<Value>,
+}
+
+impl Report {
+    /// The report of the export in a folder.
+    ///
+    /// # Errors
+    /// `Store` if it cannot be read.
+    pub fn read(folder: &Utf8Path) -> Result<Self, ExportError> {
+        let path = folder.join(REPORT_FILE);
+        let report = uc_input::read_json(&path, uc_input::LARGE_JSON);
+        Ok(report.map_err(StoreError::io("read", &path))?)
+    }
+}
+
+/// The metrics of the export in a folder against its pack; none if they were not measured.
+///
+/// # Errors
+/// `Store` if there is such a document and it cannot be read.
+pub(crate) fn evaluation(folder: &Utf8Path) -> Result<Option<Value>, ExportError> {
+    let path = folder.join(EVALUATION_FILE);
+    match uc_input::read_json(&path, uc_input::LARGE_JSON) {
+        Ok(metrics) => Ok(Some(metrics)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StoreError::io("read", &path)(error).into()),
+    }
 }

@@ -125,7 +125,7 @@ fn run_artifact(name: &str) -> ArtifactId {
 }
 
 /// The content of a JSON artifact.
-fn document(run: &RunDir, plan: &Plan, name: &str) -> anyhow::Result<Value> {
+pub fn document(run: &RunDir, plan: &Plan, name: &str) -> anyhow::Result<Value> {
     let path = run.artifact_path(plan, &run_artifact(name))?;
     uc_input::read_json(&path, uc_input::LARGE_JSON).with_context(|| format!("cannot read {path}"))
 }

@@ -22,6 +22,7 @@ use crate::process::signals::Listener;
 use crate::report::failure::failure;
 use crate::report::packs;
 use crate::report::progress::Display;
+use crate::report::summary;
 use crate::session::{self, Session};
 use crate::verbs::work_and_summarize;
 
@@ -72,7 +73,7 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
     let mut plan = pipeline.assemble(&Request {
         model: model.source.clone(),
         source_files: model.file_names().collect(),
-        pack_dir: dir,
+        pack_dir: dir.clone(),
         settings,
         externals,
         goals: Goals::Only(&GOAL),
@@ -87,7 +88,12 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
     embedded_texts::place(&root, &mut plan.externals)?;
     keep_other_results(&root, &plan.externals[TEXT])?;
     let session = Session::enter(&root, plan, display)?;
-    work_and_summarize(&session, &programs, threads, args.json, display, signals)
+    work_and_summarize(&session, &programs, threads, args.json, display, signals)?;
+    if is_export {
+        let metrics = summary::document(&session.run, &session.plan, METRICS)?;
+        evaluated_export::record(&dir, &args.model, &metrics, display)?;
+    }
+    Ok(())
 }
 
 /// Refuses a run directory with the results on other texts, which would be lost.

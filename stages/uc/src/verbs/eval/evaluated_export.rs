@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::Value;
 use uc_export::report::REPORT_FILE;
 use uc_export::{Format, Plan, Progress, Report, Request};
 use uc_store::ExitCode;
@@ -33,8 +33,7 @@ pub fn inputs(
     display: &Display,
 ) -> anyhow::Result<BTreeMap<String, External>> {
     let path = dir.join(REPORT_FILE);
-    let report: Report = uc_input::read_json(&path, uc_input::LARGE_JSON)
-        .with_context(|| format!("cannot read {path}"))?;
+    let report = Report::read(dir).map_err(classify)?;
     let is_index = |name: &str| name.ends_with(".safetensors.index.json");
     let holds_weights =
         |name: &str| name.ends_with(".gguf") || name.ends_with(".safetensors") || is_index(name);
@@ -64,6 +63,33 @@ pub fn inputs(
         inputs.insert(name, weights.clone());
     }
     Ok(inputs)
+}
+
+/// Adds the metrics of a finished evaluation to the export, if it was compared with the pack that it was made from.
+///
+/// # Errors
+/// If the export cannot be written.
+pub fn record(
+    export: &Utf8Path,
+    model: &Utf8Path,
+    metrics: &Value,
+    display: &Display,
+) -> anyhow::Result<()> {
+    if !model.join(uc_pack::MANIFEST_FILE).is_file() {
+        return Ok(());
+    }
+    let pack = packs::open(model)?;
+    let report = Report::read(export).map_err(classify)?;
+    if report.pack_fingerprint != pack.fingerprint() {
+        return Ok(());
+    }
+    match uc_export::record_evaluation(&pack, export, metrics).map_err(classify)? {
+        true => display.info(&format!("{export} states the result in its model card")),
+        false => display.info(&format!(
+            "{export} states the result in evaluation.json; its README.md was edited and stays"
+        )),
+    }
+    Ok(())
 }
 
 /// The folder of the teacher. In the place of a pack it is a safetensors export of it, which is written once to
