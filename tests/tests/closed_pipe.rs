@@ -39,7 +39,7 @@ fn every_verb_ends_quietly_when_its_reader_has_gone() {
     let model = tiny_model();
     let model = model.to_str().expect("UTF-8");
     let config = format!("{model}/config.json");
-    let lines: [&[&str]; 22] = [
+    let lines: [&[&str]; 23] = [
         &["compress", model, "--run", run],
         &["compress", model, "--run", run, "--dry-run"],
         &["resume", run, "--json"],
@@ -59,6 +59,7 @@ fn every_verb_ends_quietly_when_its_reader_has_gone() {
         &["inspect", &pack, "--tensor", "model.norm"],
         &["diff", &pack, &pack],
         &["eval", &pack, "--model", model, "--run", &eval],
+        &["generate", &pack, "-p", "Once", "-n", "4"],
         &["completions", "bash"],
         &["man", "--out", &pages],
         &["--help"],

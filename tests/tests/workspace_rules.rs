@@ -42,6 +42,10 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
         ("uc-hub", crates(&["uc-input", "uc-store"])),
         ("uc-fake-hub", crates(&[])),
         ("uc-pack", crates(&["uc-codec", "uc-input"])),
+        (
+            "uc-infer",
+            crates(&["uc-input", "uc-simd", "uc-codec", "uc-pack", "uc-model"]),
+        ),
         ("ucpack", crates(&["uc-input", "uc-pack", "uc-model"])),
         (
             "uc-layer-quantizer",
@@ -56,7 +60,14 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
         ),
         (
             "uc",
-            crates(&["uc-input", "uc-settings", "uc-store", "uc-pack", "uc-model"]),
+            crates(&[
+                "uc-input",
+                "uc-settings",
+                "uc-store",
+                "uc-pack",
+                "uc-model",
+                "uc-infer",
+            ]),
         ),
         ("uc-examples", libraries.clone()),
         ("uc-tests", crates(&[])),
@@ -77,7 +88,7 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
 }
 
 /// Crates that must build without burn, so that verifying a pack stays a small program.
-const WITHOUT_BURN: [&str; 9] = [
+const WITHOUT_BURN: [&str; 10] = [
     "uc-simd",
     "uc-input",
     "uc-settings",
@@ -85,6 +96,7 @@ const WITHOUT_BURN: [&str; 9] = [
     "uc-codec",
     "uc-pack",
     "uc-hub",
+    "uc-infer",
     "ucpack",
     "uc",
 ];

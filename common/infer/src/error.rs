@@ -44,6 +44,14 @@ pub enum InferError {
         /// Name of the tensor.
         tensor: String,
     },
+    /// A description in the pack cannot be used.
+    #[error("{}: not as expected: {source}", path.display())]
+    Description {
+        /// The file.
+        path: PathBuf,
+        /// Position and reason.
+        source: serde_json::Error,
+    },
     /// The pack does not have a file that is needed.
     #[error(
         "{origin}: names no file {file}, expected it in the pack of a model that generates text"
@@ -118,6 +126,18 @@ pub enum InferError {
         position: usize,
         /// The value.
         found: f32,
+    },
+    /// The pack has no chat template.
+    #[error(
+        "the pack has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json), expected one for a \
+         conversation; the model may not be made for conversations: give it a text to continue"
+    )]
+    NoTemplate,
+    /// The chat template cannot be read or used.
+    #[error("the pack's chat template fails: {reason}")]
+    Template {
+        /// The template library's error, or the template's own.
+        reason: String,
     },
     /// A sampling option is out of range.
     #[error("{option}: found {found}, expected {expected}")]

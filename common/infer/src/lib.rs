@@ -16,7 +16,7 @@
 //! - `kernel`, `vector`: the loops; `matrix`, `coded`: weight matrices; `linear`, `norm`, `mlp`, `experts`, `attention`,
 //!   `latent`, `mamba`, `layer`: the parts of a layer; `cache`: keys and values; `rotary`: positions;
 //! - [`sampler`]: from logits to a token; [`generate()`]: from a prompt to text; [`detokenizer`]: from tokens to text as they
-//!   come.
+//!   come; [`template`]: the prompt of a conversation; [`stop_tokens`]: what ends a text.
 
 mod attention;
 mod cache;
@@ -40,6 +40,8 @@ mod rotary;
 pub mod sampler;
 pub mod sequence;
 pub mod source;
+pub mod stop_tokens;
+pub mod template;
 mod vector;
 
 pub use cache::Precision;
@@ -52,3 +54,5 @@ pub use model::{Chunk, Model, Wanted};
 pub use sampler::{Sampler, Sampling};
 pub use sequence::Sequence;
 pub use source::Source;
+pub use stop_tokens::stop_tokens;
+pub use template::{Message, Template};

@@ -9,10 +9,12 @@ use uc_store::logging::LogFormat;
 
 use crate::report::packs::parse_fingerprint;
 
+mod generate;
 mod help;
 #[cfg(test)]
 mod tests;
 
+pub use generate::GenerateArgs;
 pub use help::{command, parse};
 
 /// Heading of the options of what is printed, common to all verbs.
@@ -82,6 +84,8 @@ pub enum Verb {
     Diff(DiffArgs),
     /// Compare a pack with its model on text
     Eval(EvalArgs),
+    /// Continue a text, or converse, with the model of a pack
+    Generate(Box<GenerateArgs>),
     /// Print the completions of a shell
     Completions(CompletionsArgs),
     /// Write the manual pages

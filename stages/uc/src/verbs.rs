@@ -10,6 +10,7 @@ pub mod completions;
 pub mod compress;
 pub mod diff;
 pub mod eval;
+pub mod generate;
 pub mod inspect;
 pub mod man;
 pub mod plan;

@@ -9,7 +9,10 @@ use super::Cli;
 /// The verbs in the groups of the overview.
 pub(super) const GROUPS: [(&str, &[&str]); 3] = [
     ("Runs", &["compress", "resume", "status", "plan", "stage"]),
-    ("Packs", &["verify", "inspect", "diff", "eval", "upload"]),
+    (
+        "Packs",
+        &["verify", "inspect", "diff", "eval", "generate", "upload"],
+    ),
     ("Shell", &["completions", "man"]),
 ];
 
