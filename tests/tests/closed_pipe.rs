@@ -40,7 +40,7 @@ fn every_verb_ends_quietly_when_its_reader_has_gone() {
     let model = tiny_model();
     let model = model.to_str().expect("UTF-8");
     let config = format!("{model}/config.json");
-    let lines: [&[&str]; 24] = [
+    let lines: [&[&str]; 25] = [
         &["compress", model, "--run", run],
         &["compress", model, "--run", run, "--dry-run"],
         &["resume", run, "--json"],
@@ -71,6 +71,7 @@ fn every_verb_ends_quietly_when_its_reader_has_gone() {
             "--force",
         ],
         &["eval", &pack, "--model", model, "--run", &eval],
+        &["generate", &pack, "-p", "Once", "-n", "4"],
         &["completions", "bash"],
         &["man", "--out", &pages],
         &["--help"],

@@ -51,6 +51,10 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
             crates(&["uc-export", "uc-input", "uc-pack", "uc-model"]),
         ),
         (
+            "uc-infer",
+            crates(&["uc-input", "uc-simd", "uc-codec", "uc-pack", "uc-model"]),
+        ),
+        (
             "uc-layer-quantizer",
             crates(&[
                 "uc-input",
@@ -70,6 +74,7 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
                 "uc-pack",
                 "uc-model",
                 "uc-export",
+                "uc-infer",
             ]),
         ),
         ("uc-examples", libraries.clone()),
@@ -96,7 +101,7 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
 }
 
 /// Crates that must build without burn, so that verifying a pack stays a small program.
-const WITHOUT_BURN: [&str; 10] = [
+const WITHOUT_BURN: [&str; 11] = [
     "uc-simd",
     "uc-input",
     "uc-settings",
@@ -104,6 +109,7 @@ const WITHOUT_BURN: [&str; 10] = [
     "uc-codec",
     "uc-pack",
     "uc-hub",
+    "uc-infer",
     "ucpack",
     "uc-export",
     "uc",

@@ -9,7 +9,7 @@ use crate::device::DeviceError;
 #[cfg(feature = "forward")]
 use crate::moments::MomentsError;
 use crate::source::SourceError;
-#[cfg(feature = "forward")]
+#[cfg(feature = "tokenizer")]
 use crate::text::TextError;
 
 /// Any error of this crate.
@@ -22,7 +22,7 @@ pub enum ModelError {
     #[error(transparent)]
     Source(#[from] SourceError),
     /// The tokenizer or a text cannot be used.
-    #[cfg(feature = "forward")]
+    #[cfg(feature = "tokenizer")]
     #[error(transparent)]
     Text(#[from] TextError),
     /// The device cannot be used.

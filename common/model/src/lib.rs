@@ -7,8 +7,8 @@
 //! It never writes a file, never starts a process, never uses a network, and knows nothing of the pipeline, of
 //! codecs or of packs.
 //!
-//! Without the feature `forward` it only reads configurations, plans tensors and reads their files, and needs neither burn nor
-//! the tokenizer's library.
+//! Without the feature `forward` it only reads configurations, plans tensors and reads their files, and does not need burn; the
+//! feature `tokenizer` adds the tokenizer alone.
 //!
 //! Code map:
 //! - [`spec`]: what a model is, as data; [`config`]: the validated [`ModelConfig`]; `load`: reads a
@@ -16,7 +16,8 @@
 //!   the tensor names and shapes that follow from it.
 //! - [`source`]: the safetensors of a model folder, by positioned reads.
 //! - [`text`]: tokenizer, text files, evaluation and calibration windows.
-//! - [`forward`]: the forward and backward pass, built from the description; [`rope`]: rotary tables.
+//! - [`forward`]: the forward and backward pass, built from the description; [`rope`]: rotary tables; [`routing`]: which
+//!   experts a token is sent to.
 //! - `mamba`: the selective scan and its gradient; `matmul`: the matrix product, in f32 on every device.
 //! - [`moments`]: second moments of layer inputs; [`device`]: CPU or CUDA.
 
@@ -36,11 +37,10 @@ mod matmul;
 pub mod moments;
 pub mod plan;
 pub mod rope;
-#[cfg(feature = "forward")]
-mod simd;
+pub mod routing;
 pub mod source;
 pub mod spec;
-#[cfg(feature = "forward")]
+#[cfg(feature = "tokenizer")]
 pub mod text;
 
 pub use config::ModelConfig;
@@ -51,5 +51,5 @@ pub use device::{Cpu, DeviceKind};
 pub use error::ModelError;
 pub use plan::{ExactSpec, InputSpec, LayerPlan, LinearSpec};
 pub use source::{SourceFolder, SourceTensor};
-#[cfg(feature = "forward")]
+#[cfg(feature = "tokenizer")]
 pub use text::{Tokenizer, Window};

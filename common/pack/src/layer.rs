@@ -312,12 +312,23 @@ impl LayerFile {
             row_log2_eighths,
             row_step_log2_eighths,
             q,
-            overlay: self.overlay(linear)?,
+            overlay: self.overlay_of(linear)?,
         })
     }
 
+    /// The overlay of linear `index`, if it has one: checked factors.
+    ///
+    /// # Errors
+    /// `Io`, and `Codec` if a factor is not finite.
+    ///
+    /// # Panics
+    /// If there is no such linear.
+    pub fn overlay(&self, index: usize) -> Result<Option<LowRank>, PackError> {
+        self.overlay_of(&self.header.linears[index])
+    }
+
     /// The overlay of a linear, if it has one.
-    fn overlay(&self, linear: &ParsedLinear) -> Result<Option<LowRank>, PackError> {
+    fn overlay_of(&self, linear: &ParsedLinear) -> Result<Option<LowRank>, PackError> {
         let LinearHeader {
             rows, cols, rank, ..
         } = linear.header;

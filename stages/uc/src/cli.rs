@@ -9,10 +9,12 @@ use uc_store::logging::LogFormat;
 
 use crate::report::packs::parse_fingerprint;
 
+mod generate;
 mod help;
 #[cfg(test)]
 mod tests;
 
+pub use generate::GenerateArgs;
 pub use help::{command, parse};
 
 /// Heading of the options of what is printed, common to all verbs.
@@ -84,6 +86,8 @@ pub enum Verb {
     Eval(EvalArgs),
     /// Write the weights of a pack for transformers, vLLM or llama.cpp
     Export(ExportArgs),
+    /// Continue a text, or converse, with the model of a pack
+    Generate(Box<GenerateArgs>),
     /// Print the completions of a shell
     Completions(CompletionsArgs),
     /// Write the manual pages

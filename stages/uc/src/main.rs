@@ -1,7 +1,7 @@
 //! `uc`: the user's command and the driver of the pipeline.
 //!
 //! Plans runs, starts stage programs, shows progress and prints results. Never computes on tensors and knows no model
-//! family and no codec: stage programs and the pack library do.
+//! family and no codec: stage programs, the pack library and the runtime do.
 
 mod artifacts;
 mod cli;
@@ -51,6 +51,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Verb::Diff(args) => return verbs::diff::run(args, &display),
         Verb::Eval(args) => verbs::eval::run(args, &mut display, &signals),
         Verb::Export(args) => verbs::export::run(args, &display),
+        Verb::Generate(args) => verbs::generate::run(args, &display, &signals),
         Verb::Completions(args) => verbs::completions::run(*args),
         Verb::Man(args) => verbs::man::run(args, &display),
     }?;

@@ -11,6 +11,7 @@ pub mod compress;
 pub mod diff;
 pub mod eval;
 pub mod export;
+pub mod generate;
 pub mod inspect;
 pub mod man;
 pub mod plan;

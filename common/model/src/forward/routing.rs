@@ -7,10 +7,8 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
 use super::weights::Weights;
+use crate::routing::{RENORMALIZE_EPS, group_limited_top_k, is_masked, top_k};
 use crate::spec::{ExpertsSpec, Routing};
-
-/// Added to the sum of sigmoids before dividing by it.
-const RENORMALIZE_EPS: f64 = 1e-20;
 
 /// The selected experts of a batch of tokens, and their weights.
 pub(super) struct Routed<B: Backend> {
@@ -59,7 +57,7 @@ pub(super) fn route<B: Backend>(
             });
             let weights = gather(scores, &experts, spec.top_k);
             let weights = match renormalize {
-                true => weights.clone() / (weights.sum_dim(1) + RENORMALIZE_EPS),
+                true => weights.clone() / (weights.sum_dim(1) + f64::from(RENORMALIZE_EPS)),
                 false => weights,
             };
             Routed {
@@ -91,8 +89,7 @@ fn sparse_mixer<B: Backend>(logits: Tensor<B, 2>, jitter: f32) -> Routed<B> {
             let peak = row[pair[rank]];
             mask.extend(row.iter().enumerate().map(|(expert, &score)| {
                 let already_selected = rank == 1 && expert == pair[0];
-                let too_far = (peak - score) / score.abs().max(peak) > 2.0 * jitter;
-                if already_selected || too_far {
+                if already_selected || is_masked(score, peak, jitter) {
                     f32::NEG_INFINITY
                 } else {
                     0.0
@@ -129,30 +126,6 @@ fn gather<B: Backend>(scores: Tensor<B, 2>, experts: &[usize], k: usize) -> Tens
     let tokens = scores.dims()[0];
     let experts = index_tensor(experts, &scores.device()).reshape([tokens, k]);
     scores.gather(1, experts)
-}
-
-/// The top `k` of `scores` within the `topk_group` best of `groups` equal groups. A group ranks by the sum of
-/// its two largest scores.
-fn group_limited_top_k(
-    mut scores: Vec<f32>,
-    [groups, topk_group]: [usize; 2],
-    k: usize,
-) -> Vec<usize> {
-    let size = scores.len() / groups;
-    let group_score = |group: &[f32]| top_k(group, 2).into_iter().map(|i| group[i]).sum();
-    let group_scores: Vec<f32> = scores.chunks_exact(size).map(group_score).collect();
-    for group in &top_k(&group_scores, groups)[topk_group..] {
-        scores[group * size..][..size].fill(f32::NEG_INFINITY);
-    }
-    top_k(&scores, k)
-}
-
-/// The indices of the `k` largest values, largest first; among equal values, lower indices first.
-fn top_k(row: &[f32], k: usize) -> Vec<usize> {
-    let mut indices: Vec<usize> = (0..row.len()).collect();
-    indices.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
-    indices.truncate(k);
-    indices
 }
 
 fn to_host<B: Backend, const D: usize>(values: Tensor<B, D>) -> Vec<f32> {
@@ -251,22 +224,5 @@ mod tests {
         for (found, score) in to_host(found.weights).iter().zip([-0.9, 0.3, 0.2, -1.4]) {
             assert!((found - 2.5 * sigmoid(score)).abs() < 1e-6);
         }
-    }
-
-    #[test]
-    fn experts_are_selected_within_the_groups_whose_two_best_have_the_largest_sum() {
-        // The group scores are 0.9, 1.1 and -0.3. The best single expert is in a group that is not selected.
-        let scores = vec![0.95, -0.05, -1.0, 0.5, 0.6, 0.0, -0.1, -0.2, -0.3];
-        assert_eq!(group_limited_top_k(scores.clone(), [3, 1], 2), [4, 3]);
-        assert_eq!(group_limited_top_k(scores.clone(), [3, 2], 3), [0, 4, 3]);
-        assert_eq!(group_limited_top_k(scores, [1, 1], 4), [0, 4, 3, 5]);
-    }
-
-    #[test]
-    fn negative_scores_of_a_selected_group_rank_before_those_of_other_groups() {
-        assert_eq!(
-            group_limited_top_k(vec![-1.0, -2.0, -3.0, -4.0], [2, 1], 2),
-            [0, 1]
-        );
     }
 }

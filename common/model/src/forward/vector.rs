@@ -1,8 +1,6 @@
 //! Elementwise loops of the CPU kernels.
 
-use uc_simd::{Kernel, dispatch};
-
-use crate::simd::{LANES, exp_below_zero};
+use uc_simd::{Kernel, LANES, dispatch, exp_below_zero};
 
 struct SiluGate<'a> {
     gate: &'a mut [f32],

@@ -6,10 +6,9 @@
 //! own, which is copied into the rows of the result afterwards.
 
 use rayon::prelude::*;
-use uc_simd::{Kernel, dispatch};
+use uc_simd::{Kernel, LANES, dispatch, exp_below_zero};
 
 use super::lanes::{Lane, load, mul, mul_add, sum};
-use crate::simd::{LANES, exp_below_zero};
 
 /// Vector registers of channels per piece.
 const GROUPS: usize = 4;

@@ -1,6 +1,6 @@
 //! Arithmetic on vectors of channels, one channel per lane, for the kernels of the scan.
 
-use crate::simd::LANES;
+use uc_simd::LANES;
 
 /// One value of each of [`LANES`] channels.
 pub(super) type Lane = [f32; LANES];

@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+/// A compressed text may have this many times the bytes of its file, plus 64 MiB. Natural text stays below 20.
+pub(super) const MAX_EXPANSION: u64 = 256;
+
 /// Why a tokenizer or a text cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
@@ -71,7 +74,7 @@ pub enum TextError {
         offset: u64,
     },
     /// A compressed file expands to more than it may.
-    #[error("{}: expands to more than {limit} bytes ({RATIO} times its size plus 64 MiB), the limit for compressed text", path.display(), RATIO = super::files::MAX_EXPANSION)]
+    #[error("{}: expands to more than {limit} bytes ({RATIO} times its size plus 64 MiB), the limit for compressed text", path.display(), RATIO = MAX_EXPANSION)]
     Expansion {
         /// The file.
         path: PathBuf,

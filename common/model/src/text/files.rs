@@ -11,8 +11,6 @@ use std::path::Path;
 
 use super::error::TextError;
 
-/// A compressed text may have this many times the bytes of its file, plus 64 MiB. Natural text stays below 20.
-pub(super) const MAX_EXPANSION: u64 = 256;
 /// The longest line of JSON, bytes.
 const MAX_LINE: usize = 64 << 20;
 

@@ -7,19 +7,25 @@
 
 pub mod bos;
 mod document;
+#[cfg(feature = "forward")]
 mod draw;
 mod error;
+#[cfg(feature = "forward")]
 mod files;
 mod normalizer;
 mod pattern;
 mod pre_tokenizer;
+#[cfg(feature = "forward")]
 mod set;
 mod tokenizer;
 mod windows;
 
+#[cfg(feature = "forward")]
 pub use draw::encode_texts;
 pub use error::TextError;
+#[cfg(feature = "forward")]
 pub use files::{Consumer, Piece, read_texts};
+#[cfg(feature = "forward")]
 pub use set::{RecordedWindow, WindowChoice, WindowSet};
 pub use tokenizer::Tokenizer;
 pub use windows::{Window, check_token_ids, splitmix64, windows};

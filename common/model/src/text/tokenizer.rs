@@ -123,6 +123,23 @@ impl Tokenizer {
             })
     }
 
+    /// The text of `ids`, special tokens included.
+    ///
+    /// # Errors
+    /// [`TextError::Encode`].
+    pub fn decode_all(&self, ids: &[u32]) -> Result<String, TextError> {
+        self.inner
+            .decode(ids, false)
+            .map_err(|error| TextError::Encode {
+                reason: error.to_string(),
+            })
+    }
+
+    /// The id of the token that is written `text` in the vocabulary, special tokens included.
+    pub fn id(&self, text: &str) -> Option<u32> {
+        self.inner.token_to_id(text)
+    }
+
     /// [`windows`] that begin with this tokenizer's leading special token, if it has one.
     ///
     /// # Errors

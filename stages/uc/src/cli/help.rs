@@ -11,7 +11,9 @@ pub(super) const GROUPS: [(&str, &[&str]); 3] = [
     ("Runs", &["compress", "resume", "status", "plan", "stage"]),
     (
         "Packs",
-        &["verify", "inspect", "diff", "eval", "export", "upload"],
+        &[
+            "verify", "inspect", "diff", "eval", "export", "generate", "upload",
+        ],
     ),
     ("Shell", &["completions", "man"]),
 ];

@@ -90,6 +90,11 @@ impl Listener {
         *self.to.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
+    /// Says that the signals so far have been dealt with: they do not count towards the immediate end.
+    pub fn handled(&self) {
+        self.count.store(0, Ordering::SeqCst);
+    }
+
     /// Number of signals received.
     pub fn count(&self) -> usize {
         self.count.load(Ordering::SeqCst)

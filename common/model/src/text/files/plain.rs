@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
-use super::{Compression, MAX_EXPANSION, io};
-use crate::text::error::TextError;
+use super::{Compression, io};
+use crate::text::error::{MAX_EXPANSION, TextError};
 
 /// Bytes that are read at a time.
 const BLOCK: usize = 256 << 10;

@@ -1,18 +1,17 @@
 //! The vector width of the CPU kernels, and an exponential that vectorizes.
 //!
-//! `uc_simd` dispatches by instruction set. The exponential is in this crate because only the forward pass needs it.
-//! It is a polynomial because the exponential of the C library is scalar (it took longer than the matrix products of
+//! The exponential is a polynomial because the exponential of the C library is scalar (it took longer than the matrix products of
 //! attention) and differs between libraries. It consists of IEEE operations in a fixed order, so it has the same bits
 //! on every instruction set.
 
 /// Partial sums of a reduction, or channels processed side by side: one AVX-512 register.
-pub(crate) const LANES: usize = 16;
+pub const LANES: usize = 16;
 
 /// `e^x` for `x <= 0`, within 2 ulp. Below -87 it returns `e^-87` (1.6e-38), about the smallest normal number.
 ///
 /// `x = n ln 2 + r` with `|r| <= ln 2 / 2`; the polynomial for `e^r` is that of Cephes `expf`.
 #[inline(always)]
-pub(crate) fn exp_below_zero(x: f32) -> f32 {
+pub fn exp_below_zero(x: f32) -> f32 {
     /// `1.5 · 2^23`: adding it rounds to an integer and leaves that in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
     let x = if x > -87.0 { x } else { -87.0 };

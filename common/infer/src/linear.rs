@@ -1,0 +1,37 @@
+//! A linear layer.
+
+use uc_model::spec::Projection;
+
+use crate::error::InferError;
+use crate::matrix::Matrix;
+use crate::source::Source;
+
+/// `y = x Wᵀ + b`.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    pub(crate) matrix: Matrix,
+    /// `[out]`
+    bias: Option<Vec<f32>>,
+}
+
+impl Linear {
+    pub(crate) fn new(spec: &Projection, source: &dyn Source) -> Result<Self, InferError> {
+        let matrix = source.matrix(&format!("{}.weight", spec.name), [spec.rows, spec.cols])?;
+        let bias = match spec.bias {
+            true => Some(source.values(&format!("{}.bias", spec.name), &[spec.rows])?),
+            false => None,
+        };
+        Ok(Linear { matrix, bias })
+    }
+
+    /// `x: [tokens, in]` to `[tokens, out]`.
+    pub(crate) fn forward(&self, x: &[f32]) -> Vec<f32> {
+        let mut y = self.matrix.product(x);
+        if let Some(bias) = &self.bias {
+            for row in y.chunks_exact_mut(bias.len()) {
+                row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            }
+        }
+        y
+    }
+}

@@ -1,0 +1,273 @@
+//! From a pack to a model: reads every tensor once, checks its digest, and turns linears into their resident form.
+
+use std::collections::BTreeMap;
+
+use uc_model::ModelConfig;
+use uc_pack::digest::Hasher;
+use uc_pack::layer::PieceBuffers;
+use uc_pack::manifest::{ExactEntry, LayerEntry};
+use uc_pack::{CONFIG_FILE, Digest, ExactDtype, LayerFile, NonLayerFile, Pack};
+
+use crate::coded::CodedBuilder;
+use crate::error::InferError;
+use crate::matrix::{Dense, Matrix};
+use crate::model::Model;
+use crate::source::Source;
+
+/// Whether what is read is compared with the manifest's digests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checks {
+    /// Every tensor and the configuration.
+    Digests,
+    /// Sizes and structure only.
+    Structure,
+}
+
+/// Loads the model of a pack, on the threads of the current pool. With [`Checks::Digests`], the SHA-256 of every tensor that the
+/// model uses, as reconstructed here, is compared with the manifest.
+///
+/// # Errors
+/// [`InferError::Pack`], [`InferError::Config`], [`InferError::Layers`], [`InferError::NoTensor`], [`InferError::Tensor`],
+/// [`InferError::Digest`].
+pub fn load(pack: &Pack, checks: Checks) -> Result<Model, InferError> {
+    let config = config(pack, checks)?;
+    let found = pack.manifest().layers.len();
+    if found != config.layers.len() {
+        return Err(InferError::Layers {
+            origin: pack.path("").display().to_string(),
+            found,
+            expected: config.layers.len(),
+        });
+    }
+    let non_layer = NonLayer {
+        file: pack.non_layer()?,
+        entries: by_name(&pack.manifest().non_layer.tensors),
+        origin: pack.path(uc_pack::NON_LAYER_FILE).display().to_string(),
+        checks,
+    };
+    Model::new(config, &non_layer, |index| {
+        PackedLayer::open(pack, index, checks)
+    })
+}
+
+/// The description of the pack's model.
+fn config(pack: &Pack, checks: Checks) -> Result<ModelConfig, InferError> {
+    let bytes = file(pack, CONFIG_FILE, checks)?;
+    let manifest = pack.manifest();
+    let has_tensor = |part: &str| {
+        let linears = manifest.layers.iter().flat_map(|layer| {
+            let names = layer.linears.iter().map(|linear| &linear.name);
+            names.chain(layer.exact.iter().map(|tensor| &tensor.name))
+        });
+        let mut names = linears.chain(manifest.non_layer.tensors.iter().map(|t| &t.name));
+        names.any(|name| name.contains(part))
+    };
+    let path = pack.path(CONFIG_FILE);
+    Ok(ModelConfig::from_json(&bytes, &path, &has_tensor)?)
+}
+
+/// The bytes of one of the pack's small files, checked against the manifest.
+///
+/// # Errors
+/// [`InferError::NoFile`] if the manifest does not name the file, [`InferError::Io`], [`InferError::Digest`].
+pub fn file(pack: &Pack, name: &str, checks: Checks) -> Result<Vec<u8>, InferError> {
+    let path = pack.path(name);
+    let bytes = uc_input::read(&path, uc_input::LARGE_JSON).map_err(|source| InferError::Io {
+        path: path.clone(),
+        source,
+    })?;
+    let entry = pack.manifest().files.iter().find(|file| file.name == name);
+    let entry = entry.ok_or_else(|| InferError::NoFile {
+        origin: pack.path(uc_pack::MANIFEST_FILE).display().to_string(),
+        file: name.to_owned(),
+    })?;
+    if checks == Checks::Digests {
+        compare(
+            &path.display().to_string(),
+            Digest::hash_bytes(&bytes),
+            entry.sha256,
+        )?;
+    }
+    Ok(bytes)
+}
+
+/// Loads the pack's tokenizer, whose file is compared with the manifest.
+///
+/// # Errors
+/// Those of [`file`], [`InferError::Text`].
+pub fn tokenizer(pack: &Pack, checks: Checks) -> Result<uc_model::Tokenizer, InferError> {
+    file(pack, "tokenizer.json", checks)?;
+    Ok(uc_model::Tokenizer::load(&pack.path(""))?)
+}
+
+fn compare(what: &str, found: Digest, expected: Digest) -> Result<(), InferError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(InferError::Digest {
+        what: what.to_owned(),
+        found: found.to_string(),
+        expected: expected.to_string(),
+    })
+}
+
+fn by_name(entries: &[ExactEntry]) -> BTreeMap<&str, &ExactEntry> {
+    let named = entries.iter().map(|entry| (entry.name.as_str(), entry));
+    named.collect()
+}
+
+/// The values of an exact tensor in a layer file or outside the layers.
+fn dense(
+    tensor: &str,
+    bytes: &[u8],
+    entry: &ExactEntry,
+    shape: &[usize],
+    checks: Checks,
+) -> Result<Dense, InferError> {
+    let wrong = |found: String, expected: String| InferError::Tensor {
+        tensor: tensor.to_owned(),
+        found,
+        expected,
+    };
+    let expected: Vec<u64> = shape.iter().map(|&dimension| dimension as u64).collect();
+    if entry.shape != expected {
+        let (found, expected) = (format!("{:?}", entry.shape), format!("{expected:?}"));
+        return Err(wrong(found, expected));
+    }
+    if checks == Checks::Digests {
+        compare(tensor, Digest::hash_bytes(bytes), entry.sha256)?;
+    }
+    let halves = || {
+        let pairs = bytes.as_chunks::<2>().0.iter();
+        pairs.map(|&pair| u16::from_le_bytes(pair))
+    };
+    match entry.dtype {
+        ExactDtype::F32 => {
+            let words = bytes.as_chunks::<4>().0.iter();
+            Ok(Dense::F32(
+                words.map(|&word| f32::from_le_bytes(word)).collect(),
+            ))
+        }
+        ExactDtype::F16 => Ok(Dense::F16(halves().map(half::f16::from_bits).collect())),
+        ExactDtype::BF16 => Ok(Dense::Bf16(halves().map(half::bf16::from_bits).collect())),
+        other => Err(wrong(format!("{other:?}"), "F32, F16 or BF16".to_owned())),
+    }
+}
+
+/// The tensors outside the layers.
+struct NonLayer<'a> {
+    file: NonLayerFile,
+    entries: BTreeMap<&'a str, &'a ExactEntry>,
+    origin: String,
+    checks: Checks,
+}
+
+impl Source for NonLayer<'_> {
+    fn matrix(&self, name: &str, [rows, cols]: [usize; 2]) -> Result<Matrix, InferError> {
+        let values = self.exact(name, &[rows, cols])?;
+        Ok(Matrix::Dense { values, cols })
+    }
+
+    fn exact(&self, name: &str, shape: &[usize]) -> Result<Dense, InferError> {
+        let entry = self.entries.get(name).ok_or_else(|| InferError::NoTensor {
+            origin: self.origin.clone(),
+            tensor: name.to_owned(),
+        })?;
+        let bytes = self.file.read(name)?;
+        let tensor = format!("{}: {name}", self.origin);
+        dense(&tensor, &bytes, entry, shape, self.checks)
+    }
+}
+
+/// The tensors of a layer.
+struct PackedLayer<'a> {
+    file: LayerFile,
+    entry: &'a LayerEntry,
+    /// Index in the file, by name.
+    linears: BTreeMap<&'a str, usize>,
+    /// Index in the file, by name.
+    exact: BTreeMap<&'a str, usize>,
+    checks: Checks,
+}
+
+impl<'a> PackedLayer<'a> {
+    fn open(pack: &'a Pack, index: usize, checks: Checks) -> Result<Self, InferError> {
+        // The file has the tensors of its entry, in this order: that is checked when it is opened.
+        let file = pack.layer_unhashed(index as u32)?;
+        let entry = &pack.manifest().layers[index];
+        let linears = entry.linears.iter().map(|linear| linear.name.as_str());
+        let exact = entry.exact.iter().map(|tensor| tensor.name.as_str());
+        Ok(PackedLayer {
+            file,
+            entry,
+            linears: linears.zip(0..).collect(),
+            exact: exact.zip(0..).collect(),
+            checks,
+        })
+    }
+
+    fn missing(&self, name: &str) -> InferError {
+        InferError::NoTensor {
+            origin: self.file.origin().to_owned(),
+            tensor: name.to_owned(),
+        }
+    }
+
+    /// Linear `index` in its resident form.
+    fn linear(&self, index: usize) -> Result<Matrix, InferError> {
+        let header = &self.file.linears()[index];
+        let mut builder = CodedBuilder::new(
+            [header.rows, header.cols],
+            header.step,
+            &self.file.column_log2_eighths(index)?,
+            self.file.overlay(index)?,
+        );
+        let mut buffers = PieceBuffers::default();
+        let mut hasher = Hasher::default();
+        let mut pieces = self.file.pieces(index, &mut buffers)?;
+        while let Some(piece) = pieces.next_piece()? {
+            builder.rows(piece.q, piece.row_log2_eighths, piece.row_step_log2_eighths);
+            if self.checks == Checks::Digests {
+                hasher.words(piece.weights);
+            }
+        }
+        if self.checks == Checks::Digests {
+            let what = format!("{}: {}", self.file.origin(), header.name);
+            let expected = self.entry.linears[index].reconstructed_sha256;
+            compare(&what, hasher.finish(), expected)?;
+        }
+        Ok(Matrix::Coded(builder.finish()))
+    }
+}
+
+impl Source for PackedLayer<'_> {
+    fn matrix(&self, name: &str, [rows, cols]: [usize; 2]) -> Result<Matrix, InferError> {
+        let Some(&index) = self.linears.get(name) else {
+            // A router is stored exactly.
+            let values = self.exact(name, &[rows, cols])?;
+            return Ok(Matrix::Dense { values, cols });
+        };
+        let header = &self.file.linears()[index];
+        if [header.rows, header.cols] != [rows, cols] {
+            return Err(InferError::Tensor {
+                tensor: format!("{}: {name}", self.file.origin()),
+                found: format!("{:?}", [header.rows, header.cols]),
+                expected: format!("{:?}", [rows, cols]),
+            });
+        }
+        self.linear(index)
+    }
+
+    fn exact(&self, name: &str, shape: &[usize]) -> Result<Dense, InferError> {
+        let index = *self.exact.get(name).ok_or_else(|| self.missing(name))?;
+        let bytes = self.file.exact_bytes(index)?;
+        let tensor = format!("{}: {name}", self.file.origin());
+        dense(
+            &tensor,
+            &bytes,
+            &self.entry.exact[index],
+            shape,
+            self.checks,
+        )
+    }
+}

@@ -1,0 +1,460 @@
+//! The chat template of a pack's tokenizer: from messages to the text of a prompt.
+//!
+//! Templates are Jinja, written for the environment of transformers: blocks without surrounding blanks, `break` and `continue`,
+//! the methods of Python's strings and dictionaries, `raise_exception`, `strftime_now`, `tojson`. The special tokens are those
+//! of the template: nothing is put in front of its text.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use minijinja::value::{Kwargs, Value};
+use minijinja::{Environment, Error, ErrorKind, context};
+use serde::{Deserialize, Serialize};
+use uc_pack::Pack;
+
+use crate::error::InferError;
+use crate::load::{self, Checks};
+
+/// The description of the tokenizer, which may hold the template.
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// A file that holds the template alone; it takes precedence.
+const TEMPLATE_FILE: &str = "chat_template.jinja";
+/// Name of the template that is used where there are several.
+const DEFAULT: &str = "default";
+
+/// A message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who speaks: `system`, `user` or `assistant`.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message.
+    pub fn new(role: &str, content: &str) -> Self {
+        Message {
+            role: role.to_owned(),
+            content: content.to_owned(),
+        }
+    }
+}
+
+/// What of `tokenizer_config.json` a template needs.
+#[derive(Debug, Default, Deserialize)]
+struct TokenizerConfig {
+    #[serde(default)]
+    chat_template: Option<Templates>,
+    #[serde(default)]
+    bos_token: Option<Token>,
+    #[serde(default)]
+    eos_token: Option<Token>,
+}
+
+/// One template, or several with names.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Templates {
+    One(String),
+    Named(Vec<NamedTemplate>),
+}
+
+#[derive(Debug, Deserialize)]
+struct NamedTemplate {
+    name: String,
+    template: String,
+}
+
+/// A special token: its text, or an object with it.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Token {
+    Text(String),
+    Object { content: String },
+}
+
+impl Token {
+    fn text(self) -> String {
+        match self {
+            Token::Text(text) | Token::Object { content: text } => text,
+        }
+    }
+}
+
+/// A chat template.
+#[derive(Debug)]
+pub struct Template {
+    environment: Environment<'static>,
+    bos: String,
+    eos: String,
+}
+
+impl Template {
+    /// The template of a pack.
+    ///
+    /// # Errors
+    /// [`InferError::NoTemplate`] if the pack has none, [`InferError::Template`] for one that cannot be read, and those of
+    /// [`load::file`].
+    pub fn load(pack: &Pack, checks: Checks) -> Result<Self, InferError> {
+        let read = |name: &str| match has(pack, name) {
+            true => load::file(pack, name, checks).map(Some),
+            false => Ok(None),
+        };
+        let config = read(TOKENIZER_CONFIG)?.unwrap_or_else(|| b"{}".to_vec());
+        let alone = match read(TEMPLATE_FILE)? {
+            Some(bytes) => Some(String::from_utf8(bytes).map_err(|_| InferError::Template {
+                reason: format!("{TEMPLATE_FILE} is not UTF-8"),
+            })?),
+            None => None,
+        };
+        Template::parse(&config, alone)
+    }
+
+    /// A template from the bytes of a `tokenizer_config.json`, or from a text of its own, which takes precedence.
+    ///
+    /// # Errors
+    /// [`InferError::NoTemplate`], [`InferError::Template`].
+    pub fn parse(config: &[u8], alone: Option<String>) -> Result<Self, InferError> {
+        let config: TokenizerConfig =
+            serde_json::from_slice(config).map_err(|error| InferError::Template {
+                reason: format!("{TOKENIZER_CONFIG}: {error}"),
+            })?;
+        let source = alone.or(match config.chat_template {
+            Some(Templates::One(template)) => Some(template),
+            Some(Templates::Named(templates)) => {
+                let mut templates = templates.into_iter();
+                let default = templates.find(|template| template.name == DEFAULT);
+                default.map(|template| template.template)
+            }
+            None => None,
+        });
+        let source = source.ok_or(InferError::NoTemplate)?;
+        let mut environment = environment();
+        environment
+            .add_template_owned(DEFAULT, without_generation_blocks(&source))
+            .map_err(template_error)?;
+        Ok(Template {
+            environment,
+            bos: config.bos_token.map(Token::text).unwrap_or_default(),
+            eos: config.eos_token.map(Token::text).unwrap_or_default(),
+        })
+    }
+
+    /// The text of the token that ends what is said; empty if there is none.
+    pub fn eos(&self) -> &str {
+        &self.eos
+    }
+
+    /// The text of a conversation, up to where the assistant speaks next.
+    ///
+    /// # Errors
+    /// [`InferError::Template`] if the template fails, or refuses the messages.
+    pub fn render(&self, messages: &[Message]) -> Result<String, InferError> {
+        let template = self.environment.get_template(DEFAULT);
+        let values = context! {
+            messages => messages,
+            bos_token => self.bos,
+            eos_token => self.eos,
+            add_generation_prompt => true,
+        };
+        template
+            .and_then(|template| template.render(values))
+            .map_err(template_error)
+    }
+}
+
+/// Whether the manifest names a file.
+fn has(pack: &Pack, name: &str) -> bool {
+    pack.manifest().files.iter().any(|file| file.name == name)
+}
+
+fn template_error(error: Error) -> InferError {
+    InferError::Template {
+        reason: format!("{error:#}"),
+    }
+}
+
+/// The environment that templates are written for.
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_trim_blocks(true);
+    environment.set_lstrip_blocks(true);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.add_function(
+        "raise_exception",
+        |message: String| -> Result<String, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        },
+    );
+    environment.add_function("strftime_now", |format: String| strftime(&format, now()));
+    environment.add_filter("tojson", to_json);
+    environment
+}
+
+/// The template without the tags that mark, for training, what the assistant says: `{% generation %}`, `{% endgeneration %}`.
+/// Blanks are stripped as around any other block.
+fn without_generation_blocks(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let Some(end) = rest[start..].find("%}").map(|end| start + end + 2) else {
+            break;
+        };
+        let tag = &rest[start..end];
+        let name = tag[2..tag.len() - 2].trim_matches(['-', '+']).trim();
+        out.push_str(&rest[..start]);
+        match name {
+            "generation" => out.push_str(&tag.replace(name, "if true")),
+            "endgeneration" => out.push_str(&tag.replace(name, "endif")),
+            _ => out.push_str(tag),
+        }
+        rest = &rest[end..];
+    }
+    out + rest
+}
+
+/// JSON as Python's `json.dumps` writes it.
+fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    // Both concern other characters than JSON needs to escape; templates pass what is the default here.
+    let _: Option<bool> = options.get("ensure_ascii")?;
+    options.assert_all_used()?;
+    let mut bytes = Vec::new();
+    let result = match indent {
+        Some(indent) => {
+            let indent = " ".repeat(indent.min(16));
+            let formatter = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(
+                &mut bytes, formatter,
+            ))
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(
+            &mut bytes, Python,
+        )),
+    };
+    let bad =
+        |error: &dyn std::fmt::Display| Error::new(ErrorKind::BadSerialization, error.to_string());
+    result.map_err(|error| bad(&error))?;
+    String::from_utf8(bytes).map_err(|error| bad(&error))
+}
+
+/// Separators with a blank, as Python writes them.
+struct Python;
+
+impl serde_json::ser::Formatter for Python {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+    ) -> std::io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+/// Seconds since 1970, UTC.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+/// A time in UTC in the format of C's `strftime`, for the fields of dates and times.
+fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
+    const MONTHS: [&str; 12] = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ];
+    const DAYS: [&str; 7] = [
+        "Thursday",
+        "Friday",
+        "Saturday",
+        "Sunday",
+        "Monday",
+        "Tuesday",
+        "Wednesday",
+    ];
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = date(days);
+    let (month_name, day_name) = (MONTHS[month as usize - 1], DAYS[(days % 7) as usize]);
+    let mut out = String::new();
+    let mut characters = format.chars();
+    while let Some(c) = characters.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        let field = characters.next();
+        out += &match field {
+            Some('Y') => year.to_string(),
+            Some('y') => format!("{:02}", year % 100),
+            Some('m') => format!("{month:02}"),
+            Some('d') => format!("{day:02}"),
+            Some('B') => month_name.to_owned(),
+            Some('b') => month_name[..3].to_owned(),
+            Some('A') => day_name.to_owned(),
+            Some('a') => day_name[..3].to_owned(),
+            Some('H') => format!("{:02}", second / 3600),
+            Some('M') => format!("{:02}", second / 60 % 60),
+            Some('S') => format!("{:02}", second % 60),
+            Some('%') => "%".to_owned(),
+            other => {
+                let other = other.map(String::from).unwrap_or_default();
+                let message = format!(
+                    "strftime_now: found %{other}, expected one of %Y %y %m %d %B %b %A %a %H %M %S %%"
+                );
+                return Err(Error::new(ErrorKind::InvalidOperation, message));
+            }
+        };
+    }
+    Ok(out)
+}
+
+/// Year, month and day of a number of days since 1970, in the Gregorian calendar.
+fn date(mut days: u64) -> (u64, u64, u64) {
+    let is_leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
+    let mut year = 1970;
+    while days >= 365 + u64::from(is_leap(year)) {
+        days -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let february = 28 + u64::from(is_leap(year));
+    let lengths = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 1;
+    for length in lengths {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    (year, month, days + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template(source: &str) -> Result<Template, InferError> {
+        let config = serde_json::json!({"bos_token": "<s>", "eos_token": {"content": "</s>"}});
+        Template::parse(config.to_string().as_bytes(), Some(source.to_owned()))
+    }
+
+    fn rendered(source: &str) -> Result<String, InferError> {
+        let messages = [
+            Message::new("system", " be <brief> "),
+            Message::new("user", "Hi \"you\""),
+        ];
+        template(source)?.render(&messages)
+    }
+
+    #[test]
+    fn templates_see_the_environment_of_transformers() {
+        for (source, expected) in [
+            ("{{ bos_token }}{{ eos_token }}", "<s></s>"),
+            (
+                "{% for m in messages %}\n  {% if loop.first %}\n{{ m['content'].strip() }}\n  {% endif %}\n{% endfor %}",
+                "be <brief>\n",
+            ),
+            (
+                "{%- for m in messages %}{%- if m.role == 'system' %}{% continue %}{% endif %}{{ m.role.upper() + m['role'].title() }}{% endfor %}",
+                "USERUser",
+            ),
+            (
+                "{{ messages[1] | tojson }}",
+                r#"{"role": "user", "content": "Hi \"you\""}"#,
+            ),
+            (
+                "{{ messages[0].content.split('<')[1].startswith('brief') }}",
+                "True",
+            ),
+            ("a{%- generation -%} b {%- endgeneration -%} c", "abc"),
+            ("{{ messages[::-1][0].role }}", "user"),
+            (
+                "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+                "2",
+            ),
+            (
+                "{% if tools is defined and tools %}x{% endif %}{{ 'y' if add_generation_prompt }}",
+                "y",
+            ),
+        ] {
+            let found = rendered(source).expect(source);
+            let found = found.replace("true", "True");
+            assert_eq!(found, expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn a_template_that_refuses_or_is_broken_or_absent_is_a_clear_error() {
+        let error = rendered("{{ raise_exception('roles must alternate') }}").expect_err("refused");
+        assert!(
+            error.to_string().contains("roles must alternate"),
+            "{error}"
+        );
+        let error = rendered("{% for %}").expect_err("broken");
+        assert!(matches!(error, InferError::Template { .. }), "{error}");
+        let error = Template::parse(b"{}", None).expect_err("absent");
+        assert!(matches!(error, InferError::NoTemplate), "{error}");
+        let error = Template::parse(b"[", None).expect_err("no object");
+        assert!(matches!(error, InferError::Template { .. }), "{error}");
+    }
+
+    #[test]
+    fn of_several_templates_the_default_one_is_used() {
+        let config = serde_json::json!({"chat_template": [
+            {"name": "tool_use", "template": "tools"},
+            {"name": "default", "template": "plain"},
+        ]});
+        let template = Template::parse(config.to_string().as_bytes(), None).expect("a template");
+        assert_eq!(template.render(&[]).expect("text"), "plain");
+    }
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (seconds, expected) in [
+            (0, "01 Jan 1970 Thursday 00:00:00"),
+            (951_782_400, "29 Feb 2000 Tuesday 00:00:00"),
+            (1_735_689_599, "31 Dec 2024 Tuesday 23:59:59"),
+            (1_735_689_600, "01 Jan 2025 Wednesday 00:00:00"),
+        ] {
+            let found = strftime("%d %b %Y %A %H:%M:%S", seconds).expect("known fields");
+            assert_eq!(found, expected);
+        }
+        assert!(strftime("%Q", 0).is_err());
+    }
+}

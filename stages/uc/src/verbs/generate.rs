@@ -1,0 +1,282 @@
+//! `uc generate PACK`: continues a text, or converses, with the model of a pack.
+
+mod conversation;
+mod result;
+
+use std::io::{IsTerminal, Read};
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use uc_infer::generate::Finish;
+use uc_infer::load::{self, Checks};
+use uc_infer::{
+    Generated, InferError, Message, Model, Precision, Request, Sampling, Sequence, Template,
+    generate,
+};
+use uc_input::printable;
+use uc_model::Tokenizer;
+use uc_pack::Pack;
+use uc_store::{ExitCode, output};
+
+use crate::cli::GenerateArgs;
+use crate::process::signals::Listener;
+use crate::report::failure::failure;
+use crate::report::json::print_json;
+use crate::report::packs;
+use crate::report::progress::Display;
+use crate::session;
+
+/// Longest prompt, bytes.
+const MAX_PROMPT: u64 = 256 << 20;
+
+/// Runs the verb.
+pub fn run(args: &GenerateArgs, display: &Display, signals: &Listener) -> anyhow::Result<()> {
+    let threads = session::threads(args.threads);
+    let sampling = Sampling::from(&args.sampling);
+    // What does not depend on the model is refused before it is loaded.
+    sampling.check(usize::MAX).map_err(classify)?;
+    let text = prompt(args)?;
+    if text.is_none() && args.json {
+        let message = "--json: found a conversation, expected a text (-p TEXT or -f FILE)";
+        return Err(failure(ExitCode::Usage, message));
+    }
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads as usize)
+        .build()
+        .context("cannot start threads")?;
+    pool.install(|| {
+        let loaded = Loaded::load(args, sampling, threads, display)?;
+        match text {
+            Some(text) => loaded.answer(&text),
+            None => conversation::run(&loaded, signals),
+        }
+    })
+}
+
+/// The prompt; none for a conversation.
+fn prompt(args: &GenerateArgs) -> anyhow::Result<Option<String>> {
+    if let Some(text) = &args.prompt {
+        return Ok(Some(text.clone()));
+    }
+    if let Some(file) = &args.file {
+        let text = uc_input::read_text(file, MAX_PROMPT);
+        return bad_text(text, &printable(file.as_str())).map(Some);
+    }
+    if args.chat {
+        return Ok(None);
+    }
+    let stdin = std::io::stdin().lock();
+    if stdin.is_terminal() {
+        let message =
+            "found no text, expected -p TEXT, -f FILE, a text on standard input, or --chat";
+        return Err(failure(ExitCode::Usage, message));
+    }
+    bad_text(read_stdin(stdin), "standard input").map(Some)
+}
+
+/// The text on standard input.
+fn read_stdin(stdin: impl Read) -> std::io::Result<String> {
+    let bytes = uc_input::read_from(stdin, MAX_PROMPT)?;
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let message = format!("it is not UTF-8 from byte {at}");
+        std::io::Error::new(std::io::ErrorKind::InvalidData, message)
+    })
+}
+
+/// Names the source of a text that cannot be read.
+fn bad_text(text: std::io::Result<String>, source: &str) -> anyhow::Result<String> {
+    text.map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidData => failure(
+            ExitCode::BadInput,
+            format!("{source}: {error}, expected UTF-8"),
+        ),
+        _ => anyhow::Error::from(error).context(format!("cannot read {source}")),
+    })
+}
+
+/// A model that is ready to generate.
+struct Loaded<'a> {
+    args: &'a GenerateArgs,
+    sampling: Sampling,
+    threads: u32,
+    display: &'a Display,
+    pack: Pack,
+    checks: Checks,
+    model: Model,
+    tokenizer: Tokenizer,
+    template: Option<Template>,
+    stop_tokens: Vec<u32>,
+    load_time: Duration,
+}
+
+impl<'a> Loaded<'a> {
+    fn load(
+        args: &'a GenerateArgs,
+        sampling: Sampling,
+        threads: u32,
+        display: &'a Display,
+    ) -> anyhow::Result<Self> {
+        let start = Instant::now();
+        let pack = packs::open(&args.pack)?;
+        let checks = match args.no_verify {
+            true => Checks::Structure,
+            false => Checks::Digests,
+        };
+        if args.no_verify {
+            display.warn(
+                "--no-verify: the weights are NOT compared with the manifest; the text may be that of a damaged pack",
+            );
+        }
+        let tokenizer = load::tokenizer(&pack, checks).map_err(classify)?;
+        let template = match args.chat {
+            true => Some(Template::load(&pack, checks).map_err(classify)?),
+            false => None,
+        };
+        let mut stop_tokens = uc_infer::stop_tokens(&pack, checks).map_err(classify)?;
+        let ends_turn = template.as_ref().map(Template::eos);
+        stop_tokens.extend(ends_turn.and_then(|text| tokenizer.id(text)));
+        if args.ignore_eos {
+            stop_tokens.clear();
+        }
+        let model = load::load(&pack, checks).map_err(classify)?;
+        sampling.check(model.config().vocab).map_err(classify)?;
+        Ok(Loaded {
+            args,
+            sampling,
+            threads,
+            display,
+            pack,
+            checks,
+            model,
+            tokenizer,
+            template,
+            stop_tokens,
+            load_time: start.elapsed(),
+        })
+    }
+
+    /// Continues a text, or answers a single question.
+    fn answer(&self, text: &str) -> anyhow::Result<()> {
+        let prompt = match self.template {
+            Some(_) => {
+                let mut messages = self.system_message();
+                messages.push(Message::new("user", text));
+                self.conversation_tokens(&messages)?
+            }
+            None => self.text_tokens(text)?,
+        };
+        let mut sequence = self.sequence(prompt.len())?;
+        let request = self.request(prompt);
+        let json = self.args.json;
+        let mut on_text = |text: &str| {
+            if !json {
+                output::print(text);
+            }
+            match output::is_closed() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        };
+        let generated = self.generate(&mut sequence, &request, &mut on_text)?;
+        if json {
+            return print_json(&result::report(self, &request, &generated, &sequence)?);
+        }
+        output::print_line("");
+        self.say_times(&request, &generated);
+        Ok(())
+    }
+
+    fn generate(
+        &self,
+        sequence: &mut Sequence,
+        request: &Request,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> anyhow::Result<Generated> {
+        generate(&self.model, &self.tokenizer, sequence, request, on_text).map_err(classify)
+    }
+
+    /// The tokens of a text to continue, with the leading special token of the tokenizer once.
+    fn text_tokens(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        let mut tokens = self.encode(text)?;
+        if let Some(bos) = self.tokenizer.bos()
+            && tokens.first() != Some(&bos)
+        {
+            tokens.insert(0, bos);
+        }
+        Ok(tokens)
+    }
+
+    /// The tokens of a conversation. The template writes the special tokens.
+    fn conversation_tokens(&self, messages: &[Message]) -> anyhow::Result<Vec<u32>> {
+        let template = self.template.as_ref().context("no template is loaded")?;
+        self.encode(&template.render(messages).map_err(classify)?)
+    }
+
+    fn encode(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        let tokens = self.tokenizer.encode(text);
+        tokens.map_err(|error| classify(error.into()))
+    }
+
+    /// What the assistant is told first.
+    fn system_message(&self) -> Vec<Message> {
+        let system = self.args.system.iter();
+        system.map(|text| Message::new("system", text)).collect()
+    }
+
+    /// An empty sequence, for a prompt of this many tokens and what follows, or for a conversation.
+    fn sequence(&self, prompt: usize) -> anyhow::Result<Sequence> {
+        let most = self.model.config().context;
+        let needed = match self.args.chat {
+            true => most,
+            false => prompt.saturating_add(self.args.tokens).clamp(1, most),
+        };
+        let context = self.args.context.unwrap_or(needed);
+        Sequence::new(&self.model, context, Precision::from(self.args.cache)).map_err(classify)
+    }
+
+    fn request(&self, prompt: Vec<u32>) -> Request {
+        Request {
+            prompt,
+            tokens: self.args.tokens,
+            sampling: self.sampling.clone(),
+            stop: self.args.stop.clone(),
+            stop_tokens: self.stop_tokens.clone(),
+            top: self.args.top_logprobs,
+        }
+    }
+
+    fn say_times(&self, request: &Request, generated: &Generated) {
+        let rate = |count: usize, time: Duration| count as f64 / time.as_secs_f64().max(1e-9);
+        let (prompt, tokens) = (request.prompt.len(), generated.tokens.len());
+        self.display.info(&format!(
+            "{prompt} tokens of prompt at {:.1}/s, {tokens} of text at {:.1}/s, exact arithmetic; loaded in {:.1} s{}",
+            rate(prompt, generated.prompt_time),
+            rate(tokens, generated.generation_time),
+            self.load_time.as_secs_f64(),
+            match generated.finish {
+                Finish::Context => "; the context is full",
+                _ => "",
+            },
+        ));
+    }
+}
+
+/// Assigns a class to an error of the runtime.
+fn classify(error: InferError) -> anyhow::Error {
+    let code = match error {
+        InferError::Pack(error) => return packs::classify(error),
+        InferError::Io { .. } => return error.into(),
+        InferError::Layers { .. }
+        | InferError::NoTensor { .. }
+        | InferError::Tensor { .. }
+        | InferError::Digest { .. }
+        | InferError::Overflow { .. } => ExitCode::Damaged,
+        InferError::ContextRange { .. } | InferError::Empty | InferError::Option { .. } => {
+            ExitCode::Usage
+        }
+        _ => ExitCode::BadInput,
+    };
+    failure(code, format!("{:#}", anyhow::Error::from(error)))
+}

@@ -1,0 +1,119 @@
+//! A conversation: a message a line, answers as they are made.
+
+use std::io::{BufRead, IsTerminal};
+use std::ops::ControlFlow;
+
+use anyhow::Context;
+use crossbeam_channel::unbounded;
+use uc_infer::Message;
+use uc_infer::generate::Finish;
+use uc_store::output;
+
+use super::Loaded;
+use crate::process::signals::Listener;
+
+/// Longest line, bytes.
+const MAX_LINE: u64 = 1 << 20;
+
+/// Answers the messages on standard input until it ends. While an answer is made, a signal ends the answer.
+pub fn run(loaded: &Loaded<'_>, signals: &Listener) -> anyhow::Result<()> {
+    let mut messages = loaded.system_message();
+    let mut sequence = loaded.sequence(0)?;
+    let stdin = std::io::stdin();
+    let is_terminal = stdin.is_terminal();
+    if is_terminal {
+        loaded
+            .display
+            .info("one message a line; Ctrl-C ends an answer, Ctrl-D the conversation");
+    }
+    loop {
+        if is_terminal {
+            output::print("> ");
+        }
+        let Some(line) = read_line(&mut stdin.lock())? else {
+            if is_terminal {
+                output::print_line("");
+            }
+            return Ok(());
+        };
+        if line.trim().is_empty() {
+            continue;
+        }
+        messages.push(Message::new("user", line.trim_end_matches(['\r', '\n'])));
+        let tokens = loaded.conversation_tokens(&messages)?;
+        // What is already computed is used if the text has only grown. A template may also rewrite earlier messages.
+        let held = sequence.tokens().len();
+        let prompt = match tokens.starts_with(sequence.tokens()) && held < tokens.len() {
+            true => tokens[held..].to_vec(),
+            false => {
+                sequence = loaded.sequence(0)?;
+                tokens
+            }
+        };
+        let request = loaded.request(prompt);
+        let (to_us, received) = unbounded();
+        signals.attach(to_us);
+        let mut on_text = |text: &str| {
+            output::print(text);
+            match output::is_closed() || !received.is_empty() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        };
+        let generated = loaded.generate(&mut sequence, &request, &mut on_text);
+        signals.detach();
+        signals.handled();
+        let generated = generated?;
+        output::print_line("");
+        if output::is_closed() {
+            return Ok(());
+        }
+        if generated.finish == Finish::Context {
+            loaded
+                .display
+                .warn("the context is full: the conversation ends here");
+            return Ok(());
+        }
+        messages.push(Message::new("assistant", &generated.text));
+    }
+}
+
+/// The next line; none at the end.
+fn read_line(input: &mut impl BufRead) -> anyhow::Result<Option<String>> {
+    let mut bytes = Vec::new();
+    let mut limited = std::io::Read::take(&mut *input, MAX_LINE + 1);
+    let count = limited
+        .read_until(b'\n', &mut bytes)
+        .context("cannot read standard input")?;
+    let refuse = |what: &str| {
+        let message = format!("standard input: found a line {what}");
+        crate::report::failure::failure(uc_store::ExitCode::BadInput, message)
+    };
+    if count as u64 > MAX_LINE {
+        return Err(refuse("of more than 1 MiB, expected shorter messages"));
+    }
+    if count == 0 {
+        return Ok(None);
+    }
+    let line = String::from_utf8(bytes);
+    line.map(Some)
+        .map_err(|_| refuse("that is not UTF-8, expected UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_read_one_by_one_and_what_is_no_text_is_refused() {
+        let mut input = "a b\n\nlast".as_bytes();
+        let mut next = || read_line(&mut input).expect("text");
+        assert_eq!(next().as_deref(), Some("a b\n"));
+        assert_eq!(next().as_deref(), Some("\n"));
+        assert_eq!(next().as_deref(), Some("last"));
+        assert_eq!(next(), None);
+        assert!(read_line(&mut &b"\xff\n"[..]).is_err());
+        let long = vec![b'a'; MAX_LINE as usize + 2];
+        assert!(read_line(&mut long.as_slice()).is_err());
+    }
+}
