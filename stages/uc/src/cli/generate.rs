@@ -83,7 +83,8 @@ pub struct SamplingArgs {
         long,
         value_name = "T",
         default_value_t = 0.0,
-        hide_default_value = true
+        hide_default_value = true,
+        allow_negative_numbers = true
     )]
     pub temperature: f64,
     /// Consider so many most probable tokens; 0 for all [default: 0]
@@ -94,7 +95,8 @@ pub struct SamplingArgs {
         long,
         value_name = "P",
         default_value_t = 1.0,
-        hide_default_value = true
+        hide_default_value = true,
+        allow_negative_numbers = true
     )]
     pub top_p: f64,
     /// Consider tokens at least this fraction as probable as the most probable one [default: 0]
@@ -102,7 +104,8 @@ pub struct SamplingArgs {
         long,
         value_name = "P",
         default_value_t = 0.0,
-        hide_default_value = true
+        hide_default_value = true,
+        allow_negative_numbers = true
     )]
     pub min_p: f64,
     /// Factor that makes tokens of prompt and text less probable if above 1 [default: 1]
@@ -110,7 +113,8 @@ pub struct SamplingArgs {
         long,
         value_name = "X",
         default_value_t = 1.0,
-        hide_default_value = true
+        hide_default_value = true,
+        allow_negative_numbers = true
     )]
     pub repeat_penalty: f64,
     /// Subtract this from the logits of tokens of the text [default: 0]
