@@ -27,6 +27,17 @@ fn words(mut command: Command, words: &[&str]) -> Command {
     command
 }
 
+/// Every verb of the documentation is among those that are tested, and its help ends quietly.
+fn check_help_of_every_verb(tested: &BTreeSet<&str>) {
+    let document = std::fs::read_to_string(repository().join("docs/cli.md")).expect("docs");
+    for section in document.split("\n## `uc ").skip(1) {
+        let verb = section.split([' ', '`']).next().expect("verb");
+        assert!(tested.contains(verb), "{verb} is not tested");
+        let (code, text) = with_closed_output(&mut words(uc(), &[verb, "--help"]));
+        assert_eq!((code, text.as_str()), (Some(0), ""), "{verb} --help");
+    }
+}
+
 #[test]
 fn every_verb_ends_quietly_when_its_reader_has_gone() {
     let folder = tempfile::tempdir().expect("folder");
@@ -76,14 +87,7 @@ fn every_verb_ends_quietly_when_its_reader_has_gone() {
         &["man", "--out", &pages],
         &["--help"],
     ];
-    let tested: BTreeSet<&str> = lines.iter().map(|line| line[0]).collect();
-    let document = std::fs::read_to_string(repository().join("docs/cli.md")).expect("docs");
-    for section in document.split("\n## `uc ").skip(1) {
-        let verb = section.split([' ', '`']).next().expect("verb");
-        assert!(tested.contains(verb), "{verb} is not tested");
-        let (code, text) = with_closed_output(&mut words(uc(), &[verb, "--help"]));
-        assert_eq!((code, text.as_str()), (Some(0), ""), "{verb} --help");
-    }
+    check_help_of_every_verb(&lines.iter().map(|line| line[0]).collect());
     for line in lines {
         let command = || {
             let mut command = words(uc(), line);
