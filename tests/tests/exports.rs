@@ -363,6 +363,13 @@ fn llama_cpp_computes_on_an_export_what_transformers_computes() {
                 if *name == "qwen3_moe" {
                     config["mlp_only_layers"] = Value::Array(Vec::new());
                 }
+                // Without LongRoPE: transformers chooses its factors by the length of a text, llama.cpp by its context.
+                if *name == "phi3" {
+                    config["rope_scaling"] = Value::Null;
+                    config["original_max_position_embeddings"] =
+                        config["max_position_embeddings"].clone();
+                    config["pad_token_id"] = 0.into();
+                }
             })
         })
         .collect();
