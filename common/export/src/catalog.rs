@@ -9,7 +9,7 @@ use std::path::Path;
 use uc_model::ModelConfig;
 use uc_model::spec::Stored;
 use uc_pack::layer::PieceBuffers;
-use uc_pack::{CONFIG_FILE, Digest, ExactDtype, LayerFile, Manifest, NonLayerFile, Pack};
+use uc_pack::{CONFIG_FILE, Digest, ExactDtype, LayerFile, NonLayerFile, Pack};
 use uc_store::StoreError;
 use uc_store::sha::Hasher;
 
@@ -102,21 +102,9 @@ pub fn model_config(pack: &Pack) -> Result<(ModelConfig, Vec<u8>), ExportError> 
         path: path.display().to_string().into(),
         source,
     })?;
-    let manifest = pack.manifest();
-    let has_tensor = |part: &str| has_tensor(manifest, part);
+    let has_tensor = pack.manifest().name_search();
     let config = ModelConfig::from_json(&text, Path::new(CONFIG_FILE), &has_tensor)?;
     Ok((config, text))
-}
-
-/// Whether a pack has a tensor whose full name contains `part`.
-fn has_tensor(manifest: &Manifest, part: &str) -> bool {
-    let in_layers = manifest.layers.iter().any(|layer| {
-        let linears = layer.linears.iter().map(|linear| &linear.name);
-        let mut names = linears.chain(layer.exact.iter().map(|exact| &exact.name));
-        names.any(|name| format!("{}{name}", layer.prefix).contains(part))
-    });
-    let mut others = manifest.non_layer.tensors.iter();
-    in_layers || others.any(|tensor| tensor.name.contains(part))
 }
 
 impl Catalog {

@@ -28,17 +28,17 @@ pub enum ExportError {
         expected: String,
     },
     /// The destination exists and is kept.
-    #[error("{path} exists{found}; {way_out}")]
+    #[error("{path} exists{found}; {remedy}")]
     Exists {
         /// The destination.
         path: Utf8PathBuf,
         /// What it is.
         found: &'static str,
         /// What to do.
-        way_out: &'static str,
+        remedy: &'static str,
     },
     /// Layers of the pack are not on this disk.
-    #[error("{path} lacks {missing} of {layers} layer files{origin}; {way_out}")]
+    #[error("{path} lacks {missing} of {layers} layer files{origin}; {remedy}")]
     FreedLayers {
         /// The pack.
         path: Utf8PathBuf,
@@ -49,7 +49,7 @@ pub enum ExportError {
         /// Where they are, as far as it is known.
         origin: String,
         /// What to do.
-        way_out: &'static str,
+        remedy: &'static str,
     },
     /// A tensor as reconstructed now differs from the manifest.
     #[error(

@@ -336,11 +336,11 @@ fn partial_of(out: &Utf8Path) -> Utf8PathBuf {
 
 /// Refuses a destination that exists, unless it is an earlier export or an empty folder and may be replaced.
 fn check_destination(out: &Utf8Path, force: bool) -> Result<(), ExportError> {
-    let refuse = |found, way_out| {
+    let refuse = |found, remedy| {
         Err(ExportError::Exists {
             path: out.to_owned(),
             found,
-            way_out,
+            remedy,
         })
     };
     let Ok(metadata) = std::fs::symlink_metadata(out) else {
@@ -375,14 +375,6 @@ fn check_layers(pack: &Pack) -> Result<(), ExportError> {
     if missing == 0 {
         return Ok(());
     }
-    let remote = uc_input::read_json::<serde_json::Value>(
-        pack.path(uc_pack::REMOTE_FILE),
-        uc_input::SMALL_JSON,
-    );
-    let repository = remote.ok().and_then(|remote| {
-        let repository = remote["repository"].as_str()?;
-        Some(uc_input::printable(repository).into_owned())
-    });
     Err(ExportError::FreedLayers {
         path: pack
             .path("")
@@ -392,10 +384,10 @@ fn check_layers(pack: &Pack) -> Result<(), ExportError> {
             .into(),
         missing,
         layers: layers.len(),
-        origin: repository.map_or_else(String::new, |repository| {
-            format!("; they were uploaded to {repository}")
+        origin: pack.remote_repository().map_or_else(String::new, |name| {
+            format!("; they were uploaded to {}", uc_input::printable(&name))
         }),
-        way_out: "download the pack (hf download OWNER/NAME --local-dir PACK), or make its layers again (uc resume RUN)",
+        remedy: "download the pack (hf download OWNER/NAME --local-dir PACK), or make its layers again (uc resume RUN)",
     })
 }
 

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 use uc_model::spec::{AttentionSpec, QkvSpec};
-use uc_simd::{Kernel, dispatch};
+use uc_simd::{Kernel, dispatch, exponentials};
 
 use crate::cache::{Element, KvCache, Store, Stores};
 use crate::error::InferError;
@@ -12,7 +12,7 @@ use crate::norm::Norm;
 use crate::rotary::Tables;
 use crate::sequence::State;
 use crate::source::Source;
-use crate::vector::{cap, exponentials};
+use crate::vector::cap;
 
 /// The part of a batch that belongs to one sequence.
 pub(crate) struct Span<'a> {

@@ -53,15 +53,7 @@ pub fn load(pack: &Pack, checks: Checks) -> Result<Model, InferError> {
 /// The description of the pack's model.
 fn config(pack: &Pack, checks: Checks) -> Result<ModelConfig, InferError> {
     let bytes = file(pack, CONFIG_FILE, checks)?;
-    let manifest = pack.manifest();
-    let has_tensor = |part: &str| {
-        let linears = manifest.layers.iter().flat_map(|layer| {
-            let names = layer.linears.iter().map(|linear| &linear.name);
-            names.chain(layer.exact.iter().map(|tensor| &tensor.name))
-        });
-        let mut names = linears.chain(manifest.non_layer.tensors.iter().map(|t| &t.name));
-        names.any(|name| name.contains(part))
-    };
+    let has_tensor = pack.manifest().name_search();
     let path = pack.path(CONFIG_FILE);
     Ok(ModelConfig::from_json(&bytes, &path, &has_tensor)?)
 }

@@ -1,9 +1,9 @@
-//! Elementwise functions and the exponentials of a softmax, with the same bits on every instruction set.
+//! Elementwise functions and softmax, with the same bits on every instruction set.
 
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
 use uc_model::spec::Activation;
-use uc_simd::{Kernel, LANES, dispatch, exp_below_zero};
+use uc_simd::{Kernel, dispatch, exp_below_zero, exponentials};
 
 /// `sigmoid(x)`.
 #[inline(always)]
@@ -67,42 +67,16 @@ pub(crate) fn gate(gate: &mut [f32], up: &[f32], function: Activation) {
     }
 }
 
-/// `row <- exp(row - max(row))`; returns the sum. For kernels.
-#[inline(always)]
-pub(crate) fn exponentials(row: &mut [f32]) -> f32 {
-    let larger = |a: f32, b: f32| if a > b { a } else { b };
-    let peak = row.iter().copied().fold(f32::NEG_INFINITY, larger);
-    let mut sums = [0.0_f32; LANES];
-    let (blocks, rest) = row.as_chunks_mut::<LANES>();
-    for block in blocks {
-        for lane in 0..LANES {
-            block[lane] = exp_below_zero(block[lane] - peak);
-            sums[lane] += block[lane];
-        }
-    }
-    let mut sum: f32 = sums.iter().sum();
-    for value in rest {
-        *value = exp_below_zero(*value - peak);
-        sum += *value;
-    }
-    sum
-}
-
 /// The softmax of `scores`; elements that are -inf get no weight.
 pub(crate) fn softmax(scores: &[f32]) -> Vec<f32> {
     let mut weights = scores.to_vec();
-    let masked = |x: &f32| *x == f32::NEG_INFINITY;
-    let sum = {
-        let _ = exponentials(&mut weights);
-        for (weight, _) in weights
-            .iter_mut()
-            .zip(scores)
-            .filter(|(_, score)| masked(score))
-        {
+    exponentials(&mut weights);
+    for (weight, score) in weights.iter_mut().zip(scores) {
+        if *score == f32::NEG_INFINITY {
             *weight = 0.0;
         }
-        weights.iter().sum::<f32>()
-    };
+    }
+    let sum: f32 = weights.iter().sum();
     weights.iter_mut().for_each(|weight| *weight /= sum);
     weights
 }

@@ -2,6 +2,8 @@
 //!
 //! Owns the translation of a name into a place in the manifest, and the suggestion of similar names. Opens no file.
 
+use std::cell::OnceCell;
+
 use crate::digest::Digest;
 use crate::error::PackError;
 use crate::manifest::{ExactEntry, LayerEntry, LinearEntry, Manifest};
@@ -88,6 +90,17 @@ impl Manifest {
             index,
             entry: Entry::Exact(entry),
         }))
+    }
+
+    /// Tells whether the full name of a tensor contains a text: checkpoints of one family name or arrange some tensors
+    /// differently. A configuration is read with one such question for each layer, so the names are collected once.
+    pub fn name_search(&self) -> impl Fn(&str) -> bool + '_ {
+        let names = OnceCell::new();
+        move |part| {
+            let collect = || self.tensors().map(|tensor| tensor.name()).collect();
+            let names: &Vec<String> = names.get_or_init(collect);
+            names.iter().any(|name| name.contains(part))
+        }
     }
 
     /// The tensor with a full name, for example `model.layers.0.self_attn.q_proj.weight`; `.weight` may be left out.

@@ -359,7 +359,7 @@ impl Manifest {
         for tensor in &self.non_layer.tensors {
             check(tensor.decl().elements(origin).map(|_| ()));
         }
-        let tensor_names: Vec<String> = self.tensor_names().collect();
+        let tensor_names: Vec<String> = self.tensors().map(|tensor| tensor.name()).collect();
         check(check_unique(
             origin,
             "tensor names",
@@ -404,17 +404,6 @@ impl Manifest {
             Err(error) => check(Err(error)),
         }
         errors
-    }
-
-    /// Full names of all tensors.
-    pub(crate) fn tensor_names(&self) -> impl Iterator<Item = String> + '_ {
-        let layers = self.layers.iter().flat_map(|layer| {
-            let linears = layer.linears.iter().map(|l| &l.name);
-            linears
-                .chain(layer.exact.iter().map(|e| &e.name))
-                .map(|n| layer.prefix.clone() + n)
-        });
-        layers.chain(self.non_layer.tensors.iter().map(|t| t.name.clone()))
     }
 
     /// Names of all files of the pack, including the manifest and its digest.

@@ -106,13 +106,18 @@ impl Pack {
 }
 
 impl Pack {
+    /// The repository that the pack was uploaded to, according to the note next to it. Layers may have been deleted here since.
+    pub fn remote_repository(&self) -> Option<String> {
+        remote_repository(&self.dir)
+    }
+
     /// Opens a file of the pack, which must have the recorded size and must not be a link. Also returns its path for errors.
     fn open_file(&self, name: &str, size: u64) -> Result<(File, String), PackError> {
         let path = self.path(name);
         let origin = path.display().to_string();
         let file = uc_input::open_without_link(&path).map_err(|source| {
             let is_absent = source.kind() == std::io::ErrorKind::NotFound;
-            match remote_repository(&self.dir).filter(|_| is_absent) {
+            match self.remote_repository().filter(|_| is_absent) {
                 Some(repository) => PackError::Uploaded {
                     origin: origin.clone(),
                     repository,

@@ -169,7 +169,7 @@ impl Tensors {
             found: what,
             expected: expected.to_owned(),
         };
-        let has_tensor = |part: &str| self.stored.iter().any(|tensor| tensor.name.contains(part));
+        let has_tensor = self.pack.manifest().name_search();
         let rearranged = layout::rearranged(&config, &has_tensor)
             .map_err(|message| invalid(message, "a configuration that this program reads"))?;
         let mut moved: HashMap<usize, usize> = HashMap::new();

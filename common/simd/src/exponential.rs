@@ -34,6 +34,38 @@ pub fn exp_below_zero(x: f32) -> f32 {
     e * power
 }
 
+/// `row <- exp(row - max(row))`; returns the sum. For kernels.
+#[inline(always)]
+pub fn exponentials(row: &mut [f32]) -> f32 {
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let mut peaks = [f32::NEG_INFINITY; LANES];
+    let (blocks, rest) = row.as_chunks::<LANES>();
+    for block in blocks {
+        for lane in 0..LANES {
+            peaks[lane] = larger(block[lane], peaks[lane]);
+        }
+    }
+    let peak = peaks
+        .iter()
+        .chain(rest)
+        .copied()
+        .fold(f32::NEG_INFINITY, larger);
+    let mut sums = [0.0_f32; LANES];
+    let (blocks, rest) = row.as_chunks_mut::<LANES>();
+    for block in blocks {
+        for lane in 0..LANES {
+            block[lane] = exp_below_zero(block[lane] - peak);
+            sums[lane] += block[lane];
+        }
+    }
+    let mut sum: f32 = sums.iter().sum();
+    for value in rest {
+        *value = exp_below_zero(*value - peak);
+        sum += *value;
+    }
+    sum
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,7 @@
 //! Run-time SIMD dispatch and single-threaded matrix products on slices: what every CPU kernel of the workspace needs.
 //!
 //! - [`Kernel`] and [`dispatch()`] compile a safe loop once per instruction set and select one at run time.
-//! - [`exp_below_zero`] is an exponential for such loops, [`LANES`] their width.
+//! - [`exp_below_zero`] is an exponential for such loops, [`exponentials`] that of a softmax, [`LANES`] their width.
 //! - [`MatrixView`], [`multiply`] and [`multiply_add`] are a checked, safe interface to the `gemm` crate.
 //!
 //! Results are bit-identical for any number of threads and, for kernels that follow the rules stated in `dispatch.rs`,
@@ -15,5 +15,5 @@ mod product;
 pub use dispatch::{Kernel, dispatch};
 #[cfg(target_arch = "x86_64")]
 pub use dispatch::{has_avx2, has_avx512};
-pub use exponential::{LANES, exp_below_zero};
+pub use exponential::{LANES, exp_below_zero, exponentials};
 pub use product::{MatrixView, multiply, multiply_add};

@@ -1,6 +1,6 @@
 //! Elementwise loops of the CPU kernels.
 
-use uc_simd::{Kernel, LANES, dispatch, exp_below_zero};
+use uc_simd::{Kernel, dispatch, exp_below_zero, exponentials};
 
 struct SiluGate<'a> {
     gate: &'a mut [f32],
@@ -60,38 +60,6 @@ impl Kernel for AttentionWeights<'_> {
             *sum = exponentials(visible);
         }
     }
-}
-
-/// `row <- exp(row - max(row))`; returns the sum.
-#[inline(always)]
-fn exponentials(row: &mut [f32]) -> f32 {
-    let larger = |a: f32, b: f32| if a > b { a } else { b };
-    let mut peaks = [f32::NEG_INFINITY; LANES];
-    let (blocks, rest) = row.as_chunks::<LANES>();
-    for block in blocks {
-        for lane in 0..LANES {
-            peaks[lane] = larger(block[lane], peaks[lane]);
-        }
-    }
-    let peak = peaks
-        .iter()
-        .chain(rest)
-        .copied()
-        .fold(f32::NEG_INFINITY, larger);
-    let mut sums = [0.0_f32; LANES];
-    let (blocks, rest) = row.as_chunks_mut::<LANES>();
-    for block in blocks {
-        for lane in 0..LANES {
-            block[lane] = exp_below_zero(block[lane] - peak);
-            sums[lane] += block[lane];
-        }
-    }
-    let mut sum: f32 = sums.iter().sum();
-    for value in rest {
-        *value = exp_below_zero(*value - peak);
-        sum += *value;
-    }
-    sum
 }
 
 /// Attention weights before normalization. In every row of `scores: [heads * queries, keys]`, the keys that

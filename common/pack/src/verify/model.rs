@@ -42,12 +42,7 @@ fn compare_with_plan(
     let Some(text) = log.record(None, read_bounded(&config, MAX_CONFIG)) else {
         return;
     };
-    let names = std::cell::OnceCell::new();
-    let has_tensor = |part: &str| {
-        let names = names.get_or_init(|| manifest.tensor_names().collect::<Vec<_>>());
-        names.iter().any(|name| name.contains(part))
-    };
-    match planner(&text, &has_tensor) {
+    match planner(&text, &manifest.name_search()) {
         Ok(plan) => {
             for error in planned::compare(manifest, plan.as_ref(), origin) {
                 log.add_error(None, &error);

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use camino::Utf8Path;
 use uc_input::printable;
-use uc_pack::verify::{self, VerifyReport};
+use uc_pack::verify::{self, Severity, Verdict, VerifyReport};
 use uc_pack::{Digest, Pack, PackError};
 use uc_store::ExitCode;
 use uc_store::run::RunDir;
@@ -100,6 +100,31 @@ pub fn verify(
     });
     task.finish();
     Ok(report)
+}
+
+/// As [`verify`], for programs that go on with a pack only if it verifies.
+///
+/// # Errors
+/// If it does not verify, with the first finding.
+pub fn require_verified(
+    dir: &Utf8Path,
+    threads: u32,
+    expected_fingerprint: Option<Digest>,
+    display: &Display,
+) -> anyhow::Result<()> {
+    let report = verify(dir, threads, expected_fingerprint, display)?;
+    if report.verdict == Verdict::Pass {
+        return Ok(());
+    }
+    let mut findings = report.findings.iter();
+    let first = findings.find(|finding| finding.severity == Severity::Error);
+    let first = first.map_or("", |finding| finding.message.as_str());
+    let message = format!(
+        "{0} does not verify: {1}\nuc verify {0} lists all findings",
+        printable(dir.as_str()),
+        printable(first)
+    );
+    Err(failure(ExitCode::Damaged, message))
 }
 
 /// Bytes of every file of a pack, including manifest and digest; layers that were deleted locally count too.

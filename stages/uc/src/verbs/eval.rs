@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use camino::Utf8Path;
 use uc_pack::Manifest;
-use uc_pack::verify::{Severity, Verdict};
 use uc_store::ExitCode;
 use uc_store::plan::{ArtifactId, External};
 use uc_store::run::RunDir;
@@ -128,18 +127,7 @@ fn pack_inputs(
     threads: u32,
     display: &Display,
 ) -> anyhow::Result<BTreeMap<String, External>> {
-    let report = packs::verify(dir, threads, None, display)?;
-    if report.verdict == Verdict::Fail {
-        let mut findings = report
-            .findings
-            .iter()
-            .filter(|f| f.severity == Severity::Error);
-        let first = findings
-            .next()
-            .map_or("", |finding| finding.message.as_str());
-        let message = format!("{dir} does not verify: {first}\nuc verify {dir} lists all findings");
-        return Err(failure(ExitCode::Damaged, message));
-    }
+    packs::require_verified(dir, threads, None, display)?;
     let pack = packs::open(dir)?;
     let manifest = pack.manifest();
     let mut files: Vec<(String, &str)> = manifest

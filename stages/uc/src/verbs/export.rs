@@ -7,7 +7,6 @@ use serde_json::json;
 use uc_export::{ExportError, Format, GgufType, Plan, Progress, Report, Request};
 use uc_input::printable;
 use uc_pack::Pack;
-use uc_pack::verify::{Severity, Verdict};
 use uc_store::{ExitCode, output};
 
 use crate::cli::{ExportArgs, ExportFormat, ExportType};
@@ -37,21 +36,10 @@ pub fn run(args: &ExportArgs, display: &Display) -> anyhow::Result<()> {
     if args.dry_run {
         return show_plan(&plan, &pack, args.json);
     }
-    check(&args.pack, threads, args.expect, &pack, display)?;
-    let task = display.task("exporting", 0);
-    let written = plan.write(&|progress: Progress| task.set(progress.done, progress.total));
-    let (report, kept) = match written {
-        Ok(written) => written,
-        Err(error) => {
-            task.abandon();
-            return Err(classify(error));
-        }
-    };
-    task.finish();
-    if kept > 0 {
-        display.info(&format!("{kept} bytes were there from an earlier call"));
-    }
-    plan.publish(&report).map_err(classify)?;
+    // The pack is still the one that was opened.
+    let expected = args.expect.unwrap_or(pack.fingerprint());
+    packs::require_verified(&args.pack, threads, Some(expected), display)?;
+    let report = write(&plan, "exporting", display)?;
     match args.json {
         true => print_json(&report),
         false => {
@@ -78,38 +66,26 @@ fn format(args: &ExportArgs) -> anyhow::Result<Format> {
     }
 }
 
-/// Verifies the pack, and that it is still the one that was opened.
+/// Writes the export, or the rest of it, and gives it its name.
 ///
 /// # Errors
-/// If it does not verify, with the first finding.
-pub fn check(
-    dir: &Utf8Path,
-    threads: u32,
-    expect: Option<uc_pack::Digest>,
-    pack: &Pack,
-    display: &Display,
-) -> anyhow::Result<()> {
-    let report = packs::verify(dir, threads, expect.or(Some(pack.fingerprint())), display)?;
-    if report.verdict == Verdict::Pass {
-        return Ok(());
+/// Those of the export; a later call continues.
+pub fn write(plan: &Plan<'_>, what: &str, display: &Display) -> anyhow::Result<Report> {
+    let task = display.task(what, 0);
+    let written = plan.write(&|progress: Progress| task.set(progress.done, progress.total));
+    let (report, kept) = match written {
+        Ok(written) => written,
+        Err(error) => {
+            task.abandon();
+            return Err(classify(error));
+        }
+    };
+    task.finish();
+    if kept > 0 {
+        display.info(&format!("{kept} bytes were there from an earlier call"));
     }
-    let mut findings = report.findings.iter();
-    let first = findings.find(|finding| finding.severity == Severity::Error);
-    let first = first.map_or_else(String::new, |finding| {
-        let tensor = finding.tensor.iter().map(|name| format!(" {name}"));
-        format!(
-            "{}{}: {}",
-            finding.file,
-            tensor.collect::<String>(),
-            finding.message
-        )
-    });
-    let message = format!(
-        "{} does not verify: {}\nuc verify lists all findings; only a pack that verifies is exported",
-        printable(dir.as_str()),
-        printable(&first)
-    );
-    Err(failure(ExitCode::Damaged, message))
+    plan.publish(&report).map_err(classify)?;
+    Ok(report)
 }
 
 /// The exit status of an error of the export library.

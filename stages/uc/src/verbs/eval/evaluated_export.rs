@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 use uc_export::report::REPORT_FILE;
-use uc_export::{Format, Plan, Progress, Report, Request};
+use uc_export::{Format, Plan, Report, Request};
 use uc_store::ExitCode;
 use uc_store::plan::{ArtifactId, External};
 
@@ -14,7 +14,7 @@ use crate::plan::sources;
 use crate::report::failure::failure;
 use crate::report::packs;
 use crate::report::progress::Display;
-use crate::verbs::export::{check, classify};
+use crate::verbs::export::{classify, write};
 
 /// Whether a folder is that of an export.
 pub fn is_export(dir: &Utf8Path) -> bool {
@@ -117,12 +117,8 @@ pub fn teacher(model: &Utf8Path, threads: u32, display: &Display) -> anyhow::Res
         threads: threads as usize,
     });
     let plan = plan.map_err(classify)?;
-    check(model, threads, None, &pack, display)?;
-    let task = display.task("reconstructing the teacher", 0);
-    let written = plan.write(&|progress: Progress| task.set(progress.done, progress.total));
-    let (report, _) = written.map_err(classify)?;
-    task.finish();
-    plan.publish(&report).map_err(classify)?;
+    packs::require_verified(model, threads, Some(pack.fingerprint()), display)?;
+    write(&plan, "reconstructing the teacher", display)?;
     display.info(&format!(
         "the weights of the pack are in {out}, which may be deleted afterwards"
     ));
