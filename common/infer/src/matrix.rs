@@ -107,12 +107,27 @@ impl Matrix {
     /// # Panics
     /// If `x` has no whole number of rows.
     pub fn product(&self, x: &[f32]) -> Vec<f32> {
-        let (rows, cols) = (self.rows(), self.cols());
+        let cols = self.cols();
         assert!(x.len().is_multiple_of(cols), "vectors of the input's width");
         let tokens = x.len() / cols;
         if tokens == 0 {
             return Vec::new();
         }
+        let out = match self {
+            Matrix::Coded(coded) => coded.product(x),
+            Matrix::Dense { values, .. } => values.product(x, cols),
+        };
+        match tokens {
+            1 => out,
+            _ => transposed(&out, tokens),
+        }
+    }
+}
+
+impl Dense {
+    /// `x Wᵀ` for a matrix `[rows, cols]` and `x: [tokens, cols]`; [rows, tokens].
+    fn product(&self, x: &[f32], cols: usize) -> Vec<f32> {
+        let (rows, tokens) = (self.len() / cols, x.len() / cols);
         let task_rows = (TASK_WEIGHTS / cols / GROUP).max(1) * GROUP;
         let mut out = vec![0.0; rows * tokens];
         out.par_chunks_mut(task_rows * tokens)
@@ -122,15 +137,12 @@ impl Matrix {
                 |weights, (task, out)| {
                     for (group, out) in out.chunks_mut(GROUP * tokens).enumerate() {
                         let weights = &mut weights[..out.len() / tokens * cols];
-                        self.rows_into(task * task_rows + group * GROUP, weights);
+                        self.read((task * task_rows + group * GROUP) * cols, weights);
                         products(weights, x, cols, out);
                     }
                 },
             );
-        match tokens {
-            1 => out,
-            _ => transposed(&out, tokens),
-        }
+        out
     }
 }
 

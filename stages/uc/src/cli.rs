@@ -11,6 +11,7 @@ use crate::report::packs::parse_fingerprint;
 
 mod generate;
 mod help;
+mod runtime;
 #[cfg(test)]
 mod tests;
 
