@@ -155,7 +155,10 @@ pub(crate) struct Scratch {
     /// [rows, tokens] what is added to the sums of some rows.
     more: Vec<i64>,
     /// The rows to which something is added.
-    touched: [bool; BLOCK_ROWS],
+    touched: Vec<u8>,
+    is_touched: [bool; BLOCK_ROWS],
+    /// [touched rows, tokens] their results.
+    joined: Vec<f32>,
 }
 
 impl Scratch {
@@ -169,7 +172,9 @@ impl Scratch {
             levels: Box::new([[0; PANEL]; CHUNK_ROWS]),
             sums: vec![0; rows * tokens],
             more: vec![0; rows * tokens],
-            touched: [false; BLOCK_ROWS],
+            touched: Vec::new(),
+            is_touched: [false; BLOCK_ROWS],
+            joined: Vec::new(),
         }
     }
 }
@@ -196,7 +201,7 @@ pub(crate) fn products(
             x.products(&mut cursor, scratch, out.len() / tokens);
             while let Some(outlier) = outliers.next_if(|outlier| usize::from(outlier.row) < row) {
                 let row = usize::from(outlier.row) - first;
-                scratch.touched[row] = true;
+                scratch.touch(row);
                 let more = &mut scratch.more[row * tokens..(row + 1) * tokens];
                 x.add(outlier.difference(), outlier.column.into(), more);
             }
@@ -209,33 +214,43 @@ impl Scratch {
     /// `out += scales · sums`, where something is added to the sums of some rows.
     fn join(&mut self, scales: &[f32], out: &mut [f32]) {
         let tokens = scales.len();
-        dispatch(Join {
-            sums: &self.sums,
-            scales,
-            touched: &self.touched,
-            out,
-        });
-        for row in 0..out.len() / tokens {
-            if !std::mem::take(&mut self.touched[row]) {
-                continue;
-            }
+        self.joined.clear();
+        for &row in &self.touched {
+            let row = usize::from(row);
             let range = row * tokens..(row + 1) * tokens;
             let sums = self.sums[range.clone()]
                 .iter()
                 .zip(&mut self.more[range.clone()]);
-            for (((sum, more), scale), out) in sums.zip(scales).zip(&mut out[range]) {
+            for (((sum, more), scale), out) in sums.zip(scales).zip(&out[range]) {
                 let sum = i64::from(*sum) + std::mem::take(more);
-                *out = scale.mul_add(sum as f32, *out);
+                self.joined.push(scale.mul_add(sum as f32, *out));
             }
+        }
+        dispatch(Join {
+            sums: &self.sums,
+            scales,
+            out,
+        });
+        let rows = self.touched.drain(..).zip(self.joined.chunks_exact(tokens));
+        for (row, joined) in rows {
+            let row = usize::from(row);
+            self.is_touched[row] = false;
+            out[row * tokens..(row + 1) * tokens].copy_from_slice(joined);
+        }
+    }
+
+    /// Notes that something is added to the sums of a row.
+    fn touch(&mut self, row: usize) {
+        if !std::mem::replace(&mut self.is_touched[row], true) {
+            self.touched.push(row as u8);
         }
     }
 }
 
-/// `out += scales · sums`, except in the rows that are touched.
+/// `out += scales · sums`.
 struct Join<'a> {
     sums: &'a [i32],
     scales: &'a [f32],
-    touched: &'a [bool; BLOCK_ROWS],
     out: &'a mut [f32],
 }
 
@@ -245,17 +260,14 @@ impl Kernel for Join<'_> {
     #[inline(always)]
     fn run(self) {
         if let &[scale] = self.scales {
-            let rows = self.out.iter_mut().zip(self.sums).zip(self.touched);
-            for ((out, sum), touched) in rows {
-                let joined = scale.mul_add(*sum as f32, *out);
-                *out = if *touched { *out } else { joined };
+            for (out, sum) in self.out.iter_mut().zip(self.sums) {
+                *out = scale.mul_add(*sum as f32, *out);
             }
             return;
         }
         let tokens = self.scales.len();
         let rows = self.out.chunks_exact_mut(tokens);
-        let rows = rows.zip(self.sums.chunks_exact(tokens)).zip(self.touched);
-        for ((out, sums), _) in rows.filter(|(_, touched)| !**touched) {
+        for (out, sums) in rows.zip(self.sums.chunks_exact(tokens)) {
             for ((out, sum), scale) in out.iter_mut().zip(sums).zip(self.scales) {
                 *out = scale.mul_add(*sum as f32, *out);
             }
@@ -332,26 +344,29 @@ impl Activations<'_> {
 
     /// The sums of the next rows. A row whose sums may not fit into 32 bits is touched.
     fn products(&self, cursor: &mut Cursor<'_>, scratch: &mut Scratch, rows: usize) {
-        let (tokens, sums) = (self.tokens(), &mut scratch.sums);
+        let tokens = self.tokens();
         #[cfg(target_arch = "x86_64")]
         if let Some(halves) = self.halves {
-            let wide = &mut |row, levels: &[i16; PANEL]| {
-                scratch.touched[row] = true;
+            let mut sums = std::mem::take(&mut scratch.sums);
+            avx512::products(cursor, halves, &mut sums[..rows], &mut |row, levels| {
+                scratch.touch(row);
                 self.add_row(levels, &mut scratch.more[row..=row]);
-            };
-            return avx512::products(cursor, halves, &mut sums[..rows], wide);
+            });
+            scratch.sums = sums;
+            return;
         }
         for first in (0..rows).step_by(CHUNK_ROWS) {
             let count = CHUNK_ROWS.min(rows - first);
             let levels = &mut scratch.levels[..count];
             let mut wide = 0u64;
             decode(cursor, levels, &mut wide);
-            self.sums(levels, &mut sums[first * tokens..(first + count) * tokens]);
+            let sums = &mut scratch.sums[first * tokens..(first + count) * tokens];
+            self.sums(levels, sums);
             for row in (0..count).filter(|row| wide >> row & 1 == 1) {
                 let range = (first + row) * tokens..(first + row + 1) * tokens;
-                sums[range.clone()].fill(0);
-                scratch.touched[first + row] = true;
-                self.add_row(&levels[row], &mut scratch.more[range]);
+                scratch.sums[range.clone()].fill(0);
+                self.add_row(&scratch.levels[row], &mut scratch.more[range]);
+                scratch.touch(first + row);
             }
         }
     }

@@ -16,6 +16,8 @@ use uc_codec::trellis::FEEDFORWARD;
 use super::{Cursor, GROUP, GROUPS, NARROW, PANEL, WIDTHS, is_special, width};
 use crate::integer::LANES;
 
+/// Bytes of fields that are fetched ahead.
+const AHEAD: usize = 4096;
 /// Rows whose sums are kept in lanes.
 const CHUNK: usize = 16;
 
@@ -333,6 +335,12 @@ fn row_products<const G: usize>(
     low: [__m512i; G],
 ) -> __m512i {
     let (mut high_sum, mut low_sum) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+    for line in 0..G {
+        let ahead = fields
+            .as_ptr()
+            .wrapping_add(position.offset + AHEAD + 64 * line);
+        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+    }
     for group in 0..G {
         let nibble = usize::from(header >> (4 * group) & 15);
         debug_assert!(position.offset + 64 <= fields.len());
