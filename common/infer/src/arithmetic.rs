@@ -1,4 +1,4 @@
-//! How products with compressed linears are computed.
+//! How compressed linears are computed with, and how they are kept.
 
 use serde::Serialize;
 
@@ -11,4 +11,14 @@ pub enum Arithmetic {
     Exact,
     /// Levels times activations in integers of 16 bits, with the steps outside of the sums.
     Fast,
+}
+
+/// How compressed linears are kept in memory. The results are the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemoryForm {
+    /// Levels in fields of a few bits, made when the pack is loaded: about six bits per weight.
+    Resident,
+    /// The entropy-coded tiles of the pack, decoded each time they are used: the bits of the pack.
+    Streamed,
 }

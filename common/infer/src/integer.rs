@@ -20,6 +20,7 @@ use crate::columns::Columns;
 #[cfg(target_arch = "x86_64")]
 use crate::packed::avx512;
 use crate::packed::{Cursor, MARK_ROWS, PANEL, Packed, RowKind};
+use crate::streamed::LevelRows;
 
 /// Largest magnitude of an activation as an integer: each half, the high one and the low one, fits into a signed byte.
 const LARGEST: f32 = 32_512.0;
@@ -30,7 +31,7 @@ pub(crate) const LANES: usize = 16;
 /// From this number of tokens on, activations are interleaved.
 const INTERLEAVED_TOKENS: usize = 9;
 /// Rows that are decoded before they are multiplied, for several tokens.
-const CHUNK_ROWS: usize = 16;
+pub(crate) const CHUNK_ROWS: usize = 16;
 
 /// The activations of some tokens as integers, for all linears that read them.
 #[derive(Debug)]
@@ -149,7 +150,8 @@ impl Kernel for Rounding<'_> {
 
 /// The memory of a task.
 pub(crate) struct Scratch {
-    levels: Box<[[i16; PANEL]; CHUNK_ROWS]>,
+    /// `[CHUNK_ROWS]`
+    levels: Vec<[i16; PANEL]>,
     /// [rows, tokens] sums of products in integers.
     sums: Vec<i32>,
     /// [rows, tokens] what is added to the sums of some rows.
@@ -165,11 +167,11 @@ impl Scratch {
     /// For tasks of at most this number of rows.
     pub(crate) fn new(rows: usize, tokens: usize) -> Self {
         let rows = match tokens {
-            1 => rows,
+            1 => rows.max(CHUNK_ROWS),
             _ => CHUNK_ROWS,
         };
         Scratch {
-            levels: Box::new([[0; PANEL]; CHUNK_ROWS]),
+            levels: vec![[0; PANEL]; CHUNK_ROWS],
             sums: vec![0; rows * tokens],
             more: vec![0; rows * tokens],
             touched: Vec::new(),
@@ -195,7 +197,8 @@ pub(crate) fn products(
         let mut outliers = panel.outliers(marks.clone()).iter().peekable();
         let x = x.panel(panel_index);
         let mut row = mark * MARK_ROWS;
-        for out in out.chunks_mut(scratch.sums.len()) {
+        let chunk = scratch.sums.len().min(out.len());
+        for out in out.chunks_mut(chunk) {
             let first = row;
             row += out.len() / tokens;
             x.products(&mut cursor, scratch, out.len() / tokens);
@@ -207,6 +210,28 @@ pub(crate) fn products(
             }
             scratch.join(x.scales, out);
         }
+    }
+}
+
+/// As [`products`], of rows that are decoded already: at most [`CHUNK_ROWS`].
+pub(crate) fn decoded_products(
+    rows: &LevelRows,
+    x: &Quantized,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    let tokens = x.tokens;
+    let mut outliers = rows.outliers.clone();
+    outliers.sort_unstable();
+    for (index, levels) in rows.panels.iter().enumerate() {
+        let x = x.panel(index);
+        x.decoded(levels, rows.wide[index], 0, scratch);
+        for &(_, row, column, level) in outliers.iter().filter(|outlier| outlier.0 == index) {
+            scratch.touch(row);
+            let more = &mut scratch.more[row * tokens..(row + 1) * tokens];
+            x.add(level, column, more);
+        }
+        scratch.join(x.scales, out);
     }
 }
 
@@ -344,7 +369,6 @@ impl Activations<'_> {
 
     /// The sums of the next rows. A row whose sums may not fit into 32 bits is touched.
     fn products(&self, cursor: &mut Cursor<'_>, scratch: &mut Scratch, rows: usize) {
-        let tokens = self.tokens();
         #[cfg(target_arch = "x86_64")]
         if let Some(halves) = self.halves {
             let mut sums = std::mem::take(&mut scratch.sums);
@@ -357,17 +381,24 @@ impl Activations<'_> {
         }
         for first in (0..rows).step_by(CHUNK_ROWS) {
             let count = CHUNK_ROWS.min(rows - first);
-            let levels = &mut scratch.levels[..count];
+            let mut levels = std::mem::take(&mut scratch.levels);
             let mut wide = 0u64;
-            decode(cursor, levels, &mut wide);
-            let sums = &mut scratch.sums[first * tokens..(first + count) * tokens];
-            self.sums(levels, sums);
-            for row in (0..count).filter(|row| wide >> row & 1 == 1) {
-                let range = (first + row) * tokens..(first + row + 1) * tokens;
-                scratch.sums[range.clone()].fill(0);
-                self.add_row(&scratch.levels[row], &mut scratch.more[range]);
-                scratch.touch(first + row);
-            }
+            decode(cursor, &mut levels[..count], &mut wide);
+            self.decoded(&levels[..count], wide, first, scratch);
+            scratch.levels = levels;
+        }
+    }
+
+    /// The sums of rows, of which row `first` is the first; the bits of `wide` tell which need more than 32 bits.
+    fn decoded(&self, levels: &[[i16; PANEL]], wide: u64, first: usize, scratch: &mut Scratch) {
+        let tokens = self.tokens();
+        let range = first * tokens..(first + levels.len()) * tokens;
+        self.sums(levels, &mut scratch.sums[range]);
+        for row in (0..levels.len()).filter(|row| wide >> row & 1 == 1) {
+            let range = (first + row) * tokens..(first + row + 1) * tokens;
+            scratch.sums[range.clone()].fill(0);
+            self.add_row(&levels[row], &mut scratch.more[range]);
+            scratch.touch(first + row);
         }
     }
 

@@ -45,10 +45,11 @@ pub mod sampler;
 pub mod sequence;
 pub mod source;
 pub mod stop_tokens;
+mod streamed;
 pub mod template;
 mod vector;
 
-pub use arithmetic::Arithmetic;
+pub use arithmetic::{Arithmetic, MemoryForm};
 pub use cache::Precision;
 pub use coded::Coded;
 pub use error::InferError;

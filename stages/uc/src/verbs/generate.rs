@@ -120,7 +120,7 @@ impl<'a> Loaded<'a> {
     ) -> anyhow::Result<Self> {
         let start = Instant::now();
         let pack = packs::open(&args.pack)?;
-        let options = args.runtime.load_options();
+        let options = args.runtime.load_options(&pack);
         let checks = options.checks;
         if checks == Checks::Structure {
             display.warn(

@@ -5,7 +5,7 @@ use uc_infer::generate::Finish;
 use uc_infer::load::Checks;
 use uc_infer::memory::Memory;
 use uc_infer::sampler::{Chosen, Scored};
-use uc_infer::{Arithmetic, Generated, Precision, Request, Sampling, Sequence};
+use uc_infer::{Arithmetic, Generated, MemoryForm, Precision, Request, Sampling, Sequence};
 
 use super::{Loaded, classify};
 
@@ -18,6 +18,8 @@ pub struct Report<'a> {
     verified: bool,
     /// How products are computed.
     arithmetic: Arithmetic,
+    /// How the linears are kept.
+    memory_form: MemoryForm,
     cache: Precision,
     context: usize,
     threads: u32,
@@ -76,6 +78,7 @@ pub fn report<'a>(
         pack: loaded.pack.fingerprint().to_string(),
         verified: loaded.options.checks == Checks::Digests,
         arithmetic: loaded.options.arithmetic,
+        memory_form: loaded.options.memory,
         cache: loaded.args.cache.into(),
         context: sequence.context(),
         threads: loaded.threads,
