@@ -124,6 +124,16 @@ bench-exports: setup ## measure what exports add to the error of a pack: that of
 	python3 tests/benchmark/exports.py
 	$(if $(PACK),python3 tests/benchmark/exports.py --pack $(PACK) --text $(EVALUATION) $(if $(WINDOWS),--windows $(WINDOWS)))
 
+.PHONY: bench-runtime
+bench-runtime: setup ## measure uc bench beside llama.cpp on PACK and on packs of 1 B parameters with its statistics (needs python3, and LLAMA_BENCH and LLAMA_QUANTIZE, the programs of llama.cpp; SCRATCH=DIR keeps files, RUNTIME_ARGS=… as tests/benchmark/runtime.py says)
+	cargo build --release --locked -p uc-examples --example synthetic_pack
+	python3 tests/benchmark/runtime.py --pack $(PACK) $(if $(SCRATCH),--scratch $(SCRATCH)) $(RUNTIME_ARGS)
+
+.PHONY: bench-runtime-accuracy
+bench-runtime-accuracy: setup ## compare the runtime with the evaluation of the finished RUN, and its greedy text on EVALUATION with transformers (needs python3 with torch, transformers and safetensors)
+	cargo build --release --locked -p uc-examples --example runtime_accuracy
+	python3 tests/benchmark/runtime_accuracy.py --run $(RUN) $(if $(PACK),--pack $(PACK)) --text $(EVALUATION)
+
 .PHONY: gpu-check
 gpu-check: ## type-check the CUDA backend (needs no GPU or toolkit)
 	cargo check --release --locked -p uc-model -p teacher-cache -p evaluator --all-targets $(WITH_CUDA)
