@@ -162,7 +162,7 @@ install-files:
 	$(UC) completions fish > $(SHARE)/fish/vendor_completions.d/uc.fish
 	install -m 644 tests/independent/read_pack.py $(SHARE)/ultracompress
 	install -m 644 README.md LICENSE CHANGELOG.md $(SHARE)/doc/ultracompress
-	install -m 644 docs/*.md $(SHARE)/doc/ultracompress/docs
+	install -m 644 docs/*.md docs/bench-schema.json $(SHARE)/doc/ultracompress/docs
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
@@ -179,7 +179,7 @@ dist-files:
 	$(MAKE) --no-print-directory install-files PREFIX=$(abspath $(DIST_FOLDER)) DESTDIR=
 	cp tests/independent/read_pack.py README.md LICENSE CHANGELOG.md $(DIST_FOLDER)
 	mkdir -p $(DIST_FOLDER)/docs $(DIST_FOLDER)/examples
-	cp docs/*.md $(DIST_FOLDER)/docs
+	cp docs/*.md docs/bench-schema.json $(DIST_FOLDER)/docs
 	cp -r examples/tiny-stories $(DIST_FOLDER)/examples
 	tar --create --sort=name --owner=0 --group=0 --numeric-owner --directory=$(DIST_ROOT) $(DIST) | gzip -n9 > $(DIST_FOLDER).tar.gz
 	@echo $(DIST_FOLDER).tar.gz
