@@ -1,19 +1,19 @@
 //! Compares what the runtime computes with what the evaluator measured, on the evaluator's own windows; prints JSON.
 //!
 //! ```text
-//! cargo run --release -p uc-examples --example runtime_accuracy -- PACK EVALUATION [f16] [bf16]
+//! cargo run --release -p uc-examples --example runtime_accuracy -- PACK EVALUATION [fast] [f16] [bf16]
 //! ```
 //! PACK is the pack, EVALUATION the folder `eval` of the run that evaluated it: `windows.json` and `metrics.json`. The program
 //! computes the logits of every token in the arithmetic `exact` and prints the perplexity beside that of the evaluator. Every
-//! further way to compute them that is named is compared with `exact`: `f16` and `bf16` round cached keys and values. For each, it
-//! prints the perplexity, the mean KL divergence from `exact`, its share of the divergence of the pack from its teacher, the top-1
+//! further way to compute them that is named is compared with `exact`: `fast` is the arithmetic of that name, `f16` and `bf16` round
+//! cached keys and values in `exact`. For each, it prints the perplexity, the mean KL divergence from `exact`, its share of the divergence of the pack from its teacher, the top-1
 //! agreement and the largest difference of two logits.
 
 use std::path::Path;
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
-use uc_infer::{Checks, Chunk, Model, Precision, Sequence, Wanted, load};
+use uc_infer::{Arithmetic, Checks, Chunk, LoadOptions, Model, Precision, Sequence, Wanted, load};
 use uc_model::metrics::{MetricsAccumulator, compare_logits};
 use uc_model::text::WindowSet;
 use uc_pack::Pack;
@@ -24,7 +24,7 @@ const CHUNK: usize = 64;
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [pack, evaluation, names @ ..] = arguments.as_slice() else {
-        anyhow::bail!("usage: runtime_accuracy PACK EVALUATION [f16] [bf16]");
+        anyhow::bail!("usage: runtime_accuracy PACK EVALUATION [fast] [f16] [bf16]");
     };
     let ways = names.iter().map(|name| Way::new(name));
     let ways = ways.collect::<anyhow::Result<Vec<_>>>()?;
@@ -41,12 +41,31 @@ fn main() -> anyhow::Result<()> {
         "found an evaluation of {}, expected one of {fingerprint}",
         measured["pack_fingerprint"]
     );
-    let model = load(&pack, Checks::Digests)?;
+    let with = |arithmetic| {
+        load(
+            &pack,
+            LoadOptions {
+                checks: Checks::Digests,
+                arithmetic,
+            },
+        )
+    };
+    let model = with(Arithmetic::Exact)?;
+    let is_fast = |way: &Way| way.arithmetic == Arithmetic::Fast;
+    let fast = match ways.iter().any(is_fast) {
+        true => Some(with(Arithmetic::Fast)?),
+        false => None,
+    };
+    let model_of = |way: &Way| match is_fast(way) {
+        true => fast.as_ref().unwrap_or(&model),
+        false => &model,
+    };
+    let models: Vec<&Model> = ways.iter().map(model_of).collect();
     let mut found: Vec<Found> = ways.iter().map(|_| Found::default()).collect();
     let mut exact = Found::default();
     for (index, window) in windows.windows.iter().enumerate() {
         eprintln!("window {} of {}", index + 1, windows.windows.len());
-        compare_window(&model, &window.ids, &ways, &mut exact, &mut found)?;
+        compare_window(&model, &window.ids, &models, &ways, &mut exact, &mut found)?;
     }
     let evaluator = &measured["pack_ppl"]["value"];
     let evaluator = evaluator.as_f64().context("no pack_ppl")?;
@@ -73,18 +92,23 @@ fn main() -> anyhow::Result<()> {
 /// A way to compute the logits.
 struct Way {
     name: String,
+    arithmetic: Arithmetic,
     cache: Precision,
 }
 
 impl Way {
     fn new(name: &str) -> anyhow::Result<Self> {
-        let cache = match name {
-            "f16" => Precision::F16,
-            "bf16" => Precision::Bf16,
-            _ => anyhow::bail!("found {name}, expected f16 or bf16"),
+        let (arithmetic, cache, name) = match name {
+            "fast" => (Arithmetic::Fast, Precision::F32, "fast"),
+            "f16" => (Arithmetic::Exact, Precision::F16, "exact, cache f16"),
+            "bf16" => (Arithmetic::Exact, Precision::Bf16, "exact, cache bf16"),
+            _ => anyhow::bail!("found {name}, expected fast, f16 or bf16"),
         };
-        let name = format!("exact, cache {name}");
-        Ok(Way { name, cache })
+        Ok(Way {
+            name: name.to_owned(),
+            arithmetic,
+            cache,
+        })
     }
 }
 
@@ -114,15 +138,16 @@ impl Found {
 fn compare_window(
     model: &Model,
     tokens: &[u32],
+    models: &[&Model],
     ways: &[Way],
     exact: &mut Found,
     found: &mut [Found],
 ) -> anyhow::Result<()> {
-    let sequence = |cache| Sequence::new(model, tokens.len(), cache);
-    let mut reference = sequence(Precision::F32)?;
-    let mut others = ways
+    let mut reference = Sequence::new(model, tokens.len(), Precision::F32)?;
+    let mut others = models
         .iter()
-        .map(|way| sequence(way.cache))
+        .zip(ways)
+        .map(|(model, way)| Sequence::new(model, tokens.len(), way.cache))
         .collect::<Result<Vec<_>, _>>()?;
     let vocab = model.config().vocab;
     let mut own = Vec::new();
@@ -134,7 +159,8 @@ fn compare_window(
         let expected = logits(model, &mut reference, chunk)?;
         let rows = expected.chunks_exact(vocab).zip(targets);
         own.extend(rows.map(|(row, &target)| compare_logits(row, row, target as usize)));
-        for ((sequence, found), compared) in others.iter_mut().zip(&mut *found).zip(&mut compared) {
+        let parts = models.iter().zip(&mut others).zip(&mut *found);
+        for (((model, sequence), found), compared) in parts.zip(&mut compared) {
             let logits = logits(model, sequence, chunk)?;
             let rows = expected.chunks_exact(vocab).zip(logits.chunks_exact(vocab));
             for ((expected, row), &target) in rows.zip(targets) {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares the runtime with the evaluation of a run, and its greedy text with transformers; writes docs/benchmarks/runtime-accuracy.json.
 
-Usage: python3 tests/benchmark/runtime_accuracy.py --run RUN --text TEXT [--pack PACK] [--ways f16 bf16] [--prompts 20]
+Usage: python3 tests/benchmark/runtime_accuracy.py --run RUN --text TEXT [--pack PACK] [--ways fast f16 bf16] [--prompts 20]
        [--tokens 200] [--setting OPTIONS]
 Build first: make setup; cargo build --release -p uc-examples --example runtime_accuracy
 Needs: torch, transformers, safetensors. RUN is a finished run of `uc compress` or `uc eval`; PACK is by default that of RUN.
@@ -80,10 +80,10 @@ def main():
     parser.add_argument("--run", type=pathlib.Path, required=True)
     parser.add_argument("--text", type=pathlib.Path, required=True)
     parser.add_argument("--pack", type=pathlib.Path)
-    parser.add_argument("--ways", nargs="*", default=["f16", "bf16"], help="what is compared with exact: see the example")
+    parser.add_argument("--ways", nargs="*", default=["fast", "f16", "bf16"], help="what is compared with exact: see the example")
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=200)
-    parser.add_argument("--setting", default="", help="options of `uc generate`")
+    parser.add_argument("--setting", default="--arithmetic exact", help="options of `uc generate`")
     options = parser.parse_args()
     pack = options.pack or options.run / "pack"
     command = [PROGRAMS / "examples/runtime_accuracy", pack, options.run / "eval", *options.ways]

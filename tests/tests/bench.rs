@@ -125,7 +125,7 @@ fn the_table_has_a_line_for_every_measurement_and_bad_numbers_are_refused() {
         "fingerprint",
         "weights read",
         "bandwidth",
-        "arithmetic exact",
+        "arithmetic fast",
     ] {
         assert!(text.contains(title), "{text}");
     }

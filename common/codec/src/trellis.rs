@@ -97,6 +97,18 @@ pub fn levels(q: &[i16], cols: usize, row_log2_eighths: &[u8]) -> Vec<i32> {
     out
 }
 
+/// For each state: what distinguishes the level of an element from twice its *feed-forward index*, see
+/// [`LevelReader::feedforward`].
+pub const FEEDFORWARD: [u8; STATES] = {
+    let mut table = [0; STATES];
+    let mut state = 0;
+    while state < STATES as u16 {
+        table[state as usize] = residue(state, 0) as u8;
+        state += 1;
+    }
+    table
+};
+
 /// Turns the indices of a tensor into levels, in pieces of whole rows from the first row on.
 #[derive(Debug)]
 pub struct LevelReader {
@@ -119,10 +131,7 @@ impl LevelReader {
     /// each row.
     pub fn rows(&mut self, q: &[i16], row_log2_eighths: &[u8], sink: &mut impl FnMut(i32)) {
         for (q, &log) in q.chunks(self.states.len().max(1)).zip(row_log2_eighths) {
-            if self.row.is_multiple_of(BLOCK_ROWS) {
-                self.states.fill(0);
-            }
-            self.row += 1;
+            self.begin_row();
             for (state, &q) in self.states.iter_mut().zip(q) {
                 if log == 0 {
                     sink(0);
@@ -132,6 +141,37 @@ impl LevelReader {
                 }
             }
         }
+    }
+
+    /// Writes the feed-forward indices `v` of the next row to `out`: v is q with its lowest bit replaced by the input bit u of
+    /// the trellis. So the six rows above suffice to find a level, whatever lies above them:
+    /// `level = 2v ^ FEEDFORWARD[h]`, where the bits of the state h are the lowest bits of the last six v of the column, the
+    /// latest in bit 0, and `h = (2h + (v & 1)) mod 64` after it. A row of zeros is passed over.
+    ///
+    /// # Panics
+    /// If `q` and `out` do not have one element for each column.
+    pub fn feedforward(&mut self, q: &[i16], row_log2_eighths: u8, out: &mut [i16]) {
+        assert!(
+            q.len() == self.states.len() && out.len() == q.len(),
+            "whole rows"
+        );
+        self.begin_row();
+        if row_log2_eighths == 0 {
+            out.fill(0);
+            return;
+        }
+        for ((state, &q), out) in self.states.iter_mut().zip(q).zip(out) {
+            *state = next_state(*state, q);
+            *out = q & !1 | (*state & 1) as i16;
+        }
+    }
+
+    /// Counts a row; the states are 0 before the first row of a block.
+    fn begin_row(&mut self) {
+        if self.row.is_multiple_of(BLOCK_ROWS) {
+            self.states.fill(0);
+        }
+        self.row += 1;
     }
 }
 

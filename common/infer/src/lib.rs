@@ -19,14 +19,17 @@
 //! - [`sampler`]: from logits to a token; [`generate()`]: from a prompt to text; [`detokenizer`]: from tokens to text as they
 //!   come; [`template`]: the prompt of a conversation; [`stop_tokens`]: what ends a text.
 
+mod arithmetic;
 mod attention;
 pub mod bandwidth;
 mod cache;
 mod coded;
+mod columns;
 pub mod detokenizer;
 mod error;
 mod experts;
 pub mod generate;
+mod integer;
 mod kernel;
 mod latent;
 mod layer;
@@ -38,6 +41,7 @@ pub mod memory;
 mod mlp;
 pub mod model;
 mod norm;
+mod packed;
 pub mod reads;
 mod rotary;
 pub mod sampler;
@@ -47,11 +51,12 @@ pub mod stop_tokens;
 pub mod template;
 mod vector;
 
+pub use arithmetic::Arithmetic;
 pub use cache::Precision;
 pub use coded::Coded;
 pub use error::InferError;
 pub use generate::{Generated, Request, generate};
-pub use load::{Checks, load};
+pub use load::{Checks, LoadOptions, load};
 pub use matrix::{Dense, Matrix};
 pub use model::{Chunk, Model, Wanted};
 pub use sampler::{Sampler, Sampling};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 use uc_codec::TensorCode;
 use uc_infer::{
-    Chunk, Coded, Dense, InferError, Matrix, Model, Precision, Sequence, Source, Wanted,
+    Arithmetic, Chunk, Coded, Dense, InferError, Matrix, Model, Precision, Sequence, Source, Wanted,
 };
 use uc_model::{LayerPlan, ModelConfig, SourceFolder};
 
@@ -65,7 +65,7 @@ impl Source for Golden<'_> {
         }
         let code = rounded(&values, rows, cols);
         if self.linears == Linears::Coded {
-            return Ok(Matrix::Coded(Coded::new(&code)));
+            return Ok(Matrix::Coded(Coded::new(&code, Arithmetic::Exact)));
         }
         let weights = uc_codec::reconstruct::reconstruct(&code).unwrap();
         let values = weights.into_iter().map(half::bf16::from_bits).collect();

@@ -12,6 +12,7 @@ use crate::report::packs::parse_fingerprint;
 mod bench;
 mod generate;
 mod help;
+mod runtime;
 #[cfg(test)]
 mod tests;
 

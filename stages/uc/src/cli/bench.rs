@@ -5,6 +5,7 @@ use clap::Args;
 
 use super::OUTPUT;
 use super::generate::CacheType;
+use super::runtime::RuntimeArgs;
 
 /// Heading of the options that say what is measured.
 const WORK: &str = "What is measured";
@@ -74,12 +75,9 @@ pub struct BenchArgs {
         hide_possible_values = true
     )]
     pub cache: CacheType,
-    /// Only load without comparing what is read with the digests of the manifest
-    #[arg(long)]
-    pub no_verify: bool,
-    /// CPU cores to use [default: all]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub threads: Option<u32>,
+    /// How the model is run.
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
     /// Print all measurements as JSON (docs/bench-schema.json)
     #[arg(long, help_heading = OUTPUT)]
     pub json: bool,

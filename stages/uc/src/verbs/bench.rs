@@ -13,7 +13,7 @@ use std::time::Instant;
 use anyhow::Context;
 use uc_infer::bandwidth::Reader;
 use uc_infer::load::{self, Checks};
-use uc_infer::{Model, Precision};
+use uc_infer::{LoadOptions, Model, Precision};
 use uc_pack::{MANIFEST_FILE, Pack};
 use uc_store::{ExitCode, output, resources};
 
@@ -34,7 +34,7 @@ const READS: usize = 16;
 
 /// Runs the verb.
 pub fn run(args: &BenchArgs, display: &Display) -> anyhow::Result<()> {
-    let threads = session::threads(args.threads);
+    let threads = session::threads(args.runtime.threads);
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads as usize)
         .build()
@@ -53,15 +53,20 @@ pub fn run(args: &BenchArgs, display: &Display) -> anyhow::Result<()> {
 fn measure(args: &BenchArgs, threads: u32, display: &Display) -> anyhow::Result<Report> {
     let pack = packs::open(&args.pack)?;
     read_files(&pack)?;
+    let options = args.runtime.load_options();
     display.info("loading without verification");
-    let (unverified, mut model) = timed_load(args, Checks::Structure)?;
+    let unchecked = LoadOptions {
+        checks: Checks::Structure,
+        ..options
+    };
+    let (unverified, mut model) = timed_load(args, unchecked)?;
     let mut verified = None;
-    if !args.no_verify {
+    if options.checks == Checks::Digests {
         // Two models at the same time would count twice as resident memory.
         drop(model);
         display.info("loading with verification");
         let seconds;
-        (seconds, model) = timed_load(args, Checks::Digests)?;
+        (seconds, model) = timed_load(args, options)?;
         verified = Some(seconds);
     }
     let work = work(args, &model)?;
@@ -91,7 +96,7 @@ fn measure(args: &BenchArgs, threads: u32, display: &Display) -> anyhow::Result<
         },
         machine: machine::Machine::here(),
         settings: Settings {
-            arithmetic: "exact",
+            arithmetic: options.arithmetic,
             memory: "resident",
             cache: args.cache.into(),
             threads,
@@ -136,11 +141,11 @@ fn read_files(pack: &Pack) -> anyhow::Result<()> {
 }
 
 /// What `uc generate` does before it reads the prompt, and the seconds that it takes.
-fn timed_load(args: &BenchArgs, checks: Checks) -> anyhow::Result<(f64, Model)> {
+fn timed_load(args: &BenchArgs, options: LoadOptions) -> anyhow::Result<(f64, Model)> {
     let start = Instant::now();
     let pack = packs::open(&args.pack)?;
-    load::tokenizer(&pack, checks).map_err(classify)?;
-    let model = load::load(&pack, checks).map_err(classify)?;
+    load::tokenizer(&pack, options.checks).map_err(classify)?;
+    let model = load::load(&pack, options).map_err(classify)?;
     Ok((start.elapsed().as_secs_f64(), model))
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use uc_infer::generate::Finish;
-use uc_infer::load::{self, Checks};
+use uc_infer::load::{self, Checks, LoadOptions};
 use uc_infer::{
     Generated, InferError, Message, Model, Precision, Request, Sampling, Sequence, Template,
     generate,
@@ -32,7 +32,7 @@ const MAX_PROMPT: u64 = 256 << 20;
 
 /// Runs the verb.
 pub fn run(args: &GenerateArgs, display: &Display, signals: &Listener) -> anyhow::Result<()> {
-    let threads = session::threads(args.threads);
+    let threads = session::threads(args.runtime.threads);
     let sampling = Sampling::from(&args.sampling);
     // What does not depend on the model is refused before it is loaded.
     sampling.check(usize::MAX).map_err(classify)?;
@@ -103,7 +103,7 @@ struct Loaded<'a> {
     threads: u32,
     display: &'a Display,
     pack: Pack,
-    checks: Checks,
+    options: LoadOptions,
     model: Model,
     tokenizer: Tokenizer,
     template: Option<Template>,
@@ -120,11 +120,9 @@ impl<'a> Loaded<'a> {
     ) -> anyhow::Result<Self> {
         let start = Instant::now();
         let pack = packs::open(&args.pack)?;
-        let checks = match args.no_verify {
-            true => Checks::Structure,
-            false => Checks::Digests,
-        };
-        if args.no_verify {
+        let options = args.runtime.load_options();
+        let checks = options.checks;
+        if checks == Checks::Structure {
             display.warn(
                 "--no-verify: the weights are NOT compared with the manifest; the text may be that of a damaged pack",
             );
@@ -140,7 +138,7 @@ impl<'a> Loaded<'a> {
         if args.ignore_eos {
             stop_tokens.clear();
         }
-        let model = load::load(&pack, checks).map_err(classify)?;
+        let model = load::load(&pack, options).map_err(classify)?;
         sampling.check(model.config().vocab).map_err(classify)?;
         Ok(Loaded {
             args,
@@ -148,7 +146,7 @@ impl<'a> Loaded<'a> {
             threads,
             display,
             pack,
-            checks,
+            options,
             model,
             tokenizer,
             template,

@@ -1,8 +1,8 @@
 //! The result of `uc bench --json`. `docs/bench-schema.json` describes it; a test compares the two.
 
 use serde::Serialize;
-use uc_infer::Precision;
 use uc_infer::reads::Reads;
+use uc_infer::{Arithmetic, Precision};
 
 use super::machine::Machine;
 
@@ -47,7 +47,7 @@ pub struct PackReport {
 #[derive(Debug, Serialize)]
 pub struct Settings {
     /// How products are computed.
-    pub arithmetic: &'static str,
+    pub arithmetic: Arithmetic,
     /// The form of the linears in memory.
     pub memory: &'static str,
     /// Number format of keys and values.

@@ -3,6 +3,8 @@
 use std::fmt::Write;
 
 use indicatif::BinaryBytes;
+use serde::Serialize;
+use serde_json::Value;
 use uc_input::printable;
 
 use super::report::{Generation, Prompt, Report};
@@ -39,12 +41,9 @@ pub fn table(report: &Report) -> String {
         "settings",
         format!(
             "arithmetic {}, memory {}, cache {}, threads {}, runs {}",
-            settings.arithmetic,
+            name(&settings.arithmetic),
             settings.memory,
-            serde_json::to_value(settings.cache).map_or_else(
-                |_| String::new(),
-                |name| { name.as_str().unwrap_or_default().to_owned() }
-            ),
+            name(&settings.cache),
             settings.threads,
             settings.runs
         ),
@@ -87,6 +86,14 @@ pub fn table(report: &Report) -> String {
         format!("{:.1} GB/s", report.bandwidth.bytes_per_second / 1e9),
     );
     text + &prompts(&report.prompts) + &generation(&report.generation)
+}
+
+/// The name of a setting, as in the JSON.
+fn name(setting: &impl Serialize) -> String {
+    match serde_json::to_value(setting) {
+        Ok(Value::String(name)) => name,
+        _ => String::new(),
+    }
 }
 
 fn prompts(prompts: &[Prompt]) -> String {

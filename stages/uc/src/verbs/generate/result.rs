@@ -5,7 +5,7 @@ use uc_infer::generate::Finish;
 use uc_infer::load::Checks;
 use uc_infer::memory::Memory;
 use uc_infer::sampler::{Chosen, Scored};
-use uc_infer::{Generated, Precision, Request, Sampling, Sequence};
+use uc_infer::{Arithmetic, Generated, Precision, Request, Sampling, Sequence};
 
 use super::{Loaded, classify};
 
@@ -17,7 +17,7 @@ pub struct Report<'a> {
     /// Whether every tensor was compared with the manifest.
     verified: bool,
     /// How products are computed.
-    arithmetic: &'static str,
+    arithmetic: Arithmetic,
     cache: Precision,
     context: usize,
     threads: u32,
@@ -74,8 +74,8 @@ pub fn report<'a>(
     let tokens = generated.tokens.iter();
     Ok(Report {
         pack: loaded.pack.fingerprint().to_string(),
-        verified: loaded.checks == Checks::Digests,
-        arithmetic: "exact",
+        verified: loaded.options.checks == Checks::Digests,
+        arithmetic: loaded.options.arithmetic,
         cache: loaded.args.cache.into(),
         context: sequence.context(),
         threads: loaded.threads,
