@@ -13,7 +13,7 @@ use crate::sampler::{Chosen, Sampler, Sampling};
 use crate::sequence::Sequence;
 
 /// Tokens of a prompt that are computed together. The result does not depend on it.
-const PROMPT_CHUNK: usize = 128;
+pub const PROMPT_CHUNK: usize = 128;
 /// Longest stop string, bytes.
 const MAX_STOP: usize = 1 << 10;
 /// Most tokens whose log-probabilities are reported beside each chosen one.

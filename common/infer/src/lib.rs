@@ -12,7 +12,8 @@
 //!
 //! # Code map
 //! - [`model`]: a loaded model and its forward pass; [`sequence`]: the states of one sequence; [`load`]: from a pack to a model;
-//!   [`source`]: where tensors come from; [`memory`]: what a model takes;
+//!   [`source`]: where tensors come from; [`memory`]: what a model takes; [`reads`]: what a token reads of it;
+//!   [`bandwidth`]: how fast this machine reads;
 //! - `kernel`, `vector`: the loops; `matrix`, `coded`: weight matrices; `linear`, `norm`, `mlp`, `experts`, `attention`,
 //!   `latent`, `mamba`, `layer`: the parts of a layer; `cache`: keys and values; `rotary`: positions;
 //! - [`sampler`]: from logits to a token; [`generate()`]: from a prompt to text; [`detokenizer`]: from tokens to text as they
@@ -20,6 +21,7 @@
 
 mod arithmetic;
 mod attention;
+pub mod bandwidth;
 mod cache;
 mod coded;
 mod columns;
@@ -40,6 +42,7 @@ mod mlp;
 pub mod model;
 mod norm;
 mod packed;
+pub mod reads;
 mod rotary;
 pub mod sampler;
 pub mod sequence;

@@ -9,12 +9,14 @@ use uc_store::logging::LogFormat;
 
 use crate::report::packs::parse_fingerprint;
 
+mod bench;
 mod generate;
 mod help;
 mod runtime;
 #[cfg(test)]
 mod tests;
 
+pub use bench::BenchArgs;
 pub use generate::GenerateArgs;
 pub use help::{command, parse};
 
@@ -89,6 +91,8 @@ pub enum Verb {
     Export(ExportArgs),
     /// Continue a text, or converse, with the model of a pack
     Generate(Box<GenerateArgs>),
+    /// Measure how fast the model of a pack runs, what memory it takes and reads
+    Bench(BenchArgs),
     /// Print the completions of a shell
     Completions(CompletionsArgs),
     /// Write the manual pages
