@@ -15,10 +15,13 @@
 //!   [`source`]: where tensors come from; [`memory`]: what a model takes;
 //! - `kernel`, `vector`: the loops; `matrix`, `coded`: weight matrices; `linear`, `norm`, `mlp`, `experts`, `attention`,
 //!   `latent`, `mamba`, `layer`: the parts of a layer; `cache`: keys and values; `rotary`: positions;
-//! - [`sampler`]: from logits to a token; [`generate()`]: from a prompt to text; [`detokenizer`]: from tokens to text as they
+//! - [`batch`]: requests that join and leave a running batch; [`request`]: what is asked and answered; `running`: a request in
+//!   a slot; `writer`: the text that is certain; [`generate()`]: a single request;
+//! - [`sampler`]: from logits to a token; [`detokenizer`]: from tokens to text as they
 //!   come; [`template`]: the prompt of a conversation; [`stop_tokens`]: what ends a text.
 
 mod attention;
+pub mod batch;
 mod cache;
 mod coded;
 pub mod detokenizer;
@@ -36,21 +39,26 @@ pub mod memory;
 mod mlp;
 pub mod model;
 mod norm;
+pub mod request;
 mod rotary;
+mod running;
 pub mod sampler;
 pub mod sequence;
 pub mod source;
 pub mod stop_tokens;
 pub mod template;
 mod vector;
+mod writer;
 
+pub use batch::{Batch, BatchSettings, Counters};
 pub use cache::Precision;
 pub use coded::Coded;
 pub use error::InferError;
-pub use generate::{Generated, Request, generate};
+pub use generate::{Generated, generate};
 pub use load::{Checks, load};
 pub use matrix::{Dense, Matrix};
 pub use model::{Chunk, Model, Wanted};
+pub use request::{Constraint, Event, Finish, Progress, Request, RequestId, Token, Usage};
 pub use sampler::{Sampler, Sampling};
 pub use sequence::Sequence;
 pub use source::Source;

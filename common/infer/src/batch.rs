@@ -1,0 +1,301 @@
+//! A running batch: requests join and leave while others go on. Every step is one forward pass over the next tokens of all that
+//! run: one token of each text, and parts of prompts. What a request gets does not depend on the others, nor on when they come.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rayon::prelude::*;
+use serde::Serialize;
+use uc_model::Tokenizer;
+
+use crate::cache::Precision;
+use crate::error::InferError;
+use crate::model::{Chunk, Model};
+use crate::request::{Constraint, Event, Finish, Progress, Request, RequestId, Usage};
+use crate::running::Running;
+use crate::sequence::Sequence;
+
+/// The limits of a batch. No result depends on them, except that a longer context may have other rotary frequencies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchSettings {
+    /// Most requests that run at the same time; others wait.
+    pub slots: usize,
+    /// Most tokens of prompts in a step, so that a long prompt does not hold up the texts.
+    pub step_tokens: usize,
+    /// Most tokens of a prompt and its text.
+    pub context: usize,
+    /// Number format of keys and values.
+    pub precision: Precision,
+    /// Most bytes of the states that are kept of prompts and texts that have ended, for requests that begin with the same tokens.
+    pub prefix_bytes: u64,
+}
+
+/// What a batch has done and holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    /// Requests that run.
+    pub running: usize,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Steps so far.
+    pub steps: u64,
+    /// Tokens of prompts that were computed.
+    pub prompt_tokens: u64,
+    /// Tokens of prompts that were taken from prefixes.
+    pub reused_tokens: u64,
+    /// Generated tokens.
+    pub generated_tokens: u64,
+    /// Bytes of the states of running requests.
+    pub state_bytes: u64,
+    /// Bytes of kept prefixes.
+    pub prefix_bytes: u64,
+}
+
+/// A request without a slot.
+struct Waiting {
+    id: RequestId,
+    request: Request,
+    constraint: Option<Box<dyn Constraint>>,
+    since: Instant,
+}
+
+/// See the module.
+pub struct Batch {
+    model: Arc<Model>,
+    tokenizer: Arc<Tokenizer>,
+    settings: BatchSettings,
+    waiting: VecDeque<Waiting>,
+    running: Vec<Running>,
+    /// Events that the next step returns first.
+    events: Vec<Event>,
+    counters: Counters,
+    added: u64,
+}
+
+impl Batch {
+    /// An empty batch.
+    ///
+    /// # Errors
+    /// [`InferError::Option`] without slots or step tokens, [`InferError::ContextRange`].
+    pub fn new(
+        model: Arc<Model>,
+        tokenizer: Arc<Tokenizer>,
+        settings: BatchSettings,
+    ) -> Result<Self, InferError> {
+        for (option, found) in [
+            ("slots", settings.slots),
+            ("step-tokens", settings.step_tokens),
+        ] {
+            if found == 0 {
+                return Err(InferError::option(option, found, "at least 1"));
+            }
+        }
+        Sequence::new(&model, settings.context, settings.precision)?;
+        Ok(Batch {
+            model,
+            tokenizer,
+            settings,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            events: Vec::new(),
+            counters: Counters::default(),
+            added: 0,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// The limits.
+    pub fn settings(&self) -> &BatchSettings {
+        &self.settings
+    }
+
+    /// Requests that wait for a slot.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether [`Batch::step`] has nothing to do and nothing to tell.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty() && self.events.is_empty()
+    }
+
+    /// What the batch has done and holds.
+    pub fn counters(&self) -> Counters {
+        let bytes = self.running.iter().map(|running| running.sequence.bytes());
+        Counters {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            state_bytes: bytes.sum(),
+            ..self.counters
+        }
+    }
+
+    /// Adds a request, which waits until a slot is free.
+    ///
+    /// # Errors
+    /// Those of [`Request::check`]; then nothing is added.
+    pub fn add(
+        &mut self,
+        request: Request,
+        constraint: Option<Box<dyn Constraint>>,
+    ) -> Result<RequestId, InferError> {
+        request.check(&self.model, self.settings.context)?;
+        let id = RequestId(self.added);
+        self.added += 1;
+        self.waiting.push_back(Waiting {
+            id,
+            request,
+            constraint,
+            since: Instant::now(),
+        });
+        Ok(id)
+    }
+
+    /// Ends a request; the next step returns its [`Finish::Cancelled`]. Returns whether it was there.
+    pub fn cancel(&mut self, id: RequestId) -> bool {
+        if let Some(index) = self.waiting.iter().position(|waiting| waiting.id == id) {
+            if let Some(waiting) = self.waiting.remove(index) {
+                let usage = Usage {
+                    prompt: waiting.request.prompt.len(),
+                    queue_time: waiting.since.elapsed(),
+                    ..Usage::default()
+                };
+                let finish = Finish::Cancelled;
+                self.tell(id, Progress::Finished { finish, usage });
+            }
+            return true;
+        }
+        let Some(index) = self.running.iter().position(|running| running.id == id) else {
+            return false;
+        };
+        let mut running = self.running.remove(index);
+        let progress = running.cancel();
+        self.leave(running);
+        progress.into_iter().for_each(|p| self.tell(id, p));
+        true
+    }
+
+    /// Computes the next tokens of everything that runs. Returns what happened since the last step, in the order of the requests
+    /// for each kind of event.
+    pub fn step(&mut self) -> Vec<Event> {
+        self.admit();
+        let shares = self.shares();
+        if !self.running.is_empty() {
+            self.counters.steps += 1;
+        }
+        let mut tokens = Vec::with_capacity(self.running.len());
+        for (running, share) in self.running.iter().zip(&shares) {
+            tokens.push(running.next_tokens(*share).to_vec());
+        }
+        let parts = self.running.iter_mut().zip(&tokens);
+        let (mut indices, mut chunks) = (Vec::new(), Vec::new());
+        for (index, (running, tokens)) in parts.enumerate() {
+            if tokens.is_empty() {
+                continue;
+            }
+            if running.is_in_prompt() {
+                self.counters.prompt_tokens += tokens.len() as u64;
+            }
+            indices.push(index);
+            chunks.push(Chunk {
+                wanted: running.wanted(tokens.len()),
+                sequence: &mut running.sequence,
+                tokens,
+            });
+        }
+        let logits = self.model.compute(&mut chunks);
+        let mut results: Vec<Option<Result<Vec<f32>, InferError>>> = Vec::new();
+        results.resize_with(self.running.len(), || None);
+        for (index, logits) in indices.into_iter().zip(logits) {
+            results[index] = Some(logits);
+        }
+        // Choosing takes about as long as a small layer, so it is shared among the threads.
+        let advanced: Vec<Vec<Progress>> = self
+            .running
+            .par_iter_mut()
+            .zip(results)
+            .map(|(running, logits)| match logits {
+                Some(logits) => running.advance(logits),
+                None => Vec::new(),
+            })
+            .collect();
+        let ids: Vec<RequestId> = self.running.iter().map(|running| running.id).collect();
+        for (id, progress) in ids.into_iter().zip(advanced) {
+            progress.into_iter().for_each(|p| self.tell(id, p));
+        }
+        let (running, ended) = std::mem::take(&mut self.running)
+            .into_iter()
+            .partition(|running| !running.has_ended());
+        self.running = running;
+        ended.into_iter().for_each(|running| self.leave(running));
+        std::mem::take(&mut self.events)
+    }
+
+    /// Gives free slots to those that wait.
+    fn admit(&mut self) {
+        while self.running.len() < self.settings.slots {
+            let Some(waiting) = self.waiting.pop_front() else {
+                return;
+            };
+            let sequence =
+                Sequence::new(&self.model, self.settings.context, self.settings.precision);
+            let tokenizer = self.tokenizer.clone();
+            let Waiting {
+                id,
+                request,
+                constraint,
+                since,
+            } = waiting;
+            let vocab = self.model.config().vocab;
+            let running = sequence.and_then(|sequence| {
+                Running::new(id, request, constraint, sequence, tokenizer, vocab)
+            });
+            match running {
+                Ok(mut running) => {
+                    running.usage.queue_time = since.elapsed();
+                    let reused = running.usage.reused;
+                    self.counters.reused_tokens += reused as u64;
+                    self.tell(id, Progress::Started { reused });
+                    self.running.push(running);
+                }
+                Err(error) => self.tell(id, Progress::Failed { error }),
+            }
+        }
+    }
+
+    /// How many tokens of its prompt each request computes in this step: equal shares, of which short prompts leave a part to
+    /// the others.
+    fn shares(&self) -> Vec<usize> {
+        let mut shares = vec![0; self.running.len()];
+        let mut order: Vec<usize> = (0..shares.len()).collect();
+        order.retain(|&index| self.running[index].is_in_prompt());
+        order.sort_by_key(|&index| self.running[index].prompt_left());
+        let mut left = self.settings.step_tokens;
+        let count = order.len();
+        for (rank, index) in order.into_iter().enumerate() {
+            let share = (left / (count - rank)).max(left.min(1));
+            shares[index] = share.min(self.running[index].prompt_left());
+            left -= shares[index];
+        }
+        shares
+    }
+
+    /// Counts what has ended.
+    fn leave(&mut self, running: Running) {
+        self.counters.generated_tokens += running.usage.generated as u64;
+    }
+
+    fn tell(&mut self, request: RequestId, progress: Progress) {
+        self.events.push(Event { request, progress });
+    }
+}
