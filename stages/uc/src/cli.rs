@@ -11,11 +11,13 @@ use crate::report::packs::parse_fingerprint;
 
 mod generate;
 mod help;
+mod serve;
 #[cfg(test)]
 mod tests;
 
 pub use generate::GenerateArgs;
 pub use help::{command, parse};
+pub use serve::ServeArgs;
 
 /// Heading of the options of what is printed, common to all verbs.
 const OUTPUT: &str = "Output";
@@ -88,6 +90,8 @@ pub enum Verb {
     Export(ExportArgs),
     /// Continue a text, or converse, with the model of a pack
     Generate(Box<GenerateArgs>),
+    /// Answer requests of the OpenAI API, and of browsers, with the model of a pack
+    Serve(Box<ServeArgs>),
     /// Print the completions of a shell
     Completions(CompletionsArgs),
     /// Write the manual pages

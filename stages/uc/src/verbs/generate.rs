@@ -277,7 +277,7 @@ impl<'a> Loaded<'a> {
 }
 
 /// Assigns a class to an error of the runtime.
-fn classify(error: InferError) -> anyhow::Error {
+pub(super) fn classify(error: InferError) -> anyhow::Error {
     let code = match error {
         InferError::Pack(error) => return packs::classify(error),
         InferError::Io { .. } => return error.into(),
