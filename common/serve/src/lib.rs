@@ -1,4 +1,4 @@
-//! An OpenAI-compatible HTTP server for the model of a pack. `docs/serving.md` describes it to its users, `src/openapi.json` to
+//! An OpenAI-compatible HTTP server for the model of a pack. `docs/serving.md` describes it to its users, `docs/openapi.json` to
 //! programs.
 //!
 //! Owns the requests and answers of the API, the limits of what clients may do, and the thread that steps the batch of

@@ -17,7 +17,7 @@ use crate::{chat, completions, models, tokens};
 /// The page for browsers.
 const PAGE: &str = include_str!("page.html");
 /// The description of the API.
-const OPENAPI: &str = include_str!("openapi.json");
+const OPENAPI: &str = include_str!("../../../docs/openapi.json");
 /// What the page may load: nothing from elsewhere.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
                       img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -136,4 +136,24 @@ async fn wrong_method(method: Method, request: Request) -> ApiError {
         "found the method {method} for {path}, expected another one; GET /openapi.json lists them"
     );
     ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, message).code("method_not_allowed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_description_has_exactly_the_paths() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).expect("JSON");
+        let mut described: Vec<&str> = document["paths"]
+            .as_object()
+            .expect("paths")
+            .keys()
+            .map(String::as_str)
+            .collect();
+        described.sort_unstable();
+        assert_eq!(described, PATHS);
+        assert_eq!(known("/v1/models/a/b"), "/v1/models/{name}");
+        assert_eq!(known("/secret"), "other");
+    }
 }

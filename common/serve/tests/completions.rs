@@ -157,8 +157,13 @@ fn seeds_choices_and_biases_decide_what_is_drawn() {
     let biased = texts(json!({"seed": 1, "logit_bias": {"33": 100}, "temperature": 0.1}));
     let token = server.answer("/detokenize", &json!({"tokens": [33]}))["content"].clone();
     assert_eq!(biased[0], token.as_str().unwrap().repeat(10));
-    let banned = texts(json!({"temperature": 0, "frequency_penalty": 2, "presence_penalty": 2}));
-    assert_ne!(banned, texts(json!({"temperature": 0})));
+    let penalized = texts(json!({
+        "temperature": 0, "max_tokens": 40, "frequency_penalty": 2, "presence_penalty": 2, "repetition_penalty": 2,
+    }));
+    assert_ne!(
+        penalized,
+        texts(json!({"temperature": 0, "max_tokens": 40}))
+    );
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub const FINGERPRINT: &str = "f00d";
 /// A chat template with tools in the style of Hermes.
 pub const TAGGED: &str = "{% if tools %}Tools:{% for t in tools %} {{ t.function.name }}{% endfor %}. <tool_call>\n{% endif %}\
                           {% for m in messages %}{% if m.content == 'fail' %}{{ raise_exception('no such talk') }}{% endif %}\
-                          {{ m.role }}: {{ m.content }}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}\n\
+                          {{ m.role }}: {{ m.content }}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}{{ '\n' }}\
                           {% endfor %}assistant: {{ mood }}";
 /// One in the style of Llama 3.1.
 pub const BARE: &str =

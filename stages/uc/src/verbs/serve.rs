@@ -71,7 +71,10 @@ pub fn run(args: &ServeArgs, display: &Display, signals: &Listener) -> anyhow::R
     let ended = ended.context("the server has failed")?;
     match ended.cut {
         0 => display.info("ended; every answer was complete"),
-        cut => display.warn(&format!("ended; {cut} answers were cut after {} s", args.drain)),
+        cut => display.warn(&format!(
+            "ended; {cut} answers were cut after {} s",
+            args.drain
+        )),
     }
     Ok(())
 }
@@ -172,7 +175,8 @@ fn settings(args: &ServeArgs, context: usize, access: Access) -> Settings {
 /// The key in a file: its only line.
 fn read_key(file: &camino::Utf8Path) -> anyhow::Result<String> {
     let shown = printable(file.as_str());
-    let text = uc_input::read_text(file, MAX_KEY).with_context(|| format!("cannot read {shown}"))?;
+    let text =
+        uc_input::read_text(file, MAX_KEY).with_context(|| format!("cannot read {shown}"))?;
     let key = text.trim();
     let is_printable = key.bytes().all(|byte| byte.is_ascii_graphic());
     if key.len() < MIN_KEY || !is_printable {
