@@ -1,140 +1,28 @@
 //! `uc serve` on the pack of the tiny model: answers over HTTP, the key, the end by a signal, and what is refused.
 #![allow(clippy::disallowed_methods)]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
-use std::time::Duration;
+use std::process::{Command, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
-use uc_tests::{compress, copy_model, fail_with, json as json_of, succeed, uc};
+use uc_tests::server::{Packed, Server};
+use uc_tests::{fail_with, json as json_of, succeed, uc};
 
-/// A pack of the tiny model with a chat template, in a temporary folder.
-struct Packed {
-    _folder: tempfile::TempDir,
-    pack: PathBuf,
-}
-
-fn packed() -> Packed {
-    let folder = tempfile::tempdir().expect("folder");
-    let model = folder.path().join("model");
-    copy_model(&model);
-    let template = "{% for m in messages %}{{ m.content }} {% endfor %}";
-    let config = json!({"chat_template": template}).to_string();
-    std::fs::write(model.join("tokenizer_config.json"), config).expect("written");
-    let run = folder.path().join("run");
-    succeed(&mut compress(&model, &run));
-    Packed {
-        pack: run.join("pack"),
-        _folder: folder,
-    }
-}
-
-/// A running `uc serve`.
-struct Server {
-    child: Child,
-    stderr: BufReader<ChildStderr>,
-    address: String,
-}
-
-impl Server {
-    /// Starts it on a free port and waits until it listens.
-    fn start(pack: &Path, words: &[&str]) -> Self {
-        let mut command = uc();
-        command
-            .arg("serve")
-            .arg(pack)
-            .args(["--port", "0"])
-            .args(words);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().expect("starts");
-        let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
-        let mut said = String::new();
-        let address = loop {
-            let mut line = String::new();
-            assert_ne!(stderr.read_line(&mut line).expect("text"), 0, "{said}");
-            said += &line;
-            if let Some((_, rest)) = line.split_once("http://") {
-                break rest.split(',').next().expect("an address").to_owned();
-            }
-        };
-        Server {
-            child,
-            stderr,
-            address,
-        }
-    }
-
-    /// Status and JSON of a request.
-    fn ask(&self, path: &str, body: Option<&Value>, key: Option<&str>) -> (u16, Value) {
-        let mut stream = TcpStream::connect(&self.address).expect("connects");
-        stream
-            .set_read_timeout(Some(Duration::from_secs(60)))
-            .expect("set");
-        let body = body.map(Value::to_string);
-        let method = if body.is_some() { "POST" } else { "GET" };
-        let body = body.unwrap_or_default();
-        let mut head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n",
-            self.address,
-            body.len()
-        );
-        if let Some(key) = key {
-            head += &format!("Authorization: Bearer {key}\r\n");
-        }
-        stream
-            .write_all(format!("{head}\r\n{body}").as_bytes())
-            .expect("sent");
-        let mut reply = String::new();
-        stream.read_to_string(&mut reply).expect("a reply");
-        let (head, body) = reply.split_once("\r\n\r\n").expect("a reply");
-        let status = head
-            .split(' ')
-            .nth(1)
-            .and_then(|status| status.parse().ok());
-        (
-            status.expect("a status"),
-            serde_json::from_str(body).expect("JSON"),
-        )
-    }
-
-    /// Ends it by a signal; the exit status and what it has said since it listens.
-    fn end(mut self, signal: Signal) -> (Option<i32>, String) {
-        let id = Pid::from_child(&self.child);
-        kill_process(id, signal).expect("a signal");
-        let status = self.child.wait().expect("ends");
-        let mut said = String::new();
-        self.stderr.read_to_string(&mut said).expect("text");
-        (status.code(), said)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+const TEMPLATE: &str = "{% for m in messages %}{{ m.content }} {% endfor %}";
 
 #[test]
 fn the_pack_is_served_as_it_generates_and_a_signal_ends_it_in_order() {
-    let packed = packed();
-    let pack = &packed.pack;
+    let packed = Packed::new(TEMPLATE);
+    let pack = packed.pack();
     let words = ["-p", "Once upon a time", "-n", "20", "--json"];
     let mut generate = uc();
     generate
         .arg("generate")
-        .arg(pack)
+        .arg(&pack)
         .args(words)
         .stdin(Stdio::null());
     let generated = json_of(&succeed(&mut generate));
-    let server = Server::start(pack, &["-v", "--threads", "2"]);
+    let server = Server::start(&pack, &["-v", "--threads", "2"]);
     assert_eq!(
         server.ask("/health", None, None),
         (200, json!({"status": "ok"}))
@@ -180,8 +68,8 @@ fn the_pack_is_served_as_it_generates_and_a_signal_ends_it_in_order() {
 #[test]
 fn a_key_from_a_file_is_asked_for_and_what_cannot_be_served_is_refused() {
     const KEY: &str = "0123456789abcdef0123";
-    let packed = packed();
-    let pack = &packed.pack;
+    let packed = Packed::new(TEMPLATE);
+    let pack = packed.pack();
     let file = pack.with_file_name("key");
     std::fs::write(&file, format!("{KEY}\n")).expect("written");
     let file = file.to_str().expect("UTF-8");
@@ -211,7 +99,7 @@ fn a_key_from_a_file_is_asked_for_and_what_cannot_be_served_is_refused() {
         let mut command: Command = uc();
         command
             .arg("serve")
-            .arg(pack)
+            .arg(&pack)
             .args(words)
             .stdin(Stdio::null());
         let text = fail_with(&mut command, code);
