@@ -12,6 +12,7 @@ use uc_model::Tokenizer;
 use crate::cache::Precision;
 use crate::error::InferError;
 use crate::model::{Chunk, Model};
+use crate::prefix::{Prefixes, bytes_of, common, reusable};
 use crate::request::{Constraint, Event, Finish, Progress, Request, RequestId, Usage};
 use crate::running::Running;
 use crate::sequence::Sequence;
@@ -27,7 +28,8 @@ pub struct BatchSettings {
     pub context: usize,
     /// Number format of keys and values.
     pub precision: Precision,
-    /// Most bytes of the states that are kept of prompts and texts that have ended, for requests that begin with the same tokens.
+    /// Most bytes of the states that are kept of prompts and texts that have ended, for requests that begin with the same tokens;
+    /// 0 computes every prompt.
     pub prefix_bytes: u64,
 }
 
@@ -46,9 +48,9 @@ pub struct Counters {
     pub reused_tokens: u64,
     /// Generated tokens.
     pub generated_tokens: u64,
-    /// Bytes of the states of running requests.
+    /// Bytes of the states of running requests, of which shared ones count once.
     pub state_bytes: u64,
-    /// Bytes of kept prefixes.
+    /// Bytes of the states of kept prefixes, of which shared ones count once. Running requests may share them as well.
     pub prefix_bytes: u64,
 }
 
@@ -60,6 +62,27 @@ struct Waiting {
     since: Instant,
 }
 
+/// What is known of a prompt.
+#[derive(Default)]
+struct Prefix {
+    /// Tokens that can be taken.
+    count: usize,
+    from: From,
+    /// Tokens that others have in common with it.
+    common: usize,
+    /// Whether more can be taken when another prompt is computed.
+    is_coming: bool,
+}
+
+/// From where tokens can be taken.
+#[derive(Default)]
+enum From {
+    #[default]
+    Nothing,
+    Kept(usize),
+    Running(usize),
+}
+
 /// See the module.
 pub struct Batch {
     model: Arc<Model>,
@@ -67,6 +90,7 @@ pub struct Batch {
     settings: BatchSettings,
     waiting: VecDeque<Waiting>,
     running: Vec<Running>,
+    prefixes: Prefixes,
     /// Events that the next step returns first.
     events: Vec<Event>,
     counters: Counters,
@@ -98,6 +122,7 @@ impl Batch {
             settings,
             waiting: VecDeque::new(),
             running: Vec::new(),
+            prefixes: Prefixes::new(settings.prefix_bytes),
             events: Vec::new(),
             counters: Counters::default(),
             added: 0,
@@ -131,11 +156,12 @@ impl Batch {
 
     /// What the batch has done and holds.
     pub fn counters(&self) -> Counters {
-        let bytes = self.running.iter().map(|running| running.sequence.bytes());
+        let running = self.running.iter().map(|running| &running.sequence);
         Counters {
             running: self.running.len(),
             waiting: self.waiting.len(),
-            state_bytes: bytes.sum(),
+            state_bytes: bytes_of(running),
+            prefix_bytes: self.prefixes.bytes(),
             ..self.counters
         }
     }
@@ -233,6 +259,11 @@ impl Batch {
         for (id, progress) in ids.into_iter().zip(advanced) {
             progress.into_iter().for_each(|p| self.tell(id, p));
         }
+        for running in &self.running {
+            if running.is_at_point() && !running.has_failed() {
+                self.prefixes.keep(running.sequence.clone());
+            }
+        }
         let (running, ended) = std::mem::take(&mut self.running)
             .into_iter()
             .partition(|running| !running.has_ended());
@@ -241,36 +272,90 @@ impl Batch {
         std::mem::take(&mut self.events)
     }
 
-    /// Gives free slots to those that wait.
+    /// Gives free slots to those that wait, in their order. One whose prompt begins like one that is being computed waits for that.
     fn admit(&mut self) {
-        while self.running.len() < self.settings.slots {
-            let Some(waiting) = self.waiting.pop_front() else {
-                return;
-            };
-            let sequence =
-                Sequence::new(&self.model, self.settings.context, self.settings.precision);
-            let tokenizer = self.tokenizer.clone();
-            let Waiting {
-                id,
-                request,
-                constraint,
-                since,
-            } = waiting;
-            let vocab = self.model.config().vocab;
-            let running = sequence.and_then(|sequence| {
-                Running::new(id, request, constraint, sequence, tokenizer, vocab)
-            });
-            match running {
-                Ok(mut running) => {
-                    running.usage.queue_time = since.elapsed();
-                    let reused = running.usage.reused;
-                    self.counters.reused_tokens += reused as u64;
-                    self.tell(id, Progress::Started { reused });
-                    self.running.push(running);
+        let mut index = 0;
+        while self.running.len() < self.settings.slots && index < self.waiting.len() {
+            let request = &self.waiting[index].request;
+            let prefix = self.prefix(request);
+            if prefix.is_coming {
+                index += 1;
+                continue;
+            }
+            if let Some(waiting) = self.waiting.remove(index) {
+                let id = waiting.id;
+                if let Err(error) = self.start(waiting, prefix) {
+                    self.tell(id, Progress::Failed { error });
                 }
-                Err(error) => self.tell(id, Progress::Failed { error }),
             }
         }
+    }
+
+    /// What is known of a prompt.
+    fn prefix(&self, request: &Request) -> Prefix {
+        /// Tokens that are worth waiting for.
+        const WORTH: usize = 32;
+        let mut prefix = Prefix::default();
+        // The log-probabilities of a prompt are not kept.
+        if self.settings.prefix_bytes == 0 || request.prompt_top.is_some() {
+            return prefix;
+        }
+        let prompt = &request.prompt;
+        prefix.common = self.prefixes.common(prompt);
+        if let Some((index, count)) = self.prefixes.longest(prompt) {
+            (prefix.count, prefix.from) = (count, From::Kept(index));
+        }
+        let mut coming = 0;
+        for (index, running) in self.running.iter().enumerate() {
+            let count = reusable(&running.sequence, prompt);
+            if count > prefix.count {
+                (prefix.count, prefix.from) = (count, From::Running(index));
+            }
+            prefix.common = prefix.common.max(common(running.prompt(), prompt));
+            coming = coming.max(running.will_share(prompt));
+        }
+        prefix.is_coming = coming >= prefix.count + WORTH;
+        prefix
+    }
+
+    /// Gives a slot to a request.
+    fn start(&mut self, waiting: Waiting, prefix: Prefix) -> Result<(), InferError> {
+        let sequence = match prefix.from {
+            From::Nothing => {
+                Sequence::new(&self.model, self.settings.context, self.settings.precision)?
+            }
+            From::Kept(index) => self.prefixes.take(index, prefix.count),
+            From::Running(index) => {
+                let mut sequence = self.running[index].sequence.clone();
+                sequence.cut(prefix.count);
+                sequence
+            }
+        };
+        let Waiting {
+            id,
+            request,
+            constraint,
+            since,
+        } = waiting;
+        let points = match self.settings.prefix_bytes {
+            0 => Vec::new(),
+            _ => sequence.points(prefix.common, request.prompt.len()),
+        };
+        let mut running = Running::new(
+            id,
+            request,
+            constraint,
+            sequence,
+            points,
+            self.tokenizer.clone(),
+            self.model.config().vocab,
+        )?;
+        running.usage.queue_time = since.elapsed();
+        let reused = running.usage.reused;
+        self.counters.reused_tokens += reused as u64;
+        self.tell(id, Progress::Started { reused });
+        self.running.push(running);
+        Ok(())
     }
 
     /// How many tokens of its prompt each request computes in this step: equal shares, of which short prompts leave a part to
@@ -279,20 +364,23 @@ impl Batch {
         let mut shares = vec![0; self.running.len()];
         let mut order: Vec<usize> = (0..shares.len()).collect();
         order.retain(|&index| self.running[index].is_in_prompt());
-        order.sort_by_key(|&index| self.running[index].prompt_left());
-        let mut left = self.settings.step_tokens;
+        order.sort_by_key(|&index| self.running[index].prompt_next());
         let count = order.len();
+        let mut left = self.settings.step_tokens.max(count);
         for (rank, index) in order.into_iter().enumerate() {
-            let share = (left / (count - rank)).max(left.min(1));
-            shares[index] = share.min(self.running[index].prompt_left());
+            let share = left / (count - rank);
+            shares[index] = share.min(self.running[index].prompt_next());
             left -= shares[index];
         }
         shares
     }
 
-    /// Counts what has ended.
+    /// Keeps the sequence of what has ended.
     fn leave(&mut self, running: Running) {
         self.counters.generated_tokens += running.usage.generated as u64;
+        if !running.has_failed() {
+            self.prefixes.keep(running.sequence);
+        }
     }
 
     fn tell(&mut self, request: RequestId, progress: Progress) {

@@ -14,12 +14,14 @@
 //! - [`model`]: a loaded model and its forward pass; [`sequence`]: the states of one sequence; [`load`]: from a pack to a model;
 //!   [`source`]: where tensors come from; [`memory`]: what a model takes;
 //! - `kernel`, `vector`: the loops; `matrix`, `coded`: weight matrices; `linear`, `norm`, `mlp`, `experts`, `attention`,
-//!   `latent`, `mamba`, `layer`: the parts of a layer; `cache`: keys and values; `rotary`: positions;
+//!   `latent`, `mamba`, `layer`: the parts of a layer; `attend`, `scores`: attention over the `cache` of keys and values;
+//!   `rotary`: positions;
 //! - [`batch`]: requests that join and leave a running batch; [`request`]: what is asked and answered; `running`: a request in
-//!   a slot; `writer`: the text that is certain; [`generate()`]: a single request;
+//!   a slot; `prefix`: sequences that others begin with; `writer`: the text that is certain; [`generate()`]: a single request;
 //! - [`sampler`]: from logits to a token; [`detokenizer`]: from tokens to text as they
 //!   come; [`template`]: the prompt of a conversation; [`stop_tokens`]: what ends a text.
 
+mod attend;
 mod attention;
 pub mod batch;
 mod cache;
@@ -39,10 +41,12 @@ pub mod memory;
 mod mlp;
 pub mod model;
 mod norm;
+mod prefix;
 pub mod request;
 mod rotary;
 mod running;
 pub mod sampler;
+mod scores;
 pub mod sequence;
 pub mod source;
 pub mod stop_tokens;

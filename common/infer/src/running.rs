@@ -7,6 +7,7 @@ use uc_model::Tokenizer;
 
 use crate::error::InferError;
 use crate::model::Wanted;
+use crate::prefix::common;
 use crate::request::{Constraint, Finish, Progress, Request, RequestId, Usage};
 use crate::sampler::{Chosen, Sampler};
 use crate::sequence::Sequence;
@@ -21,6 +22,8 @@ pub(crate) struct Running {
     sampler: Sampler,
     writer: Writer,
     vocab: usize,
+    /// After how many tokens of the prompt a copy of the sequence is kept.
+    points: Vec<usize>,
     /// The last generated token, which is not in the sequence yet.
     last: Option<u32>,
     /// Log-probabilities of the prompt's tokens so far, if they were asked for.
@@ -29,6 +32,8 @@ pub(crate) struct Running {
     /// When it got the slot.
     start: Instant,
     has_ended: bool,
+    /// Its sequence may be of no use.
+    has_failed: bool,
 }
 
 impl Running {
@@ -38,6 +43,7 @@ impl Running {
         request: Request,
         constraint: Option<Box<dyn Constraint>>,
         sequence: Sequence,
+        points: Vec<usize>,
         tokenizer: Arc<Tokenizer>,
         vocab: usize,
     ) -> Result<Self, InferError> {
@@ -54,10 +60,12 @@ impl Running {
             constraint,
             sequence,
             vocab,
+            points,
             last: None,
             prompt_tokens: Vec::new(),
             start: Instant::now(),
             has_ended: false,
+            has_failed: false,
         })
     }
 
@@ -65,10 +73,42 @@ impl Running {
         self.has_ended
     }
 
+    pub(crate) fn has_failed(&self) -> bool {
+        self.has_failed
+    }
+
+    pub(crate) fn prompt(&self) -> &[u32] {
+        &self.request.prompt
+    }
+
     /// Tokens of the prompt that are not computed.
     pub(crate) fn prompt_left(&self) -> usize {
         let computed = self.sequence.tokens().len();
         self.request.prompt.len().saturating_sub(computed)
+    }
+
+    /// Tokens of the prompt that may be computed in the next step.
+    pub(crate) fn prompt_next(&self) -> usize {
+        let computed = self.sequence.tokens().len();
+        let points = self.points.iter().filter(|&&point| point > computed);
+        let next = points.map(|point| point - computed).min();
+        next.unwrap_or(usize::MAX).min(self.prompt_left())
+    }
+
+    /// Whether the sequence is now as it should be kept.
+    pub(crate) fn is_at_point(&self) -> bool {
+        self.points.contains(&self.sequence.tokens().len())
+    }
+
+    /// How many first tokens of `prompt` can be taken from the sequence, now or after its own prompt is computed.
+    pub(crate) fn will_share(&self, prompt: &[u32]) -> usize {
+        let common = common(&self.request.prompt, prompt).min(prompt.len() - 1);
+        // A copy with a sliding window serves also the token before its last.
+        let is_point = |&point: &usize| point == common || point == common + 1;
+        match self.points.is_empty() || self.points.iter().any(is_point) {
+            true if self.is_in_prompt() => common,
+            _ => 0,
+        }
     }
 
     pub(crate) fn is_in_prompt(&self) -> bool {
@@ -217,6 +257,7 @@ impl Running {
 
     fn fail(&mut self, error: InferError, progress: &mut Vec<Progress>) {
         self.end();
+        self.has_failed = true;
         progress.push(Progress::Failed { error });
     }
 

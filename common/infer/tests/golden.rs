@@ -2,113 +2,16 @@
 //! and shows that the logits of a sequence depend on its own tokens alone.
 #![allow(clippy::disallowed_methods)]
 
-use std::path::{Path, PathBuf};
+mod models;
 
+use std::path::Path;
+
+use models::{Linears, cases, model};
 use safetensors::SafeTensors;
-use uc_codec::TensorCode;
-use uc_infer::{
-    Chunk, Coded, Dense, InferError, Matrix, Model, Precision, Sequence, Source, Wanted,
-};
-use uc_model::{LayerPlan, ModelConfig, SourceFolder};
+use uc_infer::{Chunk, InferError, Model, Precision, Sequence, Wanted};
 
 /// Largest accepted error, relative to the largest value: that of the evaluator's own forward pass.
 const TOLERANCE: f32 = 3e-6;
-
-fn cases() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
-    let entries = std::fs::read_dir(root).unwrap();
-    let mut cases: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
-    cases.sort();
-    cases
-}
-
-/// Whether the linears of a model are compressed.
-#[derive(Clone, Copy, PartialEq)]
-enum Linears {
-    Exact,
-    /// Compressed, and run from the resident form.
-    Coded,
-    /// Compressed, reconstructed, and run as exact matrices.
-    Reconstructed,
-}
-
-/// The tensors of a golden model.
-struct Golden<'a> {
-    source: &'a SourceFolder,
-    /// The layer, if it is one.
-    plan: Option<LayerPlan>,
-    linears: Linears,
-}
-
-impl Golden<'_> {
-    fn read(&self, name: &str, count: usize) -> Vec<f32> {
-        let values = match &self.plan {
-            Some(plan) => self.source.read_planned_f32(plan, name),
-            None => self.source.read_f32(name),
-        };
-        let values = values.unwrap();
-        assert_eq!(values.len(), count, "{name}");
-        values
-    }
-}
-
-impl Source for Golden<'_> {
-    fn matrix(&self, name: &str, [rows, cols]: [usize; 2]) -> Result<Matrix, InferError> {
-        let values = self.read(name, rows * cols);
-        let is_linear = self
-            .plan
-            .as_ref()
-            .is_some_and(|plan| plan.linear(name).is_some());
-        if !is_linear || self.linears == Linears::Exact {
-            let values = Dense::F32(values);
-            return Ok(Matrix::Dense { values, cols });
-        }
-        let code = rounded(&values, rows, cols);
-        if self.linears == Linears::Coded {
-            return Ok(Matrix::Coded(Coded::new(&code)));
-        }
-        let weights = uc_codec::reconstruct::reconstruct(&code).unwrap();
-        let values = weights.into_iter().map(half::bf16::from_bits).collect();
-        let values = Dense::Bf16(values);
-        Ok(Matrix::Dense { values, cols })
-    }
-
-    fn exact(&self, name: &str, shape: &[usize]) -> Result<Dense, InferError> {
-        Ok(Dense::F32(self.read(name, shape.iter().product())))
-    }
-}
-
-/// A code of a matrix by plain rounding.
-fn rounded(values: &[f32], rows: usize, cols: usize) -> TensorCode {
-    let largest = values.iter().fold(0.0_f32, |a, x| a.max(x.abs()));
-    let step = largest / 150.0;
-    let q = values.iter().map(|x| (x / (2.0 * step)).round() as i16);
-    TensorCode {
-        rows,
-        cols,
-        step,
-        column_log2_eighths: vec![0; cols],
-        row_log2_eighths: vec![64; rows],
-        row_step_log2_eighths: vec![0; rows],
-        q: q.collect(),
-        overlay: None,
-    }
-}
-
-fn model(folder: &Path, linears: Linears) -> Model {
-    let config = ModelConfig::load(folder).unwrap();
-    let source = SourceFolder::open(folder).unwrap();
-    let golden = |plan| Golden {
-        source: &source,
-        plan,
-        linears,
-    };
-    let plans: Vec<LayerPlan> = config.layer_plans().collect();
-    Model::new(config, &golden(None), |index| {
-        Ok(golden(Some(plans[index].clone())))
-    })
-    .unwrap()
-}
 
 /// The token ids of a golden case, and the logits of transformers.
 fn golden(folder: &Path) -> (Vec<u32>, Vec<f32>) {
@@ -276,7 +179,7 @@ fn a_cache_in_half_precision_changes_logits_a_little_and_what_is_out_of_range_is
         .unwrap();
     let (ids, expected) = golden(&folder);
     let model = model(&folder, Linears::Exact);
-    let other = self::model(&folder, Linears::Exact);
+    let other = models::model(&folder, Linears::Exact);
     let largest = expected.iter().fold(0.0_f32, |a, x| a.max(x.abs()));
     for (precision, tolerance) in [(Precision::F16, 2e-3), (Precision::Bf16, 2e-2)] {
         let mut sequence = Sequence::new(&model, ids.len(), precision).unwrap();
