@@ -79,7 +79,7 @@ def main():
         results = lm_eval.simple_evaluate(
             model="local-completions",
             model_args={
-                "model": NAME, "base_url": f"{ADDRESS}/v1/completions", "tokenizer": PACK, "max_length": 256,
+                "model": NAME, "base_url": f"{ADDRESS}/v1/completions", "tokenizer": PACK, "max_length": 300,
                 "num_concurrent": 2, "tokenized_requests": True,
             },
             tasks=[task],

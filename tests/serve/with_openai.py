@@ -64,13 +64,10 @@ def chat():
     content = choice.logprobs.content
     assert len(content) == 12 and all(len(entry.top_logprobs) == 2 for entry in content)
     assert bytes(byte for entry in content for byte in entry.bytes).decode() == choice.message.content
-    text = ""
-    with client.chat.completions.stream(messages=TALK, max_completion_tokens=12, **GREEDY) as stream:
-        for event in stream:
-            if event.type == "content.delta":
-                text += event.delta
-        final = stream.get_final_completion()
-    assert text == choice.message.content == final.choices[0].message.content
+    stream = client.chat.completions.create(messages=TALK, max_completion_tokens=12, stream=True, **GREEDY)
+    deltas = [part.choices[0].delta for part in stream]
+    assert deltas[0].role == "assistant"
+    assert "".join(delta.content or "" for delta in deltas) == choice.message.content
 
 
 def formats():

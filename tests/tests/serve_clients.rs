@@ -11,7 +11,7 @@ use uc_tests::{output_text, program, repository, succeed};
 
 const KEY: &str = "0123456789abcdef0123";
 /// With tools in the style of Hermes.
-const TEMPLATE: &str = "{% if tools %}{{ tools | tojson }}<tool_call>{% endif %}\
+const TEMPLATE: &str = "{% for t in tools %}{{ t.function.name }} {% endfor %}{# <tool_call> #}\
                         {% for m in messages %}{{ m.role }}: {{ m.content }}{% for c in m.tool_calls %}{{ c | tojson }}{% endfor %}\
                         {% endfor %}assistant: ";
 

@@ -20,7 +20,8 @@ const TEMPLATE: &str = "{% for m in messages %}{{ m.content }} {% endfor %}";
 fn browser() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let names = ["chromium", "chromium-browser", "google-chrome"];
-    let mut candidates = std::env::split_paths(&path).flat_map(|folder| names.map(|name| folder.join(name)));
+    let mut candidates =
+        std::env::split_paths(&path).flat_map(|folder| names.map(|name| folder.join(name)));
     candidates.find(|file| file.is_file())
 }
 
@@ -40,7 +41,9 @@ impl Page {
         let folder = tempfile::tempdir().unwrap();
         // The protocol's pipe is on the descriptors 3 and 4.
         let mut command = Command::new("sh");
-        command.args(["-c", "exec \"$@\" 3<&0 4>&1", "sh"]).arg(browser);
+        command
+            .args(["-c", "exec \"$@\" 3<&0 4>&1", "sh"])
+            .arg(browser);
         command.args([
             "--headless",
             "--no-sandbox",
@@ -50,7 +53,10 @@ impl Page {
             "--window-size=900,700",
         ]);
         command.arg(format!("--user-data-dir={}", folder.path().display()));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
         let to = child.stdin.take().unwrap();
         let from = BufReader::new(child.stdout.take().unwrap());
@@ -77,7 +83,9 @@ impl Page {
         if let Some(session) = &self.session {
             message["sessionId"] = session.as_str().into();
         }
-        self.to.write_all(format!("{message}\0").as_bytes()).unwrap();
+        self.to
+            .write_all(format!("{message}\0").as_bytes())
+            .unwrap();
         self.to.flush().unwrap();
         loop {
             let mut bytes = Vec::new();
@@ -93,8 +101,14 @@ impl Page {
 
     /// The value of an expression in the page.
     fn value(&mut self, expression: &str) -> Value {
-        let result = self.call("Runtime.evaluate", json!({"expression": expression, "returnByValue": true}));
-        assert!(result["exceptionDetails"].is_null(), "{expression}: {result}");
+        let result = self.call(
+            "Runtime.evaluate",
+            json!({"expression": expression, "returnByValue": true}),
+        );
+        assert!(
+            result["exceptionDetails"].is_null(),
+            "{expression}: {result}"
+        );
         result["result"]["value"].clone()
     }
 
@@ -142,6 +156,7 @@ fn a_conversation_in_the_page_works_by_keyboard_alone() {
     const KEY: &str = "0123456789abcdef0123";
     let mut settings = settings();
     settings.access.key = Some(KEY.to_owned());
+    settings.batch.slots = 1;
     let server = Running::start(served(Some(TEMPLATE)), settings);
     let mut page = Page::open(&browser, &format!("http://{}/", server.address));
     // It asks for the key, and the focus is where the key is entered.
@@ -150,8 +165,16 @@ fn a_conversation_in_the_page_works_by_keyboard_alone() {
     page.press("Tab", 9);
     page.until("document.title === 'tiny-stories'");
     page.value("by('temperature').value = '0'; by('max_tokens').value = '30'; by('text').focus()");
-    let answer = |text: &str| format!("document.querySelectorAll('article.assistant')[{text}].querySelector('p').textContent");
-    let ended = |count: usize| format!("document.querySelectorAll('article.assistant footer')[{count}]?.textContent.includes('tokens')");
+    let answer = |text: &str| {
+        format!(
+            "document.querySelectorAll('article.assistant')[{text}].querySelector('p').textContent"
+        )
+    };
+    let ended = |count: usize| {
+        format!(
+            "document.querySelectorAll('article.assistant footer')[{count}]?.textContent.includes('tokens')"
+        )
+    };
     page.write("Once upon a time");
     page.press("Enter", 13);
     page.until(&ended(0));
@@ -176,17 +199,39 @@ fn a_conversation_in_the_page_works_by_keyboard_alone() {
     assert_eq!(page.value("document.querySelectorAll('.error').length"), 0);
     if let Some(file) = std::env::var_os("UC_SCREENSHOT") {
         let picture = page.call("Page.captureScreenshot", json!({"format": "png"}));
-        std::fs::write(file, STANDARD.decode(picture["data"].as_str().unwrap()).unwrap()).unwrap();
+        std::fs::write(
+            file,
+            STANDARD.decode(picture["data"].as_str().unwrap()).unwrap(),
+        )
+        .unwrap();
     }
-    // Escape stops an answer, a new conversation begins empty, and errors are shown.
-    page.value("by('max_tokens').value = '0'");
+    // Errors are shown.
+    page.write(&"once ".repeat(400));
+    page.press("Enter", 13);
+    page.until("document.querySelector('.error')?.textContent.includes('context')");
+    // Values out of range are not sent.
+    page.value("by('settings').open = false; by('max_tokens').value = '0'; by('text').focus()");
     page.write("x");
     page.press("Enter", 13);
-    page.until("by('stop').disabled && document.querySelectorAll('article.assistant').length === 3");
-    page.value("by('clear').click()");
+    page.until("by('settings').open");
+    assert_eq!(
+        page.value("document.querySelectorAll('article.assistant').length"),
+        3
+    );
+    // A new conversation is empty. Escape stops an answer, here one that waits for others.
+    page.value("by('max_tokens').value = '30'; by('clear').click()");
     assert_eq!(page.value("document.querySelectorAll('article').length"), 0);
-    page.value("by('max_tokens').value = '-1'");
-    page.write("y");
+    let many = json!({"prompt": "Once", "max_tokens": 250, "n": 60, "stream": true}).to_string();
+    let bearer = format!("Bearer {KEY}");
+    let headers = [("Authorization", bearer.as_str())];
+    let many = server.request("POST", "/v1/completions", &headers, many.as_bytes());
+    let mut others = server.connect();
+    others.write_all(&many).unwrap();
+    std::io::Read::read_exact(&mut others, &mut [0; 64]).unwrap();
+    page.until("document.activeElement.id === 'text'");
     page.press("Enter", 13);
-    page.until("document.querySelector('.error')?.textContent.includes('max_tokens')");
+    page.until("!by('stop').disabled");
+    page.press("Escape", 27);
+    page.until("document.querySelector('article.assistant footer')?.textContent === 'stopped'");
+    page.until("document.activeElement.id === 'text' && !by('send').disabled");
 }
