@@ -1,5 +1,7 @@
 //! How compressed linears are computed with, and how they are kept.
 
+use std::fmt;
+
 use serde::Serialize;
 
 /// The arithmetic of the products with compressed linears. Both give the same bits for any number of threads, whatever else is
@@ -13,6 +15,15 @@ pub enum Arithmetic {
     Fast,
 }
 
+impl fmt::Display for Arithmetic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Arithmetic::Exact => "exact",
+            Arithmetic::Fast => "fast",
+        })
+    }
+}
+
 /// How compressed linears are kept in memory. The results are the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -21,4 +32,13 @@ pub enum MemoryForm {
     Resident,
     /// The entropy-coded tiles of the pack, decoded each time they are used: the bits of the pack.
     Streamed,
+}
+
+impl fmt::Display for MemoryForm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            MemoryForm::Resident => "resident",
+            MemoryForm::Streamed => "streamed",
+        })
+    }
 }

@@ -105,6 +105,27 @@ pub struct Chosen {
     pub top: Vec<Scored>,
 }
 
+impl Chosen {
+    /// The token `id` and the `top` most probable ones, by the logits `[vocab]` after the tokens before it.
+    pub(crate) fn new(logits: &[f32], id: u32, top: usize) -> Self {
+        let largest = logits
+            .iter()
+            .fold(f64::NEG_INFINITY, |a, &x| a.max(x.into()));
+        let sum: f64 = logits.iter().map(|&x| (f64::from(x) - largest).exp()).sum();
+        let logarithm = largest + sum.ln();
+        let scored = |id: u32| Scored {
+            id,
+            logprob: f64::from(logits[id as usize]) - logarithm,
+        };
+        let values = logits.iter().map(|&x| f64::from(x));
+        let top = best((0..).zip(values).collect(), top);
+        Chosen {
+            token: scored(id),
+            top: top.into_iter().map(|(id, _)| scored(id)).collect(),
+        }
+    }
+}
+
 /// Chooses the tokens of one sequence.
 #[derive(Debug, Clone)]
 pub struct Sampler {
@@ -132,25 +153,16 @@ impl Sampler {
         })
     }
 
-    /// Chooses a token by the logits `[vocab]`, which must be finite; also returns the `top` most probable ones.
-    pub fn choose(&mut self, logits: &[f32], top: usize) -> Chosen {
-        let id = self.pick(self.adjusted(logits));
+    /// Chooses a token by the logits `[vocab]`, which must be finite, among those whose bit is set in `allowed` if there is one
+    /// (at least one must be); also returns the `top` most probable ones.
+    pub fn choose(&mut self, logits: &[f32], top: usize, allowed: Option<&[u32]>) -> Chosen {
+        let adjusted = self.adjusted(logits);
+        let candidates = (0..).zip(adjusted);
+        let is_allowed =
+            |id: u32| allowed.is_none_or(|bits| bits[id as usize / 32] >> (id % 32) & 1 == 1);
+        let id = self.pick(candidates.filter(|&(id, _)| is_allowed(id)).collect());
         self.counts.entry(id).or_default()[1] += 1;
-        let largest = logits
-            .iter()
-            .fold(f64::NEG_INFINITY, |a, &x| a.max(x.into()));
-        let sum: f64 = logits.iter().map(|&x| (f64::from(x) - largest).exp()).sum();
-        let logarithm = largest + sum.ln();
-        let scored = |id: u32| Scored {
-            id,
-            logprob: f64::from(logits[id as usize]) - logarithm,
-        };
-        let values = logits.iter().map(|&x| f64::from(x));
-        let top = best((0..).zip(values).collect(), top);
-        Chosen {
-            token: scored(id),
-            top: top.into_iter().map(|(id, _)| scored(id)).collect(),
-        }
+        Chosen::new(logits, id, top)
     }
 
     /// The logits with biases and penalties.
@@ -181,9 +193,8 @@ impl Sampler {
         logits
     }
 
-    /// The token that these logits give.
-    fn pick(&mut self, logits: Vec<f64>) -> u32 {
-        let candidates: Vec<(u32, f64)> = (0..).zip(logits).collect();
+    /// The token that these candidates with their logits give.
+    fn pick(&mut self, candidates: Vec<(u32, f64)>) -> u32 {
         if self.sampling.temperature == 0.0 {
             return best(candidates, 1)[0].0;
         }
@@ -257,7 +268,7 @@ mod tests {
         let mut counts = [0.0; 5];
         let mut sampler = sampler(sampling.clone());
         for _ in 0..DRAWS {
-            let logits = sampler.adjusted(&LOGITS);
+            let logits = (0..).zip(sampler.adjusted(&LOGITS)).collect();
             counts[sampler.pick(logits) as usize] += 1.0 / DRAWS as f64;
         }
         counts
@@ -278,7 +289,7 @@ mod tests {
     #[test]
     fn greedy_takes_the_largest_logit_and_the_lower_id_of_equal_ones() {
         let mut greedy = sampler(Sampling::default());
-        let chosen = greedy.choose(&LOGITS, 3);
+        let chosen = greedy.choose(&LOGITS, 3, None);
         assert_eq!(chosen.token.id, 1);
         let top: Vec<u32> = chosen.top.iter().map(|scored| scored.id).collect();
         assert_eq!(top, [1, 4, 2]);
@@ -346,10 +357,10 @@ mod tests {
         let mut sampler = Sampler::new(&sampling, &[3, 2], LOGITS.len()).expect("in range");
         // The prompt: only the repetition penalty.
         assert_eq!(sampler.adjusted(&LOGITS), [1.0, 3.0, 1.0, -2.0, 3.0]);
-        assert_eq!(sampler.choose(&LOGITS, 0).token.id, 1);
+        assert_eq!(sampler.choose(&LOGITS, 0, None).token.id, 1);
         assert_eq!(sampler.adjusted(&LOGITS)[1], 1.5 - 0.5 - 0.25);
-        assert_eq!(sampler.choose(&LOGITS, 0).token.id, 4);
-        assert_eq!(sampler.choose(&LOGITS, 0).token.id, 0);
+        assert_eq!(sampler.choose(&LOGITS, 0, None).token.id, 4);
+        assert_eq!(sampler.choose(&LOGITS, 0, None).token.id, 0);
     }
 
     #[test]
@@ -360,7 +371,7 @@ mod tests {
                 seed,
                 ..Sampling::default()
             });
-            let draw = |_| sampler.choose(&LOGITS, 0).token.id;
+            let draw = |_| sampler.choose(&LOGITS, 0, None).token.id;
             (0..40).map(draw).collect::<Vec<_>>()
         };
         assert_eq!(draws(1), draws(1));
