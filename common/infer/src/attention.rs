@@ -5,7 +5,7 @@ use uc_model::spec::{AttentionSpec, QkvSpec};
 use crate::attend::Heads;
 use crate::cache::Layout;
 use crate::error::InferError;
-use crate::linear::Linear;
+use crate::linear::{Linear, forward_all};
 use crate::norm::Norm;
 use crate::rotary::Tables;
 use crate::sequence::State;
@@ -82,9 +82,7 @@ impl Attention {
 
     /// Queries, keys and values, each `[tokens, heads · width]`.
     fn project(&self, x: &[f32]) -> [Vec<f32>; 3] {
-        let projected = self.qkv.iter().map(|linear| linear.forward(x));
-        let projected: Vec<Vec<f32>> = projected.collect();
-        let fused = match <[Vec<f32>; 3]>::try_from(projected) {
+        let fused = match <[Vec<f32>; 3]>::try_from(forward_all(&self.qkv, x)) {
             Ok(three) => return three,
             Err(mut one) => one.remove(0),
         };

@@ -12,6 +12,7 @@ use std::arch::x86_64::*;
 use std::sync::LazyLock;
 
 use uc_codec::trellis::FEEDFORWARD;
+use uc_simd::prefetch;
 
 use super::{Cursor, GROUP, GROUPS, NARROW, PANEL, WIDTHS, is_special, width};
 use crate::integer::LANES;
@@ -336,10 +337,7 @@ fn row_products<const G: usize>(
 ) -> __m512i {
     let (mut high_sum, mut low_sum) = (_mm512_setzero_si512(), _mm512_setzero_si512());
     for line in 0..G {
-        let ahead = fields
-            .as_ptr()
-            .wrapping_add(position.offset + AHEAD + 64 * line);
-        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+        prefetch(fields, position.offset + AHEAD + 64 * line);
     }
     for group in 0..G {
         let nibble = usize::from(header >> (4 * group) & 15);
