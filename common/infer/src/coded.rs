@@ -221,10 +221,14 @@ impl Coded {
     /// Rows of a task. Few for small matrices, so that all threads have work; more otherwise, because a task begins with a look at
     /// the rows above its own.
     fn task_rows(&self, tokens: usize) -> usize {
-        let blocks = self.rows.div_ceil(BLOCK_ROWS);
-        match tokens == 1 && blocks >= 4 * rayon::current_num_threads() {
-            true => BLOCK_ROWS,
-            false => MARK_ROWS,
+        let threads = rayon::current_num_threads();
+        let enough = |rows: &usize| threads == 1 || self.rows.div_ceil(*rows) >= 2 * threads;
+        match tokens {
+            1 => [BLOCK_ROWS, 2 * MARK_ROWS]
+                .into_iter()
+                .find(enough)
+                .unwrap_or(MARK_ROWS),
+            _ => MARK_ROWS,
         }
     }
 

@@ -171,7 +171,7 @@ impl Scratch {
             _ => CHUNK_ROWS,
         };
         Scratch {
-            levels: vec![[0; PANEL]; CHUNK_ROWS],
+            levels: Vec::new(),
             sums: vec![0; rows * tokens],
             more: vec![0; rows * tokens],
             touched: Vec::new(),
@@ -382,6 +382,7 @@ impl Activations<'_> {
         for first in (0..rows).step_by(CHUNK_ROWS) {
             let count = CHUNK_ROWS.min(rows - first);
             let mut levels = std::mem::take(&mut scratch.levels);
+            levels.resize(CHUNK_ROWS, [0; PANEL]);
             let mut wide = 0u64;
             decode(cursor, &mut levels[..count], &mut wide);
             self.decoded(&levels[..count], wide, first, scratch);

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use uc_model::text::splitmix64;
+use uc_simd::{Kernel, dispatch, exponentials};
 
 use crate::error::InferError;
 
@@ -108,21 +109,38 @@ pub struct Chosen {
 impl Chosen {
     /// The token `id` and the `top` most probable ones, by the logits `[vocab]` after the tokens before it.
     pub(crate) fn new(logits: &[f32], id: u32, top: usize) -> Self {
-        let largest = logits
-            .iter()
-            .fold(f64::NEG_INFINITY, |a, &x| a.max(x.into()));
-        let sum: f64 = logits.iter().map(|&x| (f64::from(x) - largest).exp()).sum();
-        let logarithm = largest + sum.ln();
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut weights = logits.to_vec();
+        dispatch(Exponentials(&mut weights));
+        let sum: f64 = weights.iter().map(|&x| f64::from(x)).sum();
+        let logarithm = f64::from(largest) + libm::log(sum);
         let scored = |id: u32| Scored {
             id,
             logprob: f64::from(logits[id as usize]) - logarithm,
         };
-        let values = logits.iter().map(|&x| f64::from(x));
-        let top = best((0..).zip(values).collect(), top);
+        let top = match top {
+            0 => Vec::new(),
+            _ => {
+                let values = logits.iter().map(|&x| f64::from(x));
+                best((0..).zip(values).collect(), top)
+            }
+        };
         Chosen {
             token: scored(id),
             top: top.into_iter().map(|(id, _)| scored(id)).collect(),
         }
+    }
+}
+
+/// `row <- exp(row - max(row))`
+struct Exponentials<'a>(&'a mut [f32]);
+
+impl Kernel for Exponentials<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        exponentials(self.0);
     }
 }
 
@@ -160,7 +178,7 @@ impl Sampler {
         let candidates = (0..).zip(adjusted);
         let is_allowed =
             |id: u32| allowed.is_none_or(|bits| bits[id as usize / 32] >> (id % 32) & 1 == 1);
-        let id = self.pick(candidates.filter(|&(id, _)| is_allowed(id)).collect());
+        let id = self.pick(candidates.filter(|&(id, _)| is_allowed(id)));
         self.counts.entry(id).or_default()[1] += 1;
         Chosen::new(logits, id, top)
     }
@@ -194,10 +212,13 @@ impl Sampler {
     }
 
     /// The token that these candidates with their logits give.
-    fn pick(&mut self, candidates: Vec<(u32, f64)>) -> u32 {
+    fn pick(&mut self, candidates: impl Iterator<Item = (u32, f64)>) -> u32 {
         if self.sampling.temperature == 0.0 {
-            return best(candidates, 1)[0].0;
+            // Of equal ones the first.
+            let greatest = candidates.reduce(|a, b| if b.1 > a.1 { b } else { a });
+            return greatest.expect("an allowed token").0;
         }
+        let candidates = candidates.collect();
         let mut candidates = match self.sampling.top_k {
             0 => best(candidates, usize::MAX),
             k => best(candidates, k),
@@ -205,7 +226,7 @@ impl Sampler {
         // From logits to probabilities, up to a factor.
         let largest = candidates[0].1;
         for (_, value) in &mut candidates {
-            *value = ((*value - largest) / self.sampling.temperature).exp();
+            *value = libm::exp((*value - largest) / self.sampling.temperature);
         }
         let total: f64 = candidates.iter().map(|(_, p)| p).sum();
         if self.sampling.top_p < 1.0 {
@@ -268,7 +289,7 @@ mod tests {
         let mut counts = [0.0; 5];
         let mut sampler = sampler(sampling.clone());
         for _ in 0..DRAWS {
-            let logits = (0..).zip(sampler.adjusted(&LOGITS)).collect();
+            let logits = (0..).zip(sampler.adjusted(&LOGITS));
             counts[sampler.pick(logits) as usize] += 1.0 / DRAWS as f64;
         }
         counts
