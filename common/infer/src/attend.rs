@@ -15,7 +15,8 @@ use crate::cache::{BLOCK, Blocks, Element, KvCache, Layout, with_blocks};
 use crate::kernel::dot;
 use crate::rotary::Tables;
 use crate::scores::{
-    GROUP, Rows, add_weighted, grouped, larger, rescale, scores_by_columns, scores_by_rows, weigh,
+    GROUP, Rows, Running, add_weighted, grouped, larger, rescale, scores_by_columns,
+    scores_by_rows, weigh,
 };
 use crate::sequence::State;
 use crate::vector::cap;
@@ -194,12 +195,13 @@ impl Tile<'_> {
         let part = |part: usize| {
             let blocks = (part * PART).max(tokens.start / BLOCK)
                 ..((part + 1) * PART).min(tokens.end.div_ceil(BLOCK));
-            with_blocks!(&self.cache.store, held => dispatch(Part {
+            with_blocks!(&self.cache.store, held => Part {
                 tile: self,
                 queries: &queries,
                 held,
                 blocks,
-            }))
+            }
+            .attend())
         };
         let parts: Vec<Sums> = match self.work() < 2 * TASK {
             true => parts.map(part).collect(),
@@ -271,11 +273,8 @@ struct Part<'a, E> {
     blocks: Range<usize>,
 }
 
-impl<E: Element> Kernel for Part<'_, E> {
-    type Output = Sums;
-
-    #[inline(always)]
-    fn run(self) -> Sums {
+impl<E: Element> Part<'_, E> {
+    fn attend(self) -> Sums {
         let tile = self.tile;
         let count = tile.queries.len();
         let layout = tile.heads.layout;
@@ -323,9 +322,12 @@ impl<E: Element> Kernel for Part<'_, E> {
                 if let Some(softcap) = tile.heads.softcap {
                     cap(&mut scores[range.clone()], softcap);
                 }
-                let out = &mut sums.out[query * width..(query + 1) * width];
-                let (peak, sum) = (&mut sums.peaks[query], &mut sums.sums[query]);
-                weigh(scores, range, peak, sum, out);
+                let running = Running {
+                    peak: &mut sums.peaks[query],
+                    sum: &mut sums.sums[query],
+                    out: &mut sums.out[query * width..(query + 1) * width],
+                };
+                weigh(scores, range, running);
             }
             add_weighted(&mut sums.out, width, &scores, BLOCK, rows, range);
         }
@@ -333,26 +335,16 @@ impl<E: Element> Kernel for Part<'_, E> {
     }
 }
 
-/// `out[t] = Σ x[t][j] · rows[j]` for `x: [tokens, n]`, `rows: [n, width]`; `[tokens, width]`.
-pub(crate) fn weighted_sums(x: &[f32], rows: &[f32], width: usize) -> Vec<f32> {
-    struct WeightedSums<'a>(&'a [f32], &'a [f32], usize);
-    impl Kernel for WeightedSums<'_> {
-        type Output = Vec<f32>;
-
-        #[inline(always)]
-        fn run(self) -> Vec<f32> {
-            let WeightedSums(x, values, width) = self;
-            let count = values.len() / width;
-            let mut out = vec![0.0; x.len() / count * width];
-            let rows = Rows {
-                values,
-                pitch: width,
-            };
-            add_weighted(&mut out, width, x, count, rows, |_| 0..count);
-            out
-        }
-    }
-    dispatch(WeightedSums(x, rows, width))
+/// `out[t] = Σ x[t][j] · values[j]` for `x: [tokens, n]`, `values: [n, width]`; `[tokens, width]`.
+pub(crate) fn weighted_sums(x: &[f32], values: &[f32], width: usize) -> Vec<f32> {
+    let count = values.len() / width;
+    let mut out = vec![0.0; x.len() / count * width];
+    let rows = Rows {
+        values,
+        pitch: width,
+    };
+    add_weighted(&mut out, width, x, count, rows, |_| 0..count);
+    out
 }
 
 /// `out[t][j] = <x[t], rows[j]>` for `x: [tokens, width]`, `rows: [n, width]`; `[tokens, n]`.

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use serde::Serialize;
+use uc_simd::{Kernel, dispatch};
 
 /// Tokens of a block.
 pub(crate) const BLOCK: usize = 64;
@@ -30,10 +31,12 @@ pub(crate) trait Element: Copy + Default + Send + Sync {
     fn value(self) -> f32;
 
     /// The values as f32, in `scratch` if they are not.
-    #[inline(always)]
     fn slice<'a>(values: &'a [Self], scratch: &'a mut Vec<f32>) -> &'a [f32] {
-        scratch.clear();
-        scratch.extend(values.iter().map(|value| value.value()));
+        scratch.resize(values.len(), 0.0);
+        dispatch(Convert {
+            values,
+            out: scratch,
+        });
         scratch
     }
 }
@@ -49,7 +52,6 @@ impl Element for f32 {
         self
     }
 
-    #[inline(always)]
     fn slice<'a>(values: &'a [Self], _: &'a mut Vec<f32>) -> &'a [f32] {
         values
     }
@@ -83,6 +85,22 @@ impl Element for half::f16 {
         let special = f32::from_bits(0x7f80_0000 | rest);
         let value = if rest < 0x0f80_0000 { finite } else { special };
         f32::from_bits(value.to_bits() | sign)
+    }
+}
+
+/// See [`Element::slice`].
+struct Convert<'a, E> {
+    values: &'a [E],
+    out: &'a mut [f32],
+}
+
+impl<E: Element> Kernel for Convert<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let out = self.out.iter_mut().zip(self.values);
+        out.for_each(|(out, value)| *out = value.value());
     }
 }
 
