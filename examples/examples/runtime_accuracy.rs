@@ -39,7 +39,7 @@ fn main() -> anyhow::Result<()> {
     let measured: Value = serde_json::from_slice(&read("metrics.json")?)?;
     let fingerprint = pack.fingerprint().to_string();
     ensure!(
-        measured["pack_fingerprint"] == Value::from(fingerprint.as_str()),
+        measured["pack_fingerprint"] == fingerprint.as_str(),
         "found an evaluation of {}, expected one of {fingerprint}",
         measured["pack_fingerprint"]
     );

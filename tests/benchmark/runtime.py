@@ -218,7 +218,10 @@ def measure(name, pack, options):
     report = ours[0].reports[0]
     return {
         "command": "make bench-runtime",
-        "commands": [shlex.join(command) for command in commands],
+        "commands": ["uc export PACK --to gguf --out DIR"]
+        + [f"llama-quantize DIR/MODEL.gguf {file.name} {kind}" for kind, file in files.items()]
+        + [shlex.join(command) for command in commands]
+        + ["llama-bench … -p 0 -n 1 --no-warmup (load time)"],
         "model": report["pack"]["model"],
         "fingerprint": report["pack"]["fingerprint"],
         "bits_per_weight_linears": report["pack"]["bits_per_weight_linears"],
