@@ -1,10 +1,10 @@
 //! Makes the resident form of a linear from its indices.
 
 use uc_codec::trellis::{BLOCK_ROWS, LevelReader};
+use uc_simd::{Kernel, dispatch};
 
 use super::{
     GROUP, GROUPS, MARK_ROWS, NARROW, Outlier, PANEL, Packed, Place, SLACK, WIDTHS, ZERO_ROW,
-    row_bytes,
 };
 
 /// Bits that an outlier may save: the bits that it takes, and its time, which is that of some ten fields.
@@ -123,46 +123,142 @@ impl Packed {
     fn push_row(&mut self, row: usize, values: &[i16]) {
         let mut header = 0;
         for (group, values) in values.as_chunks::<GROUP>().0.iter().enumerate() {
-            let width = best_width(values);
+            let fields = dispatch(Fields { values });
+            let width = fields.width;
             header |= ((width - WIDTHS.start()) as u16) << (4 * group);
-            let half = 1i32 << (width - 1);
-            for (word_index, word_values) in values.as_chunks::<8>().0.iter().enumerate() {
-                let mut word = 0u128;
-                for (index, &value) in word_values.iter().enumerate() {
-                    let even = i32::from(value & !1);
-                    let nearest = even.clamp(-half, half - 2);
-                    if nearest != even {
-                        self.outliers.push(Outlier {
-                            row: row as u8,
-                            column: (group * GROUP + word_index * 8 + index) as u8,
-                            quarter: ((even - nearest) / 2) as i16,
-                        });
-                    }
-                    let field = (nearest + half) | i32::from(value & 1);
-                    word |= (field as u128) << (index as u32 * width);
-                }
-                let bytes = word.to_le_bytes();
+            if fields.has_outliers {
+                self.push_outliers(row, group * GROUP, values, width);
+            }
+            for fields in fields.fields.as_chunks::<8>().0 {
+                let word = match width <= u8::BITS {
+                    true => packed_bytes(fields.map(|field| field as u8), width).into(),
+                    false => packed(fields, width),
+                };
+                let bytes: [u8; 16] = u128::to_le_bytes(word);
                 self.fields.extend_from_slice(&bytes[..width as usize]);
             }
         }
         debug_assert!(values.len() / GROUP <= GROUPS && header != ZERO_ROW);
         self.headers.push(header);
-        debug_assert!(row_bytes(header, values.len() / GROUP) <= PANEL * 2);
+    }
+
+    /// Notes the elements of a group that do not fit into their fields.
+    fn push_outliers(&mut self, row: usize, first: usize, values: &[i16; GROUP], width: u32) {
+        for (index, &value) in values.iter().enumerate() {
+            let even = value & !1;
+            let nearest = nearest(even, width);
+            if nearest != even {
+                self.outliers.push(Outlier {
+                    row: row as u8,
+                    column: (first + index) as u8,
+                    quarter: (even - nearest) / 2,
+                });
+            }
+        }
     }
 }
 
+/// The nearest even number that fits into a field.
+#[inline(always)]
+fn nearest(even: i16, width: u32) -> i16 {
+    let half = 1i16 << (width - 1);
+    even.clamp(-half, half - 2)
+}
+
+/// Chooses the width of a group and makes its fields.
+struct Fields<'a> {
+    values: &'a [i16; GROUP],
+}
+
+/// The fields of a group.
+struct GroupFields {
+    width: u32,
+    fields: [u16; GROUP],
+    has_outliers: bool,
+}
+
+impl Kernel for Fields<'_> {
+    type Output = GroupFields;
+
+    #[inline(always)]
+    fn run(self) -> GroupFields {
+        let width = best_width(self.values);
+        let half = 1i16 << (width - 1);
+        let mut fields = [0; GROUP];
+        let mut outliers = 0;
+        for (field, &value) in fields.iter_mut().zip(self.values) {
+            let even = value & !1;
+            let nearest = nearest(even, width);
+            outliers |= even ^ nearest;
+            *field = (nearest.wrapping_add(half) | value & 1) as u16;
+        }
+        GroupFields {
+            width,
+            fields,
+            has_outliers: outliers != 0,
+        }
+    }
+}
+
+/// Eight fields side by side.
+fn packed(fields: &[u16; 8], width: u32) -> u128 {
+    let fields = fields.iter().rev();
+    fields.fold(0, |word, &field| word << width | u128::from(field))
+}
+
+/// As [`packed`], for fields of at most 8 bits.
+fn packed_bytes(fields: [u8; 8], width: u32) -> u64 {
+    let gap = u8::BITS - width;
+    let word = u64::from_le_bytes(fields);
+    // Pairs, fours, and all eight move together.
+    let word = word & 0x00ff_00ff_00ff_00ff | (word & 0xff00_ff00_ff00_ff00) >> gap;
+    let word = word & 0x0000_ffff_0000_ffff | (word & 0xffff_0000_ffff_0000) >> (2 * gap);
+    word & 0xffff_ffff | (word & !0xffff_ffff) >> (4 * gap)
+}
+
 /// The width with the least sum of bits for a group.
+#[inline(always)]
 fn best_width(values: &[i16; GROUP]) -> u32 {
     // A value fits into a width if its magnitude, one's complement for negative values, is below 2^(width-1).
     let magnitudes = values.map(|value| (value ^ (value >> 15)) as u16);
     let largest = magnitudes.iter().fold(0, |a, &b| a | b);
     let widest = (u16::BITS - largest.leading_zeros() + 1).clamp(*WIDTHS.start(), *WIDTHS.end());
-    let cost = |width: &u32| {
+    let cost = |width: u32| {
         let limit = 1u16 << (width - 1);
         let outliers: u16 = magnitudes.iter().map(|&m| u16::from(m >= limit)).sum();
-        let wide = usize::from(*width > NARROW) * WIDE_COST;
-        *width as usize * GROUP + usize::from(outliers) * OUTLIER_COST + wide
+        let wide = usize::from(width > NARROW) * WIDE_COST;
+        width as usize * GROUP + usize::from(outliers) * OUTLIER_COST + wide
     };
-    let widths = *WIDTHS.start()..=widest;
-    widths.min_by_key(cost).expect("at least one width")
+    // Far from the best, where outliers cost most, nothing better follows.
+    let mut best = (cost(widest), widest);
+    for width in (*WIDTHS.start()..widest).rev() {
+        let found = cost(width);
+        best = best.min((found, width));
+        if found > 2 * best.0 {
+            break;
+        }
+    }
+    best.1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_lie_side_by_side_in_every_width() {
+        for width in WIDTHS {
+            let fields: [u16; 8] =
+                std::array::from_fn(|i| (i as u16 * 7919 + 5) & ((1 << width) - 1));
+            let word = packed(&fields, width);
+            for (index, &field) in fields.iter().enumerate() {
+                let found = word >> (index as u32 * width) & ((1 << width) - 1);
+                assert_eq!(found, u128::from(field));
+            }
+            if width <= 8 {
+                let bytes = fields.map(|field| field as u8);
+                assert_eq!(u128::from(packed_bytes(bytes, width)), word);
+            }
+        }
+    }
 }
