@@ -90,6 +90,10 @@ bench: setup ## write benchmark receipts to docs/benchmarks (BENCH_MODEL=DIR CAL
 bench-speed: ## measure the speed of the codec (needs python3)
 	python3 tests/benchmark/speed.py
 
+.PHONY: bench-kernels
+bench-kernels: ## measure the products of the runtime beside the rate at which memory is read (needs python3)
+	python3 tests/benchmark/speed.py kernels
+
 .PHONY: bench-overlay
 bench-overlay: ## measure what a low-rank overlay would gain at large widths
 	cargo run --release --locked -p uc-examples --example overlay_width -- 1024 2048 4096 8192 > docs/benchmarks/overlay-width.json

@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
-"""Measures the speed of the codec: runs `cargo bench -p uc-codec` and writes docs/benchmarks/codec-speed.json.
+"""Measures the speed of the codec or of the runtime's kernels: runs `cargo bench` and writes docs/benchmarks/codec-speed.json
+or kernel-speed.json.
 
-Usage: python3 tests/benchmark/speed.py
+Usage: python3 tests/benchmark/speed.py [kernels]
 Rates are medians of criterion's samples on one machine, which the receipt names; compare them only with one another.
 """
 import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CRITERION = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "criterion"
@@ -22,26 +25,50 @@ def processor():
         return platform.processor()
 
 
-def main():
-    subprocess.run(["cargo", "bench", "--locked", "-p", "uc-codec", "--bench", "codec", "--", "--noplot"], check=True, cwd=ROOT)
+def bench(crate, name):
+    """Runs the benchmarks of a crate; an entry for each."""
+    shutil.rmtree(CRITERION, ignore_errors=True)
+    subprocess.run(["cargo", "bench", "--locked", "-p", crate, "--bench", name, "--", "--noplot"], check=True, cwd=ROOT)
     benchmarks = {}
-    for folder in sorted(CRITERION.glob("*/*/new")):
-        benchmark = json.loads((folder / "benchmark.json").read_text())
+    for file in sorted(CRITERION.glob("**/new/benchmark.json")):
+        folder = file.parent
+        benchmark = json.loads(file.read_text())
         nanoseconds = json.loads((folder / "estimates.json").read_text())["median"]["point_estimate"]
-        elements = (benchmark.get("throughput") or {}).get("Elements")
+        throughput = benchmark.get("throughput") or {}
+        elements = throughput.get("Elements") or throughput.get("Bytes")
         entry = {"milliseconds": round(nanoseconds / 1e6, 3)}
         if elements:
             entry["millions_per_second"] = round(elements / nanoseconds * 1e3, 1)
         benchmarks[benchmark["full_id"]] = entry
+    return benchmarks
+
+
+def write(name, receipt):
+    (ROOT / "docs" / "benchmarks" / name).write_text(json.dumps(receipt, indent=2) + "\n")
+    print(json.dumps(receipt, indent=2))
+
+
+def kernels():
+    """The products of the runtime on one thread and on two."""
+    threads = {}
+    for count in ("1", "2"):
+        os.environ["RAYON_NUM_THREADS"] = count
+        threads[count] = bench("uc-infer", "products")
+    note = "elements are weights, whatever the number of tokens, the last part of a name; of products/read bytes"
+    write("kernel-speed.json", {"command": "python3 tests/benchmark/speed.py kernels", "processor": processor(),
+                                "cores": os.cpu_count(), "note": note, "threads": threads})
+
+
+def codec():
+    benchmarks = bench("uc-codec", "codec")
     for name, entry in benchmarks.items():
         if "quantize" in name:
             product = benchmarks[name.replace("quantize", "matrix product")]
             entry["times_the_matrix_product"] = round(entry["milliseconds"] / product["milliseconds"], 2)
     receipt = {"command": "python3 tests/benchmark/speed.py", "processor": processor(), "cores": os.cpu_count(),
                "note": "elements are indices, and floating-point operations in the groups `feedback`", "benchmarks": benchmarks}
-    (ROOT / "docs" / "benchmarks" / "codec-speed.json").write_text(json.dumps(receipt, indent=2) + "\n")
-    print(json.dumps(receipt, indent=2))
+    write("codec-speed.json", receipt)
 
 
 if __name__ == "__main__":
-    main()
+    kernels() if sys.argv[1:] == ["kernels"] else codec()
