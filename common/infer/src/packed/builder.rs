@@ -10,8 +10,10 @@ use super::{
 /// Bits that an outlier may save: the bits that it takes, and its time, which is that of some ten fields.
 const OUTLIER_COST: usize = 120;
 
-/// Bits that fields wider than [`NARROW`] must save, because of the time for their row.
-const WIDE_COST: usize = 400;
+/// Bits that fields of [`NARROW`] bits and more must save, because of the time for their row.
+const BYTE_COST: usize = 500;
+/// Bits that wider fields must save in addition.
+const WIDE_COST: usize = 1000;
 
 /// Builds a [`Packed`] from pieces of whole rows, from the first to the last.
 pub(crate) struct PackedBuilder {
@@ -226,15 +228,16 @@ fn best_width(values: &[i16; GROUP]) -> u32 {
     let cost = |width: u32| {
         let limit = 1u16 << (width - 1);
         let outliers: u16 = magnitudes.iter().map(|&m| u16::from(m >= limit)).sum();
-        let wide = usize::from(width > NARROW) * WIDE_COST;
-        width as usize * GROUP + usize::from(outliers) * OUTLIER_COST + wide
+        let time =
+            usize::from(width >= NARROW) * BYTE_COST + usize::from(width > NARROW) * WIDE_COST;
+        width as usize * GROUP + usize::from(outliers) * OUTLIER_COST + time
     };
     // Far from the best, where outliers cost most, nothing better follows.
     let mut best = (cost(widest), widest);
     for width in (*WIDTHS.start()..widest).rev() {
         let found = cost(width);
         best = best.min((found, width));
-        if found > 2 * best.0 {
+        if found > 4 * best.0 {
             break;
         }
     }
