@@ -55,7 +55,7 @@ pub(crate) struct CodedBuilder {
 
 /// Builds [`Levels`].
 enum LevelsBuilder {
-    Packed(PackedBuilder),
+    Packed(Box<PackedBuilder>),
     /// Complete.
     Streamed(Streamed),
 }
@@ -77,7 +77,10 @@ impl CodedBuilder {
             overlay: overlay.map(|overlay| sorted(overlay, &columns)),
             arithmetic,
             levels: match streamed {
-                None => LevelsBuilder::Packed(PackedBuilder::new(rows, columns.order.clone())),
+                None => {
+                    let builder = PackedBuilder::new(rows, columns.order.clone());
+                    LevelsBuilder::Packed(builder.into())
+                }
                 Some(streamed) => LevelsBuilder::Streamed(streamed),
             },
             columns,
@@ -265,15 +268,14 @@ impl Coded {
         let cols = self.columns.len();
         let tiles = out.par_chunks_mut(levels.tile_rows() * tokens).enumerate();
         tiles.for_each_init(PieceBuffers::default, |buffers, (tile, mut out)| {
-            let (mut row, mut sorted) = (vec![0.0; cols], Vec::new());
-            levels.weights(tile, buffers, &mut |weights, rows| {
+            let mut sorted = Vec::new();
+            levels.weights(tile, buffers, &mut |weights| {
                 sorted.clear();
-                for _ in 0..rows {
-                    row.iter_mut()
-                        .zip(&mut *weights)
-                        .for_each(|(to, from)| *to = from);
-                    self.columns.append_sorted(&row, &mut sorted);
+                for row in weights.chunks_exact(cols) {
+                    let order = self.columns.order.iter();
+                    sorted.extend(order.map(|&column| bf16::to_f32(row[column as usize])));
                 }
+                let rows = weights.len() / cols;
                 let (chunk, rest) = std::mem::take(&mut out).split_at_mut(rows * tokens);
                 kernel::products(&sorted, x, cols, chunk);
                 out = rest;
@@ -294,27 +296,7 @@ impl Coded {
         let levels = match &self.levels {
             Levels::Packed(levels) => levels,
             Levels::Streamed(levels) => {
-                let tile_rows = levels.tile_rows();
-                for tile in first / tile_rows..end.div_ceil(tile_rows) {
-                    let mut row = tile * tile_rows;
-                    let mut buffers = PieceBuffers::default();
-                    levels.weights(tile, &mut buffers, &mut |weights, rows| {
-                        for row in row..row + rows {
-                            let range = row.checked_sub(first).filter(|_| row < end);
-                            let out = range.map(|row| &mut out[row * cols..(row + 1) * cols]);
-                            let weights = (&mut *weights).take(cols);
-                            match out {
-                                Some(out) => out
-                                    .iter_mut()
-                                    .zip(weights)
-                                    .for_each(|(to, from)| *to = from),
-                                None => weights.for_each(drop),
-                            }
-                        }
-                        row += rows;
-                    });
-                }
-                return;
+                return streamed_rows(levels, first, cols, out);
             }
         };
         let column_steps = self.column_steps();
@@ -332,6 +314,26 @@ impl Coded {
                 }
             }
         }
+    }
+}
+
+/// The weights of the rows from `first` on into `out: [rows, cols]`.
+fn streamed_rows(levels: &Streamed, first: usize, cols: usize, out: &mut [f32]) {
+    let (tile_rows, end) = (levels.tile_rows(), first + out.len() / cols);
+    let mut buffers = PieceBuffers::default();
+    for tile in first / tile_rows..end.div_ceil(tile_rows) {
+        let mut row = tile * tile_rows;
+        levels.weights(tile, &mut buffers, &mut |weights| {
+            for weights in weights.chunks_exact(cols) {
+                if (first..end).contains(&row) {
+                    let out = &mut out[(row - first) * cols..(row - first + 1) * cols];
+                    for (out, &weight) in out.iter_mut().zip(weights) {
+                        *out = bf16::to_f32(weight);
+                    }
+                }
+                row += 1;
+            }
+        });
     }
 }
 

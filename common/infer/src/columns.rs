@@ -46,12 +46,7 @@ impl Columns {
     pub(crate) fn sort(&self, x: &[f32], out: &mut Vec<f32>) {
         out.clear();
         for x in x.chunks_exact(self.len()) {
-            self.append_sorted(x, out);
+            out.extend(self.order.iter().map(|&column| x[column as usize]));
         }
-    }
-
-    /// Appends a vector `[cols]` in this order.
-    pub(crate) fn append_sorted(&self, x: &[f32], out: &mut Vec<f32>) {
-        out.extend(self.order.iter().map(|&column| x[column as usize]));
     }
 }

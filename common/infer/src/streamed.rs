@@ -5,10 +5,9 @@
 
 use std::sync::Arc;
 
-use uc_codec::bf16;
 use uc_codec::trellis::LevelReader;
 use uc_pack::LayerFile;
-use uc_pack::layer::{Contents, PieceBuffers};
+use uc_pack::layer::{Contents, Piece, PieceBuffers};
 
 use crate::columns::Columns;
 use crate::packed::{PANEL, fits_narrow};
@@ -51,24 +50,16 @@ impl Streamed {
         self.file.linears()[self.index].bytes as usize
     }
 
-    /// Passes the weights of a tile `[rows, cols]` to `sink`, in pieces, as f32 in the order of the source.
+    /// Passes the weights of a tile to `sink`, in pieces [rows, cols]: bfloat16, in the order of the source.
     pub(crate) fn weights(
         &self,
         tile: usize,
         buffers: &mut PieceBuffers,
-        sink: &mut dyn FnMut(&mut dyn Iterator<Item = f32>, usize),
+        sink: &mut dyn FnMut(&[u16]),
     ) {
-        self.pieces(
-            tile,
-            Contents::Weights,
-            buffers,
-            &mut |weights, _, rows, _| {
-                sink(
-                    &mut weights.iter().map(|&weight| bf16::to_f32(weight)),
-                    rows,
-                );
-            },
-        );
+        self.pieces(tile, Contents::Weights, buffers, &mut |piece| {
+            sink(piece.weights);
+        });
     }
 
     /// Passes the levels of a tile to `sink`, `rows` at a time.
@@ -83,29 +74,28 @@ impl Streamed {
         let cols = columns.len();
         let mut reader = LevelReader::new(cols);
         let mut found = LevelRows::default();
-        self.pieces(tile, Contents::Indices, buffers, &mut |_, q, _, logs| {
-            let chunks = q.chunks(rows * cols).zip(logs.chunks(rows));
-            for (q, logs) in chunks {
+        self.pieces(tile, Contents::Indices, buffers, &mut |piece| {
+            let chunks = piece.q.chunks(rows * cols);
+            for (q, logs) in chunks.zip(piece.row_log2_eighths.chunks(rows)) {
                 found.read(q, logs, columns, &mut reader);
                 sink(&found, logs.len());
             }
         });
     }
 
-    /// Passes weights, indices, number of rows and row logarithms of the pieces of a tile to `sink`.
+    /// Passes the pieces of a tile to `sink`.
     fn pieces(
         &self,
         tile: usize,
         contents: Contents,
         buffers: &mut PieceBuffers,
-        sink: &mut dyn FnMut(&[u16], &[i16], usize, &[u8]),
+        sink: &mut dyn FnMut(&Piece<'_>),
     ) {
         let decoded = "a tile that has been decoded before, from the same bytes";
         let pieces = self.file.tile_pieces(self.index, tile, contents, buffers);
         let mut pieces = pieces.expect(decoded);
         while let Some(piece) = pieces.next_piece().expect(decoded) {
-            let logs = piece.row_log2_eighths;
-            sink(piece.weights, piece.q, logs.len(), logs);
+            sink(&piece);
         }
     }
 }
