@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use models::{Linears, cases, model};
+use uc_infer::detokenizer::Detokenizer;
 use uc_infer::{
     Batch, BatchSettings, Chunk, Constraint, Dense, Finish, InferError, Matrix, Model, Precision,
     Progress, Request, RequestId, Sampling, Sequence, Source, Token, Usage, Wanted,
@@ -22,10 +23,14 @@ const VOCAB: u32 = 40;
 
 /// A tokenizer whose token `i` is the word `wi`.
 fn tokenizer() -> Arc<Tokenizer> {
+    tokenizer_with(serde_json::json!([]))
+}
+
+fn tokenizer_with(added_tokens: serde_json::Value) -> Arc<Tokenizer> {
     let folder = tempfile::tempdir().unwrap();
     let vocab = (0..VOCAB).map(|id| (format!("w{id}"), id.into()));
     let description = serde_json::json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added_tokens, "normalizer": null,
         "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
         "model": {
             "type": "WordLevel", "unk_token": "w0",
@@ -686,6 +691,22 @@ fn logits_that_are_no_numbers_end_one_request_alone() {
         again.error.is_some() && again.started == Some(1),
         "nothing of it is kept"
     );
+}
+
+#[test]
+fn tokens_without_text_do_not_disturb_the_text_after_them_however_many_they_are() {
+    let special = serde_json::json!([{
+        "id": 0, "content": "w0", "special": true, "single_word": false, "lstrip": false,
+        "rstrip": false, "normalized": false,
+    }]);
+    for count in [1, 16, 17, 18, 300] {
+        let mut detokenizer = Detokenizer::new(tokenizer_with(special.clone()), &[3]);
+        for _ in 0..count {
+            assert_eq!(detokenizer.push(0).unwrap(), "");
+        }
+        assert_eq!(detokenizer.push(5).unwrap(), " w5", "{count}");
+        assert_eq!(detokenizer.finish().unwrap(), "", "{count}");
+    }
 }
 
 #[test]
