@@ -6,7 +6,7 @@ use std::sync::Arc;
 use uc_infer::detokenizer::Detokenizer;
 use uc_infer::{
     Batch, BatchSettings, Chunk, Constraint, Dense, Finish, InferError, Matrix, Model, Precision,
-    Request, Sampling, Sequence, Source, Wanted,
+    Request, Sequence, Source, Wanted,
 };
 use uc_model::{LayerPlan, ModelConfig, SourceFolder};
 
@@ -178,88 +178,32 @@ fn requests_that_cannot_be_answered_are_refused_at_once() {
         tokens: 1,
         ..Request::default()
     };
-    let refused = [
-        (
-            "no tokens",
-            Request {
-                prompt: vec![],
-                ..base.clone()
-            },
-        ),
-        (
-            "at most 200",
-            Request {
-                prompt: vec![1; 201],
-                ..base.clone()
-            },
-        ),
-        (
-            "id below 40",
-            Request {
-                prompt: vec![40],
-                ..base.clone()
-            },
-        ),
-        (
-            "stop",
-            Request {
-                stop: vec![String::new()],
-                ..base.clone()
-            },
-        ),
-        (
-            "top-logprobs",
-            Request {
-                top: 101,
-                ..base.clone()
-            },
-        ),
-        (
-            "top-logprobs",
-            Request {
-                prompt_top: Some(101),
-                ..base.clone()
-            },
-        ),
-        (
-            "temperature",
-            Request {
-                sampling: Sampling {
-                    temperature: -1.0,
-                    ..Sampling::default()
-                },
-                ..base
-            },
-        ),
+    type Change = fn(&mut Request);
+    let changes: [(&str, Change); 7] = [
+        ("no tokens", |request| request.prompt.clear()),
+        ("at most 200", |request| request.prompt = vec![1; 201]),
+        ("id below 40", |request| request.prompt = vec![40]),
+        ("stop", |request| request.stop = vec![String::new()]),
+        ("top-logprobs", |request| request.top = 101),
+        ("top-logprobs", |request| request.prompt_top = Some(101)),
+        ("temperature", |request| request.sampling.temperature = -1.0),
     ];
-    for (expected, request) in refused {
+    for (expected, change) in changes {
+        let mut request = base.clone();
+        change(&mut request);
         let error = batch.add(request, None).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
     assert!(batch.is_idle() && batch.step().is_empty());
-    for (expected, settings) in [
-        (
-            "slots",
-            BatchSettings {
-                slots: 0,
-                ..settings
-            },
-        ),
-        (
-            "step-tokens",
-            BatchSettings {
-                step_tokens: 0,
-                ..settings
-            },
-        ),
-        (
-            "context",
-            BatchSettings {
-                context: 257,
-                ..settings
-            },
-        ),
-    ] {
+    type SettingsChange = fn(&mut BatchSettings);
+    let changes: [(&str, SettingsChange); 3] = [
+        ("slots", |settings| settings.slots = 0),
+        ("step-tokens", |settings| settings.step_tokens = 0),
+        ("context", |settings| settings.context = 257),
+    ];
+    for (expected, change) in changes {
+        let mut settings = settings;
+        change(&mut settings);
         let error = Batch::new(model.clone(), tokenizer.clone(), settings);
         let error = error.map(|_| ()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
