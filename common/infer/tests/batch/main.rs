@@ -16,6 +16,7 @@ use uc_infer::{
     RequestId, Sampling, Sequence, Token, Usage, Wanted,
 };
 use uc_model::Tokenizer;
+use uc_model::spec::Mixer;
 use uc_model::text::splitmix64;
 
 /// Tokens of the small models.
@@ -175,20 +176,29 @@ fn requests(random: &mut Random, context: usize, count: usize) -> Vec<Request> {
     (0..count).map(request).collect()
 }
 
+fn threads(count: usize) -> rayon::ThreadPool {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(count).build();
+    pool.unwrap()
+}
+
 #[test]
 fn answers_are_those_given_alone_whoever_joins_leaves_and_shares_prefixes() {
     let tokenizer = tokenizer();
+    let (one, three) = (threads(1), threads(3));
     let mut reused = 0;
     for (index, folder) in cases().into_iter().enumerate() {
         let linears = [Linears::Exact, Linears::Coded, Linears::Reconstructed][index % 3];
         let model = Arc::new(model(&folder, linears));
-        let alone = settings(&model);
+        let alone = BatchSettings {
+            precision: [Precision::F32, Precision::F16, Precision::Bf16][index / 3 % 3],
+            ..settings(&model)
+        };
         let new = |settings| Batch::new(model.clone(), tokenizer.clone(), settings).unwrap();
         let mut random = Random::new(index as u64);
         let requests = requests(&mut random, alone.context, 10);
         let expected: Vec<Answer> = requests
             .iter()
-            .map(|request| answer(&mut new(alone), request))
+            .map(|request| one.install(|| answer(&mut new(alone), request)))
             .collect();
         let mut batch = new(BatchSettings {
             slots: 1 + random.below(5),
@@ -202,7 +212,7 @@ fn answers_are_those_given_alone_whoever_joins_leaves_and_shares_prefixes() {
         for request in requests.iter().cycle().take(15) {
             ids.push(batch.add(request.clone(), None).unwrap());
             for _ in 0..random.below(4) {
-                answers.step(&mut batch);
+                three.install(|| answers.step(&mut batch));
             }
             if random.below(5) == 0 {
                 let id = ids[random.below(ids.len())];
@@ -213,7 +223,7 @@ fn answers_are_those_given_alone_whoever_joins_leaves_and_shares_prefixes() {
             }
         }
         while !batch.is_idle() {
-            answers.step(&mut batch);
+            three.install(|| answers.step(&mut batch));
         }
         for (id, expected) in ids.iter().zip(expected.iter().cycle()) {
             let what = format!("{} {id:?}", folder.display());
@@ -324,6 +334,27 @@ fn named(name: &str) -> PathBuf {
 fn llama() -> (Arc<Model>, Arc<Tokenizer>) {
     let model = model(&named("llama-plain"), Linears::Exact);
     (Arc::new(model), tokenizer())
+}
+
+#[test]
+fn a_token_of_latent_attention_takes_its_latent_vector_and_its_rotary_key_alone() {
+    let model = model(&named("deepseek_v3-plain"), Linears::Exact);
+    let blocks = model.config().layers.iter().flat_map(|layer| &layer.blocks);
+    let elements = blocks.map(|block| match &block.mixer {
+        Mixer::LatentAttention(spec) => spec.kv_a.norm.width + spec.rope.width,
+        _ => 0,
+    });
+    let elements: usize = elements.sum();
+    for (precision, bytes) in [(Precision::F32, 4), (Precision::Bf16, 2)] {
+        let mut sequence = Sequence::new(&model, 200, precision).unwrap();
+        let chunk = Chunk {
+            sequence: &mut sequence,
+            tokens: &[1; 128],
+            wanted: Wanted::None,
+        };
+        model.forward(&mut [chunk]).unwrap();
+        assert_eq!(sequence.bytes(), 128 * (elements * bytes) as u64);
+    }
 }
 
 #[test]
