@@ -67,7 +67,7 @@ struct Waiting {
 struct Prefix {
     /// Tokens that can be taken.
     count: usize,
-    from: From,
+    origin: Origin,
     /// Tokens that others have in common with it.
     common: usize,
     /// Whether more can be taken when another prompt is computed.
@@ -76,7 +76,7 @@ struct Prefix {
 
 /// From where tokens can be taken.
 #[derive(Default)]
-enum From {
+enum Origin {
     #[default]
     Nothing,
     Kept(usize),
@@ -303,13 +303,13 @@ impl Batch {
         let prompt = &request.prompt;
         prefix.common = self.prefixes.common(prompt);
         if let Some((index, count)) = self.prefixes.longest(prompt) {
-            (prefix.count, prefix.from) = (count, From::Kept(index));
+            (prefix.count, prefix.origin) = (count, Origin::Kept(index));
         }
         let mut coming = 0;
         for (index, running) in self.running.iter().enumerate() {
             let count = reusable(&running.sequence, prompt);
             if count > prefix.count {
-                (prefix.count, prefix.from) = (count, From::Running(index));
+                (prefix.count, prefix.origin) = (count, Origin::Running(index));
             }
             prefix.common = prefix.common.max(common(running.prompt(), prompt));
             coming = coming.max(running.will_share(prompt));
@@ -320,12 +320,12 @@ impl Batch {
 
     /// Gives a slot to a request.
     fn start(&mut self, waiting: Waiting, prefix: Prefix) -> Result<(), InferError> {
-        let sequence = match prefix.from {
-            From::Nothing => {
+        let sequence = match prefix.origin {
+            Origin::Nothing => {
                 Sequence::new(&self.model, self.settings.context, self.settings.precision)?
             }
-            From::Kept(index) => self.prefixes.take(index, prefix.count),
-            From::Running(index) => {
+            Origin::Kept(index) => self.prefixes.take(index, prefix.count),
+            Origin::Running(index) => {
                 let mut sequence = self.running[index].sequence.clone();
                 sequence.cut(prefix.count);
                 sequence
