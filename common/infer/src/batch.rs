@@ -157,9 +157,11 @@ impl Batch {
     /// What the batch has done and holds.
     pub fn counters(&self) -> Counters {
         let running = self.running.iter().map(|running| &running.sequence);
+        let generated = self.running.iter().map(|running| running.usage.generated);
         Counters {
             running: self.running.len(),
             waiting: self.waiting.len(),
+            generated_tokens: self.counters.generated_tokens + generated.sum::<usize>() as u64,
             state_bytes: bytes_of(running),
             prefix_bytes: self.prefixes.bytes(),
             ..self.counters
@@ -215,24 +217,19 @@ impl Batch {
     /// for each kind of event.
     pub fn step(&mut self) -> Vec<Event> {
         self.admit();
-        let shares = self.shares();
-        if !self.running.is_empty() {
-            self.counters.steps += 1;
+        if self.running.is_empty() {
+            return std::mem::take(&mut self.events);
         }
-        let mut tokens = Vec::with_capacity(self.running.len());
-        for (running, share) in self.running.iter().zip(&shares) {
-            tokens.push(running.next_tokens(*share).to_vec());
-        }
-        let parts = self.running.iter_mut().zip(&tokens);
-        let (mut indices, mut chunks) = (Vec::new(), Vec::new());
-        for (index, (running, tokens)) in parts.enumerate() {
-            if tokens.is_empty() {
-                continue;
-            }
+        self.counters.steps += 1;
+        let parts = self.running.iter().zip(self.shares());
+        let tokens: Vec<Vec<u32>> = parts
+            .map(|(running, share)| running.next_tokens(share).to_vec())
+            .collect();
+        let mut chunks = Vec::with_capacity(tokens.len());
+        for (running, tokens) in self.running.iter_mut().zip(&tokens) {
             if running.is_in_prompt() {
                 self.counters.prompt_tokens += tokens.len() as u64;
             }
-            indices.push(index);
             chunks.push(Chunk {
                 wanted: running.wanted(tokens.len()),
                 sequence: &mut running.sequence,
@@ -240,20 +237,10 @@ impl Batch {
             });
         }
         let logits = self.model.compute(&mut chunks);
-        let mut results: Vec<Option<Result<Vec<f32>, InferError>>> = Vec::new();
-        results.resize_with(self.running.len(), || None);
-        for (index, logits) in indices.into_iter().zip(logits) {
-            results[index] = Some(logits);
-        }
         // Choosing takes about as long as a small layer, so it is shared among the threads.
-        let advanced: Vec<Vec<Progress>> = self
-            .running
-            .par_iter_mut()
-            .zip(results)
-            .map(|(running, logits)| match logits {
-                Some(logits) => running.advance(logits),
-                None => Vec::new(),
-            })
+        let parts = self.running.par_iter_mut().zip(logits);
+        let advanced: Vec<Vec<Progress>> = parts
+            .map(|(running, logits)| running.advance(logits))
             .collect();
         let ids: Vec<RequestId> = self.running.iter().map(|running| running.id).collect();
         for (id, progress) in ids.into_iter().zip(advanced) {
@@ -358,8 +345,8 @@ impl Batch {
         Ok(())
     }
 
-    /// How many tokens of its prompt each request computes in this step: equal shares, of which short prompts leave a part to
-    /// the others.
+    /// How many tokens of its prompt each request computes in this step, at least one: equal shares, of which short prompts
+    /// leave a part to the others.
     fn shares(&self) -> Vec<usize> {
         let mut shares = vec![0; self.running.len()];
         let mut order: Vec<usize> = (0..shares.len()).collect();
