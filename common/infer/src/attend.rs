@@ -15,7 +15,7 @@ use crate::cache::{BLOCK, Blocks, Element, KvCache, Layout, with_blocks};
 use crate::kernel::dot;
 use crate::rotary::Tables;
 use crate::scores::{
-    GROUP, Rows, Running, add_weighted, grouped, larger, rescale, scores_by_columns,
+    GROUP, Rows, Softmax, add_weighted, grouped, larger, rescale, scores_by_columns,
     scores_by_rows, weigh,
 };
 use crate::sequence::State;
@@ -322,12 +322,12 @@ impl<E: Element> Part<'_, E> {
                 if let Some(softcap) = tile.heads.softcap {
                     cap(&mut scores[range.clone()], softcap);
                 }
-                let running = Running {
+                let softmax = Softmax {
                     peak: &mut sums.peaks[query],
                     sum: &mut sums.sums[query],
                     out: &mut sums.out[query * width..(query + 1) * width],
                 };
-                weigh(scores, range, running);
+                weigh(scores, range, softmax);
             }
             add_weighted(&mut sums.out, width, &scores, BLOCK, rows, range);
         }

@@ -70,7 +70,7 @@ struct Waiting {
 struct Prefix {
     /// Tokens that can be taken.
     count: usize,
-    from: From,
+    origin: Origin,
     /// Tokens that others have in common with it.
     common: usize,
     /// Whether more can be taken when another prompt is computed.
@@ -79,7 +79,7 @@ struct Prefix {
 
 /// From where tokens can be taken.
 #[derive(Default)]
-enum From {
+enum Origin {
     #[default]
     Nothing,
     Kept(usize),
@@ -160,9 +160,11 @@ impl Batch {
     /// What the batch has done and holds.
     pub fn counters(&self) -> Counters {
         let running = self.running.iter().map(|running| &running.sequence);
+        let generated = self.running.iter().map(|running| running.usage.generated);
         Counters {
             running: self.running.len(),
             waiting: self.waiting.len(),
+            generated_tokens: self.counters.generated_tokens + generated.sum::<usize>() as u64,
             state_bytes: bytes_of(running),
             prefix_bytes: self.prefixes.bytes(),
             ..self.counters
@@ -218,24 +220,19 @@ impl Batch {
     /// for each kind of event.
     pub fn step(&mut self) -> Vec<Event> {
         self.admit();
-        let shares = self.shares();
-        if !self.running.is_empty() {
-            self.counters.steps += 1;
+        if self.running.is_empty() {
+            return std::mem::take(&mut self.events);
         }
-        let mut tokens = Vec::with_capacity(self.running.len());
-        for (running, share) in self.running.iter().zip(&shares) {
-            tokens.push(running.next_tokens(*share).to_vec());
-        }
-        let parts = self.running.iter_mut().zip(&tokens);
-        let (mut indices, mut chunks) = (Vec::new(), Vec::new());
-        for (index, (running, tokens)) in parts.enumerate() {
-            if tokens.is_empty() {
-                continue;
-            }
+        self.counters.steps += 1;
+        let parts = self.running.iter().zip(self.shares());
+        let tokens: Vec<Vec<u32>> = parts
+            .map(|(running, share)| running.next_tokens(share).to_vec())
+            .collect();
+        let mut chunks = Vec::with_capacity(tokens.len());
+        for (running, tokens) in self.running.iter_mut().zip(&tokens) {
             if running.is_in_prompt() {
                 self.counters.prompt_tokens += tokens.len() as u64;
             }
-            indices.push(index);
             chunks.push(Chunk {
                 wanted: running.wanted(tokens.len()),
                 sequence: &mut running.sequence,
@@ -243,20 +240,10 @@ impl Batch {
             });
         }
         let logits = self.model.compute(&mut chunks);
-        let mut results: Vec<Option<Result<Vec<f32>, InferError>>> = Vec::new();
-        results.resize_with(self.running.len(), || None);
-        for (index, logits) in indices.into_iter().zip(logits) {
-            results[index] = Some(logits);
-        }
         // Choosing takes about as long as a small layer, so it is shared among the threads.
-        let advanced: Vec<Vec<Progress>> = self
-            .running
-            .par_iter_mut()
-            .zip(results)
-            .map(|(running, logits)| match logits {
-                Some(logits) => running.advance(logits),
-                None => Vec::new(),
-            })
+        let parts = self.running.par_iter_mut().zip(logits);
+        let advanced: Vec<Vec<Progress>> = parts
+            .map(|(running, logits)| running.advance(logits))
             .collect();
         let ids: Vec<RequestId> = self.running.iter().map(|running| running.id).collect();
         for (id, progress) in ids.into_iter().zip(advanced) {
@@ -306,13 +293,13 @@ impl Batch {
         let prompt = &request.prompt;
         prefix.common = self.prefixes.common(prompt);
         if let Some((index, count)) = self.prefixes.longest(prompt) {
-            (prefix.count, prefix.from) = (count, From::Kept(index));
+            (prefix.count, prefix.origin) = (count, Origin::Kept(index));
         }
         let mut coming = 0;
         for (index, running) in self.running.iter().enumerate() {
             let count = reusable(&running.sequence, prompt);
             if count > prefix.count {
-                (prefix.count, prefix.from) = (count, From::Running(index));
+                (prefix.count, prefix.origin) = (count, Origin::Running(index));
             }
             prefix.common = prefix.common.max(common(running.prompt(), prompt));
             coming = coming.max(running.will_share(prompt));
@@ -323,12 +310,12 @@ impl Batch {
 
     /// Gives a slot to a request.
     fn start(&mut self, waiting: Waiting, prefix: Prefix) -> Result<(), InferError> {
-        let sequence = match prefix.from {
-            From::Nothing => {
+        let sequence = match prefix.origin {
+            Origin::Nothing => {
                 Sequence::new(&self.model, self.settings.context, self.settings.precision)?
             }
-            From::Kept(index) => self.prefixes.take(index, prefix.count),
-            From::Running(index) => {
+            Origin::Kept(index) => self.prefixes.take(index, prefix.count),
+            Origin::Running(index) => {
                 let mut sequence = self.running[index].sequence.clone();
                 sequence.cut(prefix.count);
                 sequence
@@ -361,8 +348,8 @@ impl Batch {
         Ok(())
     }
 
-    /// How many tokens of its prompt each request computes in this step: equal shares, of which short prompts leave a part to
-    /// the others.
+    /// How many tokens of its prompt each request computes in this step, at least one: equal shares, of which short prompts
+    /// leave a part to the others.
     fn shares(&self) -> Vec<usize> {
         let mut shares = vec![0; self.running.len()];
         let mut order: Vec<usize> = (0..shares.len()).collect();

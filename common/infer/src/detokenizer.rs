@@ -12,6 +12,10 @@ use crate::error::InferError;
 /// What a decoder writes for bytes that are not a whole character.
 const REPLACEMENT: char = '\u{fffd}';
 
+/// Most tokens that are held because they add no text or end within a character. More can only be tokens without text, or bytes
+/// that are no characters; they must not make every further token take longer.
+const UNSETTLED: usize = 16;
+
 /// Turns tokens into text.
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
@@ -41,7 +45,14 @@ impl Detokenizer {
     pub fn push(&mut self, token: u32) -> Result<String, InferError> {
         self.tokens.push(token);
         let (before, text) = self.decoded()?;
-        if text.len() <= before.len() || text.ends_with(REPLACEMENT) {
+        let is_full = self.tokens.len() - self.settled > UNSETTLED;
+        if text.len() <= before.len() {
+            if is_full {
+                self.tokens.remove(self.settled);
+            }
+            return Ok(String::new());
+        }
+        if text.ends_with(REPLACEMENT) && !is_full {
             return Ok(String::new());
         }
         let new = self.new_text(&before, &text);

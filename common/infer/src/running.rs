@@ -115,7 +115,7 @@ impl Running {
         self.prompt_left() > 0
     }
 
-    /// The tokens of the next step, of which `share` are of the prompt; none if it has to wait for a share.
+    /// The tokens of the next step: `share` tokens of the prompt, or the last generated one.
     pub(crate) fn next_tokens(&self, share: usize) -> &[u32] {
         match self.is_in_prompt() {
             true => &self.request.prompt[self.sequence.tokens().len()..][..share],

@@ -118,16 +118,17 @@ impl Chosen {
             id,
             logprob: f64::from(logits[id as usize]) - logarithm,
         };
-        let top = match top {
-            0 => Vec::new(),
-            _ => {
-                let values = logits.iter().map(|&x| f64::from(x));
-                best((0..).zip(values).collect(), top)
-            }
-        };
+        let mut most_probable = Vec::new();
+        if top > 0 {
+            let values = logits.iter().map(|&x| f64::from(x));
+            let mut ranked = Ranked::new((0..).zip(values).collect());
+            ranked.truncate(top);
+            let ids = (0..top).map_while(|rank| ranked.get(rank));
+            most_probable.extend(ids.map(|(id, _)| scored(id)));
+        }
         Chosen {
             token: scored(id),
-            top: top.into_iter().map(|(id, _)| scored(id)).collect(),
+            top: most_probable,
         }
     }
 }
@@ -174,11 +175,11 @@ impl Sampler {
     /// Chooses a token by the logits `[vocab]`, which must be finite, among those whose bit is set in `allowed` if there is one
     /// (at least one must be); also returns the `top` most probable ones.
     pub fn choose(&mut self, logits: &[f32], top: usize, allowed: Option<&[u32]>) -> Chosen {
-        let adjusted = self.adjusted(logits);
-        let candidates = (0..).zip(adjusted);
-        let is_allowed =
-            |id: u32| allowed.is_none_or(|bits| bits[id as usize / 32] >> (id % 32) & 1 == 1);
-        let id = self.pick(candidates.filter(|&(id, _)| is_allowed(id)));
+        let mut candidates: Vec<(u32, f64)> = (0..).zip(self.adjusted(logits)).collect();
+        if let Some(bits) = allowed {
+            candidates.retain(|(id, _)| bits[*id as usize / 32] >> (id % 32) & 1 == 1);
+        }
+        let id = self.pick(candidates);
         self.counts.entry(id).or_default()[1] += 1;
         Chosen::new(logits, id, top)
     }
@@ -195,6 +196,9 @@ impl Sampler {
             frequency_penalty,
             ..
         } = self.sampling;
+        if (repeat_penalty, presence_penalty, frequency_penalty) == (1.0, 0.0, 0.0) {
+            return logits;
+        }
         for (&id, &[_, generated]) in &self.counts {
             let Some(logit) = logits.get_mut(id as usize) else {
                 continue;
@@ -212,65 +216,109 @@ impl Sampler {
     }
 
     /// The token that these candidates with their logits give.
-    fn pick(&mut self, candidates: impl Iterator<Item = (u32, f64)>) -> u32 {
-        if self.sampling.temperature == 0.0 {
-            // Of equal ones the first.
-            let greatest = candidates.reduce(|a, b| if b.1 > a.1 { b } else { a });
-            return greatest.expect("an allowed token").0;
+    fn pick(&mut self, candidates: Vec<(u32, f64)>) -> u32 {
+        let Sampling {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            seed,
+            ..
+        } = self.sampling;
+        let largest = candidates.iter().copied().reduce(|a, b| match b.1 > a.1 {
+            true => b,
+            false => a,
+        });
+        let largest = largest.expect("a candidate");
+        if temperature == 0.0 {
+            return largest.0;
         }
-        let candidates = candidates.collect();
-        let mut candidates = match self.sampling.top_k {
-            0 => best(candidates, usize::MAX),
-            k => best(candidates, k),
-        };
-        // From logits to probabilities, up to a factor.
-        let largest = candidates[0].1;
-        for (_, value) in &mut candidates {
-            *value = libm::exp((*value - largest) / self.sampling.temperature);
+        let mut ranked = Ranked::new(candidates);
+        if top_k > 0 {
+            ranked.truncate(top_k);
+            ranked.get(top_k - 1);
         }
-        let total: f64 = candidates.iter().map(|(_, p)| p).sum();
-        if self.sampling.top_p < 1.0 {
-            let mut sum = 0.0;
-            let reached = candidates.iter().position(|(_, p)| {
+        // From logits to probabilities, up to a factor. The most probable one has the value 1.
+        for (_, value) in &mut ranked.candidates {
+            *value = libm::exp((*value - largest.1) / temperature);
+        }
+        let mut total: f64 = ranked.candidates.iter().map(|(_, p)| p).sum();
+        if top_p < 1.0 || min_p > 0.0 {
+            let (mut sum, mut rank) = (0.0, 0);
+            while let Some((_, p)) = ranked.get(rank)
+                && p >= min_p
+            {
                 sum += p;
-                sum >= self.sampling.top_p * total
-            });
-            candidates.truncate(reached.map_or(candidates.len(), |last| last + 1));
+                rank += 1;
+                if sum >= top_p * total && top_p < 1.0 {
+                    break;
+                }
+            }
+            ranked.truncate(rank);
+            total = sum;
         }
-        // The most probable one has the value 1.
-        candidates.retain(|(_, p)| *p >= self.sampling.min_p);
-        self.draw(&candidates)
-    }
-
-    /// One of the candidates, with a probability proportional to its value.
-    fn draw(&mut self, candidates: &[(u32, f64)]) -> u32 {
-        let bits = splitmix64(self.sampling.seed, self.draws) >> 11;
+        let bits = splitmix64(seed, self.draws) >> 11;
         self.draws += 1;
-        let total: f64 = candidates.iter().map(|(_, p)| p).sum();
         let mut left = bits as f64 / (1_u64 << 53) as f64 * total;
-        for &(id, p) in candidates {
+        let mut rank = 0;
+        while let Some((id, p)) = ranked.get(rank) {
             if left < p {
                 return id;
             }
             left -= p;
+            rank += 1;
         }
         // Only by rounding.
-        candidates[0].0
+        largest.0
     }
 }
 
-/// The `count` largest candidates, the largest first; among equal ones, the lower id first.
-fn best(mut candidates: Vec<(u32, f64)>, count: usize) -> Vec<(u32, f64)> {
-    let order = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-    if count == 0 {
-        return Vec::new();
+/// Candidates in the order of their values, the largest first, of which only the beginning is put in order: draws seldom go
+/// further.
+struct Ranked {
+    candidates: Vec<(u32, f64)>,
+    /// Candidates at the beginning that are in order; those after them are smaller.
+    ordered: usize,
+}
+
+impl Ranked {
+    fn new(candidates: Vec<(u32, f64)>) -> Self {
+        Ranked {
+            candidates,
+            ordered: 0,
+        }
     }
-    if count < candidates.len() {
-        candidates.select_nth_unstable_by(count - 1, order);
-        candidates.truncate(count);
+
+    /// The candidate of this rank.
+    fn get(&mut self, rank: usize) -> Option<(u32, f64)> {
+        /// Candidates that are put in order first.
+        const FIRST: usize = 256;
+        while rank >= self.ordered && self.ordered < self.candidates.len() {
+            let rest = &mut self.candidates[self.ordered..];
+            let count = self.ordered.max(FIRST).min(rest.len());
+            if count < rest.len() {
+                rest.select_nth_unstable_by(count - 1, larger_first);
+            }
+            rest[..count].sort_unstable_by(larger_first);
+            self.ordered += count;
+        }
+        self.candidates.get(rank).copied()
     }
-    candidates.sort_unstable_by(order);
-    candidates
+
+    /// Leaves the first `count` candidates.
+    fn truncate(&mut self, count: usize) {
+        if count > self.ordered && count < self.candidates.len() {
+            let rest = &mut self.candidates[self.ordered..];
+            rest.select_nth_unstable_by(count - self.ordered - 1, larger_first);
+        }
+        self.candidates.truncate(count);
+        self.ordered = self.ordered.min(count);
+    }
+}
+
+/// Of equal values, the lower id is first.
+fn larger_first(a: &(u32, f64), b: &(u32, f64)) -> std::cmp::Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
 #[cfg(test)]
@@ -289,7 +337,7 @@ mod tests {
         let mut counts = [0.0; 5];
         let mut sampler = sampler(sampling.clone());
         for _ in 0..DRAWS {
-            let logits = (0..).zip(sampler.adjusted(&LOGITS));
+            let logits = (0..).zip(sampler.adjusted(&LOGITS)).collect();
             counts[sampler.pick(logits) as usize] += 1.0 / DRAWS as f64;
         }
         counts
@@ -305,6 +353,21 @@ mod tests {
     fn shares(values: [f64; 5]) -> [f64; 5] {
         let total: f64 = values.iter().sum();
         values.map(|value| value / total)
+    }
+
+    #[test]
+    fn candidates_are_ranked_as_if_all_were_sorted() {
+        let number = |i: u32| f64::from(i * 7919 % 1009);
+        let candidates: Vec<(u32, f64)> = (0..1500).map(|i| (i, number(i))).collect();
+        let mut sorted = candidates.clone();
+        sorted.sort_by(larger_first);
+        for (first, count) in [(0, 1500), (0, 300), (400, 700), (300, 2), (10, 0)] {
+            let mut ranked = Ranked::new(candidates.clone());
+            assert_eq!(ranked.get(first), Some(sorted[first]));
+            ranked.truncate(count);
+            let found: Vec<_> = (0..1500).map_while(|rank| ranked.get(rank)).collect();
+            assert_eq!(found, sorted[..count]);
+        }
     }
 
     #[test]

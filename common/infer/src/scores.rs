@@ -310,7 +310,7 @@ impl<const Q: usize> Add<'_, Q> {
 }
 
 /// What a running softmax has of one query.
-pub(crate) struct Running<'a> {
+pub(crate) struct Softmax<'a> {
     /// The largest score.
     pub(crate) peak: &'a mut f32,
     /// The sum of the weights.
@@ -321,11 +321,11 @@ pub(crate) struct Running<'a> {
 
 /// From the scores of one query with a block to weights; what is there of the query is brought to the new largest score. Scores
 /// outside the range, which is not empty, get no weight.
-pub(crate) fn weigh(scores: &mut [f32; BLOCK], range: Range<usize>, running: Running<'_>) {
+pub(crate) fn weigh(scores: &mut [f32; BLOCK], range: Range<usize>, softmax: Softmax<'_>) {
     dispatch(Weigh {
         scores,
         range,
-        running,
+        softmax,
     });
 }
 
@@ -333,7 +333,7 @@ pub(crate) fn weigh(scores: &mut [f32; BLOCK], range: Range<usize>, running: Run
 struct Weigh<'a> {
     scores: &'a mut [f32; BLOCK],
     range: Range<usize>,
-    running: Running<'a>,
+    softmax: Softmax<'a>,
 }
 
 impl Kernel for Weigh<'_> {
@@ -344,7 +344,7 @@ impl Kernel for Weigh<'_> {
         let Weigh {
             scores,
             range,
-            running,
+            softmax,
         } = self;
         // Without a branch, so that it is vectorized.
         let numbers = scores[range.clone()].iter();
@@ -357,7 +357,7 @@ impl Kernel for Weigh<'_> {
                 peaks[lane] = larger(part[lane], peaks[lane]);
             }
         }
-        let new = peaks.into_iter().fold(*running.peak, larger);
+        let new = peaks.into_iter().fold(*softmax.peak, larger);
         for part in scores.as_chunks_mut::<LANES>().0 {
             for lane in 0..LANES {
                 part[lane] = exp_below_zero(part[lane] - new);
@@ -372,16 +372,16 @@ impl Kernel for Weigh<'_> {
             }
         }
         rescale(
-            running.out,
-            running.sum,
-            exp_below_zero(*running.peak - new),
+            softmax.out,
+            softmax.sum,
+            exp_below_zero(*softmax.peak - new),
         );
-        *running.sum += match are_numbers {
+        *softmax.sum += match are_numbers {
             true => sums.iter().sum::<f32>(),
             // The exponential would hide it.
             false => f32::NAN,
         };
-        *running.peak = new;
+        *softmax.peak = new;
     }
 }
 

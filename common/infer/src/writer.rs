@@ -102,11 +102,10 @@ impl Writer {
     fn pass(&mut self, end: usize) -> Certain {
         self.ahead += end;
         let mut tokens = Vec::new();
-        while self.tokens.len() > self.unsettled
-            && let Some(token) = self
-                .tokens
-                .pop_front_if(|token| token.text.len() <= self.ahead)
-        {
+        while self.tokens.len() > self.unsettled && self.tokens[0].text.len() <= self.ahead {
+            let Some(token) = self.tokens.pop_front() else {
+                break;
+            };
             self.ahead -= token.text.len();
             tokens.push(token);
         }
