@@ -74,7 +74,7 @@ fn a_key_from_a_file_is_asked_for_and_what_cannot_be_served_is_refused() {
     std::fs::write(&file, format!("{KEY}\n")).expect("written");
     let file = file.to_str().expect("UTF-8");
     let server = Server::start(
-        pack,
+        &pack,
         &[
             "--api-key-file",
             file,
