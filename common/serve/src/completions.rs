@@ -102,7 +102,9 @@ pub(crate) async fn completions(
     crate::models::check_name(&state, params.model.as_deref())?;
     let is_stream = params.stream()?;
     let grammar = ResponseFormat::parse(body.response_format.clone())?;
-    let (plan, requests) = plan(&state, &params, body)?;
+    // The tokenizer may take long for long texts.
+    let planned = tokio::task::block_in_place(|| plan(&state, &params, body));
+    let (plan, requests) = planned?;
     if settings.log_prompts {
         tracing::info!(id = plan.id, prompts = ?plan.echoes, "completion");
     }
