@@ -124,6 +124,16 @@ bench-exports: setup ## measure what exports add to the error of a pack: that of
 	python3 tests/benchmark/exports.py
 	$(if $(PACK),python3 tests/benchmark/exports.py --pack $(PACK) --text $(EVALUATION) $(if $(WINDOWS),--windows $(WINDOWS)))
 
+.PHONY: bench-runtime
+bench-runtime: setup ## measure uc bench beside llama.cpp on PACK and on packs of 1 B parameters with its statistics (needs python3, and LLAMA_BENCH and LLAMA_QUANTIZE, the programs of llama.cpp; SCRATCH=DIR keeps files, RUNTIME_ARGS=… as tests/benchmark/runtime.py says)
+	cargo build --release --locked -p uc-examples --example synthetic_pack
+	python3 tests/benchmark/runtime.py --pack $(PACK) $(if $(SCRATCH),--scratch $(SCRATCH)) $(RUNTIME_ARGS)
+
+.PHONY: bench-runtime-accuracy
+bench-runtime-accuracy: setup ## compare the runtime with the evaluation of the finished RUN, and its greedy text on EVALUATION with transformers (needs python3 with torch, transformers and safetensors)
+	cargo build --release --locked -p uc-examples --example runtime_accuracy
+	python3 tests/benchmark/runtime_accuracy.py --run $(RUN) $(if $(PACK),--pack $(PACK)) --text $(EVALUATION)
+
 .PHONY: gpu-check
 gpu-check: ## type-check the CUDA backend (needs no GPU or toolkit)
 	cargo check --release --locked -p uc-model -p teacher-cache -p evaluator --all-targets $(WITH_CUDA)
@@ -152,7 +162,7 @@ install-files:
 	$(UC) completions fish > $(SHARE)/fish/vendor_completions.d/uc.fish
 	install -m 644 tests/independent/read_pack.py $(SHARE)/ultracompress
 	install -m 644 README.md LICENSE CHANGELOG.md $(SHARE)/doc/ultracompress
-	install -m 644 docs/*.md $(SHARE)/doc/ultracompress/docs
+	install -m 644 docs/*.md docs/bench-schema.json $(SHARE)/doc/ultracompress/docs
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
@@ -169,7 +179,7 @@ dist-files:
 	$(MAKE) --no-print-directory install-files PREFIX=$(abspath $(DIST_FOLDER)) DESTDIR=
 	cp tests/independent/read_pack.py README.md LICENSE CHANGELOG.md $(DIST_FOLDER)
 	mkdir -p $(DIST_FOLDER)/docs $(DIST_FOLDER)/examples
-	cp docs/*.md $(DIST_FOLDER)/docs
+	cp docs/*.md docs/bench-schema.json $(DIST_FOLDER)/docs
 	cp -r examples/tiny-stories $(DIST_FOLDER)/examples
 	tar --create --sort=name --owner=0 --group=0 --numeric-owner --directory=$(DIST_ROOT) $(DIST) | gzip -n9 > $(DIST_FOLDER).tar.gz
 	@echo $(DIST_FOLDER).tar.gz

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 pub mod kills;
+pub mod schema;
 pub mod server;
 pub mod terminal;
 

@@ -136,6 +136,18 @@ impl Terminal {
         self.start(&mut session(command, end), Streams::Error)
     }
 
+    /// Starts a program in a session of its own, with all three streams on the terminal.
+    ///
+    /// # Panics
+    /// If `setsid` of util-linux does not start.
+    pub fn start_dialogue(&self, command: &Command) -> Child {
+        let end = self.user_end.as_ref().expect("open");
+        let duplicate = || end.try_clone().expect("duplicate");
+        let mut session = session(command, end);
+        session.stdout(duplicate()).stderr(duplicate());
+        session.env("TERM", "xterm").spawn().expect("starts")
+    }
+
     /// Presses a key, given by what it sends.
     ///
     /// # Panics
@@ -167,11 +179,19 @@ impl Terminal {
     /// # Panics
     /// If it does not appear in time.
     pub fn wait_for(&mut self, text: &str) {
+        self.wait_until(&format!("`{text}`"), |screen| screen.contains(text));
+    }
+
+    /// Waits until the screen is as wanted; `what` says how.
+    ///
+    /// # Panics
+    /// If it does not become so in time.
+    pub fn wait_until(&mut self, what: &str, is_so: impl Fn(&str) -> bool) {
         let deadline = Instant::now() + PATIENCE;
-        while !self.screen().contains(text) {
+        while !is_so(&self.screen()) {
             assert!(
                 Instant::now() < deadline,
-                "no `{text}` in:\n{}",
+                "no {what} in:\n{}",
                 self.screen()
             );
             if let Ok(chunk) = self.chunks.recv_timeout(Duration::from_millis(50)) {

@@ -51,7 +51,7 @@ fn every_verb_ends_quietly_when_its_reader_has_gone() {
     let model = tiny_model();
     let model = model.to_str().expect("UTF-8");
     let config = format!("{model}/config.json");
-    let lines: [&[&str]; 26] = [
+    let lines: [&[&str]; 27] = [
         &["compress", model, "--run", run],
         &["compress", model, "--run", run, "--dry-run"],
         &["resume", run, "--json"],
@@ -83,6 +83,18 @@ fn every_verb_ends_quietly_when_its_reader_has_gone() {
         ],
         &["eval", &pack, "--model", model, "--run", &eval],
         &["generate", &pack, "-p", "Once", "-n", "4"],
+        &[
+            "bench",
+            &pack,
+            "--prompts",
+            "4",
+            "--batches",
+            "1",
+            "-n",
+            "2",
+            "--runs",
+            "1",
+        ],
         // Refused after the model is loaded: a server would not end.
         &["serve", &pack, "--port", "0", "--context", "100000"],
         &["completions", "bash"],

@@ -50,7 +50,7 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
             "uc",
             crates("uc-input uc-settings uc-store uc-pack uc-model uc-export uc-infer uc-serve"),
         ),
-        ("uc-examples", libraries.clone()),
+        ("uc-examples", &libraries | &crates("uc-infer")),
         ("uc-tests", crates("")),
     ]);
     for stage in [

@@ -37,6 +37,7 @@ pub(crate) use coupled::Coupling;
 use coupled::Survivors;
 #[cfg(target_arch = "x86_64")]
 use uc_simd::has_avx2;
+use uc_simd::{Kernel, dispatch};
 
 /// Rows of a block.
 pub const BLOCK_ROWS: usize = 256;
@@ -97,6 +98,18 @@ pub fn levels(q: &[i16], cols: usize, row_log2_eighths: &[u8]) -> Vec<i32> {
     out
 }
 
+/// For each state: what distinguishes the level of an element from twice its *feed-forward index*, see
+/// [`LevelReader::feedforward`].
+pub const FEEDFORWARD: [u8; STATES] = {
+    let mut table = [0; STATES];
+    let mut state = 0;
+    while state < STATES as u16 {
+        table[state as usize] = residue(state, 0) as u8;
+        state += 1;
+    }
+    table
+};
+
 /// Turns the indices of a tensor into levels, in pieces of whole rows from the first row on.
 #[derive(Debug)]
 pub struct LevelReader {
@@ -119,10 +132,7 @@ impl LevelReader {
     /// each row.
     pub fn rows(&mut self, q: &[i16], row_log2_eighths: &[u8], sink: &mut impl FnMut(i32)) {
         for (q, &log) in q.chunks(self.states.len().max(1)).zip(row_log2_eighths) {
-            if self.row.is_multiple_of(BLOCK_ROWS) {
-                self.states.fill(0);
-            }
-            self.row += 1;
+            self.begin_row();
             for (state, &q) in self.states.iter_mut().zip(q) {
                 if log == 0 {
                     sink(0);
@@ -131,6 +141,82 @@ impl LevelReader {
                     *state = next_state(*state, q);
                 }
             }
+        }
+    }
+
+    /// Writes the feed-forward indices `v` of the next row to `out`: v is q with its lowest bit replaced by the input bit u of
+    /// the trellis. So the six rows above suffice to find a level, whatever lies above them:
+    /// `level = 2v ^ FEEDFORWARD[h]`, where the bits of the state h are the lowest bits of the last six v of the column, the
+    /// latest in bit 0, and `h = (2h + (v & 1)) mod 64` after it. A row of zeros is passed over.
+    ///
+    /// # Panics
+    /// If `q` and `out` do not have one element for each column.
+    pub fn feedforward(&mut self, q: &[i16], row_log2_eighths: u8, out: &mut [i16]) {
+        assert!(
+            q.len() == self.states.len() && out.len() == q.len(),
+            "whole rows"
+        );
+        self.begin_row();
+        if row_log2_eighths == 0 {
+            out.fill(0);
+            return;
+        }
+        dispatch(Row {
+            states: &mut self.states,
+            q,
+            out,
+            of: |_, next, q| q & !1 | (next & 1) as i16,
+        });
+    }
+
+    /// Writes the levels of the next row to `out`.
+    ///
+    /// # Panics
+    /// If `q` and `out` do not have one element for each column.
+    pub fn row(&mut self, q: &[i16], row_log2_eighths: u8, out: &mut [i32]) {
+        assert!(
+            q.len() == self.states.len() && out.len() == q.len(),
+            "whole rows"
+        );
+        self.begin_row();
+        if row_log2_eighths == 0 {
+            out.fill(0);
+            return;
+        }
+        dispatch(Row {
+            states: &mut self.states,
+            q,
+            out,
+            of: |state, _, q| level(state, q),
+        });
+    }
+
+    /// Counts a row; the states are 0 before the first row of a block.
+    fn begin_row(&mut self) {
+        if self.row.is_multiple_of(BLOCK_ROWS) {
+            self.states.fill(0);
+        }
+        self.row += 1;
+    }
+}
+
+/// Something about every element of a row, from the states before and after it and its index.
+struct Row<'a, T, F> {
+    states: &'a mut [u16],
+    q: &'a [i16],
+    out: &'a mut [T],
+    of: F,
+}
+
+impl<T, F: Fn(u16, u16, i16) -> T> Kernel for Row<'_, T, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for ((state, &q), out) in self.states.iter_mut().zip(self.q).zip(self.out) {
+            let next = next_state(*state, q);
+            *out = (self.of)(*state, next, q);
+            *state = next;
         }
     }
 }
@@ -331,7 +417,6 @@ mod avx2 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use uc_simd::{Kernel, dispatch};
 
     /// The indices of least squared error for a column of `values` in units of the step, in blocks of [`BLOCK_ROWS`].
     pub(crate) fn column_indices(values: &[f32]) -> Vec<i16> {

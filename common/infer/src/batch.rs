@@ -17,6 +17,9 @@ use crate::request::{Constraint, Event, Finish, Progress, Request, RequestId, Us
 use crate::running::Running;
 use crate::sequence::Sequence;
 
+/// Tokens of prompts in a step, unless there is a reason for another number.
+pub const STEP_TOKENS: usize = 128;
+
 /// The limits of a batch. No result depends on them, except that a longer context may have other rotary frequencies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchSettings {

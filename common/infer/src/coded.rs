@@ -1,126 +1,119 @@
-//! The resident form of a compressed linear: one byte for each level, rare larger levels apart, steps, overlay.
-//!
-//! The trellis is resolved when the pack is loaded, because its states depend on all rows above; what stays is enough to make
-//! any row again: `bf16(fma-accumulated level · step + overlay)`, bit for bit the reconstruction of `uc_codec::reconstruct`.
+//! A compressed linear in memory, and its product in both arithmetics.
 
-use uc_codec::bf16;
-use uc_codec::steps::{column_step, factor};
-use uc_codec::trellis::LevelReader;
-use uc_codec::{LowRank, TensorCode};
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use uc_codec::steps::factor;
+use uc_codec::trellis::BLOCK_ROWS;
+use uc_codec::{LowRank, TensorCode, bf16};
+use uc_pack::layer::PieceBuffers;
 use uc_simd::{Kernel, dispatch};
 
-/// Bytes of a level that is held apart.
-const OUTLIER_BYTES: usize = size_of::<Outlier>();
+use crate::arithmetic::Arithmetic;
+use crate::columns::Columns;
+use crate::integer::{self, CHUNK_ROWS, Quantized, Scratch};
+use crate::kernel;
+use crate::packed::{Cursor, MARK_ROWS, PANEL, Packed, PackedBuilder};
+use crate::streamed::Streamed;
 
-/// The levels of a linear, [rows, cols] row-major.
+/// Rows of `exact` that are made at the same time. Together with the vectors of a few tokens they stay in the second-level cache.
+const EXACT_ROWS: usize = 8;
+
+/// The levels of a linear.
 #[derive(Debug)]
 enum Levels {
-    Narrow(Vec<i8>),
-    Wide(Vec<i16>),
-}
-
-/// A level that does not fit into the type of the others; there it is 0.
-#[derive(Debug, Clone, Copy)]
-struct Outlier {
-    row: u32,
-    column: u32,
-    level: i32,
+    /// [`MemoryForm::Resident`]
+    Packed(Packed),
+    /// [`MemoryForm::Streamed`]
+    Streamed(Streamed),
 }
 
 /// A compressed linear in memory.
 #[derive(Debug)]
 pub struct Coded {
     rows: usize,
-    cols: usize,
+    step: f32,
+    columns: Columns,
+    /// `[rows]` logarithms of the factors of the steps of a row.
+    row_step_log2_eighths: Vec<u8>,
     levels: Levels,
-    /// In the order of rows and columns.
-    outliers: Vec<Outlier>,
-    /// `[cols]`
-    column_steps: Vec<f32>,
-    /// `[rows]` factor of the steps of a row; 0 for a row whose levels are all 0 by definition.
-    row_factors: Vec<f32>,
+    /// V has the columns in the order of `columns`.
     overlay: Option<LowRank>,
+    arithmetic: Arithmetic,
 }
 
 /// Builds a [`Coded`] from pieces of whole rows, from the first to the last.
 pub(crate) struct CodedBuilder {
     rows: usize,
-    cols: usize,
-    reader: LevelReader,
-    levels: Vec<i8>,
-    outliers: Vec<Outlier>,
-    column_steps: Vec<f32>,
-    row_factors: Vec<f32>,
+    step: f32,
+    columns: Columns,
+    row_step_log2_eighths: Vec<u8>,
     overlay: Option<LowRank>,
+    arithmetic: Arithmetic,
+    levels: LevelsBuilder,
+}
+
+/// Builds [`Levels`].
+enum LevelsBuilder {
+    Packed(PackedBuilder),
+    /// Complete.
+    Streamed(Streamed),
 }
 
 impl CodedBuilder {
+    /// `streamed` are the levels for [`MemoryForm::Streamed`]; otherwise they are made from the indices.
     pub(crate) fn new(
-        [rows, cols]: [usize; 2],
+        rows: usize,
         step: f32,
-        column_log2_eighths: &[u8],
+        columns: Columns,
         overlay: Option<LowRank>,
+        arithmetic: Arithmetic,
+        streamed: Option<Streamed>,
     ) -> Self {
-        let columns = column_log2_eighths.iter();
         CodedBuilder {
             rows,
-            cols,
-            reader: LevelReader::new(cols),
-            levels: Vec::with_capacity(rows * cols),
-            outliers: Vec::new(),
-            column_steps: columns.map(|&log| column_step(step, log)).collect(),
-            row_factors: Vec::with_capacity(rows),
-            overlay,
+            step,
+            row_step_log2_eighths: Vec::with_capacity(rows),
+            overlay: overlay.map(|overlay| sorted(overlay, &columns)),
+            arithmetic,
+            levels: match streamed {
+                None => LevelsBuilder::Packed(PackedBuilder::new(rows, columns.order.clone())),
+                Some(streamed) => LevelsBuilder::Streamed(streamed),
+            },
+            columns,
         }
     }
 
     /// Adds rows, as many as there are logarithms; `q` are their indices `[rows, cols]`.
     pub(crate) fn rows(&mut self, q: &[i16], row_logs: &[u8], row_steps: &[u8]) {
-        let (levels, outliers, cols) = (&mut self.levels, &mut self.outliers, self.cols);
-        self.reader.rows(q, row_logs, &mut |level| {
-            let narrow = i8::try_from(level).unwrap_or_else(|_| {
-                outliers.push(Outlier {
-                    row: (levels.len() / cols) as u32,
-                    column: (levels.len() % cols) as u32,
-                    level,
-                });
-                0
-            });
-            levels.push(narrow);
-        });
-        let rows = row_logs.iter().zip(row_steps);
-        let row_factor = |(&log, &step): (&u8, &u8)| if log == 0 { 0.0 } else { factor(step) };
-        self.row_factors.extend(rows.map(row_factor));
+        if let LevelsBuilder::Packed(levels) = &mut self.levels {
+            levels.rows(q, row_logs);
+        }
+        self.row_step_log2_eighths.extend(row_steps);
     }
 
     pub(crate) fn finish(self) -> Coded {
-        assert_eq!(self.row_factors.len(), self.rows, "all rows");
-        let mut outliers = self.outliers;
-        let mut levels = Levels::Narrow(self.levels);
-        if let Levels::Narrow(narrow) = &levels
-            && outliers.len() * OUTLIER_BYTES > narrow.len()
-        {
-            let mut wide: Vec<i16> = narrow.iter().map(|&level| level.into()).collect();
-            outliers.retain(|outlier| match i16::try_from(outlier.level) {
-                Ok(level) => {
-                    wide[outlier.row as usize * self.cols + outlier.column as usize] = level;
-                    false
-                }
-                Err(_) => true,
-            });
-            levels = Levels::Wide(wide);
-        }
-        outliers.shrink_to_fit();
         Coded {
             rows: self.rows,
-            cols: self.cols,
-            levels,
-            outliers,
-            column_steps: self.column_steps,
-            row_factors: self.row_factors,
+            step: self.step,
+            columns: self.columns,
+            row_step_log2_eighths: self.row_step_log2_eighths,
+            levels: match self.levels {
+                LevelsBuilder::Packed(levels) => Levels::Packed(levels.finish()),
+                LevelsBuilder::Streamed(levels) => Levels::Streamed(levels),
+            },
             overlay: self.overlay,
+            arithmetic: self.arithmetic,
         }
     }
+}
+
+/// The overlay with the columns of V in the order of `columns`.
+fn sorted(mut overlay: LowRank, columns: &Columns) -> LowRank {
+    let rows = overlay.v.chunks_exact(columns.len());
+    let row = |v: &[u16]| -> Vec<u16> { columns.order.iter().map(|&j| v[j as usize]).collect() };
+    overlay.v = rows.flat_map(row).collect();
+    overlay
 }
 
 impl Coded {
@@ -128,198 +121,359 @@ impl Coded {
     ///
     /// # Panics
     /// If the parts of the code do not fit together, see [`TensorCode::validate`].
-    pub fn new(code: &TensorCode) -> Self {
-        let shape = [code.rows, code.cols];
-        let columns = &code.column_log2_eighths;
-        let mut builder = CodedBuilder::new(shape, code.step, columns, code.overlay.clone());
+    pub fn new(code: &TensorCode, arithmetic: Arithmetic) -> Self {
+        let columns = Columns::new(&code.column_log2_eighths);
+        let overlay = code.overlay.clone();
+        let (rows, step) = (code.rows, code.step);
+        let mut builder = CodedBuilder::new(rows, step, columns, overlay, arithmetic, None);
         builder.rows(&code.q, &code.row_log2_eighths, &code.row_step_log2_eighths);
         builder.finish()
     }
 
     /// `[rows, cols]`.
     pub(crate) fn shape(&self) -> [usize; 2] {
-        [self.rows, self.cols]
+        [self.rows, self.columns.len()]
     }
 
-    /// Bytes that it takes in memory.
+    /// Bytes that it takes in memory, with its share of the columns, which linears of one input have together.
     pub(crate) fn bytes(&self) -> usize {
-        let levels = match &self.levels {
-            Levels::Narrow(levels) => levels.len(),
-            Levels::Wide(levels) => 2 * levels.len(),
-        };
         let overlay = self.overlay.as_ref();
+        let sharers = Arc::strong_count(&self.columns.order);
+        let levels = match &self.levels {
+            Levels::Packed(levels) => levels.bytes(),
+            Levels::Streamed(levels) => levels.bytes(),
+        };
         levels
-            + self.outliers.len() * OUTLIER_BYTES
-            + 4 * (self.column_steps.len() + self.row_factors.len())
+            + self.columns.bytes().div_ceil(sharers)
+            + self.row_step_log2_eighths.len()
             + overlay.map_or(0, |overlay| 2 * (overlay.u.len() + overlay.v.len()))
     }
 
     /// Number of levels that are held apart.
     pub(crate) fn outliers(&self) -> usize {
-        self.outliers.len()
+        match &self.levels {
+            Levels::Packed(levels) => levels.outliers(),
+            Levels::Streamed(_) => 0,
+        }
     }
 
-    /// Whether a level takes two bytes.
-    pub(crate) fn is_wide(&self) -> bool {
-        matches!(self.levels, Levels::Wide(_))
+    /// `x Wᵀ` for `x: [tokens, cols]`; [rows, tokens].
+    pub(crate) fn product(&self, x: &[f32]) -> Vec<f32> {
+        match self.arithmetic {
+            Arithmetic::Exact => self.exact_product(x),
+            Arithmetic::Fast => self.fast_product(x),
+        }
     }
 
-    /// The weights of the rows from `first` on into `out: [rows, cols]`: bfloat16 values as f32.
+    fn fast_product(&self, x: &[f32]) -> Vec<f32> {
+        let tokens = x.len() / self.columns.len();
+        let quantized = Quantized::new(x, &self.columns);
+        let overlay = self.overlay.as_ref();
+        let inner = overlay.map(|overlay| inner_products(overlay, x, &self.columns));
+        let mut out = vec![0.0; self.rows * tokens];
+        match &self.levels {
+            Levels::Packed(levels) => self.fast_packed(levels, &quantized, tokens, &mut out),
+            Levels::Streamed(levels) => self.fast_streamed(levels, &quantized, tokens, &mut out),
+        }
+        for (row, out) in out.chunks_exact_mut(tokens).enumerate() {
+            let step = self.step * factor(self.row_step_log2_eighths[row]);
+            out.iter_mut().for_each(|y| *y *= step);
+            if let (Some(overlay), Some(inner)) = (overlay, &inner) {
+                add_overlay(overlay, row, inner, out);
+            }
+        }
+        out
+    }
+
+    fn fast_packed(&self, levels: &Packed, x: &Quantized, tokens: usize, out: &mut [f32]) {
+        let task_rows = self.task_rows(tokens);
+        let tasks = out.par_chunks_mut(task_rows * tokens).enumerate();
+        tasks.for_each_init(
+            || Scratch::new(task_rows.min(self.rows), tokens),
+            |scratch, (task, out)| {
+                let first = task * task_rows;
+                let place = [first / BLOCK_ROWS, first % BLOCK_ROWS / MARK_ROWS];
+                integer::products(levels, place, x, scratch, out);
+            },
+        );
+    }
+
+    fn fast_streamed(&self, levels: &Streamed, x: &Quantized, tokens: usize, out: &mut [f32]) {
+        let tiles = out.par_chunks_mut(levels.tile_rows() * tokens).enumerate();
+        tiles.for_each_init(
+            || (Scratch::new(CHUNK_ROWS, tokens), PieceBuffers::default()),
+            |(scratch, buffers), (tile, mut out)| {
+                levels.levels(
+                    tile,
+                    CHUNK_ROWS,
+                    &self.columns,
+                    buffers,
+                    &mut |rows, count| {
+                        let (chunk, rest) = std::mem::take(&mut out).split_at_mut(count * tokens);
+                        integer::decoded_products(rows, x, scratch, chunk);
+                        out = rest;
+                    },
+                );
+            },
+        );
+    }
+
+    /// Rows of a task. Few for small matrices, so that all threads have work; more otherwise, because a task begins with a look at
+    /// the rows above its own.
+    fn task_rows(&self, tokens: usize) -> usize {
+        let blocks = self.rows.div_ceil(BLOCK_ROWS);
+        match tokens == 1 && blocks >= 4 * rayon::current_num_threads() {
+            true => BLOCK_ROWS,
+            false => MARK_ROWS,
+        }
+    }
+
+    fn exact_product(&self, x: &[f32]) -> Vec<f32> {
+        let tokens = x.len() / self.columns.len();
+        let mut sorted = Vec::with_capacity(x.len());
+        self.columns.sort(x, &mut sorted);
+        let mut out = vec![0.0; self.rows * tokens];
+        match &self.levels {
+            Levels::Packed(levels) => self.exact_packed(levels, &sorted, tokens, &mut out),
+            Levels::Streamed(levels) => self.exact_streamed(levels, &sorted, tokens, &mut out),
+        }
+        out
+    }
+
+    fn exact_packed(&self, levels: &Packed, x: &[f32], tokens: usize, out: &mut [f32]) {
+        let cols = self.columns.len();
+        let column_steps = self.column_steps();
+        let tasks = out.par_chunks_mut(MARK_ROWS * tokens).enumerate();
+        tasks.for_each_init(
+            || vec![0.0; EXACT_ROWS * cols],
+            |weights, (task, out)| {
+                let mut reader = RowReader::new(self, levels, &column_steps, task);
+                for out in out.chunks_mut(EXACT_ROWS * tokens) {
+                    let weights = &mut weights[..out.len() / tokens * cols];
+                    reader.rows(weights);
+                    kernel::products(weights, x, cols, out);
+                }
+            },
+        );
+    }
+
+    fn exact_streamed(&self, levels: &Streamed, x: &[f32], tokens: usize, out: &mut [f32]) {
+        let cols = self.columns.len();
+        let tiles = out.par_chunks_mut(levels.tile_rows() * tokens).enumerate();
+        tiles.for_each_init(PieceBuffers::default, |buffers, (tile, mut out)| {
+            let (mut row, mut sorted) = (vec![0.0; cols], Vec::new());
+            levels.weights(tile, buffers, &mut |weights, rows| {
+                sorted.clear();
+                for _ in 0..rows {
+                    row.iter_mut()
+                        .zip(&mut *weights)
+                        .for_each(|(to, from)| *to = from);
+                    self.columns.append_sorted(&row, &mut sorted);
+                }
+                let (chunk, rest) = std::mem::take(&mut out).split_at_mut(rows * tokens);
+                kernel::products(&sorted, x, cols, chunk);
+                out = rest;
+            });
+        });
+    }
+
+    /// `[cols]` the steps of the columns, in their order here.
+    fn column_steps(&self) -> Vec<f32> {
+        let factors = self.columns.factors();
+        factors.map(|factor| self.step * factor).collect()
+    }
+
+    /// The weights of the rows from `first` on into `out: [rows, cols]`, in the order of the source: bfloat16 values as f32.
     pub(crate) fn rows_into(&self, first: usize, out: &mut [f32]) {
-        for (index, out) in out.chunks_exact_mut(self.cols).enumerate() {
-            let row = first + index;
-            let range = row * self.cols..(row + 1) * self.cols;
-            let begin = self
-                .outliers
-                .partition_point(|outlier| (outlier.row as usize) < row);
-            let outliers = self.outliers[begin..]
-                .iter()
-                .take_while(|outlier| outlier.row as usize == row);
-            let task = Row {
-                column_steps: &self.column_steps,
-                row_factor: self.row_factors[row],
-                row,
-                outliers,
-                overlay: self.overlay.as_ref(),
-            };
-            match &self.levels {
-                Levels::Narrow(levels) => dispatch(RowKernel {
-                    levels: &levels[range],
-                    task,
-                    out,
-                }),
-                Levels::Wide(levels) => dispatch(RowKernel {
-                    levels: &levels[range],
-                    task,
-                    out,
-                }),
+        let cols = self.columns.len();
+        let end = first + out.len() / cols;
+        let levels = match &self.levels {
+            Levels::Packed(levels) => levels,
+            Levels::Streamed(levels) => {
+                let tile_rows = levels.tile_rows();
+                for tile in first / tile_rows..end.div_ceil(tile_rows) {
+                    let mut row = tile * tile_rows;
+                    let mut buffers = PieceBuffers::default();
+                    levels.weights(tile, &mut buffers, &mut |weights, rows| {
+                        for row in row..row + rows {
+                            let range = row.checked_sub(first).filter(|_| row < end);
+                            let out = range.map(|row| &mut out[row * cols..(row + 1) * cols]);
+                            let weights = (&mut *weights).take(cols);
+                            match out {
+                                Some(out) => out
+                                    .iter_mut()
+                                    .zip(weights)
+                                    .for_each(|(to, from)| *to = from),
+                                None => weights.for_each(drop),
+                            }
+                        }
+                        row += rows;
+                    });
+                }
+                return;
+            }
+        };
+        let column_steps = self.column_steps();
+        let mut weights = vec![0.0; cols];
+        for mark in first / MARK_ROWS..end.div_ceil(MARK_ROWS) {
+            let mut reader = RowReader::new(self, levels, &column_steps, mark);
+            for row in mark * MARK_ROWS..end.min((mark + 1) * MARK_ROWS) {
+                reader.rows(&mut weights);
+                if row < first {
+                    continue;
+                }
+                let out = &mut out[(row - first) * cols..][..cols];
+                for (weight, &column) in weights.iter().zip(&*self.columns.order) {
+                    out[column as usize] = *weight;
+                }
             }
         }
     }
 }
 
-/// What a row is made from, besides its levels.
-struct Row<'a, O> {
-    column_steps: &'a [f32],
-    row_factor: f32,
-    row: usize,
-    outliers: O,
-    overlay: Option<&'a LowRank>,
+/// `V x` for every token, [tokens, rank].
+fn inner_products(overlay: &LowRank, x: &[f32], columns: &Columns) -> Vec<f32> {
+    let mut sorted = Vec::with_capacity(x.len());
+    columns.sort(x, &mut sorted);
+    let v: Vec<f32> = overlay.v.iter().map(|&v| bf16::to_f32(v)).collect();
+    let mut out = vec![0.0; sorted.len() / columns.len() * overlay.rank];
+    kernel::products(&sorted, &v, columns.len(), &mut out);
+    out
 }
 
-struct RowKernel<'a, L, O> {
-    levels: &'a [L],
-    task: Row<'a, O>,
+/// Adds `U (V x)` for a row and every token.
+fn add_overlay(overlay: &LowRank, row: usize, inner: &[f32], out: &mut [f32]) {
+    let rank = overlay.rank;
+    let u = &overlay.u[row * rank..(row + 1) * rank];
+    for (y, inner) in out.iter_mut().zip(inner.chunks_exact(rank)) {
+        for (&u, inner) in u.iter().zip(inner) {
+            *y = bf16::to_f32(u).mul_add(*inner, *y);
+        }
+    }
+}
+
+/// Makes the weights of the contract, one row after the other from a mark on: `bf16(level · step + overlay)`, with fused
+/// multiply-adds, bit for bit the reconstruction of `uc_codec::reconstruct`.
+struct RowReader<'a> {
+    coded: &'a Coded,
+    packed: &'a Packed,
+    column_steps: &'a [f32],
+    row: usize,
+    /// For each panel.
+    cursors: Vec<Cursor<'a>>,
+    /// For each panel those of the current row.
+    levels: Vec<[i16; PANEL]>,
+}
+
+impl<'a> RowReader<'a> {
+    /// From mark `mark`, counted over all blocks.
+    fn new(coded: &'a Coded, packed: &'a Packed, column_steps: &'a [f32], mark: usize) -> Self {
+        let row = mark * MARK_ROWS;
+        let cursor = |panel| {
+            let panel = packed.panel(row / BLOCK_ROWS, panel);
+            panel.cursor(row % BLOCK_ROWS / MARK_ROWS)
+        };
+        RowReader {
+            coded,
+            packed,
+            column_steps,
+            row,
+            cursors: (0..packed.panels()).map(cursor).collect(),
+            levels: vec![[0; PANEL]; packed.panels()],
+        }
+    }
+
+    /// The next rows, [rows, cols] in the order of the columns here.
+    fn rows(&mut self, out: &mut [f32]) {
+        let coded = self.coded;
+        for out in out.chunks_exact_mut(self.column_steps.len()) {
+            let row_factor = factor(coded.row_step_log2_eighths[self.row]);
+            let parts = out.chunks_mut(PANEL).zip(self.column_steps.chunks(PANEL));
+            let sources = self.cursors.iter_mut().zip(&mut self.levels);
+            for ((out, column_steps), (cursor, levels)) in parts.zip(sources) {
+                integer::decode(cursor, std::slice::from_mut(levels), &mut 0);
+                dispatch(Scaled {
+                    levels: &levels[..out.len()],
+                    column_steps,
+                    row_factor,
+                    out,
+                });
+            }
+            self.add_outliers(row_factor, out);
+            dispatch(Rounded {
+                overlay: coded.overlay.as_ref(),
+                row: self.row,
+                out,
+            });
+            self.row += 1;
+        }
+    }
+
+    /// Replaces the products of the outliers of the current row.
+    fn add_outliers(&self, row_factor: f32, out: &mut [f32]) {
+        let (block, row) = (self.row / BLOCK_ROWS, self.row % BLOCK_ROWS);
+        for panel in 0..self.cursors.len() {
+            let mark = row / MARK_ROWS;
+            let outliers = self.packed.panel(block, panel).outliers(mark..mark + 1);
+            let begin = outliers.partition_point(|outlier| usize::from(outlier.row) < row);
+            let of_row = outliers[begin..].iter();
+            for outlier in of_row.take_while(|outlier| usize::from(outlier.row) == row) {
+                let column = panel * PANEL + usize::from(outlier.column);
+                let level = i32::from(self.levels[panel][usize::from(outlier.column)]);
+                let level = (level + outlier.difference()) as f32;
+                out[column] = level * (self.column_steps[column] * row_factor);
+            }
+        }
+    }
+}
+
+/// Levels times steps.
+struct Scaled<'a> {
+    levels: &'a [i16],
+    column_steps: &'a [f32],
+    row_factor: f32,
     out: &'a mut [f32],
 }
 
-impl<'a, L: Copy + Into<i32>, O: Iterator<Item = &'a Outlier>> Kernel for RowKernel<'a, L, O> {
+impl Kernel for Scaled<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let RowKernel { levels, task, out } = self;
-        let row_factor = task.row_factor;
-        let product = |level: i32, step: f32| level as f32 * (step * row_factor);
-        let columns = out.iter_mut().zip(levels).zip(task.column_steps);
-        let Some(overlay) = task.overlay else {
-            for ((out, &level), &step) in columns {
-                *out = rounded(product(level.into(), step));
-            }
-            for outlier in task.outliers {
-                let column = outlier.column as usize;
-                out[column] = rounded(product(outlier.level, task.column_steps[column]));
-            }
-            return;
-        };
+        let columns = self.out.iter_mut().zip(self.levels).zip(self.column_steps);
         for ((out, &level), &step) in columns {
-            *out = product(level.into(), step);
+            *out = f32::from(level) * (step * self.row_factor);
         }
-        for outlier in task.outliers {
-            let column = outlier.column as usize;
-            out[column] = product(outlier.level, task.column_steps[column]);
-        }
-        let (rank, cols) = (overlay.rank, out.len());
-        for r in 0..rank {
-            let u = bf16::to_f32(overlay.u[task.row * rank + r]);
-            for (out, &v) in out.iter_mut().zip(&overlay.v[r * cols..(r + 1) * cols]) {
-                *out = u.mul_add(bf16::to_f32(v), *out);
+    }
+}
+
+/// Adds a row of the overlay and rounds to bfloat16.
+struct Rounded<'a> {
+    overlay: Option<&'a LowRank>,
+    row: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Rounded<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Rounded { overlay, row, out } = self;
+        if let Some(overlay) = overlay {
+            let (rank, cols) = (overlay.rank, out.len());
+            for r in 0..rank {
+                let u = bf16::to_f32(overlay.u[row * rank + r]);
+                for (out, &v) in out.iter_mut().zip(&overlay.v[r * cols..(r + 1) * cols]) {
+                    *out = u.mul_add(bf16::to_f32(v), *out);
+                }
             }
         }
         for out in out {
-            *out = rounded(*out);
+            *out = bf16::to_f32(bf16::round_nearest_even(*out));
         }
     }
-}
-
-/// The nearest bfloat16 value.
-#[inline(always)]
-fn rounded(value: f32) -> f32 {
-    bf16::to_f32(bf16::round_nearest_even(value))
 }
 
 #[cfg(test)]
-mod tests {
-    use uc_codec::reconstruct::reconstruct;
-
-    use super::*;
-
-    /// A code with rows of zeros, large levels and, for a rank above 0, an overlay.
-    fn code(rows: usize, cols: usize, rank: usize, spread: i64) -> TensorCode {
-        let number = |i: usize| ((i as i64 * 7919 + 13) * 104_729) % 65_521;
-        let q = (0..rows * cols).map(|i| match i % 97 {
-            0 => (number(i) % 32_000) as i16,
-            _ => (number(i) % spread - spread / 2) as i16,
-        });
-        let words = |count: usize| {
-            let value = move |i| bf16::round_nearest_even(number(i) as f32 / 65_521.0 - 0.5);
-            (0..count).map(value).collect()
-        };
-        TensorCode {
-            rows,
-            cols,
-            step: 0.001,
-            column_log2_eighths: (0..cols).map(|j| (number(j) % 60) as u8).collect(),
-            row_log2_eighths: (0..rows)
-                .map(|i| if i % 5 == 3 { 0 } else { 70 + (i % 9) as u8 })
-                .collect(),
-            row_step_log2_eighths: (0..rows).map(|i| (number(i) % 40) as u8).collect(),
-            q: q.collect(),
-            overlay: (rank > 0).then(|| LowRank {
-                rank,
-                u: words(rows * rank),
-                v: words(rank * cols),
-            }),
-        }
-    }
-
-    #[test]
-    fn rows_have_the_bits_of_the_reconstruction_in_both_widths_and_on_every_path() {
-        for (rows, cols, rank, spread) in [
-            (300, 70, 0, 90),
-            (260, 33, 3, 90),
-            (40, 130, 2, 4000),
-            (7, 5, 0, 20_000),
-        ] {
-            let mut code = code(rows, cols, rank, spread);
-            // Indices of a row of zeros do not exist in a pack.
-            for (i, q) in code.q.chunks_mut(cols).enumerate() {
-                if code.row_log2_eighths[i] == 0 {
-                    q.fill(0);
-                }
-            }
-            let coded = Coded::new(&code);
-            assert_eq!(coded.is_wide(), spread >= 4000, "{rows} {cols}");
-            let expected = reconstruct(&code).expect("valid");
-            let mut found = vec![0.0; rows * cols];
-            coded.rows_into(0, &mut found);
-            let bits: Vec<u16> = found.iter().map(|x| (x.to_bits() >> 16) as u16).collect();
-            assert!(bits == expected, "{rows} {cols} {rank}");
-            assert!(found.iter().all(|x| x.to_bits() & 0xffff == 0));
-            // A part of the rows, and the portable path.
-            let mut part = vec![0.0; 2 * cols];
-            coded.rows_into(4, &mut part);
-            assert_eq!(part, found[4 * cols..6 * cols]);
-        }
-    }
-}
+mod tests;

@@ -14,7 +14,8 @@ use crate::vector::{sigmoid, softmax};
 pub(crate) struct Experts {
     pub(crate) router: Linear,
     routing: Routing,
-    top_k: usize,
+    /// Experts of a token.
+    pub(crate) top_k: usize,
     /// `[experts]`, added to the scores for the selection; empty if there is none.
     correction_bias: Vec<f32>,
     pub(crate) experts: Vec<Mlp>,
@@ -39,6 +40,16 @@ impl Experts {
             experts: experts.collect::<Result<_, _>>()?,
             shared: shared.transpose()?,
         })
+    }
+
+    /// The linears of all routed experts.
+    pub(crate) fn expert_linears(&self) -> Vec<&Linear> {
+        self.experts.iter().flat_map(Mlp::linears).collect()
+    }
+
+    /// The linears of the expert that every token reaches.
+    pub(crate) fn shared_linears(&self) -> Vec<&Linear> {
+        self.shared.iter().flat_map(Mlp::linears).collect()
     }
 
     /// `x: [tokens, hidden]` to the same shape. The outputs of a token's experts are added in the order of the experts.

@@ -11,14 +11,31 @@ const CHAINS: usize = 2;
 /// Elements that are added in one step.
 const STEP: usize = LANES * CHAINS;
 
-/// Partial sums of one dot product.
-type Sums = [[f32; LANES]; CHAINS];
+/// An element of a row: f32, or bfloat16, which becomes f32 in the kernel.
+pub(crate) trait Element: Copy + Default + Sync {
+    /// The same value.
+    fn widen(self) -> f32;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Element for half::bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
 
 /// `out[r][t] = <rows[r], x[t]>` for the rows `[R, cols]`, `x: [T, cols]`, `out: [R, T]`.
 ///
 /// # Panics
 /// If the lengths do not match.
-pub(crate) fn products(rows: &[f32], x: &[f32], cols: usize, out: &mut [f32]) {
+pub(crate) fn products<E: Element>(rows: &[E], x: &[f32], cols: usize, out: &mut [f32]) {
     assert!(
         rows.len().is_multiple_of(cols) && x.len().is_multiple_of(cols),
         "whole rows"
@@ -32,14 +49,14 @@ pub(crate) fn products(rows: &[f32], x: &[f32], cols: usize, out: &mut [f32]) {
 }
 
 /// See [`products`].
-struct Products<'a> {
-    rows: &'a [f32],
+struct Products<'a, E> {
+    rows: &'a [E],
     x: &'a [f32],
     cols: usize,
     out: &'a mut [f32],
 }
 
-impl Kernel for Products<'_> {
+impl<E: Element> Kernel for Products<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -68,12 +85,12 @@ impl Kernel for Products<'_> {
     }
 }
 
-impl Products<'_> {
+impl<E: Element> Products<'_, E> {
     /// The products of `R` rows from `row` on with `T` tokens from `token` on.
     #[inline(always)]
     fn block<const R: usize, const T: usize>(&mut self, row: usize, token: usize) {
         let (cols, tokens) = (self.cols, self.x.len() / self.cols);
-        let rows: [&[f32]; R] =
+        let rows: [&[E]; R] =
             std::array::from_fn(|r| &self.rows[(row + r) * cols..(row + r + 1) * cols]);
         let x: [&[f32]; T] =
             std::array::from_fn(|t| &self.x[(token + t) * cols..(token + t + 1) * cols]);
@@ -85,50 +102,75 @@ impl Products<'_> {
     }
 }
 
+/// A vector register.
+type Lanes = [f32; LANES];
+
 /// The products of `R` rows with `T` vectors, all of one length.
 #[inline(always)]
-fn dots<const R: usize, const T: usize>(rows: [&[f32]; R], x: [&[f32]; T]) -> [[f32; T]; R] {
-    let mut sums: [[Sums; T]; R] = [[[[0.0; LANES]; CHAINS]; T]; R];
+fn dots<E: Element, const R: usize, const T: usize>(
+    rows: [&[E]; R],
+    x: [&[f32]; T],
+) -> [[f32; T]; R] {
+    let mut sums = [[[[0.0; LANES]; CHAINS]; T]; R];
     let cols = rows[0].len();
-    let steps = cols / STEP;
-    for step in 0..steps {
-        let at = step * STEP;
-        for chain in 0..CHAINS {
-            let first = at + chain * LANES;
-            let x: [&[f32; LANES]; T] = x.map(|x| lanes(x, first));
-            for r in 0..R {
-                let w = lanes(rows[r], first);
-                for t in 0..T {
-                    for lane in 0..LANES {
-                        sums[r][t][chain][lane] =
-                            w[lane].mul_add(x[t][lane], sums[r][t][chain][lane]);
-                    }
-                }
-            }
-        }
+    let whole = cols - cols % STEP;
+    let steps = rows.map(|row| row[..whole].as_chunks::<STEP>().0);
+    let x_steps = x.map(|x| x[..whole].as_chunks::<STEP>().0);
+    for step in 0..whole / STEP {
+        let rows = steps.map(|row| &row[step]);
+        let x = x_steps.map(|x| &x[step]);
+        sums = add_step(sums, rows, x);
     }
-    for at in steps * STEP..cols {
-        let (chain, lane) = ((at - steps * STEP) / LANES, at % LANES);
-        for r in 0..R {
-            for t in 0..T {
-                let sum = &mut sums[r][t][chain][lane];
-                *sum = rows[r][at].mul_add(x[t][at], *sum);
-            }
-        }
+    if whole < cols {
+        // Zeros change no sum, which is never -0.
+        let rows = rows.map(|row| padded(&row[whole..]));
+        let x = x.map(|x| padded(&x[whole..]));
+        sums = add_step(sums, rows.each_ref(), x.each_ref());
     }
     sums.map(|row| row.map(total))
 }
 
+/// The sums after one more step.
 #[inline(always)]
-fn lanes(values: &[f32], first: usize) -> &[f32; LANES] {
-    values[first..first + LANES]
-        .try_into()
-        .expect("a slice of this length")
+fn add_step<E: Element, const R: usize, const T: usize>(
+    mut sums: [[[Lanes; CHAINS]; T]; R],
+    rows: [&[E; STEP]; R],
+    x: [&[f32; STEP]; T],
+) -> [[[Lanes; CHAINS]; T]; R] {
+    for chain in 0..CHAINS {
+        for r in 0..R {
+            let row: Lanes = std::array::from_fn(|lane| rows[r][chain * LANES + lane].widen());
+            for t in 0..T {
+                let x: &Lanes = x[t][chain * LANES..(chain + 1) * LANES]
+                    .try_into()
+                    .expect("a part of the step");
+                sums[r][t][chain] = add(sums[r][t][chain], row, x);
+            }
+        }
+    }
+    sums
+}
+
+/// `sums + a · b`, fused.
+#[inline(always)]
+fn add(mut sums: Lanes, a: Lanes, b: &Lanes) -> Lanes {
+    for lane in 0..LANES {
+        sums[lane] = a[lane].mul_add(b[lane], sums[lane]);
+    }
+    sums
+}
+
+/// The elements and zeros after them.
+#[inline(always)]
+fn padded<E: Element>(elements: &[E]) -> [E; STEP] {
+    let mut step = [E::default(); STEP];
+    step[..elements.len()].copy_from_slice(elements);
+    step
 }
 
 /// The sum of the partial sums.
 #[inline(always)]
-fn total(sums: Sums) -> f32 {
+fn total(sums: [Lanes; CHAINS]) -> f32 {
     let mut lanes = sums[0];
     for lane in 0..LANES {
         lanes[lane] += sums[1][lane];

@@ -146,12 +146,16 @@ impl Block {
         State::Cache(KvCache::new(precision, heads.layout, heads.window))
     }
 
+    /// The mixture of experts, if the block is one.
+    pub(crate) fn experts(&self) -> Option<&Experts> {
+        match &self.mixer {
+            MixerWeights::Experts(mixer) => Some(mixer),
+            _ => None,
+        }
+    }
+
     /// All linears of the block.
     pub(crate) fn linears(&self) -> Vec<&Linear> {
-        fn of_mlp<'a>(mlp: &'a Mlp, linears: &mut Vec<&'a Linear>) {
-            linears.extend(&mlp.input);
-            linears.push(&mlp.down);
-        }
         let mut linears = Vec::new();
         match &self.mixer {
             MixerWeights::Attention(mixer) => {
@@ -162,12 +166,11 @@ impl Block {
                 linears.extend(mixer.q_a.as_ref().map(|latent| &latent.down));
                 linears.extend([&mixer.q_b, &mixer.kv_a.down, &mixer.kv_b, &mixer.output]);
             }
-            MixerWeights::Mlp(mlp) => of_mlp(mlp, &mut linears),
+            MixerWeights::Mlp(mlp) => linears.extend(mlp.linears()),
             MixerWeights::Experts(mixer) => {
                 linears.push(&mixer.router);
-                for mlp in mixer.experts.iter().chain(&mixer.shared) {
-                    of_mlp(mlp, &mut linears);
-                }
+                linears.extend(mixer.expert_linears());
+                linears.extend(mixer.shared_linears());
             }
             MixerWeights::Mamba(mixer) => {
                 linears.extend([

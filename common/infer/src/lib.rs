@@ -12,7 +12,8 @@
 //!
 //! # Code map
 //! - [`model`]: a loaded model and its forward pass; [`sequence`]: the states of one sequence; [`load`]: from a pack to a model;
-//!   [`source`]: where tensors come from; [`memory`]: what a model takes;
+//!   [`source`]: where tensors come from; [`memory`]: what a model takes; [`reads`]: what a token reads of it;
+//!   [`bandwidth`]: how fast this machine reads;
 //! - `kernel`, `vector`: the loops; `matrix`, `coded`: weight matrices; `linear`, `norm`, `mlp`, `experts`, `attention`,
 //!   `latent`, `mamba`, `layer`: the parts of a layer; `attend`, `scores`: attention over the `cache` of keys and values;
 //!   `rotary`: positions;
@@ -21,15 +22,19 @@
 //! - [`sampler`]: from logits to a token; [`detokenizer`]: from tokens to text as they
 //!   come; [`template`]: the prompt of a conversation; [`stop_tokens`]: what ends a text.
 
+mod arithmetic;
 mod attend;
 mod attention;
+pub mod bandwidth;
 pub mod batch;
 mod cache;
 mod coded;
+mod columns;
 pub mod detokenizer;
 mod error;
 mod experts;
 pub mod generate;
+mod integer;
 mod kernel;
 mod latent;
 mod layer;
@@ -41,7 +46,9 @@ pub mod memory;
 mod mlp;
 pub mod model;
 mod norm;
+mod packed;
 mod prefix;
+pub mod reads;
 pub mod request;
 mod rotary;
 mod running;
@@ -50,16 +57,18 @@ mod scores;
 pub mod sequence;
 pub mod source;
 pub mod stop_tokens;
+mod streamed;
 pub mod template;
 mod vector;
 mod writer;
 
+pub use arithmetic::{Arithmetic, MemoryForm};
 pub use batch::{Batch, BatchSettings, Counters};
 pub use cache::Precision;
 pub use coded::Coded;
 pub use error::InferError;
 pub use generate::{Generated, generate};
-pub use load::{Checks, load};
+pub use load::{Checks, LoadOptions, load};
 pub use matrix::{Dense, Matrix};
 pub use model::{Chunk, Model, Wanted};
 pub use request::{Constraint, Event, Finish, Progress, Request, RequestId, Token, Usage};

@@ -1,6 +1,7 @@
 //! From a pack to a model: reads every tensor once, checks its digest, and turns linears into their resident form.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use uc_model::ModelConfig;
 use uc_pack::digest::Hasher;
@@ -8,11 +9,14 @@ use uc_pack::layer::PieceBuffers;
 use uc_pack::manifest::{ExactEntry, LayerEntry};
 use uc_pack::{CONFIG_FILE, Digest, ExactDtype, LayerFile, NonLayerFile, Pack};
 
+use crate::arithmetic::{Arithmetic, MemoryForm};
 use crate::coded::CodedBuilder;
+use crate::columns::Columns;
 use crate::error::InferError;
 use crate::matrix::{Dense, Matrix};
 use crate::model::Model;
 use crate::source::Source;
+use crate::streamed::Streamed;
 
 /// Whether what is read is compared with the manifest's digests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,13 +27,25 @@ pub enum Checks {
     Structure,
 }
 
+/// How a pack is loaded.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadOptions {
+    /// What is compared with the manifest.
+    pub checks: Checks,
+    /// The arithmetic of the products with compressed linears.
+    pub arithmetic: Arithmetic,
+    /// How compressed linears are kept.
+    pub memory: MemoryForm,
+}
+
 /// Loads the model of a pack, on the threads of the current pool. With [`Checks::Digests`], the SHA-256 of every tensor that the
 /// model uses, as reconstructed here, is compared with the manifest.
 ///
 /// # Errors
 /// [`InferError::Pack`], [`InferError::Config`], [`InferError::Layers`], [`InferError::NoTensor`], [`InferError::Tensor`],
 /// [`InferError::Digest`].
-pub fn load(pack: &Pack, checks: Checks) -> Result<Model, InferError> {
+pub fn load(pack: &Pack, options: LoadOptions) -> Result<Model, InferError> {
+    let checks = options.checks;
     let config = config(pack, checks)?;
     let found = pack.manifest().layers.len();
     if found != config.layers.len() {
@@ -46,7 +62,7 @@ pub fn load(pack: &Pack, checks: Checks) -> Result<Model, InferError> {
         checks,
     };
     Model::new(config, &non_layer, |index| {
-        PackedLayer::open(pack, index, checks)
+        PackedLayer::open(pack, index, options)
     })
 }
 
@@ -173,28 +189,40 @@ impl Source for NonLayer<'_> {
 
 /// The tensors of a layer.
 struct PackedLayer<'a> {
-    file: LayerFile,
+    file: Arc<LayerFile>,
     entry: &'a LayerEntry,
     /// Index in the file, by name.
     linears: BTreeMap<&'a str, usize>,
     /// Index in the file, by name.
     exact: BTreeMap<&'a str, usize>,
-    checks: Checks,
+    /// For each group of linears that read one input.
+    columns: Vec<Option<Columns>>,
+    options: LoadOptions,
 }
 
 impl<'a> PackedLayer<'a> {
-    fn open(pack: &'a Pack, index: usize, checks: Checks) -> Result<Self, InferError> {
+    fn open(pack: &'a Pack, index: usize, options: LoadOptions) -> Result<Self, InferError> {
         // The file has the tensors of its entry, in this order: that is checked when it is opened.
-        let file = pack.layer_unhashed(index as u32)?;
+        let mut file = pack.layer_unhashed(index as u32)?;
+        if options.memory == MemoryForm::Streamed {
+            file = file.into_memory()?;
+        }
         let entry = &pack.manifest().layers[index];
         let linears = entry.linears.iter().map(|linear| linear.name.as_str());
         let exact = entry.exact.iter().map(|tensor| tensor.name.as_str());
+        let mut columns: Vec<Option<Columns>> = vec![None; file.groups().len()];
+        for (index, linear) in file.linears().iter().enumerate() {
+            if columns[linear.group].is_none() {
+                columns[linear.group] = Some(Columns::new(&file.column_log2_eighths(index)?));
+            }
+        }
         Ok(PackedLayer {
-            file,
+            columns,
+            file: file.into(),
             entry,
             linears: linears.zip(0..).collect(),
             exact: exact.zip(0..).collect(),
-            checks,
+            options,
         })
     }
 
@@ -208,22 +236,28 @@ impl<'a> PackedLayer<'a> {
     /// Linear `index` in its resident form.
     fn linear(&self, index: usize) -> Result<Matrix, InferError> {
         let header = &self.file.linears()[index];
+        let columns = self.columns[header.group].clone();
         let mut builder = CodedBuilder::new(
-            [header.rows, header.cols],
+            header.rows,
             header.step,
-            &self.file.column_log2_eighths(index)?,
+            columns.expect("columns of every group that has linears"),
             self.file.overlay(index)?,
+            self.options.arithmetic,
+            match self.options.memory {
+                MemoryForm::Resident => None,
+                MemoryForm::Streamed => Some(Streamed::new(self.file.clone(), index)),
+            },
         );
         let mut buffers = PieceBuffers::default();
         let mut hasher = Hasher::default();
         let mut pieces = self.file.pieces(index, &mut buffers)?;
         while let Some(piece) = pieces.next_piece()? {
             builder.rows(piece.q, piece.row_log2_eighths, piece.row_step_log2_eighths);
-            if self.checks == Checks::Digests {
+            if self.options.checks == Checks::Digests {
                 hasher.words(piece.weights);
             }
         }
-        if self.checks == Checks::Digests {
+        if self.options.checks == Checks::Digests {
             let what = format!("{}: {}", self.file.origin(), header.name);
             let expected = self.entry.linears[index].reconstructed_sha256;
             compare(&what, hasher.finish(), expected)?;
@@ -259,7 +293,7 @@ impl Source for PackedLayer<'_> {
             &bytes,
             &self.entry.exact[index],
             shape,
-            self.checks,
+            self.options.checks,
         )
     }
 }

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use crate::coded::Coded;
 use crate::kernel::products;
 
-/// Rows that are made at the same time. Together with the vectors of a few tokens they stay in the second-level cache.
+/// Rows of a task are a multiple of this.
 const GROUP: usize = 8;
 /// Weights of a task, about.
 const TASK_WEIGHTS: usize = 1 << 17;
@@ -107,30 +107,44 @@ impl Matrix {
     /// # Panics
     /// If `x` has no whole number of rows.
     pub fn product(&self, x: &[f32]) -> Vec<f32> {
-        let (rows, cols) = (self.rows(), self.cols());
+        let cols = self.cols();
         assert!(x.len().is_multiple_of(cols), "vectors of the input's width");
         let tokens = x.len() / cols;
         if tokens == 0 {
             return Vec::new();
         }
-        let task_rows = (TASK_WEIGHTS / cols / GROUP).max(1) * GROUP;
-        let mut out = vec![0.0; rows * tokens];
-        out.par_chunks_mut(task_rows * tokens)
-            .enumerate()
-            .for_each_init(
-                || vec![0.0; GROUP.min(rows) * cols],
-                |weights, (task, out)| {
-                    for (group, out) in out.chunks_mut(GROUP * tokens).enumerate() {
-                        let weights = &mut weights[..out.len() / tokens * cols];
-                        self.rows_into(task * task_rows + group * GROUP, weights);
-                        products(weights, x, cols, out);
-                    }
-                },
-            );
+        let out = match self {
+            Matrix::Coded(coded) => coded.product(x),
+            Matrix::Dense { values, .. } => values.product(x, cols),
+        };
         match tokens {
             1 => out,
             _ => transposed(&out, tokens),
         }
+    }
+}
+
+impl Dense {
+    /// `x Wᵀ` for a matrix `[rows, cols]` and `x: [tokens, cols]`; [rows, tokens].
+    fn product(&self, x: &[f32], cols: usize) -> Vec<f32> {
+        let (rows, tokens) = (self.len() / cols, x.len() / cols);
+        let task_rows = (TASK_WEIGHTS / cols / GROUP).max(1) * GROUP;
+        let mut out = vec![0.0; rows * tokens];
+        let tasks = out.par_chunks_mut(task_rows * tokens).enumerate();
+        tasks.for_each(|(task, out)| {
+            let first = task * task_rows * cols;
+            let range = first..first + out.len() / tokens * cols;
+            match self {
+                Dense::F32(values) => products(&values[range], x, cols, out),
+                Dense::Bf16(values) => products(&values[range], x, cols, out),
+                Dense::F16(values) => {
+                    let mut weights = vec![0.0; range.len()];
+                    values[range].convert_to_f32_slice(&mut weights);
+                    products(&weights, x, cols, out);
+                }
+            }
+        });
+        out
     }
 }
 

@@ -10,12 +10,10 @@ use crate::matrix::Matrix;
 pub struct Memory {
     /// Weights of the compressed linears.
     pub linear_weights: u64,
-    /// Bytes of the compressed linears in their resident form: levels, steps, overlays.
+    /// Bytes of the compressed linears in their resident form: levels, logarithms of steps, the order of columns, overlays.
     pub linear_bytes: u64,
-    /// Levels that are held apart because they do not fit into a byte.
+    /// Levels that are held apart because they do not fit into the fields of their neighbours.
     pub outliers: u64,
-    /// Linears whose levels take two bytes each.
-    pub wide_linears: u64,
     /// Bytes of the exact matrices: embedding, head, routers.
     pub exact_bytes: u64,
 }
@@ -39,6 +37,5 @@ impl Memory {
         self.linear_weights += (rows * cols) as u64;
         self.linear_bytes += coded.bytes() as u64;
         self.outliers += coded.outliers() as u64;
-        self.wide_linears += u64::from(coded.is_wide());
     }
 }

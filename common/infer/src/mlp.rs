@@ -44,6 +44,11 @@ impl Mlp {
         })
     }
 
+    /// Its linears.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.input.iter().chain([&self.down])
+    }
+
     /// `x: [tokens, hidden]` to the same shape.
     pub(crate) fn forward(&self, x: &[f32]) -> Vec<f32> {
         let mut inner = self.input[0].forward(x);

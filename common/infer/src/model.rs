@@ -13,6 +13,7 @@ use crate::layer::{Layer, rope_of};
 use crate::matrix::Matrix;
 use crate::memory::Memory;
 use crate::norm::Norm;
+use crate::reads::Reads;
 use crate::rotary::Tables;
 use crate::sequence::{Sequence, State};
 use crate::source::Source;
@@ -126,6 +127,12 @@ impl Model {
             }
         }
         memory
+    }
+
+    /// What is read of the weights for a token.
+    pub fn reads(&self) -> Reads {
+        let blocks = self.layers.iter().flat_map(|layer| &layer.blocks);
+        Reads::new(blocks, self.head.as_ref().unwrap_or(&self.embedding))
     }
 
     pub(crate) fn id(&self) -> u64 {

@@ -448,7 +448,7 @@ mod tests {
         };
         assert_eq!(
             template.render_conversation(without).expect("text"),
-            "calmfalse"
+            "calmFalse"
         );
         assert!(
             template.source(true).contains("tojson") && template.source(false).contains("mood")

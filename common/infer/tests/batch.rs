@@ -175,7 +175,12 @@ fn answers_are_those_given_alone_whoever_joins_leaves_and_shares_prefixes() {
     let tokenizer = tokenizer();
     let mut reused = 0;
     for (index, folder) in cases().into_iter().enumerate() {
-        let linears = [Linears::Exact, Linears::Coded, Linears::Reconstructed][index % 3];
+        let linears = [
+            Linears::Exact,
+            Linears::Coded,
+            Linears::Reconstructed,
+            Linears::Fast,
+        ][index % 4];
         let model = Arc::new(model(&folder, linears));
         let alone = settings(&model);
         let new = |settings| Batch::new(model.clone(), tokenizer.clone(), settings).unwrap();

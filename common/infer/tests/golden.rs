@@ -95,9 +95,12 @@ fn logits_equal_those_of_transformers() {
 
 #[test]
 fn logits_have_the_same_bits_for_every_chunking_and_number_of_threads_and_from_a_shared_prefix() {
-    for folder in cases() {
+    for (folder, linears) in cases()
+        .into_iter()
+        .flat_map(|folder| [Linears::Coded, Linears::Fast].map(|linears| (folder.clone(), linears)))
+    {
         let (ids, _) = golden(&folder);
-        let model = model(&folder, Linears::Coded);
+        let model = model(&folder, linears);
         let context = ids.len();
         let whole = on_threads(1, || logits(&model, &ids, context, &[context]));
         for chunks in [&[1][..], &[7, 1], &[20, 3, 5]] {
@@ -127,7 +130,7 @@ fn logits_have_the_same_bits_for_every_chunking_and_number_of_threads_and_from_a
 fn logits_have_the_same_bits_whatever_else_is_in_the_batch() {
     for folder in cases() {
         let (ids, _) = golden(&folder);
-        let model = model(&folder, Linears::Exact);
+        let model = model(&folder, Linears::Fast);
         let context = ids.len();
         let alone = logits(&model, &ids, context, &[context]);
         let other: Vec<u32> = ids.iter().rev().copied().collect();
@@ -169,6 +172,26 @@ fn compressed_linears_give_the_bits_of_their_reconstruction() {
         let expected = logits(&reconstructed, &ids, context, &[context]);
         assert_same_bits("coded", &folder, &found, &expected);
     }
+}
+
+#[test]
+fn fast_arithmetic_is_close_to_exact() {
+    let mut errors = Vec::new();
+    for folder in cases() {
+        let (ids, _) = golden(&folder);
+        let [exact, fast] = [Linears::Coded, Linears::Fast].map(|linears| {
+            let model = model(&folder, linears);
+            logits(&model, &ids, ids.len(), &[ids.len()])
+        });
+        let square = |x: &[f32]| x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+        let differences: Vec<f32> = exact.iter().zip(&fast).map(|(a, b)| a - b).collect();
+        errors.push((square(&differences) / square(&exact)).sqrt());
+    }
+    assert!(errors.iter().all(|&error| error > 0.0));
+    errors.sort_by(f64::total_cmp);
+    // The rounding of weights to bfloat16, mostly. A token that a router sends elsewhere counts in full.
+    assert!(errors[errors.len() / 2] < 0.02, "{errors:?}");
+    assert!(errors[errors.len() - 1] < 0.2, "{errors:?}");
 }
 
 #[test]

@@ -19,7 +19,7 @@
 //! - [`forward`]: the forward and backward pass, built from the description; [`rope`]: rotary tables; [`routing`]: which
 //!   experts a token is sent to.
 //! - `mamba`: the selective scan and its gradient; `matmul`: the matrix product, in f32 on every device.
-//! - [`moments`]: second moments of layer inputs; [`device`]: CPU or CUDA.
+//! - [`moments`]: second moments of layer inputs; [`metrics`]: how far predictions are apart; [`device`]: CPU or CUDA.
 
 pub mod config;
 #[cfg(feature = "forward")]
@@ -33,6 +33,7 @@ mod load;
 mod mamba;
 #[cfg(feature = "forward")]
 mod matmul;
+pub mod metrics;
 #[cfg(feature = "forward")]
 pub mod moments;
 pub mod plan;

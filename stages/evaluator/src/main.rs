@@ -7,7 +7,6 @@
 
 mod candidate;
 mod layer;
-mod metrics;
 mod report;
 mod windows;
 

@@ -15,7 +15,7 @@ use uc_store::stage::Job;
 use uc_store::tensors::{self, TensorDtype, TensorFile};
 
 use crate::candidate::Candidate;
-use crate::metrics::{
+use uc_model::metrics::{
     EvaluationMetrics, METRICS_VERSION, MetricsAccumulator, TokenComparison, compare_logits,
 };
 

@@ -9,12 +9,15 @@ use uc_store::logging::LogFormat;
 
 use crate::report::packs::parse_fingerprint;
 
+mod bench;
 mod generate;
 mod help;
+mod runtime;
 mod serve;
 #[cfg(test)]
 mod tests;
 
+pub use bench::BenchArgs;
 pub use generate::GenerateArgs;
 pub use help::{command, parse};
 pub use serve::ServeArgs;
@@ -90,6 +93,8 @@ pub enum Verb {
     Export(ExportArgs),
     /// Continue a text, or converse, with the model of a pack
     Generate(Box<GenerateArgs>),
+    /// Measure how fast the model of a pack runs, what memory it takes and reads
+    Bench(BenchArgs),
     /// Answer requests of the OpenAI API, and of browsers, with the model of a pack
     Serve(Box<ServeArgs>),
     /// Print the completions of a shell

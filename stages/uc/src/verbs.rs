@@ -6,6 +6,7 @@ use crate::report::progress::Display;
 use crate::report::summary;
 use crate::session::Session;
 
+pub mod bench;
 pub mod completions;
 pub mod compress;
 pub mod diff;

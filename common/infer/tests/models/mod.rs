@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use uc_codec::TensorCode;
-use uc_infer::{Coded, Dense, InferError, Matrix, Model, Source};
+use uc_infer::{Arithmetic, Coded, Dense, InferError, Matrix, Model, Source};
 use uc_model::{LayerPlan, ModelConfig, SourceFolder};
 
 pub fn cases() -> Vec<PathBuf> {
@@ -18,8 +18,10 @@ pub fn cases() -> Vec<PathBuf> {
 #[derive(Clone, Copy, PartialEq)]
 pub enum Linears {
     Exact,
-    /// Compressed, and run from the resident form.
+    /// Compressed, and run from the resident form with the weights of the contract.
     Coded,
+    /// Compressed, and run in integers.
+    Fast,
     /// Compressed, reconstructed, and run as exact matrices.
     Reconstructed,
 }
@@ -65,8 +67,13 @@ impl Source for Golden<'_> {
             return Ok(Matrix::Dense { values, cols });
         }
         let code = rounded(&values, rows, cols);
-        if self.linears == Linears::Coded {
-            return Ok(Matrix::Coded(Coded::new(&code)));
+        let arithmetic = match self.linears {
+            Linears::Coded => Some(Arithmetic::Exact),
+            Linears::Fast => Some(Arithmetic::Fast),
+            _ => None,
+        };
+        if let Some(arithmetic) = arithmetic {
+            return Ok(Matrix::Coded(Coded::new(&code, arithmetic)));
         }
         let weights = uc_codec::reconstruct::reconstruct(&code).unwrap();
         let values = weights.into_iter().map(half::bf16::from_bits).collect();

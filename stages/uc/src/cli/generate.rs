@@ -5,6 +5,7 @@ use clap::{Args, ValueEnum};
 use uc_infer::{Precision, Sampling};
 
 use super::OUTPUT;
+use super::runtime::RuntimeArgs;
 
 /// Heading of the options that choose tokens.
 const SAMPLING: &str = "Sampling";
@@ -60,12 +61,9 @@ pub struct GenerateArgs {
     /// Go on when the model ends its text
     #[arg(long)]
     pub ignore_eos: bool,
-    /// Do not compare what is read with the digests of the manifest
-    #[arg(long)]
-    pub no_verify: bool,
-    /// CPU cores to use; the text does not depend on the number [default: all]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub threads: Option<u32>,
+    /// How the model is run.
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
     /// With --json: report the log-probabilities of so many most probable tokens, at most 100 [default: 0]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, help_heading = OUTPUT, requires = "json")]
     pub top_logprobs: usize,

@@ -6,6 +6,7 @@ use camino::Utf8PathBuf;
 use clap::Args;
 
 use super::generate::CacheType;
+use super::runtime::RuntimeArgs;
 
 /// Heading of the options of who may use the server.
 const ACCESS: &str = "Access";
@@ -63,12 +64,9 @@ pub struct ServeArgs {
     /// Most mebibytes of a request [default: 8]
     #[arg(long, value_name = "MIB", default_value_t = 8, hide_default_value = true, help_heading = LIMITS, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub body_limit: u32,
-    /// Do not compare what is read with the digests of the manifest
-    #[arg(long)]
-    pub no_verify: bool,
-    /// CPU cores to use; no answer depends on the number [default: all]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub threads: Option<u32>,
+    /// How the model is run.
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
     /// Write prompts and answers to the log (with -v)
     #[arg(long)]
     pub log_prompts: bool,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use uc_infer::load::{self, Checks};
+use uc_infer::load::{self, Checks, LoadOptions};
 use uc_infer::{
     Batch, BatchSettings, Finish, Generated, InferError, Message, Model, Precision, Request,
     Sampling, Template, generate,
@@ -29,12 +29,10 @@ use crate::session;
 
 /// Longest prompt, bytes.
 const MAX_PROMPT: u64 = 256 << 20;
-/// Tokens of a prompt that are computed together.
-const STEP_TOKENS: usize = 128;
 
 /// Runs the verb.
 pub fn run(args: &GenerateArgs, display: &Display, signals: &Listener) -> anyhow::Result<()> {
-    let threads = session::threads(args.threads);
+    let threads = session::threads(args.runtime.threads);
     let sampling = Sampling::from(&args.sampling);
     // What does not depend on the model is refused before it is loaded.
     sampling.check(usize::MAX).map_err(classify)?;
@@ -105,7 +103,7 @@ struct Loaded<'a> {
     threads: u32,
     display: &'a Display,
     pack: Pack,
-    checks: Checks,
+    options: LoadOptions,
     model: Arc<Model>,
     tokenizer: Arc<Tokenizer>,
     template: Option<Template>,
@@ -122,11 +120,9 @@ impl<'a> Loaded<'a> {
     ) -> anyhow::Result<Self> {
         let start = Instant::now();
         let pack = packs::open(&args.pack)?;
-        let checks = match args.no_verify {
-            true => Checks::Structure,
-            false => Checks::Digests,
-        };
-        if args.no_verify {
+        let options = args.runtime.load_options(&pack);
+        let checks = options.checks;
+        if checks == Checks::Structure {
             display.warn(
                 "--no-verify: the weights are NOT compared with the manifest; the text may be that of a damaged pack",
             );
@@ -142,7 +138,7 @@ impl<'a> Loaded<'a> {
         if args.ignore_eos {
             stop_tokens.clear();
         }
-        let model = load::load(&pack, checks).map_err(classify)?;
+        let model = load::load(&pack, options).map_err(classify)?;
         sampling.check(model.config().vocab).map_err(classify)?;
         Ok(Loaded {
             args,
@@ -150,7 +146,7 @@ impl<'a> Loaded<'a> {
             threads,
             display,
             pack,
-            checks,
+            options,
             model: Arc::new(model),
             tokenizer: Arc::new(tokenizer),
             template,
@@ -236,7 +232,7 @@ impl<'a> Loaded<'a> {
         };
         let settings = BatchSettings {
             slots: 1,
-            step_tokens: STEP_TOKENS,
+            step_tokens: uc_infer::batch::STEP_TOKENS,
             context: self.args.context.unwrap_or(needed),
             precision: Precision::from(self.args.cache),
             // What the conversation needs anyway.
@@ -246,6 +242,11 @@ impl<'a> Loaded<'a> {
             },
         };
         Batch::new(self.model.clone(), self.tokenizer.clone(), settings).map_err(classify)
+    }
+
+    /// Most tokens of a conversation.
+    fn conversation_context(&self) -> usize {
+        self.args.context.unwrap_or(self.model.config().context)
     }
 
     fn request(&self, prompt: Vec<u32>) -> Request {
@@ -264,9 +265,10 @@ impl<'a> Loaded<'a> {
         let rate = |count: usize, time: Duration| count as f64 / time.as_secs_f64().max(1e-9);
         let (prompt, tokens) = (request.prompt.len(), generated.tokens.len());
         self.display.info(&format!(
-            "{prompt} tokens of prompt at {:.1}/s, {tokens} of text at {:.1}/s, exact arithmetic; loaded in {:.1} s{}",
+            "{prompt} tokens of prompt at {:.1}/s, {tokens} of text at {:.1}/s, {} arithmetic; loaded in {:.1} s{}",
             rate(prompt, generated.usage.prompt_time),
             rate(tokens, generated.usage.generation_time),
+            self.options.arithmetic,
             self.load_time.as_secs_f64(),
             match generated.finish {
                 Finish::Context => "; the context is full",
@@ -277,7 +279,7 @@ impl<'a> Loaded<'a> {
 }
 
 /// Assigns a class to an error of the runtime.
-pub(super) fn classify(error: InferError) -> anyhow::Error {
+pub fn classify(error: InferError) -> anyhow::Error {
     let code = match error {
         InferError::Pack(error) => return packs::classify(error),
         InferError::Io { .. } => return error.into(),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use crossbeam_channel::unbounded;
 use uc_infer::load::{self, Checks};
-use uc_infer::{BatchSettings, InferError, Precision, Template};
+use uc_infer::{BatchSettings, InferError, LoadOptions, Precision, Template};
 use uc_input::printable;
 use uc_pack::Pack;
 use uc_serve::{Access, Served, Server, Settings};
@@ -25,8 +25,6 @@ use crate::session;
 const MAX_KEY: u64 = 4096;
 /// Shortest key, so that it cannot be guessed.
 const MIN_KEY: usize = 16;
-/// Tokens of prompts that are computed in one step beside the tokens of answers.
-const STEP_TOKENS: usize = 128;
 /// Longest time for a request to arrive, once it has begun.
 const REQUEST_TIME: Duration = Duration::from_secs(60);
 /// Longest time that a client may not read what is sent.
@@ -44,12 +42,12 @@ pub fn run(args: &ServeArgs, display: &Display, signals: &Listener) -> anyhow::R
     let listener = TcpListener::bind(address)
         .with_context(|| format!("cannot listen on {address}; --port PORT chooses another port"))?;
     let address = listener.local_addr().context("cannot find the port")?;
-    let threads = session::threads(args.threads);
+    let threads = session::threads(args.runtime.threads);
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads as usize)
         .build()
         .context("cannot start threads")?;
-    let served = pool.install(|| load(args, display))?;
+    let (served, options) = pool.install(|| load(args, display))?;
     let name = served.name.clone();
     let context = context(args, &served)?;
     let access = Access {
@@ -60,9 +58,10 @@ pub fn run(args: &ServeArgs, display: &Display, signals: &Listener) -> anyhow::R
     let settings = settings(args, context, access);
     let server = Server::new(served, settings, Arc::new(pool)).map_err(classify)?;
     display.info(&format!(
-        "serving {} at http://{address}, {} answers at a time, {context} tokens of context, exact arithmetic; loaded in {:.1} s",
+        "serving {} at http://{address}, {} answers at a time, {context} tokens of context, {} arithmetic; loaded in {:.1} s",
         printable(&name),
         args.parallel,
+        options.arithmetic,
         start.elapsed().as_secs_f64(),
     ));
     end_on_signals(&server, signals);
@@ -95,13 +94,11 @@ fn end_on_signals(server: &Server, signals: &Listener) {
 }
 
 /// Loads the model of the pack.
-fn load(args: &ServeArgs, display: &Display) -> anyhow::Result<Served> {
+fn load(args: &ServeArgs, display: &Display) -> anyhow::Result<(Served, LoadOptions)> {
     let pack = packs::open(&args.pack)?;
-    let checks = match args.no_verify {
-        true => Checks::Structure,
-        false => Checks::Digests,
-    };
-    if args.no_verify {
+    let options = args.runtime.load_options(&pack);
+    let checks = options.checks;
+    if checks == Checks::Structure {
         display.warn(
             "--no-verify: the weights are NOT compared with the manifest; the answers may be those of a damaged pack",
         );
@@ -117,15 +114,16 @@ fn load(args: &ServeArgs, display: &Display) -> anyhow::Result<Served> {
     stop_tokens.extend(ends_turn.and_then(|text| tokenizer.id(text)));
     stop_tokens.sort_unstable();
     stop_tokens.dedup();
-    let model = load::load(&pack, checks).map_err(classify)?;
-    Ok(Served {
+    let model = load::load(&pack, options).map_err(classify)?;
+    let served = Served {
         name: args.model_name.clone().unwrap_or_else(|| name(args, &pack)),
         fingerprint: pack.fingerprint().to_string(),
         model: Arc::new(model),
         tokenizer: Arc::new(tokenizer),
         template,
         stop_tokens,
-    })
+    };
+    Ok((served, options))
 }
 
 /// The model's name: the repository that it is from, the folder that was compressed, or the pack's folder.
@@ -154,7 +152,7 @@ fn settings(args: &ServeArgs, context: usize, access: Access) -> Settings {
     Settings {
         batch: BatchSettings {
             slots: args.parallel as usize,
-            step_tokens: STEP_TOKENS,
+            step_tokens: uc_infer::batch::STEP_TOKENS,
             context,
             precision: Precision::from(args.cache),
             prefix_bytes: u64::from(args.prefix_cache) << 20,

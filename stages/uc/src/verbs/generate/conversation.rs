@@ -4,17 +4,24 @@ use std::io::{BufRead, IsTerminal};
 use std::ops::ControlFlow;
 
 use anyhow::Context;
-use crossbeam_channel::unbounded;
+use crossbeam_channel::{Sender, unbounded};
 use uc_infer::{Finish, Message};
 use uc_store::output;
 
 use super::Loaded;
+use crate::process::runner::Message as Signal;
 use crate::process::signals::Listener;
 
 /// Longest line, bytes.
 const MAX_LINE: u64 = 1 << 20;
 
-/// Answers the messages on standard input until it ends. While an answer is made, a signal ends the answer.
+/// What a signal at the prompt of a terminal is answered with.
+const HINT: &str = "Ctrl-D, or Ctrl-C once more, ends the conversation";
+/// The prompt of a terminal.
+const PROMPT: &str = "> ";
+
+/// Answers the messages on standard input until it ends. While an answer is made, a signal ends the answer. At the prompt of a
+/// terminal, only a second signal ends the program: the first may have been meant for an answer that has just ended.
 pub fn run(loaded: &Loaded<'_>, signals: &Listener) -> anyhow::Result<()> {
     let mut messages = loaded.system_message();
     let mut batch = loaded.batch(0)?;
@@ -25,9 +32,11 @@ pub fn run(loaded: &Loaded<'_>, signals: &Listener) -> anyhow::Result<()> {
             .display
             .info("one message a line; Ctrl-C ends an answer, Ctrl-D the conversation");
     }
+    let hint = hint_sender(signals);
     loop {
         if is_terminal {
-            output::print("> ");
+            signals.attach(hint.clone());
+            output::print(PROMPT);
         }
         let Some(line) = read_line(&mut stdin.lock())? else {
             if is_terminal {
@@ -40,6 +49,14 @@ pub fn run(loaded: &Loaded<'_>, signals: &Listener) -> anyhow::Result<()> {
         }
         messages.push(Message::new("user", line.trim_end_matches(['\r', '\n'])));
         let tokens = loaded.conversation_tokens(&messages)?;
+        let (found, most) = (tokens.len(), loaded.conversation_context());
+        if found > most {
+            loaded.display.warn(&format!(
+                "the message is not answered: found a conversation of {found} tokens, expected at most {most}, the context"
+            ));
+            messages.pop();
+            continue;
+        }
         // What is already computed is used as far as the text is the same.
         let request = loaded.request(tokens);
         let (to_us, received) = unbounded();
@@ -67,6 +84,22 @@ pub fn run(loaded: &Loaded<'_>, signals: &Listener) -> anyhow::Result<()> {
         }
         messages.push(Message::new("assistant", &generated.text));
     }
+}
+
+/// Takes the signals at the prompt: prints a hint and a new prompt; the next signal ends the program.
+fn hint_sender(signals: &Listener) -> Sender<Signal> {
+    let (hint, received) = unbounded();
+    let signals = signals.clone();
+    std::thread::spawn(move || {
+        for _ in received {
+            signals.detach();
+            signals.handled();
+            output::print_line("");
+            output::print_message(HINT);
+            output::print(PROMPT);
+        }
+    });
+    hint
 }
 
 /// The next line; none at the end.

@@ -4,7 +4,7 @@ use serde::Serialize;
 use uc_infer::load::Checks;
 use uc_infer::memory::Memory;
 use uc_infer::sampler::Scored;
-use uc_infer::{Batch, Finish, Generated, Precision, Request, Sampling};
+use uc_infer::{Arithmetic, Batch, Finish, Generated, MemoryForm, Precision, Request, Sampling};
 
 use super::{Loaded, classify};
 
@@ -16,7 +16,9 @@ pub struct Report<'a> {
     /// Whether every tensor was compared with the manifest.
     verified: bool,
     /// How products are computed.
-    arithmetic: &'static str,
+    arithmetic: Arithmetic,
+    /// How the linears are kept.
+    memory_form: MemoryForm,
     cache: Precision,
     context: usize,
     threads: u32,
@@ -73,8 +75,9 @@ pub fn report<'a>(
     let tokens = generated.tokens.iter();
     Ok(Report {
         pack: loaded.pack.fingerprint().to_string(),
-        verified: loaded.checks == Checks::Digests,
-        arithmetic: "exact",
+        verified: loaded.options.checks == Checks::Digests,
+        arithmetic: loaded.options.arithmetic,
+        memory_form: loaded.options.memory,
         cache: loaded.args.cache.into(),
         context: batch.settings().context,
         threads: loaded.threads,

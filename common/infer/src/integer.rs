@@ -1,0 +1,568 @@
+//! The arithmetic `fast`: levels times activations in integers.
+//!
+//! For a row i of a linear, with the panels P of its columns ([`crate::packed`]):
+//! ```text
+//! a_j  = x_j · F(column logarithm j)                     the activation times the column's step, without the tensor's
+//! s_P  = max |a_j| / 32512 over j in P                   the scale of a panel
+//! A_j  = a_j / s_P, rounded to the nearest integer       16 bits
+//! S_P  = Σ level_ij · A_j over j in P                    exact, in integers
+//! y_i  = (step · row factor i) · Σ s_P · f32(S_P)        fused multiply-adds, in the order of the panels
+//! ```
+//! The integer sums do not depend on the order of their terms, so every instruction set and every way to divide the work gives
+//! the same bits. The weights are `level · step` without the rounding to bfloat16 of the contract. An overlay is applied as two
+//! products in f32.
+
+use rayon::prelude::*;
+use uc_codec::trellis::BLOCK_ROWS;
+use uc_simd::{Kernel, dispatch};
+
+use crate::columns::Columns;
+#[cfg(target_arch = "x86_64")]
+use crate::packed::avx512;
+use crate::packed::{Cursor, MARK_ROWS, PANEL, Packed, RowKind};
+use crate::streamed::LevelRows;
+
+/// Largest magnitude of an activation as an integer: each half, the high one and the low one, fits into a signed byte.
+const LARGEST: f32 = 32_512.0;
+/// A panel whose largest activation is below this counts as zero: its scale could not be represented.
+const SMALLEST: f32 = 1e-30;
+/// Tokens of an interleaved vector.
+pub(crate) const LANES: usize = 16;
+/// From this number of tokens on, activations are interleaved.
+const INTERLEAVED_TOKENS: usize = 9;
+/// Rows that are decoded before they are multiplied, for several tokens.
+pub(crate) const CHUNK_ROWS: usize = 16;
+
+/// The activations of some tokens as integers, for all linears that read them.
+#[derive(Debug)]
+pub(crate) struct Quantized {
+    tokens: usize,
+    /// `[panels, tokens]`
+    scales: Vec<f32>,
+    /// `[panels, tokens, PANEL]`, or, interleaved, `[panels, tokens / LANES, PANEL / 2, LANES, 2]`.
+    values: Vec<i16>,
+    /// For one token, and the instruction set that wants it, `[panels]`.
+    #[cfg(target_arch = "x86_64")]
+    halves: Vec<avx512::Halves>,
+}
+
+impl Quantized {
+    /// Quantizes the vectors `x: [tokens, cols]`.
+    pub(crate) fn new(x: &[f32], columns: &Columns) -> Self {
+        let (cols, tokens) = (columns.len(), x.len() / columns.len());
+        let panels = cols.div_ceil(PANEL);
+        let lanes = match tokens < INTERLEAVED_TOKENS {
+            true => 1,
+            false => LANES,
+        };
+        let padded = tokens.next_multiple_of(lanes);
+        let mut values = vec![0; panels * padded * PANEL];
+        let mut scales = vec![0.0; panels * tokens];
+        let factors: Vec<f32> = columns.factors().collect();
+        let panel = |(panel, (values, scales)): (usize, (&mut [i16], &mut [f32]))| {
+            let places = panel * PANEL..((panel + 1) * PANEL).min(cols);
+            let (order, factors) = (&columns.order[places.clone()], &factors[places]);
+            let mut scaled = [0.0; PANEL];
+            let mut integers = [0; PANEL];
+            for (token, scale) in scales.iter_mut().enumerate() {
+                let x = &x[token * cols..(token + 1) * cols];
+                for ((scaled, &column), factor) in scaled.iter_mut().zip(order).zip(factors) {
+                    *scaled = x[column as usize] * factor;
+                }
+                *scale = dispatch(Rounding(&scaled, &mut integers));
+                match lanes {
+                    1 => values[token * PANEL..(token + 1) * PANEL].copy_from_slice(&integers),
+                    _ => interleave(&integers, values, token),
+                }
+            }
+        };
+        let parts = values
+            .par_chunks_mut(padded * PANEL)
+            .zip(scales.par_chunks_mut(tokens));
+        match tokens {
+            1 => parts
+                .into_par_iter()
+                .enumerate()
+                .with_min_len(panels)
+                .for_each(panel),
+            _ => parts.enumerate().for_each(panel),
+        }
+        Quantized {
+            tokens,
+            #[cfg(target_arch = "x86_64")]
+            halves: match tokens == 1 && avx512::is_available() {
+                true => values
+                    .as_chunks::<PANEL>()
+                    .0
+                    .iter()
+                    .map(avx512::Halves::new)
+                    .collect(),
+                false => Vec::new(),
+            },
+            scales,
+            values,
+        }
+    }
+}
+
+/// Writes the integers of a token among those of its neighbours, in pairs.
+fn interleave(integers: &[i16; PANEL], values: &mut [i16], token: usize) {
+    let vector = &mut values[token / LANES * LANES * PANEL..][..LANES * PANEL];
+    let pairs = vector.chunks_exact_mut(2 * LANES);
+    for (pair, integers) in pairs.zip(integers.as_chunks::<2>().0) {
+        let lane = 2 * (token % LANES);
+        pair[lane..lane + 2].copy_from_slice(integers);
+    }
+}
+
+/// Rounds the activations of a panel; its scale.
+struct Rounding<'a>(&'a [f32; PANEL], &'a mut [i16; PANEL]);
+
+impl Kernel for Rounding<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run(self) -> f32 {
+        let Rounding(scaled, integers) = self;
+        // An infinite element or one that is not a number gives a sum that is not a number.
+        let mut nothing = [0.0f32; 16];
+        let mut largest = [0.0f32; 16];
+        for scaled in scaled.as_chunks::<16>().0 {
+            for lane in 0..16 {
+                nothing[lane] += scaled[lane] * 0.0;
+                largest[lane] = largest[lane].max(scaled[lane].abs());
+            }
+        }
+        let largest = largest.into_iter().fold(0.0, f32::max);
+        if nothing.iter().any(|x| x.is_nan()) || largest < SMALLEST {
+            integers.fill(0);
+            return nothing.iter().sum();
+        }
+        let inverse = LARGEST / largest;
+        for (integer, scaled) in integers.iter_mut().zip(scaled) {
+            // Adding 1.5 · 2^23 rounds to the nearest integer.
+            let rounded = (scaled * inverse + 12_582_912.0) - 12_582_912.0;
+            *integer = rounded as i32 as i16;
+        }
+        largest / LARGEST
+    }
+}
+
+/// The memory of a task.
+pub(crate) struct Scratch {
+    /// `[CHUNK_ROWS]`
+    levels: Vec<[i16; PANEL]>,
+    /// [rows, tokens] sums of products in integers.
+    sums: Vec<i32>,
+    /// [rows, tokens] what is added to the sums of some rows.
+    more: Vec<i64>,
+    /// The rows to which something is added.
+    touched: Vec<u8>,
+    is_touched: [bool; BLOCK_ROWS],
+    /// [touched rows, tokens] their results.
+    joined: Vec<f32>,
+}
+
+impl Scratch {
+    /// For tasks of at most this number of rows.
+    pub(crate) fn new(rows: usize, tokens: usize) -> Self {
+        let rows = match tokens {
+            1 => rows.max(CHUNK_ROWS),
+            _ => CHUNK_ROWS,
+        };
+        Scratch {
+            levels: vec![[0; PANEL]; CHUNK_ROWS],
+            sums: vec![0; rows * tokens],
+            more: vec![0; rows * tokens],
+            touched: Vec::new(),
+            is_touched: [false; BLOCK_ROWS],
+            joined: Vec::new(),
+        }
+    }
+}
+
+/// Adds to `out: [rows, tokens]` the products of rows from a mark of a block on, before the steps of rows: `Σ s_P · f32(S_P)`.
+pub(crate) fn products(
+    packed: &Packed,
+    [block, mark]: [usize; 2],
+    x: &Quantized,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    let tokens = x.tokens;
+    let marks = mark..mark + (out.len() / tokens).div_ceil(MARK_ROWS);
+    for panel_index in 0..packed.panels() {
+        let panel = packed.panel(block, panel_index);
+        let mut cursor = panel.cursor(mark);
+        let mut outliers = panel.outliers(marks.clone()).iter().peekable();
+        let x = x.panel(panel_index);
+        let mut row = mark * MARK_ROWS;
+        let chunk = scratch.sums.len().min(out.len());
+        for out in out.chunks_mut(chunk) {
+            let first = row;
+            row += out.len() / tokens;
+            x.products(&mut cursor, scratch, out.len() / tokens);
+            while let Some(outlier) = outliers.next_if(|outlier| usize::from(outlier.row) < row) {
+                let row = usize::from(outlier.row) - first;
+                scratch.touch(row);
+                let more = &mut scratch.more[row * tokens..(row + 1) * tokens];
+                x.add(outlier.difference(), outlier.column.into(), more);
+            }
+            scratch.join(x.scales, out);
+        }
+    }
+}
+
+/// As [`products`], of rows that are decoded already: at most [`CHUNK_ROWS`].
+pub(crate) fn decoded_products(
+    rows: &LevelRows,
+    x: &Quantized,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    let tokens = x.tokens;
+    let mut outliers = rows.outliers.clone();
+    outliers.sort_unstable();
+    for (index, levels) in rows.panels.iter().enumerate() {
+        let x = x.panel(index);
+        x.decoded(levels, rows.wide[index], 0, scratch);
+        for &(_, row, column, level) in outliers.iter().filter(|outlier| outlier.0 == index) {
+            scratch.touch(row);
+            let more = &mut scratch.more[row * tokens..(row + 1) * tokens];
+            x.add(level, column, more);
+        }
+        scratch.join(x.scales, out);
+    }
+}
+
+impl Scratch {
+    /// `out += scales · sums`, where something is added to the sums of some rows.
+    fn join(&mut self, scales: &[f32], out: &mut [f32]) {
+        let tokens = scales.len();
+        self.joined.clear();
+        for &row in &self.touched {
+            let row = usize::from(row);
+            let range = row * tokens..(row + 1) * tokens;
+            let sums = self.sums[range.clone()]
+                .iter()
+                .zip(&mut self.more[range.clone()]);
+            for (((sum, more), scale), out) in sums.zip(scales).zip(&out[range]) {
+                let sum = i64::from(*sum) + std::mem::take(more);
+                self.joined.push(scale.mul_add(sum as f32, *out));
+            }
+        }
+        dispatch(Join {
+            sums: &self.sums,
+            scales,
+            out,
+        });
+        let rows = self.touched.drain(..).zip(self.joined.chunks_exact(tokens));
+        for (row, joined) in rows {
+            let row = usize::from(row);
+            self.is_touched[row] = false;
+            out[row * tokens..(row + 1) * tokens].copy_from_slice(joined);
+        }
+    }
+
+    /// Notes that something is added to the sums of a row.
+    fn touch(&mut self, row: usize) {
+        if !std::mem::replace(&mut self.is_touched[row], true) {
+            self.touched.push(row as u8);
+        }
+    }
+}
+
+/// `out += scales · sums`.
+struct Join<'a> {
+    sums: &'a [i32],
+    scales: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Join<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        if let &[scale] = self.scales {
+            for (out, sum) in self.out.iter_mut().zip(self.sums) {
+                *out = scale.mul_add(*sum as f32, *out);
+            }
+            return;
+        }
+        let tokens = self.scales.len();
+        let rows = self.out.chunks_exact_mut(tokens);
+        for (out, sums) in rows.zip(self.sums.chunks_exact(tokens)) {
+            for ((out, sum), scale) in out.iter_mut().zip(sums).zip(self.scales) {
+                *out = scale.mul_add(*sum as f32, *out);
+            }
+        }
+    }
+}
+
+/// Decodes the next rows; the bits of `wide` tell which need more than 32 bits.
+pub(crate) fn decode(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]], wide: &mut u64) {
+    #[cfg(target_arch = "x86_64")]
+    if avx512::is_available() {
+        return avx512::decode(cursor, levels, wide);
+    }
+    decode_plain(cursor, levels, wide);
+}
+
+/// As [`decode`], for any row on any processor.
+pub(crate) fn decode_plain(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]], wide: &mut u64) {
+    dispatch(Decode {
+        cursor,
+        levels,
+        wide,
+    });
+}
+
+struct Decode<'a, 'b> {
+    cursor: &'a mut Cursor<'b>,
+    levels: &'a mut [[i16; PANEL]],
+    wide: &'a mut u64,
+}
+
+impl Kernel for Decode<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (row, levels) in self.levels.iter_mut().enumerate() {
+            if self.cursor.next_row(levels) == RowKind::Wide {
+                *self.wide |= 1 << row;
+            }
+        }
+    }
+}
+
+/// The activations of a panel.
+#[derive(Clone, Copy)]
+struct Activations<'a> {
+    /// `[tokens]`
+    scales: &'a [f32],
+    /// See [`Quantized`].
+    values: &'a [i16],
+    #[cfg(target_arch = "x86_64")]
+    halves: Option<&'a avx512::Halves>,
+}
+
+impl Quantized {
+    /// The activations of a panel.
+    fn panel(&self, panel: usize) -> Activations<'_> {
+        let panels = self.scales.len() / self.tokens;
+        let count = self.values.len() / panels;
+        Activations {
+            scales: &self.scales[panel * self.tokens..(panel + 1) * self.tokens],
+            values: &self.values[panel * count..(panel + 1) * count],
+            #[cfg(target_arch = "x86_64")]
+            halves: self.halves.get(panel),
+        }
+    }
+}
+
+impl Activations<'_> {
+    fn tokens(&self) -> usize {
+        self.scales.len()
+    }
+
+    /// The sums of the next rows. A row whose sums may not fit into 32 bits is touched.
+    fn products(&self, cursor: &mut Cursor<'_>, scratch: &mut Scratch, rows: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(halves) = self.halves {
+            let mut sums = std::mem::take(&mut scratch.sums);
+            avx512::products(cursor, halves, &mut sums[..rows], &mut |row, levels| {
+                scratch.touch(row);
+                self.add_row(levels, &mut scratch.more[row..=row]);
+            });
+            scratch.sums = sums;
+            return;
+        }
+        for first in (0..rows).step_by(CHUNK_ROWS) {
+            let count = CHUNK_ROWS.min(rows - first);
+            let mut levels = std::mem::take(&mut scratch.levels);
+            let mut wide = 0u64;
+            decode(cursor, &mut levels[..count], &mut wide);
+            self.decoded(&levels[..count], wide, first, scratch);
+            scratch.levels = levels;
+        }
+    }
+
+    /// The sums of rows, of which row `first` is the first; the bits of `wide` tell which need more than 32 bits.
+    fn decoded(&self, levels: &[[i16; PANEL]], wide: u64, first: usize, scratch: &mut Scratch) {
+        let tokens = self.tokens();
+        let range = first * tokens..(first + levels.len()) * tokens;
+        self.sums(levels, &mut scratch.sums[range]);
+        for row in (0..levels.len()).filter(|row| wide >> row & 1 == 1) {
+            let range = (first + row) * tokens..(first + row + 1) * tokens;
+            scratch.sums[range.clone()].fill(0);
+            self.add_row(&levels[row], &mut scratch.more[range]);
+            scratch.touch(first + row);
+        }
+    }
+
+    /// Adds `level · activation` of a column to `sums: [tokens]`.
+    fn add(&self, level: i32, column: usize, sums: &mut [i64]) {
+        dispatch(AddColumn {
+            x: *self,
+            level,
+            column,
+            sums,
+        });
+    }
+
+    /// Adds the products of a row to `sums: [tokens]`.
+    fn add_row(&self, levels: &[i16; PANEL], sums: &mut [i64]) {
+        dispatch(AddRow {
+            x: *self,
+            levels,
+            sums,
+        });
+    }
+
+    /// The sums of rows, `sums: [rows, tokens]`. Those that do not fit into 32 bits are meaningless.
+    fn sums(&self, levels: &[[i16; PANEL]], sums: &mut [i32]) {
+        #[cfg(target_arch = "x86_64")]
+        if avx512::is_available() {
+            match self.tokens() < INTERLEAVED_TOKENS {
+                true => avx512::sums(levels, self.values.as_chunks().0, sums),
+                false => avx512::interleaved_sums(levels, self.values, self.tokens(), sums),
+            }
+            return;
+        }
+        dispatch(Sums {
+            x: *self,
+            levels,
+            sums,
+        });
+    }
+}
+
+struct AddColumn<'a, 'b> {
+    x: Activations<'a>,
+    level: i32,
+    column: usize,
+    sums: &'b mut [i64],
+}
+
+impl Kernel for AddColumn<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let level = i64::from(self.level);
+        if self.x.tokens() < INTERLEAVED_TOKENS {
+            let tokens = self.x.values.as_chunks::<PANEL>().0;
+            for (sum, values) in self.sums.iter_mut().zip(tokens) {
+                *sum += level * i64::from(values[self.column]);
+            }
+            return;
+        }
+        let vectors = self.x.values.chunks_exact(LANES * PANEL);
+        for (sums, vector) in self.sums.chunks_mut(LANES).zip(vectors) {
+            let pair = &vector.as_chunks::<{ 2 * LANES }>().0[self.column / 2];
+            for (sum, values) in sums.iter_mut().zip(pair.as_chunks::<2>().0) {
+                *sum += level * i64::from(values[self.column % 2]);
+            }
+        }
+    }
+}
+
+struct AddRow<'a, 'b> {
+    x: Activations<'a>,
+    levels: &'b [i16; PANEL],
+    sums: &'b mut [i64],
+}
+
+impl Kernel for AddRow<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        if self.x.tokens() < INTERLEAVED_TOKENS {
+            let tokens = self.x.values.as_chunks::<PANEL>().0;
+            for (sum, values) in self.sums.iter_mut().zip(tokens) {
+                let products = self.levels.iter().zip(values);
+                let products = products.map(|(&level, &x)| i32::from(level) * i32::from(x));
+                *sum += products.map(i64::from).sum::<i64>();
+            }
+            return;
+        }
+        let vectors = self.x.values.chunks_exact(LANES * PANEL);
+        for (sums, vector) in self.sums.chunks_mut(LANES).zip(vectors) {
+            let mut found = [0i64; LANES];
+            let pairs = vector.as_chunks::<{ 2 * LANES }>().0;
+            for (pair, levels) in pairs.iter().zip(self.levels.as_chunks::<2>().0) {
+                let [first, second] = levels.map(i32::from);
+                for lane in 0..LANES {
+                    // Two products of at most 2^15 · 32512 fit into 32 bits.
+                    let sum =
+                        first * i32::from(pair[2 * lane]) + second * i32::from(pair[2 * lane + 1]);
+                    found[lane] += i64::from(sum);
+                }
+            }
+            for (sum, found) in sums.iter_mut().zip(found) {
+                *sum += found;
+            }
+        }
+    }
+}
+
+struct Sums<'a> {
+    x: Activations<'a>,
+    levels: &'a [[i16; PANEL]],
+    sums: &'a mut [i32],
+}
+
+impl Kernel for Sums<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Sums { x, levels, sums } = self;
+        let rows = sums.chunks_exact_mut(x.tokens()).zip(levels);
+        if x.tokens() < INTERLEAVED_TOKENS {
+            let tokens = x.values.as_chunks::<PANEL>().0;
+            for (sums, levels) in rows {
+                for (sum, values) in sums.iter_mut().zip(tokens) {
+                    *sum = product(levels, values);
+                }
+            }
+            return;
+        }
+        for (sums, levels) in rows {
+            let vectors = x.values.chunks_exact(LANES * PANEL);
+            for (sums, vector) in sums.chunks_mut(LANES).zip(vectors) {
+                let found = interleaved_product(levels, vector);
+                sums.copy_from_slice(&found[..sums.len()]);
+            }
+        }
+    }
+}
+
+/// Sum of products; it may wrap.
+#[inline(always)]
+fn product(levels: &[i16; PANEL], values: &[i16; PANEL]) -> i32 {
+    let mut sum = 0i32;
+    for (&level, &value) in levels.iter().zip(values) {
+        sum = sum.wrapping_add(i32::from(level) * i32::from(value));
+    }
+    sum
+}
+
+/// Sums of products for the tokens of a vector; they may wrap.
+#[inline(always)]
+fn interleaved_product(levels: &[i16; PANEL], vector: &[i16]) -> [i32; LANES] {
+    let mut sums = [0i32; LANES];
+    let pairs = vector.as_chunks::<{ 2 * LANES }>().0;
+    for (pair, levels) in pairs.iter().zip(levels.as_chunks::<2>().0) {
+        let [first, second] = levels.map(i32::from);
+        for lane in 0..LANES {
+            let product = (first * i32::from(pair[2 * lane]))
+                .wrapping_add(second * i32::from(pair[2 * lane + 1]));
+            sums[lane] = sums[lane].wrapping_add(product);
+        }
+    }
+    sums
+}

@@ -1,0 +1,361 @@
+//! The resident form of the levels of a linear: fields of a few bits, whose width follows every row and group of columns.
+//!
+//! # Layout
+//! The columns are sorted by their step, so that columns with levels of like spread are neighbours; see
+//! [`Columns`](crate::columns::Columns). Rows are cut into blocks of 256, as those of the trellis, columns into panels of 256 and
+//! a panel into groups of 64. A row of a panel has a header of four nibbles, one for each group, and then the fields of its groups
+//! without gaps. A nibble n < 15 stands for fields of n + 2 bits; in a row of zeros all are 15 and there are no fields.
+//!
+//! A field holds `v + 2^(width−1)`, where v is the feed-forward index ([`LevelReader::feedforward`]): with the last six v of a
+//! column the level is `2v ^ FEEDFORWARD[h]`. So a kernel keeps one byte for each column, and can begin at any row after it has
+//! looked at the six rows above. At [`MARK_ROWS`] rows there is a mark, the offset at which a task begins.
+//!
+//! An index that does not fit into the fields is replaced by the nearest with the same input bit, and the difference of the
+//! levels is held apart, in [`Outlier`]s. The width is chosen for the least sum of bits, where an outlier counts more than its
+//! bytes because it costs time as well.
+
+use std::ops::Range;
+
+use uc_codec::trellis::BLOCK_ROWS;
+use uc_simd::{Kernel, dispatch};
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+mod builder;
+
+pub(crate) use builder::PackedBuilder;
+
+/// Columns of a panel.
+pub(crate) const PANEL: usize = 256;
+/// Columns of a group.
+pub(crate) const GROUP: usize = 64;
+/// Groups of a panel.
+pub(crate) const GROUPS: usize = PANEL / GROUP;
+/// Rows from one mark to the next.
+pub(crate) const MARK_ROWS: usize = 64;
+/// Rows that decide the state of a column.
+const HISTORY_ROWS: usize = 6;
+/// Header of a row of zeros.
+const ZERO_ROW: u16 = 0xffff;
+/// Smallest and largest width of a field.
+const WIDTHS: std::ops::RangeInclusive<u32> = 2..=15;
+/// Widest field of a row whose sums over a panel fit into 32 bits: 256 levels of at most 256 times 16-bit activations.
+const NARROW: u32 = 8;
+/// Bytes after the last field, so that a kernel may read a whole vector there.
+const SLACK: usize = 64;
+
+/// What is missing to the level of an element in the fields.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Outlier {
+    /// Row within its block.
+    pub(crate) row: u8,
+    /// Column within its panel.
+    pub(crate) column: u8,
+    /// A quarter of the difference of the levels.
+    quarter: i16,
+}
+
+impl Outlier {
+    /// The difference of the levels.
+    pub(crate) fn difference(self) -> i32 {
+        4 * i32::from(self.quarter)
+    }
+}
+
+/// Where the parts of a panel of a block begin.
+#[derive(Debug, Clone, Default)]
+struct Place {
+    /// Offset of the first field.
+    base: usize,
+    /// For each mark, the offset of its row from `base`.
+    marks: [u32; BLOCK_ROWS / MARK_ROWS],
+    /// For each mark, the number of its first outlier.
+    outliers: [u32; BLOCK_ROWS / MARK_ROWS],
+}
+
+/// The levels of a linear `[rows, cols]`.
+#[derive(Debug, Default)]
+pub(crate) struct Packed {
+    rows: usize,
+    cols: usize,
+    /// For each block and panel the headers of its rows.
+    headers: Vec<u16>,
+    fields: Vec<u8>,
+    /// For each block and panel.
+    places: Vec<Place>,
+    /// In the order of blocks, panels, rows and columns.
+    outliers: Vec<Outlier>,
+}
+
+/// A panel of a block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Panel<'a> {
+    /// One for each row.
+    headers: &'a [u16],
+    /// From the panel's first field on.
+    fields: &'a [u8],
+    place: &'a Place,
+    outliers: &'a [Outlier],
+    /// Groups that have columns.
+    groups: usize,
+}
+
+impl Packed {
+    /// Panels of a block.
+    pub(crate) fn panels(&self) -> usize {
+        self.cols.div_ceil(PANEL)
+    }
+
+    /// Bytes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        2 * self.headers.len()
+            + self.fields.len()
+            + size_of::<Place>() * self.places.len()
+            + size_of::<Outlier>() * self.outliers.len()
+    }
+
+    /// Number of outliers.
+    pub(crate) fn outliers(&self) -> usize {
+        self.outliers.len()
+    }
+
+    /// Panel `panel` of block `block`.
+    pub(crate) fn panel(&self, block: usize, panel: usize) -> Panel<'_> {
+        let rows = BLOCK_ROWS.min(self.rows - block * BLOCK_ROWS);
+        let first = block * BLOCK_ROWS * self.panels() + panel * rows;
+        let index = block * self.panels() + panel;
+        let place = &self.places[index];
+        let end = self.places.get(index + 1);
+        let end = end.map_or(self.outliers.len(), |next| next.outliers[0] as usize);
+        Panel {
+            headers: &self.headers[first..first + rows],
+            fields: &self.fields[place.base..],
+            place,
+            outliers: &self.outliers[..end],
+            groups: (self.cols - panel * PANEL).min(PANEL).div_ceil(GROUP),
+        }
+    }
+}
+
+impl<'a> Panel<'a> {
+    /// The rows from mark `mark` on.
+    pub(crate) fn cursor(&self, mark: usize) -> Cursor<'a> {
+        let mut cursor = Cursor {
+            headers: self.headers,
+            fields: self.fields,
+            row: mark * MARK_ROWS,
+            offset: self.place.marks[mark] as usize,
+            groups: self.groups,
+            history: [0; PANEL],
+        };
+        cursor.look_back();
+        cursor
+    }
+
+    /// The outliers of the rows of some marks.
+    pub(crate) fn outliers(&self, marks: Range<usize>) -> &'a [Outlier] {
+        let first = self.place.outliers[marks.start] as usize;
+        let next = self.place.outliers.get(marks.end);
+        let end = next.map_or(self.outliers.len(), |&next| next as usize);
+        &self.outliers[first..end]
+    }
+}
+
+/// Decodes the rows of a panel one after the other.
+#[derive(Debug, Clone)]
+pub(crate) struct Cursor<'a> {
+    headers: &'a [u16],
+    fields: &'a [u8],
+    row: usize,
+    offset: usize,
+    groups: usize,
+    /// For each column the states of the trellis: the lowest bit of the latest index is bit 0. Bits above the sixth are
+    /// meaningless.
+    history: [u8; PANEL],
+}
+
+/// A row that [`Cursor::row`] has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RowKind {
+    /// Every level is 0.
+    Zero,
+    /// Sums of products with 16-bit integers over a panel fit into 32 bits.
+    Narrow,
+    /// They may need more.
+    Wide,
+}
+
+/// Whether sums over a panel fit into 32 bits, if the one's complement of negative levels and the others have no more bits than
+/// `magnitude`.
+pub(crate) fn fits_narrow(magnitude: u32) -> bool {
+    magnitude < 1 << NARROW
+}
+
+/// Width of a group's fields.
+#[inline(always)]
+fn width(header: u16, group: usize) -> u32 {
+    u32::from(header >> (4 * group) & 15) + WIDTHS.start()
+}
+
+/// Whether a row has fields wider than [`NARROW`], or none.
+#[inline(always)]
+fn is_special(header: u16) -> bool {
+    const { assert!(NARROW + 1 - *WIDTHS.start() == 7) }
+    (header | header << 1 & header << 2 & header << 3) & 0x8888 != 0
+}
+
+/// Bytes of the fields of a row.
+fn row_bytes(header: u16, groups: usize) -> usize {
+    match header {
+        ZERO_ROW => 0,
+        _ => (0..groups)
+            .map(|group| width(header, group) as usize * GROUP / 8)
+            .sum(),
+    }
+}
+
+/// Passes over rows.
+struct Skip<'a, 'b> {
+    cursor: &'a mut Cursor<'b>,
+    rows: usize,
+}
+
+impl Kernel for Skip<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for _ in 0..self.rows {
+            self.cursor.next_row(&mut [0; PANEL]);
+        }
+    }
+}
+
+impl Cursor<'_> {
+    /// Finds the states of the columns from the rows above.
+    fn look_back(&mut self) {
+        let (end, mut found) = (self.row, 0);
+        while self.row > 0 && found < HISTORY_ROWS {
+            self.row -= 1;
+            let header = self.headers[self.row];
+            self.offset -= row_bytes(header, self.groups);
+            found += usize::from(header != ZERO_ROW);
+        }
+        let rows = end - self.row;
+        #[cfg(target_arch = "x86_64")]
+        if avx512::is_available() {
+            return avx512::skip(self, rows);
+        }
+        dispatch(Skip { cursor: self, rows });
+    }
+
+    /// Decodes the next row: its levels, without outliers. Columns that the panel does not have get a meaningless level.
+    #[inline(always)]
+    pub(crate) fn next_row(&mut self, levels: &mut [i16; PANEL]) -> RowKind {
+        let header = self.headers[self.row];
+        self.row += 1;
+        if header == ZERO_ROW {
+            levels.fill(0);
+            return RowKind::Zero;
+        }
+        let groups = levels.as_chunks_mut::<GROUP>().0.iter_mut();
+        let groups = groups.zip(self.history.as_chunks_mut::<GROUP>().0);
+        for (group, (levels, history)) in groups.take(self.groups).enumerate() {
+            let width = width(header, group);
+            let bytes = width as usize * GROUP / 8;
+            let fields = &self.fields[self.offset..self.offset + bytes];
+            self.offset += bytes;
+            match width <= NARROW {
+                true => group_levels(fields, width, history, levels),
+                false => wide_group_levels(fields, width, history, levels),
+            }
+        }
+        match is_special(header) {
+            true => RowKind::Wide,
+            false => RowKind::Narrow,
+        }
+    }
+}
+
+/// The levels of a group whose fields have at most 8 bits.
+#[inline(always)]
+fn group_levels(fields: &[u8], width: u32, history: &mut [u8; GROUP], levels: &mut [i16; GROUP]) {
+    let mask = (1u64 << width) - 1;
+    let mut values = [0u8; GROUP];
+    let words = fields.chunks_exact(width as usize);
+    for (word, values) in words.zip(values.as_chunks_mut::<8>().0) {
+        let mut bytes = [0; 8];
+        bytes[..word.len()].copy_from_slice(word);
+        let word = u64::from_le_bytes(bytes);
+        for (index, value) in values.iter_mut().enumerate() {
+            *value = (word >> (index as u32 * width) & mask) as u8;
+        }
+    }
+    let bias = 1i16 << width;
+    for ((level, value), history) in levels.iter_mut().zip(values).zip(history) {
+        let doubled = i16::from(value) << 1;
+        *level = (doubled ^ i16::from(feedforward(*history))) - bias;
+        *history = *history << 1 | value & 1;
+    }
+}
+
+/// As [`group_levels`], for any width.
+#[inline(always)]
+fn wide_group_levels(
+    fields: &[u8],
+    width: u32,
+    history: &mut [u8; GROUP],
+    levels: &mut [i16; GROUP],
+) {
+    let words = fields.chunks_exact(width as usize);
+    let columns = levels.as_chunks_mut::<8>().0.iter_mut();
+    let columns = columns.zip(history.as_chunks_mut::<8>().0);
+    for (word, (levels, history)) in words.zip(columns) {
+        let mut bytes = [0; 16];
+        bytes[..word.len()].copy_from_slice(word);
+        let word = u128::from_le_bytes(bytes);
+        for (index, (level, history)) in levels.iter_mut().zip(history).enumerate() {
+            let value = (word >> (index as u32 * width)) as i32 & ((1 << width) - 1);
+            let doubled = (2 * value) ^ i32::from(feedforward(*history));
+            // The level of a field of 15 bits lies between -2^15 and 2^15 - 1.
+            *level = (doubled - (1 << width)) as i16;
+            *history = *history << 1 | (value & 1) as u8;
+        }
+    }
+}
+
+/// [`FEEDFORWARD`] without a table, so that it can be computed for many columns at once.
+#[inline(always)]
+fn feedforward(history: u8) -> u8 {
+    let h = history;
+    let input = h >> 1 ^ h >> 3 ^ h >> 4 ^ h >> 5;
+    (input & 1) << 1 | (h ^ h >> 4) & 1
+}
+
+#[cfg(test)]
+mod tests {
+    use uc_codec::trellis::FEEDFORWARD;
+
+    use super::*;
+
+    #[test]
+    fn the_feedforward_term_is_that_of_the_codec() {
+        for history in 0..=255u8 {
+            assert_eq!(feedforward(history), FEEDFORWARD[usize::from(history & 63)]);
+        }
+    }
+
+    #[test]
+    fn rows_with_wide_fields_or_none_are_special() {
+        for nibble in 0..16u16 {
+            for group in 0..GROUPS {
+                let header = nibble << (4 * group) | 0x2222 & !(15 << (4 * group));
+                assert_eq!(
+                    is_special(header),
+                    nibble + 2 > NARROW as u16,
+                    "{header:04x}"
+                );
+            }
+        }
+    }
+}
