@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use uc_infer::Arithmetic;
 use uc_infer::batch::Counters;
 use uc_infer::memory::Memory;
 use uc_infer::request::Usage;
@@ -69,6 +70,7 @@ impl Histogram {
 pub(crate) struct Constants<'a> {
     pub(crate) model: &'a str,
     pub(crate) fingerprint: &'a str,
+    pub(crate) arithmetic: Arithmetic,
     pub(crate) memory: Memory,
 }
 
@@ -135,12 +137,15 @@ impl Metrics {
 impl Constants<'_> {
     fn write(&self, out: &mut String) {
         let Constants {
-            model, fingerprint, ..
+            model,
+            fingerprint,
+            arithmetic,
+            ..
         } = self;
         let version = env!("CARGO_PKG_VERSION");
         head(out, "uc_info", "gauge", "What is served; always 1");
         let labels = format!(
-            "model=\"{}\",fingerprint=\"{fingerprint}\",version=\"{version}\"",
+            "model=\"{}\",fingerprint=\"{fingerprint}\",arithmetic=\"{arithmetic}\",version=\"{version}\"",
             escaped(model)
         );
         line(out, &format!("uc_info{{{labels}}}"), 1);

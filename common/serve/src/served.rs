@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use uc_infer::template::Conversation;
-use uc_infer::{InferError, Model, Template};
+use uc_infer::{Arithmetic, InferError, Model, Template};
 use uc_model::Tokenizer;
 use uc_model::text::TokenBytes;
 
@@ -21,6 +21,8 @@ pub struct Served {
     pub fingerprint: String,
     /// The model.
     pub model: Arc<Model>,
+    /// The arithmetic that it was loaded with.
+    pub arithmetic: Arithmetic,
     /// Its tokenizer.
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template; without one there are no conversations.

@@ -114,12 +114,16 @@ impl Page {
         result["result"]["value"].clone()
     }
 
-    /// Waits until an expression is true.
+    /// Waits until an expression is true. The page may not be there yet.
     fn until(&mut self, expression: &str) {
+        let quiet =
+            format!("(() => {{ try {{ return {expression} }} catch {{ return false }} }})()");
         let start = Instant::now();
-        while self.value(expression) != true {
-            let seen = || format!("never: {expression}");
-            assert!(start.elapsed() < Duration::from_secs(30), "{}", seen());
+        while self.value(&quiet) != true {
+            assert!(
+                start.elapsed() < Duration::from_secs(30),
+                "never: {expression}"
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
