@@ -105,9 +105,6 @@ pub(crate) async fn completions(
     // The tokenizer may take long for long texts.
     let planned = tokio::task::block_in_place(|| plan(&state, &params, body));
     let (plan, requests) = planned?;
-    if settings.log_prompts {
-        tracing::info!(id = plan.id, prompts = ?plan.echoes, "completion");
-    }
     let running = Running::start(&state, requests, grammar).await?;
     if is_stream {
         let offsets = vec![0; plan.echoes.len() * plan.choices];
@@ -184,8 +181,12 @@ fn plan(state: &State, params: &Params, body: Body) -> Result<(Plan, Vec<Request
         echoes.push(text);
     }
     let served = &prepared.served;
+    let id = state.ids.name("cmpl-");
+    if state.settings.log_prompts {
+        tracing::info!(id, prompts = ?echoes, "completion");
+    }
     let plan = Plan {
-        id: state.ids.name("cmpl-"),
+        id,
         model: served.name.clone(),
         created: now(),
         fingerprint: served.fingerprint.clone(),
