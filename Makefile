@@ -94,6 +94,14 @@ bench-speed: ## measure the speed of the codec (needs python3)
 bench-kernels: ## measure the products of the runtime beside the rate at which memory is read (needs python3)
 	python3 tests/benchmark/speed.py kernels
 
+.PHONY: bench-storm
+bench-storm: ## ten minutes of 64 clients on a server: no answer changes, nothing leaks
+	UC_STORM_RECEIPT="$(CURDIR)/docs/benchmarks/serve-storm.json" cargo test --release --locked -p uc-serve --test concurrency -- --ignored
+
+.PHONY: bench-serving
+bench-serving: ## load on servers that run: SERVERS="uc=http://127.0.0.1:8080 llama=http://127.0.0.1:8081" TEXT=FILE (needs python3)
+	python3 tests/serve/load.py --text "$(TEXT)" --out docs/benchmarks/serving.json --note "$(NOTE)" $(SERVERS)
+
 .PHONY: bench-overlay
 bench-overlay: ## measure what a low-rank overlay would gain at large widths
 	cargo run --release --locked -p uc-examples --example overlay_width -- 1024 2048 4096 8192 > docs/benchmarks/overlay-width.json

@@ -110,7 +110,7 @@ fn a_key_from_a_file_is_asked_for_and_what_cannot_be_served_is_refused() {
     refused(&["--port", "0", "--context", "1000"], 2, "context");
     refused(
         &["--port", "0", "--api-key-file", "/absent"],
-        1,
+        4,
         "cannot read /absent",
     );
     let (code, said) = server.end(Signal::INT);

@@ -75,7 +75,7 @@ fn lm_eval_finds_the_log_likelihoods_of_the_evaluator() {
         &pack.with_file_name("venv"),
         &["lm_eval[api]", "transformers", "torch"],
     );
-    let server = Server::start(&pack, &["--model-name", "tiny"]);
+    let server = Server::start(&pack, &["--model-name", "tiny", "--arithmetic", "exact"]);
     let mut command = script(&python, "with_lm_eval.py");
     command
         .arg(format!("http://{}", server.address))

@@ -9,7 +9,6 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use uc_infer::Request;
 use uc_infer::request::{Finish, Progress};
-use uc_infer::template::Conversation;
 
 use crate::choice::Tools;
 use crate::completions::places;
@@ -17,7 +16,7 @@ use crate::constraint::Grammar;
 use crate::error::ApiError;
 use crate::format::ResponseFormat;
 use crate::logprobs::{self, Place};
-use crate::messages::{self, Message};
+use crate::messages::Message;
 use crate::params::{MAX_TOP, Params, integer};
 use crate::running::{Answer, Running, finish_reason};
 use crate::state::{State, now};
@@ -63,7 +62,9 @@ pub(crate) async fn chat(
     let body: Body = wire::parse(&bytes)?;
     crate::models::check_name(&state, params.model.as_deref())?;
     let is_stream = params.stream()?;
-    let (plan, requests, grammar) = plan(&state, &params, body)?;
+    // Templates and tokenizers may take long for long texts.
+    let planned = tokio::task::block_in_place(|| plan(&state, &params, body));
+    let (plan, requests, grammar) = planned?;
     let running = Running::start(&state, requests, grammar).await?;
     if is_stream {
         let choices = (0..plan.choices).map(|_| StreamedChoice::new(&plan.tools));
@@ -99,17 +100,8 @@ fn plan(
         let message = "top_logprobs: found without logprobs, expected only with \"logprobs\": true";
         return Err(ApiError::invalid(message).param("top_logprobs"));
     }
-    let template = prepared.template()?;
-    let knows_developer = template
-        .source(!tools.values.is_empty())
-        .contains("developer");
-    let messages = messages::for_template(body.messages, knows_developer)?;
-    let text = template.render_conversation(Conversation {
-        messages: &messages,
-        tools: &tools.values,
-        variables: &body.chat_template_kwargs.unwrap_or_default(),
-        add_generation_prompt: true,
-    })?;
+    let variables = body.chat_template_kwargs.unwrap_or_default();
+    let text = prepared.conversation(body.messages, &tools.values, &variables, true)?;
     let choices = params.choices()?;
     let sampling = params.sampling(prepared.vocab(), state.ids.next())?;
     let request = Request {

@@ -102,10 +102,9 @@ pub(crate) async fn completions(
     crate::models::check_name(&state, params.model.as_deref())?;
     let is_stream = params.stream()?;
     let grammar = ResponseFormat::parse(body.response_format.clone())?;
-    let (plan, requests) = plan(&state, &params, body)?;
-    if settings.log_prompts {
-        tracing::info!(id = plan.id, prompts = ?plan.echoes, "completion");
-    }
+    // The tokenizer may take long for long texts.
+    let planned = tokio::task::block_in_place(|| plan(&state, &params, body));
+    let (plan, requests) = planned?;
     let running = Running::start(&state, requests, grammar).await?;
     if is_stream {
         let offsets = vec![0; plan.echoes.len() * plan.choices];
@@ -182,8 +181,12 @@ fn plan(state: &State, params: &Params, body: Body) -> Result<(Plan, Vec<Request
         echoes.push(text);
     }
     let served = &prepared.served;
+    let id = state.ids.name("cmpl-");
+    if state.settings.log_prompts {
+        tracing::info!(id, prompts = ?echoes, "completion");
+    }
     let plan = Plan {
-        id: state.ids.name("cmpl-"),
+        id,
         model: served.name.clone(),
         created: now(),
         fingerprint: served.fingerprint.clone(),

@@ -153,6 +153,7 @@ impl From<InferError> for ApiError {
             InferError::Option { option, .. } => {
                 ApiError::invalid(message).param(option.replace('-', "_"))
             }
+            InferError::Constraint { .. } => ApiError::invalid(message).param("response_format"),
             InferError::NoTemplate | InferError::Template { .. } => {
                 ApiError::invalid(message).param("messages")
             }

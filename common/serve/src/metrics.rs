@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use uc_infer::Arithmetic;
 use uc_infer::batch::Counters;
 use uc_infer::memory::Memory;
 use uc_infer::request::Usage;
@@ -69,6 +70,7 @@ impl Histogram {
 pub(crate) struct Constants<'a> {
     pub(crate) model: &'a str,
     pub(crate) fingerprint: &'a str,
+    pub(crate) arithmetic: Arithmetic,
     pub(crate) memory: Memory,
 }
 
@@ -123,124 +125,126 @@ impl Metrics {
     pub(crate) fn text(&self, constants: &Constants<'_>) -> String {
         let numbers = self.numbers();
         let mut out = String::new();
-        head(&mut out, "uc_info", "gauge", "What is served; always 1");
+        constants.write(&mut out);
+        numbers.write_requests(&mut out);
+        numbers.write_batch(&mut out);
+        numbers.write_memory(&mut out, &constants.memory);
+        numbers.write_times(&mut out);
+        out
+    }
+}
+
+impl Constants<'_> {
+    fn write(&self, out: &mut String) {
         let Constants {
             model,
             fingerprint,
-            memory,
-        } = constants;
+            arithmetic,
+            ..
+        } = self;
         let version = env!("CARGO_PKG_VERSION");
+        head(out, "uc_info", "gauge", "What is served; always 1");
         let labels = format!(
-            "model=\"{}\",fingerprint=\"{fingerprint}\",version=\"{version}\"",
+            "model=\"{}\",fingerprint=\"{fingerprint}\",arithmetic=\"{arithmetic}\",version=\"{version}\"",
             escaped(model)
         );
-        line(&mut out, &format!("uc_info{{{labels}}}"), 1);
+        line(out, &format!("uc_info{{{labels}}}"), 1);
+    }
+}
+
+impl Numbers {
+    fn write_requests(&self, out: &mut String) {
         let name = "uc_requests_total";
-        head(
-            &mut out,
-            name,
-            "counter",
-            "HTTP requests by path and status",
-        );
-        for (&(path, status), &count) in &numbers.requests {
+        head(out, name, "counter", "HTTP requests by path and status");
+        for (&(path, status), &count) in &self.requests {
             let labels = format!("{name}{{path=\"{path}\",status=\"{status}\"}}");
-            line(&mut out, &labels, count);
+            line(out, &labels, count);
         }
-        let batch = numbers.batch;
-        for (name, kind, help, value) in [
-            (
-                "uc_connections",
-                "gauge",
-                "Open connections",
-                numbers.connections,
-            ),
+        let name = "uc_connections";
+        head(out, name, "gauge", "Open connections");
+        line(out, name, self.connections);
+    }
+
+    fn write_batch(&self, out: &mut String) {
+        let batch = self.batch;
+        for (name, help, value) in [
             (
                 "uc_sequences_running",
-                "gauge",
                 "Sequences that have a slot",
-                batch.running as u64,
+                batch.running,
             ),
             (
                 "uc_sequences_waiting",
-                "gauge",
                 "Sequences that wait for a slot",
-                batch.waiting as u64,
+                batch.waiting,
             ),
-            (
-                "uc_sequences_cancelled_total",
-                "counter",
-                "Sequences that were ended before they were complete",
-                numbers.cancelled,
-            ),
+        ] {
+            head(out, name, "gauge", help);
+            line(out, name, value);
+        }
+        let cancelled = "Sequences that were ended before they were complete";
+        let reused = "Tokens of prompts that were taken from kept prefixes";
+        let generated = "Generated tokens of sequences that have ended";
+        for (name, help, value) in [
+            ("uc_sequences_cancelled_total", cancelled, self.cancelled),
             (
                 "uc_sequences_failed_total",
-                "counter",
                 "Sequences that failed",
-                numbers.failed,
+                self.failed,
             ),
             (
                 "uc_prompt_tokens_total",
-                "counter",
                 "Tokens of prompts that were computed",
                 batch.prompt_tokens,
             ),
-            (
-                "uc_reused_tokens_total",
-                "counter",
-                "Tokens of prompts that were taken from kept prefixes",
-                batch.reused_tokens,
-            ),
+            ("uc_reused_tokens_total", reused, batch.reused_tokens),
             (
                 "uc_generated_tokens_total",
-                "counter",
-                "Generated tokens of sequences that have ended",
+                generated,
                 batch.generated_tokens,
             ),
-            ("uc_steps_total", "counter", "Forward passes", batch.steps),
+            ("uc_steps_total", "Forward passes", batch.steps),
         ] {
-            head(&mut out, name, kind, help);
-            line(&mut out, name, value);
+            head(out, name, "counter", help);
+            line(out, name, value);
         }
+    }
+
+    fn write_memory(&self, out: &mut String, memory: &Memory) {
         let name = "uc_memory_bytes";
-        head(&mut out, name, "gauge", "Memory by what it holds");
+        head(out, name, "gauge", "Memory by what it holds");
         for (kind, bytes) in [
             ("linears", memory.linear_bytes),
             ("exact", memory.exact_bytes),
-            ("states", batch.state_bytes),
-            ("prefixes", batch.prefix_bytes),
+            ("states", self.batch.state_bytes),
+            ("prefixes", self.batch.prefix_bytes),
         ] {
-            line(&mut out, &format!("{name}{{kind=\"{kind}\"}}"), bytes);
+            line(out, &format!("{name}{{kind=\"{kind}\"}}"), bytes);
         }
         if let Some(bytes) = resident_bytes() {
             let name = "process_resident_memory_bytes";
-            head(&mut out, name, "gauge", "Memory of the process");
-            line(&mut out, name, bytes);
+            head(out, name, "gauge", "Memory of the process");
+            line(out, name, bytes);
         }
+    }
+
+    fn write_times(&self, out: &mut String) {
+        let request = "Time from a request's head to its answer, or to the beginning of its stream";
+        let queue = "Time that sequences waited for a slot";
+        let first = "Time from a sequence's acceptance to its first token";
+        let between = "Time between the tokens of a sequence, its mean";
         for (name, help, histogram) in [
-            (
-                "uc_request_seconds",
-                "Time from a request's head to its answer, or to the beginning of its stream",
-                &numbers.request_seconds,
-            ),
-            (
-                "uc_queue_seconds",
-                "Time that sequences waited for a slot",
-                &numbers.queue_seconds,
-            ),
+            ("uc_request_seconds", request, &self.request_seconds),
+            ("uc_queue_seconds", queue, &self.queue_seconds),
             (
                 "uc_time_to_first_token_seconds",
-                "Time from a request to its first token",
-                &numbers.first_token_seconds,
+                first,
+                &self.first_token_seconds,
             ),
-            (
-                "uc_time_per_token_seconds",
-                "Time between the tokens of a sequence, its mean",
-                &numbers.token_seconds,
-            ),
+            ("uc_time_per_token_seconds", between, &self.token_seconds),
         ] {
-            histogram.write(&mut out, name, help);
+            histogram.write(out, name, help);
         }
-        out
     }
 }
 

@@ -82,6 +82,7 @@ pub(crate) async fn props(FromState(state): FromState<Arc<State>>) -> Json<Value
     Json(json!({
         "model": served.name,
         "fingerprint": served.fingerprint,
+        "arithmetic": served.arithmetic,
         "version": env!("CARGO_PKG_VERSION"),
         "context": settings.batch.context,
         "parallel": settings.batch.slots,
@@ -104,6 +105,7 @@ pub(crate) async fn metrics(FromState(state): FromState<Arc<State>>) -> Response
     let text = state.metrics.text(&Constants {
         model: &served.name,
         fingerprint: &served.fingerprint,
+        arithmetic: served.arithmetic,
         memory: served.model.memory(),
     });
     let kind = "text/plain; version=0.0.4; charset=utf-8";

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use uc_infer::{InferError, Model, Template};
+use serde_json::{Map, Value};
+use uc_infer::template::Conversation;
+use uc_infer::{Arithmetic, InferError, Model, Template};
 use uc_model::Tokenizer;
 use uc_model::text::TokenBytes;
 
 use crate::constraint::Grammars;
 use crate::error::ApiError;
+use crate::messages::{self, Message};
 use crate::tools::{self, Style};
 
 /// A model that is ready to be served.
@@ -18,6 +21,8 @@ pub struct Served {
     pub fingerprint: String,
     /// The model.
     pub model: Arc<Model>,
+    /// The arithmetic that it was loaded with.
+    pub arithmetic: Arithmetic,
     /// Its tokenizer.
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template; without one there are no conversations.
@@ -61,10 +66,24 @@ impl Prepared {
         self.served.model.config().vocab
     }
 
-    /// The template.
-    pub(crate) fn template(&self) -> Result<&Template, ApiError> {
+    /// The text of a conversation, up to where the assistant speaks next if that is wanted.
+    pub(crate) fn conversation(
+        &self,
+        messages: Vec<Message>,
+        tools: &[Value],
+        variables: &Map<String, Value>,
+        add_generation_prompt: bool,
+    ) -> Result<String, ApiError> {
         let template = self.served.template.as_ref();
-        template.ok_or_else(|| InferError::NoTemplate.into())
+        let template = template.ok_or(InferError::NoTemplate)?;
+        let knows_developer = template.source(!tools.is_empty()).contains("developer");
+        let messages = messages::for_template(messages, knows_developer)?;
+        Ok(template.render_conversation(Conversation {
+            messages: &messages,
+            tools,
+            variables,
+            add_generation_prompt,
+        })?)
     }
 
     /// The tokens of a text to continue, with the leading special token of the tokenizer once.

@@ -6,10 +6,9 @@ use axum::Json;
 use axum::extract::{Request as HttpRequest, State as FromState};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use uc_infer::template::Conversation;
 
 use crate::error::ApiError;
-use crate::messages::{self, Message};
+use crate::messages::Message;
 use crate::state::State;
 use crate::wire;
 
@@ -44,31 +43,10 @@ pub(crate) async fn tokenize(
     let body: Text = wire::parse(&bytes)?;
     crate::models::check_name(&state, body.model.as_deref())?;
     let prepared = &state.prepared;
-    let ids = match (body.content, body.prompt, body.messages) {
-        // llama.cpp adds special tokens only if they are asked for, vLLM always.
-        (Some(text), None, None) if !body.add_special.unwrap_or(false) => prepared.encode(&text)?,
-        (None, Some(text), None) if !body.add_special_tokens.unwrap_or(true) => {
-            prepared.encode(&text)?
-        }
-        (Some(text), None, None) | (None, Some(text), None) => prepared.text_tokens(&text)?,
-        (None, None, Some(messages)) => {
-            let template = prepared.template()?;
-            let messages = messages::for_template(messages, true)?;
-            let text = template.render_conversation(Conversation {
-                messages: &messages,
-                tools: &[],
-                variables: &Map::new(),
-                add_generation_prompt: body.add_generation_prompt.unwrap_or(true),
-            })?;
-            prepared.encode(&text)?
-        }
-        _ => {
-            let message =
-                "found none or several of content, prompt and messages, expected one of them";
-            return Err(ApiError::invalid(message));
-        }
-    };
-    let tokens = match body.with_pieces.unwrap_or(false) {
+    let with_pieces = body.with_pieces.unwrap_or(false);
+    // The tokenizer may take long for long texts.
+    let ids = tokio::task::block_in_place(|| ids(&state, body))?;
+    let tokens = match with_pieces {
         false => json!(ids),
         true => {
             let piece = |&id: &u32| json!({"id": id, "piece": prepared.token_name(id)});
@@ -78,6 +56,29 @@ pub(crate) async fn tokenize(
     Ok(Json(json!({
         "tokens": tokens, "count": ids.len(), "max_model_len": settings.batch.context,
     })))
+}
+
+/// The tokens that a request asks for.
+fn ids(state: &State, body: Text) -> Result<Vec<u32>, ApiError> {
+    let prepared = &state.prepared;
+    match (body.content, body.prompt, body.messages) {
+        // llama.cpp adds special tokens only if they are asked for, vLLM always.
+        (Some(text), None, None) if !body.add_special.unwrap_or(false) => prepared.encode(&text),
+        (None, Some(text), None) if !body.add_special_tokens.unwrap_or(true) => {
+            prepared.encode(&text)
+        }
+        (Some(text), None, None) | (None, Some(text), None) => prepared.text_tokens(&text),
+        (None, None, Some(messages)) => {
+            let generation = body.add_generation_prompt.unwrap_or(true);
+            let text = prepared.conversation(messages, &[], &Map::new(), generation)?;
+            prepared.encode(&text)
+        }
+        _ => {
+            let message =
+                "found none or several of content, prompt and messages, expected one of them";
+            Err(ApiError::invalid(message))
+        }
+    }
 }
 
 /// The text of tokens.

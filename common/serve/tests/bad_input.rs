@@ -18,6 +18,64 @@ fn goes_on(server: &Running) {
     assert_eq!(answer["usage"]["completion_tokens"], 1);
 }
 
+/// Requests with a wrong field, and its name.
+fn wrong_fields() -> Vec<(&'static str, Value, &'static str)> {
+    let text = |body, param| (TEXT, body, param);
+    let chat = |body, param| (CHAT, body, param);
+    vec![
+        text(json!({"prompt": 1}), "prompt"),
+        text(json!({"prompt": []}), "prompt"),
+        text(json!({"prompt": [[]]}), "prompt"),
+        text(json!({"prompt": ""}), "prompt"),
+        text(json!({"prompt": [99_999]}), "prompt"),
+        text(json!({}), "prompt"),
+        text(json!({"prompt": "a", "max_tokens": "x"}), "max_tokens"),
+        text(json!({"prompt": "a", "max_tokens": -1}), "max_tokens"),
+        text(json!({"prompt": "a", "temperature": 3}), "temperature"),
+        text(json!({"prompt": "a", "temperature": "hot"}), "temperature"),
+        text(json!({"prompt": "a", "top_p": -0.1}), "top_p"),
+        text(json!({"prompt": "a", "n": 0}), "n"),
+        text(json!({"prompt": "a", "n": 100}), "n"),
+        text(json!({"prompt": "a", "best_of": 2}), "best_of"),
+        text(json!({"prompt": "a", "suffix": "z"}), "suffix"),
+        text(json!({"prompt": "a", "logprobs": 21}), "logprobs"),
+        text(json!({"prompt": "a", "logprobs": true}), "logprobs"),
+        text(
+            json!({"prompt": "a", "logit_bias": {"5000": 1}}),
+            "logit_bias",
+        ),
+        text(json!({"prompt": "a", "stop": [""]}), "stop"),
+        text(json!({"prompt": "a", "stop": 7}), "stop"),
+        text(json!({"prompt": "a", "seed": 1.5}), "seed"),
+        text(json!({"prompt": "a", "stream": "yes"}), "stream"),
+        text(
+            json!({"prompt": "a", "stream_options": {}}),
+            "stream_options",
+        ),
+        text(
+            json!({"prompt": "a", "response_format": {"type": "xml"}}),
+            "response_format",
+        ),
+        chat(json!({"messages": []}), "messages"),
+        chat(json!({"messages": "a"}), "messages"),
+        chat(
+            json!({"messages": [{"role": "user"}]}),
+            "messages[0].content",
+        ),
+        chat(json!({"messages": [{"content": "a"}]}), "messages[0].role"),
+        chat(
+            json!({"messages": [{"role": "king", "content": "a"}]}),
+            "messages[0].role",
+        ),
+        chat(
+            json!({"messages": [{"role": "user", "content": "fail"}]}),
+            "messages",
+        ),
+        ("/detokenize", json!({"tokens": [99_999]}), "tokens"),
+        ("/detokenize", json!({"tokens": [-1]}), "tokens[0]"),
+    ]
+}
+
 #[test]
 fn what_is_no_json_or_has_wrong_types_is_refused() {
     let server = Running::usual();
@@ -38,80 +96,7 @@ fn what_is_no_json_or_has_wrong_types_is_refused() {
     }
     let deep = [b"{\"prompt\":".to_vec(), b"[".repeat(100_000)].concat();
     assert_eq!(server.post_bytes(TEXT, &deep).status, 400);
-    for (path, body, param) in [
-        (TEXT, json!({"prompt": 1}), "prompt"),
-        (TEXT, json!({"prompt": []}), "prompt"),
-        (TEXT, json!({"prompt": [[]]}), "prompt"),
-        (TEXT, json!({"prompt": ""}), "prompt"),
-        (TEXT, json!({"prompt": [99_999]}), "prompt"),
-        (TEXT, json!({}), "prompt"),
-        (
-            TEXT,
-            json!({"prompt": "a", "max_tokens": "x"}),
-            "max_tokens",
-        ),
-        (TEXT, json!({"prompt": "a", "max_tokens": -1}), "max_tokens"),
-        (
-            TEXT,
-            json!({"prompt": "a", "temperature": 3}),
-            "temperature",
-        ),
-        (
-            TEXT,
-            json!({"prompt": "a", "temperature": "hot"}),
-            "temperature",
-        ),
-        (TEXT, json!({"prompt": "a", "top_p": -0.1}), "top_p"),
-        (TEXT, json!({"prompt": "a", "n": 0}), "n"),
-        (TEXT, json!({"prompt": "a", "n": 100}), "n"),
-        (TEXT, json!({"prompt": "a", "best_of": 2}), "best_of"),
-        (TEXT, json!({"prompt": "a", "suffix": "z"}), "suffix"),
-        (TEXT, json!({"prompt": "a", "logprobs": 21}), "logprobs"),
-        (TEXT, json!({"prompt": "a", "logprobs": true}), "logprobs"),
-        (
-            TEXT,
-            json!({"prompt": "a", "logit_bias": {"5000": 1}}),
-            "logit_bias",
-        ),
-        (TEXT, json!({"prompt": "a", "stop": [""]}), "stop"),
-        (TEXT, json!({"prompt": "a", "stop": 7}), "stop"),
-        (TEXT, json!({"prompt": "a", "seed": 1.5}), "seed"),
-        (TEXT, json!({"prompt": "a", "stream": "yes"}), "stream"),
-        (
-            TEXT,
-            json!({"prompt": "a", "stream_options": {}}),
-            "stream_options",
-        ),
-        (
-            TEXT,
-            json!({"prompt": "a", "response_format": {"type": "xml"}}),
-            "response_format",
-        ),
-        (CHAT, json!({"messages": []}), "messages"),
-        (CHAT, json!({"messages": "a"}), "messages"),
-        (
-            CHAT,
-            json!({"messages": [{"role": "user"}]}),
-            "messages[0].content",
-        ),
-        (
-            CHAT,
-            json!({"messages": [{"content": "a"}]}),
-            "messages[0].role",
-        ),
-        (
-            CHAT,
-            json!({"messages": [{"role": "king", "content": "a"}]}),
-            "messages[0].role",
-        ),
-        (
-            CHAT,
-            json!({"messages": [{"role": "user", "content": "fail"}]}),
-            "messages",
-        ),
-        ("/detokenize", json!({"tokens": [99_999]}), "tokens"),
-        ("/detokenize", json!({"tokens": [-1]}), "tokens[0]"),
-    ] {
+    for (path, body, param) in wrong_fields() {
         let reply = server.post(path, &body);
         assert_eq!(reply.status, 400, "{body}: {}", reply.text());
         let found = reply.json()["error"]["param"].clone();

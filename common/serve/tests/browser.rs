@@ -16,6 +16,8 @@ use support::{Running, served, settings};
 
 const TEMPLATE: &str = "{% for m in messages %}{{ m.content }} {% endfor %}";
 
+const KEY: &str = "0123456789abcdef0123";
+
 /// The browser of this machine.
 fn browser() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
@@ -112,12 +114,16 @@ impl Page {
         result["result"]["value"].clone()
     }
 
-    /// Waits until an expression is true.
+    /// Waits until an expression is true. The page may not be there yet.
     fn until(&mut self, expression: &str) {
+        let quiet =
+            format!("(() => {{ try {{ return {expression} }} catch {{ return false }} }})()");
         let start = Instant::now();
-        while self.value(expression) != true {
-            let seen = || format!("never: {expression}");
-            assert!(start.elapsed() < Duration::from_secs(30), "{}", seen());
+        while self.value(&quiet) != true {
+            assert!(
+                start.elapsed() < Duration::from_secs(30),
+                "never: {expression}"
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -153,7 +159,6 @@ fn a_conversation_in_the_page_works_by_keyboard_alone() {
         eprintln!("skipped: found no chromium, chromium-browser or google-chrome in PATH");
         return;
     };
-    const KEY: &str = "0123456789abcdef0123";
     let mut settings = settings();
     settings.access.key = Some(KEY.to_owned());
     settings.batch.slots = 1;
@@ -205,7 +210,11 @@ fn a_conversation_in_the_page_works_by_keyboard_alone() {
         )
         .unwrap();
     }
-    // Errors are shown.
+    errors_are_shown(&mut page);
+    escape_stops_an_answer(&mut page, &server);
+}
+
+fn errors_are_shown(page: &mut Page) {
     page.write(&"once ".repeat(400));
     page.press("Enter", 13);
     page.until("document.querySelector('.error')?.textContent.includes('context')");
@@ -218,7 +227,10 @@ fn a_conversation_in_the_page_works_by_keyboard_alone() {
         page.value("document.querySelectorAll('article.assistant').length"),
         3
     );
-    // A new conversation is empty. Escape stops an answer, here one that waits for others.
+}
+
+/// A new conversation is empty. An answer that waits for those of another client is stopped.
+fn escape_stops_an_answer(page: &mut Page, server: &Running) {
     page.value("by('max_tokens').value = '30'; by('clear').click()");
     assert_eq!(page.value("document.querySelectorAll('article').length"), 0);
     let many = json!({"prompt": "Once", "max_tokens": 250, "n": 60, "stream": true}).to_string();

@@ -65,20 +65,7 @@ fn differences(
                 }
             }
             "properties" | "additionalProperties" => {
-                let fields = value.as_object().into_iter().flatten();
-                for (name, field) in fields {
-                    let place = format!("{place}.{name}");
-                    match (&schema["properties"][name], &schema["additionalProperties"]) {
-                        (Value::Null, Value::Bool(false)) => {
-                            found.push(format!("{place}: not described"))
-                        }
-                        (Value::Null, other) if other.is_object() => {
-                            differences(document, other, field, &place, found);
-                        }
-                        (Value::Null, _) => {}
-                        (own, _) => differences(document, own, field, &place, found),
-                    }
-                }
+                field_differences(document, schema, value, place, found);
             }
             "minimum" => {
                 if value.as_f64() < rule.as_f64() && value.is_number() {
@@ -92,6 +79,27 @@ fn differences(
             }
             "description" | "minItems" | "maxItems" => {}
             other => panic!("{place}: the test does not know {other}"),
+        }
+    }
+}
+
+/// Where the fields of an object differ from a schema.
+fn field_differences(
+    document: &Value,
+    schema: &Value,
+    value: &Value,
+    place: &str,
+    found: &mut Vec<String>,
+) {
+    for (name, field) in value.as_object().into_iter().flatten() {
+        let place = format!("{place}.{name}");
+        match (&schema["properties"][name], &schema["additionalProperties"]) {
+            (Value::Null, Value::Bool(false)) => found.push(format!("{place}: not described")),
+            (Value::Null, other) if other.is_object() => {
+                differences(document, other, field, &place, found);
+            }
+            (Value::Null, _) => {}
+            (own, _) => differences(document, own, field, &place, found),
         }
     }
 }

@@ -9,7 +9,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::Value;
-use uc_infer::{BatchSettings, Dense, InferError, Matrix, Model, Precision, Source, Template};
+use uc_infer::{
+    Arithmetic, BatchSettings, Dense, InferError, Matrix, Model, Precision, Source, Template,
+};
 use uc_model::{LayerPlan, ModelConfig, SourceFolder, Tokenizer};
 use uc_serve::{Access, Control, Ended, Served, Server, Settings};
 
@@ -73,6 +75,7 @@ pub fn served(template: Option<&str>) -> Served {
         name: NAME.to_owned(),
         fingerprint: FINGERPRINT.to_owned(),
         model: Arc::new(model.unwrap()),
+        arithmetic: Arithmetic::Exact,
         tokenizer: Arc::new(Tokenizer::load(&folder).unwrap()),
         template,
         stop_tokens: Vec::new(),

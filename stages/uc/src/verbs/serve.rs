@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use crossbeam_channel::unbounded;
 use uc_infer::load::{self, Checks};
-use uc_infer::{BatchSettings, InferError, LoadOptions, Precision, Template};
+use uc_infer::{BatchSettings, InferError, Precision, Template};
 use uc_input::printable;
 use uc_pack::Pack;
 use uc_serve::{Access, Served, Server, Settings};
@@ -47,8 +47,8 @@ pub fn run(args: &ServeArgs, display: &Display, signals: &Listener) -> anyhow::R
         .num_threads(threads as usize)
         .build()
         .context("cannot start threads")?;
-    let (served, options) = pool.install(|| load(args, display))?;
-    let name = served.name.clone();
+    let served = pool.install(|| load(args, display))?;
+    let (name, arithmetic) = (served.name.clone(), served.arithmetic);
     let context = context(args, &served)?;
     let access = Access {
         key,
@@ -61,7 +61,7 @@ pub fn run(args: &ServeArgs, display: &Display, signals: &Listener) -> anyhow::R
         "serving {} at http://{address}, {} answers at a time, {context} tokens of context, {} arithmetic; loaded in {:.1} s",
         printable(&name),
         args.parallel,
-        options.arithmetic,
+        arithmetic,
         start.elapsed().as_secs_f64(),
     ));
     end_on_signals(&server, signals);
@@ -94,7 +94,7 @@ fn end_on_signals(server: &Server, signals: &Listener) {
 }
 
 /// Loads the model of the pack.
-fn load(args: &ServeArgs, display: &Display) -> anyhow::Result<(Served, LoadOptions)> {
+fn load(args: &ServeArgs, display: &Display) -> anyhow::Result<Served> {
     let pack = packs::open(&args.pack)?;
     let options = args.runtime.load_options(&pack);
     let checks = options.checks;
@@ -115,15 +115,15 @@ fn load(args: &ServeArgs, display: &Display) -> anyhow::Result<(Served, LoadOpti
     stop_tokens.sort_unstable();
     stop_tokens.dedup();
     let model = load::load(&pack, options).map_err(classify)?;
-    let served = Served {
+    Ok(Served {
         name: args.model_name.clone().unwrap_or_else(|| name(args, &pack)),
         fingerprint: pack.fingerprint().to_string(),
         model: Arc::new(model),
+        arithmetic: options.arithmetic,
         tokenizer: Arc::new(tokenizer),
         template,
         stop_tokens,
-    };
-    Ok((served, options))
+    })
 }
 
 /// The model's name: the repository that it is from, the folder that was compressed, or the pack's folder.
