@@ -13,6 +13,7 @@ machine meets all of them. Speeds are medians over the rounds, ratios are median
 one uncounted measurement first, keep keys and values in f16 and leave out the choice of tokens.
 - Resident memory: VmHWM of `uc bench` before it measures the bandwidth, maxrss of llama-bench, which counts mapped files.
 - Load time: of uc without and with verification; of llama-bench the wall time of a run of one token less that token.
+- Generation: of uc after 16 tokens, of llama-bench from the beginning.
 - Bandwidth: the fastest reading of all rounds with that number of threads. Weights read per token: `weights_read` of `uc bench`; of
   a GGUF file all tensors, but of an embedding that is not also the output matrix nothing.
 """
@@ -245,6 +246,9 @@ def summary(contenders, ours, rounds, threads):
         entry = {name: {"median": statistics.median(some), "rounds": some} for name, some in values.items() if some}
         rate = entry["generation_tokens_per_second"]["median"]
         entry["share_of_bandwidth"] = rate * contender.read_per_token() / bandwidth
+        for name in names:
+            if "_batch_" in name:
+                entry[f"{name}_over_batch_1"] = entry[name]["median"] / rate
         found["contenders"][contender.name] = entry
     for own_one in ours:
         ratios = found["ratios"][own_one.name] = {}
