@@ -13,7 +13,9 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
-use uc_infer::{Arithmetic, Checks, Chunk, LoadOptions, Model, Precision, Sequence, Wanted, load};
+use uc_infer::{
+    Arithmetic, Checks, Chunk, LoadOptions, MemoryForm, Model, Precision, Sequence, Wanted, load,
+};
 use uc_model::metrics::{MetricsAccumulator, compare_logits};
 use uc_model::text::WindowSet;
 use uc_pack::Pack;
@@ -47,6 +49,7 @@ fn main() -> anyhow::Result<()> {
             LoadOptions {
                 checks: Checks::Digests,
                 arithmetic,
+                memory: MemoryForm::Resident,
             },
         )
     };

@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 
 pub mod kills;
 pub mod schema;
+pub mod server;
 pub mod terminal;
 
 /// The root of the repository.

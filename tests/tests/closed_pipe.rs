@@ -64,7 +64,7 @@ fn every_verb_ends_quietly_when_its_reader_has_gone() {
     let model = tiny_model();
     let model = model.to_str().expect("UTF-8");
     let config = format!("{model}/config.json");
-    let lines: [&[&str]; 26] = [
+    let lines: [&[&str]; 27] = [
         &["compress", model, "--run", run],
         &["compress", model, "--run", run, "--dry-run"],
         &["resume", run, "--json"],
@@ -97,6 +97,8 @@ fn every_verb_ends_quietly_when_its_reader_has_gone() {
         &["eval", &pack, "--model", model, "--run", &eval],
         &["generate", &pack, "-p", "Once", "-n", "4"],
         &["bench", &pack, "-n", "2", "--runs", "1"],
+        // Refused after the model is loaded: a server would not end.
+        &["serve", &pack, "--port", "0", "--context", "100000"],
         &["completions", "bash"],
         &["man", "--out", &pages],
         &["--help"],
@@ -106,6 +108,7 @@ fn every_verb_ends_quietly_when_its_reader_has_gone() {
         let expected = match line[0] {
             // The network fails.
             "upload" => Some(11),
+            "serve" => Some(2),
             _ => Some(0),
         };
         let (code, text) = with_closed_output(&mut of_line(line));

@@ -41,13 +41,14 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
             "uc-infer",
             crates("uc-input uc-simd uc-codec uc-pack uc-model"),
         ),
+        ("uc-serve", crates("uc-input uc-infer uc-model")),
         (
             "uc-layer-quantizer",
             crates("uc-input uc-settings uc-store uc-codec uc-pack uc-model"),
         ),
         (
             "uc",
-            crates("uc-input uc-settings uc-store uc-pack uc-model uc-export uc-infer"),
+            crates("uc-input uc-settings uc-store uc-pack uc-model uc-export uc-infer uc-serve"),
         ),
         ("uc-examples", &libraries | &crates("uc-infer")),
         ("uc-tests", crates("")),
@@ -73,7 +74,7 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
 }
 
 /// Crates that must build without burn, so that verifying a pack stays a small program.
-const WITHOUT_BURN: [&str; 11] = [
+const WITHOUT_BURN: [&str; 12] = [
     "uc-simd",
     "uc-input",
     "uc-settings",
@@ -82,6 +83,7 @@ const WITHOUT_BURN: [&str; 11] = [
     "uc-pack",
     "uc-hub",
     "uc-infer",
+    "uc-serve",
     "ucpack",
     "uc-export",
     "uc",

@@ -37,6 +37,7 @@ pub(crate) use coupled::Coupling;
 use coupled::Survivors;
 #[cfg(target_arch = "x86_64")]
 use uc_simd::has_avx2;
+use uc_simd::{Kernel, dispatch};
 
 /// Rows of a block.
 pub const BLOCK_ROWS: usize = 256;
@@ -160,10 +161,34 @@ impl LevelReader {
             out.fill(0);
             return;
         }
-        for ((state, &q), out) in self.states.iter_mut().zip(q).zip(out) {
-            *state = next_state(*state, q);
-            *out = q & !1 | (*state & 1) as i16;
+        dispatch(Row {
+            states: &mut self.states,
+            q,
+            out,
+            of: |_, next, q| q & !1 | (next & 1) as i16,
+        });
+    }
+
+    /// Writes the levels of the next row to `out`.
+    ///
+    /// # Panics
+    /// If `q` and `out` do not have one element for each column.
+    pub fn row(&mut self, q: &[i16], row_log2_eighths: u8, out: &mut [i32]) {
+        assert!(
+            q.len() == self.states.len() && out.len() == q.len(),
+            "whole rows"
+        );
+        self.begin_row();
+        if row_log2_eighths == 0 {
+            out.fill(0);
+            return;
         }
+        dispatch(Row {
+            states: &mut self.states,
+            q,
+            out,
+            of: |state, _, q| level(state, q),
+        });
     }
 
     /// Counts a row; the states are 0 before the first row of a block.
@@ -172,6 +197,27 @@ impl LevelReader {
             self.states.fill(0);
         }
         self.row += 1;
+    }
+}
+
+/// Something about every element of a row, from the states before and after it and its index.
+struct Row<'a, T, F> {
+    states: &'a mut [u16],
+    q: &'a [i16],
+    out: &'a mut [T],
+    of: F,
+}
+
+impl<T, F: Fn(u16, u16, i16) -> T> Kernel for Row<'_, T, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for ((state, &q), out) in self.states.iter_mut().zip(self.q).zip(self.out) {
+            let next = next_state(*state, q);
+            *out = (self.of)(*state, next, q);
+            *state = next;
+        }
     }
 }
 
@@ -371,7 +417,6 @@ mod avx2 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use uc_simd::{Kernel, dispatch};
 
     /// The indices of least squared error for a column of `values` in units of the step, in blocks of [`BLOCK_ROWS`].
     pub(crate) fn column_indices(values: &[f32]) -> Vec<i16> {

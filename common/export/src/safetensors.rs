@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use uc_model::spec::Stored;
 use uc_pack::ExactDtype;
 
@@ -155,20 +155,21 @@ fn file_names(count: usize) -> Vec<String> {
 
 /// Length and JSON of a shard's header.
 fn header(tensors: &[Tensor]) -> Vec<u8> {
-    let mut entries = Map::new();
-    entries.insert("__metadata__".into(), json!({ "format": "pt" }));
+    // Sorted by name, and the fields of an entry in the order that they are written here: the bytes do not depend on how a
+    // library orders its maps.
+    let mut entries = BTreeMap::from([("__metadata__", json!({ "format": "pt" }))]);
     let mut offset = 0;
     for tensor in tensors {
         let end = offset + tensor.bytes;
         let entry = json!({
+            "data_offsets": [offset, end],
             "dtype": tensor.dtype,
             "shape": tensor.shape,
-            "data_offsets": [offset, end],
         });
-        entries.insert(tensor.name.clone(), entry);
+        entries.insert(tensor.name.as_str(), entry);
         offset = end;
     }
-    let mut json = Value::Object(entries).to_string().into_bytes();
+    let mut json = serde_json::to_vec(&entries).expect("strings and integers only");
     json.resize(json.len().next_multiple_of(ALIGNMENT), b' ');
     let mut header = (json.len() as u64).to_le_bytes().to_vec();
     header.extend(json);
@@ -179,8 +180,8 @@ fn header(tensors: &[Tensor]) -> Vec<u8> {
 fn index(tensors: &[Tensor], places: &[(usize, u64)], names: &[String]) -> Vec<u8> {
     let total: u64 = tensors.iter().map(|tensor| tensor.bytes).sum();
     let places = tensors.iter().zip(places);
-    let map: Map<String, Value> = places
-        .map(|(tensor, &(file, _))| (tensor.name.clone(), names[file].clone().into()))
+    let map: BTreeMap<&str, &str> = places
+        .map(|(tensor, &(file, _))| (tensor.name.as_str(), names[file].as_str()))
         .collect();
     let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
     let mut text = serde_json::to_vec_pretty(&index).expect("strings and integers only");

@@ -80,17 +80,22 @@ fn benchmarks(criterion: &mut Criterion) {
             });
         }
     }
-    let values = vec![half::bf16::from_f32(0.01); ROWS * COLS / 4];
-    group.throughput(Throughput::Elements(values.len() as u64));
-    let matrix = Matrix::Dense {
-        values: Dense::Bf16(values),
-        cols: COLS,
-    };
-    for tokens in [1, 4, 16] {
-        let x: Vec<f32> = (0..tokens * COLS)
+    for (name, cols, tokens) in [
+        ("bf16", COLS, 1),
+        ("bf16, short rows", 576, 1),
+        ("bf16", COLS, 4),
+        ("bf16", COLS, 16),
+    ] {
+        let values = vec![half::bf16::from_f32(0.01); 3 * ROWS * cols];
+        group.throughput(Throughput::Elements(values.len() as u64));
+        let matrix = Matrix::Dense {
+            values: Dense::Bf16(values),
+            cols,
+        };
+        let x: Vec<f32> = (0..tokens * cols)
             .map(|i| (i % 1009) as f32 - 504.0)
             .collect();
-        group.bench_function(BenchmarkId::new("bf16", tokens), |bencher| {
+        group.bench_function(BenchmarkId::new(name, tokens), |bencher| {
             bencher.iter(|| matrix.product(black_box(&x)))
         });
     }

@@ -1,4 +1,6 @@
-//! How products with compressed linears are computed.
+//! How compressed linears are computed with, and how they are kept.
+
+use std::fmt;
 
 use serde::Serialize;
 
@@ -11,4 +13,32 @@ pub enum Arithmetic {
     Exact,
     /// Levels times activations in integers of 16 bits, with the steps outside of the sums.
     Fast,
+}
+
+impl fmt::Display for Arithmetic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Arithmetic::Exact => "exact",
+            Arithmetic::Fast => "fast",
+        })
+    }
+}
+
+/// How compressed linears are kept in memory. The results are the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemoryForm {
+    /// Levels in fields of a few bits, made when the pack is loaded: about six bits per weight.
+    Resident,
+    /// The entropy-coded tiles of the pack, decoded each time they are used: the bits of the pack.
+    Streamed,
+}
+
+impl fmt::Display for MemoryForm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            MemoryForm::Resident => "resident",
+            MemoryForm::Streamed => "streamed",
+        })
+    }
 }

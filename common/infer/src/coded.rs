@@ -6,16 +6,27 @@ use rayon::prelude::*;
 use uc_codec::steps::factor;
 use uc_codec::trellis::BLOCK_ROWS;
 use uc_codec::{LowRank, TensorCode, bf16};
+use uc_pack::layer::PieceBuffers;
 use uc_simd::{Kernel, dispatch};
 
 use crate::arithmetic::Arithmetic;
 use crate::columns::Columns;
-use crate::integer::{self, Quantized, Scratch};
+use crate::integer::{self, CHUNK_ROWS, Quantized, Scratch};
 use crate::kernel;
 use crate::packed::{Cursor, MARK_ROWS, PANEL, Packed, PackedBuilder};
+use crate::streamed::Streamed;
 
 /// Rows of `exact` that are made at the same time. Together with the vectors of a few tokens they stay in the second-level cache.
 const EXACT_ROWS: usize = 8;
+
+/// The levels of a linear.
+#[derive(Debug)]
+enum Levels {
+    /// [`MemoryForm::Resident`]
+    Packed(Packed),
+    /// [`MemoryForm::Streamed`]
+    Streamed(Streamed),
+}
 
 /// A compressed linear in memory.
 #[derive(Debug)]
@@ -25,7 +36,7 @@ pub struct Coded {
     columns: Columns,
     /// `[rows]` logarithms of the factors of the steps of a row.
     row_step_log2_eighths: Vec<u8>,
-    levels: Packed,
+    levels: Levels,
     /// V has the columns in the order of `columns`.
     overlay: Option<LowRank>,
     arithmetic: Arithmetic,
@@ -33,43 +44,66 @@ pub struct Coded {
 
 /// Builds a [`Coded`] from pieces of whole rows, from the first to the last.
 pub(crate) struct CodedBuilder {
-    coded: Coded,
-    levels: PackedBuilder,
+    rows: usize,
+    step: f32,
+    columns: Columns,
+    row_step_log2_eighths: Vec<u8>,
+    overlay: Option<LowRank>,
+    arithmetic: Arithmetic,
+    levels: LevelsBuilder,
+}
+
+/// Builds [`Levels`].
+enum LevelsBuilder {
+    Packed(PackedBuilder),
+    /// Complete.
+    Streamed(Streamed),
 }
 
 impl CodedBuilder {
+    /// `streamed` are the levels for [`MemoryForm::Streamed`]; otherwise they are made from the indices.
     pub(crate) fn new(
         rows: usize,
         step: f32,
         columns: Columns,
         overlay: Option<LowRank>,
         arithmetic: Arithmetic,
+        streamed: Option<Streamed>,
     ) -> Self {
-        let overlay = overlay.map(|overlay| sorted(overlay, &columns));
         CodedBuilder {
-            levels: PackedBuilder::new(rows, columns.order.clone()),
-            coded: Coded {
-                rows,
-                step,
-                columns,
-                row_step_log2_eighths: Vec::with_capacity(rows),
-                levels: Packed::default(),
-                overlay,
-                arithmetic,
+            rows,
+            step,
+            row_step_log2_eighths: Vec::with_capacity(rows),
+            overlay: overlay.map(|overlay| sorted(overlay, &columns)),
+            arithmetic,
+            levels: match streamed {
+                None => LevelsBuilder::Packed(PackedBuilder::new(rows, columns.order.clone())),
+                Some(streamed) => LevelsBuilder::Streamed(streamed),
             },
+            columns,
         }
     }
 
     /// Adds rows, as many as there are logarithms; `q` are their indices `[rows, cols]`.
     pub(crate) fn rows(&mut self, q: &[i16], row_logs: &[u8], row_steps: &[u8]) {
-        self.levels.rows(q, row_logs);
-        self.coded.row_step_log2_eighths.extend(row_steps);
+        if let LevelsBuilder::Packed(levels) = &mut self.levels {
+            levels.rows(q, row_logs);
+        }
+        self.row_step_log2_eighths.extend(row_steps);
     }
 
     pub(crate) fn finish(self) -> Coded {
         Coded {
-            levels: self.levels.finish(),
-            ..self.coded
+            rows: self.rows,
+            step: self.step,
+            columns: self.columns,
+            row_step_log2_eighths: self.row_step_log2_eighths,
+            levels: match self.levels {
+                LevelsBuilder::Packed(levels) => Levels::Packed(levels.finish()),
+                LevelsBuilder::Streamed(levels) => Levels::Streamed(levels),
+            },
+            overlay: self.overlay,
+            arithmetic: self.arithmetic,
         }
     }
 }
@@ -90,7 +124,8 @@ impl Coded {
     pub fn new(code: &TensorCode, arithmetic: Arithmetic) -> Self {
         let columns = Columns::new(&code.column_log2_eighths);
         let overlay = code.overlay.clone();
-        let mut builder = CodedBuilder::new(code.rows, code.step, columns, overlay, arithmetic);
+        let (rows, step) = (code.rows, code.step);
+        let mut builder = CodedBuilder::new(rows, step, columns, overlay, arithmetic, None);
         builder.rows(&code.q, &code.row_log2_eighths, &code.row_step_log2_eighths);
         builder.finish()
     }
@@ -104,7 +139,11 @@ impl Coded {
     pub(crate) fn bytes(&self) -> usize {
         let overlay = self.overlay.as_ref();
         let sharers = Arc::strong_count(&self.columns.order);
-        self.levels.bytes()
+        let levels = match &self.levels {
+            Levels::Packed(levels) => levels.bytes(),
+            Levels::Streamed(levels) => levels.bytes(),
+        };
+        levels
             + self.columns.bytes().div_ceil(sharers)
             + self.row_step_log2_eighths.len()
             + overlay.map_or(0, |overlay| 2 * (overlay.u.len() + overlay.v.len()))
@@ -112,7 +151,10 @@ impl Coded {
 
     /// Number of levels that are held apart.
     pub(crate) fn outliers(&self) -> usize {
-        self.levels.outliers()
+        match &self.levels {
+            Levels::Packed(levels) => levels.outliers(),
+            Levels::Streamed(_) => 0,
+        }
     }
 
     /// `x Wᵀ` for `x: [tokens, cols]`; [rows, tokens].
@@ -128,60 +170,115 @@ impl Coded {
         let quantized = Quantized::new(x, &self.columns);
         let overlay = self.overlay.as_ref();
         let inner = overlay.map(|overlay| inner_products(overlay, x, &self.columns));
-        let task_rows = self.task_rows(tokens);
         let mut out = vec![0.0; self.rows * tokens];
-        out.par_chunks_mut(task_rows * tokens)
-            .enumerate()
-            .for_each_init(
-                || Scratch::new(task_rows.min(self.rows), tokens),
-                |scratch, (task, out)| {
-                    let first = task * task_rows;
-                    let place = [first / BLOCK_ROWS, first % BLOCK_ROWS / MARK_ROWS];
-                    integer::products(&self.levels, place, &quantized, scratch, out);
-                    for (index, out) in out.chunks_exact_mut(tokens).enumerate() {
-                        let row = first + index;
-                        let step = self.step * factor(self.row_step_log2_eighths[row]);
-                        out.iter_mut().for_each(|y| *y *= step);
-                        if let (Some(overlay), Some(inner)) = (overlay, &inner) {
-                            add_overlay(overlay, row, inner, out);
-                        }
-                    }
-                },
-            );
+        match &self.levels {
+            Levels::Packed(levels) => self.fast_packed(levels, &quantized, tokens, &mut out),
+            Levels::Streamed(levels) => self.fast_streamed(levels, &quantized, tokens, &mut out),
+        }
+        for (row, out) in out.chunks_exact_mut(tokens).enumerate() {
+            let step = self.step * factor(self.row_step_log2_eighths[row]);
+            out.iter_mut().for_each(|y| *y *= step);
+            if let (Some(overlay), Some(inner)) = (overlay, &inner) {
+                add_overlay(overlay, row, inner, out);
+            }
+        }
         out
+    }
+
+    fn fast_packed(&self, levels: &Packed, x: &Quantized, tokens: usize, out: &mut [f32]) {
+        let task_rows = self.task_rows(tokens);
+        let tasks = out.par_chunks_mut(task_rows * tokens).enumerate();
+        tasks.for_each_init(
+            || Scratch::new(task_rows.min(self.rows), tokens),
+            |scratch, (task, out)| {
+                let first = task * task_rows;
+                let place = [first / BLOCK_ROWS, first % BLOCK_ROWS / MARK_ROWS];
+                integer::products(levels, place, x, scratch, out);
+            },
+        );
+    }
+
+    fn fast_streamed(&self, levels: &Streamed, x: &Quantized, tokens: usize, out: &mut [f32]) {
+        let tiles = out.par_chunks_mut(levels.tile_rows() * tokens).enumerate();
+        tiles.for_each_init(
+            || (Scratch::new(CHUNK_ROWS, tokens), PieceBuffers::default()),
+            |(scratch, buffers), (tile, mut out)| {
+                levels.levels(
+                    tile,
+                    CHUNK_ROWS,
+                    &self.columns,
+                    buffers,
+                    &mut |rows, count| {
+                        let (chunk, rest) = std::mem::take(&mut out).split_at_mut(count * tokens);
+                        integer::decoded_products(rows, x, scratch, chunk);
+                        out = rest;
+                    },
+                );
+            },
+        );
     }
 
     /// Rows of a task. Few for small matrices, so that all threads have work; more otherwise, because a task begins with a look at
     /// the rows above its own.
     fn task_rows(&self, tokens: usize) -> usize {
-        let blocks = self.rows.div_ceil(BLOCK_ROWS);
-        match tokens == 1 && blocks >= 4 * rayon::current_num_threads() {
-            true => BLOCK_ROWS,
-            false => MARK_ROWS,
+        let threads = rayon::current_num_threads();
+        let enough = |rows: &usize| threads == 1 || self.rows.div_ceil(*rows) >= 2 * threads;
+        match tokens {
+            1 => [BLOCK_ROWS, 2 * MARK_ROWS]
+                .into_iter()
+                .find(enough)
+                .unwrap_or(MARK_ROWS),
+            _ => MARK_ROWS,
         }
     }
 
     fn exact_product(&self, x: &[f32]) -> Vec<f32> {
-        let cols = self.columns.len();
-        let tokens = x.len() / cols;
+        let tokens = x.len() / self.columns.len();
         let mut sorted = Vec::with_capacity(x.len());
         self.columns.sort(x, &mut sorted);
-        let column_steps = self.column_steps();
         let mut out = vec![0.0; self.rows * tokens];
-        out.par_chunks_mut(MARK_ROWS * tokens)
-            .enumerate()
-            .for_each_init(
-                || vec![0.0; EXACT_ROWS * cols],
-                |weights, (task, out)| {
-                    let mut reader = RowReader::new(self, &column_steps, task);
-                    for out in out.chunks_mut(EXACT_ROWS * tokens) {
-                        let weights = &mut weights[..out.len() / tokens * cols];
-                        reader.rows(weights);
-                        kernel::products(weights, &sorted, cols, out);
-                    }
-                },
-            );
+        match &self.levels {
+            Levels::Packed(levels) => self.exact_packed(levels, &sorted, tokens, &mut out),
+            Levels::Streamed(levels) => self.exact_streamed(levels, &sorted, tokens, &mut out),
+        }
         out
+    }
+
+    fn exact_packed(&self, levels: &Packed, x: &[f32], tokens: usize, out: &mut [f32]) {
+        let cols = self.columns.len();
+        let column_steps = self.column_steps();
+        let tasks = out.par_chunks_mut(MARK_ROWS * tokens).enumerate();
+        tasks.for_each_init(
+            || vec![0.0; EXACT_ROWS * cols],
+            |weights, (task, out)| {
+                let mut reader = RowReader::new(self, levels, &column_steps, task);
+                for out in out.chunks_mut(EXACT_ROWS * tokens) {
+                    let weights = &mut weights[..out.len() / tokens * cols];
+                    reader.rows(weights);
+                    kernel::products(weights, x, cols, out);
+                }
+            },
+        );
+    }
+
+    fn exact_streamed(&self, levels: &Streamed, x: &[f32], tokens: usize, out: &mut [f32]) {
+        let cols = self.columns.len();
+        let tiles = out.par_chunks_mut(levels.tile_rows() * tokens).enumerate();
+        tiles.for_each_init(PieceBuffers::default, |buffers, (tile, mut out)| {
+            let (mut row, mut sorted) = (vec![0.0; cols], Vec::new());
+            levels.weights(tile, buffers, &mut |weights, rows| {
+                sorted.clear();
+                for _ in 0..rows {
+                    row.iter_mut()
+                        .zip(&mut *weights)
+                        .for_each(|(to, from)| *to = from);
+                    self.columns.append_sorted(&row, &mut sorted);
+                }
+                let (chunk, rest) = std::mem::take(&mut out).split_at_mut(rows * tokens);
+                kernel::products(&sorted, x, cols, chunk);
+                out = rest;
+            });
+        });
     }
 
     /// `[cols]` the steps of the columns, in their order here.
@@ -193,11 +290,37 @@ impl Coded {
     /// The weights of the rows from `first` on into `out: [rows, cols]`, in the order of the source: bfloat16 values as f32.
     pub(crate) fn rows_into(&self, first: usize, out: &mut [f32]) {
         let cols = self.columns.len();
+        let end = first + out.len() / cols;
+        let levels = match &self.levels {
+            Levels::Packed(levels) => levels,
+            Levels::Streamed(levels) => {
+                let tile_rows = levels.tile_rows();
+                for tile in first / tile_rows..end.div_ceil(tile_rows) {
+                    let mut row = tile * tile_rows;
+                    let mut buffers = PieceBuffers::default();
+                    levels.weights(tile, &mut buffers, &mut |weights, rows| {
+                        for row in row..row + rows {
+                            let range = row.checked_sub(first).filter(|_| row < end);
+                            let out = range.map(|row| &mut out[row * cols..(row + 1) * cols]);
+                            let weights = (&mut *weights).take(cols);
+                            match out {
+                                Some(out) => out
+                                    .iter_mut()
+                                    .zip(weights)
+                                    .for_each(|(to, from)| *to = from),
+                                None => weights.for_each(drop),
+                            }
+                        }
+                        row += rows;
+                    });
+                }
+                return;
+            }
+        };
         let column_steps = self.column_steps();
         let mut weights = vec![0.0; cols];
-        let end = first + out.len() / cols;
         for mark in first / MARK_ROWS..end.div_ceil(MARK_ROWS) {
-            let mut reader = RowReader::new(self, &column_steps, mark);
+            let mut reader = RowReader::new(self, levels, &column_steps, mark);
             for row in mark * MARK_ROWS..end.min((mark + 1) * MARK_ROWS) {
                 reader.rows(&mut weights);
                 if row < first {
@@ -237,6 +360,7 @@ fn add_overlay(overlay: &LowRank, row: usize, inner: &[f32], out: &mut [f32]) {
 /// multiply-adds, bit for bit the reconstruction of `uc_codec::reconstruct`.
 struct RowReader<'a> {
     coded: &'a Coded,
+    packed: &'a Packed,
     column_steps: &'a [f32],
     row: usize,
     /// For each panel.
@@ -247,18 +371,19 @@ struct RowReader<'a> {
 
 impl<'a> RowReader<'a> {
     /// From mark `mark`, counted over all blocks.
-    fn new(coded: &'a Coded, column_steps: &'a [f32], mark: usize) -> Self {
+    fn new(coded: &'a Coded, packed: &'a Packed, column_steps: &'a [f32], mark: usize) -> Self {
         let row = mark * MARK_ROWS;
         let cursor = |panel| {
-            let panel = coded.levels.panel(row / BLOCK_ROWS, panel);
+            let panel = packed.panel(row / BLOCK_ROWS, panel);
             panel.cursor(row % BLOCK_ROWS / MARK_ROWS)
         };
         RowReader {
             coded,
+            packed,
             column_steps,
             row,
-            cursors: (0..coded.levels.panels()).map(cursor).collect(),
-            levels: vec![[0; PANEL]; coded.levels.panels()],
+            cursors: (0..packed.panels()).map(cursor).collect(),
+            levels: vec![[0; PANEL]; packed.panels()],
         }
     }
 
@@ -293,11 +418,7 @@ impl<'a> RowReader<'a> {
         let (block, row) = (self.row / BLOCK_ROWS, self.row % BLOCK_ROWS);
         for panel in 0..self.cursors.len() {
             let mark = row / MARK_ROWS;
-            let outliers = self
-                .coded
-                .levels
-                .panel(block, panel)
-                .outliers(mark..mark + 1);
+            let outliers = self.packed.panel(block, panel).outliers(mark..mark + 1);
             let begin = outliers.partition_point(|outlier| usize::from(outlier.row) < row);
             let of_row = outliers[begin..].iter();
             for outlier in of_row.take_while(|outlier| usize::from(outlier.row) == row) {

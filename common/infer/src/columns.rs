@@ -46,7 +46,12 @@ impl Columns {
     pub(crate) fn sort(&self, x: &[f32], out: &mut Vec<f32>) {
         out.clear();
         for x in x.chunks_exact(self.len()) {
-            out.extend(self.order.iter().map(|&column| x[column as usize]));
+            self.append_sorted(x, out);
         }
+    }
+
+    /// Appends a vector `[cols]` in this order.
+    pub(crate) fn append_sorted(&self, x: &[f32], out: &mut Vec<f32>) {
+        out.extend(self.order.iter().map(|&column| x[column as usize]));
     }
 }

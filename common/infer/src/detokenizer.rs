@@ -3,6 +3,8 @@
 //! A character may take several tokens, and the text of a token may depend on the ones before it (a leading space). So the
 //! text of the last tokens is decoded together, and what is new in it is passed on once it ends with a whole character.
 
+use std::sync::Arc;
+
 use uc_model::Tokenizer;
 
 use crate::error::InferError;
@@ -11,17 +13,17 @@ use crate::error::InferError;
 const REPLACEMENT: char = '\u{fffd}';
 
 /// Turns tokens into text.
-pub struct Detokenizer<'a> {
-    tokenizer: &'a Tokenizer,
+pub struct Detokenizer {
+    tokenizer: Arc<Tokenizer>,
     /// The tokens whose text is not settled, after some that give them their context.
     tokens: Vec<u32>,
     /// Number of tokens at the beginning of `tokens` whose text has been passed on.
     settled: usize,
 }
 
-impl<'a> Detokenizer<'a> {
+impl Detokenizer {
     /// Starts after the tokens `before`, whose text is not repeated.
-    pub fn new(tokenizer: &'a Tokenizer, before: &[u32]) -> Self {
+    pub fn new(tokenizer: Arc<Tokenizer>, before: &[u32]) -> Self {
         /// Tokens that give the first ones their context.
         const CONTEXT: usize = 6;
         let tokens = before[before.len().saturating_sub(CONTEXT)..].to_vec();

@@ -139,6 +139,12 @@ pub enum InferError {
         /// The template library's error, or the template's own.
         reason: String,
     },
+    /// The rule that a text has to follow cannot be followed.
+    #[error("the text cannot follow its constraint: {reason}")]
+    Constraint {
+        /// The constraint's own reason.
+        reason: String,
+    },
     /// A sampling option is out of range.
     #[error("{option}: found {found}, expected {expected}")]
     Option {

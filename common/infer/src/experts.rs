@@ -1,5 +1,6 @@
 //! The mixture of experts: a router sends every token to a few of many MLPs. Only those that tokens reach are computed.
 
+use rayon::prelude::*;
 use uc_model::routing::{RENORMALIZE_EPS, group_limited_top_k, is_masked, top_k};
 use uc_model::spec::{ExpertsSpec, Routing};
 
@@ -66,17 +67,15 @@ impl Experts {
             Some(shared) => shared.forward(x),
             None => vec![0.0; x.len()],
         };
-        for (expert, tokens) in self.experts.iter().zip(tokens_of) {
-            if tokens.is_empty() {
-                continue;
-            }
-            let row = |token: usize| token * width..(token + 1) * width;
-            let input: Vec<f32> = tokens
-                .iter()
-                .flat_map(|&(token, _)| &x[row(token)])
-                .copied()
-                .collect();
-            let output = expert.forward(&input);
+        let row = |token: usize| token * width..(token + 1) * width;
+        let chosen = self.experts.iter().zip(tokens_of);
+        let chosen: Vec<_> = chosen.filter(|(_, tokens)| !tokens.is_empty()).collect();
+        let outputs = chosen.par_iter().with_max_len(1).map(|(expert, tokens)| {
+            let rows = tokens.iter().flat_map(|&(token, _)| &x[row(token)]);
+            expert.forward(&rows.copied().collect::<Vec<f32>>())
+        });
+        let outputs: Vec<Vec<f32>> = outputs.collect();
+        for ((_, tokens), output) in chosen.iter().zip(outputs) {
             for (&(token, weight), output) in tokens.iter().zip(output.chunks_exact(width)) {
                 let sums = y[row(token)].iter_mut().zip(output);
                 sums.for_each(|(y, output)| *y += output * weight);

@@ -20,6 +20,7 @@ use crate::columns::Columns;
 #[cfg(target_arch = "x86_64")]
 use crate::packed::avx512;
 use crate::packed::{Cursor, MARK_ROWS, PANEL, Packed, RowKind};
+use crate::streamed::LevelRows;
 
 /// Largest magnitude of an activation as an integer: each half, the high one and the low one, fits into a signed byte.
 const LARGEST: f32 = 32_512.0;
@@ -30,7 +31,7 @@ pub(crate) const LANES: usize = 16;
 /// From this number of tokens on, activations are interleaved.
 const INTERLEAVED_TOKENS: usize = 9;
 /// Rows that are decoded before they are multiplied, for several tokens.
-const CHUNK_ROWS: usize = 16;
+pub(crate) const CHUNK_ROWS: usize = 16;
 
 /// The activations of some tokens as integers, for all linears that read them.
 #[derive(Debug)]
@@ -149,27 +150,33 @@ impl Kernel for Rounding<'_> {
 
 /// The memory of a task.
 pub(crate) struct Scratch {
-    levels: Box<[[i16; PANEL]; CHUNK_ROWS]>,
+    /// `[CHUNK_ROWS]`
+    levels: Vec<[i16; PANEL]>,
     /// [rows, tokens] sums of products in integers.
     sums: Vec<i32>,
     /// [rows, tokens] what is added to the sums of some rows.
     more: Vec<i64>,
     /// The rows to which something is added.
-    touched: [bool; BLOCK_ROWS],
+    touched: Vec<u8>,
+    is_touched: [bool; BLOCK_ROWS],
+    /// [touched rows, tokens] their results.
+    joined: Vec<f32>,
 }
 
 impl Scratch {
     /// For tasks of at most this number of rows.
     pub(crate) fn new(rows: usize, tokens: usize) -> Self {
         let rows = match tokens {
-            1 => rows,
+            1 => rows.max(CHUNK_ROWS),
             _ => CHUNK_ROWS,
         };
         Scratch {
-            levels: Box::new([[0; PANEL]; CHUNK_ROWS]),
+            levels: Vec::new(),
             sums: vec![0; rows * tokens],
             more: vec![0; rows * tokens],
-            touched: [false; BLOCK_ROWS],
+            touched: Vec::new(),
+            is_touched: [false; BLOCK_ROWS],
+            joined: Vec::new(),
         }
     }
 }
@@ -190,13 +197,14 @@ pub(crate) fn products(
         let mut outliers = panel.outliers(marks.clone()).iter().peekable();
         let x = x.panel(panel_index);
         let mut row = mark * MARK_ROWS;
-        for out in out.chunks_mut(scratch.sums.len()) {
+        let chunk = scratch.sums.len().min(out.len());
+        for out in out.chunks_mut(chunk) {
             let first = row;
             row += out.len() / tokens;
             x.products(&mut cursor, scratch, out.len() / tokens);
             while let Some(outlier) = outliers.next_if(|outlier| usize::from(outlier.row) < row) {
                 let row = usize::from(outlier.row) - first;
-                scratch.touched[row] = true;
+                scratch.touch(row);
                 let more = &mut scratch.more[row * tokens..(row + 1) * tokens];
                 x.add(outlier.difference(), outlier.column.into(), more);
             }
@@ -205,37 +213,69 @@ pub(crate) fn products(
     }
 }
 
+/// As [`products`], of rows that are decoded already: at most [`CHUNK_ROWS`].
+pub(crate) fn decoded_products(
+    rows: &LevelRows,
+    x: &Quantized,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    let tokens = x.tokens;
+    let mut outliers = rows.outliers.clone();
+    outliers.sort_unstable();
+    for (index, levels) in rows.panels.iter().enumerate() {
+        let x = x.panel(index);
+        x.decoded(levels, rows.wide[index], 0, scratch);
+        for &(_, row, column, level) in outliers.iter().filter(|outlier| outlier.0 == index) {
+            scratch.touch(row);
+            let more = &mut scratch.more[row * tokens..(row + 1) * tokens];
+            x.add(level, column, more);
+        }
+        scratch.join(x.scales, out);
+    }
+}
+
 impl Scratch {
     /// `out += scales · sums`, where something is added to the sums of some rows.
     fn join(&mut self, scales: &[f32], out: &mut [f32]) {
         let tokens = scales.len();
-        dispatch(Join {
-            sums: &self.sums,
-            scales,
-            touched: &self.touched,
-            out,
-        });
-        for row in 0..out.len() / tokens {
-            if !std::mem::take(&mut self.touched[row]) {
-                continue;
-            }
+        self.joined.clear();
+        for &row in &self.touched {
+            let row = usize::from(row);
             let range = row * tokens..(row + 1) * tokens;
             let sums = self.sums[range.clone()]
                 .iter()
                 .zip(&mut self.more[range.clone()]);
-            for (((sum, more), scale), out) in sums.zip(scales).zip(&mut out[range]) {
+            for (((sum, more), scale), out) in sums.zip(scales).zip(&out[range]) {
                 let sum = i64::from(*sum) + std::mem::take(more);
-                *out = scale.mul_add(sum as f32, *out);
+                self.joined.push(scale.mul_add(sum as f32, *out));
             }
+        }
+        dispatch(Join {
+            sums: &self.sums,
+            scales,
+            out,
+        });
+        let rows = self.touched.drain(..).zip(self.joined.chunks_exact(tokens));
+        for (row, joined) in rows {
+            let row = usize::from(row);
+            self.is_touched[row] = false;
+            out[row * tokens..(row + 1) * tokens].copy_from_slice(joined);
+        }
+    }
+
+    /// Notes that something is added to the sums of a row.
+    fn touch(&mut self, row: usize) {
+        if !std::mem::replace(&mut self.is_touched[row], true) {
+            self.touched.push(row as u8);
         }
     }
 }
 
-/// `out += scales · sums`, except in the rows that are touched.
+/// `out += scales · sums`.
 struct Join<'a> {
     sums: &'a [i32],
     scales: &'a [f32],
-    touched: &'a [bool; BLOCK_ROWS],
     out: &'a mut [f32],
 }
 
@@ -245,17 +285,14 @@ impl Kernel for Join<'_> {
     #[inline(always)]
     fn run(self) {
         if let &[scale] = self.scales {
-            let rows = self.out.iter_mut().zip(self.sums).zip(self.touched);
-            for ((out, sum), touched) in rows {
-                let joined = scale.mul_add(*sum as f32, *out);
-                *out = if *touched { *out } else { joined };
+            for (out, sum) in self.out.iter_mut().zip(self.sums) {
+                *out = scale.mul_add(*sum as f32, *out);
             }
             return;
         }
         let tokens = self.scales.len();
         let rows = self.out.chunks_exact_mut(tokens);
-        let rows = rows.zip(self.sums.chunks_exact(tokens)).zip(self.touched);
-        for ((out, sums), _) in rows.filter(|(_, touched)| !**touched) {
+        for (out, sums) in rows.zip(self.sums.chunks_exact(tokens)) {
             for ((out, sum), scale) in out.iter_mut().zip(sums).zip(self.scales) {
                 *out = scale.mul_add(*sum as f32, *out);
             }
@@ -332,27 +369,37 @@ impl Activations<'_> {
 
     /// The sums of the next rows. A row whose sums may not fit into 32 bits is touched.
     fn products(&self, cursor: &mut Cursor<'_>, scratch: &mut Scratch, rows: usize) {
-        let (tokens, sums) = (self.tokens(), &mut scratch.sums);
         #[cfg(target_arch = "x86_64")]
         if let Some(halves) = self.halves {
-            let wide = &mut |row, levels: &[i16; PANEL]| {
-                scratch.touched[row] = true;
+            let mut sums = std::mem::take(&mut scratch.sums);
+            avx512::products(cursor, halves, &mut sums[..rows], &mut |row, levels| {
+                scratch.touch(row);
                 self.add_row(levels, &mut scratch.more[row..=row]);
-            };
-            return avx512::products(cursor, halves, &mut sums[..rows], wide);
+            });
+            scratch.sums = sums;
+            return;
         }
         for first in (0..rows).step_by(CHUNK_ROWS) {
             let count = CHUNK_ROWS.min(rows - first);
-            let levels = &mut scratch.levels[..count];
+            let mut levels = std::mem::take(&mut scratch.levels);
+            levels.resize(CHUNK_ROWS, [0; PANEL]);
             let mut wide = 0u64;
-            decode(cursor, levels, &mut wide);
-            self.sums(levels, &mut sums[first * tokens..(first + count) * tokens]);
-            for row in (0..count).filter(|row| wide >> row & 1 == 1) {
-                let range = (first + row) * tokens..(first + row + 1) * tokens;
-                sums[range.clone()].fill(0);
-                scratch.touched[first + row] = true;
-                self.add_row(&levels[row], &mut scratch.more[range]);
-            }
+            decode(cursor, &mut levels[..count], &mut wide);
+            self.decoded(&levels[..count], wide, first, scratch);
+            scratch.levels = levels;
+        }
+    }
+
+    /// The sums of rows, of which row `first` is the first; the bits of `wide` tell which need more than 32 bits.
+    fn decoded(&self, levels: &[[i16; PANEL]], wide: u64, first: usize, scratch: &mut Scratch) {
+        let tokens = self.tokens();
+        let range = first * tokens..(first + levels.len()) * tokens;
+        self.sums(levels, &mut scratch.sums[range]);
+        for row in (0..levels.len()).filter(|row| wide >> row & 1 == 1) {
+            let range = (first + row) * tokens..(first + row + 1) * tokens;
+            scratch.sums[range.clone()].fill(0);
+            self.add_row(&levels[row], &mut scratch.more[range]);
+            scratch.touch(first + row);
         }
     }
 

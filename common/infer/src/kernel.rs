@@ -73,12 +73,9 @@ impl<E: Element> Kernel for Products<'_, E> {
                 self.block::<1, 4>(row, token);
             }
         }
+        // One row after the other: several at a time are read more slowly than memory gives them.
         for token in fours..tokens {
-            let blocks = rows - rows % 4;
-            for row in (0..blocks).step_by(4) {
-                self.block::<4, 1>(row, token);
-            }
-            for row in blocks..rows {
+            for row in 0..rows {
                 self.block::<1, 1>(row, token);
             }
         }

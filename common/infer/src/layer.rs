@@ -1,5 +1,7 @@
 //! One layer: its blocks, in sequence or in parallel, each added to the residual stream.
 
+use std::sync::Arc;
+
 use uc_model::rope::RopeSpec;
 use uc_model::spec::{BlockSpec, LayerSpec, Mixer};
 
@@ -137,11 +139,11 @@ impl Block {
         let heads = match &self.mixer {
             MixerWeights::Attention(mixer) => mixer.heads,
             MixerWeights::LatentAttention(mixer) => mixer.heads,
-            MixerWeights::Mamba(mixer) => return State::Scan(mixer.empty_state()),
-            MixerWeights::Mamba2(mixer) => return State::Scan(mixer.empty_state()),
+            MixerWeights::Mamba(mixer) => return State::Scan(Arc::new(mixer.empty_state())),
+            MixerWeights::Mamba2(mixer) => return State::Scan(Arc::new(mixer.empty_state())),
             MixerWeights::Mlp(_) | MixerWeights::Experts(_) => return State::None,
         };
-        State::Cache(KvCache::new(precision, heads.cached(), heads.window))
+        State::Cache(KvCache::new(precision, heads.layout, heads.window))
     }
 
     /// The mixture of experts, if the block is one.

@@ -15,13 +15,18 @@
 //!   [`source`]: where tensors come from; [`memory`]: what a model takes; [`reads`]: what a token reads of it;
 //!   [`bandwidth`]: how fast this machine reads;
 //! - `kernel`, `vector`: the loops; `matrix`, `coded`: weight matrices; `linear`, `norm`, `mlp`, `experts`, `attention`,
-//!   `latent`, `mamba`, `layer`: the parts of a layer; `cache`: keys and values; `rotary`: positions;
-//! - [`sampler`]: from logits to a token; [`generate()`]: from a prompt to text; [`detokenizer`]: from tokens to text as they
+//!   `latent`, `mamba`, `layer`: the parts of a layer; `attend`, `scores`: attention over the `cache` of keys and values;
+//!   `rotary`: positions;
+//! - [`batch`]: requests that join and leave a running batch; [`request`]: what is asked and answered; `running`: a request in
+//!   a slot; `prefix`: sequences that others begin with; `writer`: the text that is certain; [`generate()`]: a single request;
+//! - [`sampler`]: from logits to a token; [`detokenizer`]: from tokens to text as they
 //!   come; [`template`]: the prompt of a conversation; [`stop_tokens`]: what ends a text.
 
 mod arithmetic;
+mod attend;
 mod attention;
 pub mod bandwidth;
+pub mod batch;
 mod cache;
 mod coded;
 mod columns;
@@ -42,23 +47,31 @@ mod mlp;
 pub mod model;
 mod norm;
 mod packed;
+mod prefix;
 pub mod reads;
+pub mod request;
 mod rotary;
+mod running;
 pub mod sampler;
+mod scores;
 pub mod sequence;
 pub mod source;
 pub mod stop_tokens;
+mod streamed;
 pub mod template;
 mod vector;
+mod writer;
 
-pub use arithmetic::Arithmetic;
+pub use arithmetic::{Arithmetic, MemoryForm};
+pub use batch::{Batch, BatchSettings, Counters};
 pub use cache::Precision;
 pub use coded::Coded;
 pub use error::InferError;
-pub use generate::{Generated, Request, generate};
+pub use generate::{Generated, generate};
 pub use load::{Checks, LoadOptions, load};
 pub use matrix::{Dense, Matrix};
 pub use model::{Chunk, Model, Wanted};
+pub use request::{Constraint, Event, Finish, Progress, Request, RequestId, Token, Usage};
 pub use sampler::{Sampler, Sampling};
 pub use sequence::Sequence;
 pub use source::Source;

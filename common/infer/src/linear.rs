@@ -1,5 +1,6 @@
 //! A linear layer.
 
+use rayon::prelude::*;
 use uc_model::spec::Projection;
 
 use crate::error::InferError;
@@ -12,6 +13,13 @@ pub(crate) struct Linear {
     pub(crate) matrix: Matrix,
     /// `[out]`
     bias: Option<Vec<f32>>,
+}
+
+/// The outputs of linears that read the same input. They are computed at the same time: one alone may not have enough rows for all
+/// threads.
+pub(crate) fn forward_all(linears: &[Linear], x: &[f32]) -> Vec<Vec<f32>> {
+    let linears = linears.par_iter().with_max_len(1);
+    linears.map(|linear| linear.forward(x)).collect()
 }
 
 impl Linear {

@@ -1,6 +1,7 @@
 //! From a pack to a model: reads every tensor once, checks its digest, and turns linears into their resident form.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use uc_model::ModelConfig;
 use uc_pack::digest::Hasher;
@@ -8,13 +9,14 @@ use uc_pack::layer::PieceBuffers;
 use uc_pack::manifest::{ExactEntry, LayerEntry};
 use uc_pack::{CONFIG_FILE, Digest, ExactDtype, LayerFile, NonLayerFile, Pack};
 
-use crate::arithmetic::Arithmetic;
+use crate::arithmetic::{Arithmetic, MemoryForm};
 use crate::coded::CodedBuilder;
 use crate::columns::Columns;
 use crate::error::InferError;
 use crate::matrix::{Dense, Matrix};
 use crate::model::Model;
 use crate::source::Source;
+use crate::streamed::Streamed;
 
 /// Whether what is read is compared with the manifest's digests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +34,8 @@ pub struct LoadOptions {
     pub checks: Checks,
     /// The arithmetic of the products with compressed linears.
     pub arithmetic: Arithmetic,
+    /// How compressed linears are kept.
+    pub memory: MemoryForm,
 }
 
 /// Loads the model of a pack, on the threads of the current pool. With [`Checks::Digests`], the SHA-256 of every tensor that the
@@ -185,7 +189,7 @@ impl Source for NonLayer<'_> {
 
 /// The tensors of a layer.
 struct PackedLayer<'a> {
-    file: LayerFile,
+    file: Arc<LayerFile>,
     entry: &'a LayerEntry,
     /// Index in the file, by name.
     linears: BTreeMap<&'a str, usize>,
@@ -199,7 +203,10 @@ struct PackedLayer<'a> {
 impl<'a> PackedLayer<'a> {
     fn open(pack: &'a Pack, index: usize, options: LoadOptions) -> Result<Self, InferError> {
         // The file has the tensors of its entry, in this order: that is checked when it is opened.
-        let file = pack.layer_unhashed(index as u32)?;
+        let mut file = pack.layer_unhashed(index as u32)?;
+        if options.memory == MemoryForm::Streamed {
+            file = file.into_memory()?;
+        }
         let entry = &pack.manifest().layers[index];
         let linears = entry.linears.iter().map(|linear| linear.name.as_str());
         let exact = entry.exact.iter().map(|tensor| tensor.name.as_str());
@@ -211,7 +218,7 @@ impl<'a> PackedLayer<'a> {
         }
         Ok(PackedLayer {
             columns,
-            file,
+            file: file.into(),
             entry,
             linears: linears.zip(0..).collect(),
             exact: exact.zip(0..).collect(),
@@ -236,6 +243,10 @@ impl<'a> PackedLayer<'a> {
             columns.expect("columns of every group that has linears"),
             self.file.overlay(index)?,
             self.options.arithmetic,
+            match self.options.memory {
+                MemoryForm::Resident => None,
+                MemoryForm::Streamed => Some(Streamed::new(self.file.clone(), index)),
+            },
         );
         let mut buffers = PieceBuffers::default();
         let mut hasher = Hasher::default();

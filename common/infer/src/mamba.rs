@@ -1,6 +1,8 @@
 //! The blocks of Mamba (Gu and Dao 2023, arXiv 2312.00752) and Mamba-2 (Dao and Gu 2024, arXiv 2405.21060), token after token:
 //! the short convolution and the selective scan continue from the state of the sequence.
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 use uc_model::spec::{Activation, ConvSpec, Mamba2Spec, MambaSpec};
 use uc_simd::{Kernel, LANES, dispatch, exp_below_zero};
@@ -34,15 +36,15 @@ impl ScanState {
     }
 
     /// Bytes of the state.
-    pub(crate) fn bytes(&self) -> usize {
-        4 * (self.conv.len() + self.h.len())
+    pub(crate) fn bytes(&self) -> u64 {
+        4 * (self.conv.len() + self.h.len()) as u64
     }
 }
 
 /// The state of a span.
 fn state<'a>(span: &'a mut Span<'_>) -> &'a mut ScanState {
     match &mut *span.state {
-        State::Scan(state) => state,
+        State::Scan(state) => Arc::make_mut(state),
         _ => unreachable!("a sequence has the states of its model"),
     }
 }

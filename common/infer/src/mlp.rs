@@ -4,7 +4,7 @@ use uc_model::spec::{Activation, MlpInput, MlpSpec};
 
 use crate::attention::columns;
 use crate::error::InferError;
-use crate::linear::Linear;
+use crate::linear::{Linear, forward_all};
 use crate::source::Source;
 use crate::vector::{activate, gate};
 
@@ -51,9 +51,10 @@ impl Mlp {
 
     /// `x: [tokens, hidden]` to the same shape.
     pub(crate) fn forward(&self, x: &[f32]) -> Vec<f32> {
-        let mut inner = self.input[0].forward(x);
+        let mut projected = forward_all(&self.input, x);
+        let mut inner = projected.swap_remove(0);
         match self.kind {
-            Kind::Gated => gate(&mut inner, &self.input[1].forward(x), self.activation),
+            Kind::Gated => gate(&mut inner, &projected[0], self.activation),
             Kind::FusedGated => {
                 let part = |first| columns(&inner, 2 * self.ffn, first, self.ffn);
                 let (mut first, up) = (part(0), part(self.ffn));

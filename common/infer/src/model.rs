@@ -159,6 +159,11 @@ impl Model {
     /// changed. [`InferError::Overflow`]: then the sequences are of no use any more.
     pub fn forward(&self, chunks: &mut [Chunk<'_>]) -> Result<Vec<Vec<f32>>, InferError> {
         self.check(chunks)?;
+        self.compute(chunks).into_iter().collect()
+    }
+
+    /// [`Model::forward`] of chunks that are known to be right. A sequence whose logits are no numbers does not concern the others.
+    pub(crate) fn compute(&self, chunks: &mut [Chunk<'_>]) -> Vec<Result<Vec<f32>, InferError>> {
         let mut hidden = self.embed(chunks);
         let tables: Vec<Vec<Tables>> = chunks.iter().map(tables).collect();
         let places: Vec<[usize; 3]> = places(chunks);
@@ -236,7 +241,7 @@ impl Model {
         hidden: Vec<f32>,
         chunks: &[Chunk<'_>],
         places: &[[usize; 3]],
-    ) -> Result<Vec<Vec<f32>>, InferError> {
+    ) -> Vec<Result<Vec<f32>, InferError>> {
         let (width, vocab) = (self.config.hidden, self.config.vocab);
         let mut states = Vec::new();
         let mut counts = Vec::new();
@@ -272,15 +277,16 @@ impl Model {
         let mut found = Vec::with_capacity(chunks.len());
         for (chunk, count) in chunks.iter().zip(counts) {
             let (own, others) = rest.split_at(count * vocab);
-            if let Some(index) = own.iter().position(|logit| !logit.is_finite()) {
-                let position = chunk.sequence.tokens.len() - count + index / vocab;
-                let found = own[index];
-                return Err(InferError::Overflow { position, found });
-            }
-            found.push(own.to_vec());
             rest = others;
+            found.push(match own.iter().position(|logit| !logit.is_finite()) {
+                Some(index) => Err(InferError::Overflow {
+                    position: chunk.sequence.tokens.len() - count + index / vocab,
+                    found: own[index],
+                }),
+                None => Ok(own.to_vec()),
+            });
         }
-        Ok(found)
+        found
     }
 }
 

@@ -185,6 +185,12 @@ pub(crate) enum RowKind {
     Wide,
 }
 
+/// Whether sums over a panel fit into 32 bits, if the one's complement of negative levels and the others have no more bits than
+/// `magnitude`.
+pub(crate) fn fits_narrow(magnitude: u32) -> bool {
+    magnitude < 1 << NARROW
+}
+
 /// Width of a group's fields.
 #[inline(always)]
 fn width(header: u16, group: usize) -> u32 {

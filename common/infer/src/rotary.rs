@@ -55,12 +55,8 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    /// `head <- scale · head`, its pairs `(i, i + pairs)` rotated to the position with this index. Elements after the pairs are
-    /// not rotated.
-    pub(crate) fn rotate(&self, head: &mut [f32], index: usize, scale: f32) {
-        if scale != 1.0 {
-            head.iter_mut().for_each(|x| *x *= scale);
-        }
+    /// Rotates the pairs `(i, i + pairs)` of a head to the position with this index. Elements after the pairs are not rotated.
+    pub(crate) fn rotate(&self, head: &mut [f32], index: usize) {
         let row = index * self.pairs..(index + 1) * self.pairs;
         let (cos, sin) = (&self.cos[row.clone()], &self.sin[row]);
         let (low, rest) = head.split_at_mut(self.pairs);

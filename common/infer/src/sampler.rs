@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use uc_model::text::splitmix64;
+use uc_simd::{Kernel, dispatch, exponentials};
 
 use crate::error::InferError;
 
@@ -105,6 +106,44 @@ pub struct Chosen {
     pub top: Vec<Scored>,
 }
 
+impl Chosen {
+    /// The token `id` and the `top` most probable ones, by the logits `[vocab]` after the tokens before it.
+    pub(crate) fn new(logits: &[f32], id: u32, top: usize) -> Self {
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut weights = logits.to_vec();
+        dispatch(Exponentials(&mut weights));
+        let sum: f64 = weights.iter().map(|&x| f64::from(x)).sum();
+        let logarithm = f64::from(largest) + libm::log(sum);
+        let scored = |id: u32| Scored {
+            id,
+            logprob: f64::from(logits[id as usize]) - logarithm,
+        };
+        let top = match top {
+            0 => Vec::new(),
+            _ => {
+                let values = logits.iter().map(|&x| f64::from(x));
+                best((0..).zip(values).collect(), top)
+            }
+        };
+        Chosen {
+            token: scored(id),
+            top: top.into_iter().map(|(id, _)| scored(id)).collect(),
+        }
+    }
+}
+
+/// `row <- exp(row - max(row))`
+struct Exponentials<'a>(&'a mut [f32]);
+
+impl Kernel for Exponentials<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        exponentials(self.0);
+    }
+}
+
 /// Chooses the tokens of one sequence.
 #[derive(Debug, Clone)]
 pub struct Sampler {
@@ -132,25 +171,16 @@ impl Sampler {
         })
     }
 
-    /// Chooses a token by the logits `[vocab]`, which must be finite; also returns the `top` most probable ones.
-    pub fn choose(&mut self, logits: &[f32], top: usize) -> Chosen {
-        let id = self.pick(self.adjusted(logits));
+    /// Chooses a token by the logits `[vocab]`, which must be finite, among those whose bit is set in `allowed` if there is one
+    /// (at least one must be); also returns the `top` most probable ones.
+    pub fn choose(&mut self, logits: &[f32], top: usize, allowed: Option<&[u32]>) -> Chosen {
+        let adjusted = self.adjusted(logits);
+        let candidates = (0..).zip(adjusted);
+        let is_allowed =
+            |id: u32| allowed.is_none_or(|bits| bits[id as usize / 32] >> (id % 32) & 1 == 1);
+        let id = self.pick(candidates.filter(|&(id, _)| is_allowed(id)));
         self.counts.entry(id).or_default()[1] += 1;
-        let largest = logits
-            .iter()
-            .fold(f64::NEG_INFINITY, |a, &x| a.max(x.into()));
-        let sum: f64 = logits.iter().map(|&x| (f64::from(x) - largest).exp()).sum();
-        let logarithm = largest + sum.ln();
-        let scored = |id: u32| Scored {
-            id,
-            logprob: f64::from(logits[id as usize]) - logarithm,
-        };
-        let values = logits.iter().map(|&x| f64::from(x));
-        let top = best((0..).zip(values).collect(), top);
-        Chosen {
-            token: scored(id),
-            top: top.into_iter().map(|(id, _)| scored(id)).collect(),
-        }
+        Chosen::new(logits, id, top)
     }
 
     /// The logits with biases and penalties.
@@ -181,12 +211,14 @@ impl Sampler {
         logits
     }
 
-    /// The token that these logits give.
-    fn pick(&mut self, logits: Vec<f64>) -> u32 {
-        let candidates: Vec<(u32, f64)> = (0..).zip(logits).collect();
+    /// The token that these candidates with their logits give.
+    fn pick(&mut self, candidates: impl Iterator<Item = (u32, f64)>) -> u32 {
         if self.sampling.temperature == 0.0 {
-            return best(candidates, 1)[0].0;
+            // Of equal ones the first.
+            let greatest = candidates.reduce(|a, b| if b.1 > a.1 { b } else { a });
+            return greatest.expect("an allowed token").0;
         }
+        let candidates = candidates.collect();
         let mut candidates = match self.sampling.top_k {
             0 => best(candidates, usize::MAX),
             k => best(candidates, k),
@@ -194,7 +226,7 @@ impl Sampler {
         // From logits to probabilities, up to a factor.
         let largest = candidates[0].1;
         for (_, value) in &mut candidates {
-            *value = ((*value - largest) / self.sampling.temperature).exp();
+            *value = libm::exp((*value - largest) / self.sampling.temperature);
         }
         let total: f64 = candidates.iter().map(|(_, p)| p).sum();
         if self.sampling.top_p < 1.0 {
@@ -257,7 +289,7 @@ mod tests {
         let mut counts = [0.0; 5];
         let mut sampler = sampler(sampling.clone());
         for _ in 0..DRAWS {
-            let logits = sampler.adjusted(&LOGITS);
+            let logits = (0..).zip(sampler.adjusted(&LOGITS));
             counts[sampler.pick(logits) as usize] += 1.0 / DRAWS as f64;
         }
         counts
@@ -278,12 +310,12 @@ mod tests {
     #[test]
     fn greedy_takes_the_largest_logit_and_the_lower_id_of_equal_ones() {
         let mut greedy = sampler(Sampling::default());
-        let chosen = greedy.choose(&LOGITS, 3);
+        let chosen = greedy.choose(&LOGITS, 3, None);
         assert_eq!(chosen.token.id, 1);
         let top: Vec<u32> = chosen.top.iter().map(|scored| scored.id).collect();
         assert_eq!(top, [1, 4, 2]);
         let sum: f64 = LOGITS.iter().map(|&x| f64::from(x).exp()).sum();
-        assert!((chosen.token.logprob - (3.0 - sum.ln())).abs() < 1e-12);
+        assert!((chosen.token.logprob - (3.0 - sum.ln())).abs() < 1e-6);
     }
 
     #[test]
@@ -346,10 +378,10 @@ mod tests {
         let mut sampler = Sampler::new(&sampling, &[3, 2], LOGITS.len()).expect("in range");
         // The prompt: only the repetition penalty.
         assert_eq!(sampler.adjusted(&LOGITS), [1.0, 3.0, 1.0, -2.0, 3.0]);
-        assert_eq!(sampler.choose(&LOGITS, 0).token.id, 1);
+        assert_eq!(sampler.choose(&LOGITS, 0, None).token.id, 1);
         assert_eq!(sampler.adjusted(&LOGITS)[1], 1.5 - 0.5 - 0.25);
-        assert_eq!(sampler.choose(&LOGITS, 0).token.id, 4);
-        assert_eq!(sampler.choose(&LOGITS, 0).token.id, 0);
+        assert_eq!(sampler.choose(&LOGITS, 0, None).token.id, 4);
+        assert_eq!(sampler.choose(&LOGITS, 0, None).token.id, 0);
     }
 
     #[test]
@@ -360,7 +392,7 @@ mod tests {
                 seed,
                 ..Sampling::default()
             });
-            let draw = |_| sampler.choose(&LOGITS, 0).token.id;
+            let draw = |_| sampler.choose(&LOGITS, 0, None).token.id;
             (0..40).map(draw).collect::<Vec<_>>()
         };
         assert_eq!(draws(1), draws(1));

@@ -4,7 +4,7 @@
 //! the methods of Python's strings and dictionaries, `raise_exception`, `strftime_now`, `tojson`. The special tokens are those
 //! of the template: nothing is put in front of its text.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::collections::BTreeMap;
 
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, Error, ErrorKind, context};
@@ -14,12 +14,18 @@ use uc_pack::Pack;
 use crate::error::InferError;
 use crate::load::{self, Checks};
 
+mod clock;
+
+use clock::{now, strftime};
+
 /// The description of the tokenizer, which may hold the template.
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// A file that holds the template alone; it takes precedence.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 /// Name of the template that is used where there are several.
 const DEFAULT: &str = "default";
+/// Name of the one for conversations with tools, where it is apart.
+const TOOL_USE: &str = "tool_use";
 
 /// A message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +44,19 @@ impl Message {
             content: content.to_owned(),
         }
     }
+}
+
+/// What a template is rendered with.
+#[derive(Debug, Clone, Copy)]
+pub struct Conversation<'a> {
+    /// The messages: objects with `role`, `content` and what else a template knows, such as `tool_calls`.
+    pub messages: &'a [serde_json::Value],
+    /// The tools that the assistant may call, as JSON schemas; empty for none.
+    pub tools: &'a [serde_json::Value],
+    /// Variables that are the template's own, such as `enable_thinking`.
+    pub variables: &'a serde_json::Map<String, serde_json::Value>,
+    /// Whether the text ends where the assistant speaks next.
+    pub add_generation_prompt: bool,
 }
 
 /// What of `tokenizer_config.json` a template needs.
@@ -85,6 +104,8 @@ impl Token {
 #[derive(Debug)]
 pub struct Template {
     environment: Environment<'static>,
+    /// By name.
+    sources: BTreeMap<String, String>,
     bos: String,
     eos: String,
 }
@@ -119,22 +140,36 @@ impl Template {
             serde_json::from_slice(config).map_err(|error| InferError::Template {
                 reason: format!("{TOKENIZER_CONFIG}: {error}"),
             })?;
-        let source = alone.or(match config.chat_template {
-            Some(Templates::One(template)) => Some(template),
-            Some(Templates::Named(templates)) => {
-                let mut templates = templates.into_iter();
-                let default = templates.find(|template| template.name == DEFAULT);
-                default.map(|template| template.template)
+        let mut sources = BTreeMap::new();
+        match config.chat_template {
+            Some(Templates::One(template)) => {
+                sources.insert(DEFAULT.to_owned(), template);
             }
-            None => None,
-        });
-        let source = source.ok_or(InferError::NoTemplate)?;
+            Some(Templates::Named(templates)) => {
+                sources.extend(
+                    templates
+                        .into_iter()
+                        .map(|named| (named.name, named.template)),
+                );
+            }
+            None => {}
+        }
+        if let Some(alone) = alone {
+            sources = BTreeMap::from([(DEFAULT.to_owned(), alone)]);
+        }
+        sources.retain(|name, _| [DEFAULT, TOOL_USE].contains(&name.as_str()));
         let mut environment = environment();
-        environment
-            .add_template_owned(DEFAULT, without_generation_blocks(&source))
-            .map_err(template_error)?;
+        for (name, source) in &sources {
+            environment
+                .add_template_owned(name.clone(), without_generation_blocks(source))
+                .map_err(template_error)?;
+        }
+        if !sources.contains_key(DEFAULT) {
+            return Err(InferError::NoTemplate);
+        }
         Ok(Template {
             environment,
+            sources,
             bos: config.bos_token.map(Token::text).unwrap_or_default(),
             eos: config.eos_token.map(Token::text).unwrap_or_default(),
         })
@@ -145,20 +180,65 @@ impl Template {
         &self.eos
     }
 
+    /// The text of the token that begins a text; empty if there is none.
+    pub fn bos(&self) -> &str {
+        &self.bos
+    }
+
+    /// The template's source for conversations with or without tools.
+    pub fn source(&self, with_tools: bool) -> &str {
+        &self.sources[self.name(with_tools)]
+    }
+
+    fn name(&self, with_tools: bool) -> &'static str {
+        match with_tools && self.sources.contains_key(TOOL_USE) {
+            true => TOOL_USE,
+            false => DEFAULT,
+        }
+    }
+
     /// The text of a conversation, up to where the assistant speaks next.
     ///
     /// # Errors
     /// [`InferError::Template`] if the template fails, or refuses the messages.
     pub fn render(&self, messages: &[Message]) -> Result<String, InferError> {
-        let template = self.environment.get_template(DEFAULT);
-        let values = context! {
-            messages => messages,
-            bos_token => self.bos,
-            eos_token => self.eos,
-            add_generation_prompt => true,
-        };
+        self.render_values(
+            DEFAULT,
+            context! { messages, add_generation_prompt => true },
+        )
+    }
+
+    /// The text of a conversation with tools or variables of the template's own. Those do not replace the messages, the tools
+    /// and the special tokens.
+    ///
+    /// # Errors
+    /// [`InferError::Template`] if the template fails, or refuses the conversation.
+    pub fn render_conversation(
+        &self,
+        conversation: Conversation<'_>,
+    ) -> Result<String, InferError> {
+        let Conversation {
+            messages,
+            tools,
+            variables,
+            add_generation_prompt,
+        } = conversation;
+        let name = self.name(!tools.is_empty());
+        let mut values = context! { messages, add_generation_prompt };
+        if !tools.is_empty() {
+            values = context! { tools, ..values };
+        }
+        self.render_values(
+            name,
+            context! { ..values, ..Value::from_serialize(variables) },
+        )
+    }
+
+    fn render_values(&self, name: &str, values: Value) -> Result<String, InferError> {
+        let tokens = context! { bos_token => self.bos, eos_token => self.eos };
+        let template = self.environment.get_template(name);
         template
-            .and_then(|template| template.render(values))
+            .and_then(|template| template.render(context! { ..tokens, ..values }))
             .map_err(template_error)
     }
 }
@@ -275,96 +355,6 @@ impl serde_json::ser::Formatter for Python {
     }
 }
 
-/// Seconds since 1970, UTC.
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
-}
-
-/// A time in UTC in the format of C's `strftime`, for the fields of dates and times.
-fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    const DAYS: [&str; 7] = [
-        "Thursday",
-        "Friday",
-        "Saturday",
-        "Sunday",
-        "Monday",
-        "Tuesday",
-        "Wednesday",
-    ];
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    let (year, month, day) = date(days);
-    let (month_name, day_name) = (MONTHS[month as usize - 1], DAYS[(days % 7) as usize]);
-    let mut out = String::new();
-    let mut characters = format.chars();
-    while let Some(c) = characters.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        let field = characters.next();
-        out += &match field {
-            Some('Y') => year.to_string(),
-            Some('y') => format!("{:02}", year % 100),
-            Some('m') => format!("{month:02}"),
-            Some('d') => format!("{day:02}"),
-            Some('B') => month_name.to_owned(),
-            Some('b') => month_name[..3].to_owned(),
-            Some('A') => day_name.to_owned(),
-            Some('a') => day_name[..3].to_owned(),
-            Some('H') => format!("{:02}", second / 3600),
-            Some('M') => format!("{:02}", second / 60 % 60),
-            Some('S') => format!("{:02}", second % 60),
-            Some('%') => "%".to_owned(),
-            other => {
-                let other = other.map(String::from).unwrap_or_default();
-                let message = format!(
-                    "strftime_now: found %{other}, expected one of %Y %y %m %d %B %b %A %a %H %M %S %%"
-                );
-                return Err(Error::new(ErrorKind::InvalidOperation, message));
-            }
-        };
-    }
-    Ok(out)
-}
-
-/// Year, month and day of a number of days since 1970, in the Gregorian calendar.
-fn date(mut days: u64) -> (u64, u64, u64) {
-    let is_leap = |year: u64| {
-        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-    };
-    let mut year = 1970;
-    while days >= 365 + u64::from(is_leap(year)) {
-        days -= 365 + u64::from(is_leap(year));
-        year += 1;
-    }
-    let february = 28 + u64::from(is_leap(year));
-    let lengths = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 1;
-    for length in lengths {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    (year, month, days + 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -435,6 +425,37 @@ mod tests {
     }
 
     #[test]
+    fn tools_and_variables_reach_the_template_and_replace_nothing_of_it() {
+        let config = serde_json::json!({"bos_token": "<s>", "chat_template": [
+            {"name": "tool_use", "template": "{% for t in tools %}{{ t | tojson }}{% endfor %}{{ messages[0].content }}{{ bos_token }}"},
+            {"name": "default", "template": "{{ 'tools' if tools }}{{ mood }}{{ add_generation_prompt }}"},
+        ]});
+        let template = Template::parse(config.to_string().as_bytes(), None).expect("a template");
+        let tools = [serde_json::json!({"name": "f"})];
+        let messages = [serde_json::json!({"role": "user", "content": "Hi"})];
+        let variables = serde_json::json!({"mood": "calm", "messages": [], "bos_token": "x"});
+        let conversation = Conversation {
+            messages: &messages,
+            tools: &tools,
+            variables: variables.as_object().expect("an object"),
+            add_generation_prompt: false,
+        };
+        let text = template.render_conversation(conversation).expect("text");
+        assert_eq!(text, r#"{"name": "f"}Hi<s>"#);
+        let without = Conversation {
+            tools: &[],
+            ..conversation
+        };
+        assert_eq!(
+            template.render_conversation(without).expect("text"),
+            "calmFalse"
+        );
+        assert!(
+            template.source(true).contains("tojson") && template.source(false).contains("mood")
+        );
+    }
+
+    #[test]
     fn of_several_templates_the_default_one_is_used() {
         let config = serde_json::json!({"chat_template": [
             {"name": "tool_use", "template": "tools"},
@@ -442,19 +463,5 @@ mod tests {
         ]});
         let template = Template::parse(config.to_string().as_bytes(), None).expect("a template");
         assert_eq!(template.render(&[]).expect("text"), "plain");
-    }
-
-    #[test]
-    fn dates_are_those_of_the_calendar() {
-        for (seconds, expected) in [
-            (0, "01 Jan 1970 Thursday 00:00:00"),
-            (951_782_400, "29 Feb 2000 Tuesday 00:00:00"),
-            (1_735_689_599, "31 Dec 2024 Tuesday 23:59:59"),
-            (1_735_689_600, "01 Jan 2025 Wednesday 00:00:00"),
-        ] {
-            let found = strftime("%d %b %Y %A %H:%M:%S", seconds).expect("known fields");
-            assert_eq!(found, expected);
-        }
-        assert!(strftime("%Q", 0).is_err());
     }
 }

@@ -25,7 +25,7 @@ mod pieces;
 mod writer;
 
 use header::{Header, ParsedLinear};
-pub use pieces::{Piece, PieceBuffers, Pieces};
+pub use pieces::{Contents, Piece, PieceBuffers, Pieces};
 pub use writer::{LayerCoder, Linears, encode_layer};
 
 /// Largest number of weights of a linear that is decoded as a whole.
@@ -188,6 +188,26 @@ impl LayerFile {
             linear_headers: header.linears.iter().map(|l| l.header.clone()).collect(),
             header,
         })
+    }
+
+    /// The same file with all its bytes in memory.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn into_memory(self) -> Result<Self, PackError> {
+        let bytes = self.bytes.read(0..self.bytes.length(), &self.origin)?;
+        Ok(Self {
+            bytes: LayerBytes::InMemory(bytes),
+            ..self
+        })
+    }
+
+    /// Bytes in memory, if they are there.
+    pub fn bytes_in_memory(&self) -> usize {
+        match &self.bytes {
+            LayerBytes::InMemory(bytes) => bytes.len(),
+            LayerBytes::OnDisk(..) => 0,
+        }
     }
 
     /// Position of the layer in the model.

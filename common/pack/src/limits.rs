@@ -34,8 +34,8 @@ pub(crate) fn check_weights(origin: &str, weights: u64, bytes: u64) -> Result<()
 }
 
 impl LayerEntry {
-    /// Number of weights of the linears; the largest integer if it does not fit.
-    pub(crate) fn weights(&self) -> u64 {
+    /// Number of weights of the linears; the largest integer if they are more.
+    pub fn weights(&self) -> u64 {
         let weights = |linear: &LinearEntry| linear.shape[0].saturating_mul(linear.shape[1]);
         let weights = self.linears.iter().map(weights);
         weights.fold(0, u64::saturating_add)

@@ -4,8 +4,8 @@
 //! variants compute the same bits as long as every operation in the kernel is an IEEE operation on its own element, every
 //! sum has a fixed order, and fused multiply-adds are written as `f32::mul_add`.
 //!
-//! Safety: the only unsafe operation is the call of a function compiled for an instruction set. Every such call is
-//! guarded by a check that the processor supports that set.
+//! Safety: the unsafe operations are calls of functions compiled for an instruction set, each guarded by a check that the
+//! processor supports that set, and prefetches.
 #![allow(unsafe_code)]
 
 /// A loop to be compiled for several instruction sets. `run`, and the functions that it calls, should be
@@ -53,6 +53,20 @@ pub fn has_avx2() -> bool {
         && is_x86_feature_detected!("fma")
         && is_x86_feature_detected!("popcnt")
         && is_x86_feature_detected!("bmi1")
+}
+
+/// Asks for the memory of an element, which may lie beyond the end, before it is needed. Has no other effect.
+#[inline(always)]
+pub fn prefetch<T>(values: &[T], index: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let address = values.as_ptr().wrapping_add(index);
+        // SAFETY: a prefetch accesses nothing, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (values, index);
 }
 
 #[cfg(target_arch = "x86_64")]

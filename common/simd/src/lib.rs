@@ -12,7 +12,7 @@ mod dispatch;
 mod exponential;
 mod product;
 
-pub use dispatch::{Kernel, dispatch};
+pub use dispatch::{Kernel, dispatch, prefetch};
 #[cfg(target_arch = "x86_64")]
 pub use dispatch::{has_avx2, has_avx512};
 pub use exponential::{LANES, exp_below_zero, exponentials};

@@ -16,6 +16,11 @@ pub fn total_memory_bytes() -> u64 {
     status_field("/proc/meminfo", "MemTotal:")
 }
 
+/// Memory that programs can still get without swapping, in bytes; 0 if unknown.
+pub fn available_memory_bytes() -> u64 {
+    status_field("/proc/meminfo", "MemAvailable:")
+}
+
 /// Number of CPUs that this process may use.
 pub fn available_cpus() -> u32 {
     std::thread::available_parallelism().map_or(1, |count| count.get() as u32)

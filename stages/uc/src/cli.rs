@@ -13,12 +13,14 @@ mod bench;
 mod generate;
 mod help;
 mod runtime;
+mod serve;
 #[cfg(test)]
 mod tests;
 
 pub use bench::BenchArgs;
 pub use generate::GenerateArgs;
 pub use help::{command, parse};
+pub use serve::ServeArgs;
 
 /// Heading of the options of what is printed, common to all verbs.
 const OUTPUT: &str = "Output";
@@ -93,6 +95,8 @@ pub enum Verb {
     Generate(Box<GenerateArgs>),
     /// Measure how fast the model of a pack runs, what memory it takes and reads
     Bench(BenchArgs),
+    /// Answer requests of the OpenAI API, and of browsers, with the model of a pack
+    Serve(Box<ServeArgs>),
     /// Print the completions of a shell
     Completions(CompletionsArgs),
     /// Write the manual pages

@@ -53,6 +53,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Verb::Export(args) => verbs::export::run(args, &display),
         Verb::Generate(args) => verbs::generate::run(args, &display, &signals),
         Verb::Bench(args) => verbs::bench::run(args, &display),
+        Verb::Serve(args) => verbs::serve::run(args, &display, &signals),
         Verb::Completions(args) => verbs::completions::run(*args),
         Verb::Man(args) => verbs::man::run(args, &display),
     }?;

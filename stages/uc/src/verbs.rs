@@ -17,6 +17,7 @@ pub mod inspect;
 pub mod man;
 pub mod plan;
 pub mod resume;
+pub mod serve;
 pub mod stage;
 pub mod status;
 pub mod upload;

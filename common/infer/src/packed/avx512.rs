@@ -12,10 +12,13 @@ use std::arch::x86_64::*;
 use std::sync::LazyLock;
 
 use uc_codec::trellis::FEEDFORWARD;
+use uc_simd::prefetch;
 
 use super::{Cursor, GROUP, GROUPS, NARROW, PANEL, WIDTHS, is_special, width};
 use crate::integer::LANES;
 
+/// Bytes of fields that are fetched ahead.
+const AHEAD: usize = 4096;
 /// Rows whose sums are kept in lanes.
 const CHUNK: usize = 16;
 
@@ -333,6 +336,9 @@ fn row_products<const G: usize>(
     low: [__m512i; G],
 ) -> __m512i {
     let (mut high_sum, mut low_sum) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+    for line in 0..G {
+        prefetch(fields, position.offset + AHEAD + 64 * line);
+    }
     for group in 0..G {
         let nibble = usize::from(header >> (4 * group) & 15);
         debug_assert!(position.offset + 64 <= fields.len());

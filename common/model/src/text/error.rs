@@ -38,6 +38,14 @@ pub enum TextError {
         /// The tokenizer library's error.
         reason: String,
     },
+    /// The tokens do not stand for bytes in a known way.
+    #[error(
+        "tokenizer.json: found the decoder {found}, expected one of ByteLevel, ByteFallback, Metaspace"
+    )]
+    Decoder {
+        /// Its type.
+        found: String,
+    },
     /// A stretch of text has no place where it can be cut without changing its tokens.
     #[error(
         "byte {offset} of a document: found no place in the next {limit} bytes where the tokenizer certainly starts a new \

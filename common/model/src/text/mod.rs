@@ -18,6 +18,7 @@ mod pre_tokenizer;
 #[cfg(feature = "forward")]
 mod set;
 mod tokenizer;
+mod vocabulary;
 mod windows;
 
 #[cfg(feature = "forward")]
@@ -28,4 +29,5 @@ pub use files::{Consumer, Piece, read_texts};
 #[cfg(feature = "forward")]
 pub use set::{RecordedWindow, WindowChoice, WindowSet};
 pub use tokenizer::Tokenizer;
+pub use vocabulary::TokenBytes;
 pub use windows::{Window, check_token_ids, splitmix64, windows};

@@ -8,6 +8,7 @@ use super::document::DocumentEncoder;
 use super::error::TextError;
 use super::normalizer::CheckedNormalizer;
 use super::pre_tokenizer::CheckedPreTokenizer;
+use super::vocabulary::{Alphabet, TokenBytes};
 use super::windows::{Window, windows};
 
 type Inner = TokenizerImpl<
@@ -138,6 +139,31 @@ impl Tokenizer {
     /// The id of the token that is written `text` in the vocabulary, special tokens included.
     pub fn id(&self, text: &str) -> Option<u32> {
         self.inner.token_to_id(text)
+    }
+
+    /// What each token with an id below `size` stands for, by id; none for ids without a token.
+    ///
+    /// # Errors
+    /// [`TextError::Decoder`] if the decoder is none of those of published models.
+    pub fn vocabulary(&self, size: usize) -> Result<Vec<Option<TokenBytes>>, TextError> {
+        let decoder = serde_json::to_value(self.inner.get_decoder());
+        let decoder = decoder.map_err(|error| TextError::Encode {
+            reason: error.to_string(),
+        })?;
+        let alphabet = Alphabet::of(&decoder).map_err(|found| TextError::Decoder { found })?;
+        let mut tokens = vec![None; size];
+        let mut set = |id: u32, bytes, special| {
+            if let Some(token) = tokens.get_mut(id as usize) {
+                *token = Some(TokenBytes { bytes, special });
+            }
+        };
+        for (text, id) in self.inner.get_vocab(false) {
+            set(id, alphabet.bytes(&text), false);
+        }
+        for (id, token) in self.inner.get_added_tokens_decoder() {
+            set(id, token.content.into_bytes(), token.special);
+        }
+        Ok(tokens)
     }
 
     /// [`windows`] that begin with this tokenizer's leading special token, if it has one.

@@ -49,7 +49,7 @@ struct Scratch {
 pub struct Piece<'a> {
     /// Number of the first row.
     pub first_row: usize,
-    /// [rows, cols] weights, bfloat16.
+    /// [rows, cols] weights, bfloat16; empty if they were not asked for.
     pub weights: &'a [u16],
     /// [rows, cols] indices.
     pub q: &'a [i16],
@@ -57,6 +57,15 @@ pub struct Piece<'a> {
     pub row_log2_eighths: &'a [u8],
     /// `[rows]` see [`uc_codec::TensorCode::row_step_log2_eighths`].
     pub row_step_log2_eighths: &'a [u8],
+}
+
+/// What the pieces of a tile contain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contents {
+    /// Everything.
+    Weights,
+    /// Everything but weights, which cost time.
+    Indices,
 }
 
 /// Why a piece fails: the codec's error gets the names of file and tensor.
@@ -93,6 +102,36 @@ impl LayerFile {
     ) -> Result<Pieces<'a>, PackError> {
         let linear = &self.header.linears[index];
         Pieces::new(self, linear, buffers).map_err(|failure| failure.of(self, linear))
+    }
+
+    /// As [`LayerFile::pieces`], for the rows of one tile, see [`LayerFile::tile_rows`]. Tiles are independent of each other.
+    ///
+    /// # Errors
+    /// `Io`, and `Codec` if the linear is damaged.
+    ///
+    /// # Panics
+    /// If there is no such linear or tile.
+    pub fn tile_pieces<'a>(
+        &'a self,
+        index: usize,
+        tile: usize,
+        contents: Contents,
+        buffers: &'a mut PieceBuffers,
+    ) -> Result<Pieces<'a>, PackError> {
+        let linear = &self.header.linears[index];
+        let pieces = Pieces::new(self, linear, buffers);
+        pieces
+            .and_then(|pieces| pieces.of_tile(tile, contents))
+            .map_err(|failure| failure.of(self, linear))
+    }
+
+    /// Rows of the tiles of linear `index`; the last may have fewer.
+    ///
+    /// # Panics
+    /// If there is no such linear.
+    pub fn tile_rows(&self, index: usize) -> usize {
+        let header = &self.header.linears[index].header;
+        rans::tile_rows(header.rows, header.cols) as usize
     }
 
     /// As [`LayerFile::pieces`]; passes the weights from the first row to the last to `sink`: bfloat16 `[rows, cols]`.
@@ -152,8 +191,11 @@ pub struct Pieces<'a> {
     reconstructor: PieceReconstructor,
     logarithms: RowLogarithms<'a>,
     scratch: &'a mut Scratch,
+    contents: Contents,
     /// Number of the next row.
     row: usize,
+    /// Row after the last piece.
+    end: usize,
     /// Offset in the file of the first tile that has not been begun.
     offset: u64,
 }
@@ -175,9 +217,26 @@ impl<'a> Pieces<'a> {
             reconstructor: reconstructor(file, linear, columns, &mut piece.factors)?,
             logarithms: RowLogarithms::new(linear)?,
             scratch: piece,
+            contents: Contents::Weights,
             row: 0,
+            end: linear.header.rows,
             offset: linear.payload.start,
         })
+    }
+
+    /// Only the pieces of a tile.
+    fn of_tile(mut self, tile: usize, contents: Contents) -> Result<Self, Failure> {
+        let header = &self.linear.header;
+        let tile_rows = rans::tile_rows(header.rows, header.cols) as usize;
+        self.contents = contents;
+        self.row = tile * tile_rows;
+        self.end = header.rows.min(self.row + tile_rows);
+        let before = &self.linear.tile_lengths[..tile];
+        self.offset += before.iter().map(|&length| u64::from(length)).sum::<u64>();
+        for _ in 0..self.row {
+            self.logarithms.row()?;
+        }
+        Ok(self)
     }
 
     /// The next piece; none after the last one. After an error there is no next piece.
@@ -185,7 +244,7 @@ impl<'a> Pieces<'a> {
     /// # Errors
     /// `Io`, and `Codec` if the linear is damaged.
     pub fn next_piece(&mut self) -> Result<Option<Piece<'_>>, PackError> {
-        if self.row == self.linear.header.rows {
+        if self.row == self.end {
             return Ok(None);
         }
         let first_row = self.row;
@@ -217,7 +276,6 @@ impl<'a> Pieces<'a> {
         self.logarithms
             .next(count, &mut scratch.row_logs, &mut scratch.row_steps)?;
         scratch.q.resize(count * cols, 0);
-        scratch.weights.resize(count * cols, 0);
         let largest = self.decoder.largest_rows(count);
         let bytes = scratch.window.bytes(&self.file.bytes, largest)?;
         let used = self
@@ -225,14 +283,20 @@ impl<'a> Pieces<'a> {
             .rows(bytes, &scratch.row_logs, &mut scratch.q)?;
         scratch.window.consume(used);
         self.row = piece.end;
-        read_u(self.file, self.linear, piece, scratch)?;
-        self.reconstructor.rows(
-            &scratch.q,
-            &scratch.row_logs,
-            &scratch.row_steps,
-            &scratch.u,
-            &mut scratch.weights,
-        )?;
+        match self.contents {
+            Contents::Indices => scratch.weights.clear(),
+            Contents::Weights => {
+                scratch.weights.resize(count * cols, 0);
+                read_u(self.file, self.linear, piece, scratch)?;
+                self.reconstructor.rows(
+                    &scratch.q,
+                    &scratch.row_logs,
+                    &scratch.row_steps,
+                    &scratch.u,
+                    &mut scratch.weights,
+                )?;
+            }
+        }
         if self.row == tile_end {
             self.decoder.finish(scratch.window.left())?;
         }

@@ -12,7 +12,7 @@ pub(super) const GROUPS: [(&str, &[&str]); 3] = [
     (
         "Packs",
         &[
-            "verify", "inspect", "diff", "eval", "export", "generate", "bench", "upload",
+            "verify", "inspect", "diff", "eval", "export", "generate", "bench", "serve", "upload",
         ],
     ),
     ("Shell", &["completions", "man"]),

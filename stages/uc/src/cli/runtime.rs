@@ -1,7 +1,10 @@
 //! The options of the verbs that run a model from its pack.
 
 use clap::{Args, ValueEnum};
-use uc_infer::{Arithmetic, Checks, LoadOptions};
+use uc_infer::{Arithmetic, Checks, LoadOptions, MemoryForm};
+use uc_pack::Pack;
+use uc_pack::manifest::LayerEntry;
+use uc_store::resources::available_memory_bytes;
 
 /// Heading of these options.
 const RUNTIME: &str = "Runtime";
@@ -21,6 +24,17 @@ pub struct RuntimeArgs {
         hide_possible_values = true
     )]
     pub arithmetic: ArithmeticArg,
+    /// How the compressed linears are kept: resident at about 6 bits per weight, streamed at the bits of the pack and decoded
+    /// at each use, or auto: resident if there is enough memory [default: auto]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "FORM",
+        default_value_t,
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
+    pub memory: MemoryArg,
     /// Do not compare what is read with the digests of the manifest
     #[arg(long)]
     pub no_verify: bool,
@@ -39,18 +53,54 @@ pub enum ArithmeticArg {
     Exact,
 }
 
+/// See [`MemoryForm`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum MemoryArg {
+    /// Resident if the machine has enough memory for it.
+    #[default]
+    Auto,
+    /// Fields of a few bits.
+    Resident,
+    /// Entropy-coded tiles.
+    Streamed,
+}
+
+/// Bits per weight of a linear in the resident form, at most; see `docs/runtime.md`.
+const RESIDENT_BITS: u64 = 7;
+
 impl RuntimeArgs {
     /// How the pack is loaded.
-    pub fn load_options(&self) -> LoadOptions {
+    pub fn load_options(&self, pack: &Pack) -> LoadOptions {
         LoadOptions {
-            checks: match self.no_verify {
-                true => Checks::Structure,
-                false => Checks::Digests,
-            },
+            checks: self.checks(),
             arithmetic: match self.arithmetic {
                 ArithmeticArg::Fast => Arithmetic::Fast,
                 ArithmeticArg::Exact => Arithmetic::Exact,
             },
+            memory: match self.memory {
+                MemoryArg::Resident => MemoryForm::Resident,
+                MemoryArg::Streamed => MemoryForm::Streamed,
+                MemoryArg::Auto => fitting_form(pack, available_memory_bytes()),
+            },
         }
+    }
+
+    /// What is compared with the manifest.
+    pub fn checks(&self) -> Checks {
+        match self.no_verify {
+            true => Checks::Structure,
+            false => Checks::Digests,
+        }
+    }
+}
+
+/// The resident form, unless it takes more than nine tenths of the memory that is available; 0 stands for an unknown amount.
+fn fitting_form(pack: &Pack, available: u64) -> MemoryForm {
+    let manifest = pack.manifest();
+    let weights: u64 = manifest.layers.iter().map(LayerEntry::weights).sum();
+    let resident = weights * RESIDENT_BITS / 8 + manifest.non_layer.size;
+    match available == 0 || resident <= available / 10 * 9 {
+        true => MemoryForm::Resident,
+        false => MemoryForm::Streamed,
     }
 }

@@ -53,7 +53,7 @@ pub fn run(args: &BenchArgs, display: &Display) -> anyhow::Result<()> {
 fn measure(args: &BenchArgs, threads: u32, display: &Display) -> anyhow::Result<Report> {
     let pack = packs::open(&args.pack)?;
     read_files(&pack)?;
-    let options = args.runtime.load_options();
+    let options = args.runtime.load_options(&pack);
     display.info("loading without verification");
     let unchecked = LoadOptions {
         checks: Checks::Structure,
@@ -97,14 +97,14 @@ fn measure(args: &BenchArgs, threads: u32, display: &Display) -> anyhow::Result<
         machine: machine::Machine::here(),
         settings: Settings {
             arithmetic: options.arithmetic,
-            memory: "resident",
+            memory: options.memory,
             cache: args.cache.into(),
             threads,
             runs: args.runs,
             seed: args.seed,
             generated_tokens: work.tokens,
             prefix_tokens: work.prefix,
-            prompt_chunk: uc_infer::generate::PROMPT_CHUNK,
+            prompt_chunk: uc_infer::batch::STEP_TOKENS,
         },
         load: Load {
             verified_seconds: verified,

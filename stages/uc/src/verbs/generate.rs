@@ -5,14 +5,14 @@ mod result;
 
 use std::io::{IsTerminal, Read};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use uc_infer::generate::Finish;
 use uc_infer::load::{self, Checks, LoadOptions};
 use uc_infer::{
-    Generated, InferError, Message, Model, Precision, Request, Sampling, Sequence, Template,
-    generate,
+    Batch, BatchSettings, Finish, Generated, InferError, Message, Model, Precision, Request,
+    Sampling, Template, generate,
 };
 use uc_input::printable;
 use uc_model::Tokenizer;
@@ -104,8 +104,8 @@ struct Loaded<'a> {
     display: &'a Display,
     pack: Pack,
     options: LoadOptions,
-    model: Model,
-    tokenizer: Tokenizer,
+    model: Arc<Model>,
+    tokenizer: Arc<Tokenizer>,
     template: Option<Template>,
     stop_tokens: Vec<u32>,
     load_time: Duration,
@@ -120,7 +120,7 @@ impl<'a> Loaded<'a> {
     ) -> anyhow::Result<Self> {
         let start = Instant::now();
         let pack = packs::open(&args.pack)?;
-        let options = args.runtime.load_options();
+        let options = args.runtime.load_options(&pack);
         let checks = options.checks;
         if checks == Checks::Structure {
             display.warn(
@@ -147,8 +147,8 @@ impl<'a> Loaded<'a> {
             display,
             pack,
             options,
-            model,
-            tokenizer,
+            model: Arc::new(model),
+            tokenizer: Arc::new(tokenizer),
             template,
             stop_tokens,
             load_time: start.elapsed(),
@@ -165,7 +165,7 @@ impl<'a> Loaded<'a> {
             }
             None => self.text_tokens(text)?,
         };
-        let mut sequence = self.sequence(prompt.len())?;
+        let mut batch = self.batch(prompt.len())?;
         let request = self.request(prompt);
         let json = self.args.json;
         let mut on_text = |text: &str| {
@@ -177,9 +177,9 @@ impl<'a> Loaded<'a> {
                 false => ControlFlow::Continue(()),
             }
         };
-        let generated = self.generate(&mut sequence, &request, &mut on_text)?;
+        let generated = self.generate(&mut batch, &request, &mut on_text)?;
         if json {
-            return print_json(&result::report(self, &request, &generated, &sequence)?);
+            return print_json(&result::report(self, &request, &generated, &batch)?);
         }
         output::print_line("");
         self.say_times(&request, &generated);
@@ -188,11 +188,11 @@ impl<'a> Loaded<'a> {
 
     fn generate(
         &self,
-        sequence: &mut Sequence,
+        batch: &mut Batch,
         request: &Request,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> anyhow::Result<Generated> {
-        generate(&self.model, &self.tokenizer, sequence, request, on_text).map_err(classify)
+        generate(batch, request.clone(), on_text).map_err(classify)
     }
 
     /// The tokens of a text to continue, with the leading special token of the tokenizer once.
@@ -223,15 +223,30 @@ impl<'a> Loaded<'a> {
         system.map(|text| Message::new("system", text)).collect()
     }
 
-    /// An empty sequence, for a prompt of this many tokens and what follows, or for a conversation.
-    fn sequence(&self, prompt: usize) -> anyhow::Result<Sequence> {
+    /// A batch for one request at a time, for a prompt of this many tokens and what follows, or for a conversation.
+    fn batch(&self, prompt: usize) -> anyhow::Result<Batch> {
         let most = self.model.config().context;
         let needed = match self.args.chat {
             true => most,
             false => prompt.saturating_add(self.args.tokens).clamp(1, most),
         };
-        let context = self.args.context.unwrap_or(needed);
-        Sequence::new(&self.model, context, Precision::from(self.args.cache)).map_err(classify)
+        let settings = BatchSettings {
+            slots: 1,
+            step_tokens: uc_infer::batch::STEP_TOKENS,
+            context: self.args.context.unwrap_or(needed),
+            precision: Precision::from(self.args.cache),
+            // What the conversation needs anyway.
+            prefix_bytes: match self.args.chat {
+                true => u64::MAX,
+                false => 0,
+            },
+        };
+        Batch::new(self.model.clone(), self.tokenizer.clone(), settings).map_err(classify)
+    }
+
+    /// Most tokens of a conversation.
+    fn conversation_context(&self) -> usize {
+        self.args.context.unwrap_or(self.model.config().context)
     }
 
     fn request(&self, prompt: Vec<u32>) -> Request {
@@ -242,6 +257,7 @@ impl<'a> Loaded<'a> {
             stop: self.args.stop.clone(),
             stop_tokens: self.stop_tokens.clone(),
             top: self.args.top_logprobs,
+            ..Request::default()
         }
     }
 
@@ -249,9 +265,10 @@ impl<'a> Loaded<'a> {
         let rate = |count: usize, time: Duration| count as f64 / time.as_secs_f64().max(1e-9);
         let (prompt, tokens) = (request.prompt.len(), generated.tokens.len());
         self.display.info(&format!(
-            "{prompt} tokens of prompt at {:.1}/s, {tokens} of text at {:.1}/s, exact arithmetic; loaded in {:.1} s{}",
-            rate(prompt, generated.prompt_time),
-            rate(tokens, generated.generation_time),
+            "{prompt} tokens of prompt at {:.1}/s, {tokens} of text at {:.1}/s, {} arithmetic; loaded in {:.1} s{}",
+            rate(prompt, generated.usage.prompt_time),
+            rate(tokens, generated.usage.generation_time),
+            self.options.arithmetic,
             self.load_time.as_secs_f64(),
             match generated.finish {
                 Finish::Context => "; the context is full",

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use uc_infer::generate::PROMPT_CHUNK;
+use uc_infer::batch::STEP_TOKENS;
 use uc_infer::{Chunk, InferError, Model, Precision, Sampler, Sampling, Sequence, Wanted};
 use uc_model::text::splitmix64;
 
@@ -49,7 +49,7 @@ impl Work {
         let start = Instant::now();
         let mut sampler = Sampler::new(&Sampling::default(), &tokens, model.config().vocab)?;
         let logits = compute(model, &mut sequence, &tokens)?;
-        sampler.choose(&logits, 0);
+        sampler.choose(&logits, 0, None);
         Ok(start.elapsed().as_secs_f64())
     }
 
@@ -136,7 +136,7 @@ impl Work {
 /// The logits after the last of some tokens, in chunks as `uc generate` takes them.
 fn compute(model: &Model, sequence: &mut Sequence, tokens: &[u32]) -> Result<Vec<f32>, InferError> {
     let mut logits = Vec::new();
-    let chunks = tokens.chunks(PROMPT_CHUNK);
+    let chunks = tokens.chunks(STEP_TOKENS);
     let last = chunks.len() - 1;
     for (index, tokens) in chunks.enumerate() {
         let wanted = if index == last {

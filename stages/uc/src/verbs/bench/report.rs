@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use uc_infer::reads::Reads;
-use uc_infer::{Arithmetic, Precision};
+use uc_infer::{Arithmetic, MemoryForm, Precision};
 
 use super::machine::Machine;
 
@@ -49,7 +49,7 @@ pub struct Settings {
     /// How products are computed.
     pub arithmetic: Arithmetic,
     /// The form of the linears in memory.
-    pub memory: &'static str,
+    pub memory: MemoryForm,
     /// Number format of keys and values.
     pub cache: Precision,
     pub threads: u32,

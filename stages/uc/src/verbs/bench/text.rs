@@ -41,7 +41,7 @@ pub fn table(report: &Report) -> String {
         "settings",
         format!(
             "arithmetic {}, memory {}, cache {}, threads {}, runs {}",
-            name(&settings.arithmetic),
+            settings.arithmetic,
             settings.memory,
             name(&settings.cache),
             settings.threads,

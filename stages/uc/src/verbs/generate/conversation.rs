@@ -5,8 +5,7 @@ use std::ops::ControlFlow;
 
 use anyhow::Context;
 use crossbeam_channel::{Sender, unbounded};
-use uc_infer::Message;
-use uc_infer::generate::Finish;
+use uc_infer::{Finish, Message};
 use uc_store::output;
 
 use super::Loaded;
@@ -25,7 +24,7 @@ const PROMPT: &str = "> ";
 /// terminal, only a second signal ends the program: the first may have been meant for an answer that has just ended.
 pub fn run(loaded: &Loaded<'_>, signals: &Listener) -> anyhow::Result<()> {
     let mut messages = loaded.system_message();
-    let mut sequence = loaded.sequence(0)?;
+    let mut batch = loaded.batch(0)?;
     let stdin = std::io::stdin();
     let is_terminal = stdin.is_terminal();
     if is_terminal {
@@ -50,25 +49,16 @@ pub fn run(loaded: &Loaded<'_>, signals: &Listener) -> anyhow::Result<()> {
         }
         messages.push(Message::new("user", line.trim_end_matches(['\r', '\n'])));
         let tokens = loaded.conversation_tokens(&messages)?;
-        // What is already computed is used if the text has only grown. A template may also rewrite earlier messages.
-        let held = sequence.tokens().len();
-        let prompt = match tokens.starts_with(sequence.tokens()) && held < tokens.len() {
-            true => tokens[held..].to_vec(),
-            false => {
-                sequence = loaded.sequence(0)?;
-                tokens
-            }
-        };
-        let room = sequence.context() - sequence.tokens().len();
-        if prompt.len() > room {
+        let (found, most) = (tokens.len(), loaded.conversation_context());
+        if found > most {
             loaded.display.warn(&format!(
-                "the message is not answered: found {} tokens, expected at most {room}, the rest of the context",
-                prompt.len()
+                "the message is not answered: found a conversation of {found} tokens, expected at most {most}, the context"
             ));
             messages.pop();
             continue;
         }
-        let request = loaded.request(prompt);
+        // What is already computed is used as far as the text is the same.
+        let request = loaded.request(tokens);
         let (to_us, received) = unbounded();
         signals.attach(to_us);
         let mut on_text = |text: &str| {
@@ -78,7 +68,7 @@ pub fn run(loaded: &Loaded<'_>, signals: &Listener) -> anyhow::Result<()> {
                 false => ControlFlow::Continue(()),
             }
         };
-        let generated = loaded.generate(&mut sequence, &request, &mut on_text);
+        let generated = loaded.generate(&mut batch, &request, &mut on_text);
         signals.detach();
         signals.handled();
         let generated = generated?;

@@ -1,11 +1,10 @@
 //! The result of `uc generate --json`.
 
 use serde::Serialize;
-use uc_infer::generate::Finish;
 use uc_infer::load::Checks;
 use uc_infer::memory::Memory;
-use uc_infer::sampler::{Chosen, Scored};
-use uc_infer::{Arithmetic, Generated, Precision, Request, Sampling, Sequence};
+use uc_infer::sampler::Scored;
+use uc_infer::{Arithmetic, Batch, Finish, Generated, MemoryForm, Precision, Request, Sampling};
 
 use super::{Loaded, classify};
 
@@ -18,6 +17,8 @@ pub struct Report<'a> {
     verified: bool,
     /// How products are computed.
     arithmetic: Arithmetic,
+    /// How the linears are kept.
+    memory_form: MemoryForm,
     cache: Precision,
     context: usize,
     threads: u32,
@@ -65,19 +66,20 @@ pub fn report<'a>(
     loaded: &'a Loaded<'_>,
     request: &'a Request,
     generated: &'a Generated,
-    sequence: &Sequence,
+    batch: &Batch,
 ) -> anyhow::Result<Report<'a>> {
     let memory = loaded.model.memory();
     let rate = |count: usize, seconds: f64| count as f64 / seconds.max(1e-9);
-    let prompt_seconds = generated.prompt_time.as_secs_f64();
-    let generation_seconds = generated.generation_time.as_secs_f64();
+    let prompt_seconds = generated.usage.prompt_time.as_secs_f64();
+    let generation_seconds = generated.usage.generation_time.as_secs_f64();
     let tokens = generated.tokens.iter();
     Ok(Report {
         pack: loaded.pack.fingerprint().to_string(),
         verified: loaded.options.checks == Checks::Digests,
         arithmetic: loaded.options.arithmetic,
+        memory_form: loaded.options.memory,
         cache: loaded.args.cache.into(),
-        context: sequence.context(),
+        context: batch.settings().context,
         threads: loaded.threads,
         sampling: &request.sampling,
         prompt_tokens: &request.prompt,
@@ -96,12 +98,12 @@ pub fn report<'a>(
         memory: MemoryReport {
             model: memory,
             linear_bits: memory.linear_bits(),
-            state_bytes: sequence.bytes(),
+            state_bytes: generated.usage.state_bytes,
         },
     })
 }
 
-fn token(loaded: &Loaded<'_>, chosen: &Chosen) -> anyhow::Result<Token> {
+fn token(loaded: &Loaded<'_>, chosen: &uc_infer::Token) -> anyhow::Result<Token> {
     let named = |scored: &Scored, top: Vec<Token>| -> anyhow::Result<Token> {
         let text = loaded.tokenizer.decode_all(&[scored.id]);
         Ok(Token {

@@ -1,0 +1,149 @@
+//! `uc serve` on a pack of the tiny model, for tests of several kinds of clients.
+#![allow(clippy::disallowed_methods)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::{compress, copy_model, succeed, uc};
+
+/// A pack of the tiny model in a temporary folder.
+#[derive(Debug)]
+pub struct Packed {
+    folder: tempfile::TempDir,
+}
+
+impl Packed {
+    /// Compresses the tiny model with this chat template.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn new(template: &str) -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        let packed = Packed { folder };
+        let model = packed.model();
+        copy_model(&model);
+        let config = json!({
+            "chat_template": template, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 256,
+        });
+        std::fs::write(model.join("tokenizer_config.json"), config.to_string()).expect("written");
+        succeed(&mut compress(&model, &packed.folder.path().join("run")));
+        packed
+    }
+
+    /// The folder of the model.
+    pub fn model(&self) -> PathBuf {
+        self.folder.path().join("model")
+    }
+
+    /// The folder of the pack.
+    pub fn pack(&self) -> PathBuf {
+        self.folder.path().join("run/pack")
+    }
+}
+
+/// A running `uc serve`.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+    /// Address and port.
+    pub address: String,
+}
+
+impl Server {
+    /// Starts it on a free port and waits until it listens.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn start(pack: &Path, words: &[&str]) -> Self {
+        let mut command = uc();
+        command
+            .arg("serve")
+            .arg(pack)
+            .args(["--port", "0"])
+            .args(words);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().expect("starts");
+        let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+        let mut said = String::new();
+        let address = loop {
+            let mut line = String::new();
+            assert_ne!(stderr.read_line(&mut line).expect("text"), 0, "{said}");
+            said += &line;
+            if let Some((_, rest)) = line.split_once("http://") {
+                break rest.split(',').next().expect("an address").to_owned();
+            }
+        };
+        Server {
+            child,
+            stderr,
+            address,
+        }
+    }
+
+    /// Status and JSON of a request.
+    ///
+    /// # Panics
+    /// If there is no answer, or one without JSON.
+    pub fn ask(&self, path: &str, body: Option<&Value>, key: Option<&str>) -> (u16, Value) {
+        let mut stream = TcpStream::connect(&self.address).expect("connects");
+        stream
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .expect("set");
+        let body = body.map(Value::to_string);
+        let method = if body.is_some() { "POST" } else { "GET" };
+        let body = body.unwrap_or_default();
+        let mut head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n",
+            self.address,
+            body.len()
+        );
+        if let Some(key) = key {
+            head += &format!("Authorization: Bearer {key}\r\n");
+        }
+        stream
+            .write_all(format!("{head}\r\n{body}").as_bytes())
+            .expect("sent");
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).expect("a reply");
+        let (head, body) = reply.split_once("\r\n\r\n").expect("a reply");
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok());
+        (
+            status.expect("a status"),
+            serde_json::from_str(body).expect("JSON"),
+        )
+    }
+
+    /// Ends it by a signal; the exit status and what it has said since it listens.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub fn end(mut self, signal: Signal) -> (Option<i32>, String) {
+        let id = Pid::from_child(&self.child);
+        kill_process(id, signal).expect("a signal");
+        let status = self.child.wait().expect("ends");
+        let mut said = String::new();
+        self.stderr.read_to_string(&mut said).expect("text");
+        (status.code(), said)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
