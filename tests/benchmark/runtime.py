@@ -11,7 +11,7 @@ The programs of llama.cpp are found by the options, the variables LLAMA_BENCH an
 Everything is interleaved: a round measures every contender once with each number of threads, so that what else happens on the
 machine meets all of them. Speeds are medians over the rounds, ratios are medians of the ratios within a round. Both programs do
 one uncounted measurement first, keep keys and values in f16 and leave out the choice of tokens.
-- Resident memory: VmHWM of `uc bench` before it measures the bandwidth, maxrss of llama-bench, which counts mapped files.
+- Peak resident memory: VmHWM of `uc bench` before it measures the bandwidth, maxrss of llama-bench, which counts mapped files.
 - Load time: of uc without and with verification; of llama-bench the wall time of a run of one token less that token.
 - Generation: of uc after 16 tokens, of llama-bench from the beginning.
 - Bandwidth: the fastest reading of all rounds with that number of threads. Weights read per token: `weights_read` of `uc bench`; of
@@ -131,6 +131,7 @@ class Ours:
             "load_seconds": report["load"]["unverified_seconds"],
             "load_verified_seconds": report["load"]["verified_seconds"],
             "peak_resident_bytes": report["memory"]["peak_resident_bytes"],
+            "resident_bytes": report["memory"]["resident_bytes"],
             "bandwidth": report["bandwidth"]["bytes_per_second"],
         }
 
