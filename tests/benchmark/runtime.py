@@ -11,8 +11,9 @@ The programs of llama.cpp are found by the options, the variables LLAMA_BENCH an
 Everything is interleaved: a round measures every contender once with each number of threads, so that what else happens on the
 machine meets all of them. Speeds are medians over the rounds, ratios are medians of the ratios within a round. Both programs do
 one uncounted measurement first, keep keys and values in f16 and leave out the choice of tokens.
-- Resident memory: VmHWM of `uc bench` before it measures the bandwidth, maxrss of llama-bench, which counts mapped files.
+- Peak resident memory: VmHWM of `uc bench` before it measures the bandwidth, maxrss of llama-bench, which counts mapped files.
 - Load time: of uc without and with verification; of llama-bench the wall time of a run of one token less that token.
+- Generation: of uc after 16 tokens, of llama-bench from the beginning.
 - Bandwidth: the fastest reading of all rounds with that number of threads. Weights read per token: `weights_read` of `uc bench`; of
   a GGUF file all tensors, but of an embedding that is not also the output matrix nothing.
 """
@@ -130,6 +131,7 @@ class Ours:
             "load_seconds": report["load"]["unverified_seconds"],
             "load_verified_seconds": report["load"]["verified_seconds"],
             "peak_resident_bytes": report["memory"]["peak_resident_bytes"],
+            "resident_bytes": report["memory"]["resident_bytes"],
             "bandwidth": report["bandwidth"]["bytes_per_second"],
         }
 
@@ -245,6 +247,9 @@ def summary(contenders, ours, rounds, threads):
         entry = {name: {"median": statistics.median(some), "rounds": some} for name, some in values.items() if some}
         rate = entry["generation_tokens_per_second"]["median"]
         entry["share_of_bandwidth"] = rate * contender.read_per_token() / bandwidth
+        for name in names:
+            if "_batch_" in name:
+                entry[f"{name}_over_batch_1"] = entry[name]["median"] / rate
         found["contenders"][contender.name] = entry
     for own_one in ours:
         ratios = found["ratios"][own_one.name] = {}

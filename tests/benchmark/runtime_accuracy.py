@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Compares the runtime with the evaluation of a run, and its greedy text with transformers; writes docs/benchmarks/runtime-accuracy.json.
 
-Usage: python3 tests/benchmark/runtime_accuracy.py --run RUN --text TEXT [--pack PACK] [--ways fast f16 bf16] [--prompts 20]
-       [--tokens 200] [--setting OPTIONS]
+Usage: python3 tests/benchmark/runtime_accuracy.py --run RUN --text TEXT [--pack PACK] [--parts windows text] [--ways fast f16 bf16]
+       [--prompts 20] [--tokens 200] [--setting OPTIONS]
 Build first: make setup; cargo build --release -p uc-examples --example runtime_accuracy
 Needs: torch, transformers, safetensors. RUN is a finished run of `uc compress` or `uc eval`; PACK is by default that of RUN.
 
 - Perplexity: the example runtime_accuracy computes the windows of RUN with the runtime.
 - Text: the prompts are beginnings of paragraphs of TEXT, spread over it. transformers computes in f32 on the reconstructed weights
   (`uc export --to safetensors`), with uc's tokens of the prompt. Where a text of `uc generate` parts from that of transformers, the
-  receipt has the position and the difference of the two tokens' logits in transformers. --prompts 0 leaves this out.
+  receipt has the position and the difference of the two tokens' logits in transformers.
+--parts windows or --parts text measures one of the two and keeps the other as it is in the receipt.
 """
 import argparse
 import json
@@ -64,6 +65,7 @@ def greedy_text(pack, options):
         parted += [parts] if parts else []
         print(f"{len(texts)} of {options.prompts}: {parts or 'equal'}", flush=True)
     return {
+        "fingerprint": report["pack"],
         "arithmetic": report["arithmetic"],
         "transformers": transformers.__version__,
         "torch": torch.__version__,
@@ -81,15 +83,18 @@ def main():
     parser.add_argument("--text", type=pathlib.Path, required=True)
     parser.add_argument("--pack", type=pathlib.Path)
     parser.add_argument("--ways", nargs="*", default=["fast", "f16", "bf16"], help="what is compared with exact: see the example")
+    parser.add_argument("--parts", nargs="+", choices=["windows", "text"], default=["windows", "text"])
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--setting", default="--arithmetic exact", help="options of `uc generate`")
     options = parser.parse_args()
     pack = options.pack or options.run / "pack"
-    command = [PROGRAMS / "examples/runtime_accuracy", pack, options.run / "eval", *options.ways]
-    receipt = {"command": "make bench-runtime-accuracy",
-               **json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)}
-    if options.prompts:
+    receipt = json.loads(RECEIPT.read_text()) if RECEIPT.exists() else {}
+    receipt["command"] = "make bench-runtime-accuracy"
+    if "windows" in options.parts:
+        command = [PROGRAMS / "examples/runtime_accuracy", pack, options.run / "eval", *options.ways]
+        receipt["windows"] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    if "text" in options.parts:
         receipt["greedy_text"] = greedy_text(pack, options)
     RECEIPT.write_text(json.dumps(receipt, indent=1) + "\n")
 

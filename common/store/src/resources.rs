@@ -11,6 +11,11 @@ pub fn peak_rss_bytes() -> u64 {
     status_field("/proc/self/status", "VmHWM:")
 }
 
+/// Resident memory of this process, in bytes; 0 if unknown.
+pub fn rss_bytes() -> u64 {
+    status_field("/proc/self/status", "VmRSS:")
+}
+
 /// Memory of the machine, in bytes; 0 if unknown.
 pub fn total_memory_bytes() -> u64 {
     status_field("/proc/meminfo", "MemTotal:")
@@ -83,6 +88,7 @@ mod tests {
 
     #[test]
     fn this_process_uses_memory_of_this_machine() {
+        assert!(rss_bytes() > 0);
         assert!(peak_rss_bytes() > 0);
         assert!(total_memory_bytes() > peak_rss_bytes());
         assert!(available_cpus() > 0);

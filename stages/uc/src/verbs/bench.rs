@@ -74,7 +74,7 @@ fn measure(args: &BenchArgs, threads: u32, display: &Display) -> anyhow::Result<
     let weights_read = model.reads();
     let mut generation = work.generation(&model, display).map_err(classify)?;
     // Before the buffer of the bandwidth takes memory.
-    let peak = resources::peak_rss_bytes();
+    let (peak, resident) = (resources::peak_rss_bytes(), resources::rss_bytes());
     display.info("reading memory");
     let bandwidth = bandwidth(machine::largest_cache());
     for batch in &mut generation {
@@ -113,6 +113,7 @@ fn measure(args: &BenchArgs, threads: u32, display: &Display) -> anyhow::Result<
         prompts,
         memory: Memory {
             peak_resident_bytes: peak,
+            resident_bytes: resident,
             device_bytes: None,
             model: held,
             linear_bits: held.linear_bits(),

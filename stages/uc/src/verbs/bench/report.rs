@@ -168,6 +168,8 @@ impl Generation {
 pub struct Memory {
     /// The most that was resident, loading included.
     pub peak_resident_bytes: u64,
+    /// What is resident at the end of the last generation, its sequences included.
+    pub resident_bytes: u64,
     /// Memory of a device; none without one.
     pub device_bytes: Option<u64>,
     #[serde(flatten)]

@@ -62,8 +62,9 @@ pub fn table(report: &Report) -> String {
     row(
         "memory",
         format!(
-            "peak {}: linears {} ({:.2} bits per weight), exact matrices {}, states {}",
+            "peak {}, at the end {}: linears {} ({:.2} bits per weight), exact matrices {}, states {}",
             BinaryBytes(memory.peak_resident_bytes),
+            BinaryBytes(memory.resident_bytes),
             BinaryBytes(memory.model.linear_bytes),
             memory.linear_bits,
             BinaryBytes(memory.model.exact_bytes),
