@@ -34,6 +34,7 @@ pub mod detokenizer;
 mod error;
 mod experts;
 pub mod generate;
+mod huge_pages;
 mod integer;
 mod kernel;
 mod latent;

@@ -13,6 +13,7 @@ use crate::arithmetic::{Arithmetic, MemoryForm};
 use crate::coded::CodedBuilder;
 use crate::columns::Columns;
 use crate::error::InferError;
+use crate::huge_pages;
 use crate::matrix::{Dense, Matrix};
 use crate::model::Model;
 use crate::source::Source;
@@ -152,12 +153,17 @@ fn dense(
     match entry.dtype {
         ExactDtype::F32 => {
             let words = bytes.as_chunks::<4>().0.iter();
-            Ok(Dense::F32(
-                words.map(|&word| f32::from_le_bytes(word)).collect(),
-            ))
+            let words = words.map(|&word| f32::from_le_bytes(word));
+            Ok(Dense::F32(huge_pages::collect(words)))
         }
-        ExactDtype::F16 => Ok(Dense::F16(halves().map(half::f16::from_bits).collect())),
-        ExactDtype::BF16 => Ok(Dense::Bf16(halves().map(half::bf16::from_bits).collect())),
+        ExactDtype::F16 => {
+            let values = halves().map(half::f16::from_bits);
+            Ok(Dense::F16(huge_pages::collect(values)))
+        }
+        ExactDtype::BF16 => {
+            let values = halves().map(half::bf16::from_bits);
+            Ok(Dense::Bf16(huge_pages::collect(values)))
+        }
         other => Err(wrong(format!("{other:?}"), "F32, F16 or BF16".to_owned())),
     }
 }

@@ -3,6 +3,8 @@
 use uc_codec::trellis::{BLOCK_ROWS, LevelReader};
 use uc_simd::{Kernel, dispatch};
 
+use crate::huge_pages;
+
 use super::{
     GROUP, GROUPS, MARK_ROWS, NARROW, Outlier, PANEL, Packed, Place, SLACK, WIDTHS, ZERO_ROW,
 };
@@ -79,8 +81,10 @@ impl PackedBuilder {
             packed.rows * packed.panels(),
             "all rows"
         );
-        packed.fields.resize(packed.fields.len() + SLACK, 0);
-        packed.fields.shrink_to_fit();
+        let mut fields = huge_pages::with_capacity(packed.fields.len() + SLACK);
+        fields.extend_from_slice(&packed.fields);
+        fields.resize(packed.fields.len() + SLACK, 0);
+        packed.fields = fields;
         packed.outliers.shrink_to_fit();
         packed
     }
