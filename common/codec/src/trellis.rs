@@ -152,21 +152,8 @@ impl LevelReader {
     /// # Panics
     /// If `q` and `out` do not have one element for each column.
     pub fn feedforward(&mut self, q: &[i16], row_log2_eighths: u8, out: &mut [i16]) {
-        assert!(
-            q.len() == self.states.len() && out.len() == q.len(),
-            "whole rows"
-        );
-        self.begin_row();
-        if row_log2_eighths == 0 {
-            out.fill(0);
-            return;
-        }
-        dispatch(Row {
-            states: &mut self.states,
-            q,
-            out,
-            of: |_, next, q| q & !1 | (next & 1) as i16,
-        });
+        let index = |_, next: u16, q: i16| q & !1 | (next & 1) as i16;
+        self.next_row(q, row_log2_eighths, out, index);
     }
 
     /// Writes the levels of the next row to `out`.
@@ -174,20 +161,31 @@ impl LevelReader {
     /// # Panics
     /// If `q` and `out` do not have one element for each column.
     pub fn row(&mut self, q: &[i16], row_log2_eighths: u8, out: &mut [i32]) {
+        self.next_row(q, row_log2_eighths, out, |state, _, q| level(state, q));
+    }
+
+    /// Writes `of` every element of the next row to `out`, or zeros for a row of zeros: see [`Row`].
+    fn next_row<T: Clone + Default>(
+        &mut self,
+        q: &[i16],
+        row_log2_eighths: u8,
+        out: &mut [T],
+        of: impl Fn(u16, u16, i16) -> T,
+    ) {
         assert!(
             q.len() == self.states.len() && out.len() == q.len(),
             "whole rows"
         );
         self.begin_row();
         if row_log2_eighths == 0 {
-            out.fill(0);
+            out.fill(T::default());
             return;
         }
         dispatch(Row {
             states: &mut self.states,
             q,
             out,
-            of: |state, _, q| level(state, q),
+            of,
         });
     }
 

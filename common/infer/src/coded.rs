@@ -44,20 +44,9 @@ pub struct Coded {
 
 /// Builds a [`Coded`] from pieces of whole rows, from the first to the last.
 pub(crate) struct CodedBuilder {
-    rows: usize,
-    step: f32,
-    columns: Columns,
-    row_step_log2_eighths: Vec<u8>,
-    overlay: Option<LowRank>,
-    arithmetic: Arithmetic,
-    levels: LevelsBuilder,
-}
-
-/// Builds [`Levels`].
-enum LevelsBuilder {
-    Packed(Box<PackedBuilder>),
-    /// Complete.
-    Streamed(Streamed),
+    coded: Coded,
+    /// The levels so far, unless they are streamed.
+    packed: Option<PackedBuilder>,
 }
 
 impl CodedBuilder {
@@ -71,43 +60,38 @@ impl CodedBuilder {
         streamed: Option<Streamed>,
     ) -> Self {
         CodedBuilder {
-            rows,
-            step,
-            row_step_log2_eighths: Vec::with_capacity(rows),
-            overlay: overlay.map(|overlay| sorted(overlay, &columns)),
-            arithmetic,
-            levels: match streamed {
-                None => {
-                    let builder = PackedBuilder::new(rows, columns.order.clone());
-                    LevelsBuilder::Packed(builder.into())
-                }
-                Some(streamed) => LevelsBuilder::Streamed(streamed),
+            packed: match streamed {
+                None => Some(PackedBuilder::new(rows, columns.order.clone())),
+                Some(_) => None,
             },
-            columns,
+            coded: Coded {
+                rows,
+                step,
+                row_step_log2_eighths: Vec::with_capacity(rows),
+                levels: match streamed {
+                    None => Levels::Packed(Packed::default()),
+                    Some(streamed) => Levels::Streamed(streamed),
+                },
+                overlay: overlay.map(|overlay| sorted(overlay, &columns)),
+                columns,
+                arithmetic,
+            },
         }
     }
 
     /// Adds rows, as many as there are logarithms; `q` are their indices `[rows, cols]`.
     pub(crate) fn rows(&mut self, q: &[i16], row_logs: &[u8], row_steps: &[u8]) {
-        if let LevelsBuilder::Packed(levels) = &mut self.levels {
-            levels.rows(q, row_logs);
+        if let Some(packed) = &mut self.packed {
+            packed.rows(q, row_logs);
         }
-        self.row_step_log2_eighths.extend(row_steps);
+        self.coded.row_step_log2_eighths.extend(row_steps);
     }
 
-    pub(crate) fn finish(self) -> Coded {
-        Coded {
-            rows: self.rows,
-            step: self.step,
-            columns: self.columns,
-            row_step_log2_eighths: self.row_step_log2_eighths,
-            levels: match self.levels {
-                LevelsBuilder::Packed(levels) => Levels::Packed(levels.finish()),
-                LevelsBuilder::Streamed(levels) => Levels::Streamed(levels),
-            },
-            overlay: self.overlay,
-            arithmetic: self.arithmetic,
+    pub(crate) fn finish(mut self) -> Coded {
+        if let Some(packed) = self.packed {
+            self.coded.levels = Levels::Packed(packed.finish());
         }
+        self.coded
     }
 }
 

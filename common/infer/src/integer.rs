@@ -19,7 +19,7 @@ use uc_simd::{Kernel, dispatch};
 use crate::columns::Columns;
 #[cfg(target_arch = "x86_64")]
 use crate::packed::avx512;
-use crate::packed::{Cursor, MARK_ROWS, PANEL, Packed, RowKind};
+use crate::packed::{Cursor, MARK_ROWS, PANEL, Packed};
 use crate::streamed::LevelRows;
 
 /// Largest magnitude of an activation as an integer: each half, the high one and the low one, fits into a signed byte.
@@ -330,7 +330,7 @@ impl Kernel for Decode<'_, '_> {
     #[inline(always)]
     fn run(self) {
         for (row, levels) in self.levels.iter_mut().enumerate() {
-            if self.cursor.next_row(levels) == RowKind::Wide {
+            if self.cursor.next_row(levels) {
                 *self.wide |= 1 << row;
             }
         }

@@ -174,17 +174,6 @@ pub(crate) struct Cursor<'a> {
     history: [u8; PANEL],
 }
 
-/// A row that [`Cursor::row`] has passed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum RowKind {
-    /// Every level is 0.
-    Zero,
-    /// Sums of products with 16-bit integers over a panel fit into 32 bits.
-    Narrow,
-    /// They may need more.
-    Wide,
-}
-
 /// Whether sums over a panel fit into 32 bits, if the one's complement of negative levels and the others have no more bits than
 /// `magnitude`.
 pub(crate) fn fits_narrow(magnitude: u32) -> bool {
@@ -249,14 +238,15 @@ impl Cursor<'_> {
         dispatch(Skip { cursor: self, rows });
     }
 
-    /// Decodes the next row: its levels, without outliers. Columns that the panel does not have get a meaningless level.
+    /// Decodes the next row: its levels, without outliers. Columns that the panel does not have get a meaningless level. Returns
+    /// whether sums of products with 16-bit integers over the panel may need more than 32 bits.
     #[inline(always)]
-    pub(crate) fn next_row(&mut self, levels: &mut [i16; PANEL]) -> RowKind {
+    pub(crate) fn next_row(&mut self, levels: &mut [i16; PANEL]) -> bool {
         let header = self.headers[self.row];
         self.row += 1;
         if header == ZERO_ROW {
             levels.fill(0);
-            return RowKind::Zero;
+            return false;
         }
         let groups = levels.as_chunks_mut::<GROUP>().0.iter_mut();
         let groups = groups.zip(self.history.as_chunks_mut::<GROUP>().0);
@@ -270,10 +260,7 @@ impl Cursor<'_> {
                 false => wide_group_levels(fields, width, history, levels),
             }
         }
-        match is_special(header) {
-            true => RowKind::Wide,
-            false => RowKind::Narrow,
-        }
+        is_special(header)
     }
 }
 
