@@ -17,13 +17,13 @@ use crate::error::ApiError;
 use crate::format::ResponseFormat;
 use crate::logprobs::{self, Place};
 use crate::messages::Message;
+use crate::models;
 use crate::params::{MAX_TOP, Params, integer};
 use crate::running::{Answer, Running, finish_reason};
 use crate::state::{State, now};
 use crate::stream::{Chunks, stream};
 use crate::tools::{Parser, Piece};
 use crate::usage::Totals;
-use crate::wire;
 
 #[derive(Debug, Deserialize)]
 struct Body {
@@ -56,11 +56,7 @@ pub(crate) async fn chat(
     FromState(state): FromState<Arc<State>>,
     request: HttpRequest,
 ) -> Result<Response, ApiError> {
-    let settings = &state.settings;
-    let bytes = wire::read(request.into_body(), settings.body_bytes, settings.body_time).await?;
-    let params: Params = wire::parse(&bytes)?;
-    let body: Body = wire::parse(&bytes)?;
-    crate::models::check_name(&state, params.model.as_deref())?;
+    let (params, body): (_, Body) = models::read_request(&state, request).await?;
     let is_stream = params.stream()?;
     // Templates and tokenizers may take long for long texts.
     let planned = tokio::task::block_in_place(|| plan(&state, &params, body));

@@ -13,12 +13,12 @@ use uc_infer::sampler::Chosen;
 use crate::error::ApiError;
 use crate::format::ResponseFormat;
 use crate::logprobs::{self, Place};
+use crate::models;
 use crate::params::{MAX_CHOICES, MAX_TOP, Params, integer};
 use crate::running::{Answer, Running, finish_reason};
 use crate::state::{State, now};
 use crate::stream::{Chunks, stream};
 use crate::usage::Totals;
-use crate::wire;
 
 /// Most tokens of a completion that does not say how many, as in the API.
 const DEFAULT_TOKENS: usize = 16;
@@ -95,11 +95,7 @@ pub(crate) async fn completions(
     FromState(state): FromState<Arc<State>>,
     request: HttpRequest,
 ) -> Result<Response, ApiError> {
-    let settings = &state.settings;
-    let bytes = wire::read(request.into_body(), settings.body_bytes, settings.body_time).await?;
-    let params: Params = wire::parse(&bytes)?;
-    let body: Body = wire::parse(&bytes)?;
-    crate::models::check_name(&state, params.model.as_deref())?;
+    let (params, body): (_, Body) = models::read_request(&state, request).await?;
     let is_stream = params.stream()?;
     let grammar = ResponseFormat::parse(body.response_format.clone())?;
     // The tokenizer may take long for long texts.

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State as FromState};
+use axum::extract::{Path, Request, State as FromState};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
@@ -13,6 +14,20 @@ use crate::metrics::Constants;
 use crate::params::Params;
 use crate::phase::Phase;
 use crate::state::State;
+use crate::wire;
+
+/// Reads a request to the model: the parameters that both ways to ask have, and the others as `B`.
+pub(crate) async fn read_request<B: DeserializeOwned>(
+    state: &State,
+    request: Request,
+) -> Result<(Params, B), ApiError> {
+    let settings = &state.settings;
+    let bytes = wire::read(request.into_body(), settings.body_bytes, settings.body_time).await?;
+    let params: Params = wire::parse(&bytes)?;
+    let body = wire::parse(&bytes)?;
+    check_name(state, params.model.as_deref())?;
+    Ok((params, body))
+}
 
 /// Checks the name of a model in a request. Without one, the only model is meant.
 ///
