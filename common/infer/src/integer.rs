@@ -19,11 +19,11 @@ use uc_simd::{Kernel, dispatch};
 use crate::columns::Columns;
 #[cfg(target_arch = "x86_64")]
 use crate::packed::avx512;
-use crate::packed::{Cursor, MARK_ROWS, PANEL, Packed};
+use crate::packed::{Cursor, MARK_ROWS, Outlier, PANEL, Packed};
 use crate::streamed::LevelRows;
 
 /// Largest magnitude of an activation as an integer: each half, the high one and the low one, fits into a signed byte.
-const LARGEST: f32 = 32_512.0;
+pub(crate) const LARGEST: f32 = 32_512.0;
 /// A panel whose largest activation is below this counts as zero: its scale could not be represented.
 const SMALLEST: f32 = 1e-30;
 /// Tokens of an interleaved vector.
@@ -194,7 +194,7 @@ pub(crate) fn products(
     for panel_index in 0..packed.panels() {
         let panel = packed.panel(block, panel_index);
         let mut cursor = panel.cursor(mark);
-        let mut outliers = panel.outliers(marks.clone()).iter().peekable();
+        let mut outliers = panel.outliers(marks.clone());
         let x = x.panel(panel_index);
         let mut row = mark * MARK_ROWS;
         let chunk = scratch.sums.len().min(out.len());
@@ -202,12 +202,10 @@ pub(crate) fn products(
             let first = row;
             row += out.len() / tokens;
             x.products(&mut cursor, scratch, out.len() / tokens);
-            while let Some(outlier) = outliers.next_if(|outlier| usize::from(outlier.row) < row) {
-                let row = usize::from(outlier.row) - first;
-                scratch.touch(row);
-                let more = &mut scratch.more[row * tokens..(row + 1) * tokens];
-                x.add(outlier.difference(), outlier.column.into(), more);
-            }
+            let count = outliers.partition_point(|outlier| usize::from(outlier.row) < row);
+            let (of_rows, rest) = outliers.split_at(count);
+            outliers = rest;
+            x.add_outliers(of_rows, first, scratch);
             scratch.join(x.scales, out);
         }
     }
@@ -403,14 +401,33 @@ impl Activations<'_> {
         }
     }
 
+    /// Adds the outliers of rows, of which row `first` of the block is the first, to their sums.
+    fn add_outliers(&self, outliers: &[Outlier], first: usize, scratch: &mut Scratch) {
+        let tokens = self.tokens();
+        for outlier in outliers {
+            let row = usize::from(outlier.row) - first;
+            let (level, column) = (outlier.difference(), usize::from(outlier.column));
+            let range = row * tokens..(row + 1) * tokens;
+            match scratch.is_touched[row] {
+                true => self.add(level, column, &mut scratch.more[range]),
+                // The whole sum of such a row fits into 32 bits, whatever its parts do.
+                false => self.add(level, column, &mut scratch.sums[range]),
+            }
+        }
+    }
+
     /// Adds `level · activation` of a column to `sums: [tokens]`.
-    fn add(&self, level: i32, column: usize, sums: &mut [i64]) {
-        dispatch(AddColumn {
-            x: *self,
-            level,
-            column,
-            sums,
-        });
+    #[inline(always)]
+    fn add<S: Sum>(&self, level: i32, column: usize, sums: &mut [S]) {
+        match sums {
+            [sum] => sum.add(level, self.values[column]),
+            _ => dispatch(AddColumn {
+                x: *self,
+                level,
+                column,
+                sums,
+            }),
+        }
     }
 
     /// Adds the products of a row to `sums: [tokens]`.
@@ -440,23 +457,43 @@ impl Activations<'_> {
     }
 }
 
-struct AddColumn<'a, 'b> {
+/// A sum of products in integers.
+trait Sum {
+    /// Adds a product.
+    fn add(&mut self, level: i32, x: i16);
+}
+
+impl Sum for i32 {
+    /// It may wrap.
+    #[inline(always)]
+    fn add(&mut self, level: i32, x: i16) {
+        *self = self.wrapping_add(level.wrapping_mul(x.into()));
+    }
+}
+
+impl Sum for i64 {
+    #[inline(always)]
+    fn add(&mut self, level: i32, x: i16) {
+        *self += i64::from(level) * i64::from(x);
+    }
+}
+
+struct AddColumn<'a, 'b, S> {
     x: Activations<'a>,
     level: i32,
     column: usize,
-    sums: &'b mut [i64],
+    sums: &'b mut [S],
 }
 
-impl Kernel for AddColumn<'_, '_> {
+impl<S: Sum> Kernel for AddColumn<'_, '_, S> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let level = i64::from(self.level);
         if self.x.tokens() < INTERLEAVED_TOKENS {
             let tokens = self.x.values.as_chunks::<PANEL>().0;
             for (sum, values) in self.sums.iter_mut().zip(tokens) {
-                *sum += level * i64::from(values[self.column]);
+                sum.add(self.level, values[self.column]);
             }
             return;
         }
@@ -464,7 +501,7 @@ impl Kernel for AddColumn<'_, '_> {
         for (sums, vector) in self.sums.chunks_mut(LANES).zip(vectors) {
             let pair = &vector.as_chunks::<{ 2 * LANES }>().0[self.column / 2];
             for (sum, values) in sums.iter_mut().zip(pair.as_chunks::<2>().0) {
-                *sum += level * i64::from(values[self.column % 2]);
+                sum.add(self.level, values[self.column % 2]);
             }
         }
     }

@@ -1,10 +1,10 @@
-//! The resident form of the levels of a linear: fields of a few bits, whose width follows every row and group of columns.
+//! The resident form of the levels of a linear: fields of a few bits, whose width follows every row and panel of columns.
 //!
 //! # Layout
 //! The columns are sorted by their step, so that columns with levels of like spread are neighbours; see
 //! [`Columns`](crate::columns::Columns). Rows are cut into blocks of 256, as those of the trellis, columns into panels of 256 and
-//! a panel into groups of 64. A row of a panel has a header of four nibbles, one for each group, and then the fields of its groups
-//! without gaps. A nibble n < 15 stands for fields of n + 2 bits; in a row of zeros all are 15 and there are no fields.
+//! a panel into groups of 64. A row of a panel has a width, that of its fields in bits, and the fields of its groups without gaps;
+//! in a row of zeros the width is 0 and there are no fields.
 //!
 //! A field holds `v + 2^(width−1)`, where v is the feed-forward index ([`LevelReader::feedforward`]): with the last six v of a
 //! column the level is `2v ^ FEEDFORWARD[h]`. So a kernel keeps one byte for each column, and can begin at any row after it has
@@ -12,7 +12,7 @@
 //!
 //! An index that does not fit into the fields is replaced by the nearest with the same input bit, and the difference of the
 //! levels is held apart, in [`Outlier`]s. The width is chosen for the least sum of bits, where an outlier counts more than its
-//! bytes because it costs time as well.
+//! bytes because it costs time as well. Rows whose sums of products may not fit into 32 bits have wide fields, whatever they need.
 
 use std::ops::Range;
 
@@ -29,17 +29,15 @@ pub(crate) use builder::PackedBuilder;
 pub(crate) const PANEL: usize = 256;
 /// Columns of a group.
 pub(crate) const GROUP: usize = 64;
-/// Groups of a panel.
-pub(crate) const GROUPS: usize = PANEL / GROUP;
 /// Rows from one mark to the next.
 pub(crate) const MARK_ROWS: usize = 64;
 /// Rows that decide the state of a column.
 const HISTORY_ROWS: usize = 6;
-/// Header of a row of zeros.
-const ZERO_ROW: u16 = 0xffff;
+/// Width of a row of zeros.
+const ZERO_ROW: u8 = 0;
 /// Smallest and largest width of a field.
 const WIDTHS: std::ops::RangeInclusive<u32> = 2..=15;
-/// Widest field of a row whose sums over a panel fit into 32 bits: 256 levels of at most 256 times 16-bit activations.
+/// Widest field of a row whose sums over a panel fit into 32 bits.
 const NARROW: u32 = 8;
 /// Bytes after the last field, so that a kernel may read a whole vector there.
 const SLACK: usize = 64;
@@ -78,8 +76,8 @@ struct Place {
 pub(crate) struct Packed {
     rows: usize,
     cols: usize,
-    /// For each block and panel the headers of its rows.
-    headers: Vec<u16>,
+    /// For each block and panel the widths of its rows.
+    widths: Vec<u8>,
     fields: Vec<u8>,
     /// For each block and panel.
     places: Vec<Place>,
@@ -91,7 +89,7 @@ pub(crate) struct Packed {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Panel<'a> {
     /// One for each row.
-    headers: &'a [u16],
+    widths: &'a [u8],
     /// From the panel's first field on.
     fields: &'a [u8],
     place: &'a Place,
@@ -108,7 +106,7 @@ impl Packed {
 
     /// Bytes in memory.
     pub(crate) fn bytes(&self) -> usize {
-        2 * self.headers.len()
+        self.widths.len()
             + self.fields.len()
             + size_of::<Place>() * self.places.len()
             + size_of::<Outlier>() * self.outliers.len()
@@ -128,7 +126,7 @@ impl Packed {
         let end = self.places.get(index + 1);
         let end = end.map_or(self.outliers.len(), |next| next.outliers[0] as usize);
         Panel {
-            headers: &self.headers[first..first + rows],
+            widths: &self.widths[first..first + rows],
             fields: &self.fields[place.base..],
             place,
             outliers: &self.outliers[..end],
@@ -141,7 +139,7 @@ impl<'a> Panel<'a> {
     /// The rows from mark `mark` on.
     pub(crate) fn cursor(&self, mark: usize) -> Cursor<'a> {
         let mut cursor = Cursor {
-            headers: self.headers,
+            widths: self.widths,
             fields: self.fields,
             row: mark * MARK_ROWS,
             offset: self.place.marks[mark] as usize,
@@ -164,13 +162,13 @@ impl<'a> Panel<'a> {
 /// Decodes the rows of a panel one after the other.
 #[derive(Debug, Clone)]
 pub(crate) struct Cursor<'a> {
-    headers: &'a [u16],
+    widths: &'a [u8],
     fields: &'a [u8],
     row: usize,
     offset: usize,
     groups: usize,
-    /// For each column the states of the trellis: the lowest bit of the latest index is bit 0. Bits above the sixth are
-    /// meaningless.
+    /// For each column the state of the trellis: the lowest bits of the last six indices, that of the latest as bit 1. The others
+    /// are meaningless.
     history: [u8; PANEL],
 }
 
@@ -180,27 +178,16 @@ pub(crate) fn fits_narrow(magnitude: u32) -> bool {
     magnitude < 1 << NARROW
 }
 
-/// Width of a group's fields.
-#[inline(always)]
-fn width(header: u16, group: usize) -> u32 {
-    u32::from(header >> (4 * group) & 15) + WIDTHS.start()
-}
-
 /// Whether a row has fields wider than [`NARROW`], or none.
 #[inline(always)]
-fn is_special(header: u16) -> bool {
-    const { assert!(NARROW + 1 - *WIDTHS.start() == 7) }
-    (header | header << 1 & header << 2 & header << 3) & 0x8888 != 0
+fn is_special(width: u8) -> bool {
+    u32::from(width.wrapping_sub(1)) >= NARROW
 }
 
-/// Bytes of the fields of a row.
-fn row_bytes(header: u16, groups: usize) -> usize {
-    match header {
-        ZERO_ROW => 0,
-        _ => (0..groups)
-            .map(|group| width(header, group) as usize * GROUP / 8)
-            .sum(),
-    }
+/// Bytes of the fields of a group.
+#[inline(always)]
+fn group_bytes(width: u8) -> usize {
+    usize::from(width) * GROUP / 8
 }
 
 /// Passes over rows.
@@ -226,9 +213,9 @@ impl Cursor<'_> {
         let (end, mut found) = (self.row, 0);
         while self.row > 0 && found < HISTORY_ROWS {
             self.row -= 1;
-            let header = self.headers[self.row];
-            self.offset -= row_bytes(header, self.groups);
-            found += usize::from(header != ZERO_ROW);
+            let width = self.widths[self.row];
+            self.offset -= self.groups * group_bytes(width);
+            found += usize::from(width != ZERO_ROW);
         }
         let rows = end - self.row;
         #[cfg(target_arch = "x86_64")]
@@ -242,29 +229,28 @@ impl Cursor<'_> {
     /// whether sums of products with 16-bit integers over the panel may need more than 32 bits.
     #[inline(always)]
     pub(crate) fn next_row(&mut self, levels: &mut [i16; PANEL]) -> bool {
-        let header = self.headers[self.row];
+        let width = self.widths[self.row];
         self.row += 1;
-        if header == ZERO_ROW {
+        if width == ZERO_ROW {
             levels.fill(0);
             return false;
         }
         let groups = levels.as_chunks_mut::<GROUP>().0.iter_mut();
         let groups = groups.zip(self.history.as_chunks_mut::<GROUP>().0);
-        for (group, (levels, history)) in groups.take(self.groups).enumerate() {
-            let width = width(header, group);
-            let bytes = width as usize * GROUP / 8;
+        for (levels, history) in groups.take(self.groups) {
+            let bytes = group_bytes(width);
             let fields = &self.fields[self.offset..self.offset + bytes];
             self.offset += bytes;
-            match width <= NARROW {
-                true => group_levels(fields, width, history, levels),
-                false => wide_group_levels(fields, width, history, levels),
+            match is_special(width) {
+                false => group_levels(fields, width.into(), history, levels),
+                true => wide_group_levels(fields, width.into(), history, levels),
             }
         }
-        is_special(header)
+        is_special(width)
     }
 }
 
-/// The levels of a group whose fields have at most 8 bits.
+/// The levels of a group whose fields have at most [`NARROW`] bits.
 #[inline(always)]
 fn group_levels(fields: &[u8], width: u32, history: &mut [u8; GROUP], levels: &mut [i16; GROUP]) {
     let mask = (1u64 << width) - 1;
@@ -282,7 +268,7 @@ fn group_levels(fields: &[u8], width: u32, history: &mut [u8; GROUP], levels: &m
     for ((level, value), history) in levels.iter_mut().zip(values).zip(history) {
         let doubled = i16::from(value) << 1;
         *level = (doubled ^ i16::from(feedforward(*history))) - bias;
-        *history = *history << 1 | value & 1;
+        *history = *history << 1 | value << 1 & 2;
     }
 }
 
@@ -306,15 +292,15 @@ fn wide_group_levels(
             let doubled = (2 * value) ^ i32::from(feedforward(*history));
             // The level of a field of 15 bits lies between -2^15 and 2^15 - 1.
             *level = (doubled - (1 << width)) as i16;
-            *history = *history << 1 | (value & 1) as u8;
+            *history = *history << 1 | (value << 1 & 2) as u8;
         }
     }
 }
 
-/// [`FEEDFORWARD`] without a table, so that it can be computed for many columns at once.
+/// [`FEEDFORWARD`](uc_codec::trellis::FEEDFORWARD) of a state without a table, so that it can be computed for many columns at once.
 #[inline(always)]
 fn feedforward(history: u8) -> u8 {
-    let h = history;
+    let h = history >> 1;
     let input = h >> 1 ^ h >> 3 ^ h >> 4 ^ h >> 5;
     (input & 1) << 1 | (h ^ h >> 4) & 1
 }
@@ -328,21 +314,8 @@ mod tests {
     #[test]
     fn the_feedforward_term_is_that_of_the_codec() {
         for history in 0..=255u8 {
-            assert_eq!(feedforward(history), FEEDFORWARD[usize::from(history & 63)]);
-        }
-    }
-
-    #[test]
-    fn rows_with_wide_fields_or_none_are_special() {
-        for nibble in 0..16u16 {
-            for group in 0..GROUPS {
-                let header = nibble << (4 * group) | 0x2222 & !(15 << (4 * group));
-                assert_eq!(
-                    is_special(header),
-                    nibble + 2 > NARROW as u16,
-                    "{header:04x}"
-                );
-            }
+            let bits = history >> 1 & 63;
+            assert_eq!(feedforward(history), FEEDFORWARD[usize::from(bits)]);
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Kernels for processors with AVX-512 VBMI and VNNI (Ice Lake, Zen 4 and later).
+//! Kernels for processors with AVX-512 VBMI and VNNI and with GFNI (Ice Lake, Zen 4 and later).
 //!
 //! A group of 64 columns is one vector of bytes. Its fields are brought to their 64-bit lanes by a permutation and cut out there
-//! (`vpmultishiftqb`), the bits of the trellis come from a table of 64 bytes, and the level, made positive, is multiplied with the
-//! two signed bytes of each activation (`vpdpbusd`). What making it positive adds is subtracted from the sum of a row.
+//! (`vpmultishiftqb`), the bits of the trellis, which are linear in the state, come from a product with a matrix of bits
+//! (`vgf2p8affineqb`), and the level, made positive, is multiplied with the two signed bytes of each activation (`vpdpbusd`). What
+//! making it positive adds is subtracted from the sum of a row.
 //!
 //! Safety: every function here is compiled for the instruction set that [`is_available`] finds; those that callers use check it. Loads
 //! and stores access arrays of the length of a vector, or fields, after which there are [`SLACK`](super::SLACK) bytes.
@@ -15,10 +16,9 @@ pub(crate) use sums::{interleaved_sums, sums};
 use std::arch::x86_64::*;
 use std::sync::LazyLock;
 
-use uc_codec::trellis::FEEDFORWARD;
 use uc_simd::prefetch;
 
-use super::{Cursor, GROUP, GROUPS, NARROW, PANEL, WIDTHS, is_special, width};
+use super::{Cursor, GROUP, NARROW, PANEL, WIDTHS, group_bytes, is_special};
 
 /// Bytes of fields that are fetched ahead.
 const AHEAD: usize = 4096;
@@ -31,6 +31,7 @@ pub(crate) fn is_available() -> bool {
         uc_simd::has_avx512()
             && is_x86_feature_detected!("avx512vbmi")
             && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("gfni")
     });
     *AVAILABLE
 }
@@ -41,48 +42,48 @@ pub(crate) fn is_available() -> bool {
 struct Cut {
     /// For each byte of a vector, the byte of the fields that comes there.
     gather: [u8; GROUP],
-    /// For each byte, the offset of its field in the 64-bit lane.
+    /// For each byte, the offset in its 64-bit lane of the bit before its field.
     shift: [u8; GROUP],
     /// The bits of the doubled field.
     mask: [u8; GROUP],
 }
 
 /// Width of the widest fields whose levels, made positive, fit into a byte.
-const BYTE: u32 = 7;
-/// Header of a group whose fields have a byte.
-const BYTE_FIELDS: usize = (NARROW - *WIDTHS.start()) as usize;
+const BYTE: u8 = 7;
 
-/// Whether a level of the row, made positive, may not fit into a byte, or there are no levels.
-#[inline(always)]
-fn exceeds_bytes(header: u16) -> bool {
-    const { assert!(BYTE + 1 - *WIDTHS.start() == 6) }
-    (header | header << 1 & header << 2) & 0x8888 != 0
-}
-
-/// For each nibble of a header; those of wider fields are not used.
-static CUTS: [Cut; 16] = {
+/// For each width up to [`BYTE`].
+static CUTS: [Cut; BYTE as usize + 1] = {
     let mut cuts = [Cut {
         gather: [0; GROUP],
         shift: [0; GROUP],
         mask: [0; GROUP],
-    }; 16];
-    let mut nibble = 0;
-    while nibble <= (BYTE - *WIDTHS.start()) as usize {
-        let width = nibble + *WIDTHS.start() as usize;
+    }; BYTE as usize + 1];
+    let mut width = *WIDTHS.start() as usize;
+    while width < cuts.len() {
         let mut byte = 0;
         while byte < GROUP {
             let (lane, index) = (byte / 8, byte % 8);
             let from = lane * width + index;
             // Bytes above the last field of the lane are not used.
-            cuts[nibble].gather[byte] = if from < GROUP { from as u8 } else { 0 };
-            cuts[nibble].shift[byte] = (index * width) as u8;
-            cuts[nibble].mask[byte] = (((1u32 << width) - 1) << 1) as u8;
+            cuts[width].gather[byte] = if from < GROUP { from as u8 } else { 0 };
+            cuts[width].shift[byte] = ((index * width + 63) % 64) as u8;
+            cuts[width].mask[byte] = (((1u32 << width) - 1) << 1) as u8;
             byte += 1;
         }
-        nibble += 1;
+        width += 1;
     }
     cuts
 };
+
+/// A matrix of bits whose first two rows, those of the lowest bits of a product, are these.
+const fn bit_matrix(first: u8, second: u8) -> i64 {
+    i64::from_le_bytes([0, 0, 0, 0, 0, 0, second, first])
+}
+
+/// The bits of a state that are added to the lowest and to the second bit of a level; see
+/// [`FEEDFORWARD`](uc_codec::trellis::FEEDFORWARD).
+const LOWEST: u8 = 1 << 1 | 1 << 5;
+const SECOND: u8 = 1 << 2 | 1 << 4 | 1 << 5 | 1 << 6;
 
 /// The activations of one token and panel as two signed bytes each: `256 · high + low`.
 #[derive(Debug, Clone)]
@@ -90,20 +91,18 @@ static CUTS: [Cut; 16] = {
 pub(crate) struct Halves {
     high: [i8; PANEL],
     low: [i8; PANEL],
-    /// For each group and nibble, what making the levels positive adds.
-    excess: [[i32; 16]; GROUPS],
+    /// For each width up to [`NARROW`], what making the levels positive adds.
+    excess: [i32; 16],
 }
 
 impl Halves {
     /// Divides the integers of a panel, whose magnitudes are at most 32512.
     pub(crate) fn new(values: &[i16; PANEL]) -> Self {
         let low = values.map(|value| value as i8);
-        let mut excess = [[0; 16]; GROUPS];
-        for (excess, values) in excess.iter_mut().zip(values.as_chunks::<GROUP>().0) {
-            let sum: i32 = values.iter().map(|&value| i32::from(value)).sum();
-            for nibble in 0..=NARROW - WIDTHS.start() {
-                excess[nibble as usize] = sum << (nibble + WIDTHS.start());
-            }
+        let sum: i32 = values.iter().map(|&value| i32::from(value)).sum();
+        let mut excess = [0; 16];
+        for width in *WIDTHS.start()..=NARROW {
+            excess[width as usize] = sum << width;
         }
         Halves {
             high: std::array::from_fn(|index| ((values[index] - i16::from(low[index])) >> 8) as i8),
@@ -114,19 +113,12 @@ impl Halves {
 
     /// What making the levels of rows positive adds to their sums.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    fn excess(&self, headers: &[u16; CHUNK]) -> __m512i {
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn excess(&self, widths: &[u8; CHUNK]) -> __m512i {
         // SAFETY: the array has the length of a vector.
-        let headers = unsafe { _mm256_loadu_si256(headers.as_ptr().cast()) };
-        let mut nibbles = _mm512_cvtepu16_epi32(headers);
-        let mut excess = _mm512_setzero_si512();
-        for of_group in &self.excess {
-            // The permutation uses the lowest four bits.
-            let found = _mm512_permutexvar_epi32(nibbles, load(of_group));
-            excess = _mm512_add_epi32(excess, found);
-            nibbles = _mm512_srli_epi32::<4>(nibbles);
-        }
-        excess
+        let widths = unsafe { _mm_loadu_si128(widths.as_ptr().cast()) };
+        // The permutation uses the lowest four bits.
+        _mm512_permutexvar_epi32(_mm512_cvtepu8_epi32(widths), load(&self.excess))
     }
 }
 
@@ -180,11 +172,33 @@ fn part<T, const M: usize>(values: &[T], index: usize) -> &[T; M] {
         .expect("a part")
 }
 
-/// The tables that stay in registers.
+/// The constants that stay in registers.
 #[derive(Clone, Copy)]
-struct Tables {
+struct Constants {
+    /// Bit 1 of every byte.
+    newest: __m512i,
     feedforward: __m512i,
-    one: __m512i,
+}
+
+/// A [`Cut`] in registers.
+#[derive(Clone, Copy)]
+struct LoadedCut {
+    gather: __m512i,
+    shift: __m512i,
+    mask: __m512i,
+}
+
+impl LoadedCut {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn new(width: u8) -> Self {
+        let cut = &CUTS[usize::from(width & BYTE)];
+        LoadedCut {
+            gather: load(&cut.gather),
+            shift: load(&cut.shift),
+            mask: load(&cut.mask),
+        }
+    }
 }
 
 /// A level, made positive, as `2 · doubled + single`, for fields of a byte.
@@ -193,44 +207,48 @@ struct ByteLevels {
     single: __m512i,
 }
 
-impl Tables {
+impl Constants {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     fn new() -> Self {
-        Tables {
-            feedforward: load(&FEEDFORWARD),
-            one: _mm512_set1_epi8(1),
+        Constants {
+            newest: _mm512_set1_epi8(1 << 1),
+            feedforward: _mm512_set1_epi64(bit_matrix(LOWEST, SECOND)),
         }
+    }
+
+    /// The states after a field whose lowest bit is bit 1 of `doubled`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn next(self, history: __m512i, doubled: __m512i) -> __m512i {
+        // 2 · history | doubled & 2
+        let history = _mm512_add_epi8(history, history);
+        _mm512_ternarylogic_epi64::<0xf8>(history, doubled, self.newest)
     }
 
     /// The levels of a group, plus `2^width`, from the 64 bytes at its fields; `history` goes on.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-    fn levels(self, bytes: __m512i, nibble: usize, history: &mut __m512i) -> __m512i {
-        let cut = &CUTS[nibble];
-        let lanes = _mm512_permutexvar_epi8(load(&cut.gather), bytes);
-        let fields = _mm512_multishift_epi64_epi8(load(&cut.shift), lanes);
-        let term = _mm512_permutexvar_epi8(*history, self.feedforward);
-        // 2 · history | (fields & 1)
-        let doubled = _mm512_add_epi8(*history, *history);
-        *history = _mm512_ternarylogic_epi64::<0xf8>(doubled, fields, self.one);
-        // (2 · fields & mask) ^ term
-        let doubled = _mm512_add_epi8(fields, fields);
-        _mm512_ternarylogic_epi64::<0x6a>(doubled, load(&cut.mask), term)
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
+    fn levels(self, bytes: __m512i, cut: LoadedCut, history: &mut __m512i) -> __m512i {
+        let lanes = _mm512_permutexvar_epi8(cut.gather, bytes);
+        let doubled = _mm512_multishift_epi64_epi8(cut.shift, lanes);
+        let term = _mm512_gf2p8affine_epi64_epi8::<0>(*history, self.feedforward);
+        *history = self.next(*history, doubled);
+        // (doubled & mask) ^ term
+        _mm512_ternarylogic_epi64::<0x6a>(doubled, cut.mask, term)
     }
 
-    /// As [`Tables::levels`], for fields of a byte.
+    /// As [`Constants::levels`], for fields of a byte.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+    #[target_feature(enable = "avx512f,avx512bw,gfni")]
     fn byte_levels(self, fields: __m512i, history: &mut __m512i) -> ByteLevels {
-        let term = _mm512_permutexvar_epi8(*history, self.feedforward);
-        let doubled = _mm512_add_epi8(*history, *history);
-        *history = _mm512_ternarylogic_epi64::<0xf8>(doubled, fields, self.one);
-        let single = _mm512_and_si512(term, self.one);
-        // A term is at most 3: the shift moves nothing from one byte to the next that is not masked.
-        let upper = _mm512_and_si512(_mm512_srli_epi16::<1>(term), self.one);
+        let [lowest, second] =
+            [LOWEST, SECOND].map(|bits| _mm512_set1_epi64(bit_matrix(bits, 0)));
+        let second = _mm512_gf2p8affine_epi64_epi8::<0>(*history, second);
+        let single = _mm512_gf2p8affine_epi64_epi8::<0>(*history, lowest);
+        *history = self.next(*history, _mm512_add_epi8(fields, fields));
         ByteLevels {
-            doubled: _mm512_xor_si512(fields, upper),
+            doubled: _mm512_xor_si512(fields, second),
             single,
         }
     }
@@ -285,174 +303,214 @@ impl<const G: usize> Position<G> {
         }
         (cursor.row, cursor.offset) = (self.row, self.offset);
     }
+}
 
-    /// Passes a row of zeros, or one with wide fields, which `special` gets.
-    #[cold]
-    #[inline(never)]
+/// The bytes from group `group` of a row on, whose fields begin at `offset`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn group_fields(fields: &[u8], offset: usize, width: u8, group: usize) -> __m512i {
+    let first = offset + group * group_bytes(width);
+    debug_assert!(first + 64 <= fields.len());
+    // SAFETY: fields are followed by as many bytes as a vector has.
+    unsafe { _mm512_loadu_si512(fields.as_ptr().add(first).cast()) }
+}
+
+/// The activations of a panel.
+#[derive(Clone, Copy)]
+struct LoadedHalves<const G: usize> {
+    high: [__m512i; G],
+    low: [__m512i; G],
+}
+
+impl<const G: usize> LoadedHalves<G> {
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    fn special_row(
-        self,
-        cursor: &mut Cursor<'_>,
-        index: usize,
-        special: &mut dyn FnMut(usize, &[i16; PANEL]),
-    ) -> Self {
-        self.save(cursor);
-        let mut levels = [[0; PANEL]];
-        let mut wide = 0;
-        crate::integer::decode_plain(cursor, &mut levels, &mut wide);
-        if wide != 0 {
-            special(index, &levels[0]);
+    fn new(x: &Halves) -> Self {
+        LoadedHalves {
+            high: std::array::from_fn(|group| load(part::<_, GROUP>(&x.high, group))),
+            low: std::array::from_fn(|group| load(part::<_, GROUP>(&x.low, group))),
         }
-        Position::of(cursor)
     }
 }
 
-/// The lanes of the sum of a row that is not special; the levels count as positive.
+/// The lanes of the sum of a row whose levels, made positive, fit into a byte.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni,gfni")]
 fn row_products<const G: usize>(
-    header: u16,
+    width: u8,
     fields: &[u8],
     position: &mut Position<G>,
-    tables: Tables,
-    high: [__m512i; G],
-    low: [__m512i; G],
+    constants: Constants,
+    x: LoadedHalves<G>,
 ) -> __m512i {
-    let (mut high_sum, mut low_sum) = (_mm512_setzero_si512(), _mm512_setzero_si512());
     for line in 0..G {
         prefetch(fields, position.offset + AHEAD + 64 * line);
     }
+    let cut = LoadedCut::new(width);
+    let (mut high, mut low) = (_mm512_setzero_si512(), _mm512_setzero_si512());
     for group in 0..G {
-        let nibble = usize::from(header >> (4 * group) & 15);
-        debug_assert!(position.offset + 64 <= fields.len());
-        // SAFETY: fields are followed by as many bytes as a vector has.
-        let bytes = unsafe { _mm512_loadu_si512(fields.as_ptr().add(position.offset).cast()) };
-        position.offset += 8 * nibble + 8 * *WIDTHS.start() as usize;
-        let levels = tables.levels(bytes, nibble, &mut position.history[group]);
-        high_sum = _mm512_dpbusd_epi32(high_sum, levels, high[group]);
-        low_sum = _mm512_dpbusd_epi32(low_sum, levels, low[group]);
+        let bytes = group_fields(fields, position.offset, width, group);
+        let levels = constants.levels(bytes, cut, &mut position.history[group]);
+        high = _mm512_dpbusd_epi32(high, levels, x.high[group]);
+        low = _mm512_dpbusd_epi32(low, levels, x.low[group]);
     }
+    position.offset += G * group_bytes(width);
     position.row += 1;
-    _mm512_add_epi32(_mm512_slli_epi32::<8>(high_sum), low_sum)
+    _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low)
 }
 
-/// As [`row_products`], for a row that has fields of a byte.
-#[inline(never)]
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+/// As [`row_products`], for fields of a byte.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,gfni")]
 fn byte_row<const G: usize>(
-    header: u16,
     fields: &[u8],
-    mut position: Position<G>,
-    tables: Tables,
-    high: &[__m512i; G],
-    low: &[__m512i; G],
-) -> (Position<G>, __m512i) {
-    let [mut high_sum, mut low_sum, mut high_doubled, mut low_doubled] =
-        [_mm512_setzero_si512(); 4];
+    position: &mut Position<G>,
+    constants: Constants,
+    x: LoadedHalves<G>,
+) -> __m512i {
+    let width = BYTE + 1;
+    let [mut high, mut low, mut high_doubled, mut low_doubled] = [_mm512_setzero_si512(); 4];
     for group in 0..G {
-        let nibble = usize::from(header >> (4 * group) & 15);
-        debug_assert!(position.offset + 64 <= fields.len());
-        // SAFETY: fields are followed by as many bytes as a vector has.
-        let bytes = unsafe { _mm512_loadu_si512(fields.as_ptr().add(position.offset).cast()) };
-        position.offset += 8 * nibble + 8 * *WIDTHS.start() as usize;
-        let levels = match nibble == BYTE_FIELDS {
-            true => {
-                let levels = tables.byte_levels(bytes, &mut position.history[group]);
-                high_doubled = _mm512_dpbusd_epi32(high_doubled, levels.doubled, high[group]);
-                low_doubled = _mm512_dpbusd_epi32(low_doubled, levels.doubled, low[group]);
-                levels.single
-            }
-            false => tables.levels(bytes, nibble, &mut position.history[group]),
-        };
-        high_sum = _mm512_dpbusd_epi32(high_sum, levels, high[group]);
-        low_sum = _mm512_dpbusd_epi32(low_sum, levels, low[group]);
+        let bytes = group_fields(fields, position.offset, width, group);
+        let levels = constants.byte_levels(bytes, &mut position.history[group]);
+        high_doubled = _mm512_dpbusd_epi32(high_doubled, levels.doubled, x.high[group]);
+        low_doubled = _mm512_dpbusd_epi32(low_doubled, levels.doubled, x.low[group]);
+        high = _mm512_dpbusd_epi32(high, levels.single, x.high[group]);
+        low = _mm512_dpbusd_epi32(low, levels.single, x.low[group]);
     }
+    position.offset += G * group_bytes(width);
     position.row += 1;
     let twice = |sums| _mm512_add_epi32(sums, sums);
-    let high_sum = _mm512_add_epi32(high_sum, twice(high_doubled));
-    let low_sum = _mm512_add_epi32(low_sum, twice(low_doubled));
-    (
-        position,
-        _mm512_add_epi32(_mm512_slli_epi32::<8>(high_sum), low_sum),
-    )
+    let high = _mm512_add_epi32(high, twice(high_doubled));
+    let low = _mm512_add_epi32(low, twice(low_doubled));
+    _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low)
+}
+
+/// The lanes of up to four rows with fields of any width, of which row `first` is the first. The bits of the second result tell which
+/// of them are special: `special` gets those that have fields.
+#[cold]
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni,gfni")]
+fn mixed_rows<const G: usize>(
+    widths: &[u8],
+    cursor: &mut Cursor<'_>,
+    x: &Halves,
+    first: usize,
+    special: &mut dyn FnMut(usize, &[i16; PANEL]),
+) -> ([__m512i; 4], u16) {
+    let (constants, fields) = (Constants::new(), cursor.fields);
+    let loaded = LoadedHalves::new(x);
+    let mut position = Position::<G>::of(cursor);
+    let mut lanes = [_mm512_setzero_si512(); 4];
+    let mut specials = 0;
+    for (row, (lanes, &width)) in lanes.iter_mut().zip(widths).enumerate() {
+        if is_special(width) {
+            position.save(cursor);
+            let mut levels = [[0; PANEL]];
+            let mut wide = 0;
+            crate::integer::decode_plain(cursor, &mut levels, &mut wide);
+            if wide != 0 {
+                special(first + row, &levels[0]);
+            }
+            position = Position::of(cursor);
+            specials |= 1 << row;
+        } else if width > BYTE {
+            *lanes = byte_row(fields, &mut position, constants, loaded);
+        } else {
+            *lanes = row_products(width, fields, &mut position, constants, loaded);
+        }
+    }
+    position.save(cursor);
+    (lanes, specials)
 }
 
 /// See [`products`]; `G` groups.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,avx512vnni,gfni")]
 fn products_of<const G: usize>(
     cursor: &mut Cursor<'_>,
     x: &Halves,
     sums: &mut [i32],
     special: &mut dyn FnMut(usize, &[i16; PANEL]),
 ) {
-    let tables = Tables::new();
-    let high: [__m512i; G] = std::array::from_fn(|group| load(part::<_, GROUP>(&x.high, group)));
-    let low: [__m512i; G] = std::array::from_fn(|group| load(part::<_, GROUP>(&x.low, group)));
-    let (all_headers, fields) = (cursor.headers, cursor.fields);
+    let (constants, loaded) = (Constants::new(), LoadedHalves::new(x));
+    let (all_widths, fields) = (cursor.widths, cursor.fields);
     let mut position = Position::<G>::of(cursor);
     for (chunk, sums) in sums.chunks_mut(CHUNK).enumerate() {
-        let mut lanes = [_mm512_setzero_si512(); CHUNK];
-        let mut headers = [0; CHUNK];
-        headers[..sums.len()].copy_from_slice(&all_headers[position.row..][..sums.len()]);
-        let mut specials = 0u16;
-        for (row, (lanes, &header)) in lanes.iter_mut().zip(&headers).take(sums.len()).enumerate() {
-            if exceeds_bytes(header) {
-                if is_special(header) {
-                    position = position.special_row(cursor, chunk * CHUNK + row, special);
-                    specials |= 1 << row;
-                } else {
-                    (position, *lanes) = byte_row(header, fields, position, tables, &high, &low);
-                }
-                continue;
+        let mut padded = [0; CHUNK];
+        let next = &all_widths[position.row..][..sums.len()];
+        let widths = match next.first_chunk() {
+            Some(widths) => widths,
+            None => {
+                padded[..next.len()].copy_from_slice(next);
+                &padded
             }
-            *lanes = row_products(header, fields, &mut position, tables, high, low);
+        };
+        let mut specials = 0u16;
+        let mut quads = [_mm_setzero_si128(); CHUNK / 4];
+        for (quad, (quads, widths)) in quads.iter_mut().zip(widths.as_chunks::<4>().0).enumerate()
+        {
+            let lanes = if widths.iter().all(|width| width.wrapping_sub(1) < BYTE) {
+                let [a, b, c, d] = *widths;
+                [
+                    row_products(a, fields, &mut position, constants, loaded),
+                    row_products(b, fields, &mut position, constants, loaded),
+                    row_products(c, fields, &mut position, constants, loaded),
+                    row_products(d, fields, &mut position, constants, loaded),
+                ]
+            } else {
+                let first = chunk * CHUNK + 4 * quad;
+                let rows = sums.len().saturating_sub(4 * quad).min(4);
+                position.save(cursor);
+                let (lanes, found) = mixed_rows::<G>(&widths[..rows], cursor, x, first, special);
+                position = Position::of(cursor);
+                specials |= found << (4 * quad);
+                lanes
+            };
+            *quads = totals(lanes);
         }
-        let quads: [__m128i; 4] = std::array::from_fn(|quad| totals(*part(&lanes, quad)));
         let found = _mm512_inserti64x4::<1>(
             _mm512_castsi256_si512(_mm256_set_m128i(quads[1], quads[0])),
             _mm256_set_m128i(quads[3], quads[2]),
         );
-        let found = _mm512_sub_epi32(found, x.excess(&headers));
-        let mut values = [0; CHUNK];
-        // SAFETY: the array has the length of a vector.
-        unsafe {
-            _mm512_storeu_si512(
-                values.as_mut_ptr().cast(),
-                _mm512_maskz_mov_epi32(!specials, found),
-            )
-        };
-        sums.copy_from_slice(&values[..sums.len()]);
+        let found = _mm512_sub_epi32(found, x.excess(widths));
+        let found = _mm512_maskz_mov_epi32(!specials, found);
+        match sums.first_chunk_mut::<CHUNK>() {
+            // SAFETY: the array has the length of a vector.
+            Some(sums) => unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), found) },
+            None => {
+                let mut values = [0; CHUNK];
+                // SAFETY: as above.
+                unsafe { _mm512_storeu_si512(values.as_mut_ptr().cast(), found) };
+                sums.copy_from_slice(&values[..sums.len()]);
+            }
+        }
     }
     position.save(cursor);
 }
 
 /// See [`skip`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,gfni")]
 fn skip_rows(cursor: &mut Cursor<'_>, rows: usize) {
-    let tables = Tables::new();
+    let constants = Constants::new();
     for _ in 0..rows {
-        let header = cursor.headers[cursor.row];
-        if is_special(header) {
+        let width = cursor.widths[cursor.row];
+        if is_special(width) {
             cursor.next_row(&mut [0; PANEL]);
             continue;
         }
-        cursor.row += 1;
         let groups = cursor.history.as_chunks_mut::<GROUP>().0.iter_mut();
         for (group, history) in groups.take(cursor.groups).enumerate() {
-            let width = width(header, group);
-            debug_assert!(cursor.offset + 64 <= cursor.fields.len());
-            // SAFETY: fields are followed by as many bytes as a vector has.
-            let bytes =
-                unsafe { _mm512_loadu_si512(cursor.fields.as_ptr().add(cursor.offset).cast()) };
-            cursor.offset += 8 * width as usize;
+            let bytes = group_fields(cursor.fields, cursor.offset, width, group);
             let mut states = load(&*history);
-            match width == NARROW {
-                true => _ = tables.byte_levels(bytes, &mut states),
-                false => _ = tables.levels(bytes, (width - WIDTHS.start()) as usize, &mut states),
+            match width > BYTE {
+                true => _ = constants.byte_levels(bytes, &mut states),
+                false => _ = constants.levels(bytes, LoadedCut::new(width), &mut states),
             }
             // SAFETY: the array has the length of a vector.
             unsafe { _mm512_storeu_si512(history.as_mut_ptr().cast(), states) };
         }
+        cursor.offset += cursor.groups * group_bytes(width);
+        cursor.row += 1;
     }
 }
 
@@ -465,41 +523,34 @@ fn widened(bytes: __m512i) -> [__m512i; 2] {
 }
 
 /// See [`decode`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,gfni")]
 fn decode_rows(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]], wide: &mut u64) {
-    let tables = Tables::new();
+    let constants = Constants::new();
     for (row, levels) in levels.iter_mut().enumerate() {
-        let header = cursor.headers[cursor.row];
-        if is_special(header) {
+        let width = cursor.widths[cursor.row];
+        if is_special(width) {
             let mut special = 0;
             crate::integer::decode_plain(cursor, std::slice::from_mut(levels), &mut special);
             *wide |= special << row;
             continue;
         }
-        cursor.row += 1;
+        let bias = _mm512_set1_epi16(1 << width);
         let groups = levels.as_chunks_mut::<GROUP>().0.iter_mut();
         let groups = groups.zip(cursor.history.as_chunks_mut::<GROUP>().0);
         for (group, (levels, history)) in groups.take(cursor.groups).enumerate() {
-            let width = width(header, group);
-            let nibble = (width - WIDTHS.start()) as usize;
-            debug_assert!(cursor.offset + 64 <= cursor.fields.len());
-            // SAFETY: fields are followed by as many bytes as a vector has.
-            let bytes =
-                unsafe { _mm512_loadu_si512(cursor.fields.as_ptr().add(cursor.offset).cast()) };
-            cursor.offset += 8 * width as usize;
+            let bytes = group_fields(cursor.fields, cursor.offset, width, group);
             let mut states = load(&*history);
-            let mut found = match nibble == BYTE_FIELDS {
+            let mut found = match width > BYTE {
                 true => {
-                    let found = tables.byte_levels(bytes, &mut states);
+                    let found = constants.byte_levels(bytes, &mut states);
                     let [doubled, single] = [widened(found.doubled), widened(found.single)];
                     [0, 1].map(|half| {
                         let doubled = _mm512_slli_epi16::<1>(doubled[half]);
                         _mm512_or_si512(doubled, single[half])
                     })
                 }
-                false => widened(tables.levels(bytes, nibble, &mut states)),
+                false => widened(constants.levels(bytes, LoadedCut::new(width), &mut states)),
             };
-            let bias = _mm512_set1_epi16(1 << width);
             for (found, levels) in found.iter_mut().zip(levels.as_chunks_mut::<32>().0) {
                 let found = _mm512_sub_epi16(*found, bias);
                 // SAFETY: the arrays have the length of a vector.
@@ -508,5 +559,7 @@ fn decode_rows(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]], wide: &mut 
             // SAFETY: as above.
             unsafe { _mm512_storeu_si512(history.as_mut_ptr().cast(), states) };
         }
+        cursor.offset += cursor.groups * group_bytes(width);
+        cursor.row += 1;
     }
 }

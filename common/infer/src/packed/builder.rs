@@ -5,17 +5,16 @@ use uc_simd::{Kernel, dispatch};
 
 use crate::huge_pages;
 
-use super::{
-    GROUP, GROUPS, MARK_ROWS, NARROW, Outlier, PANEL, Packed, Place, SLACK, WIDTHS, ZERO_ROW,
-};
+use super::{GROUP, MARK_ROWS, NARROW, Outlier, PANEL, Packed, Place, SLACK, WIDTHS, ZERO_ROW};
+use crate::integer::LARGEST;
 
 /// Bits that an outlier may save: the bits that it takes, and its time, which is that of some ten fields.
 const OUTLIER_COST: usize = 120;
 
-/// Bits that fields of [`NARROW`] bits and more must save, because of the time for their row.
-const BYTE_COST: usize = 500;
-/// Bits that wider fields must save in addition.
-const WIDE_COST: usize = 1000;
+/// Bits that fields of [`NARROW`] bits must save, because of the time for their row.
+const BYTE_COST: usize = 1000;
+/// Largest sum of the magnitudes of the levels of a row of a panel whose products with activations fit into 32 bits.
+const LARGEST_SUM: u32 = i32::MAX as u32 / LARGEST as u32;
 
 /// Builds a [`Packed`] from pieces of whole rows, from the first to the last.
 pub(crate) struct PackedBuilder {
@@ -40,7 +39,7 @@ impl PackedBuilder {
             packed: Packed {
                 rows,
                 cols,
-                headers: Vec::with_capacity(rows * cols.div_ceil(PANEL)),
+                widths: Vec::with_capacity(rows * cols.div_ceil(PANEL)),
                 fields: Vec::new(),
                 places: Vec::new(),
                 outliers: Vec::new(),
@@ -77,7 +76,7 @@ impl PackedBuilder {
         self.finish_block();
         let mut packed = self.packed;
         assert_eq!(
-            packed.headers.len(),
+            packed.widths.len(),
             packed.rows * packed.panels(),
             "all rows"
         );
@@ -108,7 +107,7 @@ impl PackedBuilder {
                     place.outliers[mark..].fill(packed.outliers.len() as u32);
                 }
                 if is_zero {
-                    packed.headers.push(ZERO_ROW);
+                    packed.widths.push(ZERO_ROW);
                     continue;
                 }
                 let first = (row * panels + panel) * PANEL;
@@ -127,11 +126,10 @@ impl PackedBuilder {
 impl Packed {
     /// Adds the feed-forward indices of a row's groups.
     fn push_row(&mut self, row: usize, values: &[i16]) {
-        let mut header = 0;
+        let width = dispatch(BestWidth { values });
+        self.widths.push(width as u8);
         for (group, values) in values.as_chunks::<GROUP>().0.iter().enumerate() {
-            let fields = dispatch(Fields { values });
-            let width = fields.width;
-            header |= ((width - WIDTHS.start()) as u16) << (4 * group);
+            let fields = dispatch(Fields { values, width });
             if fields.has_outliers {
                 self.push_outliers(row, group * GROUP, values, width);
             }
@@ -144,8 +142,6 @@ impl Packed {
                 self.fields.extend_from_slice(&bytes[..width as usize]);
             }
         }
-        debug_assert!(values.len() / GROUP <= GROUPS && header != ZERO_ROW);
-        self.headers.push(header);
     }
 
     /// Notes the elements of a group that do not fit into their fields.
@@ -171,14 +167,14 @@ fn nearest(even: i16, width: u32) -> i16 {
     even.clamp(-half, half - 2)
 }
 
-/// Chooses the width of a group and makes its fields.
+/// Makes the fields of a group.
 struct Fields<'a> {
     values: &'a [i16; GROUP],
+    width: u32,
 }
 
 /// The fields of a group.
 struct GroupFields {
-    width: u32,
     fields: [u16; GROUP],
     has_outliers: bool,
 }
@@ -188,7 +184,7 @@ impl Kernel for Fields<'_> {
 
     #[inline(always)]
     fn run(self) -> GroupFields {
-        let width = best_width(self.values);
+        let width = self.width;
         let half = 1i16 << (width - 1);
         let mut fields = [0; GROUP];
         let mut outliers = 0;
@@ -199,7 +195,6 @@ impl Kernel for Fields<'_> {
             *field = (nearest.wrapping_add(half) | value & 1) as u16;
         }
         GroupFields {
-            width,
             fields,
             has_outliers: outliers != 0,
         }
@@ -222,30 +217,48 @@ fn packed_bytes(fields: [u8; 8], width: u32) -> u64 {
     word & 0xffff_ffff | (word & !0xffff_ffff) >> (4 * gap)
 }
 
-/// The width with the least sum of bits for a group.
-#[inline(always)]
-fn best_width(values: &[i16; GROUP]) -> u32 {
-    // A value fits into a width if its magnitude, one's complement for negative values, is below 2^(width-1).
-    let magnitudes = values.map(|value| (value ^ (value >> 15)) as u16);
-    let largest = magnitudes.iter().fold(0, |a, &b| a | b);
-    let widest = (u16::BITS - largest.leading_zeros() + 1).clamp(*WIDTHS.start(), *WIDTHS.end());
-    let cost = |width: u32| {
-        let limit = 1u16 << (width - 1);
-        let outliers: u16 = magnitudes.iter().map(|&m| u16::from(m >= limit)).sum();
-        let time =
-            usize::from(width >= NARROW) * BYTE_COST + usize::from(width > NARROW) * WIDE_COST;
-        width as usize * GROUP + usize::from(outliers) * OUTLIER_COST + time
-    };
-    // Far from the best, where outliers cost most, nothing better follows.
-    let mut best = (cost(widest), widest);
-    for width in (*WIDTHS.start()..widest).rev() {
-        let found = cost(width);
-        best = best.min((found, width));
-        if found > 4 * best.0 {
-            break;
+/// Chooses the width of a row with the least sum of bits.
+struct BestWidth<'a> {
+    /// Whole groups, at most [`PANEL`] indices.
+    values: &'a [i16],
+}
+
+impl Kernel for BestWidth<'_> {
+    type Output = u32;
+
+    #[inline(always)]
+    fn run(self) -> u32 {
+        // A value fits into a width if its magnitude, one's complement for negative values, is below 2^(width-1).
+        let mut magnitudes = [0u16; PANEL];
+        for (magnitude, &value) in magnitudes.iter_mut().zip(self.values) {
+            *magnitude = (value ^ (value >> 15)) as u16;
         }
+        let largest = magnitudes.iter().fold(0, |a, &b| a | b);
+        let widest =
+            (u16::BITS - largest.leading_zeros() + 1).clamp(*WIDTHS.start(), *WIDTHS.end());
+        // The level of an index v has at most the magnitude 2 · magnitude(v) + 3.
+        let sum: u32 = magnitudes.iter().map(|&m| 2 * u32::from(m) + 3).sum();
+        if sum > LARGEST_SUM {
+            return widest.max(NARROW + 1);
+        }
+        let cost = |width: u32| {
+            let limit = 1u16 << (width - 1);
+            let outliers: u16 = magnitudes.iter().map(|&m| u16::from(m >= limit)).sum();
+            let time = usize::from(width == NARROW) * BYTE_COST;
+            width as usize * self.values.len() + usize::from(outliers) * OUTLIER_COST + time
+        };
+        // Far from the best, where outliers cost most, nothing better follows.
+        let widest = widest.min(NARROW);
+        let mut best = (cost(widest), widest);
+        for width in (*WIDTHS.start()..widest).rev() {
+            let found = cost(width);
+            best = best.min((found, width));
+            if found > 4 * best.0 {
+                break;
+            }
+        }
+        best.1
     }
-    best.1
 }
 
 #[cfg(test)]
