@@ -49,8 +49,8 @@ pub(crate) const STEP_RANGE: std::ops::RangeInclusive<f32> = f32::MIN_POSITIVE..
 
 /// `M[log & 7] · 2^(log >> 3)`, exact.
 #[inline(always)]
-pub fn factor(log: u8) -> f32 {
-    let log = u32::from(log);
+pub const fn factor(log: u8) -> f32 {
+    let log = log as u32;
     f32::from_bits(MANTISSA_BITS[(log & 7) as usize] + ((log >> 3) << 23))
 }
 

@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use rayon::prelude::*;
-use uc_codec::steps::factor;
 use uc_codec::trellis::BLOCK_ROWS;
 use uc_codec::{LowRank, TensorCode, bf16};
 use uc_pack::layer::PieceBuffers;
 use uc_simd::{Kernel, dispatch};
 
 use crate::arithmetic::Arithmetic;
-use crate::columns::Columns;
+use crate::columns::{Columns, FACTORS};
 use crate::integer::{self, CHUNK_ROWS, Quantized, Scratch};
 use crate::kernel;
 use crate::packed::{Cursor, MARK_ROWS, PANEL, Packed, PackedBuilder};
@@ -40,6 +38,23 @@ pub struct Coded {
     /// V has the columns in the order of `columns`.
     overlay: Option<LowRank>,
     arithmetic: Arithmetic,
+}
+
+/// Vectors as compressed linears read them.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// For [`Arithmetic::Exact`]: `[tokens, cols]`, in the order of the columns.
+    Sorted(Vec<f32>),
+    /// For [`Arithmetic::Fast`].
+    Quantized(Quantized),
+}
+
+/// Memory that tasks use one after the other.
+#[derive(Default)]
+pub(crate) struct TaskMemory {
+    scratch: Scratch,
+    weights: Vec<f32>,
+    buffers: PieceBuffers,
 }
 
 /// Builds a [`Coded`] from pieces of whole rows, from the first to the last.
@@ -144,126 +159,167 @@ impl Coded {
         }
     }
 
-    /// `x Wᵀ` for `x: [tokens, cols]`; [rows, tokens].
-    pub(crate) fn product(&self, x: &[f32]) -> Vec<f32> {
-        match self.arithmetic {
-            Arithmetic::Exact => self.exact_product(x),
-            Arithmetic::Fast => self.fast_product(x),
-        }
+    /// Whether an input of this linear is one of the other, if they read the same vectors.
+    pub(crate) fn shares_input(&self, other: &Coded) -> bool {
+        self.arithmetic == other.arithmetic && self.columns.is_same(&other.columns)
     }
 
-    fn fast_product(&self, x: &[f32]) -> Vec<f32> {
-        let tokens = x.len() / self.columns.len();
-        let quantized = Quantized::new(x, &self.columns);
-        let overlay = self.overlay.as_ref();
-        let inner = overlay.map(|overlay| inner_products(overlay, x, &self.columns));
-        let mut out = vec![0.0; self.rows * tokens];
-        match &self.levels {
-            Levels::Packed(levels) => self.fast_packed(levels, &quantized, tokens, &mut out),
-            Levels::Streamed(levels) => self.fast_streamed(levels, &quantized, tokens, &mut out),
-        }
-        for (row, out) in out.chunks_exact_mut(tokens).enumerate() {
-            let step = self.step * factor(self.row_step_log2_eighths[row]);
-            out.iter_mut().for_each(|y| *y *= step);
-            if let (Some(overlay), Some(inner)) = (overlay, &inner) {
-                add_overlay(overlay, row, inner, out);
+    /// The vectors `x: [tokens, cols]` as this linear reads them.
+    pub(crate) fn input(&self, x: &[f32]) -> Input {
+        match self.arithmetic {
+            Arithmetic::Fast => Input::Quantized(Quantized::new(x, &self.columns)),
+            Arithmetic::Exact => {
+                let mut sorted = Vec::with_capacity(x.len());
+                self.columns.sort(x, &mut sorted);
+                Input::Sorted(sorted)
             }
         }
-        out
     }
 
-    fn fast_packed(&self, levels: &Packed, x: &Quantized, tokens: usize, out: &mut [f32]) {
-        let task_rows = self.task_rows(tokens);
-        let tasks = out.par_chunks_mut(task_rows * tokens).enumerate();
-        tasks.for_each_init(
-            || Scratch::new(task_rows.min(self.rows), tokens),
-            |scratch, (task, out)| {
-                let first = task * task_rows;
-                let place = [first / BLOCK_ROWS, first % BLOCK_ROWS / MARK_ROWS];
-                integer::products(levels, place, x, scratch, out);
-            },
-        );
-    }
-
-    fn fast_streamed(&self, levels: &Streamed, x: &Quantized, tokens: usize, out: &mut [f32]) {
-        let tiles = out.par_chunks_mut(levels.tile_rows() * tokens).enumerate();
-        tiles.for_each_init(
-            || (Scratch::new(CHUNK_ROWS, tokens), PieceBuffers::default()),
-            |(scratch, buffers), (tile, mut out)| {
-                levels.levels(
-                    tile,
-                    CHUNK_ROWS,
-                    &self.columns,
-                    buffers,
-                    &mut |rows, count| {
-                        let (chunk, rest) = std::mem::take(&mut out).split_at_mut(count * tokens);
-                        integer::decoded_products(rows, x, scratch, chunk);
-                        out = rest;
-                    },
-                );
-            },
-        );
-    }
-
-    /// Rows of a task. Few for small matrices, so that all threads have work; more otherwise, because a task begins with a look at
-    /// the rows above its own.
-    fn task_rows(&self, tokens: usize) -> usize {
-        let threads = rayon::current_num_threads();
-        let enough = |rows: &usize| threads == 1 || self.rows.div_ceil(*rows) >= 2 * threads;
-        match tokens {
-            1 => [BLOCK_ROWS, 2 * MARK_ROWS]
-                .into_iter()
-                .find(enough)
-                .unwrap_or(MARK_ROWS),
-            _ => MARK_ROWS,
-        }
-    }
-
-    fn exact_product(&self, x: &[f32]) -> Vec<f32> {
-        let tokens = x.len() / self.columns.len();
+    /// The products of the vectors with V of an overlay that is applied after them, [tokens, rank].
+    pub(crate) fn inner_products(&self, x: &[f32]) -> Option<Vec<f32>> {
+        let overlay = self.overlay.as_ref();
+        let overlay = overlay.filter(|_| self.arithmetic == Arithmetic::Fast)?;
         let mut sorted = Vec::with_capacity(x.len());
         self.columns.sort(x, &mut sorted);
-        let mut out = vec![0.0; self.rows * tokens];
-        match &self.levels {
-            Levels::Packed(levels) => self.exact_packed(levels, &sorted, tokens, &mut out),
-            Levels::Streamed(levels) => self.exact_streamed(levels, &sorted, tokens, &mut out),
+        let v: Vec<f32> = overlay.v.iter().map(|&v| bf16::to_f32(v)).collect();
+        let mut out = vec![0.0; sorted.len() / self.columns.len() * overlay.rank];
+        kernel::products(&sorted, &v, self.columns.len(), &mut out);
+        Some(out)
+    }
+
+    /// Adds `U (V x)` to the rows of a product from `first` on, `out: [rows, tokens]`.
+    pub(crate) fn add_overlay(&self, first: usize, inner: &[f32], out: &mut [f32]) {
+        let Some(overlay) = &self.overlay else {
+            return;
+        };
+        let rank = overlay.rank;
+        let rows = out.chunks_exact_mut(inner.len() / rank);
+        for (out, u) in rows.zip(overlay.u[first * rank..].chunks_exact(rank)) {
+            for (y, inner) in out.iter_mut().zip(inner.chunks_exact(rank)) {
+                for (&u, inner) in u.iter().zip(inner) {
+                    *y = bf16::to_f32(u).mul_add(*inner, *y);
+                }
+            }
         }
-        out
     }
 
-    fn exact_packed(&self, levels: &Packed, x: &[f32], tokens: usize, out: &mut [f32]) {
-        let cols = self.columns.len();
+    /// Rows of a task of a product with so many tokens, if possible no more than `largest`. A task of many rows is better, because it
+    /// begins with a look at the rows above its own.
+    pub(crate) fn task_rows(&self, tokens: usize, largest: usize) -> usize {
+        match &self.levels {
+            Levels::Streamed(levels) => levels.tile_rows(),
+            Levels::Packed(_) if tokens > 1 => MARK_ROWS,
+            Levels::Packed(_) => [BLOCK_ROWS, 2 * MARK_ROWS]
+                .into_iter()
+                .find(|&rows| rows <= largest)
+                .unwrap_or(MARK_ROWS),
+        }
+    }
+
+    /// The rows of `x Wᵀ` from `first` on, where a task begins; `out: [rows, tokens]`, of zeros. In fast arithmetic without the
+    /// overlay.
+    pub(crate) fn rows_of_product(
+        &self,
+        first: usize,
+        input: &Input,
+        memory: &mut TaskMemory,
+        out: &mut [f32],
+    ) {
+        match (&self.levels, input) {
+            (Levels::Packed(levels), Input::Quantized(x)) => {
+                let place = [first / BLOCK_ROWS, first % BLOCK_ROWS / MARK_ROWS];
+                integer::products(levels, place, x, &mut memory.scratch, out);
+                self.scale_rows(first, x.tokens(), out);
+            }
+            (Levels::Streamed(levels), Input::Quantized(x)) => {
+                self.fast_tile(levels, first / levels.tile_rows(), x, memory, out);
+                self.scale_rows(first, x.tokens(), out);
+            }
+            (Levels::Packed(levels), Input::Sorted(x)) => {
+                self.exact_rows(levels, first, x, memory, out);
+            }
+            (Levels::Streamed(levels), Input::Sorted(x)) => {
+                self.exact_tile(levels, first / levels.tile_rows(), x, memory, out);
+            }
+        }
+    }
+
+    /// Multiplies rows with their steps.
+    fn scale_rows(&self, first: usize, tokens: usize, out: &mut [f32]) {
+        let logs = &self.row_step_log2_eighths[first..];
+        for (out, &log) in out.chunks_exact_mut(tokens).zip(logs) {
+            let step = self.step * FACTORS[usize::from(log)];
+            out.iter_mut().for_each(|y| *y *= step);
+        }
+    }
+
+    fn fast_tile(
+        &self,
+        levels: &Streamed,
+        tile: usize,
+        x: &Quantized,
+        memory: &mut TaskMemory,
+        mut out: &mut [f32],
+    ) {
+        let TaskMemory {
+            scratch, buffers, ..
+        } = memory;
+        let mut sink = |rows: &_, count: usize| {
+            let count = count * x.tokens();
+            let (chunk, rest) = std::mem::take(&mut out).split_at_mut(count);
+            integer::decoded_products(rows, x, scratch, chunk);
+            out = rest;
+        };
+        levels.levels(tile, CHUNK_ROWS, &self.columns, buffers, &mut sink);
+    }
+
+    fn exact_rows(
+        &self,
+        levels: &Packed,
+        first: usize,
+        x: &[f32],
+        memory: &mut TaskMemory,
+        out: &mut [f32],
+    ) {
+        let (cols, tokens) = (self.columns.len(), x.len() / self.columns.len());
         let column_steps = self.column_steps();
-        let tasks = out.par_chunks_mut(MARK_ROWS * tokens).enumerate();
-        tasks.for_each_init(
-            || vec![0.0; EXACT_ROWS * cols],
-            |weights, (task, out)| {
-                let mut reader = RowReader::new(self, levels, &column_steps, task);
-                for out in out.chunks_mut(EXACT_ROWS * tokens) {
-                    let weights = &mut weights[..out.len() / tokens * cols];
-                    reader.rows(weights);
-                    kernel::products(weights, x, cols, out);
-                }
-            },
-        );
+        memory.weights.resize(EXACT_ROWS * cols, 0.0);
+        for (mark, out) in out.chunks_mut(MARK_ROWS * tokens).enumerate() {
+            let mark = first / MARK_ROWS + mark;
+            let mut reader = RowReader::new(self, levels, &column_steps, mark);
+            for out in out.chunks_mut(EXACT_ROWS * tokens) {
+                let weights = &mut memory.weights[..out.len() / tokens * cols];
+                reader.rows(weights);
+                kernel::products(weights, x, cols, out);
+            }
+        }
     }
 
-    fn exact_streamed(&self, levels: &Streamed, x: &[f32], tokens: usize, out: &mut [f32]) {
-        let cols = self.columns.len();
-        let tiles = out.par_chunks_mut(levels.tile_rows() * tokens).enumerate();
-        tiles.for_each_init(PieceBuffers::default, |buffers, (tile, mut out)| {
-            let mut sorted = Vec::new();
-            levels.weights(tile, buffers, &mut |weights| {
-                sorted.clear();
-                for row in weights.chunks_exact(cols) {
-                    let order = self.columns.order.iter();
-                    sorted.extend(order.map(|&column| bf16::to_f32(row[column as usize])));
-                }
-                let rows = weights.len() / cols;
-                let (chunk, rest) = std::mem::take(&mut out).split_at_mut(rows * tokens);
-                kernel::products(&sorted, x, cols, chunk);
-                out = rest;
-            });
+    fn exact_tile(
+        &self,
+        levels: &Streamed,
+        tile: usize,
+        x: &[f32],
+        memory: &mut TaskMemory,
+        mut out: &mut [f32],
+    ) {
+        let (cols, tokens) = (self.columns.len(), x.len() / self.columns.len());
+        let TaskMemory {
+            weights: sorted,
+            buffers,
+            ..
+        } = memory;
+        levels.weights(tile, buffers, &mut |weights| {
+            sorted.clear();
+            for row in weights.chunks_exact(cols) {
+                let order = self.columns.order.iter();
+                sorted.extend(order.map(|&column| bf16::to_f32(row[column as usize])));
+            }
+            let rows = weights.len() / cols;
+            let (chunk, rest) = std::mem::take(&mut out).split_at_mut(rows * tokens);
+            kernel::products(sorted, x, cols, chunk);
+            out = rest;
         });
     }
 
@@ -321,27 +377,6 @@ fn streamed_rows(levels: &Streamed, first: usize, cols: usize, out: &mut [f32]) 
     }
 }
 
-/// `V x` for every token, [tokens, rank].
-fn inner_products(overlay: &LowRank, x: &[f32], columns: &Columns) -> Vec<f32> {
-    let mut sorted = Vec::with_capacity(x.len());
-    columns.sort(x, &mut sorted);
-    let v: Vec<f32> = overlay.v.iter().map(|&v| bf16::to_f32(v)).collect();
-    let mut out = vec![0.0; sorted.len() / columns.len() * overlay.rank];
-    kernel::products(&sorted, &v, columns.len(), &mut out);
-    out
-}
-
-/// Adds `U (V x)` for a row and every token.
-fn add_overlay(overlay: &LowRank, row: usize, inner: &[f32], out: &mut [f32]) {
-    let rank = overlay.rank;
-    let u = &overlay.u[row * rank..(row + 1) * rank];
-    for (y, inner) in out.iter_mut().zip(inner.chunks_exact(rank)) {
-        for (&u, inner) in u.iter().zip(inner) {
-            *y = bf16::to_f32(u).mul_add(*inner, *y);
-        }
-    }
-}
-
 /// Makes the weights of the contract, one row after the other from a mark on: `bf16(level · step + overlay)`, with fused
 /// multiply-adds, bit for bit the reconstruction of `uc_codec::reconstruct`.
 struct RowReader<'a> {
@@ -377,7 +412,7 @@ impl<'a> RowReader<'a> {
     fn rows(&mut self, out: &mut [f32]) {
         let coded = self.coded;
         for out in out.chunks_exact_mut(self.column_steps.len()) {
-            let row_factor = factor(coded.row_step_log2_eighths[self.row]);
+            let row_factor = FACTORS[usize::from(coded.row_step_log2_eighths[self.row])];
             let parts = out.chunks_mut(PANEL).zip(self.column_steps.chunks(PANEL));
             let sources = self.cursors.iter_mut().zip(&mut self.levels);
             for ((out, column_steps), (cursor, levels)) in parts.zip(sources) {

@@ -4,6 +4,17 @@ use std::sync::Arc;
 
 use uc_codec::steps::factor;
 
+/// [`factor`] of every logarithm.
+pub(crate) static FACTORS: [f32; 256] = {
+    let mut factors = [0.0; 256];
+    let mut log = 0;
+    while log < 256 {
+        factors[log] = factor(log as u8);
+        log += 1;
+    }
+    factors
+};
+
 /// The inputs of some linears, sorted by step. Linears of one input share them.
 #[derive(Debug, Clone)]
 pub(crate) struct Columns {
@@ -27,6 +38,11 @@ impl Columns {
         }
     }
 
+    /// Whether these are the columns of the same input.
+    pub(crate) fn is_same(&self, other: &Columns) -> bool {
+        Arc::ptr_eq(&self.order, &other.order)
+    }
+
     /// Number of columns.
     pub(crate) fn len(&self) -> usize {
         self.order.len()
@@ -34,7 +50,7 @@ impl Columns {
 
     /// The factors by which the tensor's step is multiplied, in this order.
     pub(crate) fn factors(&self) -> impl Iterator<Item = f32> {
-        self.logs.iter().map(|&log| factor(log))
+        self.logs.iter().map(|&log| FACTORS[usize::from(log)])
     }
 
     /// Bytes in memory.

@@ -47,6 +47,11 @@ pub(crate) struct Quantized {
 }
 
 impl Quantized {
+    /// Number of vectors.
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
     /// Quantizes the vectors `x: [tokens, cols]`.
     pub(crate) fn new(x: &[f32], columns: &Columns) -> Self {
         let (cols, tokens) = (columns.len(), x.len() / columns.len());
@@ -163,21 +168,29 @@ pub(crate) struct Scratch {
     joined: Vec<f32>,
 }
 
-impl Scratch {
-    /// For tasks of at most this number of rows.
-    pub(crate) fn new(rows: usize, tokens: usize) -> Self {
-        let rows = match tokens {
-            1 => rows.max(CHUNK_ROWS),
-            _ => CHUNK_ROWS,
-        };
+impl Default for Scratch {
+    fn default() -> Self {
         Scratch {
             levels: Vec::new(),
-            sums: vec![0; rows * tokens],
-            more: vec![0; rows * tokens],
+            sums: Vec::new(),
+            more: Vec::new(),
             touched: Vec::new(),
             is_touched: [false; BLOCK_ROWS],
             joined: Vec::new(),
         }
+    }
+}
+
+impl Scratch {
+    /// Makes room for the sums of some rows, and returns their number.
+    fn prepare(&mut self, tokens: usize) -> usize {
+        let rows = match tokens {
+            1 => BLOCK_ROWS,
+            _ => CHUNK_ROWS,
+        };
+        self.sums.resize(rows * tokens, 0);
+        self.more.resize(rows * tokens, 0);
+        rows
     }
 }
 
@@ -190,6 +203,7 @@ pub(crate) fn products(
     out: &mut [f32],
 ) {
     let tokens = x.tokens;
+    let chunk_rows = scratch.prepare(tokens);
     let marks = mark..mark + (out.len() / tokens).div_ceil(MARK_ROWS);
     for panel_index in 0..packed.panels() {
         let panel = packed.panel(block, panel_index);
@@ -197,8 +211,7 @@ pub(crate) fn products(
         let mut outliers = panel.outliers(marks.clone());
         let x = x.panel(panel_index);
         let mut row = mark * MARK_ROWS;
-        let chunk = scratch.sums.len().min(out.len());
-        for out in out.chunks_mut(chunk) {
+        for out in out.chunks_mut(chunk_rows * tokens) {
             let first = row;
             row += out.len() / tokens;
             x.products(&mut cursor, scratch, out.len() / tokens);
@@ -219,6 +232,7 @@ pub(crate) fn decoded_products(
     out: &mut [f32],
 ) {
     let tokens = x.tokens;
+    scratch.prepare(tokens);
     let mut outliers = rows.outliers.clone();
     outliers.sort_unstable();
     for (index, levels) in rows.panels.iter().enumerate() {
@@ -403,6 +417,9 @@ impl Activations<'_> {
 
     /// Adds the outliers of rows, of which row `first` of the block is the first, to their sums.
     fn add_outliers(&self, outliers: &[Outlier], first: usize, scratch: &mut Scratch) {
+        if let Ok(values) = <&[i16; PANEL]>::try_from(self.values) {
+            return self.add_outliers_of_one(values, outliers, first as u8, scratch);
+        }
         let tokens = self.tokens();
         for outlier in outliers {
             let row = usize::from(outlier.row) - first;
@@ -416,18 +433,34 @@ impl Activations<'_> {
         }
     }
 
-    /// Adds `level · activation` of a column to `sums: [tokens]`.
-    #[inline(always)]
-    fn add<S: Sum>(&self, level: i32, column: usize, sums: &mut [S]) {
-        match sums {
-            [sum] => sum.add(level, self.values[column]),
-            _ => dispatch(AddColumn {
-                x: *self,
-                level,
-                column,
-                sums,
-            }),
+    /// As [`Activations::add_outliers`], for one token.
+    fn add_outliers_of_one(
+        &self,
+        values: &[i16; PANEL],
+        outliers: &[Outlier],
+        first: u8,
+        scratch: &mut Scratch,
+    ) {
+        let sums: &mut [i32; BLOCK_ROWS] = scratch.sums.first_chunk_mut().expect("a block");
+        let more: &mut [i64; BLOCK_ROWS] = scratch.more.first_chunk_mut().expect("a block");
+        for outlier in outliers {
+            let row = usize::from(outlier.row.wrapping_sub(first));
+            let (level, x) = (outlier.difference(), values[usize::from(outlier.column)]);
+            match scratch.is_touched[row] {
+                true => more[row].add(level, x),
+                false => sums[row].add(level, x),
+            }
         }
+    }
+
+    /// Adds `level · activation` of a column to `sums: [tokens]`.
+    fn add<S: Sum>(&self, level: i32, column: usize, sums: &mut [S]) {
+        dispatch(AddColumn {
+            x: *self,
+            level,
+            column,
+            sums,
+        });
     }
 
     /// Adds the products of a row to `sums: [tokens]`.

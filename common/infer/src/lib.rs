@@ -25,6 +25,7 @@
 mod arithmetic;
 mod attend;
 mod attention;
+mod awake;
 pub mod bandwidth;
 pub mod batch;
 mod cache;
@@ -49,6 +50,7 @@ pub mod model;
 mod norm;
 mod packed;
 mod prefix;
+mod product;
 pub mod reads;
 pub mod request;
 mod rotary;

@@ -1,10 +1,10 @@
 //! A linear layer.
 
-use rayon::prelude::*;
 use uc_model::spec::Projection;
 
 use crate::error::InferError;
 use crate::matrix::Matrix;
+use crate::product::products;
 use crate::source::Source;
 
 /// `y = x Wᵀ + b`.
@@ -15,11 +15,14 @@ pub(crate) struct Linear {
     bias: Option<Vec<f32>>,
 }
 
-/// The outputs of linears that read the same input. They are computed at the same time: one alone may not have enough rows for all
-/// threads.
+/// The outputs of linears that read the same input `x: [tokens, in]`, each `[tokens, out]`.
 pub(crate) fn forward_all(linears: &[Linear], x: &[f32]) -> Vec<Vec<f32>> {
-    let linears = linears.par_iter().with_max_len(1);
-    linears.map(|linear| linear.forward(x)).collect()
+    let matrices: Vec<&Matrix> = linears.iter().map(|linear| &linear.matrix).collect();
+    let mut all = products(&matrices, x);
+    for (linear, y) in linears.iter().zip(&mut all) {
+        linear.add_bias(y);
+    }
+    all
 }
 
 impl Linear {
@@ -35,11 +38,15 @@ impl Linear {
     /// `x: [tokens, in]` to `[tokens, out]`.
     pub(crate) fn forward(&self, x: &[f32]) -> Vec<f32> {
         let mut y = self.matrix.product(x);
+        self.add_bias(&mut y);
+        y
+    }
+
+    fn add_bias(&self, y: &mut [f32]) {
         if let Some(bias) = &self.bias {
             for row in y.chunks_exact_mut(bias.len()) {
                 row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
             }
         }
-        y
     }
 }

@@ -1,10 +1,10 @@
-//! Weight matrices in memory, and their product with the vectors of some tokens.
+//! Weight matrices in memory.
 
 use half::slice::HalfFloatSliceExt;
-use rayon::prelude::*;
 
 use crate::coded::Coded;
-use crate::kernel::products;
+use crate::kernel;
+use crate::product::products;
 
 /// Rows of a task are a multiple of this.
 const GROUP: usize = 8;
@@ -107,57 +107,36 @@ impl Matrix {
     /// # Panics
     /// If `x` has no whole number of rows.
     pub fn product(&self, x: &[f32]) -> Vec<f32> {
-        let cols = self.cols();
-        assert!(x.len().is_multiple_of(cols), "vectors of the input's width");
-        let tokens = x.len() / cols;
-        if tokens == 0 {
-            return Vec::new();
-        }
-        let out = match self {
-            Matrix::Coded(coded) => coded.product(x),
-            Matrix::Dense { values, .. } => values.product(x, cols),
-        };
-        match tokens {
-            1 => out,
-            _ => transposed(&out, tokens),
+        products(&[self], x).pop().expect("one matrix")
+    }
+
+    /// Rows of a task of a product with so many tokens, if it is to have no more than `largest`.
+    pub(crate) fn task_rows(&self, tokens: usize, largest: usize) -> usize {
+        match self {
+            Matrix::Coded(coded) => coded.task_rows(tokens, largest),
+            Matrix::Dense { cols, .. } => {
+                let rows = (TASK_WEIGHTS / cols).min(largest);
+                (rows / GROUP).max(1) * GROUP
+            }
         }
     }
 }
 
 impl Dense {
-    /// `x Wᵀ` for a matrix `[rows, cols]` and `x: [tokens, cols]`; [rows, tokens].
-    fn product(&self, x: &[f32], cols: usize) -> Vec<f32> {
-        let (rows, tokens) = (self.len() / cols, x.len() / cols);
-        let task_rows = (TASK_WEIGHTS / cols / GROUP).max(1) * GROUP;
-        let mut out = vec![0.0; rows * tokens];
-        let tasks = out.par_chunks_mut(task_rows * tokens).enumerate();
-        tasks.for_each(|(task, out)| {
-            let first = task * task_rows * cols;
-            let range = first..first + out.len() / tokens * cols;
-            match self {
-                Dense::F32(values) => products(&values[range], x, cols, out),
-                Dense::Bf16(values) => products(&values[range], x, cols, out),
-                Dense::F16(values) => {
-                    let mut weights = vec![0.0; range.len()];
-                    values[range].convert_to_f32_slice(&mut weights);
-                    products(&weights, x, cols, out);
-                }
+    /// The rows of `x Wᵀ` from `first` on, for a matrix `[_, cols]` and `x: [tokens, cols]`; `out: [rows, tokens]`.
+    pub(crate) fn rows_of_product(&self, first: usize, x: &[f32], cols: usize, out: &mut [f32]) {
+        let (tokens, first) = (x.len() / cols, first * cols);
+        let range = first..first + out.len() / tokens * cols;
+        match self {
+            Dense::F32(values) => kernel::products(&values[range], x, cols, out),
+            Dense::Bf16(values) => kernel::products(&values[range], x, cols, out),
+            Dense::F16(values) => {
+                let mut weights = vec![0.0; range.len()];
+                values[range].convert_to_f32_slice(&mut weights);
+                kernel::products(&weights, x, cols, out);
             }
-        });
-        out
-    }
-}
-
-/// `[rows, columns]` to `[columns, rows]`.
-fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
-    let rows = values.len() / columns;
-    let mut out = vec![0.0; values.len()];
-    out.par_chunks_mut(rows).enumerate().for_each(|(j, out)| {
-        for (i, out) in out.iter_mut().enumerate() {
-            *out = values[i * columns + j];
         }
-    });
-    out
+    }
 }
 
 #[cfg(test)]

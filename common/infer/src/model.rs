@@ -7,6 +7,7 @@ use uc_model::ModelConfig;
 use uc_model::rope::RopeSpec;
 
 use crate::attention::Span;
+use crate::awake::awake;
 use crate::cache::Precision;
 use crate::error::InferError;
 use crate::layer::{Layer, rope_of};
@@ -164,6 +165,10 @@ impl Model {
 
     /// [`Model::forward`] of chunks that are known to be right. A sequence whose logits are no numbers does not concern the others.
     pub(crate) fn compute(&self, chunks: &mut [Chunk<'_>]) -> Vec<Result<Vec<f32>, InferError>> {
+        awake(|| self.compute_layers(chunks))
+    }
+
+    fn compute_layers(&self, chunks: &mut [Chunk<'_>]) -> Vec<Result<Vec<f32>, InferError>> {
         let mut hidden = self.embed(chunks);
         let tables: Vec<Vec<Tables>> = chunks.iter().map(tables).collect();
         let places: Vec<[usize; 3]> = places(chunks);

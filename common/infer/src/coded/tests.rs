@@ -1,8 +1,10 @@
 //! The weights of a linear in memory, and its products in both arithmetics, against their definitions.
 
 use uc_codec::reconstruct::reconstruct;
+use uc_codec::steps::factor;
 
 use super::*;
+use crate::matrix::Matrix;
 
 /// A code with rows of zeros, large levels and, for a rank above 0, an overlay.
 fn code(rows: usize, cols: usize, rank: usize, spread: i64) -> TensorCode {
@@ -103,8 +105,13 @@ fn fast_by_definition(code: &TensorCode, x: &[f32]) -> Vec<f32> {
             .collect();
         // V x is a product in f32 of its own.
         let inner = code.overlay.as_ref().map(|overlay| {
-            let columns = Columns::new(&code.column_log2_eighths);
-            inner_products(&sorted(overlay.clone(), &columns), x, &columns)
+            let mut inner = vec![0.0; overlay.rank];
+            let x: Vec<f32> = order.iter().map(|&j| x[j]).collect();
+            for (inner, v) in inner.iter_mut().zip(overlay.v.chunks_exact(cols)) {
+                let v: Vec<f32> = order.iter().map(|&j| bf16::to_f32(v[j])).collect();
+                kernel::products(&v, &x, cols, std::slice::from_mut(inner));
+            }
+            inner
         });
         for row in 0..rows {
             let mut y = 0.0f32;
@@ -131,25 +138,18 @@ fn fast_by_definition(code: &TensorCode, x: &[f32]) -> Vec<f32> {
 #[test]
 fn fast_products_have_the_bits_of_the_definition_for_any_number_of_tokens() {
     for code in codes() {
-        let coded = Coded::new(&code, Arithmetic::Fast);
+        let matrix = Matrix::Coded(Coded::new(&code, Arithmetic::Fast));
         for tokens in [1, 2, 5, 9, 16, 37] {
             let x = vectors(tokens, code.cols);
             let expected = fast_by_definition(&code, &x);
-            let found = coded.product(&x);
-            for token in 0..tokens {
-                for row in 0..code.rows {
-                    let (found, expected) = (
-                        found[row * tokens + token],
-                        expected[token * code.rows + row],
-                    );
-                    assert_eq!(
-                        found.to_bits(),
-                        expected.to_bits(),
-                        "{} {} {tokens}: {found} {expected}",
-                        code.rows,
-                        code.cols
-                    );
-                }
+            for (found, expected) in matrix.product(&x).iter().zip(expected) {
+                assert_eq!(
+                    found.to_bits(),
+                    expected.to_bits(),
+                    "{} {} {tokens}: {found} {expected}",
+                    code.rows,
+                    code.cols
+                );
             }
         }
     }
@@ -160,7 +160,7 @@ fn fast_products_are_close_to_exact_ones() {
     for code in codes() {
         let x = vectors(3, code.cols);
         let [fast, exact] = [Arithmetic::Fast, Arithmetic::Exact]
-            .map(|arithmetic| Coded::new(&code, arithmetic).product(&x));
+            .map(|arithmetic| Matrix::Coded(Coded::new(&code, arithmetic)).product(&x));
         let square = |x: &[f32]| x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
         let errors: Vec<f32> = fast.iter().zip(&exact).map(|(a, b)| a - b).collect();
         let error = (square(&errors) / square(&exact)).sqrt();
@@ -172,14 +172,53 @@ fn fast_products_are_close_to_exact_ones() {
 #[test]
 fn activations_that_are_not_finite_give_products_that_are_not() {
     let code = &codes()[4];
-    let coded = Coded::new(code, Arithmetic::Fast);
+    let matrix = Matrix::Coded(Coded::new(code, Arithmetic::Fast));
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut x = vectors(2, code.cols);
         x[code.cols + 3] = bad;
-        let found = coded.product(&x);
-        for row in 0..code.rows {
-            assert!(found[2 * row].is_finite());
-            assert!(found[2 * row + 1].is_nan(), "{bad}");
+        let found = matrix.product(&x);
+        let (first, second) = found.split_at(code.rows);
+        assert!(first.iter().all(|y| y.is_finite()));
+        assert!(second.iter().all(|y| y.is_nan()), "{bad}");
+    }
+}
+
+#[test]
+fn products_of_one_input_are_those_of_each_matrix() {
+    let codes = codes();
+    for arithmetic in [Arithmetic::Fast, Arithmetic::Exact] {
+        for tokens in [1, 3] {
+            let code = &codes[4];
+            let columns = Columns::new(&code.column_log2_eighths);
+            let shared = |_| {
+                let overlay = code.overlay.clone();
+                let mut builder = CodedBuilder::new(
+                    code.rows,
+                    code.step,
+                    columns.clone(),
+                    overlay,
+                    arithmetic,
+                    None,
+                );
+                builder.rows(&code.q, &code.row_log2_eighths, &code.row_step_log2_eighths);
+                Matrix::Coded(builder.finish())
+            };
+            let values = vectors(11, code.cols);
+            let matrices = [
+                shared(0),
+                Matrix::Coded(Coded::new(code, arithmetic)),
+                Matrix::Dense {
+                    values: crate::matrix::Dense::F32(values),
+                    cols: code.cols,
+                },
+                shared(1),
+            ];
+            let x = vectors(tokens, code.cols);
+            let found = crate::product::products(&matrices.each_ref(), &x);
+            for (found, matrix) in found.iter().zip(&matrices) {
+                assert_eq!(*found, matrix.product(&x));
+            }
+            assert_eq!(found[0], found[1]);
         }
     }
 }

@@ -242,8 +242,7 @@ impl Constants {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,gfni")]
     fn byte_levels(self, fields: __m512i, history: &mut __m512i) -> ByteLevels {
-        let [lowest, second] =
-            [LOWEST, SECOND].map(|bits| _mm512_set1_epi64(bit_matrix(bits, 0)));
+        let [lowest, second] = [LOWEST, SECOND].map(|bits| _mm512_set1_epi64(bit_matrix(bits, 0)));
         let second = _mm512_gf2p8affine_epi64_epi8::<0>(*history, second);
         let single = _mm512_gf2p8affine_epi64_epi8::<0>(*history, lowest);
         *history = self.next(*history, _mm512_add_epi8(fields, fields));
@@ -447,8 +446,7 @@ fn products_of<const G: usize>(
         };
         let mut specials = 0u16;
         let mut quads = [_mm_setzero_si128(); CHUNK / 4];
-        for (quad, (quads, widths)) in quads.iter_mut().zip(widths.as_chunks::<4>().0).enumerate()
-        {
+        for (quad, (quads, widths)) in quads.iter_mut().zip(widths.as_chunks::<4>().0).enumerate() {
             let lanes = if widths.iter().all(|width| width.wrapping_sub(1) < BYTE) {
                 let [a, b, c, d] = *widths;
                 [
