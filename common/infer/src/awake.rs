@@ -7,6 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::Yield;
 
+/// Looks for a task before the processor is offered to other threads.
+const LOOKS: u32 = 1000;
+
 /// Runs `work`, while the other threads of the current pool wait for its tasks without sleeping.
 pub(crate) fn awake<T>(work: impl FnOnce() -> T) -> T {
     let Some(own) = rayon::current_thread_index() else {
@@ -19,9 +22,16 @@ pub(crate) fn awake<T>(work: impl FnOnce() -> T) -> T {
     rayon::in_place_scope(|scope| {
         scope.spawn_broadcast(|_, context| {
             // The thread of `work` would come here only while it waits for others.
+            let mut looks = 0;
             while context.index() != own && !done.load(Ordering::Acquire) {
-                if rayon::yield_now() != Some(Yield::Executed) {
-                    std::hint::spin_loop();
+                match rayon::yield_now() {
+                    Some(Yield::Executed) => looks = 0,
+                    _ if looks < LOOKS => {
+                        looks += 1;
+                        std::hint::spin_loop();
+                    }
+                    // Another program may need the processor.
+                    _ => std::thread::yield_now(),
                 }
             }
         });
