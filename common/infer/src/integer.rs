@@ -12,146 +12,24 @@
 //! the same bits. The weights are `level · step` without the rounding to bfloat16 of the contract. An overlay is applied as two
 //! products in f32.
 
-use rayon::prelude::*;
+mod quantized;
+
+pub(crate) use quantized::{LARGEST, Quantized};
+
 use uc_codec::trellis::BLOCK_ROWS;
 use uc_simd::{Kernel, dispatch};
 
-use crate::columns::Columns;
 #[cfg(target_arch = "x86_64")]
 use crate::packed::avx512;
 use crate::packed::{Cursor, MARK_ROWS, Outlier, PANEL, Packed};
 use crate::streamed::LevelRows;
 
-/// Largest magnitude of an activation as an integer: each half, the high one and the low one, fits into a signed byte.
-pub(crate) const LARGEST: f32 = 32_512.0;
-/// A panel whose largest activation is below this counts as zero: its scale could not be represented.
-const SMALLEST: f32 = 1e-30;
 /// Tokens of an interleaved vector.
 pub(crate) const LANES: usize = 16;
 /// From this number of tokens on, activations are interleaved.
 const INTERLEAVED_TOKENS: usize = 9;
 /// Rows that are decoded before they are multiplied, for several tokens.
 pub(crate) const CHUNK_ROWS: usize = 16;
-
-/// The activations of some tokens as integers, for all linears that read them.
-#[derive(Debug)]
-pub(crate) struct Quantized {
-    tokens: usize,
-    /// `[panels, tokens]`
-    scales: Vec<f32>,
-    /// `[panels, tokens, PANEL]`, or, interleaved, `[panels, tokens / LANES, PANEL / 2, LANES, 2]`.
-    values: Vec<i16>,
-    /// For one token, and the instruction set that wants it, `[panels]`.
-    #[cfg(target_arch = "x86_64")]
-    halves: Vec<avx512::Halves>,
-}
-
-impl Quantized {
-    /// Number of vectors.
-    pub(crate) fn tokens(&self) -> usize {
-        self.tokens
-    }
-
-    /// Quantizes the vectors `x: [tokens, cols]`.
-    pub(crate) fn new(x: &[f32], columns: &Columns) -> Self {
-        let (cols, tokens) = (columns.len(), x.len() / columns.len());
-        let panels = cols.div_ceil(PANEL);
-        let lanes = match tokens < INTERLEAVED_TOKENS {
-            true => 1,
-            false => LANES,
-        };
-        let padded = tokens.next_multiple_of(lanes);
-        let mut values = vec![0; panels * padded * PANEL];
-        let mut scales = vec![0.0; panels * tokens];
-        let factors: Vec<f32> = columns.factors().collect();
-        let panel = |(panel, (values, scales)): (usize, (&mut [i16], &mut [f32]))| {
-            let places = panel * PANEL..((panel + 1) * PANEL).min(cols);
-            let (order, factors) = (&columns.order[places.clone()], &factors[places]);
-            let mut scaled = [0.0; PANEL];
-            let mut integers = [0; PANEL];
-            for (token, scale) in scales.iter_mut().enumerate() {
-                let x = &x[token * cols..(token + 1) * cols];
-                for ((scaled, &column), factor) in scaled.iter_mut().zip(order).zip(factors) {
-                    *scaled = x[column as usize] * factor;
-                }
-                *scale = dispatch(Rounding(&scaled, &mut integers));
-                match lanes {
-                    1 => values[token * PANEL..(token + 1) * PANEL].copy_from_slice(&integers),
-                    _ => interleave(&integers, values, token),
-                }
-            }
-        };
-        let parts = values
-            .par_chunks_mut(padded * PANEL)
-            .zip(scales.par_chunks_mut(tokens));
-        match tokens {
-            1 => parts
-                .into_par_iter()
-                .enumerate()
-                .with_min_len(panels)
-                .for_each(panel),
-            _ => parts.enumerate().for_each(panel),
-        }
-        Quantized {
-            tokens,
-            #[cfg(target_arch = "x86_64")]
-            halves: match tokens == 1 && avx512::is_available() {
-                true => values
-                    .as_chunks::<PANEL>()
-                    .0
-                    .iter()
-                    .map(avx512::Halves::new)
-                    .collect(),
-                false => Vec::new(),
-            },
-            scales,
-            values,
-        }
-    }
-}
-
-/// Writes the integers of a token among those of its neighbours, in pairs.
-fn interleave(integers: &[i16; PANEL], values: &mut [i16], token: usize) {
-    let vector = &mut values[token / LANES * LANES * PANEL..][..LANES * PANEL];
-    let pairs = vector.chunks_exact_mut(2 * LANES);
-    for (pair, integers) in pairs.zip(integers.as_chunks::<2>().0) {
-        let lane = 2 * (token % LANES);
-        pair[lane..lane + 2].copy_from_slice(integers);
-    }
-}
-
-/// Rounds the activations of a panel; its scale.
-struct Rounding<'a>(&'a [f32; PANEL], &'a mut [i16; PANEL]);
-
-impl Kernel for Rounding<'_> {
-    type Output = f32;
-
-    #[inline(always)]
-    fn run(self) -> f32 {
-        let Rounding(scaled, integers) = self;
-        // An infinite element or one that is not a number gives a sum that is not a number.
-        let mut nothing = [0.0f32; 16];
-        let mut largest = [0.0f32; 16];
-        for scaled in scaled.as_chunks::<16>().0 {
-            for lane in 0..16 {
-                nothing[lane] += scaled[lane] * 0.0;
-                largest[lane] = largest[lane].max(scaled[lane].abs());
-            }
-        }
-        let largest = largest.into_iter().fold(0.0, f32::max);
-        if nothing.iter().any(|x| x.is_nan()) || largest < SMALLEST {
-            integers.fill(0);
-            return nothing.iter().sum();
-        }
-        let inverse = LARGEST / largest;
-        for (integer, scaled) in integers.iter_mut().zip(scaled) {
-            // Adding 1.5 · 2^23 rounds to the nearest integer.
-            let rounded = (scaled * inverse + 12_582_912.0) - 12_582_912.0;
-            *integer = rounded as i32 as i16;
-        }
-        largest / LARGEST
-    }
-}
 
 /// The memory of a task.
 pub(crate) struct Scratch {
@@ -202,7 +80,7 @@ pub(crate) fn products(
     scratch: &mut Scratch,
     out: &mut [f32],
 ) {
-    let tokens = x.tokens;
+    let tokens = x.tokens();
     let chunk_rows = scratch.prepare(tokens);
     let marks = mark..mark + (out.len() / tokens).div_ceil(MARK_ROWS);
     for panel_index in 0..packed.panels() {
@@ -231,7 +109,7 @@ pub(crate) fn decoded_products(
     scratch: &mut Scratch,
     out: &mut [f32],
 ) {
-    let tokens = x.tokens;
+    let tokens = x.tokens();
     scratch.prepare(tokens);
     let mut outliers = rows.outliers.clone();
     outliers.sort_unstable();
@@ -244,6 +122,39 @@ pub(crate) fn decoded_products(
             x.add(level, column, more);
         }
         scratch.join(x.scales, out);
+    }
+}
+
+/// As [`products`], of rows of [`ByteMatrix`](crate::bytes::ByteMatrix): `rows: [_, stride]`, a byte stands for itself less 128.
+pub(crate) fn byte_products(
+    rows: &[u8],
+    stride: usize,
+    x: &Quantized,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(halves) = x.halves() {
+        return avx512::byte_products(rows, stride, halves, x.scales(), out);
+    }
+    scratch.prepare(x.tokens());
+    let chunks = rows.chunks(CHUNK_ROWS * stride);
+    for (rows, out) in chunks.zip(out.chunks_mut(CHUNK_ROWS * x.tokens())) {
+        let mut levels = std::mem::take(&mut scratch.levels);
+        levels.resize(CHUNK_ROWS, [0; PANEL]);
+        let levels_of_rows = &mut levels[..rows.len() / stride];
+        for panel in 0..stride.div_ceil(PANEL) {
+            for (levels, row) in levels_of_rows.iter_mut().zip(rows.chunks_exact(stride)) {
+                let bytes = &row[panel * PANEL..];
+                for (level, &byte) in levels.iter_mut().zip(bytes) {
+                    *level = i16::from(byte) - 128;
+                }
+            }
+            let x = x.panel(panel);
+            x.decoded(levels_of_rows, 0, 0, scratch);
+            scratch.join(x.scales, out);
+        }
+        scratch.levels = levels;
     }
 }
 
@@ -351,27 +262,13 @@ impl Kernel for Decode<'_, '_> {
 
 /// The activations of a panel.
 #[derive(Clone, Copy)]
-struct Activations<'a> {
+pub(crate) struct Activations<'a> {
     /// `[tokens]`
     scales: &'a [f32],
     /// See [`Quantized`].
     values: &'a [i16],
     #[cfg(target_arch = "x86_64")]
     halves: Option<&'a avx512::Halves>,
-}
-
-impl Quantized {
-    /// The activations of a panel.
-    fn panel(&self, panel: usize) -> Activations<'_> {
-        let panels = self.scales.len() / self.tokens;
-        let count = self.values.len() / panels;
-        Activations {
-            scales: &self.scales[panel * self.tokens..(panel + 1) * self.tokens],
-            values: &self.values[panel * count..(panel + 1) * count],
-            #[cfg(target_arch = "x86_64")]
-            halves: self.halves.get(panel),
-        }
-    }
 }
 
 impl Activations<'_> {

@@ -62,7 +62,10 @@ pub fn load(pack: &Pack, options: LoadOptions) -> Result<Model, InferError> {
         origin: pack.path(uc_pack::NON_LAYER_FILE).display().to_string(),
         checks,
     };
-    Model::new(config, &non_layer, |index| {
+    let LoadOptions {
+        arithmetic, memory, ..
+    } = options;
+    Model::new(config, arithmetic, memory, &non_layer, |index| {
         PackedLayer::open(pack, index, options)
     })
 }

@@ -94,6 +94,14 @@ impl Matrix {
         }
     }
 
+    /// Bytes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Matrix::Dense { values, .. } => values.bytes(),
+            Matrix::Coded(coded) => coded.bytes(),
+        }
+    }
+
     /// The weights of the rows from `first` on, `out: [rows, cols]`.
     pub(crate) fn rows_into(&self, first: usize, out: &mut [f32]) {
         match self {

@@ -6,10 +6,12 @@ use rayon::prelude::*;
 use uc_model::ModelConfig;
 use uc_model::rope::RopeSpec;
 
+use crate::arithmetic::{Arithmetic, MemoryForm};
 use crate::attention::Span;
 use crate::awake::awake;
 use crate::cache::Precision;
 use crate::error::InferError;
+use crate::head::Head;
 use crate::layer::{Layer, rope_of};
 use crate::matrix::Matrix;
 use crate::memory::Memory;
@@ -18,7 +20,6 @@ use crate::reads::Reads;
 use crate::rotary::Tables;
 use crate::sequence::{Sequence, State};
 use crate::source::Source;
-use crate::vector::cap;
 
 /// A model with its weights. It is immutable: any number of sequences and threads may use it at the same time.
 #[derive(Debug)]
@@ -31,10 +32,7 @@ pub struct Model {
     positions: Option<Matrix>,
     layers: Vec<Layer>,
     norm: Norm,
-    /// The output matrix; none if it is the embedding.
-    head: Option<Matrix>,
-    /// `[vocab]`
-    head_bias: Option<Vec<f32>>,
+    head: Head,
 }
 
 /// Which logits of a chunk are computed.
@@ -63,13 +61,15 @@ pub struct Chunk<'a> {
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 impl Model {
-    /// Builds a model. `non_layer` is the source of the tensors outside the layers, `layer` that of a layer's. Layers are built
+    /// Builds a model that computes its head in this arithmetic and keeps it in this form. `non_layer` is the source of the tensors outside the layers, `layer` that of a layer's. Layers are built
     /// in parallel.
     ///
     /// # Errors
     /// Those of the sources.
     pub fn new<S: Source>(
         config: ModelConfig,
+        arithmetic: Arithmetic,
+        memory: MemoryForm,
         non_layer: &dyn Source,
         layer: impl Fn(usize) -> Result<S, InferError> + Sync,
     ) -> Result<Self, InferError> {
@@ -89,21 +89,15 @@ impl Model {
         let positions = config.embedding.positions.as_ref();
         let positions =
             positions.map(|name| non_layer.matrix(name, [config.context, config.hidden]));
-        let head = match config.head.tied {
-            true => None,
-            false => Some(non_layer.matrix(&config.head.weight, vocab)?),
-        };
-        let bias = config.head.bias.as_ref();
-        let bias = bias.map(|name| non_layer.values(name, &[config.vocab]));
+        let embedding = non_layer.matrix(&config.embedding.weight, vocab)?;
         Ok(Model {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             ropes,
-            embedding: non_layer.matrix(&config.embedding.weight, vocab)?,
             positions: positions.transpose()?,
             layers,
             norm: Norm::new(&config.head.norm, non_layer)?,
-            head,
-            head_bias: bias.transpose()?,
+            head: Head::new(&config, arithmetic, memory, &embedding, non_layer)?,
+            embedding,
             config,
         })
     }
@@ -119,9 +113,10 @@ impl Model {
         let outside = [
             Some(&self.embedding),
             self.positions.as_ref(),
-            self.head.as_ref(),
+            self.head.own_matrix(),
         ];
         outside.into_iter().flatten().for_each(|m| memory.add(m));
+        memory.exact_bytes += self.head.bytes_beside() as u64;
         for block in self.layers.iter().flat_map(|layer| &layer.blocks) {
             for linear in block.linears() {
                 memory.add(&linear.matrix);
@@ -133,7 +128,7 @@ impl Model {
     /// What is read of the weights for a token.
     pub fn reads(&self) -> Reads {
         let blocks = self.layers.iter().flat_map(|layer| &layer.blocks);
-        Reads::new(blocks, self.head.as_ref().unwrap_or(&self.embedding))
+        Reads::new(blocks, self.head.bytes_read(&self.embedding))
     }
 
     pub(crate) fn id(&self) -> u64 {
@@ -260,24 +255,7 @@ impl Model {
             counts.push(wanted);
         }
         self.norm.apply(&mut states);
-        let mut logits = self
-            .head
-            .as_ref()
-            .unwrap_or(&self.embedding)
-            .product(&states);
-        let spec = &self.config.head;
-        if let Some(bias) = &self.head_bias {
-            for row in logits.chunks_exact_mut(vocab) {
-                row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
-            }
-        }
-        if spec.scale != 1.0 {
-            let scale = spec.scale as f32;
-            logits.iter_mut().for_each(|logit| *logit *= scale);
-        }
-        if let Some(softcap) = spec.softcap {
-            cap(&mut logits, softcap);
-        }
+        let logits = self.head.logits(&self.embedding, &states);
         let mut rest = logits.as_slice();
         let mut found = Vec::with_capacity(chunks.len());
         for (chunk, count) in chunks.iter().zip(counts) {

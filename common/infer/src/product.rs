@@ -41,33 +41,32 @@ pub(crate) fn products(matrices: &[&Matrix], x: &[f32]) -> Vec<Vec<f32>> {
         "vectors of the width of the matrices"
     );
     let tokens = x.len() / cols;
+    if tokens == 0 {
+        return vec![Vec::new(); matrices.len()];
+    }
     let (readers, inputs) = readers(matrices, x);
     let mut outs: Vec<Vec<f32>> = matrices
         .iter()
         .map(|matrix| vec![0.0; matrix.rows() * tokens])
         .collect();
     let mut tasks = Vec::new();
-    if tokens > 0 {
-        let rows: usize = matrices.iter().map(|matrix| matrix.rows()).sum();
-        let largest = rows.div_ceil(TASKS_OF_THREAD * rayon::current_num_threads());
-        for (reader, out) in readers.iter().zip(&mut outs) {
-            let task_rows = reader.matrix.task_rows(tokens, largest);
-            let parts = out.chunks_mut(task_rows * tokens).enumerate();
-            tasks.extend(parts.map(|(index, out)| Task {
-                reader,
-                first: index * task_rows,
-                out,
-            }));
-        }
+    let rows: usize = matrices.iter().map(|matrix| matrix.rows()).sum();
+    let largest = rows.div_ceil(TASKS_OF_THREAD * rayon::current_num_threads());
+    for (reader, out) in readers.iter().zip(&mut outs) {
+        let task_rows = reader.matrix.task_rows(tokens, largest);
+        let parts = out.chunks_mut(task_rows * tokens).enumerate();
+        tasks.extend(parts.map(|(index, out)| Task {
+            reader,
+            first: index * task_rows,
+            out,
+        }));
     }
     let tasks = tasks.into_par_iter().with_max_len(1);
     tasks.for_each_init(TaskMemory::default, |memory, task| {
         task.run(x, &inputs, memory);
     });
-    match tokens {
-        0 | 1 => outs,
-        _ => outs.iter().map(|out| transposed(out, tokens)).collect(),
-    }
+    let outs = outs.into_iter();
+    outs.map(|out| transposed(out, tokens)).collect()
 }
 
 /// What the tasks of the matrices read, and the inputs of all of them.
@@ -123,13 +122,17 @@ impl Task<'_> {
     }
 }
 
-/// `[rows, columns]` to `[columns, rows]`.
-fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
-    let rows = values.len() / columns;
+/// `[rows, tokens]` to `[tokens, rows]`.
+pub(crate) fn transposed(values: Vec<f32>, tokens: usize) -> Vec<f32> {
+    if tokens < 2 {
+        return values;
+    }
+    let rows = values.len() / tokens;
     let mut out = vec![0.0; values.len()];
-    out.par_chunks_mut(rows).enumerate().for_each(|(j, out)| {
-        for (i, out) in out.iter_mut().enumerate() {
-            *out = values[i * columns + j];
+    let of_tokens = out.par_chunks_mut(rows).enumerate();
+    of_tokens.for_each(|(token, out)| {
+        for (row, out) in out.iter_mut().enumerate() {
+            *out = values[row * tokens + token];
         }
     });
     out

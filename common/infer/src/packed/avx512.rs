@@ -9,8 +9,10 @@
 //! and stores access arrays of the length of a vector, or fields, after which there are [`SLACK`](super::SLACK) bytes.
 #![allow(unsafe_code)]
 
+mod bytes;
 mod sums;
 
+pub(crate) use bytes::byte_products;
 pub(crate) use sums::{interleaved_sums, sums};
 
 use std::arch::x86_64::*;

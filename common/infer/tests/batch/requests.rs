@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use uc_infer::detokenizer::Detokenizer;
 use uc_infer::{
-    Batch, BatchSettings, Chunk, Constraint, Dense, Finish, InferError, Matrix, Model, Precision,
-    Request, Sequence, Source, Wanted,
+    Arithmetic, Batch, BatchSettings, Chunk, Constraint, Dense, Finish, InferError, Matrix,
+    MemoryForm, Model, Precision, Request, Sequence, Source, Wanted,
 };
 use uc_model::{LayerPlan, ModelConfig, SourceFolder};
 
@@ -239,9 +239,13 @@ fn logits_that_are_no_numbers_end_one_request_alone() {
     let files = SourceFolder::open(&folder).unwrap();
     let plans: Vec<LayerPlan> = config.layer_plans().collect();
     let source = |plan| Golden::new(&files, plan, Linears::Exact);
-    let damaged = Model::new(config, &Damaged(source(None)), |index| {
-        Ok(source(Some(plans[index].clone())))
-    });
+    let damaged = Model::new(
+        config,
+        Arithmetic::Exact,
+        MemoryForm::Resident,
+        &Damaged(source(None)),
+        |index| Ok(source(Some(plans[index].clone()))),
+    );
     let damaged = Arc::new(damaged.unwrap());
     let settings = BatchSettings {
         slots: 3,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use uc_codec::TensorCode;
-use uc_infer::{Arithmetic, Coded, Dense, InferError, Matrix, Model, Source};
+use uc_infer::{Arithmetic, Coded, Dense, InferError, Matrix, MemoryForm, Model, Source};
 use uc_model::{LayerPlan, ModelConfig, SourceFolder};
 
 pub fn cases() -> Vec<PathBuf> {
@@ -108,8 +108,16 @@ pub fn model(folder: &Path, linears: Linears) -> Model {
     let source = SourceFolder::open(folder).unwrap();
     let golden = |plan| Golden::new(&source, plan, linears);
     let plans: Vec<LayerPlan> = config.layer_plans().collect();
-    Model::new(config, &golden(None), |index| {
-        Ok(golden(Some(plans[index].clone())))
-    })
+    let arithmetic = match linears {
+        Linears::Fast => Arithmetic::Fast,
+        _ => Arithmetic::Exact,
+    };
+    Model::new(
+        config,
+        arithmetic,
+        MemoryForm::Resident,
+        &golden(None),
+        |index| Ok(golden(Some(plans[index].clone()))),
+    )
     .unwrap()
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 use uc_infer::{
-    Arithmetic, BatchSettings, Dense, InferError, Matrix, Model, Precision, Source, Template,
+    Arithmetic, BatchSettings, Dense, InferError, Matrix, MemoryForm, Model, Precision, Source,
+    Template,
 };
 use uc_model::{LayerPlan, ModelConfig, SourceFolder, Tokenizer};
 use uc_serve::{Access, Control, Ended, Served, Server, Settings};
@@ -67,9 +68,13 @@ pub fn served(template: Option<&str>) -> Served {
         source: &source,
         plan,
     };
-    let model = Model::new(config, &exact(None), |index| {
-        Ok(exact(Some(plans[index].clone())))
-    });
+    let model = Model::new(
+        config,
+        Arithmetic::Exact,
+        MemoryForm::Resident,
+        &exact(None),
+        |index| Ok(exact(Some(plans[index].clone()))),
+    );
     let template = template.map(|text| Template::parse(b"{}", Some(text.to_owned())).unwrap());
     Served {
         name: NAME.to_owned(),
