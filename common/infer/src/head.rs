@@ -8,6 +8,7 @@
 use rayon::prelude::*;
 use uc_model::ModelConfig;
 use uc_model::spec::HeadSpec;
+use uc_simd::{Kernel, dispatch};
 
 use crate::arithmetic::{Arithmetic, MemoryForm};
 use crate::bytes::ByteMatrix;
@@ -20,6 +21,8 @@ use crate::vector::cap;
 const LIKELY: f32 = 8.0;
 /// Rows of a task.
 const TASK_ROWS: usize = 64;
+/// Logits that are compared at the same time.
+const CHUNK: usize = 64;
 
 /// The output matrix and what follows it.
 #[derive(Debug)]
@@ -123,16 +126,13 @@ impl Head {
 
     /// The tokens whose logits are exact, given approximate products with the matrix.
     fn likely(&self, products: &[f32]) -> Vec<usize> {
-        let mut logits = products.to_vec();
-        self.add_bias(&mut logits);
         let scale = self.spec.scale as f32;
-        let largest = logits
-            .iter()
-            .fold(f32::NEG_INFINITY, |a, &x| a.max(x * scale));
-        let limit = largest - LIKELY;
-        let tokens = logits.iter().enumerate();
-        let likely = tokens.filter(|(_, logit)| **logit * scale >= limit);
-        likely.map(|(token, _)| token).collect()
+        let Some(bias) = &self.bias else {
+            return dispatch(Likely(products, LIKELY / scale));
+        };
+        let sums = products.iter().zip(bias);
+        let logits: Vec<f32> = sums.map(|(x, bias)| (x + bias) * scale).collect();
+        dispatch(Likely(&logits, LIKELY))
     }
 
     fn add_bias(&self, logits: &mut [f32]) {
@@ -153,6 +153,36 @@ impl Head {
         if let Some(softcap) = self.spec.softcap {
             cap(logits, softcap);
         }
+    }
+}
+
+/// The places of the values that are no less than the largest by more than a distance.
+struct Likely<'a>(&'a [f32], f32);
+
+impl Kernel for Likely<'_> {
+    type Output = Vec<usize>;
+
+    #[inline(always)]
+    fn run(self) -> Vec<usize> {
+        let Likely(values, distance) = self;
+        let (chunks, rest) = values.as_chunks::<CHUNK>();
+        let mut largest = [f32::NEG_INFINITY; CHUNK];
+        for chunk in chunks {
+            for (largest, &x) in largest.iter_mut().zip(chunk) {
+                *largest = if x > *largest { x } else { *largest };
+            }
+        }
+        let all = largest.iter().chain(rest);
+        let limit = all.fold(f32::NEG_INFINITY, |a, &x| a.max(x)) - distance;
+        let mut places = Vec::new();
+        for (index, chunk) in values.chunks(CHUNK).enumerate() {
+            let count: u32 = chunk.iter().map(|&x| u32::from(x >= limit)).sum();
+            if count > 0 {
+                let likely = chunk.iter().enumerate().filter(|(_, x)| **x >= limit);
+                places.extend(likely.map(|(place, _)| index * CHUNK + place));
+            }
+        }
+        places
     }
 }
 
@@ -232,6 +262,20 @@ mod tests {
                 }
                 assert!(exact != alone || vocab < 100);
             }
+        }
+    }
+
+    #[test]
+    fn likely_values_are_found_wherever_they_are() {
+        let values = numbers(1000, 7919);
+        for (count, distance) in [(1, 0.0), (63, 0.3), (64, 0.3), (1000, 0.1), (1000, 9.0)] {
+            let values = &values[..count];
+            let largest = values.iter().fold(f32::NEG_INFINITY, |a, &x| a.max(x));
+            let expected = (0..count).filter(|&i| values[i] >= largest - distance);
+            assert_eq!(
+                dispatch(Likely(values, distance)),
+                expected.collect::<Vec<_>>()
+            );
         }
     }
 
