@@ -17,13 +17,15 @@ mod quantized;
 pub(crate) use quantized::{LARGEST, Quantized};
 
 use uc_codec::trellis::BLOCK_ROWS;
-use uc_simd::{Kernel, dispatch};
+use uc_simd::{Kernel, dispatch, prefetch};
 
 #[cfg(target_arch = "x86_64")]
 use crate::packed::avx512;
 use crate::packed::{Cursor, MARK_ROWS, Outlier, PANEL, Packed};
 use crate::streamed::LevelRows;
 
+/// Outliers in a line of the caches.
+const OUTLIERS_OF_LINE: usize = 64 / size_of::<Outlier>();
 /// Tokens of an interleaved vector.
 pub(crate) const LANES: usize = 16;
 /// From this number of tokens on, activations are interleaved.
@@ -87,13 +89,21 @@ pub(crate) fn products(
         let panel = packed.panel(block, panel_index);
         let mut cursor = panel.cursor(mark);
         let mut outliers = panel.outliers(marks.clone());
+        // They are apart from the fields, in small pieces, and would come late otherwise.
+        for line in (0..outliers.len()).step_by(OUTLIERS_OF_LINE) {
+            prefetch(outliers, line);
+        }
         let x = x.panel(panel_index);
         let mut row = mark * MARK_ROWS;
         for out in out.chunks_mut(chunk_rows * tokens) {
             let first = row;
             row += out.len() / tokens;
             x.products(&mut cursor, scratch, out.len() / tokens);
-            let count = outliers.partition_point(|outlier| usize::from(outlier.row) < row);
+            let count = match tokens {
+                // All rows of the task.
+                1 => outliers.len(),
+                _ => outliers.partition_point(|outlier| usize::from(outlier.row) < row),
+            };
             let (of_rows, rest) = outliers.split_at(count);
             outliers = rest;
             x.add_outliers(of_rows, first, scratch);

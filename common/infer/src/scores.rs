@@ -32,12 +32,22 @@ pub(crate) fn scores_by_columns(queries: &[f32], keys: &[f32], width: usize, sco
         width,
         scores,
     });
-    dispatch(ColumnScores::<1, 4> {
-        queries: rest,
-        keys,
-        width,
-        scores: rest_scores,
-    });
+    macro_rules! rest {
+        ($q:literal, $r:literal) => {
+            dispatch(ColumnScores::<$q, $r> {
+                queries: rest,
+                keys,
+                width,
+                scores: rest_scores,
+            })
+        };
+    }
+    match rest.len() / width {
+        0 => (),
+        1 => rest!(1, 4),
+        2 => rest!(2, 4),
+        _ => rest!(3, 2),
+    }
 }
 
 /// Scores in blocks of `Q` queries and `R · LANES` tokens.
@@ -183,7 +193,7 @@ pub(crate) fn add_weighted(
         let (low, high) = ranges.fold((0, usize::MAX), |(low, high), range| {
             (low.max(range.start), high.min(range.end))
         });
-        let is_shared = several == 4 && low < high;
+        let is_shared = several > 1 && low < high;
         for q in 0..several {
             let range = range(first + q);
             let own = match is_shared {
@@ -199,7 +209,12 @@ pub(crate) fn add_weighted(
         if !is_shared {
             continue;
         }
-        add::<4>(out, width, weights, stride, rows, low..high);
+        let add_shared = match several {
+            2 => add::<2>,
+            3 => add::<3>,
+            _ => add::<4>,
+        };
+        add_shared(out, width, weights, stride, rows, low..high);
         for q in 0..several {
             let own = high..range(first + q).end;
             let (out, weights) = (
@@ -249,7 +264,12 @@ impl<const Q: usize> Kernel for Add<'_, Q> {
 
     #[inline(always)]
     fn run(mut self) {
+        // As many sums at the same time as there are registers for.
         let mut column = 0;
+        while Q <= 2 && column + 4 * LANES <= self.width {
+            self.columns::<4>(column);
+            column += 4 * LANES;
+        }
         while column + 2 * LANES <= self.width {
             self.columns::<2>(column);
             column += 2 * LANES;
