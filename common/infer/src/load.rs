@@ -1,6 +1,7 @@
 //! From a pack to a model: reads every tensor once, checks its digest, and turns linears into their resident form.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::sync::Arc;
 
 use uc_model::ModelConfig;
@@ -128,10 +129,11 @@ fn by_name(entries: &[ExactEntry]) -> BTreeMap<&str, &ExactEntry> {
     named.collect()
 }
 
-/// The values of an exact tensor in a layer file or outside the layers.
+/// The values of an exact tensor in a layer file or outside the layers, which `reader` gives. They are read in pieces, so that a
+/// large tensor is in memory once.
 fn dense(
     tensor: &str,
-    bytes: &[u8],
+    mut reader: impl Read,
     entry: &ExactEntry,
     shape: &[usize],
     checks: Checks,
@@ -146,29 +148,46 @@ fn dense(
         let (found, expected) = (format!("{:?}", entry.shape), format!("{expected:?}"));
         return Err(wrong(found, expected));
     }
-    if checks == Checks::Digests {
-        compare(tensor, Digest::hash_bytes(bytes), entry.sha256)?;
-    }
-    let halves = || {
-        let pairs = bytes.as_chunks::<2>().0.iter();
-        pairs.map(|&pair| u16::from_le_bytes(pair))
+    let count = shape.iter().product();
+    let mut hasher = (checks == Checks::Digests).then(Hasher::default);
+    let mut read = |bytes: &mut [u8]| {
+        reader.read_exact(bytes).map_err(|source| InferError::Io {
+            path: tensor.into(),
+            source,
+        })?;
+        if let Some(hasher) = &mut hasher {
+            hasher.bytes(bytes);
+        }
+        Ok(())
     };
-    match entry.dtype {
-        ExactDtype::F32 => {
-            let words = bytes.as_chunks::<4>().0.iter();
-            let words = words.map(|&word| f32::from_le_bytes(word));
-            Ok(Dense::F32(huge_pages::collect(words)))
-        }
-        ExactDtype::F16 => {
-            let values = halves().map(half::f16::from_bits);
-            Ok(Dense::F16(huge_pages::collect(values)))
-        }
-        ExactDtype::BF16 => {
-            let values = halves().map(half::bf16::from_bits);
-            Ok(Dense::Bf16(huge_pages::collect(values)))
-        }
-        other => Err(wrong(format!("{other:?}"), "F32, F16 or BF16".to_owned())),
+    let values = match entry.dtype {
+        ExactDtype::F32 => Dense::F32(values(count, &mut read, f32::from_le_bytes)?),
+        ExactDtype::F16 => Dense::F16(values(count, &mut read, half::f16::from_le_bytes)?),
+        ExactDtype::BF16 => Dense::Bf16(values(count, &mut read, half::bf16::from_le_bytes)?),
+        other => return Err(wrong(format!("{other:?}"), "F32, F16 or BF16".to_owned())),
+    };
+    if let Some(hasher) = hasher {
+        compare(tensor, hasher.finish(), entry.sha256)?;
     }
+    Ok(values)
+}
+
+/// `count` values of `N` bytes each.
+fn values<T, const N: usize>(
+    count: usize,
+    read: &mut dyn FnMut(&mut [u8]) -> Result<(), InferError>,
+    value: fn([u8; N]) -> T,
+) -> Result<Vec<T>, InferError> {
+    /// Values that are read at the same time.
+    const PIECE: usize = 1 << 18;
+    let mut values = huge_pages::with_capacity(count);
+    let mut bytes = vec![0; N * count.min(PIECE)];
+    while values.len() < count {
+        let bytes = &mut bytes[..N * PIECE.min(count - values.len())];
+        read(bytes)?;
+        values.extend(bytes.as_chunks().0.iter().map(|&bytes| value(bytes)));
+    }
+    Ok(values)
 }
 
 /// The tensors outside the layers.
@@ -190,9 +209,14 @@ impl Source for NonLayer<'_> {
             origin: self.origin.clone(),
             tensor: name.to_owned(),
         })?;
-        let bytes = self.file.read(name)?;
         let tensor = format!("{}: {name}", self.origin);
-        dense(&tensor, &bytes, entry, shape, self.checks)
+        dense(
+            &tensor,
+            self.file.read_values(name)?,
+            entry,
+            shape,
+            self.checks,
+        )
     }
 }
 
@@ -295,11 +319,10 @@ impl Source for PackedLayer<'_> {
 
     fn exact(&self, name: &str, shape: &[usize]) -> Result<Dense, InferError> {
         let index = *self.exact.get(name).ok_or_else(|| self.missing(name))?;
-        let bytes = self.file.exact_bytes(index)?;
         let tensor = format!("{}: {name}", self.file.origin());
         dense(
             &tensor,
-            &bytes,
+            self.file.exact_reader(index),
             &self.entry.exact[index],
             shape,
             self.options.checks,

@@ -239,6 +239,14 @@ impl NonLayerFile {
         Ok(bytes)
     }
 
+    /// A reader of the bytes of a tensor.
+    ///
+    /// # Errors
+    /// `NoTensor`, `Invalid` if the tensor's size does not fit.
+    pub fn read_values(&self, name: &str) -> Result<impl Read + '_, PackError> {
+        self.reader(self.index_of(name)?)
+    }
+
     /// A reader of the bytes of tensor `index`, for hashing a tensor that does not fit in memory.
     ///
     /// # Errors

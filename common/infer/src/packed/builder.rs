@@ -16,6 +16,9 @@ const BYTE_COST: usize = 1000;
 /// Largest sum of the magnitudes of the levels of a row of a panel whose products with activations fit into 32 bits.
 const LARGEST_SUM: u32 = i32::MAX as u32 / LARGEST as u32;
 
+/// Bits of a weight for which room is made. Memory that is not used is given back; if it is not enough, there will be more.
+const LIKELY_BITS: usize = 7;
+
 /// Builds a [`Packed`] from pieces of whole rows, from the first to the last.
 pub(crate) struct PackedBuilder {
     reader: LevelReader,
@@ -40,7 +43,7 @@ impl PackedBuilder {
                 rows,
                 cols,
                 widths: Vec::with_capacity(rows * cols.div_ceil(PANEL)),
-                fields: Vec::new(),
+                fields: huge_pages::with_capacity(rows * cols * LIKELY_BITS / 8),
                 places: Vec::new(),
                 outliers: Vec::new(),
             },
@@ -80,10 +83,8 @@ impl PackedBuilder {
             packed.rows * packed.panels(),
             "all rows"
         );
-        let mut fields = huge_pages::with_capacity(packed.fields.len() + SLACK);
-        fields.extend_from_slice(&packed.fields);
-        fields.resize(packed.fields.len() + SLACK, 0);
-        packed.fields = fields;
+        packed.fields.resize(packed.fields.len() + SLACK, 0);
+        packed.fields.shrink_to_fit();
         packed.outliers.shrink_to_fit();
         packed
     }
@@ -133,13 +134,28 @@ impl Packed {
             if fields.has_outliers {
                 self.push_outliers(row, group * GROUP, values, width);
             }
-            for fields in fields.fields.as_chunks::<8>().0 {
-                let word = match width <= u8::BITS {
-                    true => packed_bytes(fields.map(|field| field as u8), width).into(),
-                    false => packed(fields, width),
-                };
-                let bytes: [u8; 16] = u128::to_le_bytes(word);
-                self.fields.extend_from_slice(&bytes[..width as usize]);
+            match width <= u8::BITS {
+                true => {
+                    let words = dispatch(PackedBytes {
+                        fields: &fields.fields,
+                        width,
+                    });
+                    let (first, bytes) = (self.fields.len(), width as usize);
+                    let end = first + GROUP / 8 * bytes;
+                    // Whole words, of which the next writes over what is not used.
+                    self.fields.resize(end + size_of::<u64>(), 0);
+                    for (index, word) in words.iter().enumerate() {
+                        let out = self.fields[first + index * bytes..].first_chunk_mut();
+                        *out.expect("room for a word") = word.to_le_bytes();
+                    }
+                    self.fields.truncate(end);
+                }
+                false => {
+                    for fields in fields.fields.as_chunks::<8>().0 {
+                        let bytes = u128::to_le_bytes(packed(fields, width));
+                        self.fields.extend_from_slice(&bytes[..width as usize]);
+                    }
+                }
             }
         }
     }
@@ -207,14 +223,30 @@ fn packed(fields: &[u16; 8], width: u32) -> u128 {
     fields.fold(0, |word, &field| word << width | u128::from(field))
 }
 
-/// As [`packed`], for fields of at most 8 bits.
-fn packed_bytes(fields: [u8; 8], width: u32) -> u64 {
-    let gap = u8::BITS - width;
-    let word = u64::from_le_bytes(fields);
-    // Pairs, fours, and all eight move together.
-    let word = word & 0x00ff_00ff_00ff_00ff | (word & 0xff00_ff00_ff00_ff00) >> gap;
-    let word = word & 0x0000_ffff_0000_ffff | (word & 0xffff_0000_ffff_0000) >> (2 * gap);
-    word & 0xffff_ffff | (word & !0xffff_ffff) >> (4 * gap)
+/// As [`packed`], for the fields of a group that have at most 8 bits.
+struct PackedBytes<'a> {
+    fields: &'a [u16; GROUP],
+    width: u32,
+}
+
+impl Kernel for PackedBytes<'_> {
+    type Output = [u64; GROUP / 8];
+
+    #[inline(always)]
+    fn run(self) -> [u64; GROUP / 8] {
+        let gap = u8::BITS - self.width;
+        let bytes = self.fields.map(|field| field as u8);
+        let mut words = [0; GROUP / 8];
+        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
+            *word = u64::from_le_bytes(*bytes);
+        }
+        // Pairs, fours, and all eight move together.
+        words.map(|word| {
+            let word = word & 0x00ff_00ff_00ff_00ff | (word & 0xff00_ff00_ff00_ff00) >> gap;
+            let word = word & 0x0000_ffff_0000_ffff | (word & 0xffff_0000_ffff_0000) >> (2 * gap);
+            word & 0xffff_ffff | (word & !0xffff_ffff) >> (4 * gap)
+        })
+    }
 }
 
 /// Chooses the width of a row with the least sum of bits.
@@ -268,16 +300,24 @@ mod tests {
     #[test]
     fn fields_lie_side_by_side_in_every_width() {
         for width in WIDTHS {
-            let fields: [u16; 8] =
-                std::array::from_fn(|i| (i as u16 * 7919 + 5) & ((1 << width) - 1));
-            let word = packed(&fields, width);
-            for (index, &field) in fields.iter().enumerate() {
-                let found = word >> (index as u32 * width) & ((1 << width) - 1);
-                assert_eq!(found, u128::from(field));
-            }
-            if width <= 8 {
-                let bytes = fields.map(|field| field as u8);
-                assert_eq!(u128::from(packed_bytes(bytes, width)), word);
+            let number = |i: usize| (i as u16 * 7919 + 5) & ((1 << width) - 1);
+            let group: [u16; GROUP] = std::array::from_fn(number);
+            let words = (width <= 8).then(|| {
+                PackedBytes {
+                    fields: &group,
+                    width,
+                }
+                .run()
+            });
+            for (place, fields) in group.as_chunks::<8>().0.iter().enumerate() {
+                let word = packed(fields, width);
+                for (index, &field) in fields.iter().enumerate() {
+                    let found = word >> (index as u32 * width) & ((1 << width) - 1);
+                    assert_eq!(found, u128::from(field));
+                }
+                if let Some(words) = words {
+                    assert_eq!(u128::from(words[place]), word);
+                }
             }
         }
     }
