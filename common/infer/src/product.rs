@@ -11,6 +11,9 @@ use crate::matrix::Matrix;
 /// Tasks of a list for each thread, at least, if the matrices have enough rows.
 const TASKS_OF_THREAD: usize = 3;
 
+/// Tokens that are transposed side by side: the values of a row that are in one line of the caches.
+const TRANSPOSED_TOKENS: usize = 16;
+
 /// A matrix and what its tasks read.
 struct Reader<'a> {
     matrix: &'a Matrix,
@@ -129,10 +132,13 @@ pub(crate) fn transposed(values: Vec<f32>, tokens: usize) -> Vec<f32> {
     }
     let rows = values.len() / tokens;
     let mut out = vec![0.0; values.len()];
-    let of_tokens = out.par_chunks_mut(rows).enumerate();
-    of_tokens.for_each(|(token, out)| {
-        for (row, out) in out.iter_mut().enumerate() {
-            *out = values[row * tokens + token];
+    let parts = out.par_chunks_mut(rows * TRANSPOSED_TOKENS).enumerate();
+    parts.for_each(|(part, out)| {
+        let (first, count) = (part * TRANSPOSED_TOKENS, out.len() / rows);
+        for (row, values) in values.chunks_exact(tokens).enumerate() {
+            for (token, value) in values[first..first + count].iter().enumerate() {
+                out[token * rows + row] = *value;
+            }
         }
     });
     out

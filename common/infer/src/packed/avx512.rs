@@ -525,22 +525,44 @@ fn widened(bytes: __m512i) -> [__m512i; 2] {
 /// See [`decode`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,gfni")]
 fn decode_rows(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]], wide: &mut u64) {
-    let constants = Constants::new();
-    for (row, levels) in levels.iter_mut().enumerate() {
-        let width = cursor.widths[cursor.row];
-        if is_special(width) {
+    let mut rest = &mut levels[..];
+    let mut row = 0;
+    while !rest.is_empty() {
+        let widths = &cursor.widths[cursor.row..][..rest.len().min(CHUNK)];
+        let plain = widths.iter().take_while(|width| !is_special(**width));
+        let count = plain.count();
+        if count == 0 {
             let mut special = 0;
-            crate::integer::decode_plain(cursor, std::slice::from_mut(levels), &mut special);
+            crate::integer::decode_plain(cursor, &mut rest[..1], &mut special);
             *wide |= special << row;
-            continue;
+        } else {
+            decode_chunk(cursor, &mut rest[..count]);
         }
-        let bias = _mm512_set1_epi16(1 << width);
-        let groups = levels.as_chunks_mut::<GROUP>().0.iter_mut();
-        let groups = groups.zip(cursor.history.as_chunks_mut::<GROUP>().0);
-        for (group, (levels, history)) in groups.take(cursor.groups).enumerate() {
-            let bytes = group_fields(cursor.fields, cursor.offset, width, group);
-            let mut states = load(&*history);
-            let mut found = match width > BYTE {
+        let count = count.max(1);
+        row += count;
+        rest = &mut rest[count..];
+    }
+}
+
+/// The levels of at most [`CHUNK`] rows that are not special: one group after the other, whose states stay in registers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
+fn decode_chunk(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]]) {
+    let constants = Constants::new();
+    let widths = &cursor.widths[cursor.row..][..levels.len()];
+    for (group, history) in cursor
+        .history
+        .as_chunks_mut::<GROUP>()
+        .0
+        .iter_mut()
+        .enumerate()
+        .take(cursor.groups)
+    {
+        let (mut states, mut offset) = (load(&*history), cursor.offset);
+        for (levels, &width) in levels.iter_mut().zip(widths) {
+            let bytes = group_fields(cursor.fields, offset, width, group);
+            offset += cursor.groups * group_bytes(width);
+            let found = match width > BYTE {
                 true => {
                     let found = constants.byte_levels(bytes, &mut states);
                     let [doubled, single] = [widened(found.doubled), widened(found.single)];
@@ -551,15 +573,18 @@ fn decode_rows(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]], wide: &mut 
                 }
                 false => widened(constants.levels(bytes, LoadedCut::new(width), &mut states)),
             };
-            for (found, levels) in found.iter_mut().zip(levels.as_chunks_mut::<32>().0) {
-                let found = _mm512_sub_epi16(*found, bias);
-                // SAFETY: the arrays have the length of a vector.
+            let bias = _mm512_set1_epi16(1 << width);
+            let levels = &mut levels.as_chunks_mut::<GROUP>().0[group];
+            for (found, levels) in found.into_iter().zip(levels.as_chunks_mut::<32>().0) {
+                let found = _mm512_sub_epi16(found, bias);
+                // SAFETY: the array has the length of a vector.
                 unsafe { _mm512_storeu_si512(levels.as_mut_ptr().cast(), found) };
             }
-            // SAFETY: as above.
-            unsafe { _mm512_storeu_si512(history.as_mut_ptr().cast(), states) };
         }
-        cursor.offset += cursor.groups * group_bytes(width);
-        cursor.row += 1;
+        // SAFETY: the array has the length of a vector.
+        unsafe { _mm512_storeu_si512(history.as_mut_ptr().cast(), states) };
     }
+    let bytes: usize = widths.iter().map(|&width| group_bytes(width)).sum();
+    cursor.offset += cursor.groups * bytes;
+    cursor.row += levels.len();
 }

@@ -149,10 +149,16 @@ fn interleaved_block<const R: usize, const V: usize>(
     }
     for (found, sums) in found.iter().zip(sums.chunks_exact_mut(tokens)) {
         for (found, sums) in found.iter().zip(sums[first..].chunks_mut(LANES)) {
-            let mut values = [0; LANES];
-            // SAFETY: the array has the length of a vector.
-            unsafe { _mm512_storeu_si512(values.as_mut_ptr().cast(), *found) };
-            sums.copy_from_slice(&values[..sums.len()]);
+            match sums.first_chunk_mut::<LANES>() {
+                // SAFETY: the array has the length of a vector.
+                Some(sums) => unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), *found) },
+                None => {
+                    let mut values = [0; LANES];
+                    // SAFETY: as above.
+                    unsafe { _mm512_storeu_si512(values.as_mut_ptr().cast(), *found) };
+                    sums.copy_from_slice(&values[..sums.len()]);
+                }
+            }
         }
     }
 }
