@@ -19,9 +19,9 @@ pub(crate) use quantized::{LARGEST, Quantized};
 use uc_codec::trellis::BLOCK_ROWS;
 use uc_simd::{Kernel, dispatch, prefetch};
 
-#[cfg(target_arch = "x86_64")]
-use crate::packed::avx512;
 use crate::packed::{Cursor, MARK_ROWS, Outlier, PANEL, Packed};
+#[cfg(target_arch = "x86_64")]
+use crate::packed::{avx2, avx512};
 use crate::streamed::LevelRows;
 
 /// Outliers in a line of the caches.
@@ -236,8 +236,13 @@ impl Kernel for Join<'_> {
 /// Decodes the next rows; the bits of `wide` tell which need more than 32 bits.
 pub(crate) fn decode(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]], wide: &mut u64) {
     #[cfg(target_arch = "x86_64")]
-    if avx512::is_available() {
-        return avx512::decode(cursor, levels, wide);
+    {
+        if avx512::is_available() {
+            return avx512::decode(cursor, levels, wide);
+        }
+        if avx2::is_available() {
+            return avx2::decode(cursor, levels, wide);
+        }
     }
     decode_plain(cursor, levels, wide);
 }
@@ -382,12 +387,21 @@ impl Activations<'_> {
     /// The sums of rows, `sums: [rows, tokens]`. Those that do not fit into 32 bits are meaningless.
     fn sums(&self, levels: &[[i16; PANEL]], sums: &mut [i32]) {
         #[cfg(target_arch = "x86_64")]
-        if avx512::is_available() {
-            match self.tokens() < INTERLEAVED_TOKENS {
-                true => avx512::sums(levels, self.values.as_chunks().0, sums),
-                false => avx512::interleaved_sums(levels, self.values, self.tokens(), sums),
+        {
+            let is_interleaved = self.tokens() >= INTERLEAVED_TOKENS;
+            match (avx512::is_available(), avx2::is_available(), is_interleaved) {
+                (true, _, false) => return avx512::sums(levels, self.values.as_chunks().0, sums),
+                (true, _, true) => {
+                    return avx512::interleaved_sums(levels, self.values, self.tokens(), sums);
+                }
+                (false, true, false) => {
+                    return avx2::sums(levels, self.values.as_chunks().0, sums);
+                }
+                (false, true, true) => {
+                    return avx2::interleaved_sums(levels, self.values, self.tokens(), sums);
+                }
+                (false, false, _) => (),
             }
-            return;
         }
         dispatch(Sums {
             x: *self,

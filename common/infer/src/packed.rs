@@ -20,6 +20,8 @@ use uc_codec::trellis::BLOCK_ROWS;
 use uc_simd::{Kernel, dispatch};
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 mod builder;
 
@@ -219,8 +221,13 @@ impl Cursor<'_> {
         }
         let rows = end - self.row;
         #[cfg(target_arch = "x86_64")]
-        if avx512::is_available() {
-            return avx512::skip(self, rows);
+        {
+            if avx512::is_available() {
+                return avx512::skip(self, rows);
+            }
+            if avx2::is_available() {
+                return avx2::skip(self, rows);
+            }
         }
         dispatch(Skip { cursor: self, rows });
     }
@@ -310,6 +317,106 @@ mod tests {
     use uc_codec::trellis::FEEDFORWARD;
 
     use super::*;
+    use crate::integer::{LANES, decode_plain};
+
+    /// Rows with fields of all widths, with outliers, and rows of zeros.
+    fn packed(rows: usize, cols: usize) -> Packed {
+        let number = |i: usize| ((i as i64 * 7919 + 13) * 104_729) % 65_521;
+        let mut builder = PackedBuilder::new(rows, (0..cols as u32).collect());
+        for row in 0..rows {
+            let spread = 1 << (row % 15 + 1);
+            let q = (0..cols).map(|column| {
+                let place = row * cols + column;
+                match place % 97 {
+                    0 => (number(place) % 32_000) as i16,
+                    _ => (number(place) % spread - spread / 2) as i16,
+                }
+            });
+            match row % 17 == 3 {
+                true => builder.rows(&vec![0; cols], &[0]),
+                false => builder.rows(&q.collect::<Vec<_>>(), &[64]),
+            }
+        }
+        builder.finish()
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn every_instruction_set_decodes_the_same_levels() {
+        type Decode = fn(&mut Cursor<'_>, &mut [[i16; PANEL]], &mut u64);
+        let sets: [(bool, Decode); 2] = [
+            (avx2::is_available(), avx2::decode),
+            (avx512::is_available(), avx512::decode),
+        ];
+        let (rows, cols) = (300, 600);
+        let packed = packed(rows, cols);
+        for (block, mark) in [(0, 0), (0, 2), (1, 0)] {
+            for panel in 0..packed.panels() {
+                let count = (rows - block * BLOCK_ROWS - mark * MARK_ROWS).min(MARK_ROWS);
+                let columns = (cols - panel * PANEL).min(PANEL);
+                let panel = packed.panel(block, panel);
+                let mut expected = vec![[0; PANEL]; count];
+                let mut expected_wide = 0;
+                decode_plain(&mut panel.cursor(mark), &mut expected, &mut expected_wide);
+                assert!(expected_wide != 0 && expected_wide != u64::MAX);
+                for (is_available, decode) in sets {
+                    let mut found = vec![[0; PANEL]; count];
+                    let (mut wide, mut cursor) = (0, panel.cursor(mark));
+                    if is_available {
+                        // In parts, as the products do.
+                        let (first, second) = found.split_at_mut(21);
+                        decode(&mut cursor, first, &mut wide);
+                        let mut more = 0;
+                        decode(&mut cursor, second, &mut more);
+                        assert_eq!(wide | more << 21, expected_wide);
+                        for (found, expected) in found.iter().zip(&expected) {
+                            assert_eq!(found[..columns], expected[..columns]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn avx2_gives_the_sums_of_the_definition() {
+        if !avx2::is_available() {
+            return;
+        }
+        let number = |i: usize| (((i as i64 * 7919 + 13) * 104_729) % 65_000 - 32_500) as i16;
+        let row = |first: usize| std::array::from_fn(|i| number(first + i) / 128);
+        let levels: Vec<[i16; PANEL]> = (0..11).map(|r| row(1000 * r)).collect();
+        for tokens in [1, 2, 7, 16, 21] {
+            let x = |token: usize, j: usize| number(31 * token + 7 * j);
+            let mut expected = Vec::new();
+            for levels in &levels {
+                expected.extend((0..tokens).map(|token| {
+                    let products = levels.iter().enumerate();
+                    products
+                        .map(|(j, &level)| i32::from(level) * i32::from(x(token, j)))
+                        .sum::<i32>()
+                }));
+            }
+            let mut found = vec![0; expected.len()];
+            let plain: Vec<[i16; PANEL]> = (0..tokens)
+                .map(|token| std::array::from_fn(|j| x(token, j)))
+                .collect();
+            avx2::sums(&levels, &plain, &mut found);
+            assert_eq!(found, expected);
+            let mut interleaved = vec![0; tokens.next_multiple_of(LANES) * PANEL];
+            for token in 0..tokens {
+                for j in 0..PANEL {
+                    let vector = token / LANES * LANES * PANEL;
+                    interleaved[vector + j / 2 * 2 * LANES + 2 * (token % LANES) + j % 2] =
+                        x(token, j);
+                }
+            }
+            found.fill(0);
+            avx2::interleaved_sums(&levels, &interleaved, tokens, &mut found);
+            assert_eq!(found, expected);
+        }
+    }
 
     #[test]
     fn the_feedforward_term_is_that_of_the_codec() {
