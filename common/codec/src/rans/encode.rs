@@ -3,36 +3,45 @@
 use super::{EncodedTensor, LANES, LOWEST_STATE, tile_rows};
 use crate::code::TensorCode;
 use crate::contexts::{
-    ContextTable, ESCAPE, FINE_CONTEXTS, LayerTables, PROBABILITY_BITS, fine_context,
+    ESCAPE, FINE_CONTEXTS, LARGEST_SYMBOL, LayerTables, PROBABILITY_BITS, fine_context,
 };
 use crate::contexts::{symbol_index, symbol_of};
 use crate::error::CodecError;
 use rayon::prelude::*;
+use uc_simd::{Kernel, dispatch};
 
-/// The table of a context in the form that the encoder reads.
-struct EncodeTable {
-    shift: u32,
-    /// `[256]` `frequency | first slot << 16`; 0 if the symbol has no code.
-    symbols: Vec<u32>,
+/// The tables of a layer in the form that the encoder reads.
+struct EncodeTables {
+    /// `[FINE_CONTEXTS]` number of the table of each fine context. Table 0 has no symbols: it stands for those that are missing.
+    numbers: [u8; FINE_CONTEXTS],
+    /// `[tables]` raw bits per index.
+    shifts: Vec<u32>,
+    /// [tables, symbols] `frequency | first slot << 16`; 0 if the symbol has no code.
+    codes: Vec<[u32; 256]>,
 }
 
-impl EncodeTable {
-    fn new(table: &ContextTable) -> Self {
-        let starts = table.first_slots();
-        let symbols = table
-            .frequencies
-            .iter()
-            .zip(starts)
-            .map(|(&frequency, start)| {
-                if frequency == 0 {
-                    0
-                } else {
-                    u32::from(frequency) | u32::from(start) << 16
-                }
+impl EncodeTables {
+    fn new(tables: &LayerTables) -> Self {
+        let (mut shifts, mut codes) = (vec![0], vec![[0; 256]]);
+        let mut numbers = [0; FINE_CONTEXTS];
+        let contexts = numbers.chunks_mut(1 << tables.granularity());
+        for (context, numbers) in contexts.enumerate() {
+            let Some(table) = tables.table(context) else {
+                continue;
+            };
+            numbers.fill(codes.len() as u8);
+            shifts.push(table.shift);
+            let symbols = table.frequencies.iter().zip(table.first_slots());
+            let mut code = symbols.map(|(&frequency, first)| match frequency {
+                0 => 0,
+                _ => u32::from(frequency) | u32::from(first) << 16,
             });
-        EncodeTable {
-            shift: table.shift,
-            symbols: symbols.collect(),
+            codes.push([(); 256].map(|()| code.next().unwrap_or(0)));
+        }
+        EncodeTables {
+            numbers,
+            shifts,
+            codes,
         }
     }
 }
@@ -53,26 +62,26 @@ pub fn encode(code: &TensorCode, tables: &LayerTables) -> Result<EncodedTensor, 
     if code.q.is_empty() {
         return Ok(encoded);
     }
-    let fine: Vec<Option<EncodeTable>> = (0..FINE_CONTEXTS)
-        .map(|fine| {
-            tables
-                .table(fine >> tables.granularity())
-                .map(EncodeTable::new)
-        })
-        .collect();
+    let encode_tables = EncodeTables::new(tables);
     let rows = rows as usize;
     let tiles = code
         .q
         .par_chunks(rows * code.cols)
         .zip(code.row_log2_eighths.par_chunks(rows))
         .map(|(q, row_log2_eighths)| {
-            encode_tile(q, row_log2_eighths, &code.column_log2_eighths, &fine)
+            dispatch(EncodeTile {
+                q,
+                row_log2_eighths,
+                column_log2_eighths: &code.column_log2_eighths,
+                tables: &encode_tables,
+            })
         })
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|(fine, value)| CodecError::NoCode {
+        .map_err(|NoCode { fine, value }| CodecError::NoCode {
             context: fine >> tables.granularity(),
             value,
         })?;
+    encoded.payload = Vec::with_capacity(tiles.iter().map(Vec::len).sum());
     for tile in tiles {
         encoded.tile_offsets.push(encoded.payload.len() as u64);
         encoded.payload.extend(tile);
@@ -80,90 +89,197 @@ pub fn encode(code: &TensorCode, tables: &LayerTables) -> Result<EncodedTensor, 
     Ok(encoded)
 }
 
-/// Encodes one tile. The error is the fine context and the index that have no code.
-fn encode_tile(
-    q: &[i16],
-    row_log2_eighths: &[u8],
-    column_log2_eighths: &[u8],
-    fine: &[Option<EncodeTable>],
-) -> Result<Vec<u8>, (usize, i16)> {
-    let cols = column_log2_eighths.len();
-    let mut states = [LOWEST_STATE; LANES];
-    let mut backwards = Vec::with_capacity(q.len());
-    for (q, &row_log2_eighths) in q.chunks(cols).zip(row_log2_eighths).rev() {
-        for (q, column_log2_eighths) in q.chunks(LANES).zip(column_log2_eighths.chunks(LANES)).rev()
-        {
-            encode_group(
+/// An index without a code in the table of its fine context.
+struct NoCode {
+    fine: usize,
+    value: i16,
+}
+
+/// One tile.
+struct EncodeTile<'a> {
+    /// [rows, columns]
+    q: &'a [i16],
+    /// `[rows]`
+    row_log2_eighths: &'a [u8],
+    /// `[columns]`
+    column_log2_eighths: &'a [u8],
+    tables: &'a EncodeTables,
+}
+
+impl Kernel for EncodeTile<'_> {
+    type Output = Result<Vec<u8>, NoCode>;
+
+    #[inline(always)]
+    fn run(self) -> Result<Vec<u8>, NoCode> {
+        let cols = self.column_log2_eighths.len();
+        let mut states = [LOWEST_STATE; LANES];
+        let groups = self.row_log2_eighths.len() * cols.div_ceil(LANES);
+        let mut out = Backwards::new(groups * GROUP_BYTES);
+        let rows = self.q.chunks(cols).zip(self.row_log2_eighths);
+        for (q, &row_log2_eighths) in rows.rev() {
+            let columns = self.column_log2_eighths.chunks(LANES);
+            for (q, column_log2_eighths) in q.chunks(LANES).zip(columns).rev() {
+                let (row, columns) = (row_log2_eighths, column_log2_eighths);
+                let group = Group::new(q, row, columns, self.tables, &mut out)?;
+                group.put_symbols(q.len(), &mut states, &mut out);
+            }
+        }
+        let states = &states[..cols.min(LANES)];
+        let words = out.written();
+        let mut bytes = Vec::with_capacity(4 * states.len() + words.len());
+        states
+            .iter()
+            .for_each(|state| bytes.extend(state.to_le_bytes()));
+        bytes.extend(words);
+        Ok(bytes)
+    }
+}
+
+/// Most bytes of a group: a word for every lane, and three bytes if its index is escaped.
+const GROUP_BYTES: usize = 5 * LANES;
+
+/// Bytes that are written from the last to the first.
+struct Backwards {
+    bytes: Vec<u8>,
+    /// Where the bytes written so far begin.
+    start: usize,
+}
+
+impl Backwards {
+    fn new(most: usize) -> Self {
+        // A word may be tried before the first byte, see `put_word_if`.
+        let bytes = vec![0; most + 2];
+        Backwards {
+            start: bytes.len(),
+            bytes,
+        }
+    }
+
+    /// Puts a word before the others if `condition` holds; without a branch, as nothing predicts it.
+    #[inline(always)]
+    fn put_word_if(&mut self, condition: bool, word: u16) {
+        let at = self.start - 2;
+        self.bytes[at..at + 2].copy_from_slice(&word.to_le_bytes());
+        self.start -= 2 * usize::from(condition);
+    }
+
+    fn put_byte(&mut self, byte: u8) {
+        self.start -= 1;
+        self.bytes[self.start] = byte;
+    }
+
+    fn written(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+}
+
+/// What the lanes of a group encode.
+struct Group {
+    /// `frequency | first slot << 16` of each lane's symbol.
+    codes: [u32; LANES],
+    /// Raw bits, and their number.
+    raw: [u32; LANES],
+    shifts: [u32; LANES],
+}
+
+impl Group {
+    /// Looks up the codes of `q` [at most LANES], and puts the bytes of those that are escaped.
+    #[inline(always)]
+    fn new(
+        q: &[i16],
+        row_log2_eighths: u8,
+        column_log2_eighths: &[u8],
+        tables: &EncodeTables,
+        out: &mut Backwards,
+    ) -> Result<Self, NoCode> {
+        let mut group = Group {
+            // Lanes that are not in use encode a symbol that leaves any state as it is.
+            codes: [1 << PROBABILITY_BITS; LANES],
+            raw: [0; LANES],
+            shifts: [0; LANES],
+        };
+        let mut escaped = 0u32;
+        for (lane, (&q, &column)) in q.iter().zip(column_log2_eighths).enumerate() {
+            let table = usize::from(tables.numbers[fine_context(row_log2_eighths, column)]);
+            let (index, shift) = (i32::from(q), tables.shifts[table]);
+            let symbol = symbol_of(index, shift);
+            let code = match symbol.abs() <= LARGEST_SYMBOL {
+                true => tables.codes[table][symbol_index(symbol)],
+                false => 0,
+            };
+            group.codes[lane] = code;
+            group.raw[lane] = (index + ((1 << shift) >> 1)) as u32 & ((1 << shift) - 1);
+            group.shifts[lane] = shift;
+            escaped |= u32::from(code == 0) << lane;
+        }
+        if escaped != 0 {
+            group.escape(
+                escaped,
                 q,
                 row_log2_eighths,
                 column_log2_eighths,
-                fine,
-                &mut states,
-                &mut backwards,
+                tables,
+                out,
             )?;
         }
+        Ok(group)
     }
-    let states = &states[..cols.min(LANES)];
-    let mut bytes = Vec::with_capacity(4 * states.len() + backwards.len());
-    states
-        .iter()
-        .for_each(|state| bytes.extend(state.to_le_bytes()));
-    bytes.extend(backwards.iter().rev());
-    Ok(bytes)
-}
 
-/// Encodes one group from its last lane to its first: first the bytes of escapes, then the symbols. `backwards` holds the bytes
-/// of the tile in reverse order.
-#[inline(always)]
-fn encode_group(
-    q: &[i16],
-    row_log2_eighths: u8,
-    column_log2_eighths: &[u8],
-    fine: &[Option<EncodeTable>],
-    states: &mut [u32; LANES],
-    backwards: &mut Vec<u8>,
-) -> Result<(), (usize, i16)> {
-    let mut steps = [(0u32, 0u32, 0u32); LANES]; // frequency and first slot, raw bits, shift
-    for lane in (0..q.len()).rev() {
-        let context = fine_context(row_log2_eighths, column_log2_eighths[lane]);
-        let index = i32::from(q[lane]);
-        let table = fine[context].as_ref().ok_or((context, q[lane]))?;
-        let shift = table.shift;
-        let symbol = symbol_of(index, shift);
-        let raw = (index + ((1 << shift) >> 1)) as u32 & ((1 << shift) - 1);
-        let code = if symbol > ESCAPE && symbol < -ESCAPE {
-            table.symbols[symbol_index(symbol)]
-        } else {
-            0
-        };
-        if code != 0 {
-            steps[lane] = (code, raw, shift);
-        } else {
-            let escape = table.symbols[symbol_index(ESCAPE)];
-            if escape == 0 {
-                return Err((context, q[lane]));
+    /// Replaces the codes of the lanes in `escaped` by that of the escape, and puts the bytes that follow it.
+    #[cold]
+    fn escape(
+        &mut self,
+        mut escaped: u32,
+        q: &[i16],
+        row_log2_eighths: u8,
+        column_log2_eighths: &[u8],
+        tables: &EncodeTables,
+        out: &mut Backwards,
+    ) -> Result<(), NoCode> {
+        while escaped != 0 {
+            let lane = escaped.ilog2() as usize;
+            escaped ^= 1 << lane;
+            let (fine, value) = (
+                fine_context(row_log2_eighths, column_log2_eighths[lane]),
+                q[lane],
+            );
+            let code = tables.codes[usize::from(tables.numbers[fine])][symbol_index(ESCAPE)];
+            if code == 0 {
+                return Err(NoCode { fine, value });
             }
-            steps[lane] = if symbol > ESCAPE && symbol < -ESCAPE {
-                backwards.push(symbol as u8);
-                (escape, raw, shift)
+            self.codes[lane] = code;
+            let symbol = symbol_of(i32::from(value), self.shifts[lane]);
+            if symbol.abs() <= LARGEST_SYMBOL {
+                out.put_byte(symbol as u8);
             } else {
-                backwards.extend(q[lane].to_be_bytes());
-                backwards.push(ESCAPE as u8);
-                (escape, 0, shift)
-            };
+                let [low, high] = value.to_le_bytes();
+                for byte in [high, low, ESCAPE as u8] {
+                    out.put_byte(byte);
+                }
+                self.raw[lane] = 0;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the words that the symbols push out of the states of `lanes` lanes, from the last to the first.
+    #[inline(always)]
+    fn put_symbols(&self, lanes: usize, states: &mut [u32; LANES], out: &mut Backwards) {
+        let words = states.map(|x| x as u16);
+        let mut full = [false; LANES];
+        for lane in 0..LANES {
+            let (frequency, first) = (self.codes[lane] & 0xffff, self.codes[lane] >> 16);
+            let (x, shift) = (states[lane], self.shifts[lane]);
+            // The state after this symbol must fit 32 bits.
+            full[lane] = x >> (32 - PROBABILITY_BITS - shift) >= frequency;
+            let x = if full[lane] { x >> 16 } else { x };
+            // The quotient is at least 1 / 4096 away from the next whole number unless it is one, so its rounding is harmless.
+            let quotient = (f64::from(x) / f64::from(frequency)) as u32;
+            let slot = x - quotient * frequency + first;
+            states[lane] = (quotient << PROBABILITY_BITS | slot) << shift | self.raw[lane];
+        }
+        for lane in (0..lanes).rev() {
+            out.put_word_if(full[lane], words[lane]);
         }
     }
-    for lane in (0..q.len()).rev() {
-        let (code, raw, shift) = steps[lane];
-        let (frequency, first) = (code & 0xffff, code >> 16);
-        let mut x = states[lane];
-        // The state after this symbol must fit 32 bits.
-        if x >> (32 - PROBABILITY_BITS - shift) >= frequency {
-            backwards.extend((x as u16).to_be_bytes());
-            x >>= 16;
-        }
-        let slot = x % frequency + first;
-        states[lane] = ((x / frequency) << PROBABILITY_BITS | slot) << shift | raw;
-    }
-    Ok(())
 }
