@@ -226,7 +226,7 @@ criterion_group!(
     coder,
     baselines,
     reconstruction,
-    error_feedback,
-    overlay_bound
+    overlay_bound,
+    error_feedback
 );
 criterion_main!(benches);

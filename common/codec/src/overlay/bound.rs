@@ -362,22 +362,26 @@ impl Kernel for Piece<'_> {
 fn add_transposed(sums: &mut [Row], rows: &[f32], y: &[Row; PANEL]) {
     let n = sums.len();
     if rows.len() == PANEL * n {
-        let rows: [&[f32]; PANEL] = std::array::from_fn(|row| &rows[row * n..(row + 1) * n]);
-        for (k, sums) in sums.iter_mut().enumerate() {
+        let rows: [&[f32]; PANEL] = std::array::from_fn(|row| &rows[row * n..][..n]);
+        for (k, total) in sums.iter_mut().enumerate() {
+            let mut sums = *total;
             for (row, y) in rows.iter().zip(y) {
                 let value = row[k];
                 for (sum, y) in sums.iter_mut().zip(y) {
                     *sum = value.mul_add(*y, *sum);
                 }
             }
+            *total = sums;
         }
         return;
     }
     for (row, y) in rows.chunks(n).zip(y) {
-        for (value, sums) in row.iter().zip(sums.iter_mut()) {
+        for (value, total) in row.iter().zip(sums.iter_mut()) {
+            let mut sums = *total;
             for (sum, y) in sums.iter_mut().zip(y) {
                 *sum = value.mul_add(*y, *sum);
             }
+            *total = sums;
         }
     }
 }

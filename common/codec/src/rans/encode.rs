@@ -14,35 +14,50 @@ use uc_simd::{Kernel, dispatch};
 struct EncodeTables {
     /// `[FINE_CONTEXTS]` number of the table of each fine context. Table 0 has no symbols: it stands for those that are missing.
     numbers: [u8; FINE_CONTEXTS],
-    /// `[tables]` raw bits per index.
-    shifts: Vec<u32>,
-    /// [tables, symbols] `frequency | first slot << 16`; 0 if the symbol has no code.
-    codes: Vec<[u32; 256]>,
+    tables: Vec<EncodeTable>,
+}
+
+/// One of them.
+struct EncodeTable {
+    /// Raw bits per index.
+    shift: u32,
+    /// `frequency | first slot << 16` of every symbol; 0 if it has no code.
+    codes: [u32; 256],
 }
 
 impl EncodeTables {
     fn new(tables: &LayerTables) -> Self {
-        let (mut shifts, mut codes) = (vec![0], vec![[0; 256]]);
-        let mut numbers = [0; FINE_CONTEXTS];
-        let contexts = numbers.chunks_mut(1 << tables.granularity());
+        let mut encode_tables = EncodeTables {
+            numbers: [0; FINE_CONTEXTS],
+            tables: vec![EncodeTable {
+                shift: 0,
+                codes: [0; 256],
+            }],
+        };
+        let contexts = encode_tables.numbers.chunks_mut(1 << tables.granularity());
         for (context, numbers) in contexts.enumerate() {
             let Some(table) = tables.table(context) else {
                 continue;
             };
-            numbers.fill(codes.len() as u8);
-            shifts.push(table.shift);
-            let symbols = table.frequencies.iter().zip(table.first_slots());
-            let mut code = symbols.map(|(&frequency, first)| match frequency {
+            numbers.fill(encode_tables.tables.len() as u8);
+            let firsts = table.first_slots();
+            let code = |symbol: usize| match table.frequencies[symbol] {
                 0 => 0,
-                _ => u32::from(frequency) | u32::from(first) << 16,
+                frequency => u32::from(frequency) | u32::from(firsts[symbol]) << 16,
+            };
+            encode_tables.tables.push(EncodeTable {
+                shift: table.shift,
+                codes: std::array::from_fn(code),
             });
-            codes.push([(); 256].map(|()| code.next().unwrap_or(0)));
         }
-        EncodeTables {
-            numbers,
-            shifts,
-            codes,
-        }
+        encode_tables
+    }
+
+    /// The table of an element.
+    #[inline(always)]
+    fn table(&self, row_log2_eighths: u8, column_log2_eighths: u8) -> &EncodeTable {
+        let number = self.numbers[fine_context(row_log2_eighths, column_log2_eighths)];
+        &self.tables[usize::from(number)]
     }
 }
 
@@ -200,11 +215,11 @@ impl Group {
         };
         let mut escaped = 0u32;
         for (lane, (&q, &column)) in q.iter().zip(column_log2_eighths).enumerate() {
-            let table = usize::from(tables.numbers[fine_context(row_log2_eighths, column)]);
-            let (index, shift) = (i32::from(q), tables.shifts[table]);
+            let table = tables.table(row_log2_eighths, column);
+            let (index, shift) = (i32::from(q), table.shift);
             let symbol = symbol_of(index, shift);
             let code = match symbol.abs() <= LARGEST_SYMBOL {
-                true => tables.codes[table][symbol_index(symbol)],
+                true => table.codes[usize::from(symbol_index(symbol) as u8)],
                 false => 0,
             };
             group.codes[lane] = code;
@@ -239,12 +254,10 @@ impl Group {
         while escaped != 0 {
             let lane = escaped.ilog2() as usize;
             escaped ^= 1 << lane;
-            let (fine, value) = (
-                fine_context(row_log2_eighths, column_log2_eighths[lane]),
-                q[lane],
-            );
-            let code = tables.codes[usize::from(tables.numbers[fine])][symbol_index(ESCAPE)];
+            let (column, value) = (column_log2_eighths[lane], q[lane]);
+            let code = tables.table(row_log2_eighths, column).codes[symbol_index(ESCAPE)];
             if code == 0 {
+                let fine = fine_context(row_log2_eighths, column);
                 return Err(NoCode { fine, value });
             }
             self.codes[lane] = code;
@@ -273,13 +286,41 @@ impl Group {
             // The state after this symbol must fit 32 bits.
             full[lane] = x >> (32 - PROBABILITY_BITS - shift) >= frequency;
             let x = if full[lane] { x >> 16 } else { x };
-            // The quotient is at least 1 / 4096 away from the next whole number unless it is one, so its rounding is harmless.
-            let quotient = (f64::from(x) / f64::from(frequency)) as u32;
+            let quotient = floor(f64::from(x) / f64::from(frequency));
             let slot = x - quotient * frequency + first;
             states[lane] = (quotient << PROBABILITY_BITS | slot) << shift | self.raw[lane];
         }
         for lane in (0..lanes).rev() {
             out.put_word_if(full[lane], words[lane]);
+        }
+    }
+}
+
+/// The whole part of a number below 2^20 whose fraction is 0 or a multiple of 1 / frequency, a frequency being at most 4096. In this
+/// form it is computed in vectors.
+#[inline(always)]
+fn floor(quotient: f64) -> u32 {
+    /// Sums of this size have no fraction, and end with the bits of the number that was added.
+    const WHOLE: f64 = (1u64 << 52) as f64;
+    // Rounded to the nearest, and no fraction is at the middle.
+    let lowered = quotient - 0.5 + 1.0 / 16384.0;
+    (lowered + WHOLE).to_bits() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotients_are_rounded_down() {
+        for frequency in 1..=4096u32 {
+            for quotient in [0, 1, 2, 1023, 524_287, 524_288, (1 << 20) - 1] {
+                let least = quotient * frequency;
+                for x in [least, least + frequency / 2, least + frequency - 1] {
+                    let found = floor(f64::from(x) / f64::from(frequency));
+                    assert_eq!(found, x / frequency, "{x} / {frequency}");
+                }
+            }
         }
     }
 }
