@@ -12,52 +12,69 @@ use uc_simd::{Kernel, dispatch};
 
 /// The tables of a layer in the form that the encoder reads.
 struct EncodeTables {
-    /// `[FINE_CONTEXTS]` number of the table of each fine context. Table 0 has no symbols: it stands for those that are missing.
-    numbers: [u8; FINE_CONTEXTS],
-    tables: Vec<EncodeTable>,
+    /// `[FINE_CONTEXTS]`
+    places: [Place; FINE_CONTEXTS],
+    /// By table and index: `frequency | first slot << 16` of the index's symbol; 0 if it has no code.
+    codes: Vec<u32>,
+    /// By fine context: the same of the escape.
+    escapes: [u32; FINE_CONTEXTS],
 }
 
-/// One of them.
-struct EncodeTable {
+/// Where the codes of a fine context are.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Position of the first code: that of the index `−centre`.
+    start: u32,
+    centre: i32,
+    /// Number of the last code. It is 0, for all indices that no symbol stands for.
+    last: u32,
     /// Raw bits per index.
     shift: u32,
-    /// `frequency | first slot << 16` of every symbol; 0 if it has no code.
-    codes: [u32; 256],
 }
 
 impl EncodeTables {
     fn new(tables: &LayerTables) -> Self {
-        let mut encode_tables = EncodeTables {
-            numbers: [0; FINE_CONTEXTS],
-            tables: vec![EncodeTable {
-                shift: 0,
-                codes: [0; 256],
-            }],
+        // A single code, 0, for contexts without a table.
+        let mut codes = vec![0];
+        let nowhere = Place {
+            start: 0,
+            centre: 0,
+            last: 0,
+            shift: 0,
         };
-        let contexts = encode_tables.numbers.chunks_mut(1 << tables.granularity());
-        for (context, numbers) in contexts.enumerate() {
+        let (mut places, mut escapes) = ([nowhere; FINE_CONTEXTS], [0; FINE_CONTEXTS]);
+        let width = 1 << tables.granularity();
+        let contexts = places.chunks_mut(width).zip(escapes.chunks_mut(width));
+        for (context, (places, escapes)) in contexts.enumerate() {
             let Some(table) = tables.table(context) else {
                 continue;
             };
-            numbers.fill(encode_tables.tables.len() as u8);
             let firsts = table.first_slots();
-            let code = |symbol: usize| match table.frequencies[symbol] {
+            let code = |symbol: i32| match table.frequency_of(symbol) {
                 0 => 0,
-                frequency => u32::from(frequency) | u32::from(firsts[symbol]) << 16,
+                frequency => frequency | u32::from(firsts[symbol_index(symbol)]) << 16,
             };
-            encode_tables.tables.push(EncodeTable {
+            let centre = -ESCAPE << table.shift;
+            places.fill(Place {
+                start: codes.len() as u32,
+                centre,
+                last: 2 * centre as u32,
                 shift: table.shift,
-                codes: std::array::from_fn(code),
             });
+            escapes.fill(code(ESCAPE));
+            codes.extend((-centre..=centre).map(|index| {
+                let symbol = symbol_of(index, table.shift);
+                match symbol.abs() <= LARGEST_SYMBOL {
+                    true => code(symbol),
+                    false => 0,
+                }
+            }));
         }
-        encode_tables
-    }
-
-    /// The table of an element.
-    #[inline(always)]
-    fn table(&self, row_log2_eighths: u8, column_log2_eighths: u8) -> &EncodeTable {
-        let number = self.numbers[fine_context(row_log2_eighths, column_log2_eighths)];
-        &self.tables[usize::from(number)]
+        EncodeTables {
+            places,
+            codes,
+            escapes,
+        }
     }
 }
 
@@ -162,7 +179,7 @@ struct Backwards {
 
 impl Backwards {
     fn new(most: usize) -> Self {
-        // A word may be tried before the first byte, see `put_word_if`.
+        // A word may be tried before the first byte, see `put_words`.
         let bytes = vec![0; most + 2];
         Backwards {
             start: bytes.len(),
@@ -170,12 +187,16 @@ impl Backwards {
         }
     }
 
-    /// Puts a word before the others if `condition` holds; without a branch, as nothing predicts it.
+    /// Puts the words of the lanes in use for which `full` holds, from the last to the first; without a branch on it, as nothing
+    /// predicts it.
     #[inline(always)]
-    fn put_word_if(&mut self, condition: bool, word: u16) {
-        let at = self.start - 2;
-        self.bytes[at..at + 2].copy_from_slice(&word.to_le_bytes());
-        self.start -= 2 * usize::from(condition);
+    fn put_words(&mut self, words: &[u16], full: &[bool; LANES]) {
+        let mut start = self.start;
+        for (word, full) in words.iter().zip(full).rev() {
+            self.bytes[start - 2..start].copy_from_slice(&word.to_le_bytes());
+            start -= 2 * usize::from(*full);
+        }
+        self.start = start;
     }
 
     fn put_byte(&mut self, byte: u8) {
@@ -213,54 +234,52 @@ impl Group {
             raw: [0; LANES],
             shifts: [0; LANES],
         };
-        let mut escaped = 0u32;
-        for (lane, (&q, &column)) in q.iter().zip(column_log2_eighths).enumerate() {
-            let table = tables.table(row_log2_eighths, column);
-            let (index, shift) = (i32::from(q), table.shift);
-            let symbol = symbol_of(index, shift);
-            let code = match symbol.abs() <= LARGEST_SYMBOL {
-                true => table.codes[usize::from(symbol_index(symbol) as u8)],
-                false => 0,
-            };
-            group.codes[lane] = code;
-            group.raw[lane] = (index + ((1 << shift) >> 1)) as u32 & ((1 << shift) - 1);
-            group.shifts[lane] = shift;
-            escaped |= u32::from(code == 0) << lane;
+        let (mut indices, mut contexts) = ([0; LANES], [0; LANES]);
+        for (index, &q) in indices.iter_mut().zip(q) {
+            *index = i32::from(q);
         }
-        if escaped != 0 {
-            group.escape(
-                escaped,
-                q,
-                row_log2_eighths,
-                column_log2_eighths,
-                tables,
-                out,
-            )?;
+        for (context, &column) in contexts.iter_mut().zip(column_log2_eighths) {
+            *context = fine_context(row_log2_eighths, column);
+        }
+        for lane in 0..q.len().min(LANES) {
+            let place = tables.places[contexts[lane] % FINE_CONTEXTS];
+            // An index below the first one wraps to a large number.
+            let at = ((indices[lane] + place.centre) as u32).min(place.last);
+            group.codes[lane] = tables.codes[(place.start + at) as usize];
+            group.shifts[lane] = place.shift;
+        }
+        for (raw, (index, shift)) in group.raw.iter_mut().zip(indices.iter().zip(group.shifts)) {
+            *raw = (index + ((1 << shift) >> 1)) as u32 & ((1 << shift) - 1);
+        }
+        if group
+            .codes
+            .iter()
+            .fold(u32::MAX, |least, &code| least.min(code))
+            == 0
+        {
+            group.escape(q, &contexts, tables, out)?;
         }
         Ok(group)
     }
 
-    /// Replaces the codes of the lanes in `escaped` by that of the escape, and puts the bytes that follow it.
+    /// Replaces the codes that are missing by those of the escape, and puts the bytes that follow it.
     #[cold]
     fn escape(
         &mut self,
-        mut escaped: u32,
         q: &[i16],
-        row_log2_eighths: u8,
-        column_log2_eighths: &[u8],
+        contexts: &[usize; LANES],
         tables: &EncodeTables,
         out: &mut Backwards,
     ) -> Result<(), NoCode> {
-        while escaped != 0 {
-            let lane = escaped.ilog2() as usize;
-            escaped ^= 1 << lane;
-            let (column, value) = (column_log2_eighths[lane], q[lane]);
-            let code = tables.table(row_log2_eighths, column).codes[symbol_index(ESCAPE)];
-            if code == 0 {
-                let fine = fine_context(row_log2_eighths, column);
+        for (lane, &value) in q.iter().enumerate().rev() {
+            if self.codes[lane] != 0 {
+                continue;
+            }
+            let fine = contexts[lane];
+            self.codes[lane] = tables.escapes[fine];
+            if self.codes[lane] == 0 {
                 return Err(NoCode { fine, value });
             }
-            self.codes[lane] = code;
             let symbol = symbol_of(i32::from(value), self.shifts[lane]);
             if symbol.abs() <= LARGEST_SYMBOL {
                 out.put_byte(symbol as u8);
@@ -278,11 +297,11 @@ impl Group {
     /// Puts the words that the symbols push out of the states of `lanes` lanes, from the last to the first.
     #[inline(always)]
     fn put_symbols(&self, lanes: usize, states: &mut [u32; LANES], out: &mut Backwards) {
-        let words = states.map(|x| x as u16);
-        let mut full = [false; LANES];
+        let (mut words, mut full) = ([0; LANES], [false; LANES]);
         for lane in 0..LANES {
             let (frequency, first) = (self.codes[lane] & 0xffff, self.codes[lane] >> 16);
             let (x, shift) = (states[lane], self.shifts[lane]);
+            words[lane] = x as u16;
             // The state after this symbol must fit 32 bits.
             full[lane] = x >> (32 - PROBABILITY_BITS - shift) >= frequency;
             let x = if full[lane] { x >> 16 } else { x };
@@ -290,9 +309,7 @@ impl Group {
             let slot = x - quotient * frequency + first;
             states[lane] = (quotient << PROBABILITY_BITS | slot) << shift | self.raw[lane];
         }
-        for lane in (0..lanes).rev() {
-            out.put_word_if(full[lane], words[lane]);
-        }
+        out.put_words(&words[..lanes.min(LANES)], &full);
     }
 }
 
