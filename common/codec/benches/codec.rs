@@ -171,6 +171,43 @@ fn error_feedback(criterion: &mut Criterion) {
     }
 }
 
+/// Factorization compared with a matrix product in f64 of as many floating-point operations, `n³/3`, both on one thread.
+fn factorization(criterion: &mut Criterion) {
+    let one = rayon::ThreadPoolBuilder::new()
+        .num_threads(1)
+        .build()
+        .expect("a thread");
+    let n = 4096;
+    let powers: Vec<f32> = (0..n).map(|distance| 0.9f32.powi(distance)).collect();
+    let n = n as usize;
+    let moments: Vec<f32> = (0..n * n)
+        .map(|e| powers[(e / n).abs_diff(e % n)])
+        .collect();
+    let mut group = criterion.benchmark_group(format!("factor {n} x {n}"));
+    group
+        .sample_size(10)
+        .throughput(Throughput::Elements((n * n * n / 3) as u64));
+    group.bench_function("factorize", |b| {
+        b.iter(|| one.install(|| factor::factorize(black_box(&moments), n, 0.01)))
+    });
+    let lhs = Mat::<f64>::from_fn(n, n / 6, |i, j| f64::from(moments[i * n + j]));
+    let rhs = Mat::<f64>::from_fn(n / 6, n, |i, j| f64::from(moments[i * n + j]));
+    let mut product = Mat::<f64>::zeros(n, n);
+    group.bench_function("matrix product", |b| {
+        b.iter(|| {
+            matmul(
+                &mut product,
+                Accum::Replace,
+                black_box(&lhs),
+                &rhs,
+                1.0,
+                Par::Seq,
+            )
+        })
+    });
+    group.finish();
+}
+
 /// The bound on what overlays capture of a white error, and the fit that it spares, on all threads. Elements are weights.
 fn overlay_bound(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("overlay");
@@ -227,6 +264,7 @@ criterion_group!(
     baselines,
     reconstruction,
     overlay_bound,
+    factorization,
     error_feedback
 );
 criterion_main!(benches);
