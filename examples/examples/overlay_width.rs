@@ -8,7 +8,10 @@
 //! and overlays are fitted to the residual. For several ranks, the program prints the fraction of the output error that the
 //! overlay removes, and the ratio of the error with overlay, its bits taken from the indices, to the error without. A ratio
 //! below 1 means that the overlay is worth its bits. The second ratio assumes that the same factors are stored in
-//! eight bits.
+//! eight bits. It also prints what the bound allows rank 1 to remove, whether it excludes all ranks up to 64, and the seconds of one
+//! quantization of the layer with coupled rows (`quantize` makes three or more), of the bound and of the fit.
+
+use std::time::Instant;
 
 use anyhow::Context;
 use serde_json::json;
@@ -100,6 +103,16 @@ fn moments(n: usize, random: &mut Random) -> Vec<f32> {
     h
 }
 
+/// Moments [n, n] of output gradients that fall with the distance of the outputs.
+fn output_moments(n: usize) -> Vec<f32> {
+    let powers: Vec<f32> = (0..n)
+        .map(|distance| 0.7f32.powi(distance as i32))
+        .collect();
+    (0..n * n)
+        .map(|e| powers[(e / n).abs_diff(e % n)])
+        .collect()
+}
+
 /// Weights [n, n] with a strong component of low rank.
 fn weights(n: usize, random: &mut Random) -> Vec<f32> {
     let mut w = random.normals(n * n);
@@ -122,7 +135,8 @@ fn weights(n: usize, random: &mut Random) -> Vec<f32> {
 /// Quantizes a layer of width n and fits overlays to it.
 fn measure(n: usize) -> anyhow::Result<serde_json::Value> {
     let mut random = Random(n as u64, 0);
-    let factor = factor::factorize(&moments(n, &mut random), n, 0.001)?;
+    let moments = moments(n, &mut random);
+    let factor = factor::factorize(&moments, n, 0.001)?;
     let w = weights(n, &mut random);
     let (column_log2_eighths, base) = step_log2_eighths(&factor.inv_diag)?;
     let row_step_log2_eighths = vec![0; n];
@@ -137,6 +151,10 @@ fn measure(n: usize) -> anyhow::Result<serde_json::Value> {
     let step = rate::choose_step(rate_probe, base, None, BITS, 256)?.step;
     let steps = Steps::new(step, &column_log2_eighths, &row_step_log2_eighths);
     let q = feedback::quantize(&w, n, n, &factor, None, &steps)?;
+    let outputs = factor::factorize(&output_moments(n), n, 0.1)?;
+    let start = Instant::now();
+    feedback::quantize(&w, n, n, &factor, Some(&outputs), &steps)?;
+    let quantize_seconds = start.elapsed().as_secs_f64();
     let row_log2_eighths = row_log2_eighths(&q, n, &column_log2_eighths)?;
     let code = TensorCode {
         rows: n,
@@ -148,7 +166,13 @@ fn measure(n: usize) -> anyhow::Result<serde_json::Value> {
         q,
         overlay: None,
     };
-    let fit = overlay::fit(&code.residual(&w)?, n, n, &factor, &steps.rows, 64)?;
+    let residual = code.residual(&w)?;
+    let start = Instant::now();
+    let bound = overlay::capture_bound(&residual, (n, n), &moments, 0.001, &steps.rows, 64)?;
+    let bound_seconds = start.elapsed().as_secs_f64();
+    let start = Instant::now();
+    let fit = overlay::fit(&residual, n, n, &factor, &steps.rows, 64)?;
+    let fit_seconds = start.elapsed().as_secs_f64();
     let ranks = [1, 4, 16, 32, 64].map(|rank| {
         let bits = overlay::bits_per_weight(rank, n, n);
         let relative_error = |bits: f64| (1.0 - fit.captured_energy(rank)) * (2.0 * bits).exp2();
@@ -160,5 +184,12 @@ fn measure(n: usize) -> anyhow::Result<serde_json::Value> {
             "error_at_equal_bits_with_8_bit_factors": relative_error(bits / 2.0),
         })
     });
-    Ok(json!({ "width": n, "best_rank": fit.best_rank(), "ranks": ranks }))
+    Ok(json!({
+        "width": n,
+        "best_rank": fit.best_rank(),
+        "ranks": ranks,
+        "bound_of_rank_1": bound.captured(1),
+        "excluded_by_the_bound": bound.excludes(n, n, 64),
+        "seconds": { "quantize": quantize_seconds, "bound": bound_seconds, "fit": fit_seconds },
+    }))
 }

@@ -62,11 +62,11 @@ def kernels():
 def codec():
     benchmarks = bench("uc-codec", "codec")
     for name, entry in benchmarks.items():
-        if "quantize" in name:
-            product = benchmarks[name.replace("quantize", "matrix product")]
+        if "quantize" in name or "factorize" in name:
+            product = benchmarks[name.replace("quantize", "matrix product").replace("factorize", "matrix product")]
             entry["times_the_matrix_product"] = round(entry["milliseconds"] / product["milliseconds"], 2)
     receipt = {"command": "python3 tests/benchmark/speed.py", "processor": processor(), "cores": os.cpu_count(),
-               "note": "elements are indices, and floating-point operations in the groups `feedback`", "benchmarks": benchmarks}
+               "note": "elements are indices, and floating-point operations in the groups `feedback` and `factor`", "benchmarks": benchmarks}
     write("codec-speed.json", receipt)
 
 

@@ -1,4 +1,4 @@
-//! Speed of the entropy coder, of reconstruction and of error feedback: `cargo bench -p uc-codec`.
+//! Speed of the entropy coder, of reconstruction, of error feedback and of the overlay: `cargo bench -p uc-codec`.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use faer::linalg::matmul::matmul;
@@ -6,7 +6,7 @@ use faer::{Accum, Mat, Par};
 use std::hint::black_box;
 use uc_codec::contexts::{LayerTables, row_log2_eighths};
 use uc_codec::steps::Steps;
-use uc_codec::{LowRank, TensorCode, bf16, factor, feedback, rans, reconstruct};
+use uc_codec::{LowRank, TensorCode, bf16, factor, feedback, overlay, rans, reconstruct};
 
 /// Rows and columns of the matrix under test.
 const SHAPE: (usize, usize) = (2048, 4096);
@@ -171,6 +171,70 @@ fn error_feedback(criterion: &mut Criterion) {
     }
 }
 
+/// Factorization compared with a matrix product in f64 of as many floating-point operations, `n³/3`, both on one thread.
+fn factorization(criterion: &mut Criterion) {
+    let one = rayon::ThreadPoolBuilder::new()
+        .num_threads(1)
+        .build()
+        .expect("a thread");
+    let n = 4096;
+    let powers: Vec<f32> = (0..n).map(|distance| 0.9f32.powi(distance)).collect();
+    let n = n as usize;
+    let moments: Vec<f32> = (0..n * n)
+        .map(|e| powers[(e / n).abs_diff(e % n)])
+        .collect();
+    let mut group = criterion.benchmark_group(format!("factor {n} x {n}"));
+    group
+        .sample_size(10)
+        .throughput(Throughput::Elements((n * n * n / 3) as u64));
+    group.bench_function("factorize", |b| {
+        b.iter(|| one.install(|| factor::factorize(black_box(&moments), n, 0.01)))
+    });
+    let lhs = Mat::<f64>::from_fn(n, n / 6, |i, j| f64::from(moments[i * n + j]));
+    let rhs = Mat::<f64>::from_fn(n / 6, n, |i, j| f64::from(moments[i * n + j]));
+    let mut product = Mat::<f64>::zeros(n, n);
+    group.bench_function("matrix product", |b| {
+        b.iter(|| {
+            matmul(
+                &mut product,
+                Accum::Replace,
+                black_box(&lhs),
+                &rhs,
+                1.0,
+                Par::Seq,
+            )
+        })
+    });
+    group.finish();
+}
+
+/// The bound on what overlays capture of a white error, and the fit that it spares, on all threads. Elements are weights.
+fn overlay_bound(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("overlay");
+    for (n, with_fit) in [(576, true), (4096, false)] {
+        let moments: Vec<f32> = (0..n * n)
+            .map(|e| f32::from(u8::from(e / n == e % n)))
+            .collect();
+        let factor = factor::factorize(&moments, n, 0.01).expect("positive definite");
+        let (residual, steps) = (normal(n * n), vec![1.0; n]);
+        group
+            .sample_size(10)
+            .throughput(Throughput::Elements((n * n) as u64));
+        group.bench_function(format!("bound {n} x {n}"), |b| {
+            b.iter(|| {
+                let shape = (n, n);
+                overlay::capture_bound(black_box(&residual), shape, &moments, 0.01, &steps, 64)
+            })
+        });
+        if with_fit {
+            group.bench_function(format!("fit {n} x {n}"), |b| {
+                b.iter(|| overlay::fit(black_box(&residual), n, n, &factor, &steps, 64))
+            });
+        }
+    }
+    group.finish();
+}
+
 /// Baselines for the entropy coder: copying the same indices, and compressing them with zstd at level 1.
 fn baselines(criterion: &mut Criterion) {
     let code = code();
@@ -194,5 +258,13 @@ fn baselines(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, coder, baselines, reconstruction, error_feedback);
+criterion_group!(
+    benches,
+    coder,
+    baselines,
+    reconstruction,
+    overlay_bound,
+    factorization,
+    error_feedback
+);
 criterion_main!(benches);

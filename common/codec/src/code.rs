@@ -2,12 +2,15 @@
 //!
 //! Owns the checks of its lengths and ranges. How it becomes weights is specified in [`crate::reconstruct`].
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::bf16;
 use crate::error::{CodecError, check_len, check_matrix};
 use crate::steps::{self, Steps};
-use crate::trellis;
+use crate::trellis::{BLOCK_ROWS, LevelReader};
+
+mod index_bytes;
 
 /// A quantized matrix. Its weights are defined by [`crate::reconstruct`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,6 +29,7 @@ pub struct TensorCode {
     /// `[rows]` base-2 logarithm of the factor by which the row's steps exceed those of the columns, in eighths of an octave.
     pub row_step_log2_eighths: Vec<u8>,
     /// [rows, cols] row-major indices.
+    #[serde(with = "index_bytes")]
     pub q: Vec<i16>,
     /// Low-rank correction, if there is one.
     pub overlay: Option<LowRank>,
@@ -84,14 +88,23 @@ impl TensorCode {
         self.validate()?;
         check_matrix("weights", w.len(), self.rows, self.cols)?;
         let (steps, cols) = (self.steps(), self.cols.max(1));
-        let levels = trellis::levels(&self.q, cols, &self.row_log2_eighths);
         let mut residual = w.to_vec();
-        let rows = residual.chunks_mut(cols).zip(levels.chunks(cols));
-        for ((row, levels), row_step) in rows.zip(&steps.rows) {
-            for ((x, &level), step) in row.iter_mut().zip(levels).zip(&steps.columns) {
-                *x -= level as f32 * (step * row_step);
-            }
-        }
+        residual
+            .par_chunks_mut(BLOCK_ROWS * cols)
+            .zip(self.q.par_chunks(BLOCK_ROWS * cols))
+            .zip(self.row_log2_eighths.par_chunks(BLOCK_ROWS))
+            .zip(steps.rows.par_chunks(BLOCK_ROWS))
+            .for_each(|(((residual, q), logs), row_steps)| {
+                let mut reader = LevelReader::new(cols);
+                let mut levels = vec![0; cols];
+                let rows = residual.chunks_mut(cols).zip(q.chunks(cols));
+                for ((row, q), (&log, row_step)) in rows.zip(logs.iter().zip(row_steps)) {
+                    reader.row(q, log, &mut levels);
+                    for ((x, &level), step) in row.iter_mut().zip(&levels).zip(&steps.columns) {
+                        *x -= level as f32 * (step * row_step);
+                    }
+                }
+            });
         Ok(residual)
     }
 

@@ -44,7 +44,9 @@ mod table;
 
 pub(crate) use fit::symbol_of;
 pub(crate) use histogram::Histogram;
-pub(crate) use table::{ContextTable, DecodeTables, ESCAPE, PROBABILITY_BITS, symbol_index};
+pub(crate) use table::{
+    ContextTable, DecodeTables, ESCAPE, LARGEST_SYMBOL, PROBABILITY_BITS, symbol_index,
+};
 
 use crate::bits::{BitReader, BitWriter};
 use crate::code::TensorCode;

@@ -242,17 +242,20 @@ pub fn damping_at_rate(damping: f64, bits_per_weight: f64) -> f64 {
 /// [`CodecError::Shape`].
 pub fn shrink_off_diagonal(h: &mut [f32], n: usize, near: f32, far: f32) -> Result<(), CodecError> {
     let block = block_width("second moments", h.len(), n)?;
-    for (i, row) in h.chunks_exact_mut(block).enumerate() {
-        let diagonal = i % block;
-        for (k, value) in row.iter_mut().enumerate().filter(|&(k, _)| k != diagonal) {
-            let shrinkage = if k / SHRINKAGE_BLOCK == diagonal / SHRINKAGE_BLOCK {
-                near
-            } else {
-                far
-            };
-            *value *= 1.0 - shrinkage;
-        }
-    }
+    h.par_chunks_exact_mut(block)
+        .enumerate()
+        .for_each(|(i, row)| {
+            let diagonal = i % block;
+            let kept = row[diagonal];
+            for (piece, values) in row.chunks_mut(SHRINKAGE_BLOCK).enumerate() {
+                let shrinkage = match piece == diagonal / SHRINKAGE_BLOCK {
+                    true => near,
+                    false => far,
+                };
+                values.iter_mut().for_each(|x| *x *= 1.0 - shrinkage);
+            }
+            row[diagonal] = kept;
+        });
     Ok(())
 }
 
@@ -264,7 +267,7 @@ pub(crate) fn block_width(what: &'static str, len: usize, n: usize) -> Result<us
 }
 
 /// Mean of the diagonal of a matrix [n, block], 0 for n = 0. Refuses values that are not finite and negative diagonal entries.
-fn mean_diagonal(h: &[f32], n: usize, block: usize) -> Result<f64, CodecError> {
+pub(crate) fn mean_diagonal(h: &[f32], n: usize, block: usize) -> Result<f64, CodecError> {
     check_finite("second moments", h)?;
     let mut sum = 0.0;
     for j in 0..n {

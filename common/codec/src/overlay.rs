@@ -8,6 +8,12 @@
 //!
 //! Wide matrices are decomposed by subspace iteration (Halko, Martinsson, Tropp 2011) from a fixed matrix of signs. Small dense
 //! steps run sequentially in f64, large products in fixed pieces, so the bits do not depend on the number of threads.
+//!
+//! All of this can be spared where [`capture_bound`] shows that no rank is worth its bits.
+
+mod bound;
+
+pub use bound::{CaptureBound, capture_bound};
 
 use crate::bf16;
 use crate::code::LowRank;
@@ -108,10 +114,8 @@ pub fn fit(
     row_steps: &[f32],
     max_rank: usize,
 ) -> Result<OverlayFit, CodecError> {
-    check_matrix("residual", residual.len(), m, n)?;
+    check_arguments(residual, m, n, row_steps)?;
     check_len("factor", factor.n, n)?;
-    check_len("row steps", row_steps.len(), m)?;
-    check_finite("residual", residual)?;
     let rank = max_rank.min(m).min(n);
     let no_correction = OverlayFit {
         m,
@@ -155,6 +159,18 @@ pub fn fit(
         v,
         captured,
     })
+}
+
+/// Checks the lengths of the residual [m, n] and of the row steps `[m]`, and that the residual is finite.
+fn check_arguments(
+    residual: &[f32],
+    m: usize,
+    n: usize,
+    row_steps: &[f32],
+) -> Result<(), CodecError> {
+    check_matrix("residual", residual.len(), m, n)?;
+    check_len("row steps", row_steps.len(), m)?;
+    check_finite("residual", residual)
 }
 
 /// `X·A⁻¹` for `x` [rows, n]: `y_j = x_j / A_jj − Σ_{k<j} y_k·a_kj`, blocked.
@@ -264,13 +280,19 @@ fn thin_svd(matrix: &[f64], rows: usize, cols: usize) -> Result<Decomposition, C
     Ok((u, s, v))
 }
 
-/// Fixed pseudo-random signs (splitmix64).
+/// Fixed pseudo-random bits (splitmix64).
+fn splitmix64(i: usize) -> u64 {
+    let mut z = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Fixed pseudo-random signs.
 fn signs(count: usize) -> Vec<f32> {
-    let sign = |i: usize| {
-        let mut z = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        if (z ^ (z >> 31)) & 1 == 0 { 1.0 } else { -1.0 }
+    let sign = |i: usize| match splitmix64(i) & 1 {
+        0 => 1.0,
+        _ => -1.0,
     };
     (0..count).map(sign).collect()
 }

@@ -21,6 +21,32 @@ pub(crate) fn second_moments(statistics: &TensorFile, input: &str) -> anyhow::Re
     Ok(statistics.read_f32(&format!("{input}.second_moment"))?)
 }
 
+/// Second moments of an input as they are factored, and the damping with which they are.
+pub struct InputMoments {
+    /// [width, block], shrunk but not damped.
+    pub moments: Vec<f32>,
+    /// Relative to the mean of the diagonal.
+    pub damping: f64,
+}
+
+impl InputMoments {
+    /// Reads and shrinks the moments.
+    ///
+    /// # Errors
+    /// If they cannot be read or have another size.
+    pub fn read(
+        statistics: &TensorFile,
+        input: &InputSpec,
+        settings: &QuantizeSettings,
+    ) -> anyhow::Result<Self> {
+        let mut moments = second_moments(statistics, &input.name)?;
+        let shrinkage = settings.shrinkage as f32;
+        factor::shrink_off_diagonal(&mut moments, input.width, shrinkage, shrinkage)?;
+        let damping = factor::damping_at_rate(settings.damping, settings.bpw);
+        Ok(InputMoments { moments, damping })
+    }
+}
+
 /// The factor of an input's second moments.
 ///
 /// # Errors
@@ -30,11 +56,8 @@ pub fn input_factor(
     input: &InputSpec,
     settings: &QuantizeSettings,
 ) -> anyhow::Result<Factor> {
-    let mut h = second_moments(statistics, &input.name)?;
-    let shrinkage = settings.shrinkage as f32;
-    factor::shrink_off_diagonal(&mut h, input.width, shrinkage, shrinkage)?;
-    let damping = factor::damping_at_rate(settings.damping, settings.bpw);
-    factor::factorize(&h, input.width, damping)
+    let InputMoments { moments, damping } = InputMoments::read(statistics, input, settings)?;
+    factor::factorize(&moments, input.width, damping)
         .with_context(|| format!("second moments of input {}", input.name))
 }
 

@@ -9,13 +9,15 @@ use uc_codec::allocate::{self, Allocation, BitAllocation, FEWEST_BITS};
 use uc_codec::factor;
 use uc_codec::factor_cache::FactorCache;
 use uc_codec::layer::LinearShape;
-use uc_model::{LayerPlan, LinearSpec, ModelConfig};
-use uc_settings::AllocationMode;
+use uc_model::{InputSpec, LayerPlan, LinearSpec, ModelConfig};
+use uc_settings::{AllocationMode, QuantizeSettings};
 use uc_store::stage::Job;
 use uc_store::tensors::TensorFile;
 
 use crate::exact::exact_decl;
-use crate::factors::{FACTOR_CACHE_BYTES, input_factor, output_factor, second_moments};
+use crate::factors::{
+    FACTOR_CACHE_BYTES, InputMoments, input_factor, output_factor, second_moments,
+};
 use crate::overhead::overhead_bits;
 
 /// Diagnostics of an input's factor.
@@ -65,10 +67,7 @@ impl LayerInputs {
             let (plan, statistics) = (Rc::clone(&plan), Rc::clone(&statistics));
             let (quantize, diagnostics) = (quantize.clone(), Rc::clone(&diagnostics));
             move |name: &str| {
-                let input = plan
-                    .input(name)
-                    .with_context(|| format!("the plan has no input {name}"))?;
-                let factor = input_factor(&statistics, input, &quantize)?;
+                let factor = input_factor(&statistics, planned(&plan, name)?, &quantize)?;
                 let (damping, dead) = (factor.damping, factor.dead_inputs);
                 diagnostics
                     .borrow_mut()
@@ -121,6 +120,18 @@ impl LayerInputs {
         second_moments(&self.statistics, input)
     }
 
+    /// Second moments of an input as they are factored.
+    ///
+    /// # Errors
+    /// Those of [`InputMoments::read`].
+    pub fn factored_moments(
+        &self,
+        input: &str,
+        settings: &QuantizeSettings,
+    ) -> anyhow::Result<InputMoments> {
+        InputMoments::read(&self.statistics, planned(&self.plan, input)?, settings)
+    }
+
     /// Reports inputs whose damping had to be raised above the setting, and inputs with dead features.
     pub fn report_diagnostics(&self, job: &mut Job<'_>) {
         let quantize = &job.settings().quantize;
@@ -134,6 +145,12 @@ impl LayerInputs {
             }
         }
     }
+}
+
+/// An input of the plan by its name.
+fn planned<'a>(plan: &'a LayerPlan, input: &str) -> anyhow::Result<&'a InputSpec> {
+    plan.input(input)
+        .with_context(|| format!("the plan has no input {input}"))
 }
 
 /// Bits of the layer's file, and the linears with the bits per weight allocated to their indices.

@@ -23,12 +23,12 @@ mod quantization;
 mod spilled_codes;
 
 pub use exact::{exact_decl, exact_tensors};
-pub use factors::{FACTOR_CACHE_BYTES, input_factor, output_factor};
+pub use factors::{FACTOR_CACHE_BYTES, InputMoments, input_factor, output_factor};
 pub use inputs::LayerInputs;
 pub use overhead::overhead_bits;
 pub use quantization::classify;
 pub use spilled_codes::{CodesCheckpoint, SpilledCodes};
 
 /// Version of the stages `quantize` and `overlay-fit`. Raised whenever a change makes the same inputs give different
-/// codes.
-pub const QUANTIZER_VERSION: u32 = 10;
+/// codes, or writes them in another form.
+pub const QUANTIZER_VERSION: u32 = 11;

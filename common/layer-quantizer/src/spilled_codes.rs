@@ -18,7 +18,7 @@ use uc_store::spill::Spill;
 /// per weight, zstd at level 1 reduced 799758 bytes to 512213 (a factor of 0.64).
 const LINEAR_FRAME: Frame = Frame {
     magic: *b"UCCODES\0",
-    version: 2,
+    version: 3,
     what: "codes checkpoint",
     max_body: 1 << 36,
     zstd_level: Some(1),

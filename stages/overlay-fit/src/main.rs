@@ -2,7 +2,8 @@
 //!
 //! Overlays and indices share one budget. This stage therefore compares the layer as quantized with the layer quantized
 //! again with fewer bits for the indices and an overlay, both at the same file size, and keeps the one with the smaller
-//! output error. A fixed rank is kept regardless of its error; the metrics report both errors.
+//! output error. A fixed rank is kept regardless of its error; the metrics report both errors. Where a bound shows that no
+//! rank is worth its bits, nothing is fitted.
 
 mod correction;
 mod fit;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Context;
 use uc_layer_quantizer::{CodesCheckpoint, exact_tensors};
-use uc_model::ModelConfig;
+use uc_model::{LayerPlan, LinearSpec, ModelConfig};
 use uc_pack::{Digest, LayerCoder, LayerEntry, LayerFile, Linears};
 use uc_store::stage::Job;
 use uc_store::tensors::TensorFile;
@@ -19,22 +19,22 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let weights = TensorFile::open(&job.input("weights")?)?;
     let exact = exact_tensors(&weights, &plan)?;
 
-    let coder = LayerCoder::new(plan.index as u32, &linears, &exact)?;
     let mut file = job.output("pack-layer")?;
     let target = file.target().to_owned();
-    coder
-        .write(&linears, &mut file)
-        .with_context(|| format!("cannot write {target}"))?;
+    // The digests of the source take one thread, the file takes the others.
+    let write = || {
+        let coder = LayerCoder::new(plan.index as u32, &linears, &exact)?;
+        coder
+            .write(&linears, &mut file)
+            .with_context(|| format!("cannot write {target}"))?;
+        anyhow::Ok(8 * coder.length())
+    };
+    let (bits, source_digests) = rayon::join(write, || source_digests(&weights, &plan));
+    let (bits, source_digests) = (bits?, source_digests?);
     job.commit("pack-layer", file)?;
-    let bits = 8.0 * coder.length() as f64;
-    job.metric("bpw", bits / plan.linear_parameters() as f64);
+    job.metric("bpw", bits as f64 / plan.linear_parameters() as f64);
 
     // The record is computed from the file as written, not from the linears in memory.
-    let mut source_digests = BTreeMap::new();
-    for linear in &plan.linears {
-        let digest = Digest::hash_bytes(&weights.read(&linear.name)?);
-        source_digests.insert(linear.name.clone(), digest);
-    }
     let written = LayerFile::open(&target)?;
     let source_digest = |name: &str| source_digests.get(name).copied();
     let entry = LayerEntry::measure(&written, &plan.prefix, source_digest)?;
@@ -42,4 +42,16 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     record.append(&serde_json::to_vec_pretty(&entry)?)?;
     job.commit("layer-record", record)?;
     Ok(())
+}
+
+/// Digests of the linears in the source, by name.
+fn source_digests(
+    weights: &TensorFile,
+    plan: &LayerPlan,
+) -> anyhow::Result<BTreeMap<String, Digest>> {
+    let digest = |linear: &LinearSpec| {
+        let digest = Digest::hash_bytes(&weights.read(&linear.name)?);
+        Ok((linear.name.clone(), digest))
+    };
+    plan.linears.iter().map(digest).collect()
 }

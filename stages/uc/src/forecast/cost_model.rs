@@ -119,14 +119,6 @@ impl<'a> CostModel<'a> {
         self.settings.calibration.max_input_block as usize
     }
 
-    /// The largest overlay rank that is considered; 0 for none.
-    fn rank(&self) -> u32 {
-        match self.settings.overlay.rank {
-            Rank::Auto => self.settings.overlay.max_rank,
-            Rank::Fixed(rank) => rank,
-        }
-    }
-
     /// Bytes of the hidden states of some tokens.
     fn states(&self, tokens: f64) -> f64 {
         tokens * self.model.hidden as f64 * F32
@@ -203,10 +195,15 @@ impl<'a> CostModel<'a> {
                 layer.factors(max_input_block)
                     + layer.quantization(max_input_block, max_output_block),
             ),
-            "overlay-fit" if self.rank() == 0 => JobCost::Codec(0.0),
-            "overlay-fit" => JobCost::Codec(
-                layer.factors(max_input_block) + layer.overlay(max_input_block, self.rank()),
-            ),
+            "overlay-fit" => JobCost::Codec(match self.settings.overlay.rank {
+                Rank::Auto if self.settings.overlay.max_rank == 0 => 0.0,
+                // At the widths measured, the bound excludes every overlay.
+                Rank::Auto => layer.overlay_bound(max_input_block),
+                Rank::Fixed(0) => 0.0,
+                Rank::Fixed(rank) => {
+                    layer.factors(max_input_block) + layer.overlay(max_input_block, rank)
+                }
+            }),
             "pack-writer layer" => {
                 JobCost::Bytes(self.layer_bytes(layer) + self.pack_layer_bytes(layer))
             }

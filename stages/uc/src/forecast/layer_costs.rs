@@ -16,6 +16,12 @@ const TRELLIS_OPERATIONS: f64 = 16800.0;
 /// Operations per weight and rank of the search for leading singular triples.
 const TRIPLES: f64 = 24.0;
 
+/// Operations per weight of the bound on what an overlay could capture: 16 vectors, multiplied by the residual's transpose
+/// once and by the residual and its transpose four times, as is typical.
+const BOUND: f64 = 2.0 * 16.0 * (1.0 + 2.0 * 4.0);
+/// Operations per entry of the second moments of the same.
+const BOUND_MOMENTS: f64 = 2.0 * 16.0 * 4.0;
+
 /// A layer of a group, with the formulas for its costs.
 #[derive(Debug, Clone, Copy)]
 pub struct LayerCosts<'a> {
@@ -150,7 +156,19 @@ impl LayerCosts<'_> {
         self.rate_probe(max_input_block, usize::MAX) + along_rows
     }
 
-    /// Operations of the search for an overlay.
+    /// Operations of the bound that excludes overlays.
+    pub fn overlay_bound(&self, max_input_block: usize) -> f64 {
+        let linears = self.group.linears.iter();
+        linears
+            .map(|group| {
+                let inputs = (group.count * group.cols) as f64;
+                let block = group.cols.min(max_input_block) as f64;
+                inputs * (BOUND * group.rows as f64 + BOUND_MOMENTS * block)
+            })
+            .sum()
+    }
+
+    /// Operations of the search for an overlay of a given rank.
     pub fn overlay(&self, max_input_block: usize, rank: u32) -> f64 {
         let linears = self.group.linears.iter();
         linears

@@ -102,6 +102,9 @@ fn the_codec_costs_the_trellis_per_weight_and_the_feedback_per_weight_and_input(
     let rows = 128.0 * 16.0 + 1024.0 * 8.0;
     assert_eq!(layer.quantization(16, 1024), both + rows);
     assert_eq!(layer.overlay(16, 2), 128.0 * 56.0 + 1024.0 * 64.0);
+    // 9 products of the residual with 16 vectors, and 4 of the second moments.
+    let bound = 32.0 * (9.0 * (128.0 + 1024.0) + 4.0 * (8.0 * 8.0 + 4.0 * 32.0 * 16.0));
+    assert_eq!(layer.overlay_bound(16), bound);
 }
 
 #[test]
