@@ -23,6 +23,7 @@ use crate::packed::{Cursor, MARK_ROWS, Outlier, PANEL, Packed};
 #[cfg(target_arch = "x86_64")]
 use crate::packed::{avx2, avx512};
 use crate::streamed::LevelRows;
+use crate::twelve_bits;
 
 /// Outliers in a line of the caches.
 const OUTLIERS_OF_LINE: usize = 64 / size_of::<Outlier>();
@@ -135,8 +136,8 @@ pub(crate) fn decoded_products(
     }
 }
 
-/// As [`products`], of rows of [`ByteMatrix`](crate::bytes::ByteMatrix): `rows: [_, stride]`, a byte stands for itself less 128.
-pub(crate) fn byte_products(
+/// As [`products`], of rows `[_, stride]` of [`crate::twelve_bits`].
+pub(crate) fn twelve_bit_products(
     rows: &[u8],
     stride: usize,
     x: &Quantized,
@@ -145,27 +146,27 @@ pub(crate) fn byte_products(
 ) {
     #[cfg(target_arch = "x86_64")]
     if let Some(halves) = x.halves() {
-        return avx512::byte_products(rows, stride, halves, x.scales(), out);
+        return avx512::twelve_bit_products(rows, stride, halves, x.scales(), out);
     }
     scratch.prepare(x.tokens());
+    let mut levels = std::mem::take(&mut scratch.levels);
+    levels.resize(2 * CHUNK_ROWS, [0; PANEL]);
     let chunks = rows.chunks(CHUNK_ROWS * stride);
     for (rows, out) in chunks.zip(out.chunks_mut(CHUNK_ROWS * x.tokens())) {
-        let mut levels = std::mem::take(&mut scratch.levels);
-        levels.resize(CHUNK_ROWS, [0; PANEL]);
-        let levels_of_rows = &mut levels[..rows.len() / stride];
-        for panel in 0..stride.div_ceil(PANEL) {
-            for (levels, row) in levels_of_rows.iter_mut().zip(rows.chunks_exact(stride)) {
-                let bytes = &row[panel * PANEL..];
-                for (level, &byte) in levels.iter_mut().zip(bytes) {
-                    *level = i16::from(byte) - 128;
-                }
-            }
+        let count = rows.len() / stride;
+        let (high, low) = levels.split_at_mut(CHUNK_ROWS);
+        let (high, low) = (&mut high[..count], &mut low[..count]);
+        for panel in 0..x.panels() {
+            twelve_bits::parts(rows, stride, panel, high, low);
             let x = x.panel(panel);
-            x.decoded(levels_of_rows, 0, 0, scratch);
+            let sixteenfold: Vec<f32> = x.scales.iter().map(|scale| 16.0 * scale).collect();
+            x.decoded(high, 0, 0, scratch);
+            scratch.join(&sixteenfold, out);
+            x.decoded(low, 0, 0, scratch);
             scratch.join(x.scales, out);
         }
-        scratch.levels = levels;
     }
+    scratch.levels = levels;
 }
 
 impl Scratch {

@@ -28,7 +28,6 @@ mod attention;
 mod awake;
 pub mod bandwidth;
 pub mod batch;
-mod bytes;
 mod cache;
 mod coded;
 mod columns;
@@ -64,6 +63,7 @@ pub mod source;
 pub mod stop_tokens;
 mod streamed;
 pub mod template;
+mod twelve_bits;
 mod vector;
 mod writer;
 

@@ -16,7 +16,7 @@ pub struct Reads {
     pub linear_bytes: u64,
     /// Routers, and linears that are stored exactly.
     pub exact_bytes: u64,
-    /// The output matrix; in fast arithmetic without the exact rows of likely tokens.
+    /// The output matrix.
     pub head_bytes: u64,
     /// Whether the tokens of a batch may read different experts. If not, a batch reads what a token reads.
     pub depends_on_routing: bool,

@@ -45,6 +45,11 @@ impl Quantized {
         &self.scales
     }
 
+    /// Panels of a vector.
+    pub(super) fn panels(&self) -> usize {
+        self.scales.len() / self.tokens
+    }
+
     /// Quantizes the vectors `x: [tokens, cols]`.
     pub(crate) fn new(x: &[f32], columns: &Columns) -> Self {
         let (cols, tokens) = (columns.len(), x.len() / columns.len());
@@ -149,7 +154,7 @@ impl Kernel for Rounding<'_> {
 impl Quantized {
     /// The activations of a panel.
     pub(super) fn panel(&self, panel: usize) -> Activations<'_> {
-        let panels = self.scales.len() / self.tokens;
+        let panels = self.panels();
         let count = self.values.len() / panels;
         Activations {
             scales: &self.scales[panel * self.tokens..(panel + 1) * self.tokens],

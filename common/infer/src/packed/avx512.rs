@@ -9,11 +9,11 @@
 //! and stores access arrays of the length of a vector, or fields, after which there are [`SLACK`](super::SLACK) bytes.
 #![allow(unsafe_code)]
 
-mod bytes;
 mod sums;
+mod twelve_bits;
 
-pub(crate) use bytes::byte_products;
 pub(crate) use sums::{interleaved_sums, sums};
+pub(crate) use twelve_bits::twelve_bit_products;
 
 use std::arch::x86_64::*;
 use std::sync::LazyLock;

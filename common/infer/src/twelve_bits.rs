@@ -1,0 +1,288 @@
+//! A matrix in integers of twelve bits: the head in the arithmetic `fast`.
+//!
+//! # Layout
+//! A row has a scale, the largest magnitude of its weights divided by 2047, and for each group of 64 columns 96 bytes. With the weight
+//! as an integer q, of which `high = q >> 4` and `low = q & 15`, these are 64 bytes `high + 128` and 32 bytes, whose lower halves are the
+//! `low` of the first 32 columns and whose upper halves those of the others.
+//!
+//! # Arithmetic
+//! As in [`crate::integer`], with the sums of the two parts apart, since the sum of q times activations would not fit into 32 bits:
+//! ```text
+//! y_i = scale_i · Σ (16 s_P · f32(Σ high_ij · A_j) + s_P · f32(Σ low_ij · A_j))     fused multiply-adds, in this order
+//! ```
+
+use rayon::prelude::*;
+use uc_simd::{Kernel, dispatch};
+
+use crate::arithmetic::MemoryForm;
+use crate::columns::Columns;
+use crate::huge_pages;
+use crate::integer::{Quantized, Scratch, twelve_bit_products};
+use crate::matrix::Dense;
+use crate::packed::{GROUP, PANEL};
+use crate::product::transposed;
+
+/// Weights of a task, about.
+const TASK_WEIGHTS: usize = 1 << 18;
+/// Largest magnitude of an integer.
+const LARGEST: f32 = 2047.0;
+/// Bytes of a group.
+pub(crate) const GROUP_BYTES: usize = GROUP + GROUP / 2;
+/// A row whose largest weight is below this counts as zero.
+const SMALLEST: f32 = 1e-30;
+
+/// The matrix `[rows, cols]` in integers.
+#[derive(Debug)]
+pub(crate) struct TwelveBits {
+    columns: Columns,
+    /// The rows, unless they are made each time they are used.
+    rows: Option<Rows>,
+}
+
+/// Rows of integers.
+#[derive(Debug, Default)]
+struct Rows {
+    /// [rows, groups, GROUP_BYTES]
+    values: Vec<u8>,
+    /// `[rows]`
+    scales: Vec<f32>,
+}
+
+impl TwelveBits {
+    /// For a matrix `[_, cols]`, whose integers are kept in the form `resident`.
+    pub(crate) fn new(matrix: &Dense, cols: usize, memory: MemoryForm) -> Self {
+        let rows = matrix.len() / cols;
+        TwelveBits {
+            columns: Columns::new(&vec![0; cols]),
+            rows: (memory == MemoryForm::Resident).then(|| {
+                let stride = row_bytes(cols);
+                let mut made = Rows {
+                    values: huge_pages::collect(std::iter::repeat_n(0, rows * stride)),
+                    scales: vec![0.0; rows],
+                };
+                let parts = made.values.par_chunks_mut(stride);
+                let parts = parts.zip(&mut made.scales).enumerate();
+                parts.for_each_init(Vec::new, |row, (index, (values, scale))| {
+                    *scale = integers_of_row(matrix, index, cols, row, values);
+                });
+                made
+            }),
+        }
+    }
+
+    /// Bytes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        let rows = self.rows.as_ref();
+        rows.map_or(0, |rows| {
+            rows.values.len() + size_of::<f32>() * rows.scales.len()
+        })
+    }
+
+    /// `x Wᵀ` for the matrix and `x: [tokens, cols]`, with activations of 16 bits; `[tokens, rows]`.
+    pub(crate) fn product(&self, matrix: &Dense, x: &[f32]) -> Vec<f32> {
+        let cols = self.columns.len();
+        let (rows, stride) = (matrix.len() / cols, row_bytes(cols));
+        let quantized = Quantized::new(x, &self.columns);
+        let tokens = quantized.tokens();
+        let task_rows = (TASK_WEIGHTS / stride).next_multiple_of(4);
+        let mut out = vec![0.0; rows * tokens];
+        let tasks = out.par_chunks_mut(task_rows * tokens).enumerate();
+        tasks.for_each_init(
+            || (Scratch::default(), Rows::default(), Vec::new()),
+            |(scratch, made, row), (task, out)| {
+                let range = task * task_rows..task * task_rows + out.len() / tokens;
+                let (values, scales) = match &self.rows {
+                    Some(rows) => (
+                        &rows.values[range.start * stride..range.end * stride],
+                        &rows.scales[range],
+                    ),
+                    None => {
+                        made.values.resize(range.len() * stride, 0);
+                        made.scales.clear();
+                        let values = made.values.chunks_exact_mut(stride);
+                        let scales = range.zip(values).map(|(index, values)| {
+                            integers_of_row(matrix, index, cols, row, values)
+                        });
+                        made.scales.extend(scales);
+                        (&*made.values, &*made.scales)
+                    }
+                };
+                twelve_bit_products(values, stride, &quantized, scratch, out);
+                for (out, scale) in out.chunks_exact_mut(tokens).zip(scales) {
+                    out.iter_mut().for_each(|y| *y *= scale);
+                }
+            },
+        );
+        transposed(out, tokens)
+    }
+}
+
+/// Bytes of a row.
+fn row_bytes(cols: usize) -> usize {
+    cols.div_ceil(GROUP) * GROUP_BYTES
+}
+
+/// Rounds row `index` of a matrix; its scale.
+fn integers_of_row(
+    matrix: &Dense,
+    index: usize,
+    cols: usize,
+    row: &mut Vec<f32>,
+    bytes: &mut [u8],
+) -> f32 {
+    row.clear();
+    row.resize(cols.next_multiple_of(GROUP), 0.0);
+    matrix.read(index * cols, &mut row[..cols]);
+    dispatch(Rounding(row, bytes))
+}
+
+/// Rounds a row of whole groups; its scale.
+struct Rounding<'a>(&'a [f32], &'a mut [u8]);
+
+impl Kernel for Rounding<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run(self) -> f32 {
+        let Rounding(row, bytes) = self;
+        let largest = row.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+        let inverse = match largest < SMALLEST {
+            true => 0.0,
+            false => LARGEST / largest,
+        };
+        let groups = bytes.as_chunks_mut::<GROUP_BYTES>().0.iter_mut();
+        for (bytes, row) in groups.zip(row.as_chunks::<GROUP>().0) {
+            // Adding 1.5 · 2^23 rounds to the nearest integer.
+            let rounded = row.map(|x| ((x * inverse + 12_582_912.0) - 12_582_912.0) as i32);
+            let (high, low) = bytes.split_at_mut(GROUP);
+            for (high, q) in high.iter_mut().zip(rounded) {
+                *high = ((q >> 4) + 128) as u8;
+            }
+            for (index, low) in low.iter_mut().enumerate() {
+                *low = (rounded[index] & 15 | (rounded[index + GROUP / 2] & 15) << 4) as u8;
+            }
+        }
+        largest / LARGEST
+    }
+}
+
+/// The parts `[high, low]` of a panel of rows `[_, stride]`.
+pub(crate) fn parts(
+    rows: &[u8],
+    stride: usize,
+    panel: usize,
+    high: &mut [[i16; PANEL]],
+    low: &mut [[i16; PANEL]],
+) {
+    dispatch(Parts {
+        rows,
+        stride,
+        first: panel * (PANEL / GROUP) * GROUP_BYTES,
+        high,
+        low,
+    });
+}
+
+/// See [`parts`].
+struct Parts<'a> {
+    rows: &'a [u8],
+    stride: usize,
+    /// First byte of the panel in its row.
+    first: usize,
+    high: &'a mut [[i16; PANEL]],
+    low: &'a mut [[i16; PANEL]],
+}
+
+impl Kernel for Parts<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let rows = self.rows.chunks_exact(self.stride);
+        for ((row, high), low) in rows.zip(self.high).zip(self.low) {
+            let groups = row[self.first..].as_chunks::<GROUP_BYTES>().0.iter();
+            let high = high.as_chunks_mut::<GROUP>().0.iter_mut();
+            let low = low.as_chunks_mut::<GROUP>().0.iter_mut();
+            for ((bytes, high), low) in groups.zip(high).zip(low) {
+                let (high_bytes, low_bytes) = bytes.split_at(GROUP);
+                for (high, &byte) in high.iter_mut().zip(high_bytes) {
+                    *high = i16::from(byte) - 128;
+                }
+                let (first, second) = low.split_at_mut(GROUP / 2);
+                for ((first, second), &byte) in first.iter_mut().zip(second).zip(low_bytes) {
+                    *first = i16::from(byte & 15);
+                    *second = i16::from(byte >> 4);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize, step: usize) -> Vec<f32> {
+        let number = |i: usize| ((i * step % 1009) as f32 / 504.5 - 1.0).powi(3);
+        (1..=count).map(number).collect()
+    }
+
+    /// The definition of the module.
+    fn by_definition(matrix: &[f32], x: &[f32], cols: usize) -> Vec<f32> {
+        let mut out = Vec::new();
+        for x in x.chunks_exact(cols) {
+            for row in matrix.chunks_exact(cols) {
+                let largest = row.iter().fold(0.0f32, |a, w| a.max(w.abs()));
+                let q = row
+                    .iter()
+                    .map(|w| (w * (2047.0 / largest)).round_ties_even() as i64);
+                let q: Vec<i64> = q.collect();
+                let mut y = 0.0f32;
+                for (q, x) in q.chunks(PANEL).zip(x.chunks(PANEL)) {
+                    let peak = x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+                    let integer = |x: f32| (x * (32_512.0 / peak)).round_ties_even() as i64;
+                    let part = |part: fn(i64) -> i64| -> f32 {
+                        let products = q.iter().zip(x).map(|(&q, &x)| part(q) * integer(x));
+                        products.sum::<i64>() as f32
+                    };
+                    let scale = peak / 32_512.0;
+                    y = (16.0 * scale).mul_add(part(|q| q >> 4), y);
+                    y = scale.mul_add(part(|q| q & 15), y);
+                }
+                out.push(y * (largest / 2047.0));
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn products_have_the_bits_of_the_definition_for_any_number_of_tokens_in_both_forms() {
+        for (rows, cols) in [(303, 70), (65, 600), (5, 256), (1, 1)] {
+            let values = numbers(rows * cols, 7919);
+            let matrix = Dense::F32(values.clone());
+            for tokens in [1, 3, 17] {
+                let x = numbers(tokens * cols, 6421);
+                let expected = by_definition(&values, &x, cols);
+                for memory in [MemoryForm::Resident, MemoryForm::Streamed] {
+                    let found = TwelveBits::new(&matrix, cols, memory).product(&matrix, &x);
+                    for (found, expected) in found.iter().zip(&expected) {
+                        assert_eq!(
+                            found.to_bits(),
+                            expected.to_bits(),
+                            "{rows} {cols} {tokens}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_zeros_and_of_tiny_weights_give_zeros() {
+        let matrix = Dense::F32([vec![0.0; 70], vec![1e-36; 70], vec![1.0; 70]].concat());
+        let bits = TwelveBits::new(&matrix, 70, MemoryForm::Resident);
+        let found = bits.product(&matrix, &[1.0; 70]);
+        assert_eq!(found[..2], [0.0, 0.0]);
+        assert!((found[2] - 70.0).abs() < 1e-3);
+    }
+}
