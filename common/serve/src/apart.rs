@@ -41,3 +41,62 @@ pub(crate) async fn apart<T: Send + 'static>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use axum::http::StatusCode;
+
+    use super::*;
+
+    fn block_on<T>(work: impl Future<Output = T>) -> T {
+        let mut builder = Builder::new_current_thread();
+        set_up(&mut builder);
+        let runtime = builder.enable_time().build().expect("a runtime");
+        runtime.block_on(work)
+    }
+
+    #[test]
+    fn a_few_threads_do_all_the_work_and_a_panic_is_an_error_of_one_request() {
+        block_on(async {
+            let work = || {
+                std::thread::sleep(Duration::from_millis(1));
+                Ok(std::thread::current().id())
+            };
+            let mut set = JoinSet::new();
+            (0..40).for_each(|_| drop(set.spawn(apart(work))));
+            let ids = set.join_all().await.into_iter().map(Result::unwrap);
+            assert!(ids.collect::<HashSet<_>>().len() <= THREADS);
+            let failed = apart(|| -> Result<(), ApiError> { panic!("on purpose") }).await;
+            let error = failed.expect_err("a panic");
+            assert_eq!(error.status, StatusCode::INTERNAL_SERVER_ERROR);
+            assert_eq!(apart(|| Ok(1)).await.expect("a number"), 1);
+        });
+    }
+
+    #[test]
+    fn work_for_a_client_that_has_left_is_not_begun() {
+        let begun = Arc::new(AtomicUsize::new(0));
+        let work = |begun: &Arc<AtomicUsize>| {
+            let begun = begun.clone();
+            apart(move || {
+                begun.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(50));
+                Ok(())
+            })
+        };
+        block_on(async {
+            let mut stays = JoinSet::new();
+            (0..THREADS).for_each(|_| drop(stays.spawn(work(&begun))));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let leaves = tokio::time::timeout(Duration::from_millis(10), work(&begun));
+            assert!(leaves.await.is_err());
+            stays.join_all().await;
+            apart(|| Ok(())).await.expect("done");
+        });
+        assert_eq!(begun.load(Ordering::Relaxed), THREADS);
+    }
+}
