@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -226,6 +227,8 @@ def main():
     parser.add_argument("--uc-option", action="append", default=[])
     parser.add_argument("--llama-option", action="append", default=[])
     args = parser.parse_args()
+    # The servers are ended too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     start, found, commands, peaks = time.monotonic(), [], {}, {}
     for reuse in args.reuse:
         servers = {}
