@@ -95,12 +95,12 @@ bench-kernels: ## measure the products of the runtime beside the rate at which m
 	python3 tests/benchmark/speed.py kernels
 
 .PHONY: bench-storm
-bench-storm: ## ten minutes of 64 clients on a server: no answer changes, nothing leaks
-	UC_STORM_RECEIPT="$(CURDIR)/docs/benchmarks/serve-storm.json" cargo test --release --locked -p uc-serve --test concurrency -- --ignored
+bench-storm: setup ## ten minutes of 64 clients on a server: no answer changes, nothing leaks
+	UC_STORM_RECEIPT="$(CURDIR)/docs/benchmarks/serve-storm.json" cargo test --release --locked --workspace --test serve_storm -- --ignored
 
 .PHONY: bench-serving
-bench-serving: ## load on servers that run: SERVERS="uc=http://127.0.0.1:8080 llama=http://127.0.0.1:8081" TEXT=FILE (needs python3)
-	python3 tests/serve/load.py --text "$(TEXT)" --out docs/benchmarks/serving.json --note "$(NOTE)" $(SERVERS)
+bench-serving: setup ## measure uc serve under load beside llama-server: PACK, GGUF=FILE of the same model, TEXT=FILE of prompts (needs python3, and LLAMA_SERVER, the program of llama.cpp; SERVING_ARGS=… as tests/serve/load.py says)
+	python3 tests/serve/load.py --uc $(UC) --pack $(PACK) --llama-server $(LLAMA_SERVER) --gguf $(GGUF) --text $(TEXT) $(SERVING_ARGS)
 
 .PHONY: bench-overlay
 bench-overlay: ## measure what a low-rank overlay would gain at large widths

@@ -1,15 +1,15 @@
 //! `uc serve` on a pack of the tiny model, for tests of several kinds of clients.
 #![allow(clippy::disallowed_methods)]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, Read};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Stdio};
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::{Value, json};
+use serde_json::json;
 
+use crate::http::Client;
 use crate::{compress, copy_model, succeed, uc};
 
 /// A pack of the tiny model in a temporary folder.
@@ -52,8 +52,7 @@ impl Packed {
 pub struct Server {
     child: Child,
     stderr: BufReader<ChildStderr>,
-    /// Address and port.
-    pub address: String,
+    client: Client,
 }
 
 impl Server {
@@ -86,44 +85,8 @@ impl Server {
         Server {
             child,
             stderr,
-            address,
+            client: Client { address },
         }
-    }
-
-    /// Status and JSON of a request.
-    ///
-    /// # Panics
-    /// If there is no answer, or one without JSON.
-    pub fn ask(&self, path: &str, body: Option<&Value>, key: Option<&str>) -> (u16, Value) {
-        let mut stream = TcpStream::connect(&self.address).expect("connects");
-        stream
-            .set_read_timeout(Some(Duration::from_secs(60)))
-            .expect("set");
-        let body = body.map(Value::to_string);
-        let method = if body.is_some() { "POST" } else { "GET" };
-        let body = body.unwrap_or_default();
-        let mut head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n",
-            self.address,
-            body.len()
-        );
-        if let Some(key) = key {
-            head += &format!("Authorization: Bearer {key}\r\n");
-        }
-        stream
-            .write_all(format!("{head}\r\n{body}").as_bytes())
-            .expect("sent");
-        let mut reply = String::new();
-        stream.read_to_string(&mut reply).expect("a reply");
-        let (head, body) = reply.split_once("\r\n\r\n").expect("a reply");
-        let status = head
-            .split(' ')
-            .nth(1)
-            .and_then(|status| status.parse().ok());
-        (
-            status.expect("a status"),
-            serde_json::from_str(body).expect("JSON"),
-        )
     }
 
     /// Ends it by a signal; the exit status and what it has said since it listens.
@@ -137,6 +100,14 @@ impl Server {
         let mut said = String::new();
         self.stderr.read_to_string(&mut said).expect("text");
         (status.code(), said)
+    }
+}
+
+impl Deref for Server {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
     }
 }
 

@@ -224,12 +224,9 @@ impl Batch {
             return std::mem::take(&mut self.events);
         }
         self.counters.steps += 1;
-        let parts = self.running.iter().zip(self.shares());
-        let tokens: Vec<Vec<u32>> = parts
-            .map(|(running, share)| running.next_tokens(share).to_vec())
-            .collect();
+        let (mut stepped, tokens) = parts(&mut self.running, self.settings.step_tokens);
         let mut chunks = Vec::with_capacity(tokens.len());
-        for (running, tokens) in self.running.iter_mut().zip(&tokens) {
+        for (running, tokens) in stepped.iter_mut().zip(&tokens) {
             if running.is_in_prompt() {
                 self.counters.prompt_tokens += tokens.len() as u64;
             }
@@ -241,18 +238,18 @@ impl Batch {
         }
         let logits = self.model.compute(&mut chunks);
         // Choosing takes about as long as a small layer, so it is shared among the threads.
-        let parts = self.running.par_iter_mut().zip(logits);
-        let advanced: Vec<Vec<Progress>> = parts
-            .map(|(running, logits)| running.advance(logits))
+        let advanced: Vec<(RequestId, Vec<Progress>)> = stepped
+            .par_iter_mut()
+            .zip(logits)
+            .map(|(running, logits)| (running.id, running.advance(logits)))
             .collect();
-        let ids: Vec<RequestId> = self.running.iter().map(|running| running.id).collect();
-        for (id, progress) in ids.into_iter().zip(advanced) {
-            progress.into_iter().for_each(|p| self.tell(id, p));
-        }
-        for running in &self.running {
+        for running in stepped {
             if running.is_at_point() && !running.has_failed() {
                 self.prefixes.keep(running.sequence.clone());
             }
+        }
+        for (id, progress) in advanced {
+            progress.into_iter().for_each(|p| self.tell(id, p));
         }
         let (running, ended) = std::mem::take(&mut self.running)
             .into_iter()
@@ -348,23 +345,6 @@ impl Batch {
         Ok(())
     }
 
-    /// How many tokens of its prompt each request computes in this step, at least one: equal shares, of which short prompts
-    /// leave a part to the others.
-    fn shares(&self) -> Vec<usize> {
-        let mut shares = vec![0; self.running.len()];
-        let mut order: Vec<usize> = (0..shares.len()).collect();
-        order.retain(|&index| self.running[index].is_in_prompt());
-        order.sort_by_key(|&index| self.running[index].prompt_next());
-        let count = order.len();
-        let mut left = self.settings.step_tokens.max(count);
-        for (rank, index) in order.into_iter().enumerate() {
-            let share = left / (count - rank);
-            shares[index] = share.min(self.running[index].prompt_next());
-            left -= shares[index];
-        }
-        shares
-    }
-
     /// Keeps the sequence of what has ended.
     fn leave(&mut self, running: Running) {
         self.counters.generated_tokens += running.usage.generated as u64;
@@ -376,4 +356,37 @@ impl Batch {
     fn tell(&mut self, request: RequestId, progress: Progress) {
         self.events.push(Event { request, progress });
     }
+}
+
+/// The requests that have a part in the next step, and their tokens.
+fn parts(running: &mut [Running], step_tokens: usize) -> (Vec<&mut Running>, Vec<Vec<u32>>) {
+    let shares = shares(running, step_tokens);
+    let parts = running.iter_mut().zip(shares);
+    let parts = parts.filter(|(_, share)| *share > 0);
+    parts
+        .map(|(running, share)| {
+            let tokens = running.next_tokens(share).to_vec();
+            (running, tokens)
+        })
+        .unzip()
+}
+
+/// How many tokens each request computes in a step: the next one of a text; of the prompts, the one that has the fewest tokens
+/// left gets half of the step's, and the others from the oldest on what there is. So a short prompt hardly waits for long ones,
+/// and none waits forever.
+fn shares(running: &[Running], step_tokens: usize) -> Vec<usize> {
+    let prompts = || (0..running.len()).filter(|&index| running[index].is_in_prompt());
+    let texts = running.iter().map(|running| !running.is_in_prompt());
+    let mut shares: Vec<usize> = texts.map(usize::from).collect();
+    let mut left = step_tokens;
+    let shortest = prompts().min_by_key(|&index| running[index].prompt_left());
+    let first = shortest.map(|index| (index, step_tokens / 2));
+    let others = prompts().map(|index| (index, step_tokens));
+    for (index, most) in first.into_iter().chain(others) {
+        let share = running[index].prompt_next() - shares[index];
+        let share = share.min(most).min(left);
+        shares[index] += share;
+        left -= share;
+    }
+    shares
 }

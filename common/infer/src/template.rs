@@ -3,8 +3,12 @@
 //! Templates are Jinja, written for the environment of transformers: blocks without surrounding blanks, `break` and `continue`,
 //! the methods of Python's strings and dictionaries, `raise_exception`, `strftime_now`, `tojson`. The special tokens are those
 //! of the template: nothing is put in front of its text.
+//!
+//! A template comes with the pack. What it may do is limited, so that one that loops or writes without end is an error. The
+//! limits are no sandbox: a template can still join a text with itself until the memory is full.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, Error, ErrorKind, context};
@@ -26,6 +30,11 @@ const TEMPLATE_FILE: &str = "chat_template.jinja";
 const DEFAULT: &str = "default";
 /// Name of the one for conversations with tools, where it is apart.
 const TOOL_USE: &str = "tool_use";
+
+/// Most steps of a template for one text: hundreds for each message of a conversation of ten thousand, about a second.
+const MAX_STEPS: u64 = 10_000_000;
+/// Most bytes of the text of a template.
+const MAX_TEXT: usize = 64 << 20;
 
 /// A message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -236,10 +245,49 @@ impl Template {
 
     fn render_values(&self, name: &str, values: Value) -> Result<String, InferError> {
         let tokens = context! { bos_token => self.bos, eos_token => self.eos };
-        let template = self.environment.get_template(name);
-        template
-            .and_then(|template| template.render(context! { ..tokens, ..values }))
-            .map_err(template_error)
+        let template = self
+            .environment
+            .get_template(name)
+            .map_err(template_error)?;
+        let mut text = Limited::default();
+        let rendered = template.render_captured_to(context! { ..tokens, ..values }, &mut text);
+        let endless = |found: String| InferError::Template {
+            reason: format!(
+                "the template {name:?} {found}, expected an end; it may loop or repeat a text"
+            ),
+        };
+        match rendered {
+            _ if text.is_full => Err(endless(format!("wrote more than {MAX_TEXT} bytes"))),
+            Err(error) if error.kind() == ErrorKind::OutOfFuel => {
+                Err(endless(format!("took more than {MAX_STEPS} steps")))
+            }
+            Err(error) => Err(template_error(error)),
+            Ok(_) => String::from_utf8(text.bytes).map_err(|error| InferError::Template {
+                reason: error.to_string(),
+            }),
+        }
+    }
+}
+
+/// Text of at most [`MAX_TEXT`] bytes.
+#[derive(Default)]
+struct Limited {
+    bytes: Vec<u8>,
+    is_full: bool,
+}
+
+impl Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > MAX_TEXT - self.bytes.len() {
+            self.is_full = true;
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -257,6 +305,7 @@ fn template_error(error: Error) -> InferError {
 /// The environment that templates are written for.
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
+    environment.set_fuel(Some(MAX_STEPS));
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -422,6 +471,42 @@ mod tests {
         assert!(matches!(error, InferError::NoTemplate), "{error}");
         let error = Template::parse(b"[", None).expect_err("no object");
         assert!(matches!(error, InferError::Template { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_template_that_loops_or_writes_without_end_is_an_error_that_names_it() {
+        let nested = |inside: &str| {
+            let open = "{% for i in range(100000) %}".repeat(3);
+            format!("{open}{inside}{}", "{% endfor %}".repeat(3))
+        };
+        for (source, expected) in [
+            (nested("{% set x = i %}"), "10000000 steps"),
+            (nested("{{ i }}"), "10000000 steps"),
+            (nested("{{ 'x' * 50000000 }}"), "67108864 bytes"),
+            (nested(&"x".repeat(1 << 20)), "67108864 bytes"),
+            (
+                "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}".to_owned(),
+                "recursion",
+            ),
+            ("{{ 'x' * 1000000000 }}".to_owned(), "too large"),
+            (
+                "{% for i in range(1000000000) %}{% endfor %}".to_owned(),
+                "too many",
+            ),
+        ] {
+            let error = rendered(&source).expect_err("without end").to_string();
+            assert!(error.contains(expected), "{source:.80}: {error}");
+            assert!(error.contains("default"), "{error}");
+        }
+        // Each text has all the steps, and a long conversation has enough of them.
+        let long =
+            template("{% for m in messages %}{{ m.role + ': ' + m.content | trim }}\n{% endfor %}");
+        let long = long.expect("a template");
+        let messages = vec![Message::new("user", "Hi"); 30_000];
+        for _ in 0..2 {
+            let text = long.render(&messages).expect("text");
+            assert_eq!(text.lines().count(), messages.len());
+        }
     }
 
     #[test]

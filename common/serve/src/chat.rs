@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use uc_infer::Request;
 use uc_infer::request::{Finish, Progress};
 
+use crate::apart::apart;
 use crate::choice::Tools;
 use crate::completions::places;
 use crate::constraint::Grammar;
@@ -24,6 +25,7 @@ use crate::state::{State, now};
 use crate::stream::{Chunks, stream};
 use crate::tools::{Parser, Piece};
 use crate::usage::Totals;
+use crate::wire;
 
 #[derive(Debug, Deserialize)]
 struct Body {
@@ -56,11 +58,15 @@ pub(crate) async fn chat(
     FromState(state): FromState<Arc<State>>,
     request: HttpRequest,
 ) -> Result<Response, ApiError> {
-    let (params, body): (_, Body) = models::read_request(&state, request).await?;
+    let bytes = models::read_request(&state, request).await?;
+    let params: Params = wire::parse(&bytes)?;
+    let body: Body = wire::parse(&bytes)?;
+    drop(bytes);
     let is_stream = params.stream()?;
-    // Templates and tokenizers may take long for long texts.
-    let planned = tokio::task::block_in_place(|| plan(&state, &params, body));
-    let (plan, requests, grammar) = planned?;
+    let (plan, requests, grammar) = {
+        let state = state.clone();
+        apart(move || plan(&state, &params, body)).await?
+    };
     let running = Running::start(&state, requests, grammar).await?;
     if is_stream {
         let choices = (0..plan.choices).map(|_| StreamedChoice::new(&plan.tools));

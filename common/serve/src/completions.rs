@@ -10,6 +10,7 @@ use uc_infer::Request;
 use uc_infer::request::{Progress, Token, Usage};
 use uc_infer::sampler::Chosen;
 
+use crate::apart::apart;
 use crate::error::ApiError;
 use crate::format::ResponseFormat;
 use crate::logprobs::{self, Place};
@@ -19,6 +20,7 @@ use crate::running::{Answer, Running, finish_reason};
 use crate::state::{State, now};
 use crate::stream::{Chunks, stream};
 use crate::usage::Totals;
+use crate::wire;
 
 /// Most tokens of a completion that does not say how many, as in the API.
 const DEFAULT_TOKENS: usize = 16;
@@ -95,12 +97,16 @@ pub(crate) async fn completions(
     FromState(state): FromState<Arc<State>>,
     request: HttpRequest,
 ) -> Result<Response, ApiError> {
-    let (params, body): (_, Body) = models::read_request(&state, request).await?;
+    let bytes = models::read_request(&state, request).await?;
+    let params: Params = wire::parse(&bytes)?;
+    let body: Body = wire::parse(&bytes)?;
+    drop(bytes);
     let is_stream = params.stream()?;
     let grammar = ResponseFormat::parse(body.response_format.clone())?;
-    // The tokenizer may take long for long texts.
-    let planned = tokio::task::block_in_place(|| plan(&state, &params, body));
-    let (plan, requests) = planned?;
+    let (plan, requests) = {
+        let state = state.clone();
+        apart(move || plan(&state, &params, body)).await?
+    };
     let running = Running::start(&state, requests, grammar).await?;
     if is_stream {
         let offsets = vec![0; plan.echoes.len() * plan.choices];

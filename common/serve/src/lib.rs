@@ -10,7 +10,7 @@
 //!   `wire`: bodies; `metrics`: numbers for Prometheus; `page.html`: the page for browsers;
 //! - `completions`, `chat`, `tokens`, `models`: the paths; `params`, `format`, `messages`, `choice`: the fields of requests;
 //!   `logprobs`, `usage`, `stream`: parts of answers;
-//! - [`served`]: the model; `engine`: the thread; `running`: the sequences of a request; `constraint`: grammars; `tools`:
+//! - [`served`]: the model; `apart`: threads for templates, tokenizers and grammars; `engine`: the thread that computes; `running`: the sequences of a request; `constraint`: grammars; `tools`:
 //!   calls of tools in the text of an answer.
 //!
 //! # What an answer depends on
@@ -18,6 +18,7 @@
 //! seed gets one of the server; choice `i` of a request has the seed of the request plus `i`.
 
 pub mod access;
+mod apart;
 mod chat;
 mod choice;
 mod completions;

@@ -6,7 +6,8 @@ use axum::Json;
 use axum::extract::{Path, Request, State as FromState};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::de::DeserializeOwned;
+use bytes::Bytes;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
@@ -16,24 +17,29 @@ use crate::phase::Phase;
 use crate::state::State;
 use crate::wire;
 
-/// Reads a request to the model: the parameters that both ways to ask have, and the others as `B`.
-pub(crate) async fn read_request<B: DeserializeOwned>(
-    state: &State,
-    request: Request,
-) -> Result<(Params, B), ApiError> {
-    let settings = &state.settings;
-    let bytes = wire::read(request.into_body(), settings.body_bytes, settings.body_time).await?;
-    let params: Params = wire::parse(&bytes)?;
-    let body = wire::parse(&bytes)?;
-    check_name(state, params.model.as_deref())?;
-    Ok((params, body))
+/// The field that every request to the model has.
+#[derive(Debug, Deserialize)]
+struct Named {
+    model: Option<String>,
 }
 
-/// Checks the name of a model in a request. Without one, the only model is meant.
+/// Reads the body of a request to the model, whose other fields [`wire::parse`] then gives.
+///
+/// # Errors
+/// Those of the body, 404 for another model.
+pub(crate) async fn read_request(state: &State, request: Request) -> Result<Bytes, ApiError> {
+    let settings = &state.settings;
+    let bytes = wire::read(request.into_body(), settings.body_bytes, settings.body_time).await?;
+    let named: Named = wire::parse(&bytes)?;
+    check_name(state, named.model.as_deref())?;
+    Ok(bytes)
+}
+
+/// Checks the name of a model. Without one, the only model is meant.
 ///
 /// # Errors
 /// 404.
-pub(crate) fn check_name(state: &State, name: Option<&str>) -> Result<(), ApiError> {
+fn check_name(state: &State, name: Option<&str>) -> Result<(), ApiError> {
     let own = &state.prepared.served.name;
     match name {
         Some(name) if name != own => {

@@ -20,7 +20,6 @@ pub const MAX_TOP: usize = 20;
 /// Fields of both kinds of requests.
 #[derive(Debug, Default, Deserialize)]
 pub struct Params {
-    pub model: Option<String>,
     pub max_tokens: Option<i64>,
     pub max_completion_tokens: Option<i64>,
     pub n: Option<i64>,

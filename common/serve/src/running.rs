@@ -8,6 +8,7 @@ use uc_infer::Request;
 use uc_infer::request::{Finish, Progress, Token, Usage};
 use uc_infer::sampler::Chosen;
 
+use crate::apart::apart;
 use crate::constraint::Grammar;
 use crate::engine::{Job, Ticket};
 use crate::error::ApiError;
@@ -126,7 +127,7 @@ impl Answer {
     }
 }
 
-/// The jobs of a request. Compiling a grammar takes time, so that is done apart.
+/// The jobs of a request.
 async fn jobs(
     state: &State,
     requests: Vec<Request>,
@@ -159,11 +160,7 @@ async fn jobs(
         };
         requests.into_iter().map(job).collect()
     };
-    let compiled = tokio::task::spawn_blocking(compile).await;
-    compiled.unwrap_or_else(|_| {
-        let message = "the schema or grammar cannot be used: its compilation has failed";
-        Err(ApiError::invalid(message).param("response_format"))
-    })
+    apart(compile).await
 }
 
 /// The API's word for the end of a text.

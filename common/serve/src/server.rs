@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use uc_infer::InferError;
 
+use crate::apart::set_up;
 use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::phase::{Phase, Watch};
@@ -113,10 +114,10 @@ impl Server {
     /// # Errors
     /// Those of the system in starting.
     pub fn run(self, listener: StdListener) -> io::Result<Ended> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(WORKERS)
-            .enable_all()
-            .build()?;
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(WORKERS).enable_all();
+        set_up(&mut builder);
+        let runtime = builder.build()?;
         let Server {
             state,
             phase,

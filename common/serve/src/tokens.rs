@@ -7,8 +7,10 @@ use axum::extract::{Request as HttpRequest, State as FromState};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::apart::apart;
 use crate::error::ApiError;
 use crate::messages::Message;
+use crate::models;
 use crate::state::State;
 use crate::wire;
 
@@ -17,7 +19,6 @@ const MAX_TOKENS: usize = 1 << 20;
 
 #[derive(Debug, Deserialize)]
 struct Text {
-    model: Option<String>,
     content: Option<String>,
     prompt: Option<String>,
     messages: Option<Vec<Message>>,
@@ -29,7 +30,6 @@ struct Text {
 
 #[derive(Debug, Deserialize)]
 struct Tokens {
-    model: Option<String>,
     tokens: Vec<u32>,
 }
 
@@ -38,14 +38,13 @@ pub(crate) async fn tokenize(
     FromState(state): FromState<Arc<State>>,
     request: HttpRequest,
 ) -> Result<Json<Value>, ApiError> {
-    let settings = &state.settings;
-    let bytes = wire::read(request.into_body(), settings.body_bytes, settings.body_time).await?;
-    let body: Text = wire::parse(&bytes)?;
-    crate::models::check_name(&state, body.model.as_deref())?;
+    let body: Text = wire::parse(&models::read_request(&state, request).await?)?;
     let prepared = &state.prepared;
     let with_pieces = body.with_pieces.unwrap_or(false);
-    // The tokenizer may take long for long texts.
-    let ids = tokio::task::block_in_place(|| ids(&state, body))?;
+    let ids = {
+        let state = state.clone();
+        apart(move || ids(&state, body)).await?
+    };
     let tokens = match with_pieces {
         false => json!(ids),
         true => {
@@ -54,7 +53,7 @@ pub(crate) async fn tokenize(
         }
     };
     Ok(Json(json!({
-        "tokens": tokens, "count": ids.len(), "max_model_len": settings.batch.context,
+        "tokens": tokens, "count": ids.len(), "max_model_len": state.settings.batch.context,
     })))
 }
 
@@ -86,10 +85,7 @@ pub(crate) async fn detokenize(
     FromState(state): FromState<Arc<State>>,
     request: HttpRequest,
 ) -> Result<Json<Value>, ApiError> {
-    let settings = &state.settings;
-    let bytes = wire::read(request.into_body(), settings.body_bytes, settings.body_time).await?;
-    let body: Tokens = wire::parse(&bytes)?;
-    crate::models::check_name(&state, body.model.as_deref())?;
+    let body: Tokens = wire::parse(&models::read_request(&state, request).await?)?;
     if body.tokens.len() > MAX_TOKENS {
         let found = format!("{} tokens", body.tokens.len());
         return Err(ApiError::field(

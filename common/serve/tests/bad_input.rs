@@ -7,7 +7,8 @@ use std::net::Shutdown;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::{NAME, Reply, Running, served, settings};
+use support::{NAME, Running, served, settings};
+use uc_tests::http::Reply;
 
 const TEXT: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";

@@ -6,7 +6,8 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{NAME, Reply, Running, served, settings};
+use support::{NAME, Running, served, settings};
+use uc_tests::http::Reply;
 
 const TEXT: &str = "/v1/completions";
 

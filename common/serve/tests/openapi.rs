@@ -3,7 +3,8 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{Reply, Running, events};
+use support::Running;
+use uc_tests::http::{Reply, events};
 
 /// Where a value differs from a schema of the document, in the part of JSON Schema that the document uses.
 fn differences(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use uc_infer::detokenizer::Detokenizer;
 use uc_infer::{
     Arithmetic, Batch, BatchSettings, Chunk, Constraint, Dense, Finish, InferError, Matrix,
-    MemoryForm, Model, Precision, Request, Sequence, Source, Wanted,
+    MemoryForm, Model, Precision, Progress, Request, Sequence, Source, Wanted,
 };
 use uc_model::{LayerPlan, ModelConfig, SourceFolder};
 
@@ -289,4 +289,52 @@ fn tokens_without_text_do_not_disturb_the_text_after_them_however_many_they_are(
         assert_eq!(detokenizer.push(5).unwrap(), " w5", "{count}");
         assert_eq!(detokenizer.finish().unwrap(), "", "{count}");
     }
+}
+
+/// In which step each request has its first text, if so many of them are added before the first step and the others one in each step.
+fn first_steps(step_tokens: usize, together: usize, prompts: &[usize]) -> Vec<usize> {
+    let (model, tokenizer) = llama();
+    let settings = BatchSettings {
+        slots: prompts.len(),
+        step_tokens,
+        ..settings(&model)
+    };
+    let mut batch = Batch::new(model, tokenizer, settings).unwrap();
+    let mut random = Random::new(11);
+    let requests = prompts.iter().map(|&count| Request {
+        prompt: random.tokens(count),
+        tokens: 60,
+        ..Request::default()
+    });
+    let mut waiting: Vec<Request> = requests.collect();
+    let (mut ids, mut steps) = (Vec::new(), vec![0; prompts.len()]);
+    for step in 1..=100 {
+        let count = if step == 1 { together } else { 1 };
+        for request in waiting.drain(..count.min(waiting.len())) {
+            ids.push(batch.add(request, None).unwrap());
+        }
+        for event in batch.step() {
+            let index = ids.iter().position(|&id| id == event.request).unwrap();
+            if matches!(event.progress, Progress::Text { .. }) && steps[index] == 0 {
+                steps[index] = step;
+            }
+        }
+    }
+    steps
+}
+
+#[test]
+fn a_short_prompt_hardly_waits_for_long_ones_and_none_waits_forever() {
+    // Together they would all be ready after the fourth step if each had a fourth of every step.
+    assert_eq!(first_steps(40, 4, &[40; 4]), [1, 2, 3, 4]);
+    // A short prompt behind three long ones: 4 of 8 tokens of a step are its own.
+    assert_eq!(first_steps(8, 4, &[80, 80, 80, 8])[3], 2);
+    // A long prompt has half of every step, however many short ones come.
+    let mut prompts = vec![80];
+    prompts.extend([4; 30]);
+    let steps = first_steps(8, 2, &prompts);
+    assert!(steps[0] <= 20, "{steps:?}");
+    assert!(steps.iter().all(|&step| step > 0), "{steps:?}");
+    // The smallest step is the oldest prompt's.
+    assert_eq!(first_steps(1, 2, &[5, 3]), [5, 8]);
 }

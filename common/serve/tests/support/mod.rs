@@ -1,23 +1,21 @@
-//! A server with the embedded model on a loopback port, and a client that shows what is on the wire.
+//! A server with the embedded model on a loopback port.
 #![allow(dead_code)]
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpListener;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use serde_json::Value;
 use uc_infer::{
     Arithmetic, BatchSettings, Dense, InferError, Matrix, MemoryForm, Model, Precision, Source,
     Template,
 };
 use uc_model::{LayerPlan, ModelConfig, SourceFolder, Tokenizer};
 use uc_serve::{Access, Control, Ended, Served, Server, Settings};
+use uc_tests::http::Client;
 
-/// What the client waits at most.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// The model's name.
 pub const NAME: &str = "tiny-stories";
 /// The fingerprint that the server is given.
@@ -112,7 +110,7 @@ pub fn settings() -> Settings {
 
 /// A running server; it is ended when this is dropped.
 pub struct Running {
-    pub address: SocketAddr,
+    client: Client,
     pub control: Control,
     thread: Option<JoinHandle<Ended>>,
 }
@@ -123,11 +121,11 @@ impl Running {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build();
         let server = Server::new(served, settings, Arc::new(pool.unwrap())).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
+        let address = listener.local_addr().unwrap().to_string();
         let control = server.control();
         let thread = std::thread::spawn(move || server.run(listener).unwrap());
         Running {
-            address,
+            client: Client { address },
             control,
             thread: Some(thread),
         }
@@ -142,77 +140,13 @@ impl Running {
     pub fn join(mut self) -> Ended {
         self.thread.take().unwrap().join().unwrap()
     }
+}
 
-    /// A connection.
-    pub fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        stream
-    }
+impl Deref for Running {
+    type Target = Client;
 
-    /// The bytes of a request.
-    pub fn request(
-        &self,
-        method: &str,
-        path: &str,
-        headers: &[(&str, &str)],
-        body: &[u8],
-    ) -> Vec<u8> {
-        let mut head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n",
-            self.address
-        );
-        for (name, value) in headers {
-            head += &format!("{name}: {value}\r\n");
-        }
-        if method == "POST" {
-            head += &format!(
-                "Content-Type: application/json\r\nContent-Length: {}\r\n",
-                body.len()
-            );
-        }
-        let mut bytes = (head + "\r\n").into_bytes();
-        bytes.extend_from_slice(body);
-        bytes
-    }
-
-    /// Sends bytes and reads the reply.
-    pub fn exchange(&self, bytes: &[u8]) -> Reply {
-        let mut stream = self.connect();
-        stream.write_all(bytes).unwrap();
-        Reply::read(&mut stream)
-    }
-
-    pub fn get(&self, path: &str) -> Reply {
-        self.exchange(&self.request("GET", path, &[], b""))
-    }
-
-    pub fn post(&self, path: &str, body: &Value) -> Reply {
-        self.post_bytes(path, body.to_string().as_bytes())
-    }
-
-    pub fn post_bytes(&self, path: &str, body: &[u8]) -> Reply {
-        self.exchange(&self.request("POST", path, &[], body))
-    }
-
-    /// The answer to a request that succeeds.
-    pub fn answer(&self, path: &str, body: &Value) -> Value {
-        let reply = self.post(path, body);
-        assert_eq!(reply.status, 200, "{body}: {}", reply.text());
-        reply.json()
-    }
-
-    /// The objects of a stream, without the mark of its end.
-    pub fn events(&self, path: &str, body: &Value) -> Vec<Value> {
-        let mut body = body.clone();
-        body["stream"] = true.into();
-        let reply = self.post(path, &body);
-        assert_eq!(reply.status, 200, "{body}: {}", reply.text());
-        assert_eq!(reply.header("content-type"), Some("text/event-stream"));
-        let mut events = events(&reply.text());
-        assert_eq!(events.pop(), Some(Value::from("[DONE]")));
-        events
+    fn deref(&self) -> &Client {
+        &self.client
     }
 }
 
@@ -223,89 +157,5 @@ impl Drop for Running {
             let ended = thread.join();
             assert!(ended.is_ok() || std::thread::panicking());
         }
-    }
-}
-
-/// The data of the events in a text; `[DONE]` as a text.
-pub fn events(text: &str) -> Vec<Value> {
-    let data = text
-        .split("\n\n")
-        .filter_map(|event| event.strip_prefix("data: "));
-    data.map(|data| serde_json::from_str(data).unwrap_or_else(|_| data.into()))
-        .collect()
-}
-
-/// A reply.
-#[derive(Debug, Clone)]
-pub struct Reply {
-    pub status: u16,
-    pub head: String,
-    pub body: Vec<u8>,
-}
-
-impl Reply {
-    /// Reads until the server closes the connection.
-    pub fn read(stream: &mut TcpStream) -> Self {
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).unwrap();
-        Reply::parse(&bytes)
-            .unwrap_or_else(|| panic!("no reply: {:?}", String::from_utf8_lossy(&bytes)))
-    }
-
-    /// Parses the bytes of a whole reply.
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
-        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
-        let head = String::from_utf8(bytes[..end].to_vec()).ok()?;
-        let status = head.split(' ').nth(1)?.parse().ok()?;
-        let mut reply = Reply {
-            status,
-            head,
-            body: bytes[end + 4..].to_vec(),
-        };
-        if reply.header("transfer-encoding") == Some("chunked") {
-            reply.body = chunks(&reply.body)?;
-        }
-        Some(reply)
-    }
-
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().skip(1).find_map(|line| {
-            let (found, value) = line.split_once(": ")?;
-            found.eq_ignore_ascii_case(name).then_some(value)
-        })
-    }
-
-    pub fn text(&self) -> String {
-        String::from_utf8(self.body.clone()).unwrap()
-    }
-
-    pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("no JSON: {}", self.text()))
-    }
-
-    /// Checks that this is an error of the API; its message.
-    pub fn error(&self, status: u16, param: Option<&str>) -> String {
-        assert_eq!(self.status, status, "{}", self.text());
-        let json = self.json();
-        let error = &json["error"];
-        assert_eq!(error["param"].as_str(), param, "{json}");
-        let fields: Vec<&String> = error.as_object().unwrap().keys().collect();
-        assert_eq!(fields, ["message", "type", "param", "code"]);
-        assert!(error["type"].is_string());
-        error["message"].as_str().unwrap().to_owned()
-    }
-}
-
-/// The bytes of a chunked body; none if it is cut off.
-fn chunks(mut rest: &[u8]) -> Option<Vec<u8>> {
-    let mut body = Vec::new();
-    loop {
-        let end = rest.windows(2).position(|two| two == b"\r\n")?;
-        let size = usize::from_str_radix(std::str::from_utf8(&rest[..end]).ok()?, 16).ok()?;
-        if size == 0 {
-            return Some(body);
-        }
-        body.extend_from_slice(rest.get(end + 2..end + 2 + size)?);
-        rest = rest.get(end + 2 + size + 2..)?;
     }
 }

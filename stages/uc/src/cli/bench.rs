@@ -4,7 +4,6 @@ use camino::Utf8PathBuf;
 use clap::Args;
 
 use super::OUTPUT;
-use super::generate::CacheType;
 use super::runtime::RuntimeArgs;
 
 /// Heading of the options that say what is measured.
@@ -65,16 +64,6 @@ pub struct BenchArgs {
     /// Seed of the tokens, which are random: speed does not depend on the text [default: 0]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, help_heading = WORK)]
     pub seed: u64,
-    /// Number format of cached keys and values: f32, f16 or bf16 [default: f32]
-    #[arg(
-        long,
-        value_enum,
-        value_name = "TYPE",
-        default_value_t,
-        hide_default_value = true,
-        hide_possible_values = true
-    )]
-    pub cache: CacheType,
     /// How the model is run.
     #[command(flatten)]
     pub runtime: RuntimeArgs,

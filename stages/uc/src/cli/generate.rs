@@ -1,8 +1,8 @@
 //! The options of `uc generate`.
 
 use camino::Utf8PathBuf;
-use clap::{Args, ValueEnum};
-use uc_infer::{Precision, Sampling};
+use clap::Args;
+use uc_infer::Sampling;
 
 use super::OUTPUT;
 use super::runtime::RuntimeArgs;
@@ -42,16 +42,6 @@ pub struct GenerateArgs {
     /// Most tokens of prompt and text together [default: those asked for; with --chat the model's context]
     #[arg(long, value_name = "N")]
     pub context: Option<usize>,
-    /// Number format of cached keys and values: f32, f16 or bf16 [default: f32]
-    #[arg(
-        long,
-        value_enum,
-        value_name = "TYPE",
-        default_value_t,
-        hide_default_value = true,
-        hide_possible_values = true
-    )]
-    pub cache: CacheType,
     /// How tokens are chosen.
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -153,28 +143,6 @@ impl From<&SamplingArgs> for Sampling {
             frequency_penalty: args.frequency_penalty,
             seed: args.seed,
             logit_bias: args.logit_bias.iter().copied().collect(),
-        }
-    }
-}
-
-/// Number format of cached keys and values.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum CacheType {
-    /// As computed.
-    #[default]
-    F32,
-    /// IEEE half precision.
-    F16,
-    /// bfloat16.
-    Bf16,
-}
-
-impl From<CacheType> for Precision {
-    fn from(cache: CacheType) -> Self {
-        match cache {
-            CacheType::F32 => Precision::F32,
-            CacheType::F16 => Precision::F16,
-            CacheType::Bf16 => Precision::Bf16,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The options of the verbs that run a model from its pack.
 
 use clap::{Args, ValueEnum};
-use uc_infer::{Arithmetic, Checks, LoadOptions, MemoryForm};
+use uc_infer::{Arithmetic, Checks, LoadOptions, MemoryForm, Precision};
 use uc_pack::Pack;
 use uc_pack::manifest::LayerEntry;
 use uc_store::resources::available_memory_bytes;
@@ -35,6 +35,16 @@ pub struct RuntimeArgs {
         hide_possible_values = true
     )]
     pub memory: MemoryArg,
+    /// Number format of cached keys and values: f32, f16 or bf16 [default: f32]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "TYPE",
+        default_value_t,
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
+    pub cache: CacheType,
     /// Do not compare what is read with the digests of the manifest
     #[arg(long)]
     pub no_verify: bool,
@@ -63,6 +73,28 @@ pub enum MemoryArg {
     Resident,
     /// Entropy-coded tiles.
     Streamed,
+}
+
+/// Number format of cached keys and values.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum CacheType {
+    /// As computed.
+    #[default]
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl From<CacheType> for Precision {
+    fn from(cache: CacheType) -> Self {
+        match cache {
+            CacheType::F32 => Precision::F32,
+            CacheType::F16 => Precision::F16,
+            CacheType::Bf16 => Precision::Bf16,
+        }
+    }
 }
 
 /// Bits per weight of a linear in the resident form, at most; see `docs/runtime.md`.

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use camino::Utf8PathBuf;
 use clap::Args;
 
-use super::generate::CacheType;
 use super::runtime::RuntimeArgs;
 
 /// Heading of the options of who may use the server.
@@ -36,16 +35,6 @@ pub struct ServeArgs {
     /// Most tokens of a prompt and its answer [default: the model's context]
     #[arg(long, value_name = "N")]
     pub context: Option<usize>,
-    /// Number format of cached keys and values: f32, f16 or bf16 [default: f32]
-    #[arg(
-        long,
-        value_enum,
-        value_name = "TYPE",
-        default_value_t,
-        hide_default_value = true,
-        hide_possible_values = true
-    )]
-    pub cache: CacheType,
     /// Most answers that are computed at the same time; others wait [default: 8]
     #[arg(long, value_name = "N", default_value_t = 8, hide_default_value = true, help_heading = LIMITS, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub parallel: u32,

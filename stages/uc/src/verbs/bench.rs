@@ -13,7 +13,7 @@ use std::time::Instant;
 use anyhow::Context;
 use uc_infer::bandwidth::Reader;
 use uc_infer::load::{self, Checks};
-use uc_infer::{LoadOptions, Model, Precision};
+use uc_infer::{LoadOptions, Model};
 use uc_pack::{MANIFEST_FILE, Pack};
 use uc_store::{ExitCode, output, resources};
 
@@ -98,7 +98,7 @@ fn measure(args: &BenchArgs, threads: u32, display: &Display) -> anyhow::Result<
         settings: Settings {
             arithmetic: options.arithmetic,
             memory: options.memory,
-            cache: args.cache.into(),
+            cache: args.runtime.cache.into(),
             threads,
             runs: args.runs,
             seed: args.seed,
@@ -176,7 +176,7 @@ fn work(args: &BenchArgs, model: &Model) -> anyhow::Result<Work> {
         tokens,
         runs: args.runs as usize,
         seed: args.seed,
-        cache: Precision::from(args.cache),
+        cache: args.runtime.cache.into(),
     })
 }
 

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use uc_infer::load::{self, Checks, LoadOptions};
 use uc_infer::{
-    Batch, BatchSettings, Finish, Generated, InferError, Message, Model, Precision, Request,
-    Sampling, Template, generate,
+    Batch, BatchSettings, Finish, Generated, InferError, Message, Model, Request, Sampling,
+    Template, generate,
 };
 use uc_input::printable;
 use uc_model::Tokenizer;
@@ -234,7 +234,7 @@ impl<'a> Loaded<'a> {
             slots: 1,
             step_tokens: uc_infer::batch::STEP_TOKENS,
             context: self.args.context.unwrap_or(needed),
-            precision: Precision::from(self.args.cache),
+            precision: self.args.runtime.cache.into(),
             // What the conversation needs anyway.
             prefix_bytes: match self.args.chat {
                 true => u64::MAX,

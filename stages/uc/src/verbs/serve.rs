@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use crossbeam_channel::unbounded;
 use uc_infer::load::{self, Checks};
-use uc_infer::{BatchSettings, InferError, Precision, Template};
+use uc_infer::{BatchSettings, InferError, Template};
 use uc_input::printable;
 use uc_pack::Pack;
 use uc_serve::{Access, Served, Server, Settings};
@@ -154,7 +154,7 @@ fn settings(args: &ServeArgs, context: usize, access: Access) -> Settings {
             slots: args.parallel as usize,
             step_tokens: uc_infer::batch::STEP_TOKENS,
             context,
-            precision: Precision::from(args.cache),
+            precision: args.runtime.cache.into(),
             prefix_bytes: u64::from(args.prefix_cache) << 20,
         },
         queue: args.queue as usize,

@@ -78,7 +78,7 @@ pub fn report<'a>(
         verified: loaded.options.checks == Checks::Digests,
         arithmetic: loaded.options.arithmetic,
         memory_form: loaded.options.memory,
-        cache: loaded.args.cache.into(),
+        cache: loaded.args.runtime.cache.into(),
         context: batch.settings().context,
         threads: loaded.threads,
         sampling: &request.sampling,
