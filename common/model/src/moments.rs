@@ -1,19 +1,27 @@
 //! Second moments `XᵀX` of the inputs of a layer and of the gradients at its outputs, accumulated in a fixed
 //! order.
 //!
-//! [`Moments::add`] makes one matrix product per 256 columns of a block and adds the products to the sums in
-//! the order of the calls. Only the upper triangle is computed. A product has the same bits for any number of
+//! [`Moments::add`] makes one matrix product per few columns of a block and adds the products to the sums in
+//! the order of the calls. Only the upper triangle is computed, and a little of the lower one. A product has the same bits for any number of
 //! threads, so the sums do too. Nothing is regularized here, and nothing normalized except by the number of
 //! tokens.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
+use rayon::prelude::*;
+use uc_simd::{MatrixView, multiply_add};
 
+use crate::device::{Cpu, is};
+use crate::forward::Values;
 use crate::matmul::matmul;
 
 /// Columns per matrix product: few enough to skip most of the lower triangle, enough for the product to run at
 /// full speed.
 const COLUMN_CHUNK: usize = 256;
+/// The same on the CPU, for blocks of at most [`NARROW_BLOCK`] columns.
+const NARROW_BAND: usize = 96;
+/// Widest block whose lower triangle costs more than shorter products do.
+const NARROW_BLOCK: usize = 2048;
 
 /// Why moments cannot be accumulated or finished.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -81,6 +89,18 @@ impl Moments {
         if found != expected {
             return Err(MomentsError::Width { found, expected });
         }
+        if is::<B, Cpu>() {
+            self.add_values(&Values::new(&x), tokens);
+        } else {
+            self.add_products(x);
+        }
+        self.count += tokens as u64;
+        Ok(())
+    }
+
+    /// As [`Moments::add`], by products of tensors.
+    fn add_products<B: Backend>(&mut self, x: Tensor<B, 2>) {
+        let tokens = x.dims()[0];
         for start in (0..self.n).step_by(self.block) {
             let end = (start + self.block).min(self.n);
             for first in (start..end).step_by(COLUMN_CHUNK) {
@@ -98,8 +118,28 @@ impl Moments {
                 }
             }
         }
-        self.count += tokens as u64;
-        Ok(())
+    }
+
+    /// As [`Moments::add`], for the CPU: bands of rows are added to the sums directly, each by one thread.
+    fn add_values(&mut self, x: &[f32], tokens: usize) {
+        let (n, block) = (self.n, self.block);
+        let band = if block <= NARROW_BLOCK {
+            NARROW_BAND
+        } else {
+            COLUMN_CHUNK
+        };
+        let blocks = self.sum.par_chunks_mut(block * block).enumerate();
+        blocks.for_each(|(index, sums)| {
+            let start = index * block;
+            let end = (start + block).min(n);
+            let bands = sums.par_chunks_mut(band * block).enumerate();
+            bands.for_each(|(index, sums)| {
+                let first = start + index * band;
+                let columns = |last: usize| MatrixView::new(&x[first..], tokens, last - first, n);
+                let left = columns((first + band).min(end)).transposed();
+                multiply_add(&mut sums[first - start..], block, left, columns(end));
+            });
+        });
     }
 
     /// Adds the sums of other moments of the same shape.

@@ -18,7 +18,7 @@ use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile, TensorFileWriter};
 use crate::candidate::Candidate;
 
 /// Number of tokens in a batch.
-const BATCH_TOKENS: usize = 4096;
+const BATCH_TOKENS: usize = 2048;
 
 /// Writes the artifact `eval-hidden` after the layer: the hidden states of teacher and pack.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {

@@ -19,7 +19,7 @@ use crate::states::{hidden_dims, source_weights};
 use crate::token_weights::sqrt_token_weights;
 
 /// Number of tokens in a batch. It affects the bits of the result, because sums are accumulated batch by batch.
-const BATCH_TOKENS: usize = 4096;
+const BATCH_TOKENS: usize = 2048;
 /// The same for a layer with experts, whose weights are read once per batch.
 const ROUTED_BATCH_TOKENS: usize = 16384;
 

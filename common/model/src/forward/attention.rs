@@ -5,13 +5,14 @@
 //! taller matrix, `[kv_heads, group_size * queries, width]`. Values may have another dimension than queries
 //! and keys.
 
+use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData, activation};
 
 use super::cpu;
 use super::heads::Heads;
 use super::math::capped;
-use crate::device::{Cpu, is};
+use crate::device::{Cpu, cast, is};
 use crate::matmul::matmul;
 use crate::rope::Rope;
 
@@ -34,7 +35,14 @@ pub(super) fn attention<B: Backend>(
     rope: Option<&Rope<B>>,
 ) -> Tensor<B, 2> {
     if is::<B, Cpu>() {
-        return cpu::attention(q, k, v, dims, spec, rope);
+        let rope = rope.map(|rope| cast::<_, Rope<Cpu>>(rope.clone()));
+        let [q, k, v] = [q, k, v].map(cast::<_, Tensor<Cpu, 2>>);
+        return cast(cpu::attention(q, k, v, dims, spec, rope.as_ref()));
+    }
+    if is::<B, Autodiff<Cpu>>() {
+        let rope = rope.map(|rope| cast::<_, Rope<Autodiff<Cpu>>>(rope.clone()));
+        let [q, k, v] = [q, k, v].map(cast::<_, Tensor<Autodiff<Cpu>, 2>>);
+        return cast(cpu::tracked_attention(q, k, v, dims, spec, rope.as_ref()));
     }
     reference(q, k, v, dims, spec, rope)
 }

@@ -2,11 +2,12 @@
 
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
+use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, activation};
 
 use super::cpu;
-use crate::device::{Cpu, is};
+use crate::device::{Cpu, cast, is};
 use crate::spec::Activation;
 
 /// `f(x)` elementwise.
@@ -34,7 +35,10 @@ pub(super) fn gated<B: Backend>(
     function: Activation,
 ) -> Tensor<B, 2> {
     if function == Activation::Silu && is::<B, Cpu>() {
-        return cpu::silu_gate(gate, up);
+        return cast(cpu::silu_gate(cast(gate), cast(up)));
+    }
+    if function == Activation::Silu && is::<B, Autodiff<Cpu>>() {
+        return cast(cpu::tracked_silu_gate(cast(gate), cast(up)));
     }
     activated(gate, function) * up
 }

@@ -1,9 +1,12 @@
 //! Normalizations with their weights.
 
+use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use super::cpu::{NormRows, Values, tracked_norm};
 use super::weights::Weights;
+use crate::device::{Cpu, cast, is};
 use crate::spec::{NormKind, NormSpec};
 
 /// A norm over the last dimension.
@@ -54,11 +57,46 @@ impl<B: Backend> Norm<B> {
     /// Applies the norm to every row of `x: [rows, width]`. If `width` is a multiple of the norm's width, the
     /// norm applies to each part of a row separately.
     pub(super) fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        if is::<B, Cpu>() {
+            let norm = self.rows(|weight| Values::new(weight));
+            return cast(norm.forward(&cast(x)));
+        }
+        if is::<B, Autodiff<Cpu>>() && !self.is_trained() {
+            let norm = self.rows(|weight| {
+                let weight: Tensor<Autodiff<Cpu>, 1> = cast(weight.clone());
+                Values::new(&weight.inner())
+            });
+            return cast(tracked_norm(norm, cast(x)));
+        }
+        self.reference(x)
+    }
+
+    /// The norm for the kernel of the CPU; `values` takes the values of a weight.
+    fn rows(&self, values: impl Fn(&Tensor<B, 1>) -> Values) -> NormRows {
+        NormRows {
+            weight: values(&self.weight),
+            bias: self.bias.as_ref().map(&values),
+            eps: self.eps as f32,
+        }
+    }
+
+    /// Whether gradients with respect to the weights may be asked for; `B` must be [`Autodiff<Cpu>`].
+    fn is_trained(&self) -> bool {
+        let tracked = |weight: &Tensor<B, 1>| {
+            let weight: Tensor<Autodiff<Cpu>, 1> = cast(weight.clone());
+            let node = weight.into_primitive().tensor().node;
+            !node.requirement.is_none()
+        };
+        tracked(&self.weight) || self.bias.as_ref().is_some_and(tracked)
+    }
+
+    /// The norm as tensor operations.
+    fn reference(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let [rows, width] = x.dims();
         let norm_width = self.weight.dims()[0];
         if width != norm_width {
             let parts = x.reshape([rows * width / norm_width, norm_width]);
-            return self.forward(parts).reshape([rows, width]);
+            return self.reference(parts).reshape([rows, width]);
         }
         match &self.bias {
             None => self.scaled(x),
