@@ -20,7 +20,7 @@
 //!   experts a token is sent to.
 //! - `mamba`: the selective scan and its gradient; `matmul`: the matrix product, in f32 on every device.
 //! - [`moments`]: second moments of layer inputs; [`rows`]: norms and scaling of activations; [`sampled_loss`]: the loss of sampled
-//!   labels; [`metrics`]: how far predictions are apart; [`device`]: CPU or CUDA.
+//!   labels; [`metrics`]: how far predictions are apart; [`device`]: CPU or CUDA; [`work`]: what the passes have computed.
 
 pub mod config;
 #[cfg(feature = "forward")]
@@ -48,6 +48,8 @@ pub mod source;
 pub mod spec;
 #[cfg(feature = "tokenizer")]
 pub mod text;
+#[cfg(feature = "forward")]
+pub mod work;
 
 pub use config::ModelConfig;
 #[cfg(feature = "cuda")]

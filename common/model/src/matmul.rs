@@ -9,6 +9,8 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use crate::work::{self, Amount, Kind};
+
 /// The product `left · right` of matrices or of batches of matrices: `[.., m, k]` and `[.., k, n]` give `[.., m, n]`.
 /// Differentiable on `Autodiff`.
 ///
@@ -30,6 +32,16 @@ pub(crate) fn matmul<B: Backend, const D: usize>(
         }
     }
     left.matmul(right)
+}
+
+/// The product `left · right` of two matrices, counted as work of this kind.
+pub(crate) fn product<B: Backend>(
+    kind: Kind,
+    left: Tensor<B, 2>,
+    right: Tensor<B, 2>,
+) -> Tensor<B, 2> {
+    let ([m, k], [_, n]) = (left.dims(), right.dims());
+    work::counted(kind, Amount::product(m, k, n), || matmul(left, right))
 }
 
 #[cfg(feature = "cuda")]

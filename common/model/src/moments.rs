@@ -14,6 +14,7 @@ use uc_simd::{MatrixView, multiply_add};
 use crate::device::{Cpu, is};
 use crate::forward::Values;
 use crate::matmul::matmul;
+use crate::work::{self, Amount, Kind};
 
 /// Columns per matrix product: few enough to skip most of the lower triangle, enough for the product to run at
 /// full speed.
@@ -89,11 +90,18 @@ impl Moments {
         if found != expected {
             return Err(MomentsError::Width { found, expected });
         }
-        if is::<B, Cpu>() {
-            self.add_values(&Values::new(&x), tokens);
-        } else {
-            self.add_products(x);
-        }
+        let (n, block) = (self.n, self.block);
+        let amount = Amount {
+            operations: (tokens * n * block) as u64,
+            bytes: 4 * (tokens * n + n * block) as u64,
+        };
+        work::counted(Kind::Moments, amount, || {
+            if is::<B, Cpu>() {
+                self.add_values(&Values::new(&x), tokens);
+            } else {
+                self.add_products(x);
+            }
+        });
         self.count += tokens as u64;
         Ok(())
     }
@@ -257,6 +265,27 @@ mod tests {
             }
         }
         assert_eq!(whole[3 * n + 650], whole[650 * n + 3]);
+    }
+
+    #[test]
+    fn sums_equal_those_of_products_of_tensors_whatever_the_number_of_threads() {
+        for (n, block) in [(700, 700), (700, 300), (2500, 2500)] {
+            let mut products = Moments::new(n, block);
+            products.add_products(tokens(40, n));
+            products.count = 40;
+            let sums = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                let mut moments = Moments::new(n, block);
+                pool.unwrap()
+                    .install(|| moments.add(tokens(40, n)))
+                    .unwrap();
+                moments.finish().unwrap()
+            };
+            let found = sums(1);
+            // The sums are small integers, exact in any order.
+            assert_eq!(found, products.finish().unwrap());
+            assert_eq!(found, sums(3));
+        }
     }
 
     #[test]

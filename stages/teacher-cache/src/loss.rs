@@ -14,6 +14,7 @@ use uc_model::device::{OnDevice, dispatch};
 use uc_model::forward::{Head, WeightsFromFn, surrogate};
 use uc_model::sampled_loss::sample_gradients;
 use uc_model::text::splitmix64;
+use uc_model::work::{self, Amount, Kind};
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
 use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile};
@@ -66,6 +67,7 @@ impl OnDevice for LossPass<'_, '_> {
             anyhow::Ok(gradients)
         })?;
         job.commit_tensors("gradient", output)?;
+        work::log();
         Ok(())
     }
 }
@@ -91,7 +93,10 @@ fn loss_gradient<B: Backend>(
         .take(tokens)
         .map(|token| uniform(seed, token))
         .collect();
-    sample_gradients(&mut values, &uniforms).map_err(|token| {
+    let labels = work::counted(Kind::Loss, Amount::values(2 * values.len()), || {
+        sample_gradients(&mut values, &uniforms)
+    });
+    labels.map_err(|token| {
         let token = first_token + token as u64;
         anyhow!(
             "the teacher's logits of token {token} are not finite; the model cannot be calibrated"

@@ -1,5 +1,7 @@
 //! Attention in pieces of queries, each of which holds the scores of its own queries only.
 
+use std::time::Instant;
+
 use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
@@ -12,6 +14,7 @@ use crate::device::Cpu;
 use crate::forward::heads::Heads;
 use crate::forward::vector;
 use crate::rope::Rope;
+use crate::work::{self, Amount, Kind};
 
 /// Queries per piece of attention.
 pub(super) const QUERIES: usize = 64;
@@ -25,6 +28,7 @@ pub(in crate::forward) fn attention(
     spec: &Heads,
     rope: Option<&Rope<Cpu>>,
 ) -> Tensor<Cpu, 2> {
+    let start = Instant::now();
     let [q, k, v] = [&q, &k, &v].map(Values::new);
     let tables = RotaryTables::new(rope);
     let keys = tables.rotated_keys(&k, length, spec);
@@ -38,7 +42,21 @@ pub(in crate::forward) fn attention(
             input.attend(piece * QUERIES, out, scratch);
         });
     });
+    let amount = Amount {
+        operations: 2
+            * admitted_pairs([windows, length], spec)
+            * (spec.width + spec.value_width) as u64,
+        bytes: 4 * (q.len() + k.len() + v.len() + out.len()) as u64,
+    };
+    work::add(Kind::Attention, amount, start.elapsed());
     matrix(out, [windows * length, out_width])
+}
+
+/// Pairs of a query and a key that the mask admits, of all windows and heads.
+pub(super) fn admitted_pairs([windows, length]: [usize; 2], spec: &Heads) -> u64 {
+    let window = spec.window.unwrap_or(length).min(length);
+    let pairs = window * (window + 1) / 2 + (length - window) * window;
+    (windows * spec.heads * pairs) as u64
 }
 
 /// As [`attention`], recorded in the graph.

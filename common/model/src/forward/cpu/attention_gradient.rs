@@ -4,17 +4,20 @@
 //! memory does not grow with the square of the length. With the weights `P` of a query, `dV += Pᵀ dO`, `dP = dO Vᵀ`,
 //! `dS = P ∘ (dP − Σ P ∘ dP)`, `dQ = dS K`, `dK += dSᵀ Q`.
 
+use std::time::Instant;
+
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 use uc_simd::{MatrixView, multiply, multiply_add};
 
-use super::attention::{Piece, QUERIES, RotaryTables, WindowInput};
+use super::attention::{Piece, QUERIES, RotaryTables, WindowInput, admitted_pairs};
 use super::graph::Recorded;
 use super::{Values, matrix, piece_rows};
 use crate::device::Cpu;
 use crate::forward::heads::Heads;
 use crate::forward::vector;
 use crate::rope::Rope;
+use crate::work::{self, Amount, Kind};
 
 /// Parts of a window whose sums of the gradients of keys and values are made side by side.
 const PARTS: usize = 4;
@@ -41,6 +44,7 @@ struct PartGradients {
 
 impl Recorded<3> for RecordedAttention {
     fn gradient(self, grad_output: Tensor<Cpu, 2>) -> [Tensor<Cpu, 2>; 3] {
+        let start = Instant::now();
         let ([windows, length], spec) = (self.dims, &self.spec);
         let [q, k, v] = self.qkv.each_ref().map(Values::new);
         let grad = Values::new(&grad_output);
@@ -80,13 +84,20 @@ impl Recorded<3> for RecordedAttention {
             matrix(values, [tokens, width])
         };
         let kv_width = |width| spec.kv_heads * width;
-        [
+        let gradients = [
             rows(spec.heads * spec.width, &|t, out| {
                 joined.query(t, &tables, out)
             }),
             rows(kv_width(spec.width), &|t, out| joined.key(t, &tables, out)),
             rows(kv_width(spec.value_width), &|t, out| joined.value(t, out)),
-        ]
+        ];
+        let dims = 3 * spec.width + 2 * spec.value_width;
+        let amount = Amount {
+            operations: 2 * admitted_pairs(self.dims, spec) * dims as u64,
+            bytes: 4 * (2 * (q.len() + k.len() + v.len()) + grad.len()) as u64,
+        };
+        work::add(Kind::Attention, amount, start.elapsed());
+        gradients
     }
 }
 

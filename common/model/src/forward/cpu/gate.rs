@@ -8,6 +8,7 @@ use super::graph::{Recorded, record};
 use super::{ELEMENTS, Values, matrix};
 use crate::device::Cpu;
 use crate::forward::vector;
+use crate::work::{self, Amount, Kind};
 
 /// `silu(gate) * up`, all `[tokens, ffn]`.
 pub(in crate::forward) fn silu_gate(gate: Tensor<Cpu, 2>, up: Tensor<Cpu, 2>) -> Tensor<Cpu, 2> {
@@ -15,7 +16,9 @@ pub(in crate::forward) fn silu_gate(gate: Tensor<Cpu, 2>, up: Tensor<Cpu, 2>) ->
     let mut gate = gate.into_data();
     let values: &mut [f32] = gate.as_mut_slice().expect("the CPU backend holds f32");
     let pieces = values.par_chunks_mut(ELEMENTS).zip(up.par_chunks(ELEMENTS));
-    pieces.for_each(|(gate, up)| vector::silu_gate(gate, up));
+    work::counted(Kind::Elementwise, Amount::values(3 * up.len()), || {
+        pieces.for_each(|(gate, up)| vector::silu_gate(gate, up));
+    });
     Tensor::from_data(gate, &device)
 }
 
@@ -44,13 +47,15 @@ impl Recorded<2> for SiluGate {
         let mut by_gate = vec![0.0; gate.len()];
         let mut by_up = vec![0.0; gate.len()];
         let inputs = gate.par_chunks(ELEMENTS).zip(up.par_chunks(ELEMENTS));
-        by_gate
+        let pieces = by_gate
             .par_chunks_mut(ELEMENTS)
             .zip(by_up.par_chunks_mut(ELEMENTS))
-            .zip(inputs.zip(grad.par_chunks(ELEMENTS)))
-            .for_each(|((by_gate, by_up), ((gate, up), grad))| {
+            .zip(inputs.zip(grad.par_chunks(ELEMENTS)));
+        work::counted(Kind::Elementwise, Amount::values(5 * gate.len()), || {
+            pieces.for_each(|((by_gate, by_up), ((gate, up), grad))| {
                 vector::silu_gate_gradient(gate, up, grad, by_gate, by_up);
             });
+        });
         [matrix(by_gate, shape), matrix(by_up, shape)]
     }
 }

@@ -9,10 +9,12 @@ mod attention;
 mod attention_gradient;
 mod gate;
 mod graph;
+mod linear;
 mod norm;
 
 use std::ops::Deref;
 
+use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use burn_flex::FlexTensor;
@@ -21,6 +23,7 @@ use crate::device::{Cpu, cast};
 
 pub(super) use attention::{attention, tracked_attention};
 pub(super) use gate::{silu_gate, tracked_silu_gate};
+pub(super) use linear::tracked_product;
 pub(super) use norm::{NormRows, tracked_norm};
 
 /// Elements per piece of an elementwise loop.
@@ -55,6 +58,12 @@ impl Deref for Values {
 /// A tensor `shape` with these values.
 pub(crate) fn matrix(values: Vec<f32>, shape: [usize; 2]) -> Tensor<Cpu, 2> {
     Tensor::from_data(TensorData::new(values, shape), &Default::default())
+}
+
+/// Whether gradients with respect to a weight may be asked for.
+pub(super) fn is_trained<const D: usize>(weight: &Tensor<Autodiff<Cpu>, D>) -> bool {
+    let node = weight.clone().into_primitive().tensor().node;
+    !node.requirement.is_none()
 }
 
 /// Rows of `width` values in a piece of about [`ELEMENTS`] elements.

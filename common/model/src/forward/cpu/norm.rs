@@ -8,6 +8,7 @@ use super::graph::{Recorded, record};
 use super::{Values, matrix, piece_rows};
 use crate::device::Cpu;
 use crate::forward::vector;
+use crate::work::{self, Amount, Kind};
 
 /// A norm of parts of `width` values: `(x − mean) / sqrt(mean square + eps) · weight + bias`. Without a bias it is an RMSNorm, whose mean
 /// is not subtracted.
@@ -35,7 +36,9 @@ impl NormRows {
         let piece = piece_rows(self.weight.len()) * self.weight.len();
         let mut out = vec![0.0; values.len()];
         let pieces = out.par_chunks_mut(piece).zip(values.par_chunks(piece));
-        pieces.for_each(|(out, x)| vector::norm(self.kernel(), x, out));
+        work::counted(Kind::Elementwise, Amount::values(2 * values.len()), || {
+            pieces.for_each(|(out, x)| vector::norm(self.kernel(), x, out));
+        });
         matrix(out, x.dims())
     }
 }
@@ -60,9 +63,13 @@ impl Recorded<1> for RecordedNorm {
         let (norm, x, grad) = (&self.norm, Values::new(&self.x), Values::new(&grad_output));
         let piece = piece_rows(norm.weight.len()) * norm.weight.len();
         let mut by_x = vec![0.0; x.len()];
-        by_x.par_chunks_mut(piece)
-            .zip(x.par_chunks(piece).zip(grad.par_chunks(piece)))
-            .for_each(|(by_x, (x, grad))| vector::norm_gradient(norm.kernel(), x, grad, by_x));
+        let inputs = x.par_chunks(piece).zip(grad.par_chunks(piece));
+        let pieces = by_x.par_chunks_mut(piece).zip(inputs);
+        work::counted(Kind::Elementwise, Amount::values(3 * x.len()), || {
+            pieces.for_each(|(by_x, (x, grad))| {
+                vector::norm_gradient(norm.kernel(), x, grad, by_x);
+            });
+        });
         [matrix(by_x, self.x.dims())]
     }
 }
