@@ -31,7 +31,7 @@ mod vector;
 mod weights;
 mod windows;
 
-pub(crate) use cpu::{Values, matrix, piece_rows};
+pub(crate) use cpu::{ELEMENTS, Values, matrix, piece_rows};
 pub use embedding::Embedding;
 pub use gradient::{ObservedInput, OnPartTrace, PartTrace, surrogate};
 pub use head::Head;
