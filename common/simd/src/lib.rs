@@ -19,4 +19,4 @@ pub use dispatch::{Kernel, dispatch, prefetch};
 #[cfg(target_arch = "x86_64")]
 pub use dispatch::{has_avx2, has_avx512};
 pub use exponential::{LANES, exp_below_zero, exponentials};
-pub use product::{MatrixView, multiply, multiply_add};
+pub use product::{MatrixView, multiply, multiply_add, multiply_uninit};
