@@ -46,27 +46,25 @@ pub(crate) fn product<B: Backend>(
 ) -> Tensor<B, 2> {
     let ([m, k], [_, n]) = (left.dims(), right.dims());
     work::counted(kind, Amount::product(m, k, n), || {
-        if is::<B, Cpu>() {
-            return cast(cpu_product(cast(left), cast(right)));
+        let piece = m.div_ceil(2 * rayon::current_num_threads());
+        if is::<B, Cpu>() && piece >= SMALLEST_PIECE_ROWS {
+            return cast(cpu_product(cast(left), cast(right), piece.min(PIECE_ROWS)));
         }
         matmul(left, right)
     })
 }
 
-/// Rows of a piece of a product at most; more would leave threads without work.
+/// Most rows of a piece of a product: its part of the right operand's blocks stays in the caches.
 const PIECE_ROWS: usize = 512;
-/// Fewest rows of a piece. With fewer, packing the right operand once for each piece takes longer than the products.
-const SMALLEST_PIECE_ROWS: usize = 96;
+/// Fewest rows of a piece. With fewer, packing the right operand for each piece takes too long beside the products; the tensor library
+/// packs it once for all threads, but needs a result filled with zeros.
+const SMALLEST_PIECE_ROWS: usize = 256;
 
-/// The product on the CPU, in pieces of rows. How many depends on the number of threads, the bits do not: the order of the sums of an
-/// element follows from the inner dimension alone.
-fn cpu_product(left: Tensor<Cpu, 2>, right: Tensor<Cpu, 2>) -> Tensor<Cpu, 2> {
+/// The product on the CPU, in pieces of so many rows. How many there are depends on the number of threads, the bits do not: the order of
+/// the sums of an element follows from the inner dimension alone.
+fn cpu_product(left: Tensor<Cpu, 2>, right: Tensor<Cpu, 2>, piece: usize) -> Tensor<Cpu, 2> {
     let ([rows, _], [_, cols]) = (left.dims(), right.dims());
     let (left, right) = (Operand::new(left), Operand::new(right));
-    let piece = rows.div_ceil(2 * rayon::current_num_threads());
-    let piece = piece
-        .next_multiple_of(8)
-        .clamp(SMALLEST_PIECE_ROWS, PIECE_ROWS);
     let out = uninitialized::filled(rows * cols, |out| {
         let pieces = out.par_chunks_mut((piece * cols).max(1)).enumerate();
         pieces.for_each(|(index, out)| {
@@ -77,7 +75,7 @@ fn cpu_product(left: Tensor<Cpu, 2>, right: Tensor<Cpu, 2>) -> Tensor<Cpu, 2> {
     matrix(out, [rows, cols])
 }
 
-/// Results that are written once: filling 50 MB with zeros first takes as long as a tenth of the product.
+/// Results that are written once, and not filled with zeros first.
 mod uninitialized {
     #![allow(unsafe_code)]
 
