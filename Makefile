@@ -94,6 +94,11 @@ bench-speed: ## measure the speed of the codec (needs python3)
 bench-kernels: ## measure the products of the runtime beside the rate at which memory is read (needs python3)
 	python3 tests/benchmark/speed.py kernels
 
+.PHONY: bench-passes
+bench-passes: setup ## measure what the passes over BENCH_MODEL spend their time on, beside a large matrix product (CALIBRATION=FILE EVALUATION=FILE; needs python3)
+	cargo build --release --locked -p uc-model --example product_speed
+	python3 tests/benchmark/passes.py --model $(BENCH_MODEL) --calibration $(CALIBRATION) --evaluation $(EVALUATION)
+
 .PHONY: bench-storm
 bench-storm: setup ## ten minutes of 64 clients on a server: no answer changes, nothing leaks
 	UC_STORM_RECEIPT="$(CURDIR)/docs/benchmarks/serve-storm.json" cargo test --release --locked --workspace --test serve_storm -- --ignored

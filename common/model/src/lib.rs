@@ -19,7 +19,8 @@
 //! - [`forward`]: the forward and backward pass, built from the description; [`rope`]: rotary tables; [`routing`]: which
 //!   experts a token is sent to.
 //! - `mamba`: the selective scan and its gradient; `matmul`: the matrix product, in f32 on every device.
-//! - [`moments`]: second moments of layer inputs; [`metrics`]: how far predictions are apart; [`device`]: CPU or CUDA.
+//! - [`moments`]: second moments of layer inputs; [`rows`]: norms and scaling of activations; [`sampled_loss`]: the loss of sampled
+//!   labels; [`metrics`]: how far predictions are apart; [`device`]: CPU or CUDA; [`work`]: what the passes have computed.
 
 pub mod config;
 #[cfg(feature = "forward")]
@@ -39,10 +40,16 @@ pub mod moments;
 pub mod plan;
 pub mod rope;
 pub mod routing;
+#[cfg(feature = "forward")]
+pub mod rows;
+#[cfg(feature = "forward")]
+pub mod sampled_loss;
 pub mod source;
 pub mod spec;
 #[cfg(feature = "tokenizer")]
 pub mod text;
+#[cfg(feature = "forward")]
+pub mod work;
 
 pub use config::ModelConfig;
 #[cfg(feature = "cuda")]

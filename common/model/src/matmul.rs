@@ -8,6 +8,12 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use rayon::prelude::*;
+use uc_simd::{MatrixView, multiply_uninit};
+
+use crate::device::{Cpu, cast, is};
+use crate::forward::{Values, matrix};
+use crate::work::{self, Amount, Kind};
 
 /// The product `left · right` of matrices or of batches of matrices: `[.., m, k]` and `[.., k, n]` give `[.., m, n]`.
 /// Differentiable on `Autodiff`.
@@ -20,7 +26,7 @@ pub(crate) fn matmul<B: Backend, const D: usize>(
 ) -> Tensor<B, D> {
     #[cfg(feature = "cuda")]
     {
-        use crate::device::{Cuda, cast, is};
+        use crate::device::Cuda;
         type Graph = burn::backend::Autodiff<Cuda>;
         if is::<B, Cuda>() {
             return cast(cuda::product::<D>(cast(left), cast(right)));
@@ -30,6 +36,99 @@ pub(crate) fn matmul<B: Backend, const D: usize>(
         }
     }
     left.matmul(right)
+}
+
+/// The product `left · right` of two matrices, counted as work of this kind.
+pub(crate) fn product<B: Backend>(
+    kind: Kind,
+    left: Tensor<B, 2>,
+    right: Tensor<B, 2>,
+) -> Tensor<B, 2> {
+    let ([m, k], [_, n]) = (left.dims(), right.dims());
+    work::counted(kind, Amount::product(m, k, n), || {
+        let piece = m.div_ceil(2 * rayon::current_num_threads());
+        if is::<B, Cpu>() && piece >= SMALLEST_PIECE_ROWS {
+            return cast(cpu_product(cast(left), cast(right), piece.min(PIECE_ROWS)));
+        }
+        matmul(left, right)
+    })
+}
+
+/// Most rows of a piece of a product: its part of the right operand's blocks stays in the caches.
+const PIECE_ROWS: usize = 512;
+/// Fewest rows of a piece. With fewer, packing the right operand for each piece takes too long beside the products; the tensor library
+/// packs it once for all threads, but needs a result filled with zeros.
+const SMALLEST_PIECE_ROWS: usize = 256;
+
+/// The product on the CPU, in pieces of so many rows. How many there are depends on the number of threads, the bits do not: the order of
+/// the sums of an element follows from the inner dimension alone.
+fn cpu_product(left: Tensor<Cpu, 2>, right: Tensor<Cpu, 2>, piece: usize) -> Tensor<Cpu, 2> {
+    let ([rows, _], [_, cols]) = (left.dims(), right.dims());
+    let (left, right) = (Operand::new(left), Operand::new(right));
+    let out = uninitialized::filled(rows * cols, |out| {
+        let pieces = out.par_chunks_mut((piece * cols).max(1)).enumerate();
+        pieces.for_each(|(index, out)| {
+            let left = left.view().row_range(index * piece, out.len() / cols);
+            multiply_uninit(out, left, right.view());
+        });
+    });
+    matrix(out, [rows, cols])
+}
+
+/// Results that are written once, and not filled with zeros first.
+mod uninitialized {
+    #![allow(unsafe_code)]
+
+    use std::mem::MaybeUninit;
+
+    /// So many values, all of which `fill` must write.
+    pub(super) fn filled(count: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+        let mut values = Vec::with_capacity(count);
+        fill(&mut values.spare_capacity_mut()[..count]);
+        // SAFETY: the only caller, `cpu_product`, splits the values into pieces of whole rows without a rest, and
+        // `multiply_uninit` writes every value of a piece or panics.
+        unsafe { values.set_len(count) };
+        values
+    }
+}
+
+/// A matrix, or the transpose of one, with contiguous rows.
+struct Operand {
+    values: Values,
+    dims: [usize; 2],
+    is_transposed: bool,
+}
+
+impl Operand {
+    fn new(tensor: Tensor<Cpu, 2>) -> Self {
+        let dims = tensor.dims();
+        let strides = tensor
+            .clone()
+            .into_primitive()
+            .tensor()
+            .layout()
+            .strides()
+            .to_vec();
+        let is_transposed = strides == [1, dims[0] as isize] && dims[1] > 1;
+        let stored = if is_transposed {
+            tensor.transpose()
+        } else {
+            tensor
+        };
+        Operand {
+            values: Values::new(&stored),
+            dims,
+            is_transposed,
+        }
+    }
+
+    fn view(&self) -> MatrixView<'_> {
+        let [rows, cols] = self.dims;
+        match self.is_transposed {
+            true => MatrixView::new(&self.values, cols, rows, rows).transposed(),
+            false => MatrixView::new(&self.values, rows, cols, cols),
+        }
+    }
 }
 
 #[cfg(feature = "cuda")]
@@ -125,5 +224,40 @@ mod cuda {
         launch_ref(&strategy, &client, left, right, into, &mut elements)
             .expect("the kernel without tensor cores takes every shape");
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::TensorData;
+
+    use super::*;
+
+    fn numbers(shape: [usize; 2], step: usize) -> Tensor<Cpu, 2> {
+        let number = |i: usize| (i * step % 1009) as f32 / 504.5 - 1.0;
+        let values: Vec<f32> = (0..shape[0] * shape[1]).map(number).collect();
+        Tensor::from_data(TensorData::new(values, shape), &Default::default())
+    }
+
+    fn values(tensor: Tensor<Cpu, 2>) -> Vec<f32> {
+        tensor.into_data().into_vec().unwrap()
+    }
+
+    #[test]
+    fn products_of_views_are_those_of_the_tensor_library_whatever_the_number_of_threads() {
+        let (x, weight) = (numbers([700, 90], 7919), numbers([130, 90], 6421));
+        let columns = weight.clone().transpose().slice([0..90, 7..107]);
+        for right in [weight.transpose(), columns] {
+            let expected = values(matmul(x.clone(), right.clone()));
+            let found = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                let product = || product(Kind::Linears, x.clone(), right.clone());
+                values(pool.unwrap().install(product))
+            };
+            for (found, expected) in found(1).iter().zip(&expected) {
+                assert!((found - expected).abs() < 1e-4, "{found} {expected}");
+            }
+            assert_eq!(found(1), found(3));
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! Windows are the unit of resampling: tokens within a window are correlated, windows are treated as independent.
 
 use serde::{Deserialize, Serialize};
+use uc_simd::{Kernel, LANES, dispatch, exp_below_zero};
 
 /// Version of the metrics document.
 pub const METRICS_VERSION: u32 = 2;
@@ -36,26 +37,13 @@ pub struct TokenComparison {
 /// `teacher`, `pack`: `[vocab]`, raw logits; `target`: the text's next token. The order of summation is fixed, so the result
 /// does not depend on the number of threads.
 pub fn compare_logits(teacher: &[f32], pack: &[f32], target: usize) -> TokenComparison {
-    debug_assert_eq!(teacher.len(), pack.len());
+    assert_eq!(teacher.len(), pack.len(), "logits of two vocabularies");
     let (teacher_max, teacher_top) = maximum(teacher);
     let (pack_max, pack_top) = maximum(pack);
-    let mut teacher_sum = 0f64;
-    let mut pack_sum = 0f64;
-    let mut weighted_difference = 0f64;
-    // Short blocks are summed in f32, which vectorizes; block sums are accumulated in f64.
-    for (t, p) in teacher.chunks(256).zip(pack.chunks(256)) {
-        let (mut block_t, mut block_p, mut block_d) = (0f32, 0f32, 0f32);
-        for (&a, &b) in t.iter().zip(p) {
-            let (a, b) = (a - teacher_max, b - pack_max);
-            let weight = a.exp();
-            block_t += weight;
-            block_p += b.exp();
-            block_d += weight * (a - b);
-        }
-        teacher_sum += f64::from(block_t);
-        pack_sum += f64::from(block_p);
-        weighted_difference += f64::from(block_d);
-    }
+    let [teacher_sum, pack_sum, weighted_difference] = dispatch(Sums {
+        teacher: (teacher, teacher_max),
+        pack: (pack, pack_max),
+    });
     let (teacher_log, pack_log) = (teacher_sum.ln(), pack_sum.ln());
     let nll = |logit: f32, max: f32, log_sum: f64| log_sum - f64::from(logit - max);
     TokenComparison {
@@ -66,15 +54,68 @@ pub fn compare_logits(teacher: &[f32], pack: &[f32], target: usize) -> TokenComp
     }
 }
 
+/// The logits of a model and the largest of them, for teacher and pack.
+struct Sums<'a> {
+    teacher: (&'a [f32], f32),
+    pack: (&'a [f32], f32),
+}
+
+impl Kernel for Sums<'_> {
+    type Output = [f64; 3];
+
+    /// With `a` and `b` the differences of teacher and pack to their largest logits: `Σ eᵃ`, `Σ eᵇ` and `Σ eᵃ (a − b)`. Short blocks are
+    /// summed in f32, which vectorizes; their sums are added in f64.
+    #[inline(always)]
+    fn run(self) -> [f64; 3] {
+        let ((teacher, teacher_max), (pack, pack_max)) = (self.teacher, self.pack);
+        let mut totals = [0f64; 3];
+        for (t, p) in teacher.chunks(256).zip(pack.chunks(256)) {
+            let mut sums = [[0f32; LANES]; 3];
+            for (t, p) in t.chunks(LANES).zip(p.chunks(LANES)) {
+                for (lane, (a, b)) in t.iter().zip(p).enumerate() {
+                    let (a, b) = (a - teacher_max, b - pack_max);
+                    let weight = exp_below_zero(a);
+                    sums[0][lane] += weight;
+                    sums[1][lane] += exp_below_zero(b);
+                    sums[2][lane] += weight * (a - b);
+                }
+            }
+            for (total, sums) in totals.iter_mut().zip(sums) {
+                *total += f64::from(sums.iter().sum::<f32>());
+            }
+        }
+        totals
+    }
+}
+
+struct Largest<'a>(&'a [f32]);
+
+impl Kernel for Largest<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run(self) -> f32 {
+        let larger = |a: f32, b: f32| if b > a { b } else { a };
+        let mut peaks = [f32::NEG_INFINITY; LANES];
+        let (blocks, rest) = self.0.as_chunks::<LANES>();
+        for block in blocks {
+            for lane in 0..LANES {
+                peaks[lane] = larger(peaks[lane], block[lane]);
+            }
+        }
+        peaks
+            .iter()
+            .chain(rest)
+            .copied()
+            .fold(f32::NEG_INFINITY, larger)
+    }
+}
+
 /// The largest value and the first index where it occurs.
 fn maximum(values: &[f32]) -> (f32, usize) {
-    let mut best = (f32::NEG_INFINITY, 0);
-    for (index, &value) in values.iter().enumerate() {
-        if value > best.0 {
-            best = (value, index);
-        }
-    }
-    best
+    let largest = dispatch(Largest(values));
+    let index = values.iter().position(|&value| value == largest);
+    (largest, index.unwrap_or(0))
 }
 
 /// A metric with its 95 % confidence interval over windows.

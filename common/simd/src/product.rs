@@ -7,6 +7,8 @@
 //! matrix lies inside its slice. The destination is a `&mut` slice and therefore overlaps neither operand.
 #![allow(unsafe_code)]
 
+use std::mem::MaybeUninit;
+
 /// A read-only matrix of `f32` inside a slice: element (i, j) is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy)]
 pub struct MatrixView<'a> {
@@ -97,8 +99,31 @@ pub fn multiply_add(dst: &mut [f32], stride: usize, lhs: MatrixView<'_>, rhs: Ma
     gemm_into(dst, stride, lhs, rhs, true);
 }
 
+/// As [`multiply`], for rows of contiguous values without a gap between them, which need not be initialized. Writes all of them.
+///
+/// # Panics
+/// If the inner dimensions differ or `dst` has another length than the product.
+pub fn multiply_uninit(dst: &mut [MaybeUninit<f32>], lhs: MatrixView<'_>, rhs: MatrixView<'_>) {
+    let stride = rhs.cols;
+    assert_eq!(dst.len(), lhs.rows * stride, "length of the product");
+    gemm_into_memory(dst, stride, lhs, rhs, false);
+}
+
 fn gemm_into(
     dst: &mut [f32],
+    stride: usize,
+    lhs: MatrixView<'_>,
+    rhs: MatrixView<'_>,
+    accumulate: bool,
+) {
+    // SAFETY: the values are initialized and stay so, because the product writes numbers only.
+    let dst = unsafe { &mut *(std::ptr::from_mut(dst) as *mut [MaybeUninit<f32>]) };
+    gemm_into_memory(dst, stride, lhs, rhs, accumulate);
+}
+
+/// The values of `dst` must be initialized if the product is accumulated.
+fn gemm_into_memory(
+    dst: &mut [MaybeUninit<f32>],
     stride: usize,
     lhs: MatrixView<'_>,
     rhs: MatrixView<'_>,
@@ -114,13 +139,14 @@ fn gemm_into(
         "destination too small"
     );
     // SAFETY: all three matrices lie inside their slices: the destination by the assertion above, the operands by those of
-    // `MatrixView`. Rows of the destination do not overlap, as the stride is at least their length.
+    // `MatrixView`. Rows of the destination do not overlap, as the stride is at least their length. Without `accumulate`, values of
+    // the destination are written and not read.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            dst.as_mut_ptr(),
+            dst.as_mut_ptr().cast::<f32>(),
             1,
             stride as isize,
             accumulate,
@@ -163,6 +189,23 @@ mod tests {
                 assert_eq!(product[i * n + j], expected, "[{i}, {j}]");
                 assert_eq!(sum[i * n + j], 1.0 + expected, "[{i}, {j}]");
             }
+        }
+    }
+
+    #[test]
+    fn a_product_writes_every_value_of_memory_that_is_not_initialized() {
+        for inner in [0, 3] {
+            let values = vec![2.0; 15];
+            let lhs = MatrixView::new(&values, 5, inner, inner);
+            let rhs = MatrixView::new(&values, inner, 4, 4);
+            let mut memory = [MaybeUninit::new(f32::NAN); 20];
+            multiply_uninit(&mut memory, lhs, rhs);
+            let mut expected = vec![f32::NAN; 20];
+            multiply(&mut expected, 4, lhs, rhs);
+            // SAFETY: they were initialized as NaN.
+            let found = memory.map(|value| unsafe { value.assume_init() });
+            assert_eq!(found, expected[..]);
+            assert_eq!(found, [4.0 * inner as f32; 20]);
         }
     }
 

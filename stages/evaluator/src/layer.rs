@@ -11,6 +11,7 @@ use uc_model::forward::{
     Layer, NoObserver, Weights, WeightsFromFn, check_states, windows_per_batch,
 };
 use uc_model::text::WindowSet;
+use uc_model::work::{self, Waiting};
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
 use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile, TensorFileWriter};
@@ -18,7 +19,7 @@ use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile, TensorFileWriter};
 use crate::candidate::Candidate;
 
 /// Number of tokens in a batch.
-const BATCH_TOKENS: usize = 4096;
+const BATCH_TOKENS: usize = 2048;
 
 /// Writes the artifact `eval-hidden` after the layer: the hidden states of teacher and pack.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
@@ -78,6 +79,7 @@ impl OnDevice for LayerPass<'_, '_> {
         };
         forward_windows(job, &layer, &states, dims, windows, &mut output)?;
         job.commit_tensors("eval-hidden", output)?;
+        work::log();
         Ok(())
     }
 }
@@ -151,17 +153,22 @@ fn forward_windows<B: Backend, W: Weights<B, Error = anyhow::Error>>(
         "the model"
     };
     let (file, name) = (states.file, states.name);
+    let mut waiting = Waiting::begin();
     map_rows::<anyhow::Error>(file, name, batch, output, |values, count, first| {
-        let values = match states.own {
-            Some(own) => own.states(first, count)?,
-            None => values,
-        };
-        let states = TensorData::new(values, [count, length, width]);
-        let x = Tensor::<B, 3>::from_data(states, layer.device());
-        let y = layer.forward(x, &mut NoObserver)?.into_data();
-        job.progress((done + first + count) as u64, 2 * windows as u64, "windows");
-        let y: Vec<f32> = y.into_vec().map_err(|error| anyhow::anyhow!("{error:?}"))?;
-        check_states(&y, width, number, model_name)?;
-        Ok(y)
-    })
+        waiting.computing(|| {
+            let values = match states.own {
+                Some(own) => own.states(first, count)?,
+                None => values,
+            };
+            let states = TensorData::new(values, [count, length, width]);
+            let x = Tensor::<B, 3>::from_data(states, layer.device());
+            let y = layer.forward(x, &mut NoObserver)?.into_data();
+            job.progress((done + first + count) as u64, 2 * windows as u64, "windows");
+            let y: Vec<f32> = y.into_vec().map_err(|error| anyhow::anyhow!("{error:?}"))?;
+            check_states(&y, width, number, model_name)?;
+            Ok(y)
+        })
+    })?;
+    waiting.finish(2 * windows * length * width);
+    Ok(())
 }

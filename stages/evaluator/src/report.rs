@@ -10,6 +10,7 @@ use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
 use uc_model::forward::{Head, WeightsFromFn};
 use uc_model::text::WindowSet;
+use uc_model::work::{self, Amount, Kind};
 use uc_pack::{Manifest, NonLayerFile};
 use uc_store::stage::Job;
 use uc_store::tensors::{self, TensorDtype, TensorFile};
@@ -184,11 +185,15 @@ impl OnDevice for Comparison<'_, '_> {
                 };
                 let teacher = chunk_logits(&teacher_head, &teacher_states)?;
                 let pack = chunk_logits(&pack_head, &pack_states)?;
-                tokens.extend(compare(&teacher, &pack, targets, config.vocab));
+                let amount = Amount::values(teacher.len() + pack.len());
+                tokens.extend(work::counted(Kind::Loss, amount, || {
+                    compare(&teacher, &pack, targets, config.vocab)
+                }));
             }
             accumulator.add_window(&tokens);
             job.progress(index as u64 + 1, set.windows.len() as u64, "windows");
         }
+        work::log();
         accumulator.finish().context("no token was compared")
     }
 }

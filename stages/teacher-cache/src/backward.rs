@@ -11,6 +11,7 @@ use burn::tensor::{Tensor, TensorData};
 use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
 use uc_model::forward::{Layer, WeightsFromFn, windows_per_batch};
+use uc_model::work::{self, Waiting};
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
 use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile};
@@ -61,26 +62,32 @@ impl OnDevice for BackwardPass<'_, '_> {
         );
         let decl = TensorDecl::new("hidden", TensorDtype::F32, &[windows, length, width]);
         let mut output = job.output_tensors("gradient", &[decl])?;
+        let mut waiting = Waiting::begin();
         map_rows(
             &output_gradient,
             "hidden",
             batch,
             &mut output,
             |output_gradient, count, first| {
-                let shape = [count, length, width];
-                let states = hidden.read_rows_f32("hidden", first, count)?;
-                let tensor =
-                    |values| Tensor::<B, 3>::from_data(TensorData::new(values, shape), &device);
-                let gradient =
-                    layer.gradient(tensor(states), tensor(output_gradient), &mut |part| {
-                        sensitivity.add(&plan, part, first * length, count * length)
-                    })?;
-                job.progress((first + count) as u64, windows as u64, "windows");
-                finite_values(gradient, "the gradient at the layer's input")
+                waiting.computing(|| {
+                    let shape = [count, length, width];
+                    let states = hidden.read_rows_f32("hidden", first, count)?;
+                    let tensor =
+                        |values| Tensor::<B, 3>::from_data(TensorData::new(values, shape), &device);
+                    let gradient =
+                        layer.gradient(tensor(states), tensor(output_gradient), &mut |part| {
+                            sensitivity.add(&plan, part, first * length, count * length)
+                        })?;
+                    job.progress((first + count) as u64, windows as u64, "windows");
+                    finite_values(gradient, "the gradient at the layer's input")
+                })
             },
         )?;
         job.commit_tensors("gradient", output)?;
+        waiting.finish(3 * windows * length * width);
 
-        sensitivity.write(job, &plan, [windows, length])
+        sensitivity.write(job, &plan, [windows, length])?;
+        work::log();
+        Ok(())
     }
 }

@@ -10,6 +10,7 @@ use burn::tensor::{Tensor, TensorData};
 use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
 use uc_model::forward::{Layer, WeightsFromFn, check_states, windows_per_batch};
+use uc_model::work::{self, Waiting};
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
 use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile};
@@ -19,7 +20,7 @@ use crate::states::{hidden_dims, source_weights};
 use crate::token_weights::sqrt_token_weights;
 
 /// Number of tokens in a batch. It affects the bits of the result, because sums are accumulated batch by batch.
-const BATCH_TOKENS: usize = 4096;
+const BATCH_TOKENS: usize = 2048;
 /// The same for a layer with experts, whose weights are read once per batch.
 const ROUTED_BATCH_TOKENS: usize = 16384;
 
@@ -88,26 +89,31 @@ impl OnDevice for ForwardPass<'_, '_> {
             BATCH_TOKENS
         };
         let batch = windows_per_batch(batch_tokens, length);
+        let mut waiting = Waiting::begin();
         map_rows::<anyhow::Error>(
             &hidden,
             "hidden",
             batch,
             &mut output,
             |values, count, first| {
-                let data = TensorData::new(values, [count, length, width]);
-                let x = Tensor::<B, 3>::from_data(data, &device);
-                moments.begin_batch(first * length);
-                let y = layer.forward(x, &mut moments)?;
-                let y = y.into_data().into_vec();
-                let y: Vec<f32> = y.map_err(|error| anyhow::anyhow!("{error:?}"))?;
-                check_states(&y, width, index, "the model")?;
-                moments.check_batch()?;
-                job.progress((first + count) as u64, windows as u64, "windows");
-                Ok(y)
+                waiting.computing(|| {
+                    let data = TensorData::new(values, [count, length, width]);
+                    let x = Tensor::<B, 3>::from_data(data, &device);
+                    moments.begin_batch(first * length);
+                    let y = layer.forward(x, &mut moments)?;
+                    let y = y.into_data().into_vec();
+                    let y: Vec<f32> = y.map_err(|error| anyhow::anyhow!("{error:?}"))?;
+                    check_states(&y, width, index, "the model")?;
+                    moments.check_batch()?;
+                    job.progress((first + count) as u64, windows as u64, "windows");
+                    Ok(y)
+                })
             },
         )?;
         job.commit_tensors(states, output)?;
+        waiting.finish(2 * windows * length * width);
         let written = moments.write::<B>(job, statistics, &device);
+        work::log();
         written.with_context(|| format!("layer {index}"))
     }
 }

@@ -14,12 +14,12 @@ use burn::tensor::{Tensor, TensorData};
 use camino::Utf8Path;
 use uc_model::forward::ActivationObserver;
 use uc_model::moments::Moments;
-use uc_model::{InputSpec, LayerPlan, ModelError};
+use uc_model::{InputSpec, LayerPlan, ModelError, rows};
 use uc_store::spill::Spill;
 use uc_store::stage::Job;
 use uc_store::tensors::{TensorDecl, TensorDtype, f32_bytes, to_f32};
 
-use crate::states::{activation_values, scale_rows};
+use crate::states::activation_values;
 
 /// Accumulates the second moments of the inputs of one layer.
 pub struct InputMoments<'a> {
@@ -95,7 +95,7 @@ impl<'a> InputMoments<'a> {
                     None => batch[..count].to_vec(),
                     Some(tokens) => tokens.iter().map(|&token| batch[token]).collect(),
                 };
-                scale_rows(x, factors)
+                rows::scaled(x, factors)
             }
         };
         match (self.dense.get_mut(name), &mut self.spill) {

@@ -17,6 +17,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use uc_codec::factor::{Factor, factorize};
 use uc_model::moments::Moments;
+use uc_model::work::{self, Amount, Kind};
 use uc_model::{InputSpec, ModelError};
 
 /// Damping of H, relative to its mean diagonal. It is a constant, so that one sensitivity pass serves every setting of the
@@ -98,7 +99,12 @@ impl LeverageScores {
         let Some(metric) = self.metrics.get_mut(&group) else {
             return Ok(None);
         };
-        let scores = metric.factor.leverages(x)?;
+        let tokens = weights.len();
+        let amount = Amount {
+            operations: (tokens * input.width * metric.factor.block) as u64,
+            bytes: 4 * (x.len() + metric.factor.a.len()) as u64,
+        };
+        let scores = work::counted(Kind::Leverages, amount, || metric.factor.leverages(x))?;
         let pairs = scores.iter().zip(weights);
         let weighted = pairs.map(|(&score, &weight)| f64::from(score) * f64::from(weight));
         metric.weighted_sum += weighted.sum::<f64>();

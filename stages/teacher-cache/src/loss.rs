@@ -5,13 +5,16 @@
 //! divergence that an error causes. Labels from the text would give the empirical Fisher, a different matrix
 //! (Kunstner, Hennig, Balles 2019).
 
+use anyhow::anyhow;
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData, activation};
+use burn::tensor::{Tensor, TensorData};
 use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
-use uc_model::forward::{Head, WeightsFromFn};
+use uc_model::forward::{Head, WeightsFromFn, surrogate};
+use uc_model::sampled_loss::sample_gradients;
 use uc_model::text::splitmix64;
+use uc_model::work::{self, Amount, Kind};
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
 use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile};
@@ -64,6 +67,7 @@ impl OnDevice for LossPass<'_, '_> {
             anyhow::Ok(gradients)
         })?;
         job.commit_tensors("gradient", output)?;
+        work::log();
         Ok(())
     }
 }
@@ -81,37 +85,29 @@ fn loss_gradient<B: Backend>(
     let tokens = values.len() / width;
     let data = TensorData::new(values.to_vec(), [tokens, width]);
     let hidden = Tensor::<Autodiff<B>, 2>::from_data(data, device).require_grad();
-    let log_probabilities = activation::log_softmax(head.logits(hidden.clone()), 1);
-    let vocab = log_probabilities.dims()[1];
-    let rows = finite_values(
-        log_probabilities.clone().inner(),
-        "the teacher's log-probabilities",
-    )?;
-    let labels: Vec<i32> = rows
-        .chunks_exact(vocab)
-        .zip(first_token..)
-        .map(|(row, token)| sample(row, uniform(seed, token)) as i32)
+    let logits = head.logits(hidden.clone());
+    let shape = logits.dims();
+    let values = logits.clone().inner().into_data().into_vec();
+    let mut values: Vec<f32> = values.map_err(|error| anyhow!("{error:?}"))?;
+    let uniforms: Vec<f64> = (first_token..)
+        .take(tokens)
+        .map(|token| uniform(seed, token))
         .collect();
-    let labels = TensorData::new(labels, [tokens, 1]);
-    let labels = Tensor::<Autodiff<B>, 2, Int>::from_data(labels, device);
-    let loss = log_probabilities.gather(1, labels).sum().neg();
-    let gradients = loss.backward();
-    let gradient = hidden.grad(&gradients).ok_or_else(|| {
-        anyhow::anyhow!("the loss does not depend on the output of the last layer")
+    let labels = work::counted(Kind::Loss, Amount::values(2 * values.len()), || {
+        sample_gradients(&mut values, &uniforms)
+    });
+    labels.map_err(|token| {
+        let token = first_token + token as u64;
+        anyhow!(
+            "the teacher's logits of token {token} are not finite; the model cannot be calibrated"
+        )
     })?;
+    let grad_logits = Tensor::from_data(TensorData::new(values, shape), device);
+    let gradients = surrogate(logits, grad_logits).backward();
+    let gradient = hidden
+        .grad(&gradients)
+        .ok_or_else(|| anyhow!("the loss does not depend on the output of the last layer"))?;
     finite_values(gradient, "the gradient of the loss")
-}
-
-/// Samples an index from a distribution by inversion: `uniform` is a number in [0, 1).
-fn sample(log_probabilities: &[f32], uniform: f64) -> usize {
-    let mut cumulative = 0.0;
-    for (index, log_probability) in log_probabilities.iter().enumerate() {
-        cumulative += f64::from(*log_probability).exp();
-        if uniform < cumulative {
-            return index;
-        }
-    }
-    log_probabilities.len() - 1
 }
 
 /// The uniform number in [0, 1) that samples the label of a token.
@@ -125,19 +121,15 @@ mod tests {
 
     #[test]
     fn labels_are_sampled_as_often_as_they_are_probable() {
-        let log_probabilities = [
-            0.5_f32.ln(),
-            0.25_f32.ln(),
-            f32::NEG_INFINITY,
-            0.25_f32.ln(),
-        ];
+        let logits = [0.5_f32, 0.25, 1e-30, 0.25].map(|p| p.ln() + 3.0);
+        let uniforms: Vec<f64> = (0..40_000).map(|token| uniform(7, token)).collect();
+        let mut rows = logits.repeat(uniforms.len());
         let mut counts = [0_i32; 4];
-        for token in 0..40_000 {
-            counts[sample(&log_probabilities, uniform(7, token))] += 1;
+        for label in sample_gradients(&mut rows, &uniforms).unwrap() {
+            counts[label] += 1;
         }
         for (count, expected) in counts.into_iter().zip([20_000, 10_000, 0, 10_000]) {
             assert!((count - expected).abs() < 400, "{counts:?}");
         }
-        assert_eq!(sample(&[f32::NEG_INFINITY, -20.0], 0.99), 1);
     }
 }

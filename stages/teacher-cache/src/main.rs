@@ -27,7 +27,7 @@ use crate::forward::Pass;
 const PROGRAM: Program = Program {
     name: "teacher-cache",
     about: "Runs the calibration text through the teacher",
-    version: 7,
+    version: 8,
     classify,
 };
 

@@ -6,19 +6,18 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow, ensure};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use uc_codec::factor::SHRINKAGE_BLOCK;
 use uc_model::forward::PartTrace;
 use uc_model::moments::Moments;
-use uc_model::{LayerPlan, LinearSpec, ModelError};
+use uc_model::{LayerPlan, LinearSpec, ModelError, rows};
 use uc_settings::Settings;
 use uc_store::stage::Job;
 use uc_store::tensors::{TensorDecl, TensorDtype, f32_bytes};
 
 use crate::leverage::LeverageScores;
-use crate::states::{finite_values, scale_rows};
 use crate::token_weights::{fisher_weights, mixed_weights};
 
 /// Sums of one layer over the tokens of the sensitivity pass.
@@ -76,7 +75,7 @@ impl LayerSensitivity {
         let is_reference = first < self.reference_tokens;
         let mut squares: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
         for (name, gradient) in &part.output_gradients {
-            let rows = row_energies(gradient.clone())?;
+            let rows = row_energies(gradient)?;
             let sums = squares.entry(&planned_linear(plan, name)?.input);
             let sums = sums.or_insert_with(|| vec![0.0; rows.len()]);
             add_rows(sums, &rows, None);
@@ -86,7 +85,7 @@ impl LayerSensitivity {
             let input = plan
                 .input(&name)
                 .with_context(|| format!("the layer has an input {name} that its plan lacks"))?;
-            let energies = row_energies(x.clone())?;
+            let energies = row_energies(&x)?;
             let tokens = tokens.as_deref();
             let sums = self.energies.get_mut(&name).expect("an input of the plan");
             add_rows(&mut sums[batch.clone()], &energies, tokens);
@@ -101,7 +100,9 @@ impl LayerSensitivity {
                 self.leverage
                     .add_reference(input, scale_by_sqrt(x, &weights))?;
             } else {
-                let x = finite_values(x, "the input of a linear")?;
+                // The squared norms are finite, so the values are.
+                let x = x.into_data().into_vec();
+                let x: Vec<f32> = x.map_err(|error| anyhow!("{error:?}"))?;
                 scores.insert(name, self.leverage.score(input, &x, &weights)?);
             }
         }
@@ -210,15 +211,20 @@ fn planned_linear<'a>(plan: &'a LayerPlan, name: &str) -> anyhow::Result<&'a Lin
 
 /// The rows of `x`, multiplied by the square roots of their weights.
 fn scale_by_sqrt<B: Backend>(x: Tensor<B, 2>, weights: &[f32]) -> Tensor<B, 2> {
-    scale_rows(x, weights.iter().map(|weight| weight.sqrt()).collect())
+    rows::scaled(x, weights.iter().map(|weight| weight.sqrt()).collect())
 }
 
-/// Sum of squares of every row of an input or gradient.
-fn row_energies<B: Backend>(x: Tensor<B, 2>) -> anyhow::Result<Vec<f32>> {
-    finite_values(
-        (x.clone() * x).sum_dim(1),
-        "the squared norms of an input or gradient",
-    )
+/// Sum of squares of every row of an input or gradient, which must be finite.
+fn row_energies<B: Backend>(x: &Tensor<B, 2>) -> anyhow::Result<Vec<f32>> {
+    let energies = rows::squared_norms(x);
+    let wrong = energies.iter().position(|energy| !energy.is_finite());
+    ensure!(
+        wrong.is_none(),
+        "the squared norm of row {} of an input or gradient is {}, expected a finite number",
+        wrong.unwrap_or_default(),
+        energies[wrong.unwrap_or_default()]
+    );
+    Ok(energies)
 }
 
 /// Adds one value per row to the sums of the rows' tokens; `tokens` are the rows' indices if not all tokens are present.

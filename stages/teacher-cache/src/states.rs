@@ -2,8 +2,8 @@
 //! tensors.
 
 use anyhow::{Context, anyhow};
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
 use uc_model::{LayerPlan, SourceFolder};
 use uc_store::stage::Job;
 use uc_store::tensors::TensorFile;
@@ -26,13 +26,6 @@ pub fn source_weights(
 ) -> anyhow::Result<impl Fn(&str) -> anyhow::Result<Vec<f32>> + use<>> {
     let source = SourceFolder::open(job.plan().model.path.as_std_path())?;
     Ok(move |name: &str| Ok(source.read_planned_f32(&plan, name)?))
-}
-
-/// Multiplies every row of `x: [tokens, width]` by its factor.
-pub fn scale_rows<B: Backend>(x: Tensor<B, 2>, factors: Vec<f32>) -> Tensor<B, 2> {
-    let factors = TensorData::new(factors, [x.dims()[0], 1]);
-    let device = x.device();
-    x * Tensor::from_data(factors, &device)
 }
 
 /// The values of a tensor, which must be finite; `what` names them in the error.

@@ -5,13 +5,14 @@
 //! taller matrix, `[kv_heads, group_size * queries, width]`. Values may have another dimension than queries
 //! and keys.
 
+use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData, activation};
 
 use super::cpu;
 use super::heads::Heads;
 use super::math::capped;
-use crate::device::{Cpu, is};
+use crate::device::{Cpu, cast, is};
 use crate::matmul::matmul;
 use crate::rope::Rope;
 
@@ -34,7 +35,14 @@ pub(super) fn attention<B: Backend>(
     rope: Option<&Rope<B>>,
 ) -> Tensor<B, 2> {
     if is::<B, Cpu>() {
-        return cpu::attention(q, k, v, dims, spec, rope);
+        let rope = rope.map(|rope| cast::<_, Rope<Cpu>>(rope.clone()));
+        let [q, k, v] = [q, k, v].map(cast::<_, Tensor<Cpu, 2>>);
+        return cast(cpu::attention(q, k, v, dims, spec, rope.as_ref()));
+    }
+    if is::<B, Autodiff<Cpu>>() {
+        let rope = rope.map(|rope| cast::<_, Rope<Autodiff<Cpu>>>(rope.clone()));
+        let [q, k, v] = [q, k, v].map(cast::<_, Tensor<Autodiff<Cpu>, 2>>);
+        return cast(cpu::tracked_attention(q, k, v, dims, spec, rope.as_ref()));
     }
     reference(q, k, v, dims, spec, rope)
 }
@@ -186,8 +194,8 @@ mod tests {
         Tensor::from_data(TensorData::new(values, shape), &Default::default())
     }
 
-    #[test]
-    fn the_kernel_equals_the_tensor_formulation() {
+    /// Shapes of heads, width of the rotated part, length of a window.
+    fn cases() -> Vec<(Heads, usize, usize)> {
         let default = Heads {
             heads: 4,
             kv_heads: 4,
@@ -197,7 +205,7 @@ mod tests {
             scale: 0.7,
             softcap: None,
         };
-        let cases = [
+        vec![
             (default, 0, QUERY_CHUNK + 40),
             (
                 Heads {
@@ -226,29 +234,71 @@ mod tests {
                 4,
                 33,
             ),
-        ];
-        for (heads, rotary_dim, length) in cases {
+        ]
+    }
+
+    fn tables(width: usize, length: usize) -> Option<Rope<Cpu>> {
+        let spec = RopeSpec {
+            width,
+            theta: 100.0,
+            scaling: RopeScaling::Default,
+        };
+        (width > 0).then(|| Rope::new(&spec, length, &Default::default()))
+    }
+
+    fn assert_close(found: Tensor<Cpu, 2>, expected: Tensor<Cpu, 2>, case: &str) {
+        let largest = expected.clone().abs().max().into_scalar();
+        let error = (found - expected).abs().max().into_scalar() / largest;
+        assert!(error <= ERROR, "{case}: {error:.1e}");
+    }
+
+    #[test]
+    fn the_kernel_equals_the_tensor_formulation() {
+        for (heads, rotary_dim, length) in cases() {
             let rows = 2 * length;
             let q = random([rows, heads.heads * heads.width], 7919);
             let k = random([rows, heads.kv_heads * heads.width], 6421);
             let v = random([rows, heads.kv_heads * heads.value_width], 4099);
-            let rope = RopeSpec {
-                width: rotary_dim,
-                theta: 100.0,
-                scaling: RopeScaling::Default,
-            };
-            let rope = Rope::new(&rope, length, &Default::default());
-            let rope = (rotary_dim > 0).then_some(&rope);
+            let rope = tables(rotary_dim, length);
             let run = |kernel: fn(_, _, _, _, &Heads, Option<&Rope<Cpu>>) -> Tensor<Cpu, 2>| {
                 let dims = [2, length];
-                kernel(q.clone(), k.clone(), v.clone(), dims, &heads, rope)
+                kernel(q.clone(), k.clone(), v.clone(), dims, &heads, rope.as_ref())
             };
             let (found, expected) = (run(cpu::attention), run(reference));
             let shape = [rows, heads.heads * heads.value_width];
             assert_eq!([found.dims(), expected.dims()], [shape; 2], "{heads:?}");
-            let largest = expected.clone().abs().max().into_scalar();
-            let error = (found - expected).abs().max().into_scalar() / largest;
-            assert!(error <= ERROR, "{heads:?}: {error:.1e}");
+            assert_close(found, expected, &format!("{heads:?}"));
+        }
+    }
+
+    #[test]
+    fn the_gradient_of_the_kernel_equals_that_of_the_tensor_formulation() {
+        type Graph = Autodiff<Cpu>;
+        for (heads, rotary_dim, length) in cases() {
+            let rows = 2 * length;
+            let leaf = |width, step| {
+                Tensor::<Graph, 2>::from_inner(random([rows, width], step)).require_grad()
+            };
+            let inputs = [
+                leaf(heads.heads * heads.width, 7919),
+                leaf(heads.kv_heads * heads.width, 6421),
+                leaf(heads.kv_heads * heads.value_width, 4099),
+            ];
+            let rope = tables(rotary_dim, length).map(|rope| Rope {
+                cos: Tensor::<Graph, 2>::from_inner(rope.cos),
+                sin: Tensor::from_inner(rope.sin),
+            });
+            let weight = random([rows, heads.heads * heads.value_width], 5557);
+            let run = |kernel: fn(_, _, _, _, &Heads, Option<&Rope<Graph>>) -> Tensor<Graph, 2>| {
+                let [q, k, v] = inputs.clone();
+                let y = kernel(q, k, v, [2, length], &heads, rope.as_ref());
+                let gradients = (y * Tensor::from_inner(weight.clone())).sum().backward();
+                inputs.each_ref().map(|x| x.grad(&gradients).unwrap())
+            };
+            let found = run(cpu::tracked_attention);
+            for (index, (found, expected)) in found.into_iter().zip(run(reference)).enumerate() {
+                assert_close(found, expected, &format!("{heads:?}, input {index}"));
+            }
         }
     }
 }

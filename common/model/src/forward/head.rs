@@ -4,11 +4,12 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::embedding::Embedding;
+use super::linear::weight_product;
 use super::math::capped;
 use super::norm::Norm;
 use super::weights::Weights;
 use crate::config::ModelConfig;
-use crate::matmul::matmul;
+use crate::work::Kind;
 
 /// The final norm and the output matrix.
 #[derive(Debug, Clone)]
@@ -65,7 +66,7 @@ impl<B: Backend> Head<B> {
     /// The logits `[tokens, vocab]` for `hidden: [tokens, hidden]`, the output of the last layer.
     pub fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
         let normed = self.norm.forward(hidden);
-        let logits = matmul(normed, self.weight.clone().transpose());
+        let logits = weight_product(Kind::Head, normed, &self.weight);
         let logits = match &self.bias {
             Some(bias) => logits + bias.clone().unsqueeze(),
             None => logits,

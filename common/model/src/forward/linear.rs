@@ -1,11 +1,15 @@
 //! A linear layer, and the observer of its input and output.
 
+use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use super::cpu::{is_trained, tracked_product};
 use super::weights::Weights;
-use crate::matmul::matmul;
+use crate::device::{Cpu, cast, is};
+use crate::matmul::product;
 use crate::spec::Projection;
+use crate::work::Kind;
 
 /// Observes the activations of a layer. It sees the inputs of the linears and may replace their outputs.
 pub trait ActivationObserver<B: Backend> {
@@ -59,10 +63,25 @@ impl<B: Backend> Linear<B> {
 
     /// Applies the layer to `x: [tokens, in]`, without an observer.
     pub(super) fn apply(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let y = matmul(x, self.weight.clone().transpose());
+        let y = weight_product(Kind::Linears, x, &self.weight);
         match &self.bias {
             Some(bias) => y + bias.clone().unsqueeze(),
             None => y,
         }
     }
+}
+
+/// `x Wᵀ` for `weight: [rows, cols]`, counted as work of this kind.
+pub(super) fn weight_product<B: Backend>(
+    kind: Kind,
+    x: Tensor<B, 2>,
+    weight: &Tensor<B, 2>,
+) -> Tensor<B, 2> {
+    if is::<B, Autodiff<Cpu>>() {
+        let weight: Tensor<Autodiff<Cpu>, 2> = cast(weight.clone());
+        if !is_trained(&weight) {
+            return cast(tracked_product(kind, cast(x), weight.inner()));
+        }
+    }
+    product(kind, x, weight.clone().transpose())
 }

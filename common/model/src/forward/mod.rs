@@ -31,11 +31,13 @@ mod vector;
 mod weights;
 mod windows;
 
+pub(crate) use cpu::{ELEMENTS, Values, matrix, piece_rows};
 pub use embedding::Embedding;
-pub use gradient::{ObservedInput, OnPartTrace, PartTrace};
+pub use gradient::{ObservedInput, OnPartTrace, PartTrace, surrogate};
 pub use head::Head;
 pub use layer::Layer;
 pub use linear::{ActivationObserver, NoObserver};
 pub use overflow::check_states;
+pub(crate) use vector::squared_norm;
 pub use weights::{Weights, WeightsFromFn};
 pub use windows::windows_per_batch;

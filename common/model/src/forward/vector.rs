@@ -1,6 +1,6 @@
 //! Elementwise loops of the CPU kernels.
 
-use uc_simd::{Kernel, dispatch, exp_below_zero, exponentials};
+use uc_simd::{Kernel, LANES, dispatch, exp_below_zero, exponentials};
 
 struct SiluGate<'a> {
     gate: &'a mut [f32],
@@ -72,6 +72,235 @@ pub(super) fn attention_weights(scores: &mut [f32], keys: usize, mask: KeyMask, 
         keys,
         mask,
         sums,
+    });
+}
+
+struct SiluGateGradient<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    grad: &'a [f32],
+    by_gate: &'a mut [f32],
+    by_up: &'a mut [f32],
+}
+
+impl Kernel for SiluGateGradient<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let inputs = self.gate.iter().zip(self.up).zip(self.grad);
+        let outputs = self.by_gate.iter_mut().zip(self.by_up);
+        for (((&x, &up), &grad), (by_gate, by_up)) in inputs.zip(outputs) {
+            let e = exp_below_zero(-x.abs());
+            let top = if x >= 0.0 { 1.0 } else { e };
+            let sigmoid = top / (1.0 + e);
+            *by_up = grad * x * sigmoid;
+            *by_gate = grad * up * sigmoid * (1.0 + x * (1.0 - sigmoid));
+        }
+    }
+}
+
+/// The gradients of `silu(gate) * up` with respect to both, given the one at the output. All have the same length.
+pub(super) fn silu_gate_gradient(
+    gate: &[f32],
+    up: &[f32],
+    grad: &[f32],
+    by_gate: &mut [f32],
+    by_up: &mut [f32],
+) {
+    dispatch(SiluGateGradient {
+        gate,
+        up,
+        grad,
+        by_gate,
+        by_up,
+    });
+}
+
+struct AttentionWeightsGradient<'a> {
+    weights: &'a mut [f32],
+    sums: &'a [f32],
+    grads: &'a mut [f32],
+}
+
+impl Kernel for AttentionWeightsGradient<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let keys = self.weights.len() / self.sums.len().max(1);
+        let rows = self.weights.chunks_exact_mut(keys.max(1));
+        let rows = rows.zip(self.grads.chunks_exact_mut(keys.max(1)));
+        for ((weights, grads), sum) in rows.zip(self.sums) {
+            let inverse = 1.0 / sum;
+            weights.iter_mut().for_each(|weight| *weight *= inverse);
+            let mean = dot(weights, grads);
+            for (grad, weight) in grads.iter_mut().zip(weights) {
+                *grad = *weight * (*grad - mean);
+            }
+        }
+    }
+}
+
+/// `weights: [rows, keys]` before normalization by `sums: [rows]` are normalized; `grads`, the gradients with respect to them, become
+/// those with respect to the scores.
+pub(super) fn attention_weights_gradient(weights: &mut [f32], sums: &[f32], grads: &mut [f32]) {
+    assert_eq!(weights.len(), grads.len(), "weights and gradients differ");
+    dispatch(AttentionWeightsGradient {
+        weights,
+        sums,
+        grads,
+    });
+}
+
+/// `Σ a · b`, in [`LANES`] partial sums.
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0_f32; LANES];
+    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
+    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_blocks.iter().zip(b_blocks) {
+        for lane in 0..LANES {
+            sums[lane] = a[lane].mul_add(b[lane], sums[lane]);
+        }
+    }
+    let rest = a_rest.iter().zip(b_rest).map(|(a, b)| a * b);
+    sums.iter().sum::<f32>() + rest.sum::<f32>()
+}
+
+struct SquaredNorm<'a>(&'a [f32]);
+
+impl Kernel for SquaredNorm<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run(self) -> f32 {
+        dot(self.0, self.0)
+    }
+}
+
+/// The sum of the squares of a row.
+pub(crate) fn squared_norm(row: &[f32]) -> f32 {
+    dispatch(SquaredNorm(row))
+}
+
+/// The sum of all values, in [`LANES`] partial sums.
+#[inline(always)]
+fn sum(values: &[f32]) -> f32 {
+    let mut sums = [0.0_f32; LANES];
+    let (blocks, rest) = values.as_chunks::<LANES>();
+    for block in blocks {
+        for lane in 0..LANES {
+            sums[lane] += block[lane];
+        }
+    }
+    sums.iter().sum::<f32>() + rest.iter().sum::<f32>()
+}
+
+/// A norm of rows: an RMSNorm, or with a bias a LayerNorm.
+#[derive(Clone, Copy)]
+pub(super) struct NormOfRows<'a> {
+    /// `[width]`
+    pub(super) weight: &'a [f32],
+    /// `[width]`
+    pub(super) bias: Option<&'a [f32]>,
+    /// Added to the mean square.
+    pub(super) eps: f32,
+}
+
+impl NormOfRows<'_> {
+    /// `out <- x`, less its mean for a LayerNorm; returns the factor that normalizes it. NaN if the squares overflow, where the formula
+    /// would give 0 and hide it.
+    #[inline(always)]
+    fn center(&self, x: &[f32], out: &mut [f32]) -> f32 {
+        let width = x.len() as f32;
+        match self.bias {
+            None => out.copy_from_slice(x),
+            Some(_) => {
+                let mean = sum(x) / width;
+                out.iter_mut().zip(x).for_each(|(out, x)| *out = x - mean);
+            }
+        }
+        let mean_square = dot(out, out) / width;
+        match mean_square.is_finite() {
+            true => 1.0 / (mean_square + self.eps).sqrt(),
+            false => f32::NAN,
+        }
+    }
+}
+
+struct NormKernel<'a>(NormOfRows<'a>, &'a [f32], &'a mut [f32]);
+
+impl Kernel for NormKernel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let NormKernel(norm, x, out) = self;
+        let width = norm.weight.len();
+        for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+            let scale = norm.center(x, out);
+            for (out, weight) in out.iter_mut().zip(norm.weight) {
+                *out = *out * scale * weight;
+            }
+            if let Some(bias) = norm.bias {
+                out.iter_mut()
+                    .zip(bias)
+                    .for_each(|(out, bias)| *out += bias);
+            }
+        }
+    }
+}
+
+/// The norm of every row of `x`.
+pub(super) fn norm(norm: NormOfRows<'_>, x: &[f32], out: &mut [f32]) {
+    dispatch(NormKernel(norm, x, out));
+}
+
+struct NormGradient<'a> {
+    norm: NormOfRows<'a>,
+    x: &'a [f32],
+    grad: &'a [f32],
+    by_x: &'a mut [f32],
+    /// `[width]`
+    centered: &'a mut [f32],
+}
+
+impl Kernel for NormGradient<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let width = self.norm.weight.len();
+        let rows = self
+            .x
+            .chunks_exact(width)
+            .zip(self.grad.chunks_exact(width));
+        for ((x, grad), by_x) in rows.zip(self.by_x.chunks_exact_mut(width)) {
+            let scale = self.norm.center(x, self.centered);
+            let grads = by_x.iter_mut().zip(grad).zip(self.norm.weight);
+            grads.for_each(|((out, grad), weight)| *out = grad * weight);
+            let share = dot(by_x, self.centered) * scale * scale / width as f32;
+            for (out, x) in by_x.iter_mut().zip(&*self.centered) {
+                *out = scale * (*out - x * share);
+            }
+            if self.norm.bias.is_some() {
+                let mean = sum(by_x) / width as f32;
+                by_x.iter_mut().for_each(|out| *out -= mean);
+            }
+        }
+    }
+}
+
+/// The gradient of [`norm`] with respect to `x`, given the one at its output.
+pub(super) fn norm_gradient(norm: NormOfRows<'_>, x: &[f32], grad: &[f32], by_x: &mut [f32]) {
+    let mut centered = vec![0.0; norm.weight.len()];
+    dispatch(NormGradient {
+        norm,
+        x,
+        grad,
+        by_x,
+        centered: &mut centered,
     });
 }
 

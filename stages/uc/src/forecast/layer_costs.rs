@@ -95,7 +95,7 @@ impl LayerCosts<'_> {
                 self.token_share(group.routed) * output_moment_entries(group, max_output_block)
             })
             .sum();
-        4.0 * self.active_parameters() + 6.0 * length * self.group.attention_width as f64 + outputs
+        4.0 * self.active_parameters() + 7.0 * length * self.group.attention_width as f64 + outputs
     }
 
     /// Operations per token of the second moments of the inputs (one triangle only).

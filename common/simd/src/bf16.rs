@@ -1,0 +1,261 @@
+//! Products `AᵀB` of matrices rounded to bfloat16, with sums in f32, by the dot products of AVX512-BF16: twice the multiply-adds of f32.
+//!
+//! Columns are packed into panels first: values of two rows side by side, as the instruction reads them. The product of two bfloat16
+//! numbers is exact in f32, so rounding the operands is all that is lost against a product in f32. Processors without the instruction
+//! multiply operands rounded by [`round_to_bf16`] in f32.
+//!
+//! Safety: the unsafe operations are calls of the function compiled for the instruction set, guarded by a check that the processor
+//! supports it, and its accesses to slices whose lengths are checked before.
+#![allow(unsafe_code)]
+
+use crate::dispatch::{Kernel, dispatch};
+
+/// Columns of a panel.
+pub const PANEL: usize = 48;
+
+/// Rows of the sums that the kernel keeps in registers.
+#[cfg(target_arch = "x86_64")]
+const TILE_ROWS: usize = 8;
+
+/// Whether this processor multiplies panels.
+pub fn has_bf16_products() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        crate::has_avx512() && is_x86_feature_detected!("avx512bf16")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// The upper half of the bits of `value` rounded to bfloat16, to nearest, ties to even. NaN stays NaN.
+#[inline(always)]
+fn bf16_bits(value: f32) -> u32 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    let nan = bits | 0x0040_0000;
+    (if value.is_nan() { nan } else { rounded }) >> 16
+}
+
+struct Round<'a>(&'a [f32], &'a mut [f32]);
+
+impl Kernel for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (out, &value) in self.1.iter_mut().zip(self.0) {
+            *out = f32::from_bits(bf16_bits(value) << 16);
+        }
+    }
+}
+
+/// `out <- values`, rounded to bfloat16.
+pub fn round_to_bf16(values: &[f32], out: &mut [f32]) {
+    dispatch(Round(values, out));
+}
+
+struct Pack<'a> {
+    x: &'a [f32],
+    rows: usize,
+    stride: usize,
+    first: usize,
+    out: &'a mut [u32],
+}
+
+impl Kernel for Pack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let cols = PANEL.min(self.stride - self.first);
+        for (pair, out) in self.out.chunks_exact_mut(PANEL).enumerate() {
+            let row = |row: usize| &self.x[row * self.stride + self.first..][..cols];
+            let low = row(2 * pair);
+            if 2 * pair + 1 < self.rows {
+                let pairs = out.iter_mut().zip(low.iter().zip(row(2 * pair + 1)));
+                pairs
+                    .for_each(|(out, (&low, &high))| *out = bf16_bits(low) | bf16_bits(high) << 16);
+            } else {
+                let single = out.iter_mut().zip(low);
+                single.for_each(|(out, &low)| *out = bf16_bits(low));
+            }
+            out[cols..].fill(0);
+        }
+    }
+}
+
+/// Packs the columns `first..first + PANEL` of `x: [rows, stride]` into a panel, `[rows / 2 rounded up, PANEL]`. Columns beyond the
+/// last, and the row that completes the last pair, are zero.
+///
+/// # Panics
+/// If `first` is not a column, or `out` has another length.
+pub fn pack_panel(x: &[f32], rows: usize, stride: usize, first: usize, out: &mut [u32]) {
+    assert!(first < stride && rows * stride <= x.len(), "panel outside");
+    assert_eq!(out.len(), rows.div_ceil(2) * PANEL, "length of the panel");
+    dispatch(Pack {
+        x,
+        rows,
+        stride,
+        first,
+        out,
+    });
+}
+
+/// `dst[i, j] += Σ left[k, i] · right[k, j]` over the rows `k` of two panels, for `i < rows`, `j < cols`. Rows of `dst` begin `stride`
+/// values apart. Sums have a fixed order.
+///
+/// # Panics
+/// If [`has_bf16_products`] is false, the panels differ in length, or `dst` is too small.
+pub fn add_panel_product(
+    dst: &mut [f32],
+    stride: usize,
+    [rows, cols]: [usize; 2],
+    left: &[u32],
+    right: &[u32],
+) {
+    assert!(has_bf16_products(), "the processor has no AVX512-BF16");
+    assert_eq!(left.len(), right.len(), "panels differ");
+    assert!(rows <= PANEL && cols <= PANEL.min(stride), "beyond a panel");
+    if rows == PANEL && cols == PANEL {
+        return tiles(dst, stride, left, right);
+    }
+    let mut whole = [0.0; PANEL * PANEL];
+    tiles(&mut whole, PANEL, left, right);
+    for row in 0..rows {
+        let sums = dst[row * stride..][..cols].iter_mut();
+        let added = &whole[row * PANEL..];
+        sums.zip(added).for_each(|(sum, added)| *sum += added);
+    }
+}
+
+/// As [`add_panel_product`], for whole panels.
+#[cfg(target_arch = "x86_64")]
+fn tiles(dst: &mut [f32], stride: usize, left: &[u32], right: &[u32]) {
+    assert!((PANEL - 1) * stride + PANEL <= dst.len(), "too small");
+    for first in (0..PANEL).step_by(TILE_ROWS) {
+        let left = left.get(first..).unwrap_or(&[]);
+        // SAFETY: the caller has checked that the processor supports the instructions. The function reads `PANEL` values of each of
+        // `right.len() / PANEL` rows of `right`, and `TILE_ROWS` values of each row of `left`, which ends `first` values later; it
+        // writes `TILE_ROWS` rows of `PANEL` values of `dst`, which the assertion covers.
+        unsafe { x86::add_tile(&mut dst[first * stride..], stride, left, right) };
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn tiles(_: &mut [f32], _: usize, _: &[u32], _: &[u32]) {
+    unreachable!("has_bf16_products() is false");
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::{
+        __m512bh, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+        _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
+    };
+    use std::mem::transmute;
+
+    use super::{PANEL, TILE_ROWS};
+
+    /// Values of f32 in a register.
+    const LANES: usize = 16;
+
+    /// Adds the products of `TILE_ROWS` columns of a panel with all columns of another to rows of `dst`.
+    ///
+    /// # Safety
+    /// `left` holds `TILE_ROWS` values at every multiple of `PANEL` below `right.len()`, a multiple of `PANEL`; `dst` holds `PANEL` values
+    /// at each of the first `TILE_ROWS` multiples of `stride`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub(super) unsafe fn add_tile(dst: &mut [f32], stride: usize, left: &[u32], right: &[u32]) {
+        let mut sums = [[_mm512_setzero_ps(); PANEL / LANES]; TILE_ROWS];
+        for at in (0..right.len()).step_by(PANEL) {
+            let columns: [__m512bh; PANEL / LANES] = std::array::from_fn(|part| {
+                // SAFETY: inside `right`, by the caller's promise.
+                unsafe {
+                    transmute(_mm512_loadu_si512(
+                        right.as_ptr().add(at + part * LANES).cast(),
+                    ))
+                }
+            });
+            for row in 0..TILE_ROWS {
+                // SAFETY: inside `left`, by the caller's promise.
+                let pair: __m512bh =
+                    unsafe { transmute(_mm512_set1_epi32(*left.as_ptr().add(at + row) as i32)) };
+                for part in 0..PANEL / LANES {
+                    sums[row][part] = _mm512_dpbf16_ps(sums[row][part], columns[part], pair);
+                }
+            }
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            for (part, &sum) in sums.iter().enumerate() {
+                // SAFETY: inside `dst`, by the caller's promise.
+                unsafe {
+                    let at = dst.as_mut_ptr().add(row * stride + part * LANES);
+                    _mm512_storeu_ps(at, _mm512_add_ps(_mm512_loadu_ps(at), sum));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rounded(values: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0; values.len()];
+        round_to_bf16(values, &mut out);
+        out
+    }
+
+    #[test]
+    fn values_are_rounded_to_the_nearest_even_neighbour() {
+        let cases = [
+            (1.0, 1.0),
+            (1.0 + 1.0 / 256.0, 1.0),
+            (1.0 + 3.0 / 256.0, 1.0 + 1.0 / 64.0),
+            (-1.0 - 1.01 / 256.0, -1.0 - 1.0 / 128.0),
+            (f32::MAX, f32::INFINITY),
+            (f32::NEG_INFINITY, f32::NEG_INFINITY),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(rounded(&[value]), [expected], "{value}");
+        }
+        for bits in [0x7fff_ffff, 0x7f80_0001, 0xffff_ffff] {
+            assert!(rounded(&[f32::from_bits(bits)])[0].is_nan());
+        }
+    }
+
+    #[test]
+    fn the_product_of_panels_is_that_of_the_rounded_columns() {
+        if !has_bf16_products() {
+            return;
+        }
+        for (rows, stride) in [(1, 50), (7, 96), (64, 100)] {
+            let number = |i: usize| (i * 7919 % 1013) as f32 / 300.0 - 1.5;
+            let x: Vec<f32> = (0..rows * stride).map(number).collect();
+            let values = rounded(&x);
+            let panel = |first| {
+                let mut out = vec![u32::MAX; rows.div_ceil(2) * PANEL];
+                pack_panel(&x, rows, stride, first, &mut out);
+                out
+            };
+            let (left, right) = (panel(0), panel(PANEL));
+            let size = [PANEL, PANEL.min(stride - PANEL)];
+            let mut found = vec![1.0; PANEL * stride];
+            add_panel_product(&mut found, stride, size, &left, &right);
+            for i in 0..size[0] {
+                for j in 0..stride {
+                    let term = |k: usize| {
+                        f64::from(values[k * stride + i] * values[k * stride + PANEL + j])
+                    };
+                    let sum: f64 = match j < size[1] {
+                        true => (0..rows).map(term).sum(),
+                        false => 0.0,
+                    };
+                    let error = (f64::from(found[i * stride + j]) - 1.0 - sum).abs();
+                    assert!(error < 1e-4, "[{i}, {j}] of {rows} rows: {error:.1e}");
+                }
+            }
+        }
+    }
+}
