@@ -14,7 +14,7 @@ pub struct Memory {
     pub linear_bytes: u64,
     /// Levels that are held apart because they do not fit into the fields of their neighbours.
     pub outliers: u64,
-    /// Bytes of the exact matrices: embedding, head, routers.
+    /// Bytes of the exact matrices: embedding, head, routers; in fast arithmetic also those of the integers of the head.
     pub exact_bytes: u64,
 }
 

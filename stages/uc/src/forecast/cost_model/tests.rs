@@ -76,7 +76,7 @@ fn a_token_costs_two_operations_per_active_weight_and_its_share_of_causal_attent
     assert_eq!(layer.active_parameters(), 128.0 + 256.0);
     assert_eq!(layer.forward(32.0), 2.0 * 384.0 + 2.0 * 32.0 * 8.0);
     // The moments of 16 outputs for every token, and of 8 outputs of each of 4 experts for a quarter of the tokens.
-    let attention = 4.0 * 384.0 + 6.0 * 32.0 * 8.0;
+    let attention = 4.0 * 384.0 + 7.0 * 32.0 * 8.0;
     assert_eq!(layer.backward(32.0, 1024), attention + 256.0 + 64.0);
     assert_eq!(layer.backward(32.0, 4), attention + 64.0 + 64.0);
 }
