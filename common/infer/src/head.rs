@@ -86,12 +86,10 @@ impl Head {
             return Vec::new();
         }
         let matrix = self.matrix(embedding);
-        let (Some(bits), Matrix::Dense { values, .. }) = (&self.bits, matrix) else {
-            let mut logits = matrix.product(states);
-            self.finish(&mut logits);
-            return logits;
+        let mut logits = match (&self.bits, matrix) {
+            (Some(bits), Matrix::Dense { values, .. }) => bits.product(values, states),
+            _ => matrix.product(states),
         };
-        let mut logits = bits.product(values, states);
         self.finish(&mut logits);
         logits
     }
