@@ -14,14 +14,7 @@ pub fn to_f32(bits: u16) -> f32 {
 /// truncating the payload cannot turn it into an infinity).
 #[inline(always)]
 pub fn round_nearest_even(value: f32) -> u16 {
-    let bits = value.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-    let quiet = (bits >> 16) | 0x0040;
-    (if (bits & 0x7fff_ffff) > 0x7f80_0000 {
-        quiet
-    } else {
-        rounded
-    }) as u16
+    uc_simd::bf16_bits(value)
 }
 
 /// Distance of adjacent bfloat16 values at a finite value that is not 0; that of the smallest normal numbers below them.

@@ -21,7 +21,7 @@ pub(crate) fn awake<T>(work: impl FnOnce() -> T) -> T {
     let done = AtomicBool::new(false);
     rayon::in_place_scope(|scope| {
         scope.spawn_broadcast(|_, context| {
-            // The thread of `work` would come here only while it waits for others.
+            // The thread that runs `work` may take this task while it waits for others, and must not stay here.
             let mut looks = 0;
             while context.index() != own && !done.load(Ordering::Acquire) {
                 match rayon::yield_now() {

@@ -390,18 +390,17 @@ impl Activations<'_> {
         #[cfg(target_arch = "x86_64")]
         {
             let is_interleaved = self.tokens() >= INTERLEAVED_TOKENS;
-            match (avx512::is_available(), avx2::is_available(), is_interleaved) {
-                (true, _, false) => return avx512::sums(levels, self.values.as_chunks().0, sums),
-                (true, _, true) => {
-                    return avx512::interleaved_sums(levels, self.values, self.tokens(), sums);
-                }
-                (false, true, false) => {
-                    return avx2::sums(levels, self.values.as_chunks().0, sums);
-                }
-                (false, true, true) => {
-                    return avx2::interleaved_sums(levels, self.values, self.tokens(), sums);
-                }
-                (false, false, _) => (),
+            if avx512::is_available() {
+                return match is_interleaved {
+                    true => avx512::interleaved_sums(levels, self.values, self.tokens(), sums),
+                    false => avx512::sums(levels, self.values.as_chunks().0, sums),
+                };
+            }
+            if avx2::is_available() {
+                return match is_interleaved {
+                    true => avx2::interleaved_sums(levels, self.values, self.tokens(), sums),
+                    false => avx2::sums(levels, self.values.as_chunks().0, sums),
+                };
             }
         }
         dispatch(Sums {

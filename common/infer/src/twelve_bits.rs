@@ -21,6 +21,7 @@ use crate::integer::{Quantized, Scratch, twelve_bit_products};
 use crate::matrix::Dense;
 use crate::packed::{GROUP, PANEL};
 use crate::product::transposed;
+use crate::vector::nearest_integer;
 
 /// Weights of a task, about.
 const TASK_WEIGHTS: usize = 1 << 18;
@@ -152,8 +153,7 @@ impl Kernel for Rounding<'_> {
         };
         let groups = bytes.as_chunks_mut::<GROUP_BYTES>().0.iter_mut();
         for (bytes, row) in groups.zip(row.as_chunks::<GROUP>().0) {
-            // Adding 1.5 · 2^23 rounds to the nearest integer.
-            let rounded = row.map(|x| ((x * inverse + 12_582_912.0) - 12_582_912.0) as i32);
+            let rounded = row.map(|x| nearest_integer(x * inverse));
             let (high, low) = bytes.split_at_mut(GROUP);
             for (high, q) in high.iter_mut().zip(rounded) {
                 *high = ((q >> 4) + 128) as u8;

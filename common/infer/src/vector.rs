@@ -5,6 +5,14 @@ use std::f64::consts::{FRAC_1_SQRT_2, PI};
 use uc_model::spec::Activation;
 use uc_simd::{Kernel, dispatch, exp_below_zero, exponentials};
 
+/// The integer nearest to a number of a magnitude below 2^22, ties to even.
+#[inline(always)]
+pub(crate) fn nearest_integer(x: f32) -> i32 {
+    // 1.5 · 2^23: there the numbers are the integers.
+    const ROUND: f32 = 12_582_912.0;
+    ((x + ROUND) - ROUND) as i32
+}
+
 /// `sigmoid(x)`.
 #[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {

@@ -27,13 +27,14 @@ pub fn has_bf16_products() -> bool {
     false
 }
 
-/// The upper half of the bits of `value` rounded to bfloat16, to nearest, ties to even. NaN stays NaN.
+/// The bits of the bfloat16 nearest to `value`, ties to even. Overflow gives an infinity; a NaN stays a NaN (its quiet bit is set, so
+/// that truncating the payload cannot turn it into an infinity).
 #[inline(always)]
-fn bf16_bits(value: f32) -> u32 {
+pub fn bf16_bits(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
     let nan = bits | 0x0040_0000;
-    (if value.is_nan() { nan } else { rounded }) >> 16
+    ((if value.is_nan() { nan } else { rounded }) >> 16) as u16
 }
 
 struct Round<'a>(&'a [f32], &'a mut [f32]);
@@ -44,7 +45,7 @@ impl Kernel for Round<'_> {
     #[inline(always)]
     fn run(self) {
         for (out, &value) in self.1.iter_mut().zip(self.0) {
-            *out = f32::from_bits(bf16_bits(value) << 16);
+            *out = f32::from_bits(u32::from(bf16_bits(value)) << 16);
         }
     }
 }
@@ -52,6 +53,12 @@ impl Kernel for Round<'_> {
 /// `out <- values`, rounded to bfloat16.
 pub fn round_to_bf16(values: &[f32], out: &mut [f32]) {
     dispatch(Round(values, out));
+}
+
+/// Two values rounded to bfloat16, the first in the lower half.
+#[inline(always)]
+fn pair_of(low: f32, high: f32) -> u32 {
+    u32::from(bf16_bits(low)) | u32::from(bf16_bits(high)) << 16
 }
 
 struct Pack<'a> {
@@ -73,11 +80,10 @@ impl Kernel for Pack<'_> {
             let low = row(2 * pair);
             if 2 * pair + 1 < self.rows {
                 let pairs = out.iter_mut().zip(low.iter().zip(row(2 * pair + 1)));
-                pairs
-                    .for_each(|(out, (&low, &high))| *out = bf16_bits(low) | bf16_bits(high) << 16);
+                pairs.for_each(|(out, (&low, &high))| *out = pair_of(low, high));
             } else {
                 let single = out.iter_mut().zip(low);
-                single.for_each(|(out, &low)| *out = bf16_bits(low));
+                single.for_each(|(out, &low)| *out = bf16_bits(low).into());
             }
             out[cols..].fill(0);
         }

@@ -14,7 +14,7 @@ mod dispatch;
 mod exponential;
 mod product;
 
-pub use bf16::{PANEL, add_panel_product, has_bf16_products, pack_panel, round_to_bf16};
+pub use bf16::{PANEL, add_panel_product, bf16_bits, has_bf16_products, pack_panel, round_to_bf16};
 pub use dispatch::{Kernel, dispatch, prefetch};
 #[cfg(target_arch = "x86_64")]
 pub use dispatch::{has_avx2, has_avx512};

@@ -8,6 +8,7 @@ use crate::columns::Columns;
 use crate::packed::PANEL;
 #[cfg(target_arch = "x86_64")]
 use crate::packed::avx512;
+use crate::vector::nearest_integer;
 
 /// Largest magnitude of an activation as an integer: each half, the high one and the low one, fits into a signed byte.
 pub(crate) const LARGEST: f32 = 32_512.0;
@@ -143,9 +144,7 @@ impl Kernel for Rounding<'_> {
         }
         let inverse = LARGEST / largest;
         for (integer, scaled) in integers.iter_mut().zip(scaled) {
-            // Adding 1.5 · 2^23 rounds to the nearest integer.
-            let rounded = (scaled * inverse + 12_582_912.0) - 12_582_912.0;
-            *integer = rounded as i32 as i16;
+            *integer = nearest_integer(scaled * inverse) as i16;
         }
         largest / LARGEST
     }

@@ -3,9 +3,8 @@
 use uc_codec::trellis::{BLOCK_ROWS, LevelReader};
 use uc_simd::{Kernel, dispatch};
 
-use crate::huge_pages;
-
 use super::{GROUP, MARK_ROWS, NARROW, Outlier, PANEL, Packed, Place, SLACK, WIDTHS, ZERO_ROW};
+use crate::huge_pages;
 use crate::integer::LARGEST;
 
 /// Bits that an outlier may save: the bits that it takes, and its time, which is that of some ten fields.
