@@ -116,6 +116,9 @@ pub struct PlanningArgs {
     /// CPU cores to use; the result does not depend on the number [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
+    /// Memory that jobs may take together, for example "64 GiB" [default: what the machine has left, less a tenth]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
     /// Allow a stage program that is not part of uc, by its name in the pipeline; repeatable
     #[arg(long, value_name = "NAME")]
     pub allow_program: Vec<String>,
@@ -210,6 +213,9 @@ pub struct ResumeArgs {
     /// CPU cores to use [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
+    /// Memory that jobs may take together, for example "64 GiB" [default: what the machine has left, less a tenth]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
     /// Print the summary as JSON
     #[arg(long, help_heading = OUTPUT)]
     pub json: bool,
@@ -274,7 +280,7 @@ pub struct PlanArgs {
     /// Bits per weight of the linears, including every byte of the layer files, 2 to 8 [default: 5.0]
     #[arg(long, value_name = "BITS", conflicts_with = "run")]
     pub bpw: Option<String>,
-    /// Memory that jobs may claim together, for example "64 GiB" [default: unlimited]
+    /// Memory that jobs may take together, for example "64 GiB" [default: what this machine has left, less a tenth]
     #[arg(long, value_name = "SIZE", conflicts_with = "run")]
     pub memory: Option<String>,
     /// Sustained rate of matrix products in 10⁹ operations per second, for the estimate of time [default: as measured]

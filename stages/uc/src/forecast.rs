@@ -6,7 +6,7 @@
 
 mod cost_model;
 mod estimate;
-mod layer_costs;
+pub mod layer_costs;
 mod measured;
 mod simulation;
 mod text;
@@ -23,6 +23,7 @@ use crate::plan::pipeline::{Goals, Pipeline, Request};
 use crate::plan::sources;
 use crate::report::failure::failure;
 use crate::report::outlook::Expectation;
+use crate::schedule::limits::{self, Origin};
 use crate::schedule::scheduler::Budget;
 use cost_model::{BF16, CostModel};
 use estimate::Estimate;
@@ -39,8 +40,8 @@ pub struct Machine {
     pub threads: Option<u32>,
     /// Sustained rate of matrix products, 10⁹ operations per second; by default the measured one.
     pub gflops: Option<f64>,
-    /// Memory that jobs may claim together, bytes; unlimited by default.
-    pub memory: Option<u64>,
+    /// Memory that jobs may take together, bytes, and where the limit comes from; unlimited by default.
+    pub memory: Option<(u64, Origin)>,
 }
 
 /// Forecasts a run of a model.
@@ -79,7 +80,7 @@ pub fn forecast(
     )?;
     let budget = Budget {
         cpus: cores,
-        memory: machine.memory.unwrap_or(0),
+        memory: machine.memory.map_or(0, |(bytes, _)| bytes),
     };
     let outcome = simulation::run(&plan, budget, &estimate);
     let pack = pack_forecast(&costs);
@@ -91,7 +92,11 @@ pub fn forecast(
         measured_hours: measured.wall_seconds / 3600.0,
         cores,
         gflops: machine.gflops.unwrap_or(rates.gflops),
-        memory_bytes: machine.memory,
+        memory_bytes: machine
+            .memory
+            .map(|(bytes, _)| bytes)
+            .filter(|bytes| *bytes > 0),
+        memory_origin: machine.memory.map(|(_, origin)| origin),
     };
     let run = run_forecast(&estimate, &outcome, machine);
     Ok(Forecast { pack, run, model })
@@ -185,6 +190,7 @@ fn plan_without_files(
         },
         source_files: source_files.iter().map(ToString::to_string).collect(),
         pack_dir: "pack".into(),
+        summary: Some(model.clone()),
         settings: settings.clone(),
         externals: inputs.map(|name| (name.into(), sources::unknown())).into(),
         goals: Goals::Everything,
@@ -272,6 +278,17 @@ fn run_forecast(
         tokens: tokens.map(|tokens| tokens as u64),
         peak_disk_bytes: outcome.disk as u64,
         source_bytes: source as u64,
+        fits_with: machine.memory_bytes.and_then(|limit| {
+            if plan
+                .stages
+                .iter()
+                .all(|stage| stage.optional || stage.memory <= limit)
+            {
+                return None;
+            }
+            let (setting, _) = limits::smaller_setting(plan, costs.model, limit)?;
+            Some(setting)
+        }),
         largest_memory_bytes: stages.iter().map(|s| s.memory_bytes).max().unwrap_or(0),
         peak_memory_bytes: outcome.memory,
         read_bytes: read as u64,
@@ -305,3 +322,5 @@ fn disk_forecast(plan: &Plan, outcome: &simulation::Outcome) -> Vec<DiskForecast
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub mod tests_support;

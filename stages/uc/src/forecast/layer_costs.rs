@@ -38,9 +38,14 @@ fn output_block(linear: &LinearGroup, max_output_block: usize) -> usize {
     })
 }
 
-/// Entries of the second moments of the output gradients of all linears of a group.
+/// Entries of the second moments of the output gradients of one linear of a group.
+pub fn output_moments_of_one(linear: &LinearGroup, max_output_block: usize) -> f64 {
+    (linear.rows * output_block(linear, max_output_block)) as f64
+}
+
+/// The same of all linears of a group.
 fn output_moment_entries(linear: &LinearGroup, max_output_block: usize) -> f64 {
-    (linear.count * linear.rows * output_block(linear, max_output_block)) as f64
+    linear.count as f64 * output_moments_of_one(linear, max_output_block)
 }
 
 impl LayerCosts<'_> {

@@ -3,6 +3,8 @@
 use uc_store::model_summary::{IndexSummary, LayerGroup, ModelSummary};
 use uc_store::plan::Per;
 
+use crate::schedule::limits;
+
 use super::types::{Forecast, PackForecast, RunForecast};
 
 impl Forecast {
@@ -199,14 +201,21 @@ fn memory(run: &RunForecast, lines: &mut Vec<String>) {
         bytes(run.peak_memory_bytes)
     );
     lines.push(row("peak memory", declared));
-    let Some(limit) = run.machine.memory_bytes else {
+    let machine = &run.machine;
+    let (Some(limit), Some(origin)) = (machine.memory_bytes, machine.memory_origin) else {
         return;
     };
-    let verdict = match run.largest_memory_bytes <= limit {
-        true => "every stage fits",
-        false => "a stage declares more; it runs alone and may not fit",
+    let limited = limits::describe_memory(limit, origin);
+    let verdict = match (run.largest_memory_bytes <= limit, &run.fits_with) {
+        (true, _) => "every job fits".into(),
+        (false, Some(setting)) => {
+            format!(
+                "not every job fits, and the run would be refused; with --set {setting} every job fits"
+            )
+        }
+        (false, None) => "not every job fits, and the run would be refused".into(),
     };
-    lines.push(row("memory limit", format!("{}: {verdict}", bytes(limit))));
+    lines.push(row("memory limit", format!("{limited}: {verdict}")));
 }
 
 fn time(run: &RunForecast, lines: &mut Vec<String>) {

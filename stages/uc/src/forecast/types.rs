@@ -4,6 +4,8 @@ use serde::Serialize;
 use uc_store::model_summary::ModelSummary;
 use uc_store::plan::Per;
 
+use crate::schedule::limits::Origin;
+
 /// Everything that `uc plan --config` reports.
 #[derive(Debug, Serialize)]
 pub struct Forecast {
@@ -51,6 +53,9 @@ pub struct RunForecast {
     pub peak_disk_bytes: u64,
     /// Bytes of the source.
     pub source_bytes: u64,
+    /// The mildest change of one setting with which every job fits into the limit; none if every job fits, or if no single
+    /// setting is enough.
+    pub fits_with: Option<String>,
     /// Largest memory that a stage declares, bytes.
     pub largest_memory_bytes: u64,
     /// Peak of the memory declared by jobs that run at the same time, bytes.
@@ -84,8 +89,10 @@ pub struct MachineForecast {
     pub cores: u32,
     /// Rate of matrix products that the estimate assumes, 10⁹ operations per second.
     pub gflops: f64,
-    /// Memory that jobs may claim together, bytes; none if unlimited.
+    /// Memory that jobs may take together, bytes; none if unlimited.
     pub memory_bytes: Option<u64>,
+    /// Where that limit comes from.
+    pub memory_origin: Option<Origin>,
 }
 
 /// Cost of one stage.

@@ -11,7 +11,7 @@ use uc_store::run::RunDir;
 use crate::cli::PlanArgs;
 use crate::forecast::{self, Machine};
 use crate::plan::model::Model;
-use crate::plan::pipeline::{self, Pipeline};
+use crate::plan::pipeline::Pipeline;
 use crate::plan::planning;
 use crate::process::programs::Programs;
 use crate::report::colour::print_report;
@@ -19,6 +19,7 @@ use crate::report::failure::failure;
 use crate::report::json::print_json;
 use crate::report::progress::Display;
 use crate::report::staleness::pending_lines;
+use crate::schedule::limits::Limits;
 
 /// Differences between an index and a plan that are listed, at most.
 const LISTED_DIFFERENCES: usize = 20;
@@ -107,14 +108,10 @@ fn machine(args: &PlanArgs) -> anyhow::Result<Machine> {
     {
         return Err(invalid("--gflops", &gflops.to_string(), "a number above 0"));
     }
-    let memory = args.memory.as_deref();
-    let memory = memory.map(|text| {
-        let bytes = pipeline::parse_size(text).filter(|bytes| *bytes > 0);
-        bytes.ok_or_else(|| invalid("--memory", text, "a size such as \"64 GiB\""))
-    });
+    let limits = Limits::new(0, args.memory.as_deref())?;
     Ok(Machine {
         threads: args.threads,
         gflops: args.gflops,
-        memory: memory.transpose()?,
+        memory: Some((limits.budget.memory, limits.origin)),
     })
 }
