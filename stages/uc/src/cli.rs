@@ -267,13 +267,16 @@ pub struct StatusArgs {
 
 /// `uc plan`: for a run, or for a model by its configuration.
 #[derive(Debug, Clone, Args)]
-#[command(group(ArgGroup::new("subject").required(true).args(["run", "config"])))]
+#[command(group(ArgGroup::new("subject").required(true).multiple(true).args(["run", "config", "measure"])))]
 pub struct PlanArgs {
     /// The run directory
     pub run: Option<Utf8PathBuf>,
     /// The config.json of a model, in place of a run; needs no weights
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "run")]
     pub config: Option<Utf8PathBuf>,
+    /// Measure this machine for forecasts, in at most two minutes: products, codec, memory and the disk of the current folder
+    #[arg(long, conflicts_with = "run")]
+    pub measure: bool,
     /// The model.safetensors.index.json of the model, to compare with the plan
     #[arg(long, value_name = "FILE", conflicts_with = "run")]
     pub index: Option<Utf8PathBuf>,
@@ -286,7 +289,7 @@ pub struct PlanArgs {
     /// Sustained rate of matrix products in 10⁹ operations per second, for the estimate of time [default: as measured]
     #[arg(long, value_name = "N", conflicts_with = "run")]
     pub gflops: Option<f64>,
-    /// CPU cores, for the estimate of time [default: those of the measured machine]
+    /// CPU cores, for the estimate of time [default: those that were measured]
     #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
     /// A pipeline file [default: the built-in one]
