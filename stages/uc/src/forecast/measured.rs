@@ -15,6 +15,8 @@ use super::probe::{Probe, Work};
 const MEASURED: &str = include_str!("../../../../docs/benchmarks/throughput.json");
 /// What two runs of the same work differ by, and two stages of the same kind, relative to their time.
 const SCATTER: f64 = 0.15;
+/// By how much more a slowdown may differ for each doubling of the width beyond the nearest measured one.
+const PER_DOUBLING: f64 = 0.1;
 
 /// Measured runs of the built-in pipeline, and the speeds of their machine.
 #[derive(Debug, Deserialize)]
@@ -185,7 +187,8 @@ impl Slowdowns {
 
     /// The slowdown of a command for a model; none if it was never measured. Models with experts are estimated from such, if one
     /// was measured, and others from others. Between the measured widths the slowdown is interpolated by the logarithm of the
-    /// width; it lies between the least and the largest one measured, and what runs differ by.
+    /// width; it lies between the least and the largest one measured, and what runs differ by. Beyond the
+    /// measured widths less is known.
     pub fn of(&self, argv: &[String], model: &ModelSummary) -> Option<Range> {
         let all = self.by_command.get(&argv.join(" "))?;
         let like = |point: &&Point| point.has_experts == has_experts(model);
@@ -195,15 +198,16 @@ impl Slowdowns {
         }
         points.sort_by(|a, b| a.log_width.total_cmp(&b.log_width));
         let expected = interpolate(&points, log_width(model))?;
+        let beyond = 1.0 + PER_DOUBLING * doublings_beyond(&points, log_width(model));
         let slowdowns = || all.iter().map(|point| point.slowdown);
         let (least, most) = (
             slowdowns().fold(expected, f64::min),
             slowdowns().fold(expected, f64::max),
         );
         Some(Range {
-            low: least * (1.0 - SCATTER),
+            low: least * (1.0 - SCATTER) / beyond,
             expected,
-            high: most * (1.0 + SCATTER),
+            high: most * (1.0 + SCATTER) * beyond,
         })
     }
 }
@@ -220,6 +224,13 @@ fn interpolate(points: &[Point], at: f64) -> Option<f64> {
     // Slowdowns are factors: their logarithms are interpolated.
     let log = (1.0 - share) * before.slowdown.ln() + share * after.slowdown.ln();
     Some(log.exp())
+}
+
+/// How often the width has doubled or halved beyond sorted points; 0 between them.
+fn doublings_beyond(points: &[Point], at: f64) -> f64 {
+    let narrowest = points.first().map_or(at, |point| point.log_width);
+    let widest = points.last().map_or(at, |point| point.log_width);
+    (narrowest - at).max(at - widest).max(0.0) / std::f64::consts::LN_2
 }
 
 #[cfg(test)]
@@ -264,10 +275,13 @@ mod tests {
                 (range.expected - expected).abs() < 1e-9,
                 "{width}: {range:?}"
             );
-            assert!(
-                (range.low - 1.7).abs() < 1e-9 && (range.high - 115.0).abs() < 1e-9,
-                "{range:?}"
-            );
+            // A tenth more for each doubling beyond.
+            let beyond = match width {
+                64 | 16384 => 1.2,
+                _ => 1.0,
+            };
+            assert!((range.low - 1.7 / beyond).abs() < 1e-9, "{range:?}");
+            assert!((range.high - 115.0 * beyond).abs() < 1e-9, "{range:?}");
         }
         assert_eq!(at(64, 8).expected, 100.0);
         assert_eq!(slowdowns.of(&["other".to_owned()], &measured_model()), None);

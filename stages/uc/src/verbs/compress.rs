@@ -111,15 +111,7 @@ fn prepare(
     };
     // Assembled once without hashes, so that an invalid plan, or one with jobs that are too large for this machine, is rejected
     // before the model is read.
-    let plan = pipeline.assemble(&request)?;
-    let continues = args
-        .run
-        .as_ref()
-        .is_some_and(|run| run.join("run.json").exists());
-    if !args.dry_run && !continues {
-        let has_work = |stage: &StagePlan| !stage.optional;
-        limits(args)?.check(&plan, request.summary.as_ref(), has_work)?;
-    }
+    check_memory(args, &pipeline.assemble(&request)?, &request)?;
 
     let prefix = planning::run_prefix("", &model.source.name);
     let known = planning::known_files(&prefix, args.run.as_deref());
@@ -155,6 +147,16 @@ fn prepare(
         plan,
         copies,
     })
+}
+
+/// Checks that every job of a new run fits into the memory. A run that continues may have done the largest ones.
+fn check_memory(args: &CompressArgs, plan: &Plan, request: &Request<'_>) -> anyhow::Result<()> {
+    let continues = |run: &Utf8PathBuf| run.join("run.json").exists();
+    if args.dry_run || args.run.as_ref().is_some_and(continues) {
+        return Ok(());
+    }
+    let has_work = |stage: &StagePlan| !stage.optional;
+    limits(args)?.check(plan, request.summary.as_ref(), has_work)
 }
 
 /// The model to compress; with eviction, only the headers of its weight files are downloaded in advance.
