@@ -153,7 +153,7 @@ impl Session {
             let to_run = work.to_run(&self.plan);
             let has_work = |stage: &StagePlan| to_run.iter().any(|job| job.stage == stage.name);
             limits.check(&self.plan, model.as_ref(), has_work)?;
-            display.info(&limits.describe_memory());
+            display.info(&format!("memory for jobs: {}", limits.describe_memory()));
         }
         if let Some(source) = &source {
             let other_bytes = model

@@ -77,7 +77,7 @@ impl Limits {
         Ok(Self { budget, origin })
     }
 
-    /// The limit of memory for the user.
+    /// The limit of memory and where it comes from.
     pub fn describe_memory(&self) -> String {
         describe_memory(self.budget.memory, self.origin)
     }
@@ -103,7 +103,7 @@ impl Limits {
         let declared = declared.map_or_else(String::new, |terms| format!(" ({terms})"));
         let needed = BinaryBytes(largest.memory);
         let mut message = format!(
-            "a job of stage {} takes up to {needed}{declared}, but {}; nothing was started. ",
+            "a job of stage {} takes up to {needed}{declared}, but jobs may take {}; nothing was started. ",
             largest.name,
             self.describe_memory(),
         );
@@ -122,23 +122,17 @@ impl Limits {
     }
 }
 
-/// A limit of memory for the user.
+/// A limit of memory and where it comes from.
 pub fn describe_memory(bytes: u64, origin: Origin) -> String {
-    let size = BinaryBytes(bytes);
-    match origin {
-        _ if bytes == 0 => {
-            "jobs may take any amount of memory, because that of the machine is unknown".into()
-        }
-        Origin::Option => format!("jobs may take {size} of memory (--memory)"),
-        Origin::Available => {
-            format!("jobs may take {size} of memory (what is available, less a tenth)")
-        }
-        Origin::ControlGroup => {
-            format!(
-                "jobs may take {size} of memory (the limit of the control group, less what is used and a tenth)"
-            )
-        }
+    if bytes == 0 {
+        return "any amount".into();
     }
+    let origin = match origin {
+        Origin::Option => "--memory",
+        Origin::Available => "90 % of what is available",
+        Origin::ControlGroup => "90 % of the control group's",
+    };
+    format!("{} ({origin})", BinaryBytes(bytes))
 }
 
 fn whole_gibibytes(bytes: u64) -> u64 {
