@@ -2,10 +2,12 @@
 """Runs one layer of the widths of the largest models through every stage, and writes docs/benchmarks/wide-layers.json: seconds and peak
 memory of each stage beside the memory that pipeline.toml declares and the time that `uc plan` forecasts.
 
-Usage: python3 tests/benchmark/wide_layers.py [--models llama-405b,qwen3-235b] [--divide N] [--scratch DIR] [--out FILE] [--set KEY=VALUE …]
+Usage: python3 tests/benchmark/wide_layers.py [--models llama-405b,qwen3-235b] [--divide N] [--scratch DIR] [--out FILE] [--memory SIZE]
+       [--set KEY=VALUE …]
 The models have one layer, the vocabulary of the embedded tiny model, and random weights in bf16: rows and columns with log-normal scales,
 a few heavy columns, and a low-rank part whose singular values fall as a power law. Jobs run one at a time. --divide N divides
-every width and number of heads and experts by N; the receipt says so. The model and its run are deleted. At full size the 405B layer
+every width and number of heads and experts by N; the receipt says so. A machine on which a job does not fit refuses it, unless
+--memory says that there is more. The model and its run are deleted. At full size the 405B layer
 takes 6.5 GB for the model and up to 30 GB in all.
 """
 import argparse
@@ -146,6 +148,7 @@ def measure(name, config, settings, options, scratch):
     pipeline = scratch / "pipeline.toml"
     pipeline.write_text((ROOT / "pipeline.toml").read_text().replace('cpus = "50%"', "cpus = 0"))
     arguments = [f"--set={key}={value}" for key, value in settings.items()] + ["--pipeline", pipeline]
+    arguments += ["--memory", options.memory] if options.memory else []
     plan = subprocess.run(
         [PROGRAMS / "uc", "plan", "--config", model / "config.json", "--index", model / "model.safetensors.index.json", "--json",
          "--threads", str(os.cpu_count()), *arguments], check=True, stdout=subprocess.PIPE)
@@ -162,9 +165,9 @@ def measure(name, config, settings, options, scratch):
     stages = {}
     for stage, cost in summary["stages"].items():
         planned = forecast[stage]
-        row = {"seconds": round(cost["seconds"], 2), "peak_bytes": cost["peak_rss_bytes"], "declared_bytes": planned["memory_bytes"],
+        row = {"seconds": round(cost["seconds"], 4), "peak_bytes": cost["peak_rss_bytes"], "declared_bytes": planned["memory_bytes"],
                "fits": cost["peak_rss_bytes"] <= planned["memory_bytes"]}
-        row.update({key: round(planned[key], 2) for key in ["seconds_low", "seconds_high"] if key in planned})
+        row.update({key: round(planned[key], 4) for key in ["seconds_low", "seconds_high"]})
         stages[stage] = row
         within = "" if row["fits"] else "  MORE THAN DECLARED"
         print(f"{name:<12}{stage:<22}{row['seconds']:>9.1f} s{row['peak_bytes'] / 1e9:>8.2f} of {row['declared_bytes'] / 1e9:.2f} GB{within}",
@@ -179,6 +182,7 @@ def main():
     parser.add_argument("--divide", type=int, default=1)
     parser.add_argument("--scratch", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path, default=RECEIPT)
+    parser.add_argument("--memory")
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
     settings = {**WINDOWS, **dict(assignment.split("=", 1) for assignment in options.set)}

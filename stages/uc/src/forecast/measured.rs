@@ -18,6 +18,9 @@ const SCATTER: f64 = 0.15;
 /// By how much more a slowdown may differ for each doubling of the width beyond the nearest measured one.
 const PER_DOUBLING: f64 = 0.1;
 
+/// A stage that took less than so many seconds mostly started: it counts only if no run had more of it to do.
+pub const SHORT: f64 = 2.0;
+
 /// Measured runs of the built-in pipeline, and the speeds of their machine.
 #[derive(Debug, Deserialize)]
 pub struct Measurements {
@@ -140,6 +143,8 @@ struct Point {
     /// Logarithm of the width of the model.
     log_width: f64,
     slowdown: f64,
+    /// Seconds that were measured.
+    seconds: f64,
 }
 
 fn has_experts(model: &ModelSummary) -> bool {
@@ -179,7 +184,14 @@ impl Slowdowns {
                     has_experts: has_experts(&run.model),
                     log_width: log_width(&run.model),
                     slowdown: seconds / ideal,
+                    seconds,
                 });
+            }
+        }
+        for points in slowdowns.by_command.values_mut() {
+            points.retain(|point| point.seconds > 0.0);
+            if points.iter().any(|point| point.seconds >= SHORT) {
+                points.retain(|point| point.seconds >= SHORT);
             }
         }
         Ok(slowdowns)
@@ -243,6 +255,7 @@ mod tests {
             has_experts,
             log_width: width.ln(),
             slowdown,
+            seconds: 10.0,
         }
     }
 
