@@ -1,8 +1,9 @@
-//! Products `AᵀB` of matrices rounded to bfloat16, with sums in f32, by the dot products of AVX512-BF16: twice the multiply-adds of f32.
+//! Products of matrices rounded to bfloat16, with sums in f32, by the dot products of AVX512-BF16: twice the multiply-adds of f32.
 //!
-//! Columns are packed into panels first: values of two rows side by side, as the instruction reads them. The product of two bfloat16
-//! numbers is exact in f32, so rounding the operands is all that is lost against a product in f32. Processors without the instruction
-//! multiply operands rounded by [`round_to_bf16`] in f32.
+//! Operands are packed into panels first: [`PANEL`] vectors, two of their components side by side, as the instruction reads them. The
+//! vectors are the rows of a matrix ([`pack_rows`]) or its columns ([`pack_columns`]). The product of two bfloat16 numbers is exact in f32,
+//! so rounding the operands is all that is lost against a product in f32. Processors without the instruction multiply operands rounded by
+//! [`round_to_bf16`] in f32.
 //!
 //! Safety: the unsafe operations are calls of the function compiled for the instruction set, guarded by a check that the processor
 //! supports it, and its accesses to slices whose lengths are checked before.
@@ -10,7 +11,7 @@
 
 use crate::dispatch::{Kernel, dispatch};
 
-/// Columns of a panel.
+/// Vectors of a panel.
 pub const PANEL: usize = 48;
 
 /// Rows of the sums that the kernel keeps in registers.
@@ -55,21 +56,60 @@ pub fn round_to_bf16(values: &[f32], out: &mut [f32]) {
     dispatch(Round(values, out));
 }
 
-/// Two values rounded to bfloat16, the first in the lower half.
-#[inline(always)]
-fn pair_of(low: f32, high: f32) -> u32 {
-    u32::from(bf16_bits(low)) | u32::from(bf16_bits(high)) << 16
+struct Expand<'a>(&'a [u16], &'a mut [f32]);
+
+impl Kernel for Expand<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (out, &bits) in self.1.iter_mut().zip(self.0) {
+            *out = f32::from_bits(u32::from(bits) << 16);
+        }
+    }
 }
 
-struct Pack<'a> {
-    x: &'a [f32],
+/// `out <- values`, from the bits of bfloat16.
+pub fn expand_bf16(values: &[u16], out: &mut [f32]) {
+    dispatch(Expand(values, out));
+}
+
+/// A value that can be packed into a panel.
+pub trait ToBf16: Copy {
+    /// The bits of the value, rounded to bfloat16.
+    fn to_bf16(self) -> u16;
+}
+
+impl ToBf16 for f32 {
+    #[inline(always)]
+    fn to_bf16(self) -> u16 {
+        bf16_bits(self)
+    }
+}
+
+/// The bits of a bfloat16.
+impl ToBf16 for u16 {
+    #[inline(always)]
+    fn to_bf16(self) -> u16 {
+        self
+    }
+}
+
+/// Two values rounded to bfloat16, the first in the lower half.
+#[inline(always)]
+fn pair_of<T: ToBf16>(low: T, high: T) -> u32 {
+    u32::from(low.to_bf16()) | u32::from(high.to_bf16()) << 16
+}
+
+struct PackColumns<'a, T> {
+    x: &'a [T],
     rows: usize,
     stride: usize,
     first: usize,
     out: &'a mut [u32],
 }
 
-impl Kernel for Pack<'_> {
+impl<T: ToBf16> Kernel for PackColumns<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -83,7 +123,7 @@ impl Kernel for Pack<'_> {
                 pairs.for_each(|(out, (&low, &high))| *out = pair_of(low, high));
             } else {
                 let single = out.iter_mut().zip(low);
-                single.for_each(|(out, &low)| *out = bf16_bits(low).into());
+                single.for_each(|(out, &low)| *out = low.to_bf16().into());
             }
             out[cols..].fill(0);
         }
@@ -95,10 +135,10 @@ impl Kernel for Pack<'_> {
 ///
 /// # Panics
 /// If `first` is not a column, or `out` has another length.
-pub fn pack_panel(x: &[f32], rows: usize, stride: usize, first: usize, out: &mut [u32]) {
+pub fn pack_columns<T: ToBf16>(x: &[T], rows: usize, stride: usize, first: usize, out: &mut [u32]) {
     assert!(first < stride && rows * stride <= x.len(), "panel outside");
     assert_eq!(out.len(), rows.div_ceil(2) * PANEL, "length of the panel");
-    dispatch(Pack {
+    dispatch(PackColumns {
         x,
         rows,
         stride,
@@ -107,8 +147,59 @@ pub fn pack_panel(x: &[f32], rows: usize, stride: usize, first: usize, out: &mut
     });
 }
 
-/// `dst[i, j] += Σ left[k, i] · right[k, j]` over the rows `k` of two panels, for `i < rows`, `j < cols`. Rows of `dst` begin `stride`
-/// values apart. Sums have a fixed order.
+/// Pairs of a row that are packed before those of the next row: their places in the panel stay in the first-level cache.
+const PAIRS_OF_ROW: usize = 32;
+
+struct PackRows<'a, T> {
+    x: &'a [T],
+    width: usize,
+    out: &'a mut [u32],
+}
+
+impl<T: ToBf16> Kernel for PackRows<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let rows = self.x.len() / self.width;
+        for (block, out) in self.out.chunks_mut(PAIRS_OF_ROW * PANEL).enumerate() {
+            let first = block * 2 * PAIRS_OF_ROW;
+            if rows < PANEL {
+                out.fill(0);
+            }
+            for (index, row) in self.x.chunks_exact(self.width).enumerate() {
+                let values = &row[first..self.width.min(first + 2 * PAIRS_OF_ROW)];
+                let (pairs, last) = values.as_chunks::<2>();
+                let mut buffer = [0; PAIRS_OF_ROW];
+                let buffer = &mut buffer[..pairs.len()];
+                for (out, &[low, high]) in buffer.iter_mut().zip(pairs) {
+                    *out = pair_of(low, high);
+                }
+                let (places, end) = out.as_chunks_mut::<PANEL>().0.split_at_mut(pairs.len());
+                for (place, &pair) in places.iter_mut().zip(&*buffer) {
+                    place[index] = pair;
+                }
+                if let ([last], [place]) = (last, end) {
+                    place[index] = last.to_bf16().into();
+                }
+            }
+        }
+    }
+}
+
+/// Packs the rows of `x: [rows, width]`, at most [`PANEL`], into a panel, `[width / 2 rounded up, PANEL]`. Rows beyond the last, and the
+/// column that completes the last pair, are zero.
+///
+/// # Panics
+/// If there are more rows, or no columns, or `out` has another length.
+pub fn pack_rows<T: ToBf16>(x: &[T], width: usize, out: &mut [u32]) {
+    assert!(x.len() <= PANEL * width, "panel outside");
+    assert_eq!(out.len(), width.div_ceil(2) * PANEL, "length of the panel");
+    dispatch(PackRows { x, width, out });
+}
+
+/// `dst[i, j] += Σ left[i, k] · right[j, k]` over the components `k` of the vectors of two panels, for `i < rows`, `j < cols`. Rows of
+/// `dst` begin `stride` values apart. Sums have a fixed order.
 ///
 /// # Panics
 /// If [`has_bf16_products`] is false, the panels differ in length, or `dst` is too small.
@@ -123,10 +214,10 @@ pub fn add_panel_product(
     assert_eq!(left.len(), right.len(), "panels differ");
     assert!(rows <= PANEL && cols <= PANEL.min(stride), "beyond a panel");
     if rows == PANEL && cols == PANEL {
-        return tiles(dst, stride, left, right);
+        return tiles(dst, stride, PANEL, left, right);
     }
     let mut whole = [0.0; PANEL * PANEL];
-    tiles(&mut whole, PANEL, left, right);
+    tiles(&mut whole, PANEL, rows, left, right);
     for row in 0..rows {
         let sums = dst[row * stride..][..cols].iter_mut();
         let added = &whole[row * PANEL..];
@@ -134,11 +225,11 @@ pub fn add_panel_product(
     }
 }
 
-/// As [`add_panel_product`], for whole panels.
+/// As [`add_panel_product`], for all columns, and for at least `rows` rows.
 #[cfg(target_arch = "x86_64")]
-fn tiles(dst: &mut [f32], stride: usize, left: &[u32], right: &[u32]) {
+fn tiles(dst: &mut [f32], stride: usize, rows: usize, left: &[u32], right: &[u32]) {
     assert!((PANEL - 1) * stride + PANEL <= dst.len(), "too small");
-    for first in (0..PANEL).step_by(TILE_ROWS) {
+    for first in (0..rows).step_by(TILE_ROWS) {
         let left = left.get(first..).unwrap_or(&[]);
         // SAFETY: the caller has checked that the processor supports the instructions. The function reads `PANEL` values of each of
         // `right.len() / PANEL` rows of `right`, and `TILE_ROWS` values of each row of `left`, which ends `first` values later; it
@@ -148,7 +239,7 @@ fn tiles(dst: &mut [f32], stride: usize, left: &[u32], right: &[u32]) {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn tiles(_: &mut [f32], _: usize, _: &[u32], _: &[u32]) {
+fn tiles(_: &mut [f32], _: usize, _: usize, _: &[u32], _: &[u32]) {
     unreachable!("has_bf16_products() is false");
 }
 
@@ -242,7 +333,7 @@ mod tests {
             let values = rounded(&x);
             let panel = |first| {
                 let mut out = vec![u32::MAX; rows.div_ceil(2) * PANEL];
-                pack_panel(&x, rows, stride, first, &mut out);
+                pack_columns(&x, rows, stride, first, &mut out);
                 out
             };
             let (left, right) = (panel(0), panel(PANEL));
@@ -262,6 +353,23 @@ mod tests {
                     assert!(error < 1e-4, "[{i}, {j}] of {rows} rows: {error:.1e}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn rows_are_packed_as_the_columns_of_the_transpose() {
+        for (rows, width) in [(1, 1), (PANEL, 130), (37, 71)] {
+            let x: Vec<f32> = (0..rows * width).map(|i| i as f32 / 7.0).collect();
+            let bits: Vec<u16> = x.iter().map(|&value| bf16_bits(value)).collect();
+            let transposed: Vec<f32> = (0..rows * width)
+                .map(|i| x[i % rows * width + i / rows])
+                .collect();
+            let mut panels = [(); 3].map(|()| vec![u32::MAX; width.div_ceil(2) * PANEL]);
+            pack_rows(&x, width, &mut panels[0]);
+            pack_rows(&bits, width, &mut panels[1]);
+            pack_columns(&transposed, width, rows, 0, &mut panels[2]);
+            assert_eq!(panels[0], panels[1]);
+            assert_eq!(panels[0], panels[2]);
         }
     }
 }

@@ -16,7 +16,7 @@ use uc_store::stage::Job;
 use uc_store::stream::map_rows;
 use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile, TensorFileWriter};
 
-use crate::candidate::Candidate;
+use crate::candidate::{Candidate, file_weight};
 
 /// Number of tokens in a batch.
 const BATCH_TOKENS: usize = 2048;
@@ -50,7 +50,7 @@ impl OnDevice for LayerPass<'_, '_> {
 
         // Teacher first, then pack, so that only one model's layer is in memory at a time.
         let weights = TensorFile::open(&job.input("weights")?)?;
-        let read_teacher = |name: &str| -> anyhow::Result<Vec<f32>> { Ok(weights.read_f32(name)?) };
+        let read_teacher = |name: &str| file_weight(&weights, name);
         let spec = &config.layers[job.layer()? as usize];
         let teacher_weights = WeightsFromFn::<B, _>::new(&read_teacher, &device);
         let layer = Layer::new(spec, length, &teacher_weights, &device)?;
@@ -64,7 +64,7 @@ impl OnDevice for LayerPass<'_, '_> {
 
         let candidate = Candidate::layer(&job.input("pack-layer")?)?;
         let number = job.layer()? as usize;
-        let read_packed = |name: &str| candidate.read_f32(&config, Some(number), name);
+        let read_packed = |name: &str| candidate.read(&config, Some(number), name);
         let pack_weights = WeightsFromFn::<B, _>::new(&read_packed, &device);
         let layer = Layer::new(spec, length, &pack_weights, &device)?;
         // The embedding of an export may be rounded: its windows begin with its own.
@@ -107,8 +107,8 @@ impl<'a> OwnEmbedding<'a> {
         let spec = &config.embedding;
         let names = std::iter::once(&spec.weight).chain(&spec.positions);
         let matrices = names.map(|name| {
-            let values = candidate.read_f32(config, None, name)?;
-            Ok((name.as_str(), values))
+            let values = candidate.read(config, None, name)?;
+            Ok((name.as_str(), values.into_f32()))
         });
         Ok(Self {
             config,

@@ -10,7 +10,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
-use uc_model::forward::{Layer, WeightsFromFn, windows_per_batch};
+use uc_model::forward::{Arithmetic, Layer, WeightsFromFn, windows_per_batch};
 use uc_model::work::{self, Waiting};
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
@@ -42,7 +42,8 @@ impl OnDevice for BackwardPass<'_, '_> {
         let index = job.layer()? as usize;
         let plan = config.layer_plan(index);
         let read = source_weights(job, plan.clone())?;
-        let weights = WeightsFromFn::<Autodiff<B>, _>::new(&read, &device);
+        let weights =
+            WeightsFromFn::<Autodiff<B>, _>::new(&read, &device).with_arithmetic(Arithmetic::Bf16);
         let hidden = TensorFile::open(&job.input("sensitivity-hidden")?)?;
         let output_gradient = TensorFile::open(&job.input("gradient")?)?;
         let [windows, length, width] = hidden_dims(&hidden)?;

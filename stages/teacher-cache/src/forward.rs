@@ -7,16 +7,16 @@ use std::collections::BTreeMap;
 use anyhow::Context;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
-use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
-use uc_model::forward::{Layer, WeightsFromFn, check_states, windows_per_batch};
+use uc_model::forward::{Arithmetic, Layer, WeightsFromFn, check_states, windows_per_batch};
 use uc_model::work::{self, Waiting};
+use uc_model::{ModelConfig, WeightValues};
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
 use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile};
 
 use crate::input_moments::InputMoments;
-use crate::states::{hidden_dims, source_weights};
+use crate::states::{file_weight, hidden_dims, source_weights};
 use crate::token_weights::sqrt_token_weights;
 
 /// Number of tokens in a batch. It affects the bits of the result, because sums are accumulated batch by batch.
@@ -25,7 +25,7 @@ const BATCH_TOKENS: usize = 2048;
 const ROUTED_BATCH_TOKENS: usize = 16384;
 
 /// Reads a tensor of the layer by its name.
-type ReadTensor = dyn Fn(&str) -> anyhow::Result<Vec<f32>>;
+type ReadTensor = dyn Fn(&str) -> anyhow::Result<WeightValues>;
 
 /// Which windows are run through the teacher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,11 +71,11 @@ impl OnDevice for ForwardPass<'_, '_> {
         let read: Box<ReadTensor> = match self.pass {
             Pass::Calibration => {
                 let weights = TensorFile::open(&job.input("weights")?)?;
-                Box::new(move |name| Ok(weights.read_f32(name)?))
+                Box::new(move |name| file_weight(&weights, name))
             }
             Pass::Sensitivity => Box::new(source_weights(job, plan.clone())?),
         };
-        let weights = WeightsFromFn::new(&*read, &device);
+        let weights = WeightsFromFn::new(&*read, &device).with_arithmetic(Arithmetic::Bf16);
         let layer = Layer::<B, _>::new(&config.layers[index], length, &weights, &device)?;
         let max_input_block = job.settings().calibration.max_input_block as usize;
         let mut moments =

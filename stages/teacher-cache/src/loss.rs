@@ -11,7 +11,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
-use uc_model::forward::{Head, WeightsFromFn, surrogate};
+use uc_model::forward::{Arithmetic, Head, WeightsFromFn, surrogate};
 use uc_model::sampled_loss::sample_gradients;
 use uc_model::text::splitmix64;
 use uc_model::work::{self, Amount, Kind};
@@ -19,10 +19,10 @@ use uc_store::stage::Job;
 use uc_store::stream::map_rows;
 use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile};
 
-use crate::states::{finite_values, hidden_dims};
+use crate::states::{file_weight, finite_values, hidden_dims};
 
 /// Tokens whose logits are in memory together.
-const HEAD_TOKENS: usize = 256;
+const HEAD_TOKENS: usize = 512;
 
 /// Writes the gradient of the loss at the output of the last layer.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
@@ -40,10 +40,10 @@ impl OnDevice for LossPass<'_, '_> {
         let job = self.job;
         let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
         let non_layer = TensorFile::open(&job.input("non-layer")?)?;
-        let read = |name: &str| -> anyhow::Result<Vec<f32>> { Ok(non_layer.read_f32(name)?) };
+        let read = |name: &str| file_weight(&non_layer, name);
         let head = Head::new(
             &config,
-            &WeightsFromFn::<Autodiff<B>, _>::new(&read, &device),
+            &WeightsFromFn::<Autodiff<B>, _>::new(&read, &device).with_arithmetic(Arithmetic::Bf16),
         )?;
         let hidden = TensorFile::open(&job.input("sensitivity-hidden")?)?;
         let [windows, length, width] = hidden_dims(&hidden)?;

@@ -4,9 +4,9 @@
 use anyhow::{Context, anyhow};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use uc_model::{LayerPlan, SourceFolder};
+use uc_model::{LayerPlan, SourceFolder, WeightValues};
 use uc_store::stage::Job;
-use uc_store::tensors::TensorFile;
+use uc_store::tensors::{TensorDtype, TensorFile};
 
 /// The dimensions `[windows, length, width]` of the tensor `hidden` of a file.
 pub fn hidden_dims(file: &TensorFile) -> anyhow::Result<[usize; 3]> {
@@ -23,9 +23,17 @@ pub fn hidden_dims(file: &TensorFile) -> anyhow::Result<[usize; 3]> {
 pub fn source_weights(
     job: &Job<'_>,
     plan: LayerPlan,
-) -> anyhow::Result<impl Fn(&str) -> anyhow::Result<Vec<f32>> + use<>> {
+) -> anyhow::Result<impl Fn(&str) -> anyhow::Result<WeightValues> + use<>> {
     let source = SourceFolder::open(job.plan().model.path.as_std_path())?;
-    Ok(move |name: &str| Ok(source.read_planned_f32(&plan, name)?))
+    Ok(move |name: &str| Ok(source.read_planned(&plan, name)?.to_values()?))
+}
+
+/// Reads a weight from a file of the pipeline.
+pub fn file_weight(file: &TensorFile, name: &str) -> anyhow::Result<WeightValues> {
+    Ok(match file.tensor(name)?.dtype {
+        TensorDtype::BF16 => WeightValues::from_bf16_bytes(&file.read(name)?),
+        _ => file.read_f32(name)?.into(),
+    })
 }
 
 /// The values of a tensor, which must be finite; `what` names them in the error.
