@@ -22,8 +22,9 @@ use crate::work::{self, Amount, Kind};
 
 /// Outputs of a block: few enough for the expanded block to be small beside the matrix, enough for the product to run at full speed.
 const BLOCK: usize = 16 * PANEL;
-/// Pairs of components whose products are summed before they are added to the sums, as in [`crate::moments`].
-const PAIRS: usize = 256;
+/// Most pairs of components whose products are summed before they are added to the sums: two panels of them fit into the second-level
+/// cache.
+const PAIRS: usize = 512;
 
 /// The arithmetic of a product with a stored weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,6 +193,8 @@ impl StoredWeight {
             .zip(x.par_chunks((PANEL * inner).max(1)));
         packed.for_each(|(out, x)| pack_rows(x, inner, out));
         let mut right = vec![0; BLOCK.min(outputs).div_ceil(PANEL) * length];
+        let parts = length.div_ceil(PAIRS * PANEL);
+        let part = (length / PANEL).div_ceil(parts) * PANEL;
         let mut out = vec![0.0; tokens * outputs];
         for first in (0..outputs).step_by(BLOCK) {
             let count = BLOCK.min(outputs - first);
@@ -201,8 +204,8 @@ impl StoredWeight {
             let bands = out.par_chunks_mut((PANEL * outputs).max(1));
             bands.zip(left.par_chunks(length)).for_each(|(out, left)| {
                 let rows = out.len() / outputs;
-                for part in (0..length).step_by(PAIRS * PANEL) {
-                    let part = part..(part + PAIRS * PANEL).min(length);
+                for start in (0..length).step_by(part) {
+                    let part = start..(start + part).min(length);
                     for (panel, right) in panels.chunks(length).enumerate() {
                         let column = first + panel * PANEL;
                         let size = [rows, PANEL.min(outputs - column)];
