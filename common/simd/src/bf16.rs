@@ -6,8 +6,11 @@
 //! [`round_to_bf16`] in f32.
 //!
 //! Safety: the unsafe operations are calls of the function compiled for the instruction set, guarded by a check that the processor
-//! supports it, and its accesses to slices whose lengths are checked before.
+//! supports it, its accesses to slices whose lengths are checked before, and sums in memory that one product initializes and the next
+//! adds to.
 #![allow(unsafe_code)]
+
+use std::mem::MaybeUninit;
 
 use crate::dispatch::{Kernel, dispatch};
 
@@ -206,6 +209,55 @@ pub fn pack_rows<T: ToBf16>(x: &[T], width: usize, out: &mut [u32]) {
 pub fn add_panel_product(
     dst: &mut [f32],
     stride: usize,
+    size: [usize; 2],
+    left: &[u32],
+    right: &[u32],
+) {
+    // SAFETY: the values are initialized and stay so, because the product writes numbers only.
+    let dst = unsafe { &mut *(std::ptr::from_mut(dst) as *mut [MaybeUninit<f32>]) };
+    panel_product::<true>(dst, stride, size, left, right);
+}
+
+/// Most pairs of components whose products are summed before they are added to the sums: two panels of them fit into the second-level
+/// cache.
+const PAIRS: usize = 512;
+
+/// `dst[i, j] = Σ left[i, k] · right[j, k]` for `i < rows`, `j < cols`, where `left` is a panel and `right` as many of the same length as
+/// `cols` vectors take. Rows of `dst` begin `stride` values apart; they need not be initialized, and all values of the product are written.
+/// Sums have a fixed order.
+///
+/// # Panics
+/// If [`has_bf16_products`] is false, the panels differ in length or are empty, or `dst` is too small.
+pub fn panel_products_uninit(
+    dst: &mut [MaybeUninit<f32>],
+    stride: usize,
+    [rows, cols]: [usize; 2],
+    left: &[u32],
+    right: &[u32],
+) {
+    assert!(!left.is_empty(), "empty panels");
+    assert_eq!(right.len(), cols.div_ceil(PANEL) * left.len(), "panels");
+    let parts = left.len().div_ceil(PAIRS * PANEL);
+    let length = (left.len() / PANEL).div_ceil(parts) * PANEL;
+    for start in (0..left.len()).step_by(length) {
+        let part = start..(start + length).min(left.len());
+        for (panel, right) in right.chunks_exact(left.len()).enumerate() {
+            let column = panel * PANEL;
+            let size = [rows, PANEL.min(cols - column)];
+            let (left, right) = (&left[part.clone()], &right[part.clone()]);
+            match start {
+                0 => panel_product::<false>(&mut dst[column..], stride, size, left, right),
+                // The first part has initialized these values.
+                _ => panel_product::<true>(&mut dst[column..], stride, size, left, right),
+            }
+        }
+    }
+}
+
+/// The values of `dst` must be initialized if the product is added.
+fn panel_product<const ADD: bool>(
+    dst: &mut [MaybeUninit<f32>],
+    stride: usize,
     [rows, cols]: [usize; 2],
     left: &[u32],
     right: &[u32],
@@ -214,32 +266,45 @@ pub fn add_panel_product(
     assert_eq!(left.len(), right.len(), "panels differ");
     assert!(rows <= PANEL && cols <= PANEL.min(stride), "beyond a panel");
     if rows == PANEL && cols == PANEL {
-        return tiles(dst, stride, PANEL, left, right);
+        return tiles::<ADD>(dst, stride, PANEL, left, right);
     }
-    let mut whole = [0.0; PANEL * PANEL];
-    tiles(&mut whole, PANEL, rows, left, right);
+    let mut whole = [MaybeUninit::new(0.0); PANEL * PANEL];
+    tiles::<false>(&mut whole, PANEL, rows, left, right);
     for row in 0..rows {
         let sums = dst[row * stride..][..cols].iter_mut();
-        let added = &whole[row * PANEL..];
-        sums.zip(added).for_each(|(sum, added)| *sum += added);
+        for (sum, added) in sums.zip(&whole[row * PANEL..]) {
+            // SAFETY: `whole` was initialized, and `sum` is if the product is added to it, by the caller's promise.
+            *sum = MaybeUninit::new(unsafe {
+                match ADD {
+                    true => sum.assume_init() + added.assume_init(),
+                    false => added.assume_init(),
+                }
+            });
+        }
     }
 }
 
-/// As [`add_panel_product`], for all columns, and for at least `rows` rows.
+/// As [`panel_product`], for all columns, and for at least `rows` rows.
 #[cfg(target_arch = "x86_64")]
-fn tiles(dst: &mut [f32], stride: usize, rows: usize, left: &[u32], right: &[u32]) {
+fn tiles<const ADD: bool>(
+    dst: &mut [MaybeUninit<f32>],
+    stride: usize,
+    rows: usize,
+    left: &[u32],
+    right: &[u32],
+) {
     assert!((PANEL - 1) * stride + PANEL <= dst.len(), "too small");
     for first in (0..rows).step_by(TILE_ROWS) {
         let left = left.get(first..).unwrap_or(&[]);
         // SAFETY: the caller has checked that the processor supports the instructions. The function reads `PANEL` values of each of
         // `right.len() / PANEL` rows of `right`, and `TILE_ROWS` values of each row of `left`, which ends `first` values later; it
-        // writes `TILE_ROWS` rows of `PANEL` values of `dst`, which the assertion covers.
-        unsafe { x86::add_tile(&mut dst[first * stride..], stride, left, right) };
+        // writes `TILE_ROWS` rows of `PANEL` values of `dst`, which the assertion covers, and reads them only if they are initialized.
+        unsafe { x86::tile::<ADD>(&mut dst[first * stride..], stride, left, right) };
     }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn tiles(_: &mut [f32], _: usize, _: usize, _: &[u32], _: &[u32]) {
+fn tiles<const ADD: bool>(_: &mut [MaybeUninit<f32>], _: usize, _: usize, _: &[u32], _: &[u32]) {
     unreachable!("has_bf16_products() is false");
 }
 
@@ -249,20 +314,25 @@ mod x86 {
         __m512bh, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512,
         _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
     };
-    use std::mem::transmute;
+    use std::mem::{MaybeUninit, transmute};
 
     use super::{PANEL, TILE_ROWS};
 
     /// Values of f32 in a register.
     const LANES: usize = 16;
 
-    /// Adds the products of `TILE_ROWS` columns of a panel with all columns of another to rows of `dst`.
+    /// The products of `TILE_ROWS` columns of a panel with all columns of another, written to rows of `dst` or added to them.
     ///
     /// # Safety
     /// `left` holds `TILE_ROWS` values at every multiple of `PANEL` below `right.len()`, a multiple of `PANEL`; `dst` holds `PANEL` values
-    /// at each of the first `TILE_ROWS` multiples of `stride`.
+    /// at each of the first `TILE_ROWS` multiples of `stride`, initialized if the products are added.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub(super) unsafe fn add_tile(dst: &mut [f32], stride: usize, left: &[u32], right: &[u32]) {
+    pub(super) unsafe fn tile<const ADD: bool>(
+        dst: &mut [MaybeUninit<f32>],
+        stride: usize,
+        left: &[u32],
+        right: &[u32],
+    ) {
         let mut sums = [[_mm512_setzero_ps(); PANEL / LANES]; TILE_ROWS];
         for at in (0..right.len()).step_by(PANEL) {
             let columns: [__m512bh; PANEL / LANES] = std::array::from_fn(|part| {
@@ -284,10 +354,14 @@ mod x86 {
         }
         for (row, sums) in sums.iter().enumerate() {
             for (part, &sum) in sums.iter().enumerate() {
-                // SAFETY: inside `dst`, by the caller's promise.
+                // SAFETY: inside `dst`, and initialized if it is read, by the caller's promise.
                 unsafe {
-                    let at = dst.as_mut_ptr().add(row * stride + part * LANES);
-                    _mm512_storeu_ps(at, _mm512_add_ps(_mm512_loadu_ps(at), sum));
+                    let at = dst.as_mut_ptr().add(row * stride + part * LANES).cast();
+                    let sum = match ADD {
+                        true => _mm512_add_ps(_mm512_loadu_ps(at), sum),
+                        false => sum,
+                    };
+                    _mm512_storeu_ps(at, sum);
                 }
             }
         }
@@ -327,7 +401,7 @@ mod tests {
         if !has_bf16_products() {
             return;
         }
-        for (rows, stride) in [(1, 50), (7, 96), (64, 100)] {
+        for (rows, stride) in [(1, 50), (7, 96), (64, 100), (2100, 96)] {
             let number = |i: usize| (i * 7919 % 1013) as f32 / 300.0 - 1.5;
             let x: Vec<f32> = (0..rows * stride).map(number).collect();
             let values = rounded(&x);
@@ -340,6 +414,8 @@ mod tests {
             let size = [PANEL, PANEL.min(stride - PANEL)];
             let mut found = vec![1.0; PANEL * stride];
             add_panel_product(&mut found, stride, size, &left, &right);
+            let mut alone = vec![MaybeUninit::new(0.0); PANEL * stride];
+            panel_products_uninit(&mut alone, stride, size, &left, &right);
             for i in 0..size[0] {
                 for j in 0..stride {
                     let term = |k: usize| {
@@ -350,7 +426,17 @@ mod tests {
                         false => 0.0,
                     };
                     let error = (f64::from(found[i * stride + j]) - 1.0 - sum).abs();
-                    assert!(error < 1e-4, "[{i}, {j}] of {rows} rows: {error:.1e}");
+                    assert!(
+                        error < 2e-6 * rows.max(50) as f64,
+                        "[{i}, {j}] of {rows} rows: {error:.1e}"
+                    );
+                    // SAFETY: all were initialized.
+                    let alone = unsafe { alone[i * stride + j].assume_init() };
+                    let error = (f64::from(alone) - sum).abs();
+                    assert!(
+                        error < 2e-6 * rows.max(50) as f64,
+                        "[{i}, {j}] of {rows} rows alone: {error:.1e}"
+                    );
                 }
             }
         }

@@ -16,7 +16,7 @@ mod product;
 
 pub use bf16::{
     PANEL, ToBf16, add_panel_product, bf16_bits, expand_bf16, has_bf16_products, pack_columns,
-    pack_rows, round_to_bf16,
+    pack_rows, panel_products_uninit, round_to_bf16,
 };
 pub use dispatch::{Kernel, dispatch, prefetch};
 #[cfg(target_arch = "x86_64")]

@@ -2,7 +2,7 @@
 //!
 //! Half the memory of f32, and nothing to convert when a layer is read. A product takes a block of the weights at a time, in the form
 //! that its kernel reads: in f32, or, if the product is to round its other operand too, as panels of bfloat16
-//! ([`uc_simd::add_panel_product`]). The sums of an element have a fixed order, so the bits of a result do not depend on the number of
+//! ([`uc_simd::panel_products_uninit`]). The sums of an element have a fixed order, so the bits of a result do not depend on the number of
 //! threads.
 
 use std::ops::Range;
@@ -11,8 +11,8 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 use uc_simd::{
-    MatrixView, PANEL, add_panel_product, expand_bf16, has_bf16_products, multiply_uninit,
-    pack_columns, pack_rows, round_to_bf16,
+    MatrixView, PANEL, expand_bf16, has_bf16_products, multiply_uninit, pack_columns, pack_rows,
+    panel_products_uninit, round_to_bf16,
 };
 
 use super::{ELEMENTS, Values, matrix};
@@ -22,10 +22,6 @@ use crate::work::{self, Amount, Kind};
 
 /// Outputs of a block: few enough for the expanded block to be small beside the matrix, enough for the product to run at full speed.
 const BLOCK: usize = 16 * PANEL;
-/// Most pairs of components whose products are summed before they are added to the sums: two panels of them fit into the second-level
-/// cache.
-const PAIRS: usize = 512;
-
 /// The arithmetic of a product with a stored weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arithmetic {
@@ -193,29 +189,19 @@ impl StoredWeight {
             .zip(x.par_chunks((PANEL * inner).max(1)));
         packed.for_each(|(out, x)| pack_rows(x, inner, out));
         let mut right = vec![0; BLOCK.min(outputs).div_ceil(PANEL) * length];
-        let parts = length.div_ceil(PAIRS * PANEL);
-        let part = (length / PANEL).div_ceil(parts) * PANEL;
-        let mut out = vec![0.0; tokens * outputs];
-        for first in (0..outputs).step_by(BLOCK) {
-            let count = BLOCK.min(outputs - first);
-            let panels = &mut right[..count.div_ceil(PANEL) * length];
-            let packed = panels.par_chunks_mut(length).enumerate();
-            packed.for_each(|(panel, out)| self.pack(first + panel * PANEL, out, direction));
-            let bands = out.par_chunks_mut((PANEL * outputs).max(1));
-            bands.zip(left.par_chunks(length)).for_each(|(out, left)| {
-                let rows = out.len() / outputs;
-                for start in (0..length).step_by(part) {
-                    let part = start..(start + part).min(length);
-                    for (panel, right) in panels.chunks(length).enumerate() {
-                        let column = first + panel * PANEL;
-                        let size = [rows, PANEL.min(outputs - column)];
-                        let (left, right) = (&left[part.clone()], &right[part.clone()]);
-                        add_panel_product(&mut out[column..], outputs, size, left, right);
-                    }
-                }
-            });
-        }
-        out
+        uninitialized::filled(tokens * outputs, |out| {
+            for first in (0..outputs).step_by(BLOCK) {
+                let count = BLOCK.min(outputs - first);
+                let right = &mut right[..count.div_ceil(PANEL) * length];
+                let panels = right.par_chunks_mut(length).enumerate();
+                panels.for_each(|(panel, out)| self.pack(first + panel * PANEL, out, direction));
+                let bands = out.par_chunks_mut((PANEL * outputs).max(1));
+                bands.zip(left.par_chunks(length)).for_each(|(out, left)| {
+                    let size = [out.len() / outputs, count];
+                    panel_products_uninit(&mut out[first..], outputs, size, left, right);
+                });
+            }
+        })
     }
 
     /// Packs the weights of the outputs from `first` on into a panel.
