@@ -35,6 +35,10 @@ pub struct TensorCode {
     pub overlay: Option<LowRank>,
 }
 
+/// Indices as [`TensorCode::q`] is serialized: most of them in one byte.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexBytes(#[serde(with = "index_bytes")] pub Vec<i16>);
+
 /// A matrix `U·V` of small rank, added to the dequantized weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LowRank {
