@@ -165,12 +165,12 @@ fn measure(n: usize) -> anyhow::Result<serde_json::Value> {
         q,
         overlay: None,
     };
-    let residual = code.residual(&w)?;
+    let residual = code.residual(&Matrix::new(&w, n, n)?)?;
     let start = Instant::now();
     let bound = overlay::capture_bound(&residual, (n, n), &moments, 0.001, &steps.rows, 64)?;
     let bound_seconds = start.elapsed().as_secs_f64();
     let start = Instant::now();
-    let fit = overlay::fit(&residual, n, n, &factor, &steps.rows, 64)?;
+    let fit = overlay::fit(residual.clone(), n, n, &factor, &steps.rows, 64)?;
     let fit_seconds = start.elapsed().as_secs_f64();
     let ranks = [1, 4, 16, 32, 64].map(|rank| {
         let bits = overlay::bits_per_weight(rank, n, n);

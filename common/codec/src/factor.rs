@@ -115,29 +115,33 @@ impl Factor {
 
     /// `X·A` for `x` [rows, n], in parallel over fixed pieces of rows.
     pub(crate) fn multiply(&self, x: &[f32]) -> Vec<f32> {
-        let n = self.n;
-        let mut out = vec![0.0f32; x.len()];
-        out.par_chunks_mut(PIECE_ROWS * n.max(1))
-            .zip(x.par_chunks(PIECE_ROWS * n.max(1)))
-            .for_each(|(out, x)| {
-                let rows = x.len() / n;
-                for (start, size) in self.blocks() {
-                    let a = &self.a[start * self.block..];
-                    for done in (0..size).step_by(PANEL_COLUMNS) {
-                        let width = PANEL_COLUMNS.min(size - done);
-                        let depth = done + width; // entries below the diagonal are zero
-                        let x = MatrixView::new(&x[start..], rows, depth, n);
-                        let a = MatrixView::new(&a[done..], depth, width, self.block);
-                        multiply(&mut out[start + done..], n, x, a);
-                    }
-                }
-                for row in out.chunks_mut(n) {
-                    row.iter_mut()
-                        .zip(&self.inv_diag)
-                        .for_each(|(x, inverse)| *x /= inverse);
-                }
-            });
+        let mut out = x.to_vec();
+        self.multiply_in_place(&mut out);
         out
+    }
+
+    /// Replaces `x` [rows, n] by `X·A`, in parallel over fixed pieces of rows.
+    pub(crate) fn multiply_in_place(&self, x: &mut [f32]) {
+        let n = self.n;
+        x.par_chunks_mut(PIECE_ROWS * n.max(1)).for_each(|out| {
+            let x = out.to_vec();
+            let rows = x.len() / n;
+            for (start, size) in self.blocks() {
+                let a = &self.a[start * self.block..];
+                for done in (0..size).step_by(PANEL_COLUMNS) {
+                    let width = PANEL_COLUMNS.min(size - done);
+                    let depth = done + width; // entries below the diagonal are zero
+                    let x = MatrixView::new(&x[start..], rows, depth, n);
+                    let a = MatrixView::new(&a[done..], depth, width, self.block);
+                    multiply(&mut out[start + done..], n, x, a);
+                }
+            }
+            for row in out.chunks_mut(n) {
+                row.iter_mut()
+                    .zip(&self.inv_diag)
+                    .for_each(|(x, inverse)| *x /= inverse);
+            }
+        });
     }
 
     /// The leverage `xᵀ·H'⁻¹·x` of every row x of `rows` [t, n]: how strongly an error that is white in the metric of `H'`

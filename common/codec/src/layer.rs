@@ -95,7 +95,10 @@ pub struct LinearParameters {
 impl LinearParameters {
     /// Number of tiles of the entropy coder.
     pub fn tiles(&self) -> usize {
-        self.rows.div_ceil(self.tile_rows())
+        match self.cols {
+            0 => 0,
+            _ => self.rows.div_ceil(self.tile_rows()),
+        }
     }
 
     /// Rows of a tile; the last may have fewer.
@@ -134,6 +137,24 @@ impl LinearParameters {
             row_step_log2_eighths: self.row_step_log2_eighths[rows].to_vec(),
             q,
             overlay,
+        }
+    }
+
+    /// The linear with its indices `q` [rows, cols].
+    pub fn with_indices(self, q: Vec<i16>) -> CodedLinear {
+        CodedLinear {
+            name: self.name,
+            input: self.input,
+            code: TensorCode {
+                rows: self.rows,
+                cols: self.cols,
+                step: self.step,
+                column_log2_eighths: self.column_log2_eighths,
+                row_log2_eighths: self.row_log2_eighths,
+                row_step_log2_eighths: self.row_step_log2_eighths,
+                q,
+                overlay: self.overlay,
+            },
         }
     }
 

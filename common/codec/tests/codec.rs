@@ -227,8 +227,10 @@ fn one_and_three_threads_give_the_same_bits() {
         let q = feedback::quantize(&w, m, n, &factor, Some(&outputs), &steps).expect("quantized");
         let mut code = coded(m, n, q, column_log2_eighths);
         (code.step, code.row_step_log2_eighths) = (choice.step, row_step_log2_eighths);
-        let residual = code.residual(&w).expect("residual");
-        let fit = uc_codec::overlay::fit(&residual, m, n, &factor, &steps.rows, 6).expect("fit");
+        let residual = code
+            .residual(&Matrix::new(&w, m, n).expect("a matrix"))
+            .expect("residual");
+        let fit = uc_codec::overlay::fit(residual.clone(), m, n, &factor, &steps.rows, 6).expect("fit");
         code.overlay = fit.low_rank(6);
         let tables = LayerTables::build(&[&code]).expect("tables");
         let encoded = rans::encode(&code, &tables).expect("encoded");
@@ -261,7 +263,7 @@ fn a_correction_recovers_a_residual_of_low_rank_and_is_not_worth_its_bits_for_no
         })
         .collect();
     let rows: Vec<f32> = (0..m).map(|row| 1.0 + (row % 3) as f32).collect();
-    let fit = uc_codec::overlay::fit(&low_rank, m, n, &factor, &rows, 4).expect("fit");
+    let fit = uc_codec::overlay::fit(low_rank.clone(), m, n, &factor, &rows, 4).expect("fit");
     assert!(fit.captured_energy(2) > 0.999, "{}", fit.captured_energy(2));
     let noise = random.normals(m * n);
     let identity: Vec<f32> = (0..n * n)
@@ -269,7 +271,7 @@ fn a_correction_recovers_a_residual_of_low_rank_and_is_not_worth_its_bits_for_no
         .collect();
     let unweighted = factor::factorize(&identity, n, 0.01).expect("factor");
     assert_eq!(
-        uc_codec::overlay::fit(&noise, m, n, &unweighted, &vec![1.0; m], 16)
+        uc_codec::overlay::fit(noise.clone(), m, n, &unweighted, &vec![1.0; m], 16)
             .expect("fit")
             .best_rank(),
         0
