@@ -167,7 +167,11 @@ impl LinearParameters {
         for (what, logs, expected) in [
             ("column_log2_eighths", &self.column_log2_eighths, self.cols),
             ("row_log2_eighths", &self.row_log2_eighths, self.rows),
-            ("row_step_log2_eighths", &self.row_step_log2_eighths, self.rows),
+            (
+                "row_step_log2_eighths",
+                &self.row_step_log2_eighths,
+                self.rows,
+            ),
         ] {
             check_len(what, logs.len(), expected)?;
         }
@@ -437,10 +441,7 @@ fn column_statistics<W: Weights>(
     let step = weights::piece_rows(cols);
     for first in (0..rows).step_by(step) {
         let range = first..rows.min(first + step);
-        columns.add(
-            &weights.rows(range.clone())?,
-            &row_step_log2_eighths[range],
-        );
+        columns.add(&weights.rows(range.clone())?, &row_step_log2_eighths[range]);
     }
     Ok(columns)
 }
@@ -491,10 +492,8 @@ fn pass<W: LayerIo>(
         let stored = io.weights(index)?;
         let mut progress = |part| io.progress(Progress::Weights(done + part as u64));
         let outputs = outputs.as_ref();
-        let indices =
-            feedback::quantize_weights(&stored, &factor, outputs, &steps, &mut progress)?;
-        let mut row_log2_eighths =
-            row_log2_eighths(&indices.q, shape.rows, &column_log2_eighths)?;
+        let indices = feedback::quantize_weights(&stored, &factor, outputs, &steps, &mut progress)?;
+        let mut row_log2_eighths = row_log2_eighths(&indices.q, shape.rows, &column_log2_eighths)?;
         let zero_rows = row_log2_eighths.iter_mut().zip(indices.zero_rows);
         zero_rows
             .filter(|(_, is_zero)| *is_zero)

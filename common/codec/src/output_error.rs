@@ -72,7 +72,9 @@ impl<'a> OutputError<'a> {
             let error: Vec<f32> = a.iter().zip(w).map(|(a, w)| a - w).collect();
             (self.energy(&error), self.energy(w))
         };
-        let pieces = weights.par_chunks(piece).zip(approximation.par_chunks(piece));
+        let pieces = weights
+            .par_chunks(piece)
+            .zip(approximation.par_chunks(piece));
         let energies: Vec<_> = pieces.map(energies).collect();
         self.energies.extend(energies);
         Ok(())

@@ -16,8 +16,8 @@ mod sample;
 use crate::error::CodecError;
 use crate::factor::Factor;
 use crate::steps::{STEP_RANGE, check_step};
-pub use sample::SampledRows;
 use sample::Sample;
+pub use sample::SampledRows;
 
 /// A step is accepted when the rate of the sample is this close to the target, bits per weight.
 pub const TOLERANCE: f64 = 0.002;

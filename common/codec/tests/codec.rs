@@ -8,8 +8,8 @@ use uc_codec::rate::{RateProbe, SampledRows};
 use uc_codec::steps::Steps;
 use uc_codec::trellis::BLOCK_ROWS;
 use uc_codec::{
-    CodecError, LowRank, Matrix, TensorCode, Weights, bf16, factor, feedback, output_error, rans, rate, reconstruct,
-    steps, trellis,
+    CodecError, LowRank, Matrix, TensorCode, Weights, bf16, factor, feedback, output_error, rans,
+    rate, reconstruct, steps, trellis,
 };
 
 /// SplitMix64 with normal deviates.
@@ -230,7 +230,8 @@ fn one_and_three_threads_give_the_same_bits() {
         let residual = code
             .residual(&Matrix::new(&w, m, n).expect("a matrix"))
             .expect("residual");
-        let fit = uc_codec::overlay::fit(residual.clone(), m, n, &factor, &steps.rows, 6).expect("fit");
+        let fit =
+            uc_codec::overlay::fit(residual.clone(), m, n, &factor, &steps.rows, 6).expect("fit");
         code.overlay = fit.low_rank(6);
         let tables = LayerTables::build(&[&code]).expect("tables");
         let encoded = rans::encode(&code, &tables).expect("encoded");
@@ -288,7 +289,10 @@ impl Weights for Stored {
         (self.0.len() / self.1, self.1)
     }
 
-    fn rows(&self, rows: std::ops::Range<usize>) -> Result<std::borrow::Cow<'_, [f32]>, CodecError> {
+    fn rows(
+        &self,
+        rows: std::ops::Range<usize>,
+    ) -> Result<std::borrow::Cow<'_, [f32]>, CodecError> {
         Ok(self.0[rows.start * self.1..rows.end * self.1].into())
     }
 }

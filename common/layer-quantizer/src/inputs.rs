@@ -180,7 +180,9 @@ impl Weights for StoredWeights {
     }
 
     fn rows(&self, rows: Range<usize>) -> anyhow::Result<Cow<'_, [f32]>> {
-        let values = self.file.read_rows_f32(&self.name, rows.start, rows.len())?;
+        let values = self
+            .file
+            .read_rows_f32(&self.name, rows.start, rows.len())?;
         Ok(Cow::Owned(values))
     }
 }

@@ -83,6 +83,7 @@ impl LayerInputs {
             best: None,
             measured_bits: 0,
         };
+        passes.report_continuation();
         layer::quantize(
             &self.shapes,
             self.file_bits,
@@ -127,6 +128,19 @@ struct Passes<'a, 'j, F> {
     best: Option<(PassCodes, u64)>,
     /// Bits of the pass that was measured last.
     measured_bits: u64,
+}
+
+impl<F> Passes<'_, '_, F> {
+    /// Tells the user what an interrupted job has left, if there was one.
+    fn report_continuation(&mut self) {
+        let (linears, probed) = (self.inputs.shapes.len(), self.steps.frames().len());
+        let measured = self.measured.frames().len();
+        if probed > 0 {
+            self.job.note(format!(
+                "continues an interrupted job: first steps of {probed} of {linears} linears, {measured} complete passes"
+            ));
+        }
+    }
 }
 
 impl<F> LayerIo for Passes<'_, '_, F>

@@ -410,7 +410,9 @@ fn extend_f32(values: &mut Vec<f32>, dtype: TensorDtype, bytes: &[u8]) -> bool {
         TensorDtype::F32 => {
             values.extend(words.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
         }
-        TensorDtype::BF16 => values.extend(halves.map(|bits| f32::from_bits(u32::from(bits) << 16))),
+        TensorDtype::BF16 => {
+            values.extend(halves.map(|bits| f32::from_bits(u32::from(bits) << 16)))
+        }
         TensorDtype::F16 => values.extend(halves.map(|bits| half::f16::from_bits(bits).to_f32())),
         _ => return false,
     }

@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use uc_codec::factor_cache::FactorCache;
 use uc_codec::Weights;
+use uc_codec::factor_cache::FactorCache;
 use uc_codec::rate::curve::{self, RateCurve};
 use uc_codec::rate::{RateProbe, SampledRows};
 use uc_codec::steps::step_log2_eighths;
@@ -86,8 +86,8 @@ fn measure_rates(job: &mut Job<'_>) -> anyhow::Result<RatesFile> {
             row_step_log2_eighths: &vec![0; linear.rows],
             progress: &|| done(index),
         };
-        let curve = curve::measure(rate_probe, base, settings.bpw)
-            .with_context(|| linear.name.clone())?;
+        let curve =
+            curve::measure(rate_probe, base, settings.bpw).with_context(|| linear.name.clone())?;
         linears.push(LinearRates {
             name: linear.name.clone(),
             weights: (linear.rows * linear.cols) as u64,

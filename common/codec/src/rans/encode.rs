@@ -140,9 +140,7 @@ pub fn encode(code: &TensorCode, tables: &LayerTables) -> Result<EncodedTensor, 
         .q
         .par_chunks(rows * code.cols)
         .zip(code.row_log2_eighths.par_chunks(rows))
-        .map(|(q, row_log2_eighths)| {
-            encoder.encode(q, row_log2_eighths, &code.column_log2_eighths)
-        })
+        .map(|(q, row_log2_eighths)| encoder.encode(q, row_log2_eighths, &code.column_log2_eighths))
         .collect::<Result<Vec<_>, _>>()?;
     encoded.payload = Vec::with_capacity(tiles.iter().map(Vec::len).sum());
     for tile in tiles {

@@ -14,8 +14,8 @@ use std::io::Write;
 use rayon::prelude::*;
 use uc_codec::contexts::{LayerTables, TableBuilder};
 use uc_codec::layer::{CodedLinear, LinearParameters};
-use uc_codec::{CodecError, pack_small};
 use uc_codec::rans::{self, TileEncoder};
+use uc_codec::{CodecError, pack_small};
 
 use super::{check_names, codec_error};
 use crate::error::{self, PackError, invalid};
@@ -242,7 +242,10 @@ impl LayerCoder {
         if expected == Some(&found) {
             return Ok(());
         }
-        let what = format!("length of tile {tile} of {}", source.parameters[linear].name);
+        let what = format!(
+            "length of tile {tile} of {}",
+            source.parameters[linear].name
+        );
         let expected = expected.map_or_else(|| "no such tile".into(), u64::to_string);
         Err(invalid(&self.origin, what, found, expected))
     }

@@ -275,7 +275,9 @@ impl<'a> Job<'a> {
     /// Reports the progress of the job, if it is complete or a second has passed since the last report.
     pub fn progress_often(&mut self, done: u64, total: u64, unit: &str) {
         let now = Instant::now();
-        let is_due = self.reported.is_none_or(|last| now - last >= REPORT_INTERVAL);
+        let is_due = self
+            .reported
+            .is_none_or(|last| now - last >= REPORT_INTERVAL);
         if is_due || done == total {
             self.reported = Some(now);
             self.progress(done, total, unit);
