@@ -31,6 +31,8 @@ use uc_simd::dispatch;
 const GROUP: usize = 8;
 /// Groups of a block.
 const GROUPS: usize = BLOCK_ROWS / GROUP;
+/// Rows to which errors of settled groups are added together; a whole number of groups.
+const CHUNK: usize = 32;
 /// Bits of an error behind the point.
 const ERROR_BITS: u32 = 9;
 /// Bits of a target behind the point: four steps are 2¹⁶.
@@ -40,8 +42,9 @@ const UNREACHABLE: u16 = u16::MAX;
 
 /// How much of the error of a row, in units of its step, enters the values of the rows below it.
 pub(crate) struct Coupling {
-    /// [groups, rows of the group, rows below the group]
-    later: [[Vec<f32>; GROUP]; GROUPS],
+    /// [groups, chunks of rows from that of the group's last row on, rows of the group, rows of the chunk] 0 for rows that are
+    /// not below the group.
+    later: [Vec<[[f32; CHUNK]; GROUP]>; GROUPS],
     /// [groups, earlier groups, pairs of rows of the earlier group, rows of the group] for two rows, in integers; the
     /// upper row in the lower half.
     earlier: [Vec<[[u32; GROUP]; GROUP / 2]>; GROUPS],
@@ -51,20 +54,26 @@ pub(crate) struct Coupling {
     shift: u32,
 }
 
+/// The chunk with the last row of a group.
+const fn first_chunk(group: usize) -> usize {
+    group * GROUP / CHUNK
+}
+
 /// A number for each pair of rows of two groups.
 type Square<T> = [[T; GROUP]; GROUP];
 
 impl Coupling {
     /// From `weight(k, i)`, how much of the error of row k enters the value of row i. It is called for k < i only.
     pub(crate) fn new(weight: impl Fn(usize, usize) -> f32) -> Box<Self> {
-        let later: [[Vec<f32>; GROUP]; GROUPS] = std::array::from_fn(|group| {
-            let below = (group + 1) * GROUP..BLOCK_ROWS;
-            std::array::from_fn(|k| {
-                below
-                    .clone()
-                    .map(|i| weight(group * GROUP + k, i))
-                    .collect()
-            })
+        let later: [Vec<[[f32; CHUNK]; GROUP]>; GROUPS] = std::array::from_fn(|group| {
+            let entry = |k: usize, i: usize| match i / GROUP > group {
+                true => weight(group * GROUP + k, i),
+                false => 0.0,
+            };
+            let chunk = |chunk: usize| {
+                std::array::from_fn(|k| std::array::from_fn(|i| entry(k, chunk * CHUNK + i)))
+            };
+            (first_chunk(group)..BLOCK_ROWS / CHUNK).map(chunk).collect()
         });
         let within = |group: usize, k: usize, i: usize| match k < i {
             true => weight(group * GROUP + k, group * GROUP + i),
@@ -74,15 +83,16 @@ impl Coupling {
             std::array::from_fn(|k| std::array::from_fn(|i| within(group, k, i)))
         });
         let all = within.iter().flatten().flatten();
-        let all = all.chain(later.iter().flatten().flatten());
+        let all = all.chain(later.iter().flatten().flatten().flatten());
         let largest = all.fold(0.0f32, |largest, weight| largest.max(weight.abs()));
         let whole_bits = (0..15).find(|&bits| largest <= (1 << bits) as f32);
         let shift = 15 - whole_bits.unwrap_or(14);
         let integer = |weight: f32| (weight * (1 << shift) as f32).round_ties_even() as i16;
         let pair = |from: usize, pair: usize, to: usize| -> [u32; GROUP] {
             std::array::from_fn(|i| {
-                let at = (to - from - 1) * GROUP + i;
-                let [upper, lower] = [0, 1].map(|k| integer(later[from][2 * pair + k][at]) as u16);
+                let row = to * GROUP + i;
+                let chunk = &later[from][row / CHUNK - first_chunk(from)];
+                let [upper, lower] = [0, 1].map(|k| integer(chunk[2 * pair + k][row % CHUNK]) as u16);
                 u32::from(upper) | u32::from(lower) << 16
             })
         };
@@ -170,11 +180,13 @@ impl<'a> Settled<'a> {
     ) {
         for group in (self.groups..groups).rev() {
             let (errors, start) = self.settle(group, state, survivors);
-            let skipped = (next - group - 1) * GROUP;
-            let weights = coupling.later[group]
-                .each_ref()
-                .map(|weights| &weights[skipped..]);
-            add_errors(errors, weights, &mut self.sums[next * GROUP..]);
+            // Sums of rows that are searched already may change too: nobody reads them again.
+            let (chunk, first) = (next * GROUP / CHUNK, first_chunk(group));
+            let (sums, _) = self.sums.as_chunks_mut::<CHUNK>();
+            let chunks = sums.iter_mut().skip(chunk);
+            for (sums, weights) in chunks.zip(coupling.later[group].iter().skip(chunk - first)) {
+                add_errors(&errors, weights, sums);
+            }
             state = start;
         }
         self.groups = groups;
@@ -225,33 +237,16 @@ impl<'a> Settled<'a> {
     }
 }
 
-/// Adds what the errors of a group add to the rows below it: `sums[i] += Σ_k errors[k] · weights[k][i]`.
+/// Adds what the errors of a group add to a chunk of rows below it: `sums[i] += Σ_k errors[k] · weights[k][i]`.
 #[inline(always)]
-fn add_errors(errors: [f32; GROUP], weights: [&[f32]; GROUP], sums: &mut [f32]) {
-    const LANES: usize = 4 * GROUP;
-    let (chunks, rest) = sums.as_chunks_mut::<LANES>();
-    let done = chunks.len() * LANES;
-    for (chunk, sums) in chunks.iter_mut().enumerate() {
-        let mut total = *sums;
-        for (error, weights) in errors.iter().zip(weights) {
-            let weights = &weights[chunk * LANES..(chunk + 1) * LANES];
-            for (sum, weight) in total.iter_mut().zip(weights) {
-                *sum = weight.mul_add(*error, *sum);
-            }
+fn add_errors(errors: &[f32; GROUP], weights: &[[f32; CHUNK]; GROUP], sums: &mut [f32; CHUNK]) {
+    let mut total = *sums;
+    for (error, weights) in errors.iter().zip(weights) {
+        for (sum, weight) in total.iter_mut().zip(weights) {
+            *sum = weight.mul_add(*error, *sum);
         }
-        *sums = total;
     }
-    let (chunks, _) = rest.as_chunks_mut::<GROUP>();
-    for (chunk, sums) in chunks.iter_mut().enumerate() {
-        let mut total = *sums;
-        for (error, weights) in errors.iter().zip(weights) {
-            let (weights, _) = weights[done..].as_chunks::<GROUP>();
-            for (sum, weight) in total.iter_mut().zip(&weights[chunk]) {
-                *sum = weight.mul_add(*error, *sum);
-            }
-        }
-        *sums = total;
-    }
+    *sums = total;
 }
 
 /// The integer nearest to a number of magnitude up to 2²², half to even. Unlike a conversion it vectorizes.

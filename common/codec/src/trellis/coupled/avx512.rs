@@ -270,7 +270,7 @@ impl Above<'_> {
         }
 
         /// [`Above::add`] for the states with one oldest bit and the group just above.
-        fn nearest(&self, half: usize) -> Sums {
+        fn nearest(&self, half: usize, result: &mut Sums) {
             let mut sums = [[_mm512_setzero_si512(); 2]; GROUP];
             let above = self.group - 1;
             let rows = &self.survivors.errors[above];
@@ -279,7 +279,7 @@ impl Above<'_> {
                 let [a, b] = unpack(upper[half], lower[half]);
                 add_pair!(sums, a, b, self.coupling.earlier[self.group][above][pair]);
             }
-            sums
+            *result = sums;
         }
 
         /// [`Above::add`] for 16 `states`, each given twice.
@@ -310,7 +310,9 @@ impl Above<'_> {
             let mut set = u64::MAX;
             if above > settled.groups {
                 above -= 1;
-                sums = [self.nearest(0), self.nearest(1)];
+                for (half, sums) in sums.iter_mut().enumerate() {
+                    self.nearest(half, sums);
+                }
                 states = load_unsigned(&self.survivors.group_starts[above]);
                 set = state_set(states[0]) | state_set(states[1]);
             }

@@ -13,13 +13,12 @@ fn decaying(strength: f32) -> Box<Coupling> {
 
 /// How much of the error of row k enters row i > k, as the search knows it.
 fn weight(coupling: &Coupling, k: usize, i: usize) -> f64 {
-    let unit = f64::from(1 << coupling.shift);
-    match i / GROUP - k / GROUP {
-        0 => f64::from(coupling.within[i / GROUP][k % GROUP][i % GROUP]) / unit,
-        distance => {
-            f64::from(coupling.later[k / GROUP][k % GROUP][(distance - 1) * GROUP + i % GROUP])
-        }
+    if i / GROUP == k / GROUP {
+        let unit = f64::from(1 << coupling.shift);
+        return f64::from(coupling.within[i / GROUP][k % GROUP][i % GROUP]) / unit;
     }
+    let chunk = &coupling.later[k / GROUP][i / CHUNK - first_chunk(k / GROUP)];
+    f64::from(chunk[k % GROUP][i % CHUNK])
 }
 
 fn block(seed: usize, width: f32) -> [f32; BLOCK_ROWS] {
