@@ -99,6 +99,14 @@ bench-passes: setup ## measure what the passes over BENCH_MODEL spend their time
 	cargo build --release --locked -p uc-model --example product_speed
 	python3 tests/benchmark/passes.py --model $(BENCH_MODEL) --calibration $(CALIBRATION) --evaluation $(EVALUATION)
 
+.PHONY: bench-wide
+bench-wide: setup ## run one 405B layer and one Qwen3-235B layer through every stage: memory and time of each (hours; needs python3 with numpy; WIDE_ARGS=… as tests/benchmark/wide_layers.py says)
+	$(PYTHON) tests/benchmark/wide_layers.py $(WIDE_ARGS)
+
+.PHONY: bench-forecast
+bench-forecast: setup ## make the tables of docs/forecasts.md from the configurations in UC_MODELS=FOLDER (needs python3)
+	python3 tests/benchmark/forecasts.py --models $(UC_MODELS)
+
 .PHONY: bench-storm
 bench-storm: setup ## ten minutes of 64 clients on a server: no answer changes, nothing leaks
 	UC_STORM_RECEIPT="$(CURDIR)/docs/benchmarks/serve-storm.json" cargo test --release --locked --workspace --test serve_storm -- --ignored

@@ -1,9 +1,13 @@
 #!/usr/bin/env python3
-"""Extracts measured stage times from the receipt of a run into docs/benchmarks/throughput.json, which is compiled into `uc plan --config`.
+"""Gathers the stage times of measured runs, and the speeds of their machine, into docs/benchmarks/throughput.json, which is compiled into
+`uc` for its forecasts.
 
-Usage: python3 tests/benchmark/throughput.py --model DIR [--receipt docs/benchmarks/smollm2-135m.json] [--processor NAME] [--cores N]
-The receipt must come from a run of the built-in pipeline with default settings (`make bench`). DIR is the model of that run; only its
-config.json is read. The file holds no rates: the program divides its own operation counts by these seconds.
+Usage: python3 tests/benchmark/throughput.py --model DIR [--receipt docs/benchmarks/smollm2-135m.json] [--wide docs/benchmarks/wide-layers.json]
+       [--probe FILE]
+Run it on the machine of the receipts, while nothing else runs. The first receipt must come from a run of the built-in pipeline with
+default settings (`make bench`); DIR is the model of that run, of which only config.json is read. The second one is that of
+`make bench-wide`; it is left out if it does not exist. The speeds are those of `uc plan --measure --json`, which measures now, or of
+FILE. Nothing is divided here: the program divides the times by its own counts of work.
 """
 import argparse
 import json
@@ -16,12 +20,16 @@ PROGRAMS = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "
 FOLDER = ROOT / "docs" / "benchmarks"
 
 
+def stages(receipt):
+    return {name: {"seconds": cost["seconds"]} for name, cost in receipt["stages"].items()}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=pathlib.Path, required=True)
     parser.add_argument("--receipt", type=pathlib.Path, default=FOLDER / "smollm2-135m.json")
-    parser.add_argument("--processor", default="AMD EPYC")
-    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--wide", type=pathlib.Path, default=FOLDER / "wide-layers.json")
+    parser.add_argument("--probe", type=pathlib.Path)
     options = parser.parse_args()
     receipt = json.loads(options.receipt.read_text())
     description = subprocess.run([PROGRAMS / "shard-loader", "describe", "--config", options.model / "config.json"], check=True, stdout=subprocess.PIPE)
@@ -29,15 +37,16 @@ def main():
     totals = receipt["pack"]["totals"]
     for key in ["linear_parameters", "total_parameters"]:
         assert model[key] == totals[key], f"{key}: {model[key]} in the model, {totals[key]} in the receipt"
-    throughput = {
-        "receipt": options.receipt.name,
-        "processor": options.processor,
-        "cores": options.cores,
-        "wall_seconds": receipt["wall_seconds"],
-        "stages": {name: {key: cost[key] for key in ["seconds", "peak_rss_bytes"]} for name, cost in receipt["stages"].items()},
-        "model": model,
-    }
-    (FOLDER / "throughput.json").write_text(json.dumps(throughput, indent=1) + "\n")
+    runs = [{"receipt": options.receipt.name, "settings": {}, "wall_seconds": receipt["wall_seconds"], "stages": stages(receipt), "model": model}]
+    if options.wide.exists():
+        for name, run in json.loads(options.wide.read_text())["models"].items():
+            runs.append({"receipt": options.wide.name, "entry": name, "settings": {key: str(value) for key, value in run["settings"].items()},
+                         "wall_seconds": run["wall_seconds"], "stages": stages(run), "model": {**run["model"], "index": None}})
+    if options.probe:
+        probe = json.loads(options.probe.read_text())
+    else:
+        probe = json.loads(subprocess.run([PROGRAMS / "uc", "plan", "--measure", "--json"], check=True, stdout=subprocess.PIPE).stdout)
+    (FOLDER / "throughput.json").write_text(json.dumps({"probe": probe, "runs": runs}, indent=1) + "\n")
     print("docs/benchmarks/throughput.json")
 
 

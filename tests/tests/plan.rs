@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use uc_tests::{QUICK, contents, fail_with, program, repository, succeed, tiny_model, uc};
+use uc_tests::{
+    QUICK, compress, contents, fail_with, json as output_json, program, repository, succeed,
+    tiny_model, uc,
+};
 
 const USAGE: i32 = 2;
 const BAD_INPUT: i32 = 4;
@@ -178,17 +181,34 @@ impl Case {
         plan
     }
 
-    /// The printed text without the parts that depend on the measured rates: the hours, and whatever follows from them.
+    /// The printed text without the parts that depend on measured speeds: what bounds a stage, the hours, and what follows.
     fn text(&self, index: &Path) -> String {
         let output = succeed(self.plan().arg("--index").arg(index));
         let text = String::from_utf8(output.stdout).expect("UTF-8");
-        for part in ["peak disk", "total bytes", "estimated time", "  measured"] {
+        for part in [
+            "peak disk",
+            "total bytes",
+            "memory limit",
+            "estimated time",
+            "  measured",
+        ] {
             assert!(text.contains(part), "`{part}` is missing in: {text}");
         }
         let (sizes, _) = text.split_once("peak memory").expect("memory");
         let (model, stages) = sizes.split_once("\nstage").expect("stages");
         let stages = stages.trim_end().lines();
-        let without_hours = stages.map(|line| line.rsplit_once(' ').expect("columns").0.trim_end());
+        let without_hours = stages.map(|line| {
+            let mut columns: Vec<&str> = line.split_inclusive(' ').collect();
+            let is_word = |column: &&str| !column.trim().is_empty();
+            // Three columns of hours after what bounds the stage.
+            for _ in 0..if line.contains("bound by") { 5 } else { 4 } {
+                while columns.last().is_some_and(|column| !is_word(column)) {
+                    columns.pop();
+                }
+                columns.pop();
+            }
+            columns.concat().trim_end().to_owned()
+        });
         format!(
             "{model}\nstage{}",
             without_hours.collect::<Vec<_>>().join("\n")
@@ -264,6 +284,138 @@ fn configurations_and_options_that_cannot_be_planned_are_refused() {
     fail_with(case.plan().arg("some-run"), USAGE);
     fail_with(uc().arg("plan"), USAGE);
     fail_with(uc().args(["plan", "some-run", "--json"]), USAGE);
+    fail_with(uc().args(["plan", "some-run", "--measure"]), USAGE);
+}
+
+#[test]
+fn a_job_that_does_not_fit_into_the_memory_is_refused_before_anything_starts() {
+    let folder = tempfile::tempdir().expect("folder");
+    let run = folder.path().join("run");
+    let mut command = compress(&tiny_model(), &run);
+    let output = fail_with(command.args(["--memory", "100 MiB"]), USAGE);
+    for word in ["100.00 MiB", "nothing was started", "--memory"] {
+        assert!(output.contains(word), "`{word}` is missing in: {output}");
+    }
+    assert!(!run.exists(), "the run directory was made");
+    // The forecast says the same, and a setting that helps a wide model.
+    let case = Case::new(&dense());
+    let output = succeed(case.plan().args(["--memory", "100 MiB"]));
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(text.contains("the run would be refused"), "{text}");
+    let mut wide = dense();
+    (wide["hidden_size"], wide["intermediate_size"]) = (8192.into(), 28672.into());
+    let output = succeed(Case::new(&wide).plan().args(["--memory", "8 GiB"]));
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(
+        text.contains("--set calibration.max_input_block="),
+        "{text}"
+    );
+}
+
+/// Checks that no stage of a run takes more memory than its plan declares.
+fn check_declared_memory(run: &Path, summary: &Value) {
+    let plan = read(&run.join("run.json"));
+    let plan = plan.get("plan").unwrap_or(&plan);
+    let stages = plan["stages"].as_array().expect("stages");
+    let measured = summary["stages"].as_object().expect("stages");
+    assert!(measured.len() > 10, "{summary}");
+    for (name, cost) in measured {
+        let stage = stages.iter().find(|stage| stage["name"] == *name);
+        let declared = stage.expect(name)["memory"].as_u64().expect("bytes");
+        let peak = cost["peak_rss_bytes"].as_u64().expect("bytes");
+        assert!(
+            peak <= declared,
+            "{name} took {peak} bytes, {declared} are declared"
+        );
+    }
+}
+
+#[test]
+fn no_stage_takes_more_memory_than_it_declares() {
+    let folder = tempfile::tempdir().expect("folder");
+    let run = folder.path().join("run");
+    let output = succeed(compress(&tiny_model(), &run).arg("--json"));
+    check_declared_memory(&run, &output_json(&output));
+}
+
+/// Writes a model of the tensors that `config` implies, with weights from a counter, and the tokenizer of the embedded model.
+fn write_model(folder: &Path, config: &Value) {
+    std::fs::create_dir(folder).expect("created");
+    std::fs::write(folder.join("config.json"), config.to_string()).expect("written");
+    std::fs::copy(
+        tiny_model().join("tokenizer.json"),
+        folder.join("tokenizer.json"),
+    )
+    .expect("copied");
+    let mut describe = program("shard-loader");
+    describe.args(["describe", "--tensors", "--config"]);
+    let output = succeed(describe.arg(folder.join("config.json")));
+    let tensors: Tensors =
+        serde_json::from_value(output_json(&output)["tensors"].clone()).expect("shapes");
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, shape) in &tensors {
+        let (start, width) = (data.len(), *shape.last().expect("a dimension"));
+        for index in 0..shape.iter().product::<u64>() {
+            let z = (index + start as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let z = (z ^ (z >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let uniform = (z >> 40) as f32 / (1u64 << 24) as f32;
+            let value = if shape.len() == 1 {
+                1.0
+            } else {
+                2.0 * (uniform - 0.5) / (width as f32).sqrt()
+            };
+            data.extend(((value.to_bits() >> 16) as u16).to_le_bytes());
+        }
+        header.insert(
+            name.clone(),
+            json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, data.len()]}),
+        );
+    }
+    let header = Value::from(header).to_string();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    file.extend(data);
+    std::fs::write(folder.join("model.safetensors"), file).expect("written");
+}
+
+#[test]
+#[ignore = "compresses layers of medium width, which takes minutes"]
+fn no_stage_takes_more_memory_than_it_declares_at_medium_width() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut wide = dense();
+    for (key, value) in [
+        ("hidden_size", 1024),
+        ("intermediate_size", 3584),
+        ("num_hidden_layers", 1),
+        ("vocab_size", 1024),
+    ] {
+        wide[key] = value.into();
+    }
+    let mut experts = mixture_of_experts();
+    for (key, value) in [
+        ("hidden_size", 1024),
+        ("intermediate_size", 2048),
+        ("moe_intermediate_size", 384),
+        ("num_hidden_layers", 1),
+    ] {
+        experts[key] = value.into();
+    }
+    experts["mlp_only_layers"] = json!([]);
+    for (name, config) in [("dense", wide), ("experts", experts)] {
+        let (model, run) = (
+            folder.path().join(name),
+            folder.path().join(format!("{name}-run")),
+        );
+        write_model(&model, &config);
+        let text = |name: &str| tiny_model().join(name);
+        let mut command = compress(&model, &run);
+        command.arg("--calibration").arg(text("calibration.txt"));
+        command
+            .arg("--evaluation")
+            .arg(text("evaluation.txt"))
+            .arg("--json");
+        check_declared_memory(&run, &output_json(&succeed(&mut command)));
+    }
 }
 
 /// Bytes of an artifact's files in a run directory, at the paths that `pipeline.toml` gives them.
@@ -314,13 +466,13 @@ fn predicted_sizes_are_those_of_a_run_that_keeps_all_artifacts() {
     )
     .expect("written");
     let run = folder.path().join("run");
-    let mut compress = uc();
-    compress
+    let mut command = uc();
+    command
         .arg("compress")
         .arg(tiny_model())
         .arg("--run")
         .arg(&run);
-    succeed(compress.arg("--pipeline").arg(&path).args(QUICK));
+    succeed(command.arg("--pipeline").arg(&path).args(QUICK));
     let mut plan = uc();
     plan.args(["plan", "--json", "--config"]);
     plan.arg(tiny_model().join("config.json"));

@@ -48,7 +48,9 @@ fn allowed_dependencies() -> BTreeMap<&'static str, Crates> {
         ),
         (
             "uc",
-            crates("uc-input uc-settings uc-store uc-pack uc-model uc-export uc-infer uc-serve"),
+            crates(
+                "uc-input uc-settings uc-simd uc-store uc-codec uc-pack uc-model uc-export uc-infer uc-serve",
+            ),
         ),
         ("uc-examples", &libraries | &crates("uc-infer")),
         ("uc-tests", crates("")),

@@ -90,6 +90,9 @@ pub struct StagePlan {
     pub cpus: u32,
     /// Largest amount of memory that a job is expected to use, in bytes; 0 if not declared.
     pub memory: u64,
+    /// The sum in the pipeline that these bytes follow from; none in the plan of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub declared_memory: Option<String>,
     /// How many layers it may be ahead of the slowest reader of its temporary outputs.
     pub max_lead: Option<u32>,
     /// Whether it runs only on request: when it is named, or when its output is needed.

@@ -116,6 +116,9 @@ pub struct PlanningArgs {
     /// CPU cores to use; the result does not depend on the number [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
+    /// Memory that jobs may take together, for example "64 GiB" [default: what the machine has left, less a tenth]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
     /// Allow a stage program that is not part of uc, by its name in the pipeline; repeatable
     #[arg(long, value_name = "NAME")]
     pub allow_program: Vec<String>,
@@ -210,6 +213,9 @@ pub struct ResumeArgs {
     /// CPU cores to use [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
+    /// Memory that jobs may take together, for example "64 GiB" [default: what the machine has left, less a tenth]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
     /// Print the summary as JSON
     #[arg(long, help_heading = OUTPUT)]
     pub json: bool,
@@ -261,26 +267,29 @@ pub struct StatusArgs {
 
 /// `uc plan`: for a run, or for a model by its configuration.
 #[derive(Debug, Clone, Args)]
-#[command(group(ArgGroup::new("subject").required(true).args(["run", "config"])))]
+#[command(group(ArgGroup::new("subject").required(true).multiple(true).args(["run", "config", "measure"])))]
 pub struct PlanArgs {
     /// The run directory
     pub run: Option<Utf8PathBuf>,
     /// The config.json of a model, in place of a run; needs no weights
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "run")]
     pub config: Option<Utf8PathBuf>,
+    /// Measure this machine for forecasts, in at most two minutes: products, codec, memory and the disk of the current folder
+    #[arg(long, conflicts_with = "run")]
+    pub measure: bool,
     /// The model.safetensors.index.json of the model, to compare with the plan
     #[arg(long, value_name = "FILE", conflicts_with = "run")]
     pub index: Option<Utf8PathBuf>,
     /// Bits per weight of the linears, including every byte of the layer files, 2 to 8 [default: 5.0]
     #[arg(long, value_name = "BITS", conflicts_with = "run")]
     pub bpw: Option<String>,
-    /// Memory that jobs may claim together, for example "64 GiB" [default: unlimited]
+    /// Memory that jobs may take together, for example "64 GiB" [default: what this machine has left, less a tenth]
     #[arg(long, value_name = "SIZE", conflicts_with = "run")]
     pub memory: Option<String>,
     /// Sustained rate of matrix products in 10⁹ operations per second, for the estimate of time [default: as measured]
     #[arg(long, value_name = "N", conflicts_with = "run")]
     pub gflops: Option<f64>,
-    /// CPU cores, for the estimate of time [default: those of the measured machine]
+    /// CPU cores, for the estimate of time [default: those that were measured]
     #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
     /// A pipeline file [default: the built-in one]

@@ -1,13 +1,15 @@
 //! What a run of a model would cost, from a summary of the model alone: `uc plan --config`.
 //!
-//! Sizes follow from the plan and the settings; time is an estimate from the rates of one measured run
-//! (`docs/benchmarks/throughput.json`, embedded). Every stage and artifact of the plan must have a formula. Nothing here
-//! starts a process, reads a weight or inspects this machine.
+//! Sizes follow from the plan and the settings. Time is the work of every job at the speeds of a machine, times the slowdown that
+//! its stage had in measured runs (`docs/benchmarks/throughput.json`, embedded). Every stage and artifact of the plan must have a
+//! formula. Nothing here starts a process, reads a weight or measures this machine.
 
 mod cost_model;
 mod estimate;
-mod layer_costs;
+pub mod kept_probe;
+pub mod layer_costs;
 mod measured;
+pub mod probe;
 mod simulation;
 mod text;
 mod types;
@@ -17,30 +19,34 @@ use std::collections::BTreeMap;
 use uc_settings::Settings;
 use uc_store::ExitCode;
 use uc_store::model_summary::ModelSummary;
-use uc_store::plan::{JobId, ModelSource, Per, Plan};
+use uc_store::plan::{JobId, ModelSource, Per, Plan, StagePlan};
 
 use crate::plan::pipeline::{Goals, Pipeline, Request};
 use crate::plan::sources;
 use crate::report::failure::failure;
 use crate::report::outlook::Expectation;
+use crate::schedule::limits::{self, Origin};
 use crate::schedule::scheduler::Budget;
 use cost_model::{BF16, CostModel};
 use estimate::Estimate;
 use layer_costs::LayerCosts;
-use measured::{Measurement, Rates};
+use measured::{MeasuredRun, Measurements, Range, Slowdowns};
+use probe::{Probe, Work};
 use simulation::Sizes;
 pub use types::Forecast;
 use types::{DiskForecast, MachineForecast, PackForecast, RunForecast, StageForecast};
 
 /// The machine that the estimate is for.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Machine {
-    /// CPU cores; by default those of the measured machine.
+    /// Its speeds, if they were measured; by default those of the measured runs.
+    pub probe: Option<Probe>,
+    /// CPU cores; by default those that were measured.
     pub threads: Option<u32>,
-    /// Sustained rate of matrix products, 10⁹ operations per second; by default the measured one.
+    /// Sustained rate of large matrix products, 10⁹ operations per second; by default the measured one.
     pub gflops: Option<f64>,
-    /// Memory that jobs may claim together, bytes; unlimited by default.
-    pub memory: Option<u64>,
+    /// Memory that jobs may take together, bytes, and where the limit comes from; unlimited by default.
+    pub memory: Option<(u64, Origin)>,
 }
 
 /// Forecasts a run of a model.
@@ -65,36 +71,55 @@ pub fn forecast(
             return Err(failure(ExitCode::Usage, message));
         }
     }
-    let measured = Measurement::embedded()?;
+    let speeds = Speeds::embedded()?;
+    let base = machine.probe.as_ref().unwrap_or(&speeds.measured.probe);
+    let probe = base.with(machine.threads, machine.gflops);
     let costs = CostModel::new(&model, settings);
-    let cores = machine.threads.unwrap_or(measured.cores);
-    let plan = plan_without_files(&model, &[], pipeline, settings, cores)?;
-    let rates = Rates::new(&measured, &measured_plan(&measured)?);
-    let estimate = Estimate::new(
-        &plan,
-        costs,
-        &rates,
-        machine.gflops.map_or(1.0, |gflops| gflops / rates.gflops),
-        f64::from(cores) / f64::from(measured.cores),
-    )?;
+    let plan = plan_without_files(&model, &[], pipeline, settings, probe.cores)?;
+    let estimate = Estimate::new(&plan, costs, &probe, &speeds.slowdowns)?;
     let budget = Budget {
-        cpus: cores,
-        memory: machine.memory.unwrap_or(0),
+        cpus: probe.cores,
+        memory: machine.memory.map_or(0, |(bytes, _)| bytes),
     };
     let outcome = simulation::run(&plan, budget, &estimate);
     let pack = pack_forecast(&costs);
+    let receipts = speeds.measured.runs.iter().map(MeasuredRun::name);
     let machine = MachineForecast {
-        receipt: measured.receipt,
-        processor: measured.processor,
-        measured_cores: measured.cores,
-        measured_gflops: rates.gflops,
-        measured_hours: measured.wall_seconds / 3600.0,
-        cores,
-        gflops: machine.gflops.unwrap_or(rates.gflops),
-        memory_bytes: machine.memory,
+        is_this_one: machine.probe.is_some(),
+        probe: probe.clone(),
+        receipts: receipts.collect(),
+        memory_bytes: machine
+            .memory
+            .map(|(bytes, _)| bytes)
+            .filter(|bytes| *bytes > 0),
+        memory_origin: machine.memory.map(|(_, origin)| origin),
     };
     let run = run_forecast(&estimate, &outcome, machine);
     Ok(Forecast { pack, run, model })
+}
+
+/// The measured runs and what follows from them.
+struct Speeds {
+    measured: Measurements,
+    slowdowns: Slowdowns,
+}
+
+impl Speeds {
+    /// Those that this program is built with.
+    fn embedded() -> anyhow::Result<Self> {
+        let measured = Measurements::embedded()?;
+        let pipeline = Pipeline::load(None)?;
+        let plans = measured.runs.iter().map(|run| {
+            let settings = run.settings()?;
+            plan_without_files(&run.model, &[], &pipeline, &settings, measured.probe.cores)
+        });
+        let plans = plans.collect::<anyhow::Result<Vec<_>>>()?;
+        let slowdowns = Slowdowns::new(&measured, &plans)?;
+        Ok(Self {
+            measured,
+            slowdowns,
+        })
+    }
 }
 
 /// Bytes of receipts, metrics, logs and events per job; 4.1 kB were measured (44 jobs of the embedded model).
@@ -123,30 +148,40 @@ pub fn expectation(model: &ModelSummary, plan: &Plan, budget: Budget) -> Option<
     with_estimate(model, plan, budget, |estimate| {
         let (mut all, mut seconds_per_job) = (0.0, BTreeMap::new());
         for stage in plan.stages.iter().filter(|stage| !stage.optional) {
-            let units = stage.units(plan.model.layers);
-            let seconds = units.iter().map(|&unit| {
-                estimate.seconds(&JobId {
-                    stage: stage.name.clone(),
-                    unit,
-                })
-            });
-            let seconds: f64 = seconds.sum();
+            let jobs = jobs_of(plan, stage);
+            let seconds: f64 = jobs.iter().map(|job| estimate.seconds(job)).sum();
             all += seconds;
             // Stages that only wait for the network have no forecast.
             if seconds > 0.0 {
-                seconds_per_job.insert(stage.name.clone(), seconds / units.len().max(1) as f64);
+                seconds_per_job.insert(stage.name.clone(), seconds / jobs.len().max(1) as f64);
             }
         }
         let wall = simulation::run(plan, budget, estimate).seconds;
+        let concurrency = if wall > 0.0 { all / wall } else { 1.0 };
+        // Jobs that run side by side share the cores.
+        seconds_per_job
+            .values_mut()
+            .for_each(|seconds| *seconds *= concurrency);
         Expectation {
             seconds_per_job,
-            concurrency: if wall > 0.0 { all / wall } else { 1.0 },
+            concurrency,
         }
     })
 }
 
-/// Passes the estimate of a plan on a machine with the cores of `budget` to `derive`. None if the number of windows depends on the
-/// text, or if a stage or artifact has no formula.
+/// The jobs of a stage.
+fn jobs_of(plan: &Plan, stage: &StagePlan) -> Vec<JobId> {
+    let units = stage.units(plan.model.layers).into_iter();
+    let job = |unit| JobId {
+        stage: stage.name.clone(),
+        unit,
+    };
+    units.map(job).collect()
+}
+
+/// Passes the estimate of a plan on this machine to `derive`: with the speeds that `uc plan --measure` kept, else those of the
+/// measured runs with the cores of `budget`. None if the number of windows depends on the text, or if a stage or artifact has no
+/// formula.
 fn with_estimate<T>(
     model: &ModelSummary,
     plan: &Plan,
@@ -157,11 +192,11 @@ fn with_estimate<T>(
     if settings.calibration.windows == 0 || settings.evaluation.windows == 0 {
         return None;
     }
-    let measured = Measurement::embedded().ok()?;
-    let rates = Rates::new(&measured, &measured_plan(&measured).ok()?);
-    let codec_speed = f64::from(budget.cpus) / f64::from(measured.cores);
+    let speeds = Speeds::embedded().ok()?;
+    let probe = kept_probe::load().unwrap_or_else(|| speeds.measured.probe.clone());
+    let probe = probe.with(Some(budget.cpus), None);
     let costs = CostModel::new(model, settings);
-    let estimate = Estimate::new(plan, costs, &rates, 1.0, codec_speed).ok()?;
+    let estimate = Estimate::new(plan, costs, &probe, &speeds.slowdowns).ok()?;
     Some(derive(&estimate))
 }
 
@@ -185,6 +220,7 @@ fn plan_without_files(
         },
         source_files: source_files.iter().map(ToString::to_string).collect(),
         pack_dir: "pack".into(),
+        summary: Some(model.clone()),
         settings: settings.clone(),
         externals: inputs.map(|name| (name.into(), sources::unknown())).into(),
         goals: Goals::Everything,
@@ -192,13 +228,6 @@ fn plan_without_files(
         versions: BTreeMap::new(),
     };
     Ok(pipeline.assemble(&request)?)
-}
-
-/// The plan of the measured run: the built-in pipeline at its defaults.
-fn measured_plan(measured: &Measurement) -> anyhow::Result<Plan> {
-    let pipeline = Pipeline::load(None)?;
-    let settings = pipeline.settings().clone();
-    plan_without_files(&measured.model, &[], &pipeline, &settings, measured.cores)
 }
 
 fn pack_forecast(costs: &CostModel<'_>) -> PackForecast {
@@ -228,39 +257,35 @@ fn run_forecast(
     outcome: &simulation::Outcome,
     machine: MachineForecast,
 ) -> RunForecast {
-    let (plan, costs) = (estimate.plan, &estimate.costs);
+    let (plan, costs) = (estimate.costs.plan, &estimate.costs.costs);
     let source = costs.model.total_parameters as f64 * costs.source_width;
     let (mut read, mut written) = (source, 0.0);
     let mut stages = Vec::new();
     for stage in plan.stages.iter().filter(|stage| !stage.optional) {
-        let units = stage.units(plan.model.layers);
-        let (mut work, mut seconds, mut bound) = (0.0, 0.0, "");
-        for &unit in &units {
-            let job = JobId {
-                stage: stage.name.clone(),
-                unit,
-            };
-            let cost = estimate.job_cost(&job);
-            work += cost.amount();
-            bound = cost.bound();
-            seconds += estimate.seconds(&job);
-            let inputs = plan.inputs(stage, unit).into_iter();
-            read += inputs.map(|input| estimate.bytes(&input)).sum::<f64>();
-            read += costs.source_bytes_read(&stage.argv, estimate.group(unit.layer()));
-            let outputs = plan.outputs(stage, unit).into_iter();
-            written += outputs.map(|output| estimate.bytes(&output)).sum::<f64>();
-            read += estimate.scratch(&job);
-            written += estimate.scratch(&job);
-        }
+        let jobs = jobs_of(plan, stage);
+        let seconds: Range = jobs.iter().map(|job| estimate.range(job)).sum();
+        let work: Option<Work> = jobs.iter().map(|job| estimate.costs.work(job)).sum();
+        let bound = work.map_or("network", |work| {
+            work.bound(estimate.probe, costs.model.hidden).bound()
+        });
+        read += jobs
+            .iter()
+            .map(|job| estimate.costs.bytes_read(job))
+            .sum::<f64>();
+        written += jobs
+            .iter()
+            .map(|job| estimate.costs.bytes_written(job))
+            .sum::<f64>();
         stages.push(StageForecast {
             name: stage.name.clone(),
-            jobs: units.len() as u64,
+            jobs: jobs.len() as u64,
             per: stage.per,
             max_lead: stage.max_lead,
             memory_bytes: stage.memory,
             bound,
-            work,
-            seconds,
+            seconds: seconds.expected,
+            seconds_low: seconds.low,
+            seconds_high: seconds.high,
         });
     }
     let tokens = [
@@ -268,20 +293,34 @@ fn run_forecast(
         costs.sensitivity_tokens(),
         costs.evaluation_tokens(),
     ];
+    let hours =
+        |seconds: &dyn Fn(&StageForecast) -> f64| stages.iter().map(seconds).sum::<f64>() / 3600.0;
     RunForecast {
         tokens: tokens.map(|tokens| tokens as u64),
         peak_disk_bytes: outcome.disk as u64,
         source_bytes: source as u64,
+        fits_with: setting_that_fits(plan, costs.model, machine.memory_bytes),
         largest_memory_bytes: stages.iter().map(|s| s.memory_bytes).max().unwrap_or(0),
         peak_memory_bytes: outcome.memory,
         read_bytes: read as u64,
         written_bytes: written as u64,
-        hours_of_jobs: stages.iter().map(|stage| stage.seconds).sum::<f64>() / 3600.0,
-        hours: outcome.seconds / 3600.0,
+        hours: hours(&|stage| stage.seconds),
+        hours_low: hours(&|stage| stage.seconds_low),
+        hours_high: hours(&|stage| stage.seconds_high),
         stages,
         disk: disk_forecast(plan, outcome),
         machine,
     }
+}
+
+/// The mildest change of one setting with which every job fits into a limit of memory that some job exceeds.
+fn setting_that_fits(plan: &Plan, model: &ModelSummary, limit: Option<u64>) -> Option<String> {
+    let limit = limit?;
+    let mut stages = plan.stages.iter().filter(|stage| !stage.optional);
+    if stages.all(|stage| stage.memory <= limit) {
+        return None;
+    }
+    limits::smaller_setting(plan, model, limit).map(|(setting, _)| setting)
 }
 
 /// Disk use by artifact, the largest first.
@@ -305,3 +344,5 @@ fn disk_forecast(plan: &Plan, outcome: &simulation::Outcome) -> Vec<DiskForecast
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub mod tests_support;

@@ -3,7 +3,7 @@
 use camino::Utf8Path;
 use uc_store::freshness::{self, Freshness, PendingWork, Reason};
 use uc_store::model_summary::ModelSummary;
-use uc_store::plan::{JobId, Plan};
+use uc_store::plan::{JobId, Plan, StagePlan};
 use uc_store::resources;
 use uc_store::run::{Lock, RunDir};
 use uc_store::{ExitCode, StoreError};
@@ -17,13 +17,10 @@ use crate::report::failure::failure;
 use crate::report::progress::Display;
 use crate::report::staleness::{pending_lines, stale_lines};
 use crate::schedule::driver::Driver;
-use crate::schedule::scheduler::Budget;
+use crate::schedule::limits::Limits;
 use crate::schedule::source::Source;
 
 pub mod replacement;
-
-/// Share of the machine's memory that jobs may claim, percent.
-pub const MEMORY_SHARE: u64 = 80;
 
 /// An open run, locked for this process.
 #[derive(Debug)]
@@ -94,7 +91,7 @@ impl Session {
     pub fn work(
         &self,
         programs: &Programs,
-        threads: u32,
+        limits: Limits,
         display: &mut Display,
         signals: &Listener,
     ) -> anyhow::Result<()> {
@@ -113,7 +110,7 @@ impl Session {
                 display.detail(&line);
             }
         }
-        let driver = self.driver(work, to_do, programs, threads, display, signals)?;
+        let driver = self.driver(work, to_do, programs, limits, display, signals)?;
         driver.run()
     }
 
@@ -122,7 +119,7 @@ impl Session {
         &self,
         job: &JobId,
         programs: &Programs,
-        threads: u32,
+        limits: Limits,
         display: &mut Display,
         signals: &Listener,
     ) -> anyhow::Result<()> {
@@ -132,7 +129,7 @@ impl Session {
         work.states.insert(job.clone(), stale);
         freshness::demand_retired(&self.plan, &self.run, &mut work)?;
         let to_do = work.to_run(&self.plan).len();
-        let driver = self.driver(work, to_do, programs, threads, display, signals)?;
+        let driver = self.driver(work, to_do, programs, limits, display, signals)?;
         driver.for_inputs_of(job).run()
     }
 
@@ -142,19 +139,22 @@ impl Session {
         work: PendingWork,
         to_do: usize,
         programs: &'a Programs,
-        threads: u32,
+        limits: Limits,
         display: &'a mut Display,
         signals: &'a Listener,
     ) -> anyhow::Result<Driver<'a>> {
-        let budget = Budget {
-            cpus: threads,
-            memory: resources::total_memory_bytes() / 100 * MEMORY_SHARE,
-        };
+        let budget = limits.budget;
         let source = Source::new(&self.plan, &work, budget)?;
         let model = match to_do {
             0 => None,
             _ => self.describe_model(programs),
         };
+        if to_do > 0 {
+            let to_run = work.to_run(&self.plan);
+            let has_work = |stage: &StagePlan| to_run.iter().any(|job| job.stage == stage.name);
+            limits.check(&self.plan, model.as_ref(), has_work)?;
+            display.info(&format!("memory for jobs: {}", limits.describe_memory()));
+        }
         if let Some(source) = &source {
             let other_bytes = model
                 .as_ref()

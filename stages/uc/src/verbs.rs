@@ -4,6 +4,7 @@ use crate::process::programs::Programs;
 use crate::process::signals::Listener;
 use crate::report::progress::Display;
 use crate::report::summary;
+use crate::schedule::limits::Limits;
 use crate::session::Session;
 
 pub mod bench;
@@ -27,11 +28,18 @@ pub mod verify;
 fn work_and_summarize(
     session: &Session,
     programs: &Programs,
-    threads: u32,
+    limits: Limits,
     json: bool,
     display: &mut Display,
     signals: &Listener,
 ) -> anyhow::Result<()> {
-    let outcome = session.work(programs, threads, display, signals);
-    summary::finish(&session.run, &session.plan, outcome, threads, json, display)
+    let outcome = session.work(programs, limits, display, signals);
+    summary::finish(
+        &session.run,
+        &session.plan,
+        outcome,
+        limits.budget.cpus,
+        json,
+        display,
+    )
 }

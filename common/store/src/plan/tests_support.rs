@@ -35,6 +35,7 @@ pub fn stage(
         version: 1,
         program_sha256: Sha256Digest::default(),
         cpus: 1,
+        declared_memory: None,
         memory: 0,
         max_lead: None,
         optional: false,

@@ -6,6 +6,7 @@ use uc_settings::{Rank, Settings};
 use uc_store::model_summary::{LayerGroup, ModelSummary};
 
 use super::layer_costs::LayerCosts;
+use super::probe::{Resource, Work};
 
 /// Bytes of the manifest per tensor of a layer (104 kB for 270 tensors of SmolLM2-135M).
 const MANIFEST_TEXT: f64 = 385.0;
@@ -20,42 +21,18 @@ const ALLOCATION_TEXT: f64 = 175.0;
 pub const BF16: f64 = 2.0;
 /// Bytes of an f32.
 const F32: f64 = 4.0;
+/// How often elementwise operations of a pass read or write a value of a linear's input or output.
+const ELEMENTWISE: f64 = 8.0;
 /// Bytes of a small text file.
 const SMALL_FILE: f64 = 1e3;
 
-/// The cost of a job, by what bounds it.
+/// The cost of a job besides what it reads from disk and writes to it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum JobCost {
-    /// Operations of the matrix products of forward and backward passes.
-    Product(f64),
-    /// Operations of the codec, which runs on the CPU.
-    Codec(f64),
-    /// Bytes to read and write.
-    Bytes(f64),
-    /// Bytes to send or receive. The speed of the network is unknown, so no time is estimated.
-    Network(f64),
-}
-
-impl JobCost {
-    /// Operations or bytes.
-    pub fn amount(self) -> f64 {
-        match self {
-            JobCost::Product(amount)
-            | JobCost::Codec(amount)
-            | JobCost::Bytes(amount)
-            | JobCost::Network(amount) => amount,
-        }
-    }
-
-    /// What bounds the job.
-    pub fn bound(self) -> &'static str {
-        match self {
-            JobCost::Product(_) => "products",
-            JobCost::Codec(_) => "codec",
-            JobCost::Bytes(_) => "bytes",
-            JobCost::Network(_) => "network",
-        }
-    }
+    /// What it computes.
+    Work(Work),
+    /// It sends or receives. The speed of the network is unknown, so no time is estimated.
+    Network,
 }
 
 /// The formulas for a model under given settings.
@@ -165,93 +142,104 @@ impl<'a> CostModel<'a> {
 
     /// Cost of the job of one layer.
     fn layer_job_cost(&self, command: &str, layer: LayerCosts<'_>) -> Option<JobCost> {
-        let (length, max_input_block, max_output_block) = (
+        let (length, inputs, outputs) = (
             self.length(),
             self.max_input_block(),
             self.max_output_block(),
         );
-        let cost = match command {
-            "teacher-cache sensitivity-forward" => JobCost::Product(
-                self.sensitivity_tokens()
-                    * (layer.forward(length) + layer.moments(max_input_block)),
-            ),
+        let weights = layer.linear_parameters();
+        let work = match command {
+            "teacher-cache sensitivity-forward" => {
+                let operations = layer.forward(length) + layer.moments(inputs);
+                pass(layer, self.sensitivity_tokens(), operations)
+            }
             "quantize rates" => {
                 let rows = self.settings.quantize.probe_rows as usize;
-                JobCost::Codec(
-                    layer.factors(max_input_block) + layer.rate_probe(max_input_block, rows),
-                )
+                Work::default()
+                    .and(Resource::Factors, layer.factors(inputs))
+                    .and(Resource::Search, layer.probed_weights(rows))
+                    .and(
+                        Resource::Feedback,
+                        layer.feedback_along_columns(inputs, rows),
+                    )
             }
             // The input moments of the token weights, or those weights themselves: the same number of operations.
-            "teacher-cache sensitivity-backward" => JobCost::Product(
-                self.sensitivity_tokens()
-                    * (layer.backward(length, max_output_block) + layer.moments(max_input_block)),
-            ),
-            "shard-loader layer" => JobCost::Bytes(self.layer_bytes(layer)),
-            "teacher-cache layer" => JobCost::Product(
-                self.calibration_tokens()
-                    * (layer.forward(length) + layer.moments(max_input_block)),
-            ),
-            "quantize layer" => JobCost::Codec(
-                layer.factors(max_input_block)
-                    + layer.quantization(max_input_block, max_output_block),
-            ),
-            "overlay-fit" => JobCost::Codec(match self.settings.overlay.rank {
-                Rank::Auto if self.settings.overlay.max_rank == 0 => 0.0,
+            "teacher-cache sensitivity-backward" => {
+                let operations = layer.backward(length, outputs) + layer.moments(inputs);
+                pass(layer, self.sensitivity_tokens(), operations)
+            }
+            "shard-loader layer" => Work::default().and(Resource::Memory, self.layer_bytes(layer)),
+            "teacher-cache layer" => {
+                let operations = layer.forward(length) + layer.moments(inputs);
+                pass(layer, self.calibration_tokens(), operations)
+            }
+            "quantize layer" => Work::default()
+                .and(Resource::Factors, layer.factors(inputs))
+                .and(Resource::Search, weights)
+                .and(Resource::Feedback, layer.feedback(inputs, outputs)),
+            "overlay-fit" => match self.settings.overlay.rank {
+                Rank::Auto if self.settings.overlay.max_rank == 0 => Work::default(),
                 // At the widths measured, the bound excludes every overlay.
-                Rank::Auto => layer.overlay_bound(max_input_block),
-                Rank::Fixed(0) => 0.0,
-                Rank::Fixed(rank) => {
-                    layer.factors(max_input_block) + layer.overlay(max_input_block, rank)
-                }
-            }),
-            "pack-writer layer" => {
-                JobCost::Bytes(self.layer_bytes(layer) + self.pack_layer_bytes(layer))
-            }
+                Rank::Auto => Work::default()
+                    .and(Resource::Products, layer.overlay_bound(inputs))
+                    .and(Resource::Decode, weights),
+                Rank::Fixed(0) => Work::default(),
+                Rank::Fixed(rank) => Work::default()
+                    .and(Resource::Factors, layer.factors(inputs))
+                    .and(Resource::Search, weights)
+                    .and(Resource::Feedback, layer.feedback(inputs, outputs))
+                    .and(Resource::Products, layer.overlay(inputs, rank)),
+            },
+            "pack-writer layer" => Work::default()
+                .and(Resource::Encode, weights)
+                .and(Resource::Decode, 2.0 * weights),
             "evaluator layer" => {
-                let forward = layer.forward(self.evaluation_length());
-                JobCost::Product(2.0 * self.evaluation_tokens() * forward)
+                let tokens = 2.0 * self.evaluation_tokens();
+                pass(layer, tokens, layer.forward(self.evaluation_length()))
+                    .and(Resource::Decode, weights)
             }
-            "hub-upload layer" => JobCost::Network(self.pack_layer_bytes(layer)),
+            "hub-upload layer" => return Some(JobCost::Network),
             _ => return None,
         };
-        Some(cost)
+        Some(JobCost::Work(work))
     }
 
     /// Cost of a job that is not per layer.
     fn run_job_cost(&self, command: &str) -> Option<JobCost> {
-        let head = 2.0 * self.model.hidden as f64 * self.model.vocab as f64;
-        let cost = match command {
-            "shard-loader shard" => JobCost::Network(self.shard_bytes()),
-            "shard-loader non-layer" => JobCost::Bytes(self.non_layer_bytes()),
-            "teacher-cache windows" => JobCost::Bytes(self.states(self.calibration_tokens())),
-            "teacher-cache sensitivity-windows" => {
-                JobCost::Bytes(self.states(self.sensitivity_tokens()))
+        let (hidden, vocab) = (self.model.hidden as f64, self.model.vocab as f64);
+        // The logits of a token are computed, exponentiated and summed.
+        let head = |tokens: f64, products: f64| {
+            Work::default()
+                .and(Resource::Products, tokens * products * 2.0 * hidden * vocab)
+                .and(
+                    Resource::Memory,
+                    tokens * products * ELEMENTWISE * F32 * vocab,
+                )
+        };
+        let states = |tokens: f64| Work::default().and(Resource::Memory, self.states(tokens));
+        let work = match command {
+            "shard-loader shard"
+            | "hub-upload repository"
+            | "hub-upload card"
+            | "hub-upload pack" => {
+                return Some(JobCost::Network);
             }
-            "teacher-cache sensitivity-loss" => {
-                JobCost::Product(2.0 * head * self.sensitivity_tokens())
+            "shard-loader non-layer" => {
+                Work::default().and(Resource::Memory, self.non_layer_bytes())
             }
-            "quantize allocate" => {
-                JobCost::Bytes(self.all_layers(|layer| self.sensitivity_bytes(layer)))
-            }
-            "pack-writer manifest" => {
-                let layers = self.all_layers(|layer| self.pack_layer_bytes(layer));
-                JobCost::Bytes(self.non_layer_bytes() + layers)
-            }
-            "evaluator windows" => JobCost::Bytes(2.0 * self.states(self.evaluation_tokens())),
-            "evaluator report" => JobCost::Product(2.0 * head * self.evaluation_tokens()),
-            "hub-upload repository" => JobCost::Network(0.0),
-            "hub-upload card" => JobCost::Network(SMALL_FILE),
-            "hub-upload pack" => JobCost::Network(self.non_layer_bytes() + self.manifest_bytes()),
+            "teacher-cache windows" => states(self.calibration_tokens()),
+            "teacher-cache sensitivity-windows" => states(self.sensitivity_tokens()),
+            "teacher-cache sensitivity-loss" => head(self.sensitivity_tokens(), 2.0),
+            "quantize allocate" => Work::default().and(
+                Resource::Factors,
+                self.all_layers(|layer| layer.output_factors(self.max_output_block())),
+            ),
+            "pack-writer manifest" => Work::default().and(Resource::Memory, self.non_layer_bytes()),
+            "evaluator windows" => states(2.0 * self.evaluation_tokens()),
+            "evaluator report" => head(self.evaluation_tokens(), 2.0),
             _ => return None,
         };
-        Some(cost)
-    }
-
-    /// Mean size of a shard of the source, by the index; without one, the whole source.
-    fn shard_bytes(&self) -> f64 {
-        let source = self.model.total_parameters as f64 * self.source_width;
-        let shards = self.model.index.as_ref().map_or(1, |index| index.shards);
-        source / shards.max(1) as f64
+        Some(JobCost::Work(work))
     }
 
     /// Bytes of one file of an artifact of the built-in pipeline; `group` is that of its layer. None for unknown artifacts.
@@ -333,6 +321,16 @@ impl<'a> CostModel<'a> {
             _ => 0.0,
         }
     }
+}
+
+/// A pass over the tokens of a layer: so many operations per token, and the elementwise ones.
+fn pass(layer: LayerCosts<'_>, tokens: f64, operations: f64) -> Work {
+    Work::default()
+        .and(Resource::Products, tokens * operations)
+        .and(
+            Resource::Memory,
+            tokens * layer.active_values() * ELEMENTWISE * F32,
+        )
 }
 
 #[cfg(test)]

@@ -8,11 +8,6 @@ use uc_store::model_summary::{LayerGroup, LinearGroup};
 
 /// Number of outputs of an expert's linear whose gradients' second moments are computed jointly.
 const EXPERT_OUTPUT_BLOCK: usize = 128;
-/// Operations of the trellis search per weight, in units of the error feedback's operations. When the run behind
-/// `throughput.json` was measured, `docs/benchmarks/codec-speed.json` listed 195 ns per weight at 576 inputs and outputs and
-/// 233 ns at 4096 and 512, which is 183 ns plus 0.0109 ns per input and output. The search has become faster since (147 and
-/// 194 ns); the two measurements must be repeated together.
-const TRELLIS_OPERATIONS: f64 = 16800.0;
 /// Operations per weight and rank of the search for leading singular triples.
 const TRIPLES: f64 = 24.0;
 
@@ -38,9 +33,14 @@ fn output_block(linear: &LinearGroup, max_output_block: usize) -> usize {
     })
 }
 
-/// Entries of the second moments of the output gradients of all linears of a group.
+/// Entries of the second moments of the output gradients of one linear of a group.
+pub fn output_moments_of_one(linear: &LinearGroup, max_output_block: usize) -> f64 {
+    (linear.rows * output_block(linear, max_output_block)) as f64
+}
+
+/// The same of all linears of a group.
 fn output_moment_entries(linear: &LinearGroup, max_output_block: usize) -> f64 {
-    (linear.count * linear.rows * output_block(linear, max_output_block)) as f64
+    linear.count as f64 * output_moments_of_one(linear, max_output_block)
 }
 
 impl LayerCosts<'_> {
@@ -136,24 +136,54 @@ impl LayerCosts<'_> {
             .sum()
     }
 
-    /// Operations of trellis and error feedback along the columns only, on at most `rows` rows of every linear.
-    pub fn rate_probe(&self, max_input_block: usize, rows: usize) -> f64 {
+    /// Operations of the Cholesky factors of the output moments.
+    pub fn output_factors(&self, max_output_block: usize) -> f64 {
         let linears = self.group.linears.iter();
         linears
-            .map(|group| {
-                let weights = (group.count * group.rows.min(rows) * group.cols) as f64;
-                weights * (group.cols.min(max_input_block) as f64 + TRELLIS_OPERATIONS)
+            .map(|linear| {
+                let block = output_block(linear, max_output_block) as f64;
+                (linear.count * linear.rows) as f64 * block * block / 3.0
             })
             .sum()
     }
 
-    /// Operations of trellis and error feedback along columns and rows.
-    pub fn quantization(&self, max_input_block: usize, max_output_block: usize) -> f64 {
+    /// Weights in at most `rows` rows of every linear.
+    pub fn probed_weights(&self, rows: usize) -> f64 {
+        let linears = self.group.linears.iter();
+        linears
+            .map(|group| (group.count * group.rows.min(rows) * group.cols) as f64)
+            .sum()
+    }
+
+    /// Operations of error feedback along the columns, on at most `rows` rows of every linear.
+    pub fn feedback_along_columns(&self, max_input_block: usize, rows: usize) -> f64 {
+        let linears = self.group.linears.iter();
+        linears
+            .map(|group| {
+                let weights = (group.count * group.rows.min(rows) * group.cols) as f64;
+                weights * group.cols.min(max_input_block) as f64
+            })
+            .sum()
+    }
+
+    /// Operations of error feedback along columns and rows.
+    pub fn feedback(&self, max_input_block: usize, max_output_block: usize) -> f64 {
         let linears = self.group.linears.iter();
         let along_rows: f64 = linears
             .map(|group| output_moment_entries(group, max_output_block) * group.cols as f64)
             .sum();
-        self.rate_probe(max_input_block, usize::MAX) + along_rows
+        self.feedback_along_columns(max_input_block, usize::MAX) + along_rows
+    }
+
+    /// Values per token at the inputs and outputs of the linears.
+    pub fn active_values(&self) -> f64 {
+        let linears = self.group.linears.iter();
+        linears
+            .map(|linear| {
+                self.token_share(linear.routed)
+                    * (linear.count * (linear.rows + linear.cols)) as f64
+            })
+            .sum()
     }
 
     /// Operations of the bound that excludes overlays.

@@ -3,7 +3,10 @@
 use uc_store::model_summary::{IndexSummary, LayerGroup, ModelSummary};
 use uc_store::plan::Per;
 
-use super::types::{Forecast, PackForecast, RunForecast};
+use crate::schedule::limits;
+
+use super::probe::{Probe, SIDES};
+use super::types::{Forecast, MachineForecast, PackForecast, RunForecast};
 
 impl Forecast {
     /// The forecast as text.
@@ -137,8 +140,8 @@ fn run(run: &RunForecast, lines: &mut Vec<String>) {
     );
     lines.push(row("tokens", tokens));
     lines.push(format!(
-        "{:<22}{:>11}{:>7}{:>11}{:>10}{:>13}",
-        "stage", "jobs", "lead", "memory", "bound by", "hours"
+        "{:<22}{:>11}{:>7}{:>11}{:>10}{:>11}{:>11}{:>11}",
+        "stage", "jobs", "lead", "memory", "bound by", "hours", "least", "most"
     ));
     for stage in &run.stages {
         let jobs = match stage.per {
@@ -154,9 +157,10 @@ fn run(run: &RunForecast, lines: &mut Vec<String>) {
             memory => bytes(memory),
         };
         let bound = stage.bound;
-        let hours = stage.seconds / 3600.0;
+        let [hours, low, high] =
+            [stage.seconds, stage.seconds_low, stage.seconds_high].map(|seconds| seconds / 3600.0);
         lines.push(format!(
-            "{:<22}{jobs:>11}{max_lead:>7}{memory:>11}{bound:>10}{hours:>13.4}",
+            "{:<22}{jobs:>11}{max_lead:>7}{memory:>11}{bound:>10}{hours:>11.4}{low:>11.4}{high:>11.4}",
             stage.name
         ));
     }
@@ -199,43 +203,74 @@ fn memory(run: &RunForecast, lines: &mut Vec<String>) {
         bytes(run.peak_memory_bytes)
     );
     lines.push(row("peak memory", declared));
-    let Some(limit) = run.machine.memory_bytes else {
+    let machine = &run.machine;
+    let (Some(limit), Some(origin)) = (machine.memory_bytes, machine.memory_origin) else {
         return;
     };
-    let verdict = match run.largest_memory_bytes <= limit {
-        true => "every stage fits",
-        false => "a stage declares more; it runs alone and may not fit",
+    let limited = limits::describe_memory(limit, origin);
+    let verdict = match (run.largest_memory_bytes <= limit, &run.fits_with) {
+        (true, _) => "every job fits".into(),
+        (false, Some(setting)) => {
+            format!(
+                "not every job fits, and the run would be refused; with --set {setting} every job fits"
+            )
+        }
+        (false, None) => "not every job fits, and the run would be refused".into(),
     };
-    lines.push(row("memory limit", format!("{}: {verdict}", bytes(limit))));
+    lines.push(row("memory limit", format!("{limited}: {verdict}")));
 }
 
 fn time(run: &RunForecast, lines: &mut Vec<String>) {
-    let machine = &run.machine;
+    let MachineForecast {
+        probe,
+        is_this_one,
+        receipts,
+        ..
+    } = &run.machine;
     let hours = format!(
-        "{:.2} hours with concurrent jobs, {:.2} one after another",
-        run.hours, run.hours_of_jobs
+        "{:.2} hours, likely {:.2} to {:.2}",
+        run.hours, run.hours_low, run.hours_high
     );
     lines.push(row("estimated time", hours));
-    let basis = format!(
-        "{:.2} hours of {} ({}, {} cores, {:.0} GFLOP/s in products)",
-        machine.measured_hours,
-        machine.receipt,
-        machine.processor,
-        machine.measured_cores,
-        machine.measured_gflops
-    );
-    lines.push(row("  measured", basis));
-    let assumed = format!(
-        "{} cores, {:.0} GFLOP/s in products",
-        machine.cores, machine.gflops
-    );
-    lines.push(row("  estimated for", assumed));
+    let machine = match is_this_one {
+        true => format!("this machine, measured {}", probe.date),
+        false => "the machine of the measured runs; uc plan --measure measures this one".into(),
+    };
+    let machine = format!("{} ({machine}), {} cores", probe.processor, probe.cores);
+    lines.push(row("  machine", machine));
+    lines.extend(probe.lines().into_iter().map(|line| row("", line)));
+    lines.push(row("  measured runs", receipts.join(", ")));
     lines.push(
-        "Only the measured run is a measurement, of a small model. Matrix products are scaled by GFLOP/s, the codec by \
-         cores, reading and\nwriting not at all, as if nothing else changed with size or machine. Memory is as declared in \
-         pipeline.toml; sizes on disk follow\nfrom shapes."
+        "The work of a job, at these speeds, takes as many times longer as it did in the measured runs. The range covers what stages\n\
+         of models of other widths did. Memory is as declared in pipeline.toml; sizes on disk follow from shapes."
             .into(),
     );
+}
+
+impl Probe {
+    /// The speeds as text.
+    pub fn lines(&self) -> Vec<String> {
+        let [small, large] = self.products.map(|speed| speed / 1e9);
+        let [read, write] = self.disk.map(|speed| speed / 1e9);
+        vec![
+            format!(
+                "products {small:.0} GFLOP/s at {} rows and columns, {large:.0} at {}",
+                SIDES[0], SIDES[1]
+            ),
+            format!(
+                "codec: search {:.1} M weights/s, feedback {:.0} GFLOP/s, factors {:.0} GFLOP/s, encoding {:.0} M symbols/s, decoding {:.0}",
+                self.search / 1e6,
+                self.feedback / 1e9,
+                self.factors / 1e9,
+                self.encode / 1e6,
+                self.decode / 1e6
+            ),
+            format!(
+                "memory {:.1} GB/s; disk: reading {read:.2} GB/s, writing {write:.2}",
+                self.memory / 1e9
+            ),
+        ]
+    }
 }
 
 /// A size with a decimal unit.

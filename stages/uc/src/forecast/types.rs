@@ -4,6 +4,9 @@ use serde::Serialize;
 use uc_store::model_summary::ModelSummary;
 use uc_store::plan::Per;
 
+use super::probe::Probe;
+use crate::schedule::limits::Origin;
+
 /// Everything that `uc plan --config` reports.
 #[derive(Debug, Serialize)]
 pub struct Forecast {
@@ -51,6 +54,9 @@ pub struct RunForecast {
     pub peak_disk_bytes: u64,
     /// Bytes of the source.
     pub source_bytes: u64,
+    /// The mildest change of one setting with which every job fits into the limit; none if every job fits, or if no single
+    /// setting is enough.
+    pub fits_with: Option<String>,
     /// Largest memory that a stage declares, bytes.
     pub largest_memory_bytes: u64,
     /// Peak of the memory declared by jobs that run at the same time, bytes.
@@ -59,10 +65,12 @@ pub struct RunForecast {
     pub read_bytes: u64,
     /// Bytes written by jobs.
     pub written_bytes: u64,
-    /// Estimated hours if jobs run one after another.
-    pub hours_of_jobs: f64,
-    /// Estimated hours if jobs run concurrently by the scheduler's rules.
+    /// Estimated hours. Jobs that run side by side share the cores, so the sum of the stages is the time of the run.
     pub hours: f64,
+    /// The least hours that the measured runs make likely.
+    pub hours_low: f64,
+    /// The most.
+    pub hours_high: f64,
     /// Basis of the estimate.
     pub machine: MachineForecast,
 }
@@ -70,22 +78,16 @@ pub struct RunForecast {
 /// Basis of an estimate of time.
 #[derive(Debug, Serialize)]
 pub struct MachineForecast {
-    /// Receipt of the measured run.
-    pub receipt: String,
-    /// Its processor.
-    pub processor: String,
-    /// Its cores.
-    pub measured_cores: u32,
-    /// Rate that its product-bound stages sustained together, 10⁹ operations per second.
-    pub measured_gflops: f64,
-    /// Hours of the measured run.
-    pub measured_hours: f64,
-    /// Cores that the estimate assumes.
-    pub cores: u32,
-    /// Rate of matrix products that the estimate assumes, 10⁹ operations per second.
-    pub gflops: f64,
-    /// Memory that jobs may claim together, bytes; none if unlimited.
+    /// The speeds that the estimate assumes.
+    pub probe: Probe,
+    /// Whether they follow from those of this machine, as `uc plan --measure` kept them, and not from those of the measured runs.
+    pub is_this_one: bool,
+    /// Receipts of the measured runs.
+    pub receipts: Vec<String>,
+    /// Memory that jobs may take together, bytes; none if unlimited.
     pub memory_bytes: Option<u64>,
+    /// Where that limit comes from.
+    pub memory_origin: Option<Origin>,
 }
 
 /// Cost of one stage.
@@ -101,12 +103,14 @@ pub struct StageForecast {
     pub max_lead: Option<u32>,
     /// Memory that it declares, bytes.
     pub memory_bytes: u64,
-    /// What bounds its jobs.
+    /// What its jobs spend most of their time on.
     pub bound: &'static str,
-    /// Operations or bytes of all jobs.
-    pub work: f64,
-    /// Estimated seconds of all jobs.
+    /// Estimated seconds of all jobs, with all cores.
     pub seconds: f64,
+    /// The least seconds that the measured runs make likely.
+    pub seconds_low: f64,
+    /// The most.
+    pub seconds_high: f64,
 }
 
 /// Disk use of one artifact.

@@ -267,6 +267,11 @@ impl Model {
         Self::from_inspection(path, &output)
     }
 
+    /// The shapes of the model's tensors.
+    pub fn summary(&self, programs: &Programs) -> anyhow::Result<ModelSummary> {
+        Self::describe(&self.source.path.join(uc_pack::CONFIG_FILE), None, programs)
+    }
+
     /// Summarizes a configuration with the stage program; needs no weights.
     pub fn describe(
         config: &Utf8Path,

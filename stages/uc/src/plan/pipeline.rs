@@ -6,6 +6,7 @@
 mod assemble;
 mod descriptions;
 mod locate;
+pub mod memory;
 mod spec;
 #[cfg(test)]
 mod tests;
@@ -18,7 +19,7 @@ use uc_settings::Settings;
 use crate::process::programs::Programs;
 use crate::report::failure::PipelineError;
 
-use spec::Memory;
+use memory::Memory;
 
 pub use assemble::{Goals, Request};
 pub use spec::Pipeline;
@@ -31,10 +32,7 @@ const DEFAULT_NAME: &str = "pipeline.toml (built in)";
 
 /// Bytes of a size such as "6 GiB"; none if the text is not a size.
 pub fn parse_size(text: &str) -> Option<u64> {
-    match wire::parse_memory(text)? {
-        Memory::Bytes(bytes) => Some(bytes),
-        Memory::Layers(_) => None,
-    }
+    Memory::parse(text).ok()?.fixed_bytes()
 }
 
 impl Pipeline {

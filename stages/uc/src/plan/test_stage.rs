@@ -15,6 +15,7 @@ pub fn stage(name: &str, per: Per) -> StagePlan {
         program_sha256: Default::default(),
         cpus: 1,
         memory: 0,
+        declared_memory: None,
         max_lead: None,
         optional: false,
         retries: 1,

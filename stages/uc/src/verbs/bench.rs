@@ -3,7 +3,7 @@
 //! The tokens are random, because the speed does not depend on the text. `measure` times, `machine` describes where,
 //! `report` and `text` say what was found.
 
-mod machine;
+pub mod machine;
 mod measure;
 mod report;
 mod text;
@@ -181,7 +181,7 @@ fn work(args: &BenchArgs, model: &Model) -> anyhow::Result<Work> {
 }
 
 /// How fast the threads of the current pool read memory: a buffer many times larger than the largest cache.
-fn bandwidth(cache: u64) -> Bandwidth {
+pub fn bandwidth(cache: u64) -> Bandwidth {
     let most = resources::total_memory_bytes() / 4;
     let bytes = (8 * cache).max(256 << 20).min(most.max(64 << 20));
     let reader = Reader::new(bytes as usize);

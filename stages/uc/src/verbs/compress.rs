@@ -6,7 +6,7 @@ use anyhow::Context;
 use camino::Utf8PathBuf;
 use uc_settings::{Settings, SourceRetention};
 use uc_store::ExitCode;
-use uc_store::plan::{External, Plan, SOURCE};
+use uc_store::plan::{External, Plan, SOURCE, StagePlan};
 
 use crate::artifacts::{CALIBRATION_TEXT, MANIFEST, REMOTE_PACK};
 use crate::cli::CompressArgs;
@@ -19,6 +19,7 @@ use crate::process::programs::Programs;
 use crate::process::signals::Listener;
 use crate::report::failure::failure;
 use crate::report::progress::Display;
+use crate::schedule::limits::Limits;
 use crate::schedule::source::check_budget;
 use crate::session::{self, Session};
 use crate::verbs::work_and_summarize;
@@ -44,6 +45,7 @@ pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> an
         return dry_run::run(args, &programs, display);
     }
     let find = |scope, programs: &Programs| Model::find(&args.model, scope, programs, display);
+    let limits = limits(args)?;
     let Prepared {
         root, plan, copies, ..
     } = prepare(args, &programs, display, find)?;
@@ -60,8 +62,13 @@ pub fn run(args: &CompressArgs, display: &mut Display, signals: &Listener) -> an
             .with_context(|| format!("cannot read {from}"))?;
         uc_store::atomic::write_bytes(&to, &bytes)?;
     }
+    work_and_summarize(&session, &programs, limits, args.json, display, signals)
+}
+
+/// What the jobs may use together.
+fn limits(args: &CompressArgs) -> anyhow::Result<Limits> {
     let threads = session::threads(args.planning.threads);
-    work_and_summarize(&session, &programs, threads, args.json, display, signals)
+    Limits::new(threads, args.planning.memory.as_deref())
 }
 
 /// Checks everything that the user asked for and plans the run. `find` finds the model.
@@ -88,6 +95,7 @@ fn prepare(
 
     let mut request = Request {
         model: model.source.clone(),
+        summary: Some(model.summary(programs)?),
         source_files: model.file_names().collect(),
         pack_dir: pack_dir(args)?,
         settings,
@@ -101,8 +109,9 @@ fn prepare(
         cpus: threads,
         versions,
     };
-    // Assembled once without hashes, so that an invalid plan is rejected before the model is read.
-    pipeline.assemble(&request)?;
+    // Assembled once without hashes, so that an invalid plan, or one with jobs that are too large for this machine, is rejected
+    // before the model is read.
+    check_memory(args, &pipeline.assemble(&request)?, &request)?;
 
     let prefix = planning::run_prefix("", &model.source.name);
     let known = planning::known_files(&prefix, args.run.as_deref());
@@ -138,6 +147,16 @@ fn prepare(
         plan,
         copies,
     })
+}
+
+/// Checks that every job of a new run fits into the memory. A run that continues may have done the largest ones.
+fn check_memory(args: &CompressArgs, plan: &Plan, request: &Request<'_>) -> anyhow::Result<()> {
+    let continues = |run: &Utf8PathBuf| run.join("run.json").exists();
+    if args.dry_run || args.run.as_ref().is_some_and(continues) {
+        return Ok(());
+    }
+    let has_work = |stage: &StagePlan| !stage.optional;
+    limits(args)?.check(plan, request.summary.as_ref(), has_work)
 }
 
 /// The model to compress; with eviction, only the headers of its weight files are downloaded in advance.

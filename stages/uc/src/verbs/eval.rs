@@ -22,6 +22,7 @@ use crate::report::failure::failure;
 use crate::report::packs;
 use crate::report::progress::Display;
 use crate::report::summary;
+use crate::schedule::limits::Limits;
 use crate::session::{self, Session};
 use crate::verbs::work_and_summarize;
 
@@ -37,6 +38,7 @@ const TEXT: &str = "evaluation-text";
 pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
     let programs = Programs::from_env().allowing(&args.planning.allow_program);
     let threads = session::threads(args.planning.threads);
+    let limits = Limits::new(threads, args.planning.memory.as_deref())?;
     let pipeline = Pipeline::load(args.planning.pipeline.as_deref())?;
     pipeline.check_programs(&programs)?;
     let mut settings = pipeline.settings().clone();
@@ -71,6 +73,7 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
 
     let mut plan = pipeline.assemble(&Request {
         model: model.source.clone(),
+        summary: Some(model.summary(&programs)?),
         source_files: model.file_names().collect(),
         pack_dir: dir.clone(),
         settings,
@@ -87,7 +90,7 @@ pub fn run(args: &EvalArgs, display: &mut Display, signals: &Listener) -> anyhow
     embedded_texts::place(&root, &mut plan.externals)?;
     keep_other_results(&root, &plan.externals[TEXT])?;
     let session = Session::enter(&root, plan, display)?;
-    work_and_summarize(&session, &programs, threads, args.json, display, signals)?;
+    work_and_summarize(&session, &programs, limits, args.json, display, signals)?;
     if is_export {
         let metrics = summary::document(&session.run, &session.plan, METRICS)?;
         evaluated_export::record(&dir, &args.model, &metrics, display)?;

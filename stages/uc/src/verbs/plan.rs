@@ -1,5 +1,5 @@
 //! `uc plan`: for a run, what is stale and why; for the configuration of a model, its size and what a run would take.
-//! Writes nothing.
+//! Writes nothing but the speeds of the machine that `--measure` finds.
 
 use camino::Utf8Path;
 use uc_store::ExitCode;
@@ -9,9 +9,9 @@ use uc_store::plan::{Per, StagePlan};
 use uc_store::run::RunDir;
 
 use crate::cli::PlanArgs;
-use crate::forecast::{self, Machine};
+use crate::forecast::{self, Machine, kept_probe};
 use crate::plan::model::Model;
-use crate::plan::pipeline::{self, Pipeline};
+use crate::plan::pipeline::Pipeline;
 use crate::plan::planning;
 use crate::process::programs::Programs;
 use crate::report::colour::print_report;
@@ -19,17 +19,47 @@ use crate::report::failure::failure;
 use crate::report::json::print_json;
 use crate::report::progress::Display;
 use crate::report::staleness::pending_lines;
+use crate::schedule::limits::Limits;
+use crate::session;
+
+mod measure;
 
 /// Differences between an index and a plan that are listed, at most.
 const LISTED_DIFFERENCES: usize = 20;
 
 /// Runs the verb.
 pub fn run(args: &PlanArgs, display: &Display) -> anyhow::Result<()> {
+    if args.measure {
+        measure_machine(args, display)?;
+        if args.config.is_none() {
+            return Ok(());
+        }
+    }
     match (&args.run, &args.config) {
         (Some(run), _) => plan_run(run, args, display),
         (None, Some(config)) => forecast_config(config, args),
-        (None, None) => Err(failure(ExitCode::Usage, "expected a run or --config FILE")),
+        (None, None) => Err(failure(
+            ExitCode::Usage,
+            "expected a run, --config FILE or --measure",
+        )),
     }
+}
+
+/// Measures this machine and keeps the speeds for later forecasts. They are printed, unless a forecast that follows says them.
+fn measure_machine(args: &PlanArgs, display: &Display) -> anyhow::Result<()> {
+    let probe = measure::measure(Utf8Path::new("."), session::threads(args.threads), display)?;
+    let file = kept_probe::save(&probe)?;
+    display.info(&format!("kept in {file}"));
+    match (&args.config, args.json) {
+        (Some(_), _) => {}
+        (None, true) => print_json(&probe)?,
+        (None, false) => {
+            let machine = format!("{}, {} cores", probe.processor, probe.cores);
+            let lines = std::iter::once(machine).chain(probe.lines());
+            lines.for_each(output::print_line);
+        }
+    }
+    Ok(())
 }
 
 fn plan_run(root: &Utf8Path, args: &PlanArgs, display: &Display) -> anyhow::Result<()> {
@@ -107,14 +137,11 @@ fn machine(args: &PlanArgs) -> anyhow::Result<Machine> {
     {
         return Err(invalid("--gflops", &gflops.to_string(), "a number above 0"));
     }
-    let memory = args.memory.as_deref();
-    let memory = memory.map(|text| {
-        let bytes = pipeline::parse_size(text).filter(|bytes| *bytes > 0);
-        bytes.ok_or_else(|| invalid("--memory", text, "a size such as \"64 GiB\""))
-    });
+    let limits = Limits::new(0, args.memory.as_deref())?;
     Ok(Machine {
+        probe: kept_probe::load(),
         threads: args.threads,
         gflops: args.gflops,
-        memory: memory.transpose()?,
+        memory: Some((limits.budget.memory, limits.origin)),
     })
 }

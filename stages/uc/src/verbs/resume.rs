@@ -6,12 +6,15 @@ use uc_store::run::RunDir;
 
 use crate::cli::ResumeArgs;
 use crate::plan::embedded_texts;
+use crate::plan::model::Model;
+use crate::plan::pipeline::memory;
 use crate::plan::planning;
 use crate::plan::sources;
 use crate::process::programs::{Programs, rebuilt_warning};
 use crate::process::signals::Listener;
 use crate::report::failure::failure;
 use crate::report::progress::Display;
+use crate::schedule::limits::Limits;
 use crate::schedule::source::check_budget;
 use crate::session::{self, Session, replacement};
 use crate::verbs::work_and_summarize;
@@ -20,6 +23,7 @@ use crate::verbs::work_and_summarize;
 pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyhow::Result<()> {
     let programs = Programs::from_env().allowing(&args.trust.allow_program);
     let threads = session::threads(args.threads);
+    let limits = Limits::new(threads, args.memory.as_deref())?;
     let (run, mut plan, _lock) = RunDir::open_locked(&args.run)?;
     planning::check_pack_folder(&plan, &args.run, args.trust.out.as_deref())?;
     let before = plan.clone();
@@ -38,6 +42,10 @@ pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyh
     for change in sources::refresh(&mut plan, threads, display)? {
         display.info(&change);
     }
+    if plan.settings != before.settings {
+        let config = plan.model.path.join(uc_pack::CONFIG_FILE);
+        memory::refresh(&mut plan, &Model::describe(&config, None, &programs)?);
+    }
     check_budget(&plan)?;
     if let Some(repository) = planning::upload_target(&plan) {
         let repository = uc_input::printable(repository);
@@ -50,5 +58,5 @@ pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyh
         true => Session { run, plan, _lock },
         false => Session::create(&args.run, plan, _lock)?,
     };
-    work_and_summarize(&session, &programs, threads, args.json, display, signals)
+    work_and_summarize(&session, &programs, limits, args.json, display, signals)
 }

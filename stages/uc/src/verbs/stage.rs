@@ -13,6 +13,7 @@ use crate::process::signals::Listener;
 use crate::report::failure::failure;
 use crate::report::progress::Display;
 use crate::report::suggestion::closest;
+use crate::schedule::limits::Limits;
 use crate::session::{self, Session};
 
 /// Most missing inputs that a message lists.
@@ -35,7 +36,13 @@ pub fn run(args: &StageArgs, display: &mut Display, signals: &Listener) -> anyho
     };
     if args.with_inputs {
         ask_for(&mut session.plan, &job.stage);
-        session.make_inputs(&job, &programs, threads, display, signals)?;
+        session.make_inputs(
+            &job,
+            &programs,
+            Limits::new(threads, None)?,
+            display,
+            signals,
+        )?;
     }
     refuse_missing_inputs(&session, &job, args)?;
 

@@ -14,6 +14,7 @@ use crate::process::programs::{Programs, rebuilt_warning};
 use crate::process::signals::Listener;
 use crate::report::json::print_json;
 use crate::report::progress::Display;
+use crate::schedule::limits::Limits;
 use crate::session::{self, Session};
 use crate::verbs::work_and_summarize;
 
@@ -24,6 +25,7 @@ pub fn run(args: &UploadArgs, display: &mut Display, signals: &Listener) -> anyh
     }
     let programs = Programs::from_env().allowing(&args.trust.allow_program);
     let threads = session::threads(args.threads);
+    let limits = Limits::new(threads, None)?;
     let (run, mut plan, _lock) = RunDir::open_locked(&args.run)?;
     planning::check_pack_folder(&plan, &args.run, args.trust.out.as_deref())?;
     let before = plan.clone();
@@ -35,7 +37,7 @@ pub fn run(args: &UploadArgs, display: &mut Display, signals: &Listener) -> anyh
     planning::reset_upload(&plan, &run)?;
     let run = RunDir::create(&args.run, &plan)?;
     let session = Session { run, plan, _lock };
-    work_and_summarize(&session, &programs, threads, args.json, display, signals)
+    work_and_summarize(&session, &programs, limits, args.json, display, signals)
 }
 
 /// What an upload would send.

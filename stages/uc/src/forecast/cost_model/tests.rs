@@ -93,18 +93,26 @@ fn moments_are_full_up_to_the_maximum_block_and_blocks_beyond() {
 }
 
 #[test]
-fn the_codec_costs_the_trellis_per_weight_and_the_feedback_per_weight_and_input() {
+fn the_codec_searches_every_weight_and_feeds_errors_back_along_columns_and_rows() {
     let group = group();
     let layer = LayerCosts { group: &group };
-    let both = 128.0 * 16808.0 + 1024.0 * 16816.0;
-    assert_eq!(layer.rate_probe(16, usize::MAX), both);
-    assert_eq!(layer.rate_probe(16, 4), 32.0 * 16808.0 + 512.0 * 16816.0);
+    let both = 128.0 * 8.0 + 1024.0 * 16.0;
+    assert_eq!(layer.feedback_along_columns(16, usize::MAX), both);
+    assert_eq!(
+        layer.feedback_along_columns(16, 4),
+        32.0 * 8.0 + 512.0 * 16.0
+    );
+    assert_eq!(layer.probed_weights(4), 32.0 + 512.0);
     let rows = 128.0 * 16.0 + 1024.0 * 8.0;
-    assert_eq!(layer.quantization(16, 1024), both + rows);
+    assert_eq!(layer.feedback(16, 1024), both + rows);
     assert_eq!(layer.overlay(16, 2), 128.0 * 56.0 + 1024.0 * 64.0);
     // 9 products of the residual with 16 vectors, and 4 of the second moments.
     let bound = 32.0 * (9.0 * (128.0 + 1024.0) + 4.0 * (8.0 * 8.0 + 4.0 * 32.0 * 16.0));
     assert_eq!(layer.overlay_bound(16), bound);
+    let third = (16.0 * 256.0 + 4.0 * 8.0 * 64.0) / 3.0;
+    assert!((layer.output_factors(1024) - third).abs() < 1e-9);
+    // One of four experts sees a token.
+    assert_eq!(layer.active_values(), 24.0 + 40.0);
 }
 
 #[test]
@@ -151,19 +159,35 @@ fn jobs_have_the_cost_of_their_command() {
         let group = command.ends_with("layer").then(|| model.layer_group(0));
         costs.job_cost(&argv, group.flatten())
     };
+    let amount = |command: &str, resource| match cost(command) {
+        Some(JobCost::Work(work)) => work.amount(resource),
+        other => panic!("{command}: {other:?}"),
+    };
     let forward = 2.0 * 384.0 + 2.0 * 32.0 * 8.0;
-    assert_eq!(
-        cost("teacher-cache layer"),
-        Some(JobCost::Product(128.0 * (forward + 576.0)))
-    );
-    assert_eq!(
-        cost("teacher-cache sensitivity-loss"),
-        Some(JobCost::Product(64.0 * 2.0 * 2.0 * 800.0))
-    );
-    assert_eq!(
-        cost("evaluator layer"),
-        Some(JobCost::Product(2.0 * 192.0 * (768.0 + 2.0 * 64.0 * 8.0)))
-    );
-    assert_eq!(cost("shard-loader layer"), Some(JobCost::Bytes(2384.0)));
+    for (command, resource, expected) in [
+        (
+            "teacher-cache layer",
+            Resource::Products,
+            128.0 * (forward + 576.0),
+        ),
+        ("teacher-cache layer", Resource::Memory, 128.0 * 64.0 * 32.0),
+        (
+            "teacher-cache sensitivity-loss",
+            Resource::Products,
+            64.0 * 2.0 * 2.0 * 800.0,
+        ),
+        (
+            "evaluator layer",
+            Resource::Products,
+            2.0 * 192.0 * (768.0 + 2.0 * 64.0 * 8.0),
+        ),
+        ("evaluator layer", Resource::Decode, 1152.0),
+        ("quantize layer", Resource::Search, 1152.0),
+        ("pack-writer layer", Resource::Encode, 1152.0),
+        ("shard-loader layer", Resource::Memory, 2384.0),
+    ] {
+        assert_eq!(amount(command, resource), expected, "{command}");
+    }
+    assert_eq!(cost("hub-upload layer"), Some(JobCost::Network));
     assert_eq!(cost("another program"), None);
 }

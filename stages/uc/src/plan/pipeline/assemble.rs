@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use camino::Utf8PathBuf;
 use uc_settings::Settings;
-use uc_store::plan::{Artifact, External, ModelSource, PLAN_VERSION, Per, Plan, StagePlan};
+use uc_store::model_summary::ModelSummary;
+use uc_store::plan::{Artifact, External, ModelSource, PLAN_VERSION, Per, Plan, SOURCE, StagePlan};
 
 use super::descriptions::ANY_FILE;
-use super::spec::{ArtifactSpec, Cpus, Memory, Pipeline, StageSpec};
+use super::memory::{self, Shapes};
+use super::spec::{ArtifactSpec, Cpus, Pipeline, StageSpec};
 use crate::process::programs::StageVersion;
 use crate::report::failure::PipelineError;
 
@@ -28,6 +30,8 @@ pub enum Goals<'a> {
 pub struct Request<'a> {
     /// The model.
     pub model: ModelSource,
+    /// The shapes of its tensors, from which the memory of the stages follows; none where only a pipeline is checked.
+    pub summary: Option<ModelSummary>,
     /// Names of the model's files.
     pub source_files: BTreeSet<String>,
     /// Folder of the pack, to be written or read.
@@ -60,6 +64,7 @@ impl Request<'_> {
                 total_parameters: 2,
                 hub: None,
             },
+            summary: None,
             source_files: pipeline
                 .artifacts
                 .values()
@@ -216,14 +221,15 @@ impl StageSpec {
                 Cpus::Count(count) => count,
                 Cpus::Percent(percent) => (request.cpus * percent).div_ceil(100),
             },
-            memory: match self.memory {
-                Memory::Bytes(bytes) => bytes,
-                Memory::Layers(count) => {
-                    let model = &request.model;
-                    let layer = model.linear_parameters / u64::from(model.layers.max(1)) * 4;
-                    (count * layer as f64) as u64
-                }
+            memory: match &request.summary {
+                Some(model) => self.memory.bytes(&Shapes {
+                    model,
+                    settings: &request.settings,
+                    source_width: memory::source_width(model, request.externals.get(SOURCE)),
+                }),
+                None => 0,
             },
+            declared_memory: self.declared_memory.clone(),
             max_lead: self.max_lead,
             // Shards are fetched on demand: no job list contains them.
             optional: self.optional || self.per == Per::Shard,

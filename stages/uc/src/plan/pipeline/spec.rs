@@ -7,6 +7,7 @@ use uc_settings::Settings;
 use uc_store::plan::{Artifact, ArtifactRef, Per, PlanProblem, Weights};
 
 use super::locate;
+use super::memory::Memory;
 use crate::report::failure::PipelineError;
 
 /// A checked pipeline.
@@ -42,6 +43,8 @@ pub(super) struct StageSpec {
     pub(super) writes: Vec<Spanned<ArtifactRef>>,
     pub(super) settings: Vec<Spanned<String>>,
     pub(super) cpus: Cpus,
+    /// As in the file, and parsed.
+    pub(super) declared_memory: Option<String>,
     pub(super) memory: Memory,
     pub(super) max_lead: Option<u32>,
     pub(super) optional: bool,
@@ -71,14 +74,6 @@ pub(super) enum Cpus {
     All,
     Count(u32),
     Percent(u32),
-}
-
-/// The memory that a stage claims.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Memory {
-    Bytes(u64),
-    /// Multiples of one layer's linears in f32.
-    Layers(f64),
 }
 
 impl Pipeline {

@@ -75,6 +75,17 @@ fn every_mistake_is_refused_with_file_line_and_key() {
         ("cpus = \"50%\"", "cpus = \"150%\""),
         ("cpus = \"50%\"", "cpus = -2"),
         ("memory = \"2 layers\"", "memory = \"2 GB\""),
+        ("memory = \"2 layers\"", "memory = \"2 layers + much\""),
+        ("memory = \"2 layers\"", "memory = \"-1 GiB\""),
+        (
+            "memory = \"2 layers\"",
+            "memory = \"1 all moments in bf16\"",
+        ),
+        (
+            "memory = \"2 layers\"",
+            "memory = \"1 all moments up to 4\"",
+        ),
+        ("memory = \"2 layers\"", "memory = \"\""),
         ("[\"push\"]", "[]"),
         ("per = \"run\"", "per = \"model\""),
         ("per = \"run\"", "per = \"shard\""),
@@ -324,11 +335,17 @@ fn shares_and_layers_are_resolved_when_the_plan_is_made() {
     let pipeline = Pipeline::parse("p.toml", SMALL).expect("valid");
     let mut request = Request::probe(&pipeline);
     request.cpus = 7;
-    request.model.layers = 10;
-    request.model.linear_parameters = 1000;
+    let model = crate::forecast::tests_support::measured_model();
+    let linears = model.layer_groups[0].linears.iter();
+    let weights: usize = linears
+        .map(|linear| linear.count * linear.rows * linear.cols)
+        .sum();
+    request.summary = Some(model);
     let plan = pipeline.assemble(&request).expect("plan");
     let push = plan.stage("push").expect("stage");
-    assert_eq!((push.cpus, push.memory, push.per), (4, 800, Per::Layer));
+    let memory = 2 * 4 * weights as u64;
+    assert_eq!((push.cpus, push.memory, push.per), (4, memory, Per::Layer));
+    assert_eq!(push.declared_memory.as_deref(), Some("2 layers"));
     assert_eq!(plan.settings.quantize.bpw, 4.0);
     assert_eq!(plan.stage("load").expect("stage").max_lead, Some(1));
 }

@@ -9,7 +9,8 @@ use uc_store::plan::{Artifact, ArtifactRef, Per, Weights};
 
 use super::descriptions::{ANY_FILE, FILE_NAME};
 use super::locate;
-use super::spec::{ArtifactSpec, Condition, Cpus, Memory, Pipeline, StageSpec};
+use super::memory::{self, Memory};
+use super::spec::{ArtifactSpec, Condition, Cpus, Pipeline, StageSpec};
 
 use crate::report::failure::PipelineError;
 
@@ -235,7 +236,8 @@ fn stage_spec(name: Spanned<String>, wire: WireStage) -> Result<StageSpec, Mista
     };
     Ok(StageSpec {
         cpus: wire.cpus.as_ref().map_or(Ok(Cpus::Count(1)), cpus)?,
-        memory: wire.memory.as_ref().map_or(Ok(Memory::Bytes(0)), memory)?,
+        memory: wire.memory.as_ref().map_or(Ok(Memory::default()), memory)?,
+        declared_memory: wire.memory.map(Spanned::into_inner),
         stall_timeout: match &wire.stall_timeout {
             None => DEFAULT_STALL_TIMEOUT,
             Some(timeout) => duration(timeout)?,
@@ -294,26 +296,10 @@ fn cpus(value: &Spanned<Value>) -> Result<Cpus, Mistake> {
 }
 
 fn memory(value: &Spanned<String>) -> Result<Memory, Mistake> {
-    parse_memory(value.get_ref()).ok_or_else(|| {
-        let message = format!("found \"{value}\", expected \"6 GiB\", \"512 MiB\" or \"4 layers\"");
+    Memory::parse(value.get_ref()).map_err(|term| {
+        let message = format!("found \"{term}\", expected {}", memory::FORMS);
         (value.span().start, message)
     })
-}
-
-/// Parses a number with its unit.
-pub fn parse_memory(text: &str) -> Option<Memory> {
-    let (number, unit) = text.split_once(' ')?;
-    let number: f64 = number.parse().ok()?;
-    if !(0.0..=1e9).contains(&number) {
-        return None;
-    }
-    let bytes = |shift: u32| Some(Memory::Bytes((number * f64::from(1u32 << shift)) as u64));
-    match unit {
-        "layers" => Some(Memory::Layers(number)),
-        "MiB" => bytes(20),
-        "GiB" => bytes(30),
-        _ => None,
-    }
 }
 
 fn duration(value: &Spanned<String>) -> Result<u64, Mistake> {

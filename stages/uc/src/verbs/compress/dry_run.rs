@@ -5,19 +5,18 @@ use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 use uc_store::freshness;
-use uc_store::resources;
 use uc_store::run::RunDir;
 
-use super::{Prepared, prepare};
+use super::{Prepared, limits, prepare};
 use crate::cli::CompressArgs;
-use crate::forecast::{self, Forecast, Machine};
+use crate::forecast::{self, Forecast, Machine, kept_probe};
 use crate::plan::model::Model;
 use crate::process::programs::Programs;
 use crate::report::colour::print_report;
 use crate::report::json::print_json;
 use crate::report::progress::Display;
 use crate::report::staleness::{pending_lines, stale_lines};
-use crate::session::{MEMORY_SHARE, replacement, threads};
+use crate::session::replacement;
 
 /// What a run would do.
 #[derive(Debug, Serialize)]
@@ -77,10 +76,12 @@ fn examine(
     let before = RunDir::open(root).ok().map(|(_, plan)| plan);
     let work = freshness::plan_work(plan, &run)?;
     let to_do = work.to_run(plan).len();
+    let limits = limits(args)?;
     let machine = Machine {
-        threads: Some(threads(args.planning.threads)),
+        probe: kept_probe::load(),
+        threads: Some(limits.budget.cpus),
         gflops: None,
-        memory: Some(resources::total_memory_bytes() / 100 * MEMORY_SHARE),
+        memory: Some((limits.budget.memory, limits.origin)),
     };
     // A source that is evicted is not in the run directory yet.
     let origin = |name: &str| {
