@@ -5,7 +5,7 @@
 use crossbeam_channel::bounded;
 
 use crate::error::StoreError;
-use crate::tensors::{TensorFile, TensorFileWriter, f32_bytes};
+use crate::tensors::{TensorFile, TensorFileWriter};
 
 /// Where rows of f32 values are read from.
 pub trait RowSource: Sync {
@@ -59,7 +59,7 @@ impl RowSource for TensorRows<'_> {
 
 impl RowSink for TensorFileWriter {
     fn append_rows(&mut self, values: &[f32]) -> Result<(), StoreError> {
-        self.append(&f32_bytes(values))
+        self.append_f32(values)
     }
 }
 
@@ -141,7 +141,7 @@ mod tests {
         let decl = TensorDecl::new("x", TensorDtype::F32, &[5, 2]);
         let mut file =
             TensorFileWriter::create(&folder.join("in"), std::slice::from_ref(&decl)).expect("in");
-        file.append(&f32_bytes(&(0..10).map(|i| i as f32).collect::<Vec<_>>()))
+        file.append_f32(&(0..10).map(|i| i as f32).collect::<Vec<_>>())
             .expect("data");
         file.commit().expect("in");
         let file = TensorFile::open(&folder.join("in")).expect("in");

@@ -155,6 +155,14 @@ impl TensorFileWriter {
         self.file.append(data)
     }
 
+    /// Appends f32 values. Takes no more memory than a piece of them.
+    pub fn append_f32(&mut self, values: &[f32]) -> Result<(), StoreError> {
+        let pieces = values.chunks(PIECE as usize / 4);
+        pieces
+            .into_iter()
+            .try_for_each(|piece| self.append(&f32_bytes(piece)))
+    }
+
     /// The name under which the file will appear.
     pub fn target(&self) -> &Utf8Path {
         self.file.target()
@@ -479,7 +487,7 @@ mod tests {
         ]
         .map(|(name, dtype)| TensorDecl::new(name, dtype, &[1]));
         let mut writer = TensorFileWriter::create(&path, &decls).expect("header");
-        writer.append(&f32_bytes(&[1.5])).expect("f32");
+        writer.append_f32(&[1.5]).expect("f32");
         writer.append(&[0xc0, 0x3f]).expect("bf16 1.5");
         writer
             .append(&[0x00, 0x3e, 0, 0])

@@ -9,7 +9,7 @@ use std::io::Read;
 use anyhow::Context;
 use camino::Utf8Path;
 use uc_export::gguf::GgufFile;
-use uc_model::{ModelConfig, SourceFolder, WeightValues};
+use uc_model::{HalfType, ModelConfig, SourceFolder, WeightValues};
 use uc_pack::{ExactDtype, LayerFile, NonLayerFile};
 use uc_store::tensors::{self, TensorDtype, TensorFile};
 
@@ -114,7 +114,8 @@ impl Candidate {
 impl PackLayer {
     fn read(&self, name: &str) -> anyhow::Result<WeightValues> {
         if let Some(&index) = self.linears.get(name) {
-            return Ok(WeightValues::Bf16(self.file.reconstruct(index)?));
+            let bits = self.file.reconstruct(index)?;
+            return Ok(WeightValues::Half(HalfType::Bf16, bits));
         }
         let index = self.exact.get(name);
         let &index = index.with_context(|| format!("the pack's layer has no tensor {name}"))?;
@@ -125,22 +126,27 @@ impl PackLayer {
 
 /// The values of an exact tensor; refuses types that weights cannot have.
 fn exact_values(dtype: ExactDtype, bytes: &[u8], name: &str) -> anyhow::Result<WeightValues> {
-    let dtype = match dtype {
-        ExactDtype::F32 => TensorDtype::F32,
-        ExactDtype::F16 => TensorDtype::F16,
-        ExactDtype::BF16 => return Ok(WeightValues::from_bf16_bytes(bytes)),
+    let half = match dtype {
+        ExactDtype::F32 => {
+            let values = tensors::to_f32(TensorDtype::F32, bytes);
+            return Ok(values.unwrap_or_default().into());
+        }
+        ExactDtype::F16 => HalfType::F16,
+        ExactDtype::BF16 => HalfType::Bf16,
         other => anyhow::bail!("{name} is {other:?} in the pack, expected F32, F16 or BF16"),
     };
-    let values = tensors::to_f32(dtype, bytes);
-    Ok(values
-        .with_context(|| format!("{name} is not a float tensor"))?
-        .into())
+    Ok(WeightValues::from_half_bytes(half, bytes))
 }
 
 /// Reads a weight of the teacher from a file of the pipeline.
 pub fn file_weight(file: &TensorFile, name: &str) -> anyhow::Result<WeightValues> {
-    Ok(match file.tensor(name)?.dtype {
-        TensorDtype::BF16 => WeightValues::from_bf16_bytes(&file.read(name)?),
-        _ => file.read_f32(name)?.into(),
-    })
+    let decl = file.tensor(name)?;
+    let half = match decl.dtype {
+        TensorDtype::BF16 => HalfType::Bf16,
+        TensorDtype::F16 => HalfType::F16,
+        _ => return Ok(file.read_f32(name)?.into()),
+    };
+    let mut values = Vec::with_capacity(decl.shape.iter().product());
+    file.read_pieces(name, |bytes| WeightValues::extend_half(&mut values, bytes))?;
+    Ok(WeightValues::Half(half, values))
 }

@@ -133,7 +133,7 @@ impl<'a> InputMoments<'a> {
                     filled_up.push(input.name.clone());
                 }
             }
-            file.append(&f32_bytes(&moments.finish().map_err(ModelError::from)?))?;
+            file.append_f32(&moments.finish().map_err(ModelError::from)?)?;
         }
         job.commit_tensors(output, file)?;
         if self.plan.has_experts() {

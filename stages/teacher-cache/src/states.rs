@@ -4,7 +4,7 @@ use anyhow::{Context, anyhow};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use camino::Utf8Path;
-use uc_model::{LayerPlan, SourceFolder, WeightValues};
+use uc_model::{HalfType, LayerPlan, SourceFolder, WeightValues};
 use uc_settings::SensitivityStates;
 use uc_store::StoreError;
 use uc_store::stage::Job;
@@ -112,10 +112,15 @@ pub fn source_weights(
 
 /// Reads a weight from a file of the pipeline.
 pub fn file_weight(file: &TensorFile, name: &str) -> anyhow::Result<WeightValues> {
-    Ok(match file.tensor(name)?.dtype {
-        TensorDtype::BF16 => WeightValues::from_bf16_bytes(&file.read(name)?),
-        _ => file.read_f32(name)?.into(),
-    })
+    let decl = file.tensor(name)?;
+    let half = match decl.dtype {
+        TensorDtype::BF16 => HalfType::Bf16,
+        TensorDtype::F16 => HalfType::F16,
+        _ => return Ok(file.read_f32(name)?.into()),
+    };
+    let mut values = Vec::with_capacity(decl.shape.iter().product());
+    file.read_pieces(name, |bytes| WeightValues::extend_half(&mut values, bytes))?;
+    Ok(WeightValues::Half(half, values))
 }
 
 /// The values of a tensor, which must be finite; `what` names them in the error.

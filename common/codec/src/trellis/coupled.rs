@@ -73,7 +73,9 @@ impl Coupling {
             let chunk = |chunk: usize| {
                 std::array::from_fn(|k| std::array::from_fn(|i| entry(k, chunk * CHUNK + i)))
             };
-            (first_chunk(group)..BLOCK_ROWS / CHUNK).map(chunk).collect()
+            (first_chunk(group)..BLOCK_ROWS / CHUNK)
+                .map(chunk)
+                .collect()
         });
         let within = |group: usize, k: usize, i: usize| match k < i {
             true => weight(group * GROUP + k, group * GROUP + i),
@@ -92,7 +94,8 @@ impl Coupling {
             std::array::from_fn(|i| {
                 let row = to * GROUP + i;
                 let chunk = &later[from][row / CHUNK - first_chunk(from)];
-                let [upper, lower] = [0, 1].map(|k| integer(chunk[2 * pair + k][row % CHUNK]) as u16);
+                let [upper, lower] =
+                    [0, 1].map(|k| integer(chunk[2 * pair + k][row % CHUNK]) as u16);
                 u32::from(upper) | u32::from(lower) << 16
             })
         };

@@ -7,6 +7,7 @@ use burn::tensor::backend::Backend;
 use super::cpu::{Arithmetic, StoredWeight, is_trained, tracked_product, tracked_stored_product};
 use crate::device::{Cpu, cast, is};
 use crate::matmul::product;
+use crate::source::HalfType;
 use crate::work::Kind;
 
 /// A weight matrix `[rows, cols]`.
@@ -26,9 +27,16 @@ impl<B: Backend> Matrix<B> {
         is::<B, Cpu>() || is::<B, Autodiff<Cpu>>()
     }
 
-    /// The matrix with these bits of bfloat16, row by row. Only on the CPU ([`Matrix::can_be_stored`]).
-    pub(super) fn stored(values: Vec<u16>, shape: [usize; 2], arithmetic: Arithmetic) -> Self {
-        Matrix(Form::Stored(StoredWeight::new(values, shape, arithmetic)))
+    /// The matrix with these 16-bit values, row by row. Only on the CPU ([`Matrix::can_be_stored`]).
+    pub(super) fn stored(
+        half: HalfType,
+        values: Vec<u16>,
+        shape: [usize; 2],
+        arithmetic: Arithmetic,
+    ) -> Self {
+        Matrix(Form::Stored(StoredWeight::new(
+            half, values, shape, arithmetic,
+        )))
     }
 
     /// `x Wᵀ` for `x: [tokens, cols]`, counted as work of this kind.

@@ -5,7 +5,7 @@
 //! [`Embedding`] and [`Head`] are the input and the output end of the model. Weights come from a [`Weights`],
 //! which may read them from files or return the parameters of a trainer. The weights of a routed expert are
 //! requested when tokens reach it and dropped afterwards, so only a few experts are in memory at a time. On the CPU, matrices that a
-//! file stores in bfloat16 stay in it ([`Matrix`]).
+//! file stores in 16 bits stay in them ([`Matrix`]).
 //!
 //! There is no key-value cache and no sampling here: the pipeline scores whole windows.
 

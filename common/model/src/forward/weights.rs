@@ -83,8 +83,8 @@ impl<B: Backend, E: From<ModelError>> Weights<B> for WeightsFromFn<'_, B, E> {
 
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix<B>, E> {
         match self.read(name, shape[0] * shape[1])? {
-            WeightValues::Bf16(bits) if Matrix::<B>::can_be_stored() => {
-                Ok(Matrix::stored(bits, shape, self.arithmetic))
+            WeightValues::Half(half, bits) if Matrix::<B>::can_be_stored() => {
+                Ok(Matrix::stored(half, bits, shape, self.arithmetic))
             }
             values => {
                 let data = TensorData::new(values.into_f32(), shape);

@@ -9,7 +9,7 @@ use super::dtype::{self, SourceDtype};
 use super::error::SourceError;
 use super::header;
 use super::index::{self, Index};
-use super::values::WeightValues;
+use super::values::{HalfType, WeightValues};
 use crate::plan::LayerPlan;
 use crate::spec::Stored;
 
@@ -461,15 +461,17 @@ impl SourceTensor {
         }
     }
 
-    /// The elements, without a conversion if they are bfloat16.
+    /// The elements, without a conversion if they have 16 bits.
     ///
     /// # Errors
     /// As [`SourceTensor::to_f32`].
     pub fn to_values(&self) -> Result<WeightValues, SourceError> {
-        if self.dtype != SourceDtype::BF16 {
-            return Ok(self.to_f32()?.into());
-        }
-        let values = WeightValues::from_bf16_bytes(&self.bytes);
+        let half = match self.dtype {
+            SourceDtype::BF16 => HalfType::Bf16,
+            SourceDtype::F16 => HalfType::F16,
+            _ => return Ok(self.to_f32()?.into()),
+        };
+        let values = WeightValues::from_half_bytes(half, &self.bytes);
         match values.non_finite() {
             None => Ok(values),
             Some((index, found)) => Err(self.non_finite(index, found)),

@@ -26,4 +26,4 @@ pub(crate) use folder::tensor_names;
 pub use folder::{SourceFolder, SourceTensor, TensorInfo, header_path};
 pub use header::{MAX_HEADER, length_of as header_length};
 pub use index::{Index, read as read_index};
-pub use values::WeightValues;
+pub use values::{HalfType, WeightValues};

@@ -34,7 +34,7 @@ impl Recorded<1> for ConstantWeight {
     }
 }
 
-/// As [`tracked_product`], for a weight in bfloat16.
+/// As [`tracked_product`], for a weight in 16 bits.
 pub(in crate::forward) fn tracked_stored_product(
     kind: Kind,
     x: Tensor<Autodiff<Cpu>, 2>,
@@ -46,7 +46,7 @@ pub(in crate::forward) fn tracked_stored_product(
     })
 }
 
-/// The weight of a product, in bfloat16.
+/// The weight of a product, in 16 bits.
 #[derive(Debug, Clone)]
 struct StoredOperand {
     kind: Kind,

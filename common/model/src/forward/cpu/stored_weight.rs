@@ -1,4 +1,4 @@
-//! Weight matrices that stay in bfloat16, as their file stores them, and their products.
+//! Weight matrices that stay in 16 bits, as their file stores them, and their products.
 //!
 //! Half the memory of f32, and nothing to convert when a layer is read. A product takes a block of the weights at a time, in the form
 //! that its kernel reads: in f32, or, if the product is to round its other operand too, as panels of bfloat16
@@ -11,13 +11,14 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 use uc_simd::{
-    MatrixView, PANEL, expand_bf16, has_bf16_products, multiply_uninit, pack_columns, pack_rows,
+    MatrixView, PANEL, has_bf16_products, multiply_uninit, pack_columns, pack_rows,
     panel_products_uninit, round_to_bf16,
 };
 
 use super::{ELEMENTS, Values, matrix};
 use crate::device::Cpu;
 use crate::matmul::{product, rows_per_piece, uninitialized};
+use crate::source::HalfType;
 use crate::work::{self, Amount, Kind};
 
 /// Outputs of a block: few enough for the expanded block to be small beside the matrix, enough for the product to run at full speed.
@@ -31,9 +32,10 @@ pub enum Arithmetic {
     Bf16,
 }
 
-/// A weight matrix `[rows, cols]` in bfloat16.
+/// A weight matrix `[rows, cols]` in 16 bits.
 #[derive(Debug, Clone)]
 pub(in crate::forward) struct StoredWeight {
+    half: HalfType,
     values: Arc<Vec<u16>>,
     rows: usize,
     cols: usize,
@@ -50,11 +52,12 @@ enum Direction {
 }
 
 impl StoredWeight {
-    /// The matrix with these bits, row by row.
+    /// The matrix with these values, row by row. Products with f16 are in f32 whatever `arithmetic` says.
     ///
     /// # Panics
     /// If there are more or fewer than `rows · cols`.
     pub(in crate::forward) fn new(
+        half: HalfType,
         values: Vec<u16>,
         [rows, cols]: [usize; 2],
         arithmetic: Arithmetic,
@@ -65,10 +68,14 @@ impl StoredWeight {
             "values of a [{rows}, {cols}] matrix"
         );
         StoredWeight {
+            half,
             values: Arc::new(values),
             rows,
             cols,
-            arithmetic,
+            arithmetic: match half {
+                HalfType::Bf16 => arithmetic,
+                HalfType::F16 => Arithmetic::F32,
+            },
         }
     }
 
@@ -122,7 +129,7 @@ impl StoredWeight {
         let pieces = values
             .par_chunks_mut(ELEMENTS)
             .zip(self.values.par_chunks(ELEMENTS));
-        pieces.for_each(|(out, values)| expand_bf16(values, out));
+        pieces.for_each(|(out, values)| self.half.expand(values, out));
         let shape = [self.rows, self.cols];
         Tensor::from_data(TensorData::new(values, shape), &Default::default())
     }
@@ -167,7 +174,7 @@ impl StoredWeight {
         };
         let buffer = &mut buffer[..lines * length];
         let expanded = buffer.par_chunks_mut(length.max(1)).enumerate();
-        expanded.for_each(|(index, out)| expand_bf16(line(index), out));
+        expanded.for_each(|(index, out)| self.half.expand(line(index), out));
         let matrix = MatrixView::new(buffer, lines, length, length);
         match direction {
             Direction::Forward => matrix.transposed(),
@@ -250,7 +257,7 @@ mod tests {
     fn weight(shape: [usize; 2], arithmetic: Arithmetic) -> StoredWeight {
         let values = numbers(shape[0] * shape[1], 7919);
         let bits = values.iter().map(|&value| bf16_bits(value)).collect();
-        StoredWeight::new(bits, shape, arithmetic)
+        StoredWeight::new(HalfType::Bf16, bits, shape, arithmetic)
     }
 
     #[test]
