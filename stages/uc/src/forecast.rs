@@ -299,7 +299,12 @@ fn run_forecast(
         tokens: tokens.map(|tokens| tokens as u64),
         peak_disk_bytes: outcome.disk as u64,
         source_bytes: source as u64,
-        fits_with: setting_that_fits(plan, costs.model, machine.memory_bytes),
+        fits_with: setting_that_fits(
+            plan,
+            costs.model,
+            machine.memory_bytes,
+            estimate.probe.cores,
+        ),
         largest_memory_bytes: stages.iter().map(|s| s.memory_bytes).max().unwrap_or(0),
         peak_memory_bytes: outcome.memory,
         read_bytes: read as u64,
@@ -314,13 +319,22 @@ fn run_forecast(
 }
 
 /// The mildest change of one setting with which every job fits into a limit of memory that some job exceeds.
-fn setting_that_fits(plan: &Plan, model: &ModelSummary, limit: Option<u64>) -> Option<String> {
+fn setting_that_fits(
+    plan: &Plan,
+    model: &ModelSummary,
+    limit: Option<u64>,
+    threads: u32,
+) -> Option<String> {
     let limit = limit?;
     let mut stages = plan.stages.iter().filter(|stage| !stage.optional);
     if stages.all(|stage| stage.memory <= limit) {
         return None;
     }
-    limits::smaller_setting(plan, model, limit).map(|(setting, _)| setting)
+    let budget = Budget {
+        cpus: threads,
+        memory: limit,
+    };
+    limits::smaller_setting(plan, model, budget).map(|(setting, _)| setting)
 }
 
 /// Disk use by artifact, the largest first.

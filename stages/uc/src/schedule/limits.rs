@@ -107,7 +107,7 @@ impl Limits {
             largest.name,
             self.describe_memory(),
         );
-        let smaller = model.and_then(|model| smaller_setting(plan, model, self.budget.memory));
+        let smaller = model.and_then(|model| smaller_setting(plan, model, self.budget));
         if let Some((setting, bytes)) = smaller {
             message += &format!(
                 "With --set {setting} the largest job takes {}. ",
@@ -141,7 +141,7 @@ fn whole_gibibytes(bytes: u64) -> u64 {
 
 /// The mildest change of one setting with which every job fits, and the bytes of the largest one then; none if no single
 /// setting is enough.
-pub fn smaller_setting(plan: &Plan, model: &ModelSummary, limit: u64) -> Option<(String, u64)> {
+pub fn smaller_setting(plan: &Plan, model: &ModelSummary, budget: Budget) -> Option<(String, u64)> {
     SMALLER.iter().find_map(|&(key, least)| {
         let (section, field) = key.split_once('.')?;
         let start: u32 = plan.settings.fields(section).get(field)?.parse().ok()?;
@@ -151,10 +151,10 @@ pub fn smaller_setting(plan: &Plan, model: &ModelSummary, limit: u64) -> Option<
             .find_map(|value| {
                 let mut changed = plan.clone();
                 changed.settings.set(key, &value.to_string()).ok()?;
-                memory::refresh(&mut changed, model);
+                memory::refresh(&mut changed, model, budget.cpus);
                 let running = changed.stages.iter().filter(|stage| !stage.optional);
                 let bytes = running.map(|stage| stage.memory).max()?;
-                (bytes <= limit).then(|| (format!("{key}={value}"), bytes))
+                (bytes <= budget.memory).then(|| (format!("{key}={value}"), bytes))
             })
     })
 }

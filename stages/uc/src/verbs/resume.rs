@@ -42,9 +42,13 @@ pub fn run(args: &ResumeArgs, display: &mut Display, signals: &Listener) -> anyh
     for change in sources::refresh(&mut plan, threads, display)? {
         display.info(&change);
     }
-    if plan.settings != before.settings {
+    if plan.settings != before.settings || args.threads.is_some() {
         let config = plan.model.path.join(uc_pack::CONFIG_FILE);
-        memory::refresh(&mut plan, &Model::describe(&config, None, &programs)?);
+        memory::refresh(
+            &mut plan,
+            &Model::describe(&config, None, &programs)?,
+            threads,
+        );
     }
     check_budget(&plan)?;
     if let Some(repository) = planning::upload_target(&plan) {

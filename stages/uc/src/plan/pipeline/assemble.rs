@@ -226,6 +226,7 @@ impl StageSpec {
                     model,
                     settings: &request.settings,
                     source_width: memory::source_width(model, request.externals.get(SOURCE)),
+                    threads: request.cpus,
                 }),
                 None => 0,
             },

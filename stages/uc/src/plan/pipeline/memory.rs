@@ -17,19 +17,20 @@ const BF16: f64 = 2.0;
 const MAX_COUNT: f64 = 1e9;
 /// What the forms of a term are, for the message about a mistake.
 pub(super) const FORMS: &str = "a sum such as \"1 layers as stored + 2 largest linears in f32 + 256 MiB\" of MiB, GiB, layers, \
-     shared linears, largest linears or heads (each in f32, in bf16 or as stored), moment blocks, largest moments, shared moments, \
+     shared linears, largest linears or heads (each in f32, in bf16 or as stored), input rows, moment blocks, largest moments, shared moments, \
      all moments, largest output moments, all output moments, activations of N tokens, routed activations of N tokens, logits of N tokens, calibration \
-     states, sensitivity states or evaluation states, each perhaps up to a size";
+     states, sensitivity states or evaluation states, each perhaps per thread and up to a size";
 
 /// The memory that a stage claims.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Memory(Vec<Term>);
 
-/// A number of quantities, at most `limit` bytes.
+/// A number of quantities, perhaps for each thread, at most `limit` bytes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Term {
     count: f64,
     quantity: Quantity,
+    per_thread: bool,
     limit: Option<f64>,
 }
 
@@ -60,6 +61,8 @@ enum Quantity {
     SharedLinears(Width),
     LargestLinears(Width),
     Head(Width),
+    /// A value for each input of the widest linear.
+    InputRows,
     /// The second moments of the inputs: the largest diagonal block, those of the widest input, those of the inputs that every
     /// token reaches, those of all inputs.
     MomentBlocks,
@@ -88,6 +91,8 @@ pub struct Shapes<'a> {
     pub settings: &'a Settings,
     /// Bytes per weight in the source's files.
     pub source_width: f64,
+    /// Threads of a job.
+    pub threads: u32,
 }
 
 impl Memory {
@@ -104,7 +109,7 @@ impl Memory {
     /// The bytes of a sum of sizes without a shape, such as "6 GiB".
     pub fn fixed_bytes(&self) -> Option<u64> {
         let sizes = self.0.iter().map(|term| match term.quantity {
-            Quantity::Bytes(unit) => Some(term.count * unit),
+            Quantity::Bytes(unit) if !term.per_thread => Some(term.count * unit),
             _ => None,
         });
         sizes.sum::<Option<f64>>().map(|bytes| bytes as u64)
@@ -119,7 +124,12 @@ impl Memory {
 
     fn bytes_of_layer(&self, shapes: &Shapes<'_>, group: &LayerGroup) -> f64 {
         let terms = self.0.iter().map(|term| {
-            let bytes = term.count * shapes.bytes(term.quantity, LayerCosts { group });
+            let threads = if term.per_thread {
+                f64::from(shapes.threads)
+            } else {
+                1.0
+            };
+            let bytes = threads * term.count * shapes.bytes(term.quantity, LayerCosts { group });
             term.limit.map_or(bytes, |limit| bytes.min(limit))
         });
         terms.sum()
@@ -137,10 +147,15 @@ impl Term {
             limit = Some(count(number)? * size(unit)?);
             words.truncate(at);
         }
+        let per_thread = words.ends_with(&["per", "thread"]);
+        if per_thread {
+            words.truncate(words.len() - 2);
+        }
         let (number, what) = words.split_first()?;
         Some(Self {
             count: count(number)?,
             quantity: quantity(what)?,
+            per_thread,
             limit,
         })
     }
@@ -173,6 +188,7 @@ fn quantity(words: &[&str]) -> Option<Quantity> {
         ["shared", "linears"] => return Some(Quantity::SharedLinears(or_f32)),
         ["largest", "linear" | "linears"] => return Some(Quantity::LargestLinears(or_f32)),
         ["head" | "heads"] => return Some(Quantity::Head(or_f32)),
+        ["input", "row" | "rows"] => Quantity::InputRows,
         ["moment", "block" | "blocks"] => Quantity::MomentBlocks,
         ["largest", "moments"] => Quantity::LargestMoments,
         ["shared", "moments"] => Quantity::SharedMoments,
@@ -201,11 +217,12 @@ fn quantity(words: &[&str]) -> Option<Quantity> {
 
 impl<'a> Shapes<'a> {
     /// The shapes of a planned run: the model's files say how its weights are stored.
-    pub fn of_plan(model: &'a ModelSummary, plan: &'a Plan) -> Self {
+    pub fn of_plan(model: &'a ModelSummary, plan: &'a Plan, threads: u32) -> Self {
         Self {
             model,
             settings: &plan.settings,
             source_width: source_width(model, plan.externals.get(SOURCE)),
+            threads,
         }
     }
 
@@ -239,6 +256,7 @@ impl<'a> Shapes<'a> {
                 self.width(width) * largest(&|linear| (linear.rows * linear.cols) as f64)
             }
             Quantity::Head(width) => self.width(width) * (model.vocab * model.hidden) as f64,
+            Quantity::InputRows => F32 * largest(&|linear| linear.cols as f64),
             Quantity::MomentBlocks => {
                 let sides = blocks.map(|(_, side)| (side * side) as f64);
                 F32 * sides.fold(0.0, f64::max)
@@ -307,9 +325,9 @@ pub fn source_width(model: &ModelSummary, source: Option<&External>) -> f64 {
     })
 }
 
-/// Computes the memory of every stage of a plan again: the settings may have changed since it was made.
-pub fn refresh(plan: &mut Plan, model: &ModelSummary) {
-    let shapes = Shapes::of_plan(model, plan);
+/// Computes the memory of every stage of a plan again: settings and threads may have changed since it was made.
+pub fn refresh(plan: &mut Plan, model: &ModelSummary, threads: u32) {
+    let shapes = Shapes::of_plan(model, plan, threads);
     let declared = plan.stages.iter().map(|stage| {
         let memory = Memory::parse(stage.declared_memory.as_deref()?).ok()?;
         Some(memory.bytes(&shapes))

@@ -48,6 +48,7 @@ fn bytes(text: &str) -> u64 {
         model: &model(),
         settings: &settings,
         source_width: 2.5,
+        threads: 3,
     };
     Memory::parse(text).expect(text).bytes(&shapes)
 }
@@ -64,6 +65,8 @@ fn a_term_is_what_its_tensors_take() {
         ("1 shared linears in bf16", 2 * shared),
         ("1 largest linear", 4 * 256),
         ("2 heads in bf16", 2 * 2 * 800),
+        ("5 input rows", 5 * 4 * 32),
+        ("2 input rows per thread", 3 * 2 * 4 * 32),
         ("1 moment block", 4 * 16 * 16),
         ("1 largest moments", 4 * 32 * 16),
         ("1 shared moments", 4 * 64),
@@ -90,6 +93,8 @@ fn terms_add_up_and_a_limit_bounds_its_own_term() {
     let fixed = |text| Memory::parse(text).expect(text).fixed_bytes();
     assert_eq!(fixed("1 GiB + 1 MiB"), Some((1 << 30) + (1 << 20)));
     assert_eq!(fixed("1 GiB + 1 layers"), None);
+    assert_eq!(fixed("1 GiB per thread"), None);
+    assert_eq!(bytes("1 MiB per thread up to 2 MiB"), 2 << 20);
 }
 
 #[test]
@@ -115,12 +120,12 @@ fn a_changed_setting_changes_the_memory_of_a_plan() {
     let model = measured_model();
     let mut plan = plan_of(&model, &[]);
     let before = plan.clone();
-    refresh(&mut plan, &model);
+    refresh(&mut plan, &model, 2);
     assert_eq!(plan, before);
     plan.settings
         .set("calibration.max_input_block", "256")
         .expect("set");
-    refresh(&mut plan, &model);
+    refresh(&mut plan, &model, 2);
     let of = |plan: &Plan| plan.stage("quantize").expect("stage").memory;
     assert!(of(&plan) < of(&before));
 }
