@@ -16,9 +16,9 @@ use std::time::Instant;
 use anyhow::Context;
 use serde_json::json;
 use uc_codec::contexts::row_log2_eighths;
-use uc_codec::rate::{self, RateProbe};
+use uc_codec::rate::{self, RateProbe, SampledRows};
 use uc_codec::steps::{Steps, step_log2_eighths};
-use uc_codec::{TensorCode, factor, feedback, overlay};
+use uc_codec::{Matrix, TensorCode, factor, feedback, overlay};
 use uc_model::text::splitmix64;
 
 /// Rate of the indices, bits per weight.
@@ -141,14 +141,13 @@ fn measure(n: usize) -> anyhow::Result<serde_json::Value> {
     let (column_log2_eighths, base) = step_log2_eighths(&factor.inv_diag)?;
     let row_step_log2_eighths = vec![0; n];
     let rate_probe = RateProbe {
-        w: &w,
-        m: n,
-        n,
+        sampled: &SampledRows::new(&Matrix::new(&w, n, n)?, 256)?,
         factor: &factor,
         column_log2_eighths: &column_log2_eighths,
         row_step_log2_eighths: &row_step_log2_eighths,
+        progress: &|| {},
     };
-    let step = rate::choose_step(rate_probe, base, None, BITS, 256)?.step;
+    let step = rate::choose_step(rate_probe, base, None, BITS)?.step;
     let steps = Steps::new(step, &column_log2_eighths, &row_step_log2_eighths);
     let q = feedback::quantize(&w, n, n, &factor, None, &steps)?;
     let outputs = factor::factorize(&output_moments(n), n, 0.1)?;
@@ -166,12 +165,12 @@ fn measure(n: usize) -> anyhow::Result<serde_json::Value> {
         q,
         overlay: None,
     };
-    let residual = code.residual(&w)?;
+    let residual = code.residual(&Matrix::new(&w, n, n)?)?;
     let start = Instant::now();
     let bound = overlay::capture_bound(&residual, (n, n), &moments, 0.001, &steps.rows, 64)?;
     let bound_seconds = start.elapsed().as_secs_f64();
     let start = Instant::now();
-    let fit = overlay::fit(&residual, n, n, &factor, &steps.rows, 64)?;
+    let fit = overlay::fit(residual.clone(), n, n, &factor, &steps.rows, 64)?;
     let fit_seconds = start.elapsed().as_secs_f64();
     let ranks = [1, 4, 16, 32, 64].map(|rank| {
         let bits = overlay::bits_per_weight(rank, n, n);

@@ -228,7 +228,7 @@ fn overlay_bound(criterion: &mut Criterion) {
         });
         if with_fit {
             group.bench_function(format!("fit {n} x {n}"), |b| {
-                b.iter(|| overlay::fit(black_box(&residual), n, n, &factor, &steps, 64))
+                b.iter(|| overlay::fit(black_box(residual.clone()), n, n, &factor, &steps, 64))
             });
         }
     }

@@ -9,6 +9,7 @@ use crate::bf16;
 use crate::error::{CodecError, check_len, check_matrix};
 use crate::steps::{self, Steps};
 use crate::trellis::{BLOCK_ROWS, LevelReader};
+use crate::weights::Weights;
 
 mod index_bytes;
 
@@ -34,6 +35,10 @@ pub struct TensorCode {
     /// Low-rank correction, if there is one.
     pub overlay: Option<LowRank>,
 }
+
+/// Indices as [`TensorCode::q`] is serialized: most of them in one byte.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexBytes(#[serde(with = "index_bytes")] pub Vec<i16>);
 
 /// A matrix `U·V` of small rank, added to the dequantized weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -83,28 +88,36 @@ impl TensorCode {
     /// The residual of the indices without the overlay, `w − level · step` [rows, cols], for the weights `w` [rows, cols].
     ///
     /// # Errors
-    /// Those of [`TensorCode::validate`]; [`CodecError::Shape`] if `w` has another length.
-    pub fn residual(&self, w: &[f32]) -> Result<Vec<f32>, CodecError> {
+    /// Those of [`TensorCode::validate`] and of `w`; [`CodecError::Shape`] if `w` has another shape.
+    pub fn residual<W: Weights>(&self, w: &W) -> Result<Vec<f32>, W::Error> {
         self.validate()?;
-        check_matrix("weights", w.len(), self.rows, self.cols)?;
-        let (steps, cols) = (self.steps(), self.cols.max(1));
-        let mut residual = w.to_vec();
+        let (rows, cols) = w.shape();
+        check_len("rows of the weights", rows, self.rows)?;
+        check_len("columns of the weights", cols, self.cols)?;
+        let (steps, width) = (self.steps(), cols.max(1));
+        let mut residual = vec![0.0; rows * cols];
         residual
-            .par_chunks_mut(BLOCK_ROWS * cols)
-            .zip(self.q.par_chunks(BLOCK_ROWS * cols))
+            .par_chunks_mut(BLOCK_ROWS * width)
+            .zip(self.q.par_chunks(BLOCK_ROWS * width))
             .zip(self.row_log2_eighths.par_chunks(BLOCK_ROWS))
             .zip(steps.rows.par_chunks(BLOCK_ROWS))
-            .for_each(|(((residual, q), logs), row_steps)| {
-                let mut reader = LevelReader::new(cols);
-                let mut levels = vec![0; cols];
-                let rows = residual.chunks_mut(cols).zip(q.chunks(cols));
+            .enumerate()
+            .try_for_each(|(block, (((residual, q), logs), row_steps))| {
+                let first = block * BLOCK_ROWS;
+                let weights = w.rows(first..first + logs.len())?;
+                check_matrix("weights", weights.len(), logs.len(), cols)?;
+                residual.copy_from_slice(&weights);
+                let mut reader = LevelReader::new(width);
+                let mut levels = vec![0; width];
+                let rows = residual.chunks_mut(width).zip(q.chunks(width));
                 for ((row, q), (&log, row_step)) in rows.zip(logs.iter().zip(row_steps)) {
                     reader.row(q, log, &mut levels);
                     for ((x, &level), step) in row.iter_mut().zip(&levels).zip(&steps.columns) {
                         *x -= level as f32 * (step * row_step);
                     }
                 }
-            });
+                Ok::<_, W::Error>(())
+            })?;
         Ok(residual)
     }
 

@@ -173,8 +173,26 @@ impl TableBuilder {
     /// # Errors
     /// [`CodecError::Shape`].
     pub fn add(&mut self, code: &TensorCode) -> Result<(), CodecError> {
+        self.add_rows(&code.q, &code.row_log2_eighths, &code.column_log2_eighths)
+    }
+
+    /// Counts the indices `q` [rows, cols] of some rows of a tensor.
+    ///
+    /// # Errors
+    /// [`CodecError::Shape`].
+    pub fn add_rows(
+        &mut self,
+        q: &[i16],
+        row_log2_eighths: &[u8],
+        column_log2_eighths: &[u8],
+    ) -> Result<(), CodecError> {
         self.histogram
-            .count(&code.q, &code.row_log2_eighths, &code.column_log2_eighths)
+            .count(q, row_log2_eighths, column_log2_eighths)
+    }
+
+    /// Adds what another builder counted.
+    pub fn merge(&mut self, other: TableBuilder) {
+        self.histogram.merge(other.histogram);
     }
 
     /// The tables that minimize the bits of the counted indices and of the tables themselves.

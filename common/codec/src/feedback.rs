@@ -33,17 +33,13 @@ use crate::error::{CodecError, check_finite, check_len, check_matrix};
 use crate::factor::Factor;
 use crate::steps::Steps;
 use crate::trellis::BLOCK_ROWS;
+use crate::weights::{Matrix, Weights, finite_rows, is_zero};
 use input::RowBlockInput;
 use rayon::prelude::*;
 use row_block::RowBlock;
 
 /// Columns of a block.
 const BLOCK_COLUMNS: usize = 128;
-
-/// Whether all weights of a row are zero. Such a row stays zero, and the trellis skips it.
-pub fn is_zero(row: &[f32]) -> bool {
-    row.iter().all(|&w| w == 0.0)
-}
 
 /// Quantizes `w` [m, n] row-major with the given steps (finite, positive) under the factor of the input's second moments
 /// and, if given, the factor of the output gradients' second moments. Returns the indices [m, n], 0 in rows of zeros. Values
@@ -63,22 +59,55 @@ pub fn quantize(
     outputs: Option<&Factor>,
     steps: &Steps,
 ) -> Result<Vec<i16>, CodecError> {
-    check_matrix("weights", w.len(), m, n)?;
+    let weights = Matrix::new(w, m, n)?;
+    Ok(quantize_weights(&weights, factor, outputs, steps, &mut |_| {})?.q)
+}
+
+/// The indices of a linear.
+#[derive(Debug)]
+pub struct Indices {
+    /// [m, n], 0 in rows of zeros.
+    pub q: Vec<i16>,
+    /// `[m]` whether all weights of a row are zero.
+    pub zero_rows: Vec<bool>,
+}
+
+/// As [`quantize`], for weights that are read when they are needed. `progress` is called with the number of weights that are
+/// done, on the calling thread, several times a second.
+///
+/// Besides the indices, this takes `8·n` bytes for each of `256·next_multiple(threads, group)` rows, where a group is the row
+/// blocks of one block of `outputs`: the weights of these rows and their residuals.
+///
+/// # Errors
+/// Those of [`quantize`] and of `weights`.
+pub fn quantize_weights<W: Weights>(
+    weights: &W,
+    factor: &Factor,
+    outputs: Option<&Factor>,
+    steps: &Steps,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Indices, W::Error> {
+    let (m, n) = weights.shape();
     check_factors(m, n, factor, outputs)?;
-    check_finite("weights", w)?;
     check_steps(m, n, steps)?;
-    let mut q = vec![0i16; m * n];
-    if q.is_empty() {
-        return Ok(q);
+    let mut indices = Indices {
+        q: vec![0i16; m * n],
+        zero_rows: Vec::with_capacity(m),
+    };
+    if indices.q.is_empty() {
+        indices.zero_rows.resize(m, true);
+        return Ok(indices);
     }
     let column_blocks = column_blocks(factor);
     // A group is the row blocks that feed back into one another. Only as many groups as keep all threads busy are quantized
-    // together, because the residuals of their rows are held in memory (4 bytes per weight).
+    // together, because the weights and residuals of their rows are held in memory (8 bytes per weight).
     let group = outputs.map_or(1, |outputs| outputs.block.min(m).div_ceil(BLOCK_ROWS));
     let batch_rows = BLOCK_ROWS * rayon::current_num_threads().next_multiple_of(group);
-    let batches = w.chunks(batch_rows * n).zip(q.chunks_mut(batch_rows * n));
-    for (batch, (w, q)) in batches.enumerate() {
+    for (batch, q) in indices.q.chunks_mut(batch_rows * n).enumerate() {
         let first_of_batch = batch * batch_rows;
+        let w = finite_rows(weights, first_of_batch..first_of_batch + q.len() / n)?;
+        let zero_rows = w.chunks(n).map(is_zero);
+        indices.zero_rows.extend(zero_rows);
         let blocks = w.chunks(BLOCK_ROWS * n).zip(q.chunks_mut(BLOCK_ROWS * n));
         let row_blocks = blocks.enumerate().map(|(index, (w, q))| {
             let first = first_of_batch + index * BLOCK_ROWS;
@@ -91,9 +120,10 @@ pub fn quantize(
             &column_blocks,
             factor,
             &steps.columns,
+            &mut |share| progress(first_of_batch * n + (share * w.len() as f64) as usize),
         );
     }
-    Ok(q)
+    Ok(indices)
 }
 
 /// Refuses factors that do not have the shape of the weights [m, n].
@@ -165,18 +195,20 @@ fn column_blocks(factor: &Factor) -> Vec<ColumnBlock> {
     blocks.collect()
 }
 
-/// Quantizes row blocks, of which every `group` consecutive ones feed back into one another.
+/// Quantizes row blocks, of which every `group` consecutive ones feed back into one another. `progress` gets the share that is done.
 fn quantize_row_blocks(
     mut row_blocks: Vec<RowBlock<'_>>,
     group: usize,
     column_blocks: &[ColumnBlock],
     factor: &Factor,
     steps: &[f32],
+    progress: &mut dyn FnMut(f64),
 ) {
     // By group and column block: errors of the rows quantized so far, [rows, width].
     let groups = row_blocks.len().div_ceil(group);
     let mut errors_above: Vec<Vec<Vec<f32>>> = vec![vec![Vec::new(); column_blocks.len()]; groups];
-    for diagonal in 0..column_blocks.len() + group - 1 {
+    let diagonals = column_blocks.len() + group - 1;
+    for diagonal in 0..diagonals {
         // The column block of a row block on this anti-diagonal.
         let column_of = |row_block: usize| diagonal.checked_sub(row_block % group);
         let errors: Vec<Option<Vec<f32>>> = row_blocks
@@ -199,5 +231,6 @@ fn quantize_row_blocks(
                 (None, _) => {}
             }
         }
+        progress((diagonal + 1) as f64 / diagonals as f64);
     }
 }

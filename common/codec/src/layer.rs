@@ -7,21 +7,34 @@
 //! fine as they can be ([`finest_step`]), which costs nothing.
 //!
 //! This module owns the search for the common factor. The caller supplies the weights and stores the results
-//! ([`LayerIo`]).
+//! ([`LayerIo`]). What an interrupted call left is taken up: all of it is determined by the same arguments.
+//!
+//! # Memory
+//! Bytes at the same time, for the linear [m, n] where they are the most, with input factors of `4·n·block` bytes each:
+//!
+//! - a factor is made: the factors in the cache (at most its capacity), the factor, and `8·block²`;
+//! - the linear is quantized: the factors in the cache and the input's, the output factor (`4·m·block`), 2 for every index, and those
+//!   of [`feedback::quantize_weights`];
+//! - the linear is stored: the same without the last, and what [`LayerIo::store`] takes.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
 use crate::allocate::FEWEST_BITS;
-use crate::code::TensorCode;
+use crate::code::{LowRank, TensorCode};
 use crate::contexts::row_log2_eighths;
-use crate::error::CodecError;
+use crate::error::{CodecError, check_len};
 use crate::factor_cache::FactorCache;
-use crate::feedback;
-use crate::rate::RateProbe;
 use crate::rate::row_steps::{self, Target};
-use crate::steps::{STEP_RANGE, Steps, bound_levels, column_peaks, finest_step, step_log2_eighths};
+use crate::rate::{RateProbe, SampledRows};
+use crate::steps::{
+    ColumnStatistics, STEP_RANGE, Steps, bound_levels, check_step, step_log2_eighths,
+};
+use crate::weights::{self, Weights};
+use crate::{feedback, rans};
 
 /// Largest number of quantizations of the whole layer.
 const MAX_PASSES: usize = 10;
@@ -56,6 +69,119 @@ pub struct LinearShape {
     pub regular: bool,
 }
 
+/// A quantized linear but for its indices.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LinearParameters {
+    /// Name within the layer.
+    pub name: String,
+    /// Name of its input.
+    pub input: String,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// See [`TensorCode`].
+    pub step: f32,
+    /// `[cols]` see [`TensorCode`].
+    pub column_log2_eighths: Vec<u8>,
+    /// `[rows]` see [`TensorCode`].
+    pub row_log2_eighths: Vec<u8>,
+    /// `[rows]` see [`TensorCode`].
+    pub row_step_log2_eighths: Vec<u8>,
+    /// Low-rank correction, if there is one.
+    pub overlay: Option<LowRank>,
+}
+
+impl LinearParameters {
+    /// Number of tiles of the entropy coder.
+    pub fn tiles(&self) -> usize {
+        match self.cols {
+            0 => 0,
+            _ => self.rows.div_ceil(self.tile_rows()),
+        }
+    }
+
+    /// Rows of a tile; the last may have fewer.
+    pub fn tile_rows(&self) -> usize {
+        rans::tile_rows(self.rows, self.cols) as usize
+    }
+
+    /// The rows of a tile.
+    ///
+    /// # Panics
+    /// If there is no such tile.
+    pub fn tile(&self, tile: usize) -> Range<usize> {
+        assert!(tile < self.tiles(), "tile {tile} of {}", self.tiles());
+        let first = tile * self.tile_rows();
+        first..self.rows.min(first + self.tile_rows())
+    }
+
+    /// The rows of a tile as a tensor of its own, from their indices `q` [rows, cols]. A tile holds whole blocks of the trellis, so
+    /// that its weights do not depend on other rows.
+    ///
+    /// # Panics
+    /// If there is no such tile.
+    pub fn tile_code(&self, tile: usize, q: Vec<i16>) -> TensorCode {
+        let rows = self.tile(tile);
+        let overlay = self.overlay.as_ref().map(|overlay| LowRank {
+            rank: overlay.rank,
+            u: overlay.u[rows.start * overlay.rank..rows.end * overlay.rank].to_vec(),
+            v: overlay.v.clone(),
+        });
+        TensorCode {
+            rows: rows.len(),
+            cols: self.cols,
+            step: self.step,
+            column_log2_eighths: self.column_log2_eighths.clone(),
+            row_log2_eighths: self.row_log2_eighths[rows.clone()].to_vec(),
+            row_step_log2_eighths: self.row_step_log2_eighths[rows].to_vec(),
+            q,
+            overlay,
+        }
+    }
+
+    /// The linear with its indices `q` [rows, cols].
+    pub fn with_indices(self, q: Vec<i16>) -> CodedLinear {
+        CodedLinear {
+            name: self.name,
+            input: self.input,
+            code: TensorCode {
+                rows: self.rows,
+                cols: self.cols,
+                step: self.step,
+                column_log2_eighths: self.column_log2_eighths,
+                row_log2_eighths: self.row_log2_eighths,
+                row_step_log2_eighths: self.row_step_log2_eighths,
+                q,
+                overlay: self.overlay,
+            },
+        }
+    }
+
+    /// Checks every length against the shape, and the step against its range.
+    ///
+    /// # Errors
+    /// [`CodecError::Shape`], [`CodecError::Range`]; [`CodecError::NotFinite`] for the overlay.
+    pub fn validate(&self) -> Result<(), CodecError> {
+        check_step(self.step)?;
+        for (what, logs, expected) in [
+            ("column_log2_eighths", &self.column_log2_eighths, self.cols),
+            ("row_log2_eighths", &self.row_log2_eighths, self.rows),
+            (
+                "row_step_log2_eighths",
+                &self.row_step_log2_eighths,
+                self.rows,
+            ),
+        ] {
+            check_len(what, logs.len(), expected)?;
+        }
+        match &self.overlay {
+            Some(overlay) => overlay.validate(self.rows, self.cols),
+            None => Ok(()),
+        }
+    }
+}
+
 /// A quantized linear.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CodedLinear {
@@ -67,24 +193,67 @@ pub struct CodedLinear {
     pub code: TensorCode,
 }
 
+impl CodedLinear {
+    /// All of it but the indices.
+    pub fn parameters(&self) -> LinearParameters {
+        let code = &self.code;
+        LinearParameters {
+            name: self.name.clone(),
+            input: self.input.clone(),
+            rows: code.rows,
+            cols: code.cols,
+            step: code.step,
+            column_log2_eighths: code.column_log2_eighths.clone(),
+            row_log2_eighths: code.row_log2_eighths.clone(),
+            row_step_log2_eighths: code.row_step_log2_eighths.clone(),
+            overlay: code.overlay.clone(),
+        }
+    }
+}
+
 /// The caller's side of a layer: it supplies the weights, takes the quantized linears and measures their file. Linears are
 /// passed one at a time, so that never more than one has to be in memory.
 pub trait LayerIo {
     /// The caller's error.
-    type Error: From<CodecError>;
+    type Error: From<CodecError> + Send;
+    /// The weights of a linear.
+    type Weights: Weights<Error = Self::Error>;
 
     /// Weights of linear `index`, `[rows, cols]`.
-    fn weights(&self, index: usize) -> Result<Vec<f32>, Self::Error>;
+    fn weights(&self, index: usize) -> Result<Self::Weights, Self::Error>;
 
-    /// Stores linear `index` of the current pass, whose weights are `w`. It may add a correction to the linear first.
-    /// Linear 0 begins a new pass, which replaces the previous one.
-    fn store(&mut self, index: usize, w: &[f32], linear: CodedLinear) -> Result<(), Self::Error>;
+    /// The initial steps of the first linears, which an interrupted call determined.
+    fn saved_steps(&mut self) -> Result<Vec<InitialSteps>, Self::Error>;
+
+    /// Keeps the initial steps of the next linear, in case the call is interrupted.
+    fn save_steps(&mut self, steps: &InitialSteps) -> Result<(), Self::Error>;
+
+    /// What [`LayerIo::measure`] returned for pass `pass` before the call was interrupted; the pass is not made again.
+    fn measured(&mut self, pass: usize) -> Result<Option<u64>, Self::Error>;
+
+    /// Begins pass `pass`, which replaces the one before it. Returns how many of its first linears an interrupted call stored.
+    fn begin_pass(&mut self, pass: usize) -> Result<usize, Self::Error>;
+
+    /// Stores linear `index` of the current pass. It may add a correction to the linear first.
+    fn store(&mut self, index: usize, linear: CodedLinear) -> Result<(), Self::Error>;
 
     /// Size in bits of the file with the linears of the current pass, everything included.
     fn measure(&mut self) -> Result<u64, Self::Error>;
 
     /// Keeps the pass that was just measured: it is the best so far.
-    fn keep_pass(&mut self);
+    fn keep_pass(&mut self) -> Result<(), Self::Error>;
+
+    /// Takes note of the progress, several times a second.
+    fn progress(&mut self, progress: Progress);
+}
+
+/// What has been done of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// The initial steps of so many linears are known.
+    Steps(usize),
+    /// So many weights are quantized in this pass.
+    Weights(u64),
 }
 
 /// Quantizes every linear of a layer so that [`LayerIo::measure`] is at most `budget` bits, and within 0.0015 bits per weight of
@@ -106,12 +275,18 @@ pub fn quantize<W: LayerIo>(
     let starts = initial_steps(shapes, factors, probe_rows, io)?;
     let mut smallest = u64::MAX;
     let mut search = Search::default();
-    for _ in 0..MAX_PASSES {
-        pass(shapes, factors, &starts, search.shift, io)?;
-        let bits = io.measure()?;
+    for number in 0..MAX_PASSES {
+        let bits = match io.measured(number)? {
+            Some(bits) => bits,
+            None => {
+                let done = io.begin_pass(number)?;
+                pass(shapes, done, factors, &starts, search.shift, io)?;
+                io.measure()?
+            }
+        };
         smallest = smallest.min(bits);
         if bits <= budget && search.within.is_none_or(|within| search.shift < within) {
-            io.keep_pass();
+            io.keep_pass()?;
         }
         let excess = (bits as f64 - budget as f64) / total;
         if (-TOLERANCE..=0.0).contains(&excess) || !search.advance(excess) {
@@ -181,7 +356,8 @@ impl Search {
 }
 
 /// Logarithms and step of one linear before the common factor is applied.
-struct Start {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InitialSteps {
     column_log2_eighths: Vec<u8>,
     row_step_log2_eighths: Vec<u8>,
     step: f32,
@@ -194,7 +370,7 @@ struct Start {
     column_peaks: Vec<f32>,
 }
 
-impl Start {
+impl InitialSteps {
     /// The step scaled by `2^shift`, within the range of steps that are of use.
     fn step(&self, shift: f64) -> f32 {
         let step = (f64::from(self.step) * shift.exp2()) as f32;
@@ -207,53 +383,74 @@ fn initial_steps<W: LayerIo>(
     shapes: &[LinearShape],
     factors: &FactorCache<'_, W::Error>,
     probe_rows: usize,
-    io: &W,
-) -> Result<Vec<Start>, W::Error> {
-    let mut starts = Vec::with_capacity(shapes.len());
-    for (index, shape) in shapes.iter().enumerate() {
+    io: &mut W,
+) -> Result<Vec<InitialSteps>, W::Error> {
+    let mut starts = io.saved_steps()?;
+    for (index, shape) in shapes.iter().enumerate().skip(starts.len()) {
+        io.progress(Progress::Steps(index));
         let factor = factors.input(&shape.input)?;
         let (column_log2_eighths, base) = step_log2_eighths(&factor.inv_diag)?;
         let row_step_log2_eighths = match factors.outputs(&shape.name)? {
             Some(outputs) => step_log2_eighths(&outputs.inv_diag)?.0,
             None => vec![0; shape.rows],
         };
-        let w = io.weights(index)?;
-        let rate_probe = RateProbe {
-            w: &w,
-            m: shape.rows,
-            n: shape.cols,
-            factor: &factor,
-            column_log2_eighths: &column_log2_eighths,
-            row_step_log2_eighths: &row_step_log2_eighths,
-        };
+        let weights = io.weights(index)?;
+        let sampled = SampledRows::new(&weights, probe_rows)?;
         let target = Target {
             bits: shape.bits.max(FEWEST_BITS),
             lambda: shape.lambda,
             regular: shape.regular,
         };
-        let choice = row_steps::choose(rate_probe, base, target, probe_rows)?;
+        let choice = {
+            let io = RefCell::new(&mut *io);
+            let rate_probe = RateProbe {
+                sampled: &sampled,
+                factor: &factor,
+                column_log2_eighths: &column_log2_eighths,
+                row_step_log2_eighths: &row_step_log2_eighths,
+                progress: &|| io.borrow_mut().progress(Progress::Steps(index)),
+            };
+            row_steps::choose(rate_probe, base, target)?
+        };
         let row_step_log2_eighths = match choice.equal_rows {
             true => vec![0; shape.rows],
             false => row_step_log2_eighths,
         };
-        let column_peaks = column_peaks(&w, shape.cols, &row_step_log2_eighths);
-        starts.push(Start {
-            finest: finest_step(&w, &column_log2_eighths, &row_step_log2_eighths),
-            column_peaks,
+        let columns = column_statistics(&weights, &row_step_log2_eighths)?;
+        let start = InitialSteps {
+            finest: columns.finest_step(&column_log2_eighths),
+            column_peaks: columns.peaks(),
             column_log2_eighths,
             row_step_log2_eighths,
             step: choice.step,
             equal_rows: choice.equal_rows,
-        });
+        };
+        io.save_steps(&start)?;
+        starts.push(start);
     }
     Ok(starts)
+}
+
+/// The statistics of the columns of `weights`, whose rows have the logarithms `row_step_log2_eighths`.
+fn column_statistics<W: Weights>(
+    weights: &W,
+    row_step_log2_eighths: &[u8],
+) -> Result<ColumnStatistics, W::Error> {
+    let (rows, cols) = weights.shape();
+    let mut columns = ColumnStatistics::new(cols);
+    let step = weights::piece_rows(cols);
+    for first in (0..rows).step_by(step) {
+        let range = first..rows.min(first + step);
+        columns.add(&weights.rows(range.clone())?, &row_step_log2_eighths[range]);
+    }
+    Ok(columns)
 }
 
 /// Column logarithms by input, bounded so that no linear that reads the input has useless levels at a shift: linears with the
 /// same input share their column logarithms, so the bound of each must hold for all.
 fn shared_column_logs<'a>(
     shapes: &'a [LinearShape],
-    starts: &[Start],
+    starts: &[InitialSteps],
     shift: f64,
 ) -> BTreeMap<&'a str, Vec<u8>> {
     let mut shared: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
@@ -266,16 +463,24 @@ fn shared_column_logs<'a>(
     shared
 }
 
-/// One quantization of the whole layer with all steps multiplied by `2^shift`.
+/// One quantization of the whole layer with all steps multiplied by `2^shift`, from linear `first` on.
 fn pass<W: LayerIo>(
     shapes: &[LinearShape],
+    first: usize,
     factors: &FactorCache<'_, W::Error>,
-    starts: &[Start],
+    starts: &[InitialSteps],
     shift: f64,
     io: &mut W,
 ) -> Result<(), W::Error> {
     let column_logs = shared_column_logs(shapes, starts, shift);
+    let mut done = 0;
     for (index, (shape, start)) in shapes.iter().zip(starts).enumerate() {
+        let weights = (shape.rows * shape.cols) as u64;
+        if index < first {
+            done += weights;
+            continue;
+        }
+        io.progress(Progress::Weights(done));
         let factor = factors.input(&shape.input)?;
         let outputs = match start.equal_rows {
             true => None,
@@ -283,24 +488,24 @@ fn pass<W: LayerIo>(
         };
         let step = start.step(shift);
         let column_log2_eighths = column_logs[shape.input.as_str()].clone();
-        let w = io.weights(index)?;
         let steps = Steps::new(step, &column_log2_eighths, &start.row_step_log2_eighths);
-        let (rows, cols) = (shape.rows, shape.cols);
-        let q = feedback::quantize(&w, rows, cols, &factor, outputs.as_ref(), &steps)?;
-        let mut row_log2_eighths = row_log2_eighths(&q, shape.rows, &column_log2_eighths)?;
-        for (log, w) in row_log2_eighths.iter_mut().zip(w.chunks(shape.cols.max(1))) {
-            if feedback::is_zero(w) {
-                *log = 0;
-            }
-        }
+        let stored = io.weights(index)?;
+        let mut progress = |part| io.progress(Progress::Weights(done + part as u64));
+        let outputs = outputs.as_ref();
+        let indices = feedback::quantize_weights(&stored, &factor, outputs, &steps, &mut progress)?;
+        let mut row_log2_eighths = row_log2_eighths(&indices.q, shape.rows, &column_log2_eighths)?;
+        let zero_rows = row_log2_eighths.iter_mut().zip(indices.zero_rows);
+        zero_rows
+            .filter(|(_, is_zero)| *is_zero)
+            .for_each(|(log, _)| *log = 0);
         let code = TensorCode {
-            rows,
-            cols,
+            rows: shape.rows,
+            cols: shape.cols,
             step,
             column_log2_eighths,
             row_log2_eighths,
             row_step_log2_eighths: start.row_step_log2_eighths.clone(),
-            q,
+            q: indices.q,
             overlay: None,
         };
         let linear = CodedLinear {
@@ -308,7 +513,9 @@ fn pass<W: LayerIo>(
             input: shape.input.clone(),
             code,
         };
-        io.store(index, &w, linear)?;
+        io.store(index, linear)?;
+        done += weights;
+        io.progress(Progress::Weights(done));
     }
     Ok(())
 }

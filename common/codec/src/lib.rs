@@ -15,6 +15,8 @@
 //! 7. [`reconstruct`] turns a [`TensorCode`] into bfloat16 weights by exactly specified arithmetic; [`output_error`] measures
 //!    the result.
 //!
+//! Weights are read row by row when they are needed ([`weights`]).
+//!
 //! This crate reads no file, starts no process, prints nothing and uses no tensor library. Every result has the same bits for
 //! any number of threads: work is cut into pieces of fixed size, and every product inside a piece is single-threaded. Decoding
 //! uses integers only and refuses anything that no encoder can have written. Reconstruction has the same bits on every
@@ -39,7 +41,9 @@ pub mod rate;
 pub mod reconstruct;
 pub mod steps;
 pub mod trellis;
+pub mod weights;
 
-pub use code::{LowRank, TensorCode};
+pub use code::{IndexBytes, LowRank, TensorCode};
 pub use error::CodecError;
 pub use packed::{PackedReader, check_packed, largest_packed, pack_small, unpack_small};
+pub use weights::{Matrix, Weights};

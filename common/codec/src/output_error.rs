@@ -1,6 +1,6 @@
 //! The relative error of a linear's output after quantization.
 
-use crate::error::{CodecError, check_finite, check_matrix};
+use crate::error::{CodecError, check_finite, check_len, check_matrix};
 use crate::factor::block_width;
 use rayon::prelude::*;
 use uc_simd::{MatrixView, multiply};
@@ -23,42 +23,84 @@ pub fn relative_output_error(
     h: &[f32],
 ) -> Result<f64, CodecError> {
     check_matrix("weights", weights.len(), m, n)?;
-    check_matrix("approximation", approximation.len(), m, n)?;
-    let block = block_width("Hessian", h.len(), n)?;
-    check_finite("weights", weights)?;
-    check_finite("approximation", approximation)?;
-    check_finite("Hessian", h)?;
-    let error: Vec<f32> = approximation
-        .iter()
-        .zip(weights)
-        .map(|(a, w)| a - w)
-        .collect();
-    let (error, signal) = (energy(&error, n, h, block), energy(weights, n, h, block));
-    Ok(if error == 0.0 { 0.0 } else { error / signal })
+    let mut error = OutputError::new(n, h)?;
+    error.add(weights, approximation)?;
+    Ok(error.relative())
 }
 
-/// `tr(X·H·Xᵀ)` of `x` [m, n], summed in a fixed order in f64.
-fn energy(x: &[f32], n: usize, h: &[f32], block: usize) -> f64 {
-    if x.is_empty() {
-        return 0.0;
+/// The relative output error of a matrix whose rows are added in pieces.
+#[derive(Debug)]
+pub struct OutputError<'a> {
+    n: usize,
+    /// [n, block]
+    h: &'a [f32],
+    block: usize,
+    /// By piece of rows: energies of the errors and of the weights. They are summed at the end, one after another.
+    energies: Vec<(f64, f64)>,
+}
+
+impl<'a> OutputError<'a> {
+    /// Rows of a piece: the result is that of [`relative_output_error`] if all calls of [`OutputError::add`] but the last add a
+    /// multiple of as many.
+    pub const PIECE_ROWS: usize = PIECE_ROWS;
+
+    /// The error of no rows under the second moments `h` [n, block].
+    ///
+    /// # Errors
+    /// [`CodecError::Shape`] and [`CodecError::NotFinite`].
+    pub fn new(n: usize, h: &'a [f32]) -> Result<Self, CodecError> {
+        let block = block_width("Hessian", h.len(), n)?;
+        check_finite("Hessian", h)?;
+        Ok(OutputError {
+            n,
+            h,
+            block,
+            energies: Vec::new(),
+        })
     }
-    let piece = |x: &[f32]| {
+
+    /// Adds rows, [rows, n] both.
+    ///
+    /// # Errors
+    /// [`CodecError::Shape`] and [`CodecError::NotFinite`].
+    pub fn add(&mut self, weights: &[f32], approximation: &[f32]) -> Result<(), CodecError> {
+        check_len("approximation", approximation.len(), weights.len())?;
+        check_finite("weights", weights)?;
+        check_finite("approximation", approximation)?;
+        let piece = (PIECE_ROWS * self.n).max(1);
+        let energies = |(w, a): (&[f32], &[f32])| {
+            let error: Vec<f32> = a.iter().zip(w).map(|(a, w)| a - w).collect();
+            (self.energy(&error), self.energy(w))
+        };
+        let pieces = weights
+            .par_chunks(piece)
+            .zip(approximation.par_chunks(piece));
+        let energies: Vec<_> = pieces.map(energies).collect();
+        self.energies.extend(energies);
+        Ok(())
+    }
+
+    /// The relative error of the rows that were added.
+    pub fn relative(&self) -> f64 {
+        let error: f64 = self.energies.iter().map(|(error, _)| error).sum();
+        let signal: f64 = self.energies.iter().map(|(_, signal)| signal).sum();
+        if error == 0.0 { 0.0 } else { error / signal }
+    }
+
+    /// `tr(X·H·Xᵀ)` of `x` [rows, n], summed in a fixed order in f64.
+    fn energy(&self, x: &[f32]) -> f64 {
+        let (n, block) = (self.n, self.block);
         let rows = x.len() / n;
         let mut product = vec![0.0f32; x.len()];
         for first in (0..n).step_by(block) {
             let width = block.min(n - first);
             let columns = MatrixView::new(&x[first..], rows, width, n);
-            let h = MatrixView::new(&h[first * block..], width, width, block);
+            let h = MatrixView::new(&self.h[first * block..], width, width, block);
             multiply(&mut product[first..], n, columns, h);
         }
-        product
-            .iter()
-            .zip(x)
-            .map(|(p, x)| f64::from(*p) * f64::from(*x))
-            .sum::<f64>()
-    };
-    let pieces: Vec<f64> = x.par_chunks(PIECE_ROWS * n).map(piece).collect();
-    pieces.iter().sum()
+        let products = product.iter().zip(x);
+        products.map(|(p, x)| f64::from(*p) * f64::from(*x)).sum()
+    }
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ mod equality;
 mod lookup;
 
 pub use decode::{PieceDecoder, decode, decode_tile};
-pub use encode::encode;
+pub use encode::{TileEncoder, encode};
 pub use lookup::LogarithmSet;
 
 use crate::trellis::BLOCK_ROWS;

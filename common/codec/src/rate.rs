@@ -17,6 +17,7 @@ use crate::error::CodecError;
 use crate::factor::Factor;
 use crate::steps::{STEP_RANGE, check_step};
 use sample::Sample;
+pub use sample::SampledRows;
 
 /// A step is accepted when the rate of the sample is this close to the target, bits per weight.
 pub const TOLERANCE: f64 = 0.002;
@@ -57,31 +58,29 @@ impl StepChoice {
 /// A tensor whose rate is to be determined.
 #[derive(Clone, Copy)]
 pub struct RateProbe<'a> {
-    /// [m, n]
-    pub w: &'a [f32],
-    /// Outputs.
-    pub m: usize,
-    /// Inputs.
-    pub n: usize,
+    /// Its rows that are probed.
+    pub sampled: &'a SampledRows,
     /// Factor of the second moments of its input.
     pub factor: &'a Factor,
     /// `[n]`, see [`crate::steps`].
     pub column_log2_eighths: &'a [u8],
     /// `[m]`
     pub row_step_log2_eighths: &'a [u8],
+    /// Called several times a second while rows are quantized.
+    pub progress: &'a dyn Fn(),
 }
 
-/// Bits per weight of the indices of a tensor at a tensor step, predicted from `probe_rows` rows.
+/// Bits per weight of the indices of a tensor at a tensor step, predicted from its sampled rows.
 ///
 /// # Errors
-/// Those of [`feedback::quantize`]; [`CodecError::Range`] for an invalid step or `probe_rows == 0`.
-pub fn probe(rate_probe: RateProbe<'_>, step: f32, probe_rows: usize) -> Result<f64, CodecError> {
-    let sample = Sample::new(rate_probe, probe_rows)?;
+/// Those of [`crate::feedback::quantize`]; [`CodecError::Range`] for an invalid step.
+pub fn probe(rate_probe: RateProbe<'_>, step: f32) -> Result<f64, CodecError> {
+    let sample = Sample::new(rate_probe)?;
     sample.bits(&sample.quantize(step)?)
 }
 
-/// The tensor step at which the indices of a tensor take `target_bits` per weight, to within [`TOLERANCE`] on `probe_rows`
-/// rows. If there is no such step (few weights, or few different ones), the step whose rate came closest. `base` is returned
+/// The tensor step at which the indices of a tensor take `target_bits` per weight, to within [`TOLERANCE`] on the
+/// sampled rows. If there is no such step (few weights, or few different ones), the step whose rate came closest. `base` is returned
 /// for a tensor of zeros, where any step will do.
 ///
 /// With `start`, the search begins at that step, stays within two octaves of it and ends within 0.03 bits of the target, or at
@@ -94,9 +93,8 @@ pub fn choose_step(
     base: f32,
     start: Option<f32>,
     target_bits: f64,
-    probe_rows: usize,
 ) -> Result<StepChoice, CodecError> {
-    let sample = Sample::new(rate_probe, probe_rows)?;
+    let sample = Sample::new(rate_probe)?;
     choose_in_sample(&sample, base, start, target_bits)
 }
 

@@ -10,6 +10,7 @@
 
 use crate::bf16;
 use crate::error::{CodecError, check_finite};
+use rayon::prelude::*;
 
 /// Bit patterns of the f32 nearest to `2^(k/8)`, k = 0..8.
 pub const MANTISSA_BITS: [u32; 8] = [
@@ -128,15 +129,84 @@ pub fn step_log2_eighths(inv_diag: &[f32]) -> Result<(Vec<u8>, f32), CodecError>
     Ok((inv_diag.iter().map(|&x| log(x)).collect(), base))
 }
 
-/// The largest magnitude of each column of `w` [rows, cols], in units of the factor of its row.
-pub fn column_peaks(w: &[f32], cols: usize, row_step_log2_eighths: &[u8]) -> Vec<f32> {
-    let mut peaks = vec![0.0f32; cols];
-    for (row, &log) in w.chunks_exact(cols.max(1)).zip(row_step_log2_eighths) {
-        let inverse = factor(log).recip();
-        let pairs = peaks.iter_mut().zip(row);
-        pairs.for_each(|(peak, x)| *peak = peak.max(x.abs() * inverse));
+/// What is known of the columns of a tensor after some of its rows, which are added in order.
+#[derive(Debug, Clone)]
+pub struct ColumnStatistics {
+    columns: Vec<Column>,
+}
+
+/// What is known of a column.
+#[derive(Debug, Clone, Copy, Default)]
+struct Column {
+    /// Largest magnitude, in units of the factor of its row.
+    peak: f32,
+    /// Sum of the squared distances of adjacent bfloat16 values at its weights, in units of the factor of the row.
+    spacing: f64,
+    /// Weights that are not zero.
+    count: u32,
+}
+
+/// Columns whose statistics one parallel piece takes.
+const STATISTICS_COLUMNS: usize = 512;
+
+impl ColumnStatistics {
+    /// Those of no rows of `cols` columns.
+    pub fn new(cols: usize) -> Self {
+        ColumnStatistics {
+            columns: vec![Column::default(); cols],
+        }
     }
-    peaks
+
+    /// Adds the rows `w` [rows, cols].
+    pub fn add(&mut self, w: &[f32], row_step_log2_eighths: &[u8]) {
+        let cols = self.columns.len();
+        let pieces = self.columns.par_chunks_mut(STATISTICS_COLUMNS).enumerate();
+        pieces.for_each(|(piece, columns)| {
+            let first = piece * STATISTICS_COLUMNS;
+            for (row, &log) in w.chunks_exact(cols).zip(row_step_log2_eighths) {
+                let (inverse, precise) = (factor(log).recip(), f64::from(factor(log)).recip());
+                for (column, &x) in columns.iter_mut().zip(&row[first..]) {
+                    column.peak = column.peak.max(x.abs() * inverse);
+                    if x != 0.0 {
+                        column.spacing += (bf16::spacing(x) * precise).powi(2);
+                        column.count += 1;
+                    }
+                }
+            }
+        });
+    }
+
+    /// The largest magnitude of each column, in units of the factor of its row.
+    pub fn peaks(&self) -> Vec<f32> {
+        self.columns.iter().map(|column| column.peak).collect()
+    }
+
+    /// The smallest tensor step that is of use: half the one at which the step of the median column equals
+    /// the root mean square distance of adjacent bfloat16 values at its weights. Below it, the error is that of rounding to
+    /// bfloat16, and finer steps only resolve this rounding. Weights of few different values reach it, because nearly until there
+    /// finer steps cost them no bits.
+    pub fn finest_step(&self, column_log2_eighths: &[u8]) -> f32 {
+        let columns = self.columns.iter().zip(column_log2_eighths);
+        let nonzero = columns.filter(|(column, _)| column.count > 0);
+        let mut steps: Vec<f64> = nonzero
+            .map(|(column, &log)| {
+                (column.spacing / f64::from(column.count)).sqrt() / f64::from(factor(log))
+            })
+            .collect();
+        if steps.is_empty() {
+            return *STEP_RANGE.start();
+        }
+        let middle = steps.len() / 2;
+        let (_, median, _) = steps.select_nth_unstable_by(middle, f64::total_cmp);
+        ((FINEST_SPACING * *median) as f32).clamp(*STEP_RANGE.start(), *STEP_RANGE.end())
+    }
+}
+
+/// [`ColumnStatistics::peaks`] of `w` [rows, cols].
+pub fn column_peaks(w: &[f32], cols: usize, row_step_log2_eighths: &[u8]) -> Vec<f32> {
+    let mut columns = ColumnStatistics::new(cols);
+    columns.add(w, row_step_log2_eighths);
+    columns.peaks()
 }
 
 /// Raises the logarithms of columns whose largest weight `peaks` ([`column_peaks`]) would have a level beyond 16384 at the
@@ -150,36 +220,6 @@ pub fn bound_levels(peaks: &[f32], step: f32, column_log2_eighths: &mut [u8]) {
             *log += 1;
         }
     }
-}
-
-/// The smallest tensor step that is of use for `w` [rows, cols]: half the one at which the step of the median column equals
-/// the root mean square distance of adjacent bfloat16 values at its weights. Below it, the error is that of rounding to bfloat16,
-/// and finer steps only resolve this rounding. Weights of few different values reach it, because nearly until there finer steps
-/// cost them no bits.
-pub fn finest_step(w: &[f32], column_log2_eighths: &[u8], row_step_log2_eighths: &[u8]) -> f32 {
-    let cols = column_log2_eighths.len();
-    let mut squares = vec![0.0f64; cols];
-    let mut counts = vec![0u32; cols];
-    for (row, &log) in w.chunks_exact(cols.max(1)).zip(row_step_log2_eighths) {
-        let inverse = f64::from(factor(log)).recip();
-        for ((square, count), &x) in squares.iter_mut().zip(&mut counts).zip(row) {
-            if x != 0.0 {
-                *square += (bf16::spacing(x) * inverse).powi(2);
-                *count += 1;
-            }
-        }
-    }
-    let columns = squares.iter().zip(&counts).zip(column_log2_eighths);
-    let nonzero = columns.filter(|((_, count), _)| **count > 0);
-    let mut steps: Vec<f64> = nonzero
-        .map(|((square, &count), &log)| (square / f64::from(count)).sqrt() / f64::from(factor(log)))
-        .collect();
-    if steps.is_empty() {
-        return *STEP_RANGE.start();
-    }
-    let middle = steps.len() / 2;
-    let (_, median, _) = steps.select_nth_unstable_by(middle, f64::total_cmp);
-    ((FINEST_SPACING * *median) as f32).clamp(*STEP_RANGE.start(), *STEP_RANGE.end())
 }
 
 /// Refuses a tensor step outside [`STEP_RANGE`].
@@ -259,9 +299,15 @@ mod tests {
         bound_levels(&peaks, 1.0 / 65_536.0, &mut logs);
         assert_eq!(logs, [24, 8, 0]);
         let w = [4.0, 0.0, -1.0, 2.0, 4.0, 0.0, 0.0, 2.0];
-        assert_eq!(finest_step(&w, &[0, 0, 8, 0], &[0, 0]), 1.0 / 128.0);
-        assert_eq!(finest_step(&w, &[0, 0, 8, 0], &[8, 8]), 1.0 / 256.0);
-        assert_eq!(finest_step(&[0.0], &[0], &[0]), *STEP_RANGE.start());
+        let finest = |w: &[f32], logs: &[u8], row_logs: &[u8]| {
+            let mut columns = ColumnStatistics::new(logs.len());
+            let rows = w.chunks(logs.len()).zip(row_logs.chunks(1));
+            rows.for_each(|(row, log)| columns.add(row, log));
+            columns.finest_step(logs)
+        };
+        assert_eq!(finest(&w, &[0, 0, 8, 0], &[0, 0]), 1.0 / 128.0);
+        assert_eq!(finest(&w, &[0, 0, 8, 0], &[8, 8]), 1.0 / 256.0);
+        assert_eq!(finest(&[0.0], &[0], &[0]), *STEP_RANGE.start());
     }
 
     #[test]

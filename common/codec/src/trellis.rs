@@ -257,15 +257,16 @@ impl BlockSearch {
         rows: usize,
         coupling: &Coupling,
     ) {
-        let quarters = values.map(|value| 0.25 * value);
-        let (survivors, decisions) = (&mut self.survivors, &mut self.decisions[..rows]);
-        let last = coupled::search(&quarters[..rows], coupling, survivors, decisions);
-        let errors = survivors.path_errors(rows, last);
-        let reached = std::array::from_fn(|row| {
-            let value: f32 = 4.0 * (quarters[row] - errors[row]);
-            value.clamp(-LARGEST_VALUE, LARGEST_VALUE)
+        coupled::search(coupled::Search {
+            values: &values[..rows],
+            coupling,
+            survivors: &mut self.survivors,
+            levels: &mut self.levels,
         });
-        self.trace_back(&reached, rows, last);
+        let levels = self.levels.iter();
+        for (index, level) in self.indices.iter_mut().zip(levels) {
+            *index = (*level as i32 >> 1) as i16;
+        }
     }
 
     /// Follows the decisions back from the state `last` after the last of `rows`, and sets the levels of that path that are
@@ -281,11 +282,17 @@ impl BlockSearch {
             state = previous;
         }
         for (row, (value, residue)) in values.iter().zip(residues).enumerate() {
-            let level = residue + 4.0 * (0.25 * (value - residue)).round_ties_even();
+            let level = nearest_level(*value, residue);
             self.levels[row] = level;
             self.indices[row] = (level as i32 >> 1) as i16;
         }
     }
+}
+
+/// The level of a residue modulo 4 that is nearest to a value.
+#[inline(always)]
+fn nearest_level(value: f32, residue: f32) -> f32 {
+    residue + 4.0 * (0.25 * (value - residue)).round_ties_even()
 }
 
 /// The state before `state` on its survivor path, by the decisions of the row between them.

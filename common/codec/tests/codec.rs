@@ -3,13 +3,13 @@
 use proptest::prelude::*;
 use uc_codec::contexts::{LayerTables, context_entropy, row_log2_eighths};
 use uc_codec::factor_cache::FactorCache;
-use uc_codec::layer::{self, CodedLinear, LayerIo, LinearShape};
-use uc_codec::rate::RateProbe;
+use uc_codec::layer::{self, CodedLinear, InitialSteps, LayerIo, LinearShape, Progress};
+use uc_codec::rate::{RateProbe, SampledRows};
 use uc_codec::steps::Steps;
 use uc_codec::trellis::BLOCK_ROWS;
 use uc_codec::{
-    CodecError, LowRank, TensorCode, bf16, factor, feedback, output_error, rans, rate, reconstruct,
-    steps, trellis,
+    CodecError, LowRank, Matrix, TensorCode, Weights, bf16, factor, feedback, output_error, rans,
+    rate, reconstruct, steps, trellis,
 };
 
 /// SplitMix64 with normal deviates.
@@ -33,6 +33,10 @@ impl Random {
     fn normals(&mut self, count: usize) -> Vec<f32> {
         (0..count).map(|_| self.normal()).collect()
     }
+}
+
+fn sampled(w: &[f32], m: usize, n: usize, rows: usize) -> SampledRows {
+    SampledRows::new(&Matrix::new(w, m, n).expect("a matrix"), rows).expect("rows")
 }
 
 /// Second moments of inputs with a decaying spectrum, `[n, n]`.
@@ -137,15 +141,15 @@ fn a_probe_predicts_the_rate_of_the_whole_tensor() {
         steps::step_log2_eighths(&factor.inv_diag).expect("logarithms");
     for target in [2.5, 4.0, 5.0] {
         let row_step_log2_eighths: Vec<u8> = (0..m).map(|row| (row / 4 % 24) as u8).collect();
+        let sampled = sampled(&w, m, n, 256);
         let rate_probe = RateProbe {
-            w: &w,
-            m,
-            n,
+            sampled: &sampled,
             factor: &factor,
             column_log2_eighths: &column_log2_eighths,
             row_step_log2_eighths: &row_step_log2_eighths,
+            progress: &|| {},
         };
-        let choice = rate::choose_step(rate_probe, base, None, target, 256).expect("step");
+        let choice = rate::choose_step(rate_probe, base, None, target).expect("step");
         let steps = Steps::new(choice.step, &column_log2_eighths, &row_step_log2_eighths);
         let q = feedback::quantize(&w, m, n, &factor, None, &steps).expect("quantized");
         let code = coded(m, n, q, column_log2_eighths.clone());
@@ -164,15 +168,15 @@ fn the_search_for_rate_and_error_ends_at_both_ends_of_the_range_of_steps() {
     // From subnormal weights, below the smallest step, to weights above the largest one.
     for scale in [1e-40f32, 1e-36, 1e-30, 1.0, 1e18, 1e22, 1e37] {
         let w: Vec<f32> = w.iter().map(|x| x * scale).collect();
+        let sampled = sampled(&w, m, n, 64);
         let rate_probe = RateProbe {
-            w: &w,
-            m,
-            n,
+            sampled: &sampled,
             factor: &factor,
             column_log2_eighths: &columns,
             row_step_log2_eighths: &vec![0; m],
+            progress: &|| {},
         };
-        let curve = rate::curve::measure(rate_probe, base, 5.0, 64).expect("a curve");
+        let curve = rate::curve::measure(rate_probe, base, 5.0).expect("a curve");
         let lambdas: Vec<f64> = curve.points.iter().map(|point| point.lambda).collect();
         let is_ordered = lambdas.is_sorted_by(|a, b| a > b);
         assert!(is_ordered, "{scale}: {lambdas:?}");
@@ -210,21 +214,24 @@ fn one_and_three_threads_give_the_same_bits() {
         let outputs = factor::factorize(&gradient_moments(m), m, 0.1).expect("outputs");
         let (row_step_log2_eighths, _) =
             steps::step_log2_eighths(&outputs.inv_diag).expect("logarithms");
+        let sampled = sampled(&w, m, n, 64);
         let rate_probe = RateProbe {
-            w: &w,
-            m,
-            n,
+            sampled: &sampled,
             factor: &factor,
             column_log2_eighths: &column_log2_eighths,
             row_step_log2_eighths: &row_step_log2_eighths,
+            progress: &|| {},
         };
-        let choice = rate::choose_step(rate_probe, base, None, 4.0, 64).expect("step");
+        let choice = rate::choose_step(rate_probe, base, None, 4.0).expect("step");
         let steps = Steps::new(choice.step, &column_log2_eighths, &row_step_log2_eighths);
         let q = feedback::quantize(&w, m, n, &factor, Some(&outputs), &steps).expect("quantized");
         let mut code = coded(m, n, q, column_log2_eighths);
         (code.step, code.row_step_log2_eighths) = (choice.step, row_step_log2_eighths);
-        let residual = code.residual(&w).expect("residual");
-        let fit = uc_codec::overlay::fit(&residual, m, n, &factor, &steps.rows, 6).expect("fit");
+        let residual = code
+            .residual(&Matrix::new(&w, m, n).expect("a matrix"))
+            .expect("residual");
+        let fit =
+            uc_codec::overlay::fit(residual.clone(), m, n, &factor, &steps.rows, 6).expect("fit");
         code.overlay = fit.low_rank(6);
         let tables = LayerTables::build(&[&code]).expect("tables");
         let encoded = rans::encode(&code, &tables).expect("encoded");
@@ -257,7 +264,7 @@ fn a_correction_recovers_a_residual_of_low_rank_and_is_not_worth_its_bits_for_no
         })
         .collect();
     let rows: Vec<f32> = (0..m).map(|row| 1.0 + (row % 3) as f32).collect();
-    let fit = uc_codec::overlay::fit(&low_rank, m, n, &factor, &rows, 4).expect("fit");
+    let fit = uc_codec::overlay::fit(low_rank.clone(), m, n, &factor, &rows, 4).expect("fit");
     assert!(fit.captured_energy(2) > 0.999, "{}", fit.captured_energy(2));
     let noise = random.normals(m * n);
     let identity: Vec<f32> = (0..n * n)
@@ -265,31 +272,85 @@ fn a_correction_recovers_a_residual_of_low_rank_and_is_not_worth_its_bits_for_no
         .collect();
     let unweighted = factor::factorize(&identity, n, 0.01).expect("factor");
     assert_eq!(
-        uc_codec::overlay::fit(&noise, m, n, &unweighted, &vec![1.0; m], 16)
+        uc_codec::overlay::fit(noise.clone(), m, n, &unweighted, &vec![1.0; m], 16)
             .expect("fit")
             .best_rank(),
         0
     );
 }
 
+/// Weights [rows, cols] that outlive the layer that they are from.
+struct Stored(Vec<f32>, usize);
+
+impl Weights for Stored {
+    type Error = CodecError;
+
+    fn shape(&self) -> (usize, usize) {
+        (self.0.len() / self.1, self.1)
+    }
+
+    fn rows(
+        &self,
+        rows: std::ops::Range<usize>,
+    ) -> Result<std::borrow::Cow<'_, [f32]>, CodecError> {
+        Ok(self.0[rows.start * self.1..rows.end * self.1].into())
+    }
+}
+
 /// A layer in memory.
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct MemoryLayer {
     weights: Vec<Vec<f32>>,
+    cols: usize,
     linears: Vec<CodedLinear>,
     kept: Vec<CodedLinear>,
+    /// What survives an interruption besides `linears`, those of pass `pass`.
+    steps: Vec<InitialSteps>,
+    bits: Vec<u64>,
+    pass: usize,
+    /// How many more linears are stored before the next one fails.
+    failure: Option<usize>,
+    stored: usize,
+    progress: Vec<Progress>,
 }
 
 impl LayerIo for MemoryLayer {
     type Error = CodecError;
+    type Weights = Stored;
 
-    fn weights(&self, index: usize) -> Result<Vec<f32>, CodecError> {
-        Ok(self.weights[index].clone())
+    fn weights(&self, index: usize) -> Result<Stored, CodecError> {
+        Ok(Stored(self.weights[index].clone(), self.cols))
     }
 
-    fn store(&mut self, index: usize, _: &[f32], linear: CodedLinear) -> Result<(), CodecError> {
-        self.linears.truncate(index);
+    fn saved_steps(&mut self) -> Result<Vec<InitialSteps>, CodecError> {
+        Ok(self.steps.clone())
+    }
+
+    fn save_steps(&mut self, steps: &InitialSteps) -> Result<(), CodecError> {
+        self.steps.push(steps.clone());
+        Ok(())
+    }
+
+    fn measured(&mut self, pass: usize) -> Result<Option<u64>, CodecError> {
+        Ok(self.bits.get(pass).copied())
+    }
+
+    fn begin_pass(&mut self, pass: usize) -> Result<usize, CodecError> {
+        if pass != self.pass {
+            self.linears.clear();
+        }
+        self.pass = pass;
+        Ok(self.linears.len())
+    }
+
+    fn store(&mut self, index: usize, linear: CodedLinear) -> Result<(), CodecError> {
+        if self.failure == Some(self.stored) {
+            let (found, expected) = (0, 0);
+            return Err(CodecError::Budget { found, expected });
+        }
+        assert_eq!(index, self.linears.len());
         self.linears.push(linear);
+        self.stored += 1;
         Ok(())
     }
 
@@ -300,11 +361,20 @@ impl LayerIo for MemoryLayer {
         for code in codes {
             bytes += rans::encode(code, &tables)?.payload.len() + code.rows + code.cols;
         }
+        self.bits.push(8 * bytes as u64);
         Ok(8 * bytes as u64)
     }
 
-    fn keep_pass(&mut self) {
-        self.kept.clone_from(&self.linears);
+    fn keep_pass(&mut self) -> Result<(), CodecError> {
+        // A pass that was measured before an interruption was also kept before it, unless this is the interrupted one.
+        if self.pass + 1 == self.bits.len() && self.linears.len() == self.weights.len() {
+            self.kept.clone_from(&self.linears);
+        }
+        Ok(())
+    }
+
+    fn progress(&mut self, progress: Progress) {
+        self.progress.push(progress);
     }
 }
 
@@ -329,13 +399,10 @@ fn a_layer_meets_its_budget_from_below_and_an_impossible_one_is_refused() {
         })
     };
     let budget = |bpw: f64| (bpw * ((320 + 128) * n) as f64) as u64;
-    let weights = [320, 128].map(|rows| random.normals(rows * n)).into();
-    let mut io = MemoryLayer {
-        weights,
-        ..MemoryLayer::default()
-    };
+    let weights: Vec<Vec<f32>> = [320, 128].map(|rows| random.normals(rows * n)).into();
     let total = (320 + 128) * n;
     for bpw in [2.5, 5.0, 7.3] {
+        let mut io = layer_of(&weights, n);
         let bits = (bpw * total as f64) as u64;
         layer::quantize(&shapes(bpw), budget(bpw), &factors, 64, &mut io).expect("met");
         io.linears.clone_from(&io.kept);
@@ -343,11 +410,57 @@ fn a_layer_meets_its_budget_from_below_and_an_impossible_one_is_refused() {
         let below = (bits as f64 - found as f64) / total as f64;
         assert!((0.0..0.01).contains(&below), "{bpw}: {below} below");
     }
+    let mut io = layer_of(&weights, n);
     let refused = layer::quantize(&shapes(0.02), budget(0.02), &factors, 64, &mut io);
     assert!(
         matches!(refused, Err(CodecError::Budget { .. })),
         "{refused:?}"
     );
+}
+
+fn layer_of(weights: &[Vec<f32>], cols: usize) -> MemoryLayer {
+    MemoryLayer {
+        weights: weights.to_vec(),
+        cols,
+        ..MemoryLayer::default()
+    }
+}
+
+#[test]
+fn an_interrupted_layer_continues_with_the_next_linear_and_gives_the_same_codes() {
+    let mut random = Random(16);
+    let (n, rows) = (64, [256, 64, 128]);
+    let h = correlated(n, &mut random);
+    let input = factor::factorize(&h, n, 0.01).expect("factor");
+    let factors = FactorCache::new(|_: &str| Ok(input.clone()), |_: &str| Ok(None), 0);
+    let shapes = rows.map(|rows| LinearShape {
+        name: format!("{rows}"),
+        input: "x".into(),
+        rows,
+        cols: n,
+        bits: 5.0,
+        lambda: None,
+        regular: true,
+    });
+    let weights: Vec<Vec<f32>> = rows.map(|rows| random.normals(rows * n)).into();
+    let total = rows.iter().sum::<usize>() * n;
+    let budget = 5 * total as u64;
+    let quantize = |io: &mut MemoryLayer| layer::quantize(&shapes, budget, &factors, 64, io);
+    let mut whole = layer_of(&weights, n);
+    quantize(&mut whole).expect("quantized");
+    assert!(whole.bits.len() > 1, "{:?}", whole.bits);
+    assert!(whole.progress.contains(&Progress::Weights(total as u64)));
+    for failure in 0..whole.stored {
+        let mut io = layer_of(&weights, n);
+        io.failure = Some(failure);
+        quantize(&mut io).expect_err("interrupted");
+        let probed = io.steps.len();
+        io.failure = None;
+        quantize(&mut io).expect("continued");
+        assert_eq!(io.kept, whole.kept, "interrupted at {failure}");
+        assert_eq!((io.stored, &io.bits), (whole.stored, &whole.bits));
+        assert_eq!(probed, io.steps.len(), "no step is probed twice");
+    }
 }
 
 /// Weights `[m, n]` and second moments `[n, n]` of a difficult layer.
@@ -422,15 +535,15 @@ fn difficult_layers_are_quantized_within_the_error_that_their_bits_allow() {
         let (mut column_log2_eighths, base) =
             steps::step_log2_eighths(&factor.inv_diag).expect("logarithms");
         let row_step_log2_eighths = vec![0; m];
+        let sampled = sampled(&w, m, n, 64);
         let rate_probe = RateProbe {
-            w: &w,
-            m,
-            n,
+            sampled: &sampled,
             factor: &factor,
             column_log2_eighths: &column_log2_eighths,
             row_step_log2_eighths: &row_step_log2_eighths,
+            progress: &|| {},
         };
-        let choice = rate::choose_step(rate_probe, base, None, 6.0, 64).expect("step");
+        let choice = rate::choose_step(rate_probe, base, None, 6.0).expect("step");
         let peaks = steps::column_peaks(&w, n, &row_step_log2_eighths);
         steps::bound_levels(&peaks, choice.step, &mut column_log2_eighths);
         let steps = Steps::new(choice.step, &column_log2_eighths, &row_step_log2_eighths);

@@ -10,7 +10,7 @@ use uc_settings::QuantizeSettings;
 use uc_store::tensors::TensorFile;
 
 /// Bytes of input factors that stay in memory for the next pass over a layer.
-pub const FACTOR_CACHE_BYTES: usize = 4 << 30;
+pub(crate) const FACTOR_CACHE_BYTES: usize = 4 << 30;
 
 /// Shrinkage of the gradient moments between outputs of different blocks of `uc_codec::factor::SHRINKAGE_BLOCK` outputs. It is
 /// applied in addition to the shrinkage of all off-diagonal moments.
@@ -57,7 +57,7 @@ pub fn input_factor(
     settings: &QuantizeSettings,
 ) -> anyhow::Result<Factor> {
     let InputMoments { moments, damping } = InputMoments::read(statistics, input, settings)?;
-    factor::factorize(&moments, input.width, damping)
+    factor::factorize_in_place(moments, input.width, damping)
         .with_context(|| format!("second moments of input {}", input.name))
 }
 
@@ -75,6 +75,6 @@ pub fn output_factor(
     let far = 1.0 - (1.0 - near) * (1.0 - FAR_OUTPUT_SHRINKAGE);
     factor::shrink_off_diagonal(&mut moments, linear.rows, near, far)?;
     let damping = factor::damping_at_rate(settings.output_damping, settings.bpw);
-    factor::factorize(&moments, linear.rows, damping)
+    factor::factorize_in_place(moments, linear.rows, damping)
         .with_context(|| format!("gradient moments at the outputs of {}", linear.name))
 }

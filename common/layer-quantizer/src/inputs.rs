@@ -1,14 +1,18 @@
 //! The inputs to the quantization of a layer: its plan, weights, second moments, factors and allocated bits.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use anyhow::Context;
 use uc_codec::allocate::{self, Allocation, BitAllocation, FEWEST_BITS};
 use uc_codec::factor;
 use uc_codec::factor_cache::FactorCache;
 use uc_codec::layer::LinearShape;
+use uc_codec::weights::Weights;
 use uc_model::{InputSpec, LayerPlan, LinearSpec, ModelConfig};
 use uc_settings::{AllocationMode, QuantizeSettings};
 use uc_store::stage::Job;
@@ -42,7 +46,7 @@ pub struct LayerInputs {
     pub file_bits: u64,
     /// Factors of the inputs and outputs, made on demand.
     pub factors: FactorCache<'static, anyhow::Error>,
-    pub(crate) weights: TensorFile,
+    pub(crate) weights: Arc<TensorFile>,
     statistics: Rc<TensorFile>,
     diagnostics: DiagnosticsByInput,
 }
@@ -85,7 +89,7 @@ impl LayerInputs {
                 sensitivity.as_ref().map(factor_from).transpose()
             }
         };
-        let weights = TensorFile::open(&job.input("weights")?)?;
+        let weights = Arc::new(TensorFile::open(&job.input("weights")?)?);
         let (file_bits, shapes) = allocated_shapes(job, &plan, &weights)?;
         Ok(Self {
             shapes,
@@ -104,12 +108,24 @@ impl LayerInputs {
         self.shapes[index].bits > FEWEST_BITS
     }
 
-    /// Weights of a linear, [rows, cols].
+    /// Weights of a linear, [rows, cols], which are read when they are needed.
     ///
     /// # Errors
-    /// Those of [`TensorFile::read_f32`].
-    pub fn weights(&self, linear: &str) -> anyhow::Result<Vec<f32>> {
-        Ok(self.weights.read_f32(linear)?)
+    /// If the layer has no such linear of this shape.
+    pub fn weights(&self, linear: &LinearShape) -> anyhow::Result<StoredWeights> {
+        let found = &self.weights.tensor(&linear.name)?.shape;
+        let (name, rows, cols) = (linear.name.clone(), linear.rows, linear.cols);
+        anyhow::ensure!(
+            found[..] == [rows, cols],
+            "{}: {name}: found shape {found:?}, expected [{rows}, {cols}]; make the weights again",
+            self.weights.path()
+        );
+        Ok(StoredWeights {
+            file: Arc::clone(&self.weights),
+            name,
+            rows,
+            cols,
+        })
     }
 
     /// Second moments of an input, [width, block].
@@ -144,6 +160,30 @@ impl LayerInputs {
                 job.metric(&format!("dead inputs of {name}"), *dead);
             }
         }
+    }
+}
+
+/// The weights of a linear in the weights checkpoint.
+#[derive(Debug, Clone)]
+pub struct StoredWeights {
+    file: Arc<TensorFile>,
+    name: String,
+    rows: usize,
+    cols: usize,
+}
+
+impl Weights for StoredWeights {
+    type Error = anyhow::Error;
+
+    fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    fn rows(&self, rows: Range<usize>) -> anyhow::Result<Cow<'_, [f32]>> {
+        let values = self
+            .file
+            .read_rows_f32(&self.name, rows.start, rows.len())?;
+        Ok(Cow::Owned(values))
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Instant;
 use burn::tensor::{Distribution, Tensor};
 use uc_model::forward::{ActivationObserver, Layer, NoObserver, WeightsFromFn};
 use uc_model::moments::Moments;
-use uc_model::{Cpu, ModelConfig, ModelError};
+use uc_model::{Cpu, ModelConfig, ModelError, WeightValues};
 
 const CONFIG: &str = r#"{"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536,
     "num_hidden_layers": 1, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 512,
@@ -28,10 +28,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Tensor::<Cpu, 2>::random([rows, cols], Distribution::Normal(0.0, 0.05), &device)
     };
     let plan = config.layer_plan(0);
-    let weights = |name: &str| -> Result<Vec<f32>, ModelError> {
+    let weights = |name: &str| -> Result<WeightValues, ModelError> {
         let spec = plan.tensors().find(|spec| spec.name == name);
         let count = spec.map_or(0, |spec| spec.parameters() as usize);
-        Ok(random(1, count).into_data().into_vec().unwrap_or_default())
+        let values: Vec<f32> = random(1, count).into_data().into_vec().unwrap_or_default();
+        Ok(values.into())
     };
     let weights = WeightsFromFn::<Cpu, _>::new(&weights, &device);
     let layer = Layer::new(&config.layers[0], length, &weights, &device)?;

@@ -31,12 +31,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let source = SourceFolder::open(model)?;
     source.check(&config)?;
     let device = Default::default();
-    let read = |name: &str| -> Result<Vec<f32>, ModelError> { Ok(source.read_f32(name)?) };
+    let read = |name: &str| -> Result<_, ModelError> { Ok(source.read(name)?.to_values()?) };
     let weights = WeightsFromFn::<Cpu, _>::new(&read, &device);
     let mut hidden = Embedding::new(&config, &weights)?.lookup(&[&ids])?;
     for (spec, plan) in config.layers.iter().zip(config.layer_plans()) {
-        let read_layer =
-            |name: &str| -> Result<_, ModelError> { Ok(source.read_planned_f32(&plan, name)?) };
+        let read_layer = |name: &str| -> Result<_, ModelError> {
+            Ok(source.read_planned(&plan, name)?.to_values()?)
+        };
         let layer_weights = WeightsFromFn::new(&read_layer, &device);
         hidden = Layer::new(spec, ids.len(), &layer_weights, &device)?
             .forward(hidden, &mut NoObserver)?;

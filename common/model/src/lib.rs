@@ -58,6 +58,6 @@ pub use device::Cuda;
 pub use device::{Cpu, DeviceKind};
 pub use error::ModelError;
 pub use plan::{ExactSpec, InputSpec, LayerPlan, LinearSpec};
-pub use source::{SourceFolder, SourceTensor};
+pub use source::{HalfType, SourceFolder, SourceTensor, WeightValues};
 #[cfg(feature = "tokenizer")]
 pub use text::{Tokenizer, Window};

@@ -45,12 +45,9 @@ pub(crate) fn product<B: Backend>(
     right: Tensor<B, 2>,
 ) -> Tensor<B, 2> {
     let ([m, k], [_, n]) = (left.dims(), right.dims());
-    work::counted(kind, Amount::product(m, k, n), || {
-        let piece = m.div_ceil(2 * rayon::current_num_threads());
-        if is::<B, Cpu>() && piece >= SMALLEST_PIECE_ROWS {
-            return cast(cpu_product(cast(left), cast(right), piece.min(PIECE_ROWS)));
-        }
-        matmul(left, right)
+    work::counted(kind, Amount::product(m, k, n), || match rows_per_piece(m) {
+        Some(piece) if is::<B, Cpu>() => cast(cpu_product(cast(left), cast(right), piece)),
+        _ => matmul(left, right),
     })
 }
 
@@ -59,6 +56,12 @@ const PIECE_ROWS: usize = 512;
 /// Fewest rows of a piece. With fewer, packing the right operand for each piece takes too long beside the products; the tensor library
 /// packs it once for all threads, but needs a result filled with zeros.
 const SMALLEST_PIECE_ROWS: usize = 256;
+
+/// Rows of the pieces of a product with so many; none if it has too few for the threads.
+pub(crate) fn rows_per_piece(rows: usize) -> Option<usize> {
+    let piece = rows.div_ceil(2 * rayon::current_num_threads());
+    (piece >= SMALLEST_PIECE_ROWS).then_some(piece.min(PIECE_ROWS))
+}
 
 /// The product on the CPU, in pieces of so many rows. How many there are depends on the number of threads, the bits do not: the order of
 /// the sums of an element follows from the inner dimension alone.
@@ -69,24 +72,25 @@ fn cpu_product(left: Tensor<Cpu, 2>, right: Tensor<Cpu, 2>, piece: usize) -> Ten
         let pieces = out.par_chunks_mut((piece * cols).max(1)).enumerate();
         pieces.for_each(|(index, out)| {
             let left = left.view().row_range(index * piece, out.len() / cols);
-            multiply_uninit(out, left, right.view());
+            multiply_uninit(out, cols, left, right.view());
         });
     });
     matrix(out, [rows, cols])
 }
 
 /// Results that are written once, and not filled with zeros first.
-mod uninitialized {
+pub(crate) mod uninitialized {
     #![allow(unsafe_code)]
 
     use std::mem::MaybeUninit;
 
     /// So many values, all of which `fill` must write.
-    pub(super) fn filled(count: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+    pub(crate) fn filled(count: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
         let mut values = Vec::with_capacity(count);
         fill(&mut values.spare_capacity_mut()[..count]);
-        // SAFETY: the only caller, `cpu_product`, splits the values into pieces of whole rows without a rest, and
-        // `multiply_uninit` writes every value of a piece or panics.
+        // SAFETY: the callers, `cpu_product` and the products with stored weights, split the values into pieces of whole rows without a
+        // rest, and these into blocks of columns without a rest; `multiply_uninit` and `panel_products_uninit` write every value of a block
+        // or panic.
         unsafe { values.set_len(count) };
         values
     }

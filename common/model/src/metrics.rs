@@ -71,14 +71,21 @@ impl Kernel for Sums<'_> {
         let mut totals = [0f64; 3];
         for (t, p) in teacher.chunks(256).zip(pack.chunks(256)) {
             let mut sums = [[0f32; LANES]; 3];
-            for (t, p) in t.chunks(LANES).zip(p.chunks(LANES)) {
-                for (lane, (a, b)) in t.iter().zip(p).enumerate() {
-                    let (a, b) = (a - teacher_max, b - pack_max);
-                    let weight = exp_below_zero(a);
-                    sums[0][lane] += weight;
-                    sums[1][lane] += exp_below_zero(b);
-                    sums[2][lane] += weight * (a - b);
+            let mut add = |lane: usize, a: f32, b: f32| {
+                let (a, b) = (a - teacher_max, b - pack_max);
+                let weight = exp_below_zero(a);
+                sums[0][lane] += weight;
+                sums[1][lane] += exp_below_zero(b);
+                sums[2][lane] += weight * (a - b);
+            };
+            let ((t, t_rest), (p, p_rest)) = (t.as_chunks::<LANES>(), p.as_chunks::<LANES>());
+            for (t, p) in t.iter().zip(p) {
+                for lane in 0..LANES {
+                    add(lane, t[lane], p[lane]);
                 }
+            }
+            for (lane, (&a, &b)) in t_rest.iter().zip(p_rest).enumerate() {
+                add(lane, a, b);
             }
             for (total, sums) in totals.iter_mut().zip(sums) {
                 *total += f64::from(sums.iter().sum::<f32>());

@@ -13,7 +13,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 use uc_simd::{
-    MatrixView, PANEL, add_panel_product, has_bf16_products, multiply_add, pack_panel,
+    MatrixView, PANEL, add_panel_product, has_bf16_products, multiply_add, pack_columns,
     round_to_bf16,
 };
 
@@ -177,7 +177,7 @@ impl Moments {
             let end = (start + block).min(n);
             let mut panels = vec![0; (end - start).div_ceil(PANEL) * length];
             let packed = panels.par_chunks_mut(length.max(1)).enumerate();
-            packed.for_each(|(panel, out)| pack_panel(x, tokens, n, start + panel * PANEL, out));
+            packed.for_each(|(panel, out)| pack_columns(x, tokens, n, start + panel * PANEL, out));
             let part = |panel: usize, range: &Range<usize>| {
                 &panels[panel * length + range.start..panel * length + range.end]
             };

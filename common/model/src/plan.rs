@@ -60,6 +60,12 @@ pub struct LayerPlan {
 }
 
 impl LayerPlan {
+    /// Whether a router sends tokens to some of the layer's linears only. Batches are then larger, because the weights of experts are
+    /// read once per batch.
+    pub fn has_experts(&self) -> bool {
+        self.inputs.iter().any(|input| input.routed)
+    }
+
     fn new(layer: &LayerSpec, index: usize) -> Self {
         let mut plan = LayerPlan {
             index,

@@ -56,9 +56,11 @@ impl Kernel for TokenGradient<'_> {
 #[inline(always)]
 fn block_sum(block: &[f32]) -> f64 {
     let mut sums = [0.0_f32; LANES];
-    for values in block.chunks(LANES) {
+    let (blocks, rest) = block.as_chunks::<LANES>();
+    for values in blocks {
         sums.iter_mut().zip(values).for_each(|(sum, x)| *sum += x);
     }
+    sums.iter_mut().zip(rest).for_each(|(sum, x)| *sum += x);
     f64::from(sums.iter().sum::<f32>())
 }
 

@@ -14,7 +14,7 @@ use uc_model::forward::{
     ActivationObserver, Embedding, Head, Layer, NoObserver, PartTrace, WeightsFromFn,
 };
 use uc_model::spec::{LayerSpec, Mixer};
-use uc_model::{Cpu, LayerPlan, ModelConfig, ModelError, SourceFolder};
+use uc_model::{Cpu, LayerPlan, ModelConfig, ModelError, SourceFolder, WeightValues};
 
 /// Largest accepted error, relative to the largest value. f32 rounding in a two-layer model stays below 1e-6, and
 /// a little above it in long sums.
@@ -41,7 +41,7 @@ fn computed<B: Backend>(folder: &Path, windows: &[&[u32]]) -> Computed {
     let source = SourceFolder::open(folder).unwrap();
     source.check(&config).unwrap();
     let device = B::Device::default();
-    let read = |name: &str| -> Result<Vec<f32>, ModelError> { Ok(source.read_f32(name)?) };
+    let read = |name: &str| -> Result<_, ModelError> { Ok(source.read(name)?.to_values()?) };
     let weights = WeightsFromFn::<B, _>::new(&read, &device);
     let mut hidden = Embedding::new(&config, &weights)
         .unwrap()
@@ -49,8 +49,9 @@ fn computed<B: Backend>(folder: &Path, windows: &[&[u32]]) -> Computed {
         .unwrap();
     let mut states = Vec::new();
     for (spec, plan) in config.layers.iter().zip(config.layer_plans()) {
-        let read_layer =
-            |name: &str| -> Result<_, ModelError> { Ok(source.read_planned_f32(&plan, name)?) };
+        let read_layer = |name: &str| -> Result<_, ModelError> {
+            Ok(source.read_planned(&plan, name)?.to_values()?)
+        };
         let layer_weights = WeightsFromFn::new(&read_layer, &device);
         let layer = Layer::new(spec, windows[0].len(), &layer_weights, &device).unwrap();
         hidden = layer.forward(hidden, &mut NoObserver).unwrap();
@@ -207,7 +208,7 @@ fn with_layers(
         &str,
         &LayerSpec,
         &LayerPlan,
-        &dyn Fn(&str) -> Result<Vec<f32>, ModelError>,
+        &dyn Fn(&str) -> Result<WeightValues, ModelError>,
         TensorData,
     ),
 ) {
@@ -215,14 +216,14 @@ fn with_layers(
         let config = ModelConfig::load(&folder).unwrap();
         let source = SourceFolder::open(&folder).unwrap();
         let device = Default::default();
-        let read = |name: &str| -> Result<Vec<f32>, ModelError> { Ok(source.read_f32(name)?) };
+        let read = |name: &str| -> Result<_, ModelError> { Ok(source.read(name)?.to_values()?) };
         let (ids, expected) = golden(&folder);
         let weights = WeightsFromFn::<Cpu, _>::new(&read, &device);
         let embedding = Embedding::new(&config, &weights).unwrap();
         let mut hidden = embedding.lookup(&[&ids]).unwrap().into_data();
         let outputs = expected.hidden.chunks_exact(ids.len() * config.hidden);
         for ((spec, plan), output) in config.layers.iter().zip(config.layer_plans()).zip(outputs) {
-            let read = |name: &str| Ok(source.read_planned_f32(&plan, name)?);
+            let read = |name: &str| Ok(source.read_planned(&plan, name)?.to_values()?);
             let what = format!("{}, layer {}", folder.display(), plan.index);
             let next = TensorData::new(output.to_vec(), [1, ids.len(), config.hidden]);
             check(
@@ -248,7 +249,7 @@ struct WholeGraph {
 
 fn whole_graph(
     spec: &LayerSpec,
-    read: &dyn Fn(&str) -> Result<Vec<f32>, ModelError>,
+    read: &dyn Fn(&str) -> Result<WeightValues, ModelError>,
     x: &TensorData,
 ) -> WholeGraph {
     let device = Default::default();
@@ -450,19 +451,19 @@ fn non_interleaved_rope_equals_interleaved_rope_with_reordered_weights() {
     let source = SourceFolder::open(&folder).unwrap();
     let device = Default::default();
     let (ids, expected) = golden(&folder);
-    let read = |name: &str| -> Result<Vec<f32>, ModelError> { Ok(source.read_f32(name)?) };
+    let read = |name: &str| -> Result<_, ModelError> { Ok(source.read(name)?.to_values()?) };
     let weights = WeightsFromFn::<Cpu, _>::new(&read, &device);
     let hidden = Embedding::new(&config, &weights)
         .unwrap()
         .lookup(&[&ids])
         .unwrap();
     // Rotary rows of every head reordered, even ones first: the weights of an equivalent model without interleaving.
-    let reordered = |name: &str| -> Result<Vec<f32>, ModelError> {
+    let reordered = |name: &str| -> Result<WeightValues, ModelError> {
         let values = source.read_f32(&format!("model.layers.0.{name}"))?;
         let (nope, cols, all) = match name {
             "self_attn.q_b_proj.weight" => (6, 12, 14),
             "self_attn.kv_a_proj_with_mqa.weight" => (10, 24, 18),
-            _ => return Ok(values),
+            _ => return Ok(values.into()),
         };
         let order = (0..nope)
             .chain((nope..all).step_by(2))
@@ -470,7 +471,7 @@ fn non_interleaved_rope_equals_interleaved_rope_with_reordered_weights() {
         let order: Vec<usize> = order.collect();
         let heads = values.chunks_exact(all * cols);
         let rows = heads.flat_map(|head| order.iter().map(|&row| &head[row * cols..][..cols]));
-        Ok(rows.flatten().copied().collect())
+        Ok(rows.flatten().copied().collect::<Vec<f32>>().into())
     };
     let weights = WeightsFromFn::new(&reordered, &device);
     let layer = Layer::new(&config.layers[0], ids.len(), &weights, &device).unwrap();

@@ -7,11 +7,13 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
+
 use crate::check::{check_digest, check_equal};
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::error::{self, PackError};
 use crate::exact::ExactDecl;
-use crate::layer::{LayerFile, LinearHeader};
+use crate::layer::{LayerFile, LinearHeader, PieceBuffers};
 use crate::manifest::{ExactEntry, LayerEntry, LinearEntry, Manifest, NonLayerEntry, read_bounded};
 use crate::non_layer::NonLayerFile;
 use crate::{MANIFEST_FILE, REMOTE_FILE, layer_file_name};
@@ -142,38 +144,44 @@ pub(crate) fn remote_repository(dir: &Path) -> Option<String> {
 }
 
 impl LayerEntry {
-    /// Makes the manifest entry of a layer from its file: decodes and reconstructs every linear, one at a time.
-    /// `source_digest(name)` returns the digest of a linear's bytes in the source.
+    /// Makes the manifest entry of a layer from its file: decodes and reconstructs every linear, several at a time and each in
+    /// pieces of rows. `source_digest(name)` returns the digest of a linear's bytes in the source.
     ///
     /// # Errors
-    /// Those of [`LayerFile::reconstruct`], and `NoTensor` if `source_digest` has no digest of a linear.
+    /// Those of [`LayerFile::reconstruct_pieces`], and `NoTensor` if `source_digest` has no digest of a linear.
     pub fn measure(
         file: &LayerFile,
         prefix: &str,
-        source_digest: impl Fn(&str) -> Option<Digest>,
+        source_digest: impl Fn(&str) -> Option<Digest> + Sync,
     ) -> Result<Self, PackError> {
-        let mut linears = Vec::with_capacity(file.linears().len());
-        for (i, header) in file.linears().iter().enumerate() {
+        let measure_linear = |(index, header): (usize, &LinearHeader)| {
             let missing = || PackError::NoTensor {
                 origin: "source digests".to_owned(),
                 tensor: format!("{prefix}{}", header.name),
             };
-            linears.push(LinearEntry {
+            let source_sha256 = source_digest(&header.name).ok_or_else(missing)?;
+            let mut hasher = Hasher::default();
+            let mut buffers = PieceBuffers::default();
+            file.reconstruct_pieces(index, &mut buffers, &mut |weights| hasher.words(weights))?;
+            Ok(LinearEntry {
                 name: header.name.clone(),
                 shape: [header.rows as u64, header.cols as u64],
-                source_sha256: source_digest(&header.name).ok_or_else(missing)?,
-                reconstructed_sha256: Digest::hash_words(&file.reconstruct(i)?),
+                source_sha256,
+                reconstructed_sha256: hasher.finish(),
                 bits: header.bytes * 8,
                 rank: header.rank as u32,
-            });
-        }
+            })
+        };
+        let linears = file.linears().par_iter().enumerate();
+        let linears = || linears.map(measure_linear).collect::<Result<_, _>>();
+        let (linears, whole) = rayon::join(linears, || file.digest());
+        let (linears, (size, sha256)) = (linears?, whole?);
         let mut exact = Vec::with_capacity(file.exact().len());
         for (i, decl) in file.exact().iter().enumerate() {
             let digest = Digest::hash_reader(file.exact_reader(i));
             let (_, sha256) = digest.map_err(error::io(file.origin()))?;
             exact.push(ExactEntry::new(decl, sha256));
         }
-        let (size, sha256) = file.digest()?;
         Ok(Self {
             index: file.layer(),
             file: layer_file_name(file.layer()),

@@ -47,6 +47,16 @@ choice! {
 }
 
 choice! {
+    /// How the hidden states of the sensitivity pass are kept on disk.
+    SensitivityStates {
+        /// In bfloat16, as a model that runs in bfloat16 passes them on, exponents compressed: about 11 bits per value.
+        Bfloat16 = "bfloat16",
+        /// In 32-bit floats.
+        Float32 = "float32",
+    }
+}
+
+choice! {
     /// What happens to the shards of a model of the Hub.
     SourceRetention {
         /// All are downloaded before the run and stay.

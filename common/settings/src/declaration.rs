@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::choices::{AllocationMode, Device, SourceRetention};
+use crate::choices::{AllocationMode, Device, SensitivityStates, SourceRetention};
 use crate::field::{Allowed, Field, Section};
 use crate::rank::Rank;
 use crate::sections::sections;
@@ -81,6 +81,13 @@ sections! {
             default: 48,
             allowed: Allowed::Range(0.0, 1e6),
             example: "16",
+        }
+        /// How the hidden states of the sensitivity pass are kept on disk: those before every layer wait there for the
+        /// backward sweep.
+        states: SensitivityStates {
+            default: SensitivityStates::Bfloat16,
+            allowed: Allowed::Choice(SensitivityStates::VALUES),
+            example: "float32",
         }
         /// Labels of the Fisher information are sampled from the teacher's distribution with this seed.
         seed: u64 {

@@ -17,7 +17,7 @@ mod reference;
 mod sections;
 mod size;
 
-pub use choices::{AllocationMode, Device, SourceRetention};
+pub use choices::{AllocationMode, Device, SensitivityStates, SourceRetention};
 pub use declaration::{
     AllocationSettings, CalibrationSettings, EvaluationSettings, ModelSettings, OverlaySettings,
     QuantizeSettings, RetentionSettings, Settings, UploadSettings,

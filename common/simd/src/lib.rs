@@ -14,7 +14,10 @@ mod dispatch;
 mod exponential;
 mod product;
 
-pub use bf16::{PANEL, add_panel_product, bf16_bits, has_bf16_products, pack_panel, round_to_bf16};
+pub use bf16::{
+    PANEL, ToBf16, add_panel_product, bf16_bits, expand_bf16, has_bf16_products, pack_columns,
+    pack_rows, panel_products_uninit, round_to_bf16,
+};
 pub use dispatch::{Kernel, dispatch, prefetch};
 #[cfg(target_arch = "x86_64")]
 pub use dispatch::{has_avx2, has_avx512};

@@ -99,13 +99,16 @@ pub fn multiply_add(dst: &mut [f32], stride: usize, lhs: MatrixView<'_>, rhs: Ma
     gemm_into(dst, stride, lhs, rhs, true);
 }
 
-/// As [`multiply`], for rows of contiguous values without a gap between them, which need not be initialized. Writes all of them.
+/// As [`multiply`], into values that need not be initialized. Writes all values of the product.
 ///
 /// # Panics
-/// If the inner dimensions differ or `dst` has another length than the product.
-pub fn multiply_uninit(dst: &mut [MaybeUninit<f32>], lhs: MatrixView<'_>, rhs: MatrixView<'_>) {
-    let stride = rhs.cols;
-    assert_eq!(dst.len(), lhs.rows * stride, "length of the product");
+/// If the inner dimensions differ or `dst` is too small.
+pub fn multiply_uninit(
+    dst: &mut [MaybeUninit<f32>],
+    stride: usize,
+    lhs: MatrixView<'_>,
+    rhs: MatrixView<'_>,
+) {
     gemm_into_memory(dst, stride, lhs, rhs, false);
 }
 
@@ -199,7 +202,7 @@ mod tests {
             let lhs = MatrixView::new(&values, 5, inner, inner);
             let rhs = MatrixView::new(&values, inner, 4, 4);
             let mut memory = [MaybeUninit::new(f32::NAN); 20];
-            multiply_uninit(&mut memory, lhs, rhs);
+            multiply_uninit(&mut memory, 4, lhs, rhs);
             let mut expected = vec![f32::NAN; 20];
             multiply(&mut expected, 4, lhs, rhs);
             // SAFETY: they were initialized as NaN.

@@ -14,6 +14,8 @@
 //! ```
 //! This is the only module that uses bincode; see docs/decisions/0003-bincode.md.
 
+mod journal;
+
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
@@ -25,6 +27,8 @@ use serde::de::DeserializeOwned;
 use crate::atomic::AtomicFile;
 use crate::error::StoreError;
 use crate::sha::{Sha256Digest, hash_bytes};
+
+pub use journal::Journal;
 
 /// Bytes before the body.
 const HEADER: usize = 64;
@@ -80,22 +84,8 @@ impl Frame {
         let bad = |found: String, expected: String| {
             StoreError::malformed(path, self.what, found, expected)
         };
-        let header = Header::parse(self, bytes, path)?;
+        let header = self.check(bytes, path)?;
         let body = &bytes[HEADER..];
-        if body.len() as u64 != header.stored {
-            return Err(bad(
-                format!("a stored body of {} bytes", body.len()),
-                format!("{} bytes", header.stored),
-            ));
-        }
-        let found = hash_bytes(body);
-        if found != header.sha256 {
-            return Err(StoreError::Hash {
-                path: path.to_owned(),
-                found,
-                expected: header.sha256,
-            });
-        }
         let plain = match header.compression {
             0 => std::borrow::Cow::Borrowed(body),
             _ => std::borrow::Cow::Owned(
@@ -117,6 +107,26 @@ impl Frame {
             ));
         }
         Ok(value)
+    }
+
+    /// Checks that the bytes are one whole frame whose body has the digest of its header.
+    fn check(&self, bytes: &[u8], path: &Utf8Path) -> Result<Header, StoreError> {
+        let header = Header::parse(self, bytes, path)?;
+        let body = &bytes[HEADER..];
+        if body.len() as u64 != header.stored {
+            let found = format!("a stored body of {} bytes", body.len());
+            let expected = format!("{} bytes", header.stored);
+            return Err(StoreError::malformed(path, self.what, found, expected));
+        }
+        let found = hash_bytes(body);
+        if found != header.sha256 {
+            return Err(StoreError::Hash {
+                path: path.to_owned(),
+                found,
+                expected: header.sha256,
+            });
+        }
+        Ok(header)
     }
 
     /// Appends a value to an open file, which the caller commits.
@@ -213,28 +223,36 @@ impl FramedFile {
         let file = uc_input::open(path).map_err(StoreError::io("open", path))?;
         let size = file.metadata().map_err(StoreError::io("inspect", path))?;
         let size = size.len();
-        let mut bounds = vec![0u64];
-        let mut at = 0;
-        while at < size {
-            let mut header = vec![0; HEADER.min((size - at) as usize)];
-            file.read_exact_at(&mut header, at)
-                .map_err(StoreError::io("read", path))?;
-            let stored = Header::parse(&frame, &header, path)?.stored;
-            let end = (at + HEADER as u64).saturating_add(stored);
-            if end > size {
-                let found = format!("{size} bytes");
-                let expected = format!("at least {end} bytes");
-                return Err(StoreError::malformed(path, frame.what, found, expected));
-            }
-            bounds.push(end);
-            at = end;
-        }
-        Ok(Self {
+        let mut frames = Self {
             frame,
             path: path.to_owned(),
             file,
-            bounds,
-        })
+            bounds: vec![0],
+        };
+        while let Some(end) = frames.next_end(size)? {
+            frames.bounds.push(end);
+        }
+        Ok(frames)
+    }
+
+    /// Where the frame after the last one ends in a file of `size` bytes, by its header; None at the end of the file.
+    fn next_end(&self, size: u64) -> Result<Option<u64>, StoreError> {
+        let at = *self.bounds.last().expect("never empty");
+        if at >= size {
+            return Ok(None);
+        }
+        let mut header = vec![0; HEADER.min((size - at) as usize)];
+        let read = self.file.read_exact_at(&mut header, at);
+        read.map_err(StoreError::io("read", &self.path))?;
+        let stored = Header::parse(&self.frame, &header, &self.path)?.stored;
+        let end = (at + HEADER as u64).saturating_add(stored);
+        if end > size {
+            let found = format!("{size} bytes");
+            let expected = format!("at least {end} bytes");
+            let what = self.frame.what;
+            return Err(StoreError::malformed(&self.path, what, found, expected));
+        }
+        Ok(Some(end))
     }
 
     /// Number of frames.
@@ -255,12 +273,23 @@ impl FramedFile {
     /// # Panics
     /// If there is no such frame.
     pub fn get<T: DeserializeOwned>(&self, index: usize) -> Result<T, StoreError> {
+        self.frame.decode(&self.bytes(index)?, &self.path)
+    }
+
+    /// The bytes of a frame.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    ///
+    /// # Panics
+    /// If there is no such frame.
+    pub fn bytes(&self, index: usize) -> Result<Vec<u8>, StoreError> {
         let (start, end) = (self.bounds[index], self.bounds[index + 1]);
         let mut bytes = vec![0; (end - start) as usize];
         self.file
             .read_exact_at(&mut bytes, start)
             .map_err(StoreError::io("read", &self.path))?;
-        self.frame.decode(&bytes, &self.path)
+        Ok(bytes)
     }
 }
 

@@ -15,6 +15,9 @@ use crate::error::StoreError;
 /// Largest header that is read, in bytes: the limit of the safetensors format.
 const MAX_HEADER: u64 = 100_000_000;
 
+/// Bytes that are read and converted at a time.
+const PIECE: u64 = 8 << 20;
+
 /// Element types of tensors in checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TensorDtype {
@@ -152,6 +155,14 @@ impl TensorFileWriter {
         self.file.append(data)
     }
 
+    /// Appends f32 values. Takes no more memory than a piece of them.
+    pub fn append_f32(&mut self, values: &[f32]) -> Result<(), StoreError> {
+        let pieces = values.chunks(PIECE as usize / 4);
+        pieces
+            .into_iter()
+            .try_for_each(|piece| self.append(&f32_bytes(piece)))
+    }
+
     /// The name under which the file will appear.
     pub fn target(&self) -> &Utf8Path {
         self.file.target()
@@ -285,10 +296,10 @@ impl TensorFile {
         self.read_range(entry.offset, entry.len)
     }
 
-    /// All values of one floating-point tensor as f32; exact for F32, F16 and BF16.
+    /// All values of one floating-point tensor as f32; exact for F32, F16 and BF16. Takes no more memory than the values.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, StoreError> {
-        let dtype = self.tensor(name)?.dtype;
-        self.floats(name, dtype, &self.read(name)?)
+        let entry = self.entry(name)?;
+        self.floats(&entry.decl, entry.offset, entry.len)
     }
 
     /// Values of `count` rows of the leading dimension, beginning with row `first`, as f32.
@@ -298,23 +309,46 @@ impl TensorFile {
         first: usize,
         count: usize,
     ) -> Result<Vec<f32>, StoreError> {
-        let dtype = self.tensor(name)?.dtype;
-        self.floats(name, dtype, &self.read_rows(name, first, count)?)
+        let (offset, len) = self.rows(name, first, count)?;
+        self.floats(self.tensor(name)?, offset, len)
     }
 
-    fn floats(&self, name: &str, dtype: TensorDtype, bytes: &[u8]) -> Result<Vec<f32>, StoreError> {
-        to_f32(dtype, bytes).ok_or_else(|| {
-            StoreError::malformed(
-                &self.path,
-                "tensor file",
-                format!("`{name}` of type {dtype:?}"),
-                "F32, F16 or BF16",
-            )
-        })
+    /// Passes the bytes of one tensor to `sink`, in pieces.
+    pub fn read_pieces(&self, name: &str, mut sink: impl FnMut(&[u8])) -> Result<(), StoreError> {
+        let entry = self.entry(name)?;
+        let mut bytes = Vec::new();
+        for (offset, len) in pieces(entry.offset, entry.len) {
+            self.read_into(&mut bytes, offset, len)?;
+            sink(&bytes);
+        }
+        Ok(())
+    }
+
+    fn floats(&self, decl: &TensorDecl, offset: u64, len: u64) -> Result<Vec<f32>, StoreError> {
+        let mut values = Vec::with_capacity(len as usize / decl.dtype.size());
+        let mut bytes = Vec::new();
+        for (offset, len) in pieces(offset, len) {
+            self.read_into(&mut bytes, offset, len)?;
+            if !extend_f32(&mut values, decl.dtype, &bytes) {
+                return Err(StoreError::malformed(
+                    &self.path,
+                    "tensor file",
+                    format!("`{}` of type {:?}", decl.name, decl.dtype),
+                    "F32, F16 or BF16",
+                ));
+            }
+        }
+        Ok(values)
     }
 
     /// Bytes of `count` rows of the leading dimension, beginning with row `first`.
     pub fn read_rows(&self, name: &str, first: usize, count: usize) -> Result<Vec<u8>, StoreError> {
+        let (offset, len) = self.rows(name, first, count)?;
+        self.read_range(offset, len)
+    }
+
+    /// Offset and length of some rows.
+    fn rows(&self, name: &str, first: usize, count: usize) -> Result<(u64, u64), StoreError> {
         let entry = self.entry(name)?;
         let rows = entry.decl.shape.first().copied().unwrap_or(1);
         if first.checked_add(count).is_none_or(|end| end > rows) {
@@ -330,7 +364,7 @@ impl TensorFile {
         } else {
             entry.len / rows as u64
         };
-        self.read_range(entry.offset + first as u64 * row, count as u64 * row)
+        Ok((entry.offset + first as u64 * row, count as u64 * row))
     }
 
     fn entry(&self, name: &str) -> Result<&Entry, StoreError> {
@@ -349,40 +383,48 @@ impl TensorFile {
     }
 
     fn read_range(&self, offset: u64, len: u64) -> Result<Vec<u8>, StoreError> {
-        let mut bytes = vec![0; len as usize];
-        self.file
-            .read_exact_at(&mut bytes, offset)
-            .map_err(StoreError::io("read", &self.path))?;
+        let mut bytes = Vec::new();
+        self.read_into(&mut bytes, offset, len)?;
         Ok(bytes)
     }
+
+    fn read_into(&self, bytes: &mut Vec<u8>, offset: u64, len: u64) -> Result<(), StoreError> {
+        bytes.resize(len as usize, 0);
+        let read = self.file.read_exact_at(bytes, offset);
+        read.map_err(StoreError::io("read", &self.path))
+    }
+}
+
+/// Offsets and lengths of the pieces of a range that are read one at a time; whole elements of every type.
+fn pieces(offset: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
+    (0..len.div_ceil(PIECE)).map(move |piece| {
+        let start = piece * PIECE;
+        (offset + start, PIECE.min(len - start))
+    })
 }
 
 /// Little-endian values as f32; `None` for types that are not 16- or 32-bit floats.
 pub fn to_f32(dtype: TensorDtype, bytes: &[u8]) -> Option<Vec<f32>> {
-    let halves = || {
-        bytes
-            .chunks_exact(2)
-            .map(|b| u16::from_le_bytes([b[0], b[1]]))
-    };
+    let mut values = Vec::with_capacity(bytes.len() / dtype.size());
+    extend_f32(&mut values, dtype, bytes).then_some(values)
+}
+
+/// Appends little-endian values as f32; false for types that are not 16- or 32-bit floats.
+fn extend_f32(values: &mut Vec<f32>, dtype: TensorDtype, bytes: &[u8]) -> bool {
+    let words = bytes.chunks_exact(4);
+    let halves = bytes.chunks_exact(2);
+    let halves = halves.map(|b| u16::from_le_bytes([b[0], b[1]]));
     match dtype {
-        TensorDtype::F32 => Some(
-            bytes
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect(),
-        ),
-        TensorDtype::BF16 => Some(
-            halves()
-                .map(|bits| f32::from_bits(u32::from(bits) << 16))
-                .collect(),
-        ),
-        TensorDtype::F16 => Some(
-            halves()
-                .map(|bits| half::f16::from_bits(bits).to_f32())
-                .collect(),
-        ),
-        _ => None,
+        TensorDtype::F32 => {
+            values.extend(words.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+        }
+        TensorDtype::BF16 => {
+            values.extend(halves.map(|bits| f32::from_bits(u32::from(bits) << 16)))
+        }
+        TensorDtype::F16 => values.extend(halves.map(|bits| half::f16::from_bits(bits).to_f32())),
+        _ => return false,
     }
+    true
 }
 
 /// f32 values as little-endian bytes.
@@ -445,7 +487,7 @@ mod tests {
         ]
         .map(|(name, dtype)| TensorDecl::new(name, dtype, &[1]));
         let mut writer = TensorFileWriter::create(&path, &decls).expect("header");
-        writer.append(&f32_bytes(&[1.5])).expect("f32");
+        writer.append_f32(&[1.5]).expect("f32");
         writer.append(&[0xc0, 0x3f]).expect("bf16 1.5");
         writer
             .append(&[0x00, 0x3e, 0, 0])

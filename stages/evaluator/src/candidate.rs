@@ -9,9 +9,9 @@ use std::io::Read;
 use anyhow::Context;
 use camino::Utf8Path;
 use uc_export::gguf::GgufFile;
-use uc_model::{ModelConfig, SourceFolder};
+use uc_model::{HalfType, ModelConfig, SourceFolder, WeightValues};
 use uc_pack::{ExactDtype, LayerFile, NonLayerFile};
-use uc_store::tensors::{self, TensorDtype};
+use uc_store::tensors::{self, TensorDtype, TensorFile};
 
 /// The first bytes of a GGUF file.
 const GGUF: [u8; 4] = *b"GGUF";
@@ -86,50 +86,67 @@ impl Candidate {
     }
 
     /// The values of a tensor: of layer `layer` by its name in the plan, or outside the layers by its full name.
-    pub fn read_f32(
+    pub fn read(
         &self,
         config: &ModelConfig,
         layer: Option<usize>,
         name: &str,
-    ) -> anyhow::Result<Vec<f32>> {
-        match self {
-            Self::PackLayer(pack) => pack.read_f32(name),
+    ) -> anyhow::Result<WeightValues> {
+        Ok(match self {
+            Self::PackLayer(pack) => pack.read(name)?,
             Self::PackNonLayer(file) => {
                 let mut tensors = file.tensors().iter();
                 let decl = tensors.find(|decl| decl.name == name);
                 let decl =
                     decl.with_context(|| format!("the pack has no non-layer tensor {name}"))?;
-                exact_f32(decl.dtype, &file.read(name)?, name)
+                exact_values(decl.dtype, &file.read(name)?, name)?
             }
-            Self::Gguf(file) => Ok(file.read(config, layer, name)?),
-            Self::Folder(folder) => Ok(match layer {
-                Some(layer) => folder.read_planned_f32(&config.layer_plan(layer), name)?,
-                None => folder.read_f32(name)?,
-            }),
-        }
+            Self::Gguf(file) => file.read(config, layer, name)?.into(),
+            Self::Folder(folder) => match layer {
+                Some(layer) => folder.read_planned(&config.layer_plan(layer), name)?,
+                None => folder.read(name)?,
+            }
+            .to_values()?,
+        })
     }
 }
 
 impl PackLayer {
-    fn read_f32(&self, name: &str) -> anyhow::Result<Vec<f32>> {
+    fn read(&self, name: &str) -> anyhow::Result<WeightValues> {
         if let Some(&index) = self.linears.get(name) {
             let bits = self.file.reconstruct(index)?;
-            return Ok(bits.into_iter().map(uc_codec::bf16::to_f32).collect());
+            return Ok(WeightValues::Half(HalfType::Bf16, bits));
         }
         let index = self.exact.get(name);
         let &index = index.with_context(|| format!("the pack's layer has no tensor {name}"))?;
         let bytes = self.file.exact_bytes(index)?;
-        exact_f32(self.file.exact()[index].dtype, &bytes, name)
+        exact_values(self.file.exact()[index].dtype, &bytes, name)
     }
 }
 
 /// The values of an exact tensor; refuses types that weights cannot have.
-fn exact_f32(dtype: ExactDtype, bytes: &[u8], name: &str) -> anyhow::Result<Vec<f32>> {
-    let dtype = match dtype {
-        ExactDtype::F32 => TensorDtype::F32,
-        ExactDtype::F16 => TensorDtype::F16,
-        ExactDtype::BF16 => TensorDtype::BF16,
+fn exact_values(dtype: ExactDtype, bytes: &[u8], name: &str) -> anyhow::Result<WeightValues> {
+    let half = match dtype {
+        ExactDtype::F32 => {
+            let values = tensors::to_f32(TensorDtype::F32, bytes);
+            return Ok(values.unwrap_or_default().into());
+        }
+        ExactDtype::F16 => HalfType::F16,
+        ExactDtype::BF16 => HalfType::Bf16,
         other => anyhow::bail!("{name} is {other:?} in the pack, expected F32, F16 or BF16"),
     };
-    tensors::to_f32(dtype, bytes).with_context(|| format!("{name} is not a float tensor"))
+    Ok(WeightValues::from_half_bytes(half, bytes))
+}
+
+/// Reads a weight of the teacher from a file of the pipeline.
+pub fn file_weight(file: &TensorFile, name: &str) -> anyhow::Result<WeightValues> {
+    let decl = file.tensor(name)?;
+    let half = match decl.dtype {
+        TensorDtype::BF16 => HalfType::Bf16,
+        TensorDtype::F16 => HalfType::F16,
+        _ => return Ok(file.read_f32(name)?.into()),
+    };
+    let mut values = Vec::with_capacity(decl.shape.iter().product());
+    file.read_pieces(name, |bytes| WeightValues::extend_half(&mut values, bytes))?;
+    Ok(WeightValues::Half(half, values))
 }

@@ -13,13 +13,15 @@ use uc_model::forward::{
 use uc_model::text::WindowSet;
 use uc_model::work::{self, Waiting};
 use uc_store::stage::Job;
-use uc_store::stream::map_rows;
+use uc_store::stream::{TensorRows, map_rows};
 use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile, TensorFileWriter};
 
-use crate::candidate::Candidate;
+use crate::candidate::{Candidate, file_weight};
 
 /// Number of tokens in a batch.
 const BATCH_TOKENS: usize = 2048;
+/// The same for a layer with experts.
+const ROUTED_BATCH_TOKENS: usize = 16384;
 
 /// Writes the artifact `eval-hidden` after the layer: the hidden states of teacher and pack.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
@@ -50,11 +52,12 @@ impl OnDevice for LayerPass<'_, '_> {
 
         // Teacher first, then pack, so that only one model's layer is in memory at a time.
         let weights = TensorFile::open(&job.input("weights")?)?;
-        let read_teacher = |name: &str| -> anyhow::Result<Vec<f32>> { Ok(weights.read_f32(name)?) };
+        let read_teacher = |name: &str| file_weight(&weights, name);
         let spec = &config.layers[job.layer()? as usize];
         let teacher_weights = WeightsFromFn::<B, _>::new(&read_teacher, &device);
         let layer = Layer::new(spec, length, &teacher_weights, &device)?;
         let states = States {
+            config: &config,
             file: &hidden,
             name: "teacher",
             own: None,
@@ -64,7 +67,7 @@ impl OnDevice for LayerPass<'_, '_> {
 
         let candidate = Candidate::layer(&job.input("pack-layer")?)?;
         let number = job.layer()? as usize;
-        let read_packed = |name: &str| candidate.read_f32(&config, Some(number), name);
+        let read_packed = |name: &str| candidate.read(&config, Some(number), name);
         let pack_weights = WeightsFromFn::<B, _>::new(&read_packed, &device);
         let layer = Layer::new(spec, length, &pack_weights, &device)?;
         // The embedding of an export may be rounded: its windows begin with its own.
@@ -73,6 +76,7 @@ impl OnDevice for LayerPass<'_, '_> {
             false => None,
         };
         let states = States {
+            config: &config,
             file: &hidden,
             name: "pack",
             own: own.as_ref(),
@@ -86,6 +90,7 @@ impl OnDevice for LayerPass<'_, '_> {
 
 /// The hidden states before a layer.
 struct States<'a> {
+    config: &'a ModelConfig,
     file: &'a TensorFile,
     /// Name of the model in the file.
     name: &'a str,
@@ -107,8 +112,8 @@ impl<'a> OwnEmbedding<'a> {
         let spec = &config.embedding;
         let names = std::iter::once(&spec.weight).chain(&spec.positions);
         let matrices = names.map(|name| {
-            let values = candidate.read_f32(config, None, name)?;
-            Ok((name.as_str(), values))
+            let values = candidate.read(config, None, name)?;
+            Ok((name.as_str(), values.into_f32()))
         });
         Ok(Self {
             config,
@@ -145,8 +150,12 @@ fn forward_windows<B: Backend, W: Weights<B, Error = anyhow::Error>>(
     done: usize,
     output: &mut TensorFileWriter,
 ) -> anyhow::Result<()> {
-    let batch = windows_per_batch(BATCH_TOKENS, length);
     let number = job.layer()? as usize;
+    let batch_tokens = match states.config.layer_plan(number).has_experts() {
+        true => ROUTED_BATCH_TOKENS,
+        false => BATCH_TOKENS,
+    };
+    let batch = windows_per_batch(batch_tokens, length);
     let model_name = if states.name == "pack" {
         "the pack"
     } else {
@@ -154,7 +163,8 @@ fn forward_windows<B: Backend, W: Weights<B, Error = anyhow::Error>>(
     };
     let (file, name) = (states.file, states.name);
     let mut waiting = Waiting::begin();
-    map_rows::<anyhow::Error>(file, name, batch, output, |values, count, first| {
+    let rows = TensorRows::new(file, name)?;
+    map_rows::<anyhow::Error>(&rows, batch, output, |values, count, first| {
         waiting.computing(|| {
             let values = match states.own {
                 Some(own) => own.states(first, count)?,

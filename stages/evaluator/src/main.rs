@@ -17,7 +17,7 @@ use uc_store::stage::{self, Program, Task};
 const PROGRAM: Program = Program {
     name: "evaluator",
     about: "Compares a pack with its teacher",
-    version: 5,
+    version: 6,
     classify,
 };
 

@@ -15,13 +15,13 @@ use uc_pack::{Manifest, NonLayerFile};
 use uc_store::stage::Job;
 use uc_store::tensors::{self, TensorDtype, TensorFile};
 
-use crate::candidate::Candidate;
+use crate::candidate::{Candidate, file_weight};
 use uc_model::metrics::{
     EvaluationMetrics, METRICS_VERSION, MetricsAccumulator, TokenComparison, compare_logits,
 };
 
 /// Positions whose logits are in memory together.
-const CHUNK_POSITIONS: usize = 256;
+const CHUNK_POSITIONS: usize = 512;
 
 /// The artifact `metrics`: everything needed to interpret an evaluation and to repeat it.
 #[derive(Debug, Serialize)]
@@ -162,8 +162,8 @@ impl OnDevice for Comparison<'_, '_> {
         if let Candidate::PackNonLayer(packed) = &candidate {
             check_embedding(&config, &non_layer, packed)?;
         }
-        let read_teacher = |name: &str| -> anyhow::Result<_> { Ok(non_layer.read_f32(name)?) };
-        let read_pack = |name: &str| candidate.read_f32(&config, None, name);
+        let read_teacher = |name: &str| file_weight(&non_layer, name);
+        let read_pack = |name: &str| candidate.read(&config, None, name);
         let teacher_head = Head::new(&config, &WeightsFromFn::<B, _>::new(&read_teacher, &device))?;
         let pack_head = Head::new(&config, &WeightsFromFn::<B, _>::new(&read_pack, &device))?;
         let hidden = TensorFile::open(&job.input("eval-hidden")?)?;

@@ -6,7 +6,7 @@
 use uc_model::ModelConfig;
 use uc_model::text::{WindowChoice, WindowSet};
 use uc_store::stage::Job;
-use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile, f32_bytes};
+use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile};
 
 /// Draws the evaluation windows, records them, and writes their hidden states before layer 0.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
@@ -44,7 +44,7 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
         for window in &set.windows {
             let read_row = |name: &str, row| non_layer.read_rows_f32(name, row, 1);
             let values = config.embedding.window(&window.ids, read_row)?;
-            hidden.append(&f32_bytes(&values))?;
+            hidden.append_f32(&values)?;
         }
     }
     job.commit_tensors("eval-hidden", hidden)?;

@@ -1,22 +1,22 @@
 //! The task: fits overlays to the linears of a layer and keeps them if they reduce the output error.
 
-use uc_codec::layer::CodedLinear;
-use uc_layer_quantizer::{CodesCheckpoint, InputMoments, LayerInputs, SpilledCodes};
+use uc_codec::layer::{CodedLinear, LinearShape};
+use uc_layer_quantizer::{CodesCheckpoint, InputMoments, LayerInputs, PassCodes};
 use uc_pack::Linears;
 use uc_settings::{OverlaySettings, QuantizeSettings, Rank};
 use uc_store::stage::Job;
 
-use crate::correction::{best_rank, correction, is_excluded, output_error};
+use crate::correction::{fit, is_excluded, output_error};
 
 /// Writes `overlay`.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
-    let fitted = fit(job)?;
+    let fitted = fit_layer(job)?;
     let mut rank = 0;
     let mut file = job.output("overlay")?;
     if let Some(linears) = fitted {
         for index in 0..linears.count() {
-            let overlay = linears.linear(index)?.into_owned().code.overlay;
-            rank = rank.max(overlay.map_or(0, |overlay| overlay.rank));
+            let overlay = &linears.parameters(index)?.overlay;
+            rank = rank.max(overlay.as_ref().map_or(0, |overlay| overlay.rank));
         }
         linears.write(&mut file)?;
     }
@@ -26,7 +26,7 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
 }
 
 /// The linears that replace those of the codes checkpoint, or `None` if the codes without overlays are better.
-fn fit(job: &mut Job<'_>) -> anyhow::Result<Option<SpilledCodes>> {
+fn fit_layer(job: &mut Job<'_>) -> anyhow::Result<Option<PassCodes>> {
     let overlay = job.settings().overlay.clone();
     if overlay.rank == Rank::Fixed(0) || (overlay.rank == Rank::Auto && overlay.max_rank == 0) {
         return Ok(None);
@@ -42,7 +42,8 @@ fn fit(job: &mut Job<'_>) -> anyhow::Result<Option<SpilledCodes>> {
     let (linears, _) = inputs.quantize(job, |index, w, code| {
         if ranks[index] > 0 {
             let factor = inputs.factors.input(&inputs.shapes[index].input)?;
-            code.overlay = correction(w, code, &factor, ranks[index])?;
+            let rank = ranks[index];
+            code.overlay = fit(code.residual(w)?, code, &factor, rank)?.low_rank(rank);
         }
         Ok(())
     })?;
@@ -75,12 +76,15 @@ fn choose_ranks(
         excluded: 0,
     };
     let mut ranks = Vec::with_capacity(count);
+    let mut done = 0;
     for index in 0..count {
         ranks.push(match inputs.can_change_loss(index) {
-            true => chooser.choose(codes.linear(index)?.into_owned())?,
+            true => chooser.choose(&inputs.shapes[index], codes.linear(index)?)?,
             false => 0,
         });
-        job.progress(index as u64 + 1, count as u64, "linears");
+        let shape = &inputs.shapes[index];
+        done += (shape.rows * shape.cols) as u64;
+        job.progress_often(done, inputs.plan.linear_parameters(), "weights");
     }
     job.metric("linears excluded by the bound", chooser.excluded);
     Ok(ranks)
@@ -99,21 +103,24 @@ struct RankChooser<'a> {
 
 impl RankChooser<'_> {
     /// The rank with the least predicted error. Factors are only made if a bound on what an overlay could capture leaves it open.
-    fn choose(&mut self, linear: CodedLinear) -> anyhow::Result<usize> {
-        let CodedLinear { name, input, code } = linear;
+    fn choose(&mut self, shape: &LinearShape, linear: CodedLinear) -> anyhow::Result<usize> {
+        let CodedLinear {
+            input, mut code, ..
+        } = linear;
+        let residual = code.residual(&self.inputs.weights(shape)?)?;
+        code.q = Vec::new();
         let moments = match self.moments.take().filter(|(name, _)| *name == input) {
             Some((_, moments)) => moments,
             None => self.inputs.factored_moments(&input, &self.settings)?,
         };
-        let w = self.inputs.weights(&name)?;
-        if is_excluded(&w, &code, &moments, self.max_rank)? {
+        if is_excluded(&residual, &code, &moments, self.max_rank)? {
             self.excluded += 1;
             self.moments = Some((input, moments));
             return Ok(0);
         }
         drop(moments);
         let factor = self.inputs.factors.input(&input)?;
-        Ok(best_rank(&w, &code, &factor, self.max_rank)?)
+        Ok(fit(residual, &code, &factor, self.max_rank)?.best_rank())
     }
 }
 
@@ -124,12 +131,13 @@ where
 {
     let (mut error, mut factor_elements) = (0.0, 0);
     for index in 0..linears.count() {
-        let linear = linears.linear(index)?;
+        let linear = linears.parameters(index)?;
         if inputs.can_change_loss(index) {
-            let w = inputs.weights(&linear.name)?;
-            error += output_error(&w, &linear.code, &inputs.second_moments(&linear.input)?)?;
+            let w = inputs.weights(&inputs.shapes[index])?;
+            let moments = inputs.second_moments(&linear.input)?;
+            error += output_error(&w, linears, index, &moments)?;
         }
-        let overlay = linear.code.overlay.as_ref();
+        let overlay = linear.overlay.as_ref();
         factor_elements += overlay.map_or(0, |overlay| overlay.u.len() + overlay.v.len());
     }
     Ok((error, 16.0 * factor_elements as f64))

@@ -2,14 +2,19 @@
 //!
 //! Owns the document `rates`. `allocate` reads it.
 
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::ops::Range;
+
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
+use uc_codec::Weights;
 use uc_codec::factor_cache::FactorCache;
-use uc_codec::rate::RateProbe;
 use uc_codec::rate::curve::{self, RateCurve};
+use uc_codec::rate::{RateProbe, SampledRows};
 use uc_codec::steps::step_log2_eighths;
-use uc_layer_quantizer::{FACTOR_CACHE_BYTES, input_factor, overhead_bits};
-use uc_model::{ModelConfig, SourceFolder};
+use uc_layer_quantizer::{input_factor, overhead_bits};
+use uc_model::{LayerPlan, LinearSpec, ModelConfig, SourceFolder};
 use uc_store::stage::Job;
 use uc_store::tensors::TensorFile;
 
@@ -57,29 +62,38 @@ fn measure_rates(job: &mut Job<'_>) -> anyhow::Result<RatesFile> {
         input_factor(&statistics, input, &settings)
     };
     let no_output_factor = |_: &str| Ok(None);
-    let factors = FactorCache::new(make_input_factor, no_output_factor, FACTOR_CACHE_BYTES);
+    // The linears of an input follow one another, and each is measured once: no factor is needed again.
+    let factors = FactorCache::new(make_input_factor, no_output_factor, 0);
     let mut linears = Vec::with_capacity(plan.linears.len());
     for (index, linear) in plan.linears.iter().enumerate() {
         let factor = factors.input(&linear.input)?;
         let (column_log2_eighths, base) = step_log2_eighths(&factor.inv_diag)?;
-        let w = source.read_planned_f32(&plan, &linear.name)?;
+        let weights = SourceWeights {
+            source: &source,
+            plan: &plan,
+            linear,
+        };
+        let sampled = SampledRows::new(&weights, settings.probe_rows as usize)?;
+        let report = RefCell::new(&mut *job);
+        let done = |done: usize| {
+            let mut job = report.borrow_mut();
+            job.progress_often(done as u64, plan.linears.len() as u64, "linears");
+        };
         let rate_probe = RateProbe {
-            w: &w,
-            m: linear.rows,
-            n: linear.cols,
+            sampled: &sampled,
             factor: &factor,
             column_log2_eighths: &column_log2_eighths,
             row_step_log2_eighths: &vec![0; linear.rows],
+            progress: &|| done(index),
         };
-        let probe_rows = settings.probe_rows as usize;
-        let curve = curve::measure(rate_probe, base, settings.bpw, probe_rows)
-            .with_context(|| linear.name.clone())?;
+        let curve =
+            curve::measure(rate_probe, base, settings.bpw).with_context(|| linear.name.clone())?;
         linears.push(LinearRates {
             name: linear.name.clone(),
-            weights: w.len() as u64,
+            weights: (linear.rows * linear.cols) as u64,
             curve,
         });
-        job.progress(index as u64 + 1, plan.linears.len() as u64, "linears");
+        done(index + 1);
     }
     let probes: usize = linears.iter().map(|linear| linear.curve.points.len()).sum();
     job.metric("probes", probes);
@@ -92,4 +106,27 @@ fn measure_rates(job: &mut Job<'_>) -> anyhow::Result<RatesFile> {
         overhead_bits: overhead_bits(&plan, width)?,
         linears,
     })
+}
+
+/// The weights of a linear in the source.
+struct SourceWeights<'a> {
+    source: &'a SourceFolder,
+    plan: &'a LayerPlan,
+    linear: &'a LinearSpec,
+}
+
+impl Weights for SourceWeights<'_> {
+    type Error = anyhow::Error;
+
+    fn shape(&self) -> (usize, usize) {
+        (self.linear.rows, self.linear.cols)
+    }
+
+    fn rows(&self, rows: Range<usize>) -> anyhow::Result<Cow<'_, [f32]>> {
+        let (name, count) = (&self.linear.name, rows.len());
+        let values = self
+            .source
+            .read_planned_rows(self.plan, name, rows.start, count)?;
+        Ok(Cow::Owned(values.to_f32()?))
+    }
 }

@@ -10,19 +10,20 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
-use uc_model::forward::{Layer, WeightsFromFn, windows_per_batch};
+use uc_model::forward::{Arithmetic, Layer, WeightsFromFn, windows_per_batch};
 use uc_model::work::{self, Waiting};
 use uc_store::stage::Job;
-use uc_store::stream::map_rows;
-use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile};
+use uc_store::stream::{RowSource, map_rows};
 
 use crate::sensitivity::LayerSensitivity;
-use crate::states::{finite_values, hidden_dims, source_weights};
+use crate::states::{HiddenStates, StateWriter, finite_values, source_weights};
 use crate::windows::reference_windows;
 
 /// Number of tokens whose graph is in memory at once. It affects the bits of the result, because sums are accumulated
 /// batch by batch.
 const BATCH_TOKENS: usize = 1024;
+/// The same for a layer with experts.
+const ROUTED_BATCH_TOKENS: usize = 4096;
 
 /// Writes the gradient at the layer's input, and the sensitivities of its linears.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
@@ -42,36 +43,40 @@ impl OnDevice for BackwardPass<'_, '_> {
         let index = job.layer()? as usize;
         let plan = config.layer_plan(index);
         let read = source_weights(job, plan.clone())?;
-        let weights = WeightsFromFn::<Autodiff<B>, _>::new(&read, &device);
-        let hidden = TensorFile::open(&job.input("sensitivity-hidden")?)?;
-        let output_gradient = TensorFile::open(&job.input("gradient")?)?;
-        let [windows, length, width] = hidden_dims(&hidden)?;
+        let weights =
+            WeightsFromFn::<Autodiff<B>, _>::new(&read, &device).with_arithmetic(Arithmetic::Bf16);
+        let hidden = HiddenStates::open(&job.input("sensitivity-hidden")?)?;
+        let output_gradient = HiddenStates::open(&job.input("gradient")?)?;
+        let dims = hidden.dims();
+        let [windows, length, width] = dims;
         ensure!(
-            hidden_dims(&output_gradient)? == [windows, length, width],
+            output_gradient.dims() == dims,
             "{} and {} differ in shape",
-            output_gradient.path(),
-            hidden.path()
+            job.input("gradient")?,
+            job.input("sensitivity-hidden")?
         );
         let layer = Layer::new(&config.layers[index], length, &weights, &device)?;
-        let batch = windows_per_batch(BATCH_TOKENS, length);
+        let batch_tokens = match plan.has_experts() {
+            true => ROUTED_BATCH_TOKENS,
+            false => BATCH_TOKENS,
+        };
+        let batch = windows_per_batch(batch_tokens, length);
         let mut sensitivity = LayerSensitivity::new(
             &plan,
             windows * length,
             reference_windows(windows, batch) * length,
             job.settings(),
         );
-        let decl = TensorDecl::new("hidden", TensorDtype::F32, &[windows, length, width]);
-        let mut output = job.output_tensors("gradient", &[decl])?;
+        let mut output = StateWriter::new(job, "gradient", dims)?;
         let mut waiting = Waiting::begin();
         map_rows(
             &output_gradient,
-            "hidden",
             batch,
             &mut output,
             |output_gradient, count, first| {
                 waiting.computing(|| {
                     let shape = [count, length, width];
-                    let states = hidden.read_rows_f32("hidden", first, count)?;
+                    let states = hidden.read(first, count)?;
                     let tensor =
                         |values| Tensor::<B, 3>::from_data(TensorData::new(values, shape), &device);
                     let gradient =
@@ -83,7 +88,7 @@ impl OnDevice for BackwardPass<'_, '_> {
                 })
             },
         )?;
-        job.commit_tensors("gradient", output)?;
+        output.commit(job, "gradient")?;
         waiting.finish(3 * windows * length * width);
 
         sensitivity.write(job, &plan, [windows, length])?;

@@ -7,25 +7,25 @@ use std::collections::BTreeMap;
 use anyhow::Context;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
-use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
-use uc_model::forward::{Layer, WeightsFromFn, check_states, windows_per_batch};
+use uc_model::forward::{Arithmetic, Layer, WeightsFromFn, check_states, windows_per_batch};
 use uc_model::work::{self, Waiting};
+use uc_model::{ModelConfig, WeightValues};
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
-use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile};
+use uc_store::tensors::TensorFile;
 
 use crate::input_moments::InputMoments;
-use crate::states::{hidden_dims, source_weights};
+use crate::states::{HiddenStates, StateWriter, file_weight, source_weights};
 use crate::token_weights::sqrt_token_weights;
 
 /// Number of tokens in a batch. It affects the bits of the result, because sums are accumulated batch by batch.
 const BATCH_TOKENS: usize = 2048;
-/// The same for a layer with experts, whose weights are read once per batch.
+/// The same for a layer with experts.
 const ROUTED_BATCH_TOKENS: usize = 16384;
 
 /// Reads a tensor of the layer by its name.
-type ReadTensor = dyn Fn(&str) -> anyhow::Result<Vec<f32>>;
+type ReadTensor = dyn Fn(&str) -> anyhow::Result<WeightValues>;
 
 /// Which windows are run through the teacher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,8 +61,8 @@ impl OnDevice for ForwardPass<'_, '_> {
             Pass::Calibration => ("hidden", "statistics"),
             Pass::Sensitivity => ("sensitivity-hidden", "sensitivity-statistics"),
         };
-        let hidden = TensorFile::open(&job.input(states)?)?;
-        let dims = hidden_dims(&hidden)?;
+        let hidden = HiddenStates::open(&job.input(states)?)?;
+        let dims = hidden.dims();
         let [windows, length, width] = dims;
         let sqrt_weights = match self.pass {
             Pass::Calibration => sqrt_token_weights(job, &plan, windows, length)?,
@@ -71,47 +71,40 @@ impl OnDevice for ForwardPass<'_, '_> {
         let read: Box<ReadTensor> = match self.pass {
             Pass::Calibration => {
                 let weights = TensorFile::open(&job.input("weights")?)?;
-                Box::new(move |name| Ok(weights.read_f32(name)?))
+                Box::new(move |name| file_weight(&weights, name))
             }
             Pass::Sensitivity => Box::new(source_weights(job, plan.clone())?),
         };
-        let weights = WeightsFromFn::new(&*read, &device);
+        let weights = WeightsFromFn::new(&*read, &device).with_arithmetic(Arithmetic::Bf16);
         let layer = Layer::<B, _>::new(&config.layers[index], length, &weights, &device)?;
         let max_input_block = job.settings().calibration.max_input_block as usize;
         let mut moments =
             InputMoments::new(&plan, max_input_block, &sqrt_weights, &job.work_dir()?)?;
 
-        let decl = TensorDecl::new("hidden", TensorDtype::F32, &dims);
-        let mut output = job.output_tensors(states, &[decl])?;
-        let batch_tokens = if moments.has_experts() {
-            ROUTED_BATCH_TOKENS
-        } else {
-            BATCH_TOKENS
+        let mut output = StateWriter::new(job, states, dims)?;
+        let batch_tokens = match plan.has_experts() {
+            true => ROUTED_BATCH_TOKENS,
+            false => BATCH_TOKENS,
         };
         let batch = windows_per_batch(batch_tokens, length);
         let mut waiting = Waiting::begin();
-        map_rows::<anyhow::Error>(
-            &hidden,
-            "hidden",
-            batch,
-            &mut output,
-            |values, count, first| {
-                waiting.computing(|| {
-                    let data = TensorData::new(values, [count, length, width]);
-                    let x = Tensor::<B, 3>::from_data(data, &device);
-                    moments.begin_batch(first * length);
-                    let y = layer.forward(x, &mut moments)?;
-                    let y = y.into_data().into_vec();
-                    let y: Vec<f32> = y.map_err(|error| anyhow::anyhow!("{error:?}"))?;
-                    check_states(&y, width, index, "the model")?;
-                    moments.check_batch()?;
-                    job.progress((first + count) as u64, windows as u64, "windows");
-                    Ok(y)
-                })
-            },
-        )?;
-        job.commit_tensors(states, output)?;
+        map_rows::<anyhow::Error>(&hidden, batch, &mut output, |values, count, first| {
+            waiting.computing(|| {
+                let data = TensorData::new(values, [count, length, width]);
+                let x = Tensor::<B, 3>::from_data(data, &device);
+                moments.begin_batch(first * length);
+                let y = layer.forward(x, &mut moments)?;
+                let y = y.into_data().into_vec();
+                let y: Vec<f32> = y.map_err(|error| anyhow::anyhow!("{error:?}"))?;
+                check_states(&y, width, index, "the model")?;
+                moments.check_batch()?;
+                job.progress((first + count) as u64, windows as u64, "windows");
+                Ok(y)
+            })
+        })?;
+        output.commit(job, states)?;
         waiting.finish(2 * windows * length * width);
+        drop(layer); // the moments are copied when they are written
         let written = moments.write::<B>(job, statistics, &device);
         work::log();
         written.with_context(|| format!("layer {index}"))

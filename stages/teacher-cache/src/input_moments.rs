@@ -51,7 +51,7 @@ impl<'a> InputMoments<'a> {
             let moments = Moments::new(input.width, input.width.min(max_input_block));
             (input.name.as_str(), moments)
         });
-        let routed = plan.inputs.iter().any(|input| input.routed);
+        let routed = plan.has_experts();
         Ok(InputMoments {
             plan,
             max_input_block,
@@ -61,11 +61,6 @@ impl<'a> InputMoments<'a> {
             first_token: 0,
             outcome: Ok(()),
         })
-    }
-
-    /// Whether the layer has experts.
-    pub fn has_experts(&self) -> bool {
-        self.spill.is_some()
     }
 
     /// Sets the index of the first token of the batch that follows.
@@ -138,10 +133,10 @@ impl<'a> InputMoments<'a> {
                     filled_up.push(input.name.clone());
                 }
             }
-            file.append(&f32_bytes(&moments.finish().map_err(ModelError::from)?))?;
+            file.append_f32(&moments.finish().map_err(ModelError::from)?)?;
         }
         job.commit_tensors(output, file)?;
-        if self.has_experts() {
+        if self.plan.has_experts() {
             job.metric("tokens of experts", serde_json::to_value(token_counts)?);
             job.metric("inputs filled up", serde_json::to_value(filled_up)?);
         }

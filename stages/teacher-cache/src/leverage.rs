@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use uc_codec::factor::{Factor, factorize};
+use uc_codec::factor::{Factor, factorize_in_place};
 use uc_model::moments::Moments;
 use uc_model::work::{self, Amount, Kind};
 use uc_model::{InputSpec, ModelError};
@@ -90,7 +90,7 @@ impl LeverageScores {
         if let Some(moments) = self.collecting.remove(&group) {
             let second_moment = moments.finish().map_err(ModelError::from)?;
             let metric = InputMetric {
-                factor: factorize(&second_moment, input.width, DAMPING)?,
+                factor: factorize_in_place(second_moment, input.width, DAMPING)?,
                 weighted_sum: 0.0,
                 count: 0,
             };

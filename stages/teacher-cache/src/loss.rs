@@ -11,18 +11,18 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
-use uc_model::forward::{Head, WeightsFromFn, surrogate};
+use uc_model::forward::{Arithmetic, Head, WeightsFromFn, surrogate};
 use uc_model::sampled_loss::sample_gradients;
 use uc_model::text::splitmix64;
 use uc_model::work::{self, Amount, Kind};
 use uc_store::stage::Job;
 use uc_store::stream::map_rows;
-use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile};
+use uc_store::tensors::TensorFile;
 
-use crate::states::{finite_values, hidden_dims};
+use crate::states::{HiddenStates, StateWriter, file_weight, finite_values};
 
 /// Tokens whose logits are in memory together.
-const HEAD_TOKENS: usize = 256;
+const HEAD_TOKENS: usize = 512;
 
 /// Writes the gradient of the loss at the output of the last layer.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
@@ -40,17 +40,17 @@ impl OnDevice for LossPass<'_, '_> {
         let job = self.job;
         let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
         let non_layer = TensorFile::open(&job.input("non-layer")?)?;
-        let read = |name: &str| -> anyhow::Result<Vec<f32>> { Ok(non_layer.read_f32(name)?) };
+        let read = |name: &str| file_weight(&non_layer, name);
         let head = Head::new(
             &config,
-            &WeightsFromFn::<Autodiff<B>, _>::new(&read, &device),
+            &WeightsFromFn::<Autodiff<B>, _>::new(&read, &device).with_arithmetic(Arithmetic::Bf16),
         )?;
-        let hidden = TensorFile::open(&job.input("sensitivity-hidden")?)?;
-        let [windows, length, width] = hidden_dims(&hidden)?;
+        let hidden = HiddenStates::open(&job.input("sensitivity-hidden")?)?;
+        let dims = hidden.dims();
+        let [windows, length, width] = dims;
         let seed = job.settings().allocation.seed;
-        let decl = TensorDecl::new("hidden", TensorDtype::F32, &[windows, length, width]);
-        let mut output = job.output_tensors("gradient", &[decl])?;
-        map_rows(&hidden, "hidden", 1, &mut output, |values, _, window| {
+        let mut output = StateWriter::new(job, "gradient", dims)?;
+        map_rows(&hidden, 1, &mut output, |values, _, window| {
             let mut gradients = Vec::with_capacity(values.len());
             for (chunk, values) in values.chunks(HEAD_TOKENS * width).enumerate() {
                 let first_token = (window * length + chunk * HEAD_TOKENS) as u64;
@@ -66,7 +66,7 @@ impl OnDevice for LossPass<'_, '_> {
             job.progress(window as u64 + 1, windows as u64, "windows");
             anyhow::Ok(gradients)
         })?;
-        job.commit_tensors("gradient", output)?;
+        output.commit(job, "gradient")?;
         work::log();
         Ok(())
     }

@@ -14,6 +14,7 @@ mod forward;
 mod input_moments;
 mod leverage;
 mod loss;
+mod packed_states;
 mod sensitivity;
 mod states;
 mod token_weights;
@@ -27,7 +28,7 @@ use crate::forward::Pass;
 const PROGRAM: Program = Program {
     name: "teacher-cache",
     about: "Runs the calibration text through the teacher",
-    version: 8,
+    version: 9,
     classify,
 };
 

@@ -15,7 +15,7 @@ use uc_model::moments::Moments;
 use uc_model::{LayerPlan, LinearSpec, ModelError, rows};
 use uc_settings::Settings;
 use uc_store::stage::Job;
-use uc_store::tensors::{TensorDecl, TensorDtype, f32_bytes};
+use uc_store::tensors::{TensorDecl, TensorDtype};
 
 use crate::leverage::LeverageScores;
 use crate::token_weights::{fisher_weights, mixed_weights};
@@ -182,11 +182,11 @@ impl LayerSensitivity {
             let input = plan.input(&linear.input).context("an input of the plan")?;
             let scale = self.leverage.normalization(input);
             means.iter_mut().for_each(|mean| *mean *= scale);
-            file.append(&f32_bytes(&means))?;
+            file.append_f32(&means)?;
         }
         for input in &plan.inputs {
             let (squares, energies) = (&self.squares[&input.name], &self.energies[&input.name]);
-            file.append(&f32_bytes(&fisher_weights(squares, energies)))?;
+            file.append_f32(&fisher_weights(squares, energies))?;
         }
         job.commit_tensors("sensitivity", file)?;
         Ok(())

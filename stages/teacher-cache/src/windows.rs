@@ -4,7 +4,10 @@ use anyhow::Context;
 use uc_model::ModelConfig;
 use uc_model::text::{RecordedWindow, WindowChoice, WindowSet};
 use uc_store::stage::Job;
-use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile, f32_bytes};
+use uc_store::stream::RowSink;
+use uc_store::tensors::TensorFile;
+
+use crate::states::StateWriter;
 
 /// One in this many windows of the sensitivity pass is a reference window: its tokens set the metrics of the leverage
 /// scores ([`crate::leverage`]) and are not scored themselves.
@@ -80,16 +83,13 @@ fn embed(
 ) -> anyhow::Result<()> {
     let non_layer = TensorFile::open(&job.input("non-layer")?)?;
     let length = windows.first().map_or(0, |window| window.ids.len());
-    let shape = [windows.len(), length, config.hidden];
-    let decl = TensorDecl::new("hidden", TensorDtype::F32, &shape);
-    let mut file = job.output_tensors(output, &[decl])?;
+    let mut file = StateWriter::new(job, output, [windows.len(), length, config.hidden])?;
     for window in windows {
         let read_row = |name: &str, row| non_layer.read_rows_f32(name, row, 1);
         let values = config.embedding.window(&window.ids, read_row)?;
-        file.append(&f32_bytes(&values))?;
+        file.append_rows(&values)?;
     }
-    job.commit_tensors(output, file)?;
-    Ok(())
+    file.commit(job, output)
 }
 
 #[cfg(test)]

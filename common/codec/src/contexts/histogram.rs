@@ -53,6 +53,11 @@ impl Histogram {
         Ok(())
     }
 
+    /// Adds the counts of another histogram.
+    pub(crate) fn merge(&mut self, other: Histogram) {
+        self.fine = add(std::mem::take(&mut self.fine), other.fine);
+    }
+
     /// The counts in contexts of `2^granularity` fine contexts, None for contexts without indices.
     pub(crate) fn contexts(&self, granularity: u32) -> Vec<Option<ContextCounts>> {
         let merged = |context: usize| {

@@ -1,5 +1,6 @@
 //! How a row block feeds back into other rows, by the factor of the outputs.
 
+use super::row_block::concatenated;
 use crate::factor::Factor;
 use crate::trellis::Coupling;
 use faer::linalg::triangular_solve::solve_unit_lower_triangular_in_place;
@@ -64,11 +65,10 @@ impl<'a> RowCoupling<'a> {
         let mut sums = vec![0.0; weights.rows() * width];
         let above = MatrixView::new(above, self.above, width, width);
         multiply(&mut sums, width, weights, above);
-        let mut shift: Vec<f32> = active
+        let rows = active
             .iter()
-            .flat_map(|&row| &sums[row * width..(row + 1) * width])
-            .copied()
-            .collect();
+            .map(|&row| &sums[row * width..(row + 1) * width]);
+        let mut shift = concatenated(rows, active.len() * width);
         let triangle = MatRef::from_row_major_slice(&self.among_active, active.len(), active.len());
         let solution = MatMut::from_row_major_slice_mut(&mut shift, active.len(), width);
         solve_unit_lower_triangular_in_place(triangle, solution, faer::Par::Seq);

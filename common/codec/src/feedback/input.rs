@@ -1,8 +1,8 @@
 //! What a row block of the trellis is quantized from: its weights, its steps, and how its rows feed back into one another.
 
 use super::coupling::RowCoupling;
-use super::is_zero;
 use crate::factor::Factor;
+use crate::weights::is_zero;
 
 /// The inputs to the quantization of a row block.
 pub(super) struct RowBlockInput<'a> {

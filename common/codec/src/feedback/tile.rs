@@ -71,14 +71,17 @@ impl Kernel for Tile<'_> {
         } = self.scratch;
         let active = &self.input.active;
         let mut row_steps = [1.0; BLOCK_ROWS];
-        for (lane, &row) in active.iter().enumerate() {
-            row_steps[lane] = self.input.steps[row];
-            let at = row * n + first;
-            for (j, &w) in self.input.weights[at..at + width].iter().enumerate() {
-                residuals[j][lane] = w;
-                targets[j][lane] = self.targets[lane * width + j];
-            }
+        for (step, &row) in row_steps.iter_mut().zip(active) {
+            *step = self.input.steps[row];
         }
+        let row_of = |lane: usize| active[lane] * n + first..active[lane] * n + first + width;
+        let lanes = active.len();
+        rows_to_columns(lanes, &mut residuals[..width], |lane| {
+            &self.input.weights[row_of(lane)]
+        });
+        rows_to_columns(lanes, &mut targets[..width], |lane| {
+            &self.targets[lane * width..(lane + 1) * width]
+        });
         for start in (0..width).step_by(SUB_BLOCK) {
             let end = width.min(start + SUB_BLOCK);
             for j in start..end {
@@ -120,11 +123,57 @@ impl Kernel for Tile<'_> {
                 );
             }
         }
-        for (lane, &row) in active.iter().enumerate() {
-            for j in 0..width {
-                self.q[row * n + first + j] = indices[j][lane];
-                self.residual[lane * n + first + j] = residuals[j][lane];
+        columns_to_rows(lanes, &indices[..width], |lane, row| {
+            self.q[row_of(lane)].copy_from_slice(row);
+        });
+        columns_to_rows(lanes, &residuals[..width], |lane, row| {
+            self.residual[lane * n + first..][..width].copy_from_slice(row);
+        });
+    }
+}
+
+/// Rows that are transposed together, so that whole cache lines are written.
+const TRANSPOSED: usize = 16;
+
+/// Fills the first `lanes` lanes of `columns` from rows of as many elements as there are columns. They are copied first: in the
+/// matrix they may be a power of two apart, where few of them fit into the cache.
+#[inline(always)]
+fn rows_to_columns<'a, T: Copy + Default + 'a>(
+    lanes: usize,
+    columns: &mut [Column<T>],
+    row_of: impl Fn(usize) -> &'a [T],
+) {
+    let mut rows = [[T::default(); BLOCK_COLUMNS]; TRANSPOSED];
+    for first in (0..lanes).step_by(TRANSPOSED) {
+        let count = TRANSPOSED.min(lanes - first);
+        for (lane, row) in rows.iter_mut().enumerate().take(count) {
+            row[..columns.len()].copy_from_slice(row_of(first + lane));
+        }
+        for (j, column) in columns.iter_mut().enumerate() {
+            for (out, row) in column[first..first + count].iter_mut().zip(&rows) {
+                *out = row[j];
             }
+        }
+    }
+}
+
+/// Passes the first `lanes` lanes of `columns` to `sink`, with the number of the lane.
+#[inline(always)]
+fn columns_to_rows<T: Copy + Default>(
+    lanes: usize,
+    columns: &[Column<T>],
+    mut sink: impl FnMut(usize, &[T]),
+) {
+    let mut rows = [[T::default(); BLOCK_COLUMNS]; TRANSPOSED];
+    for first in (0..lanes).step_by(TRANSPOSED) {
+        let count = TRANSPOSED.min(lanes - first);
+        for (j, column) in columns.iter().enumerate() {
+            for (row, element) in rows.iter_mut().zip(&column[first..first + count]) {
+                row[j] = *element;
+            }
+        }
+        for (lane, row) in rows.iter().enumerate().take(count) {
+            sink(first + lane, &row[..columns.len()]);
         }
     }
 }

@@ -25,7 +25,7 @@
 use rayon::prelude::*;
 use uc_simd::{Kernel, MatrixView, dispatch, multiply};
 
-use super::{bits_per_weight, check_arguments, dot, splitmix64};
+use super::{bits_per_weight, check_arguments, splitmix64};
 use crate::error::CodecError;
 use crate::factor::{block_width, mean_diagonal};
 use crate::product::parallel_product;
@@ -44,6 +44,9 @@ const ROUNDING: f64 = 1.01;
 const PIECES: usize = 16;
 /// Rows that are read together.
 const PANEL: usize = 8;
+/// Rows of the residual of which products are in memory at a time. A multiple of the pieces of the products, so that it does not
+/// change their bits.
+const EXACT_ROWS: usize = 1024;
 /// Rows of the second moments in one parallel piece.
 const MOMENT_ROWS: usize = 64;
 /// Magnitudes that are far from the limits of f32.
@@ -75,9 +78,15 @@ impl CaptureBound {
         }
         let view = MatrixView::new(&scaled, m, n, n);
         let (trace, squares) = if m <= n {
-            let weighted = moments.multiply_rows(&scaled, n);
-            let product = parallel_product(MatrixView::new(&weighted, m, n, n), view.transposed());
-            (dot(&weighted, &scaled), dot(&product, &product))
+            let (mut trace, mut squares) = (0.0, 0.0);
+            for rows in scaled.chunks(EXACT_ROWS * n) {
+                let weighted = moments.multiply_rows(rows, n);
+                let weighted_rows = MatrixView::new(&weighted, rows.len() / n, n, n);
+                let product = parallel_product(weighted_rows, view.transposed());
+                add_products(&mut trace, &weighted, rows);
+                add_products(&mut squares, &product, &product);
+            }
+            (trace, squares)
         } else {
             // The eigenvalues other than 0 are those of `Eᵀ·D⁻²·E·H'`.
             let gram = parallel_product(view.transposed(), view);
@@ -445,6 +454,12 @@ fn normals(row: usize) -> Row {
         (out[0], out[1]) = ((radius * cos) as f32, (radius * sin) as f32);
     }
     out
+}
+
+/// Adds the products of all elements to `sum`, one after another.
+fn add_products(sum: &mut f64, a: &[f32], b: &[f32]) {
+    let products = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
+    products.for_each(|product| *sum += product);
 }
 
 /// Sum of the products of all elements, in f64 and in order.

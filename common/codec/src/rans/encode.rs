@@ -6,7 +6,7 @@ use crate::contexts::{
     ESCAPE, FINE_CONTEXTS, LARGEST_SYMBOL, LayerTables, PROBABILITY_BITS, fine_context,
 };
 use crate::contexts::{symbol_index, symbol_of};
-use crate::error::CodecError;
+use crate::error::{CodecError, check_matrix};
 use rayon::prelude::*;
 use uc_simd::{Kernel, dispatch};
 
@@ -78,6 +78,46 @@ impl EncodeTables {
     }
 }
 
+/// Encodes tiles with the tables of a layer.
+pub struct TileEncoder {
+    tables: EncodeTables,
+    granularity: u32,
+}
+
+impl TileEncoder {
+    /// An encoder for the tiles of a layer.
+    pub fn new(tables: &LayerTables) -> Self {
+        TileEncoder {
+            tables: EncodeTables::new(tables),
+            granularity: tables.granularity(),
+        }
+    }
+
+    /// The bytes of a tile with the indices `q` [rows, cols], at least one of each; on the calling thread.
+    ///
+    /// # Errors
+    /// [`CodecError::Shape`]; [`CodecError::NoCode`] if the tables were built from other tensors.
+    pub fn encode(
+        &self,
+        q: &[i16],
+        row_log2_eighths: &[u8],
+        column_log2_eighths: &[u8],
+    ) -> Result<Vec<u8>, CodecError> {
+        let (rows, cols) = (row_log2_eighths.len(), column_log2_eighths.len());
+        check_matrix("indices", q.len(), rows, cols)?;
+        let encoded = dispatch(EncodeTile {
+            q,
+            row_log2_eighths,
+            column_log2_eighths,
+            tables: &self.tables,
+        });
+        encoded.map_err(|NoCode { fine, value }| CodecError::NoCode {
+            context: fine >> self.granularity,
+            value,
+        })
+    }
+}
+
 /// Encodes the indices of a tensor with the tables of its layer.
 ///
 /// # Errors
@@ -94,25 +134,14 @@ pub fn encode(code: &TensorCode, tables: &LayerTables) -> Result<EncodedTensor, 
     if code.q.is_empty() {
         return Ok(encoded);
     }
-    let encode_tables = EncodeTables::new(tables);
+    let encoder = TileEncoder::new(tables);
     let rows = rows as usize;
     let tiles = code
         .q
         .par_chunks(rows * code.cols)
         .zip(code.row_log2_eighths.par_chunks(rows))
-        .map(|(q, row_log2_eighths)| {
-            dispatch(EncodeTile {
-                q,
-                row_log2_eighths,
-                column_log2_eighths: &code.column_log2_eighths,
-                tables: &encode_tables,
-            })
-        })
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|NoCode { fine, value }| CodecError::NoCode {
-            context: fine >> tables.granularity(),
-            value,
-        })?;
+        .map(|(q, row_log2_eighths)| encoder.encode(q, row_log2_eighths, &code.column_log2_eighths))
+        .collect::<Result<Vec<_>, _>>()?;
     encoded.payload = Vec::with_capacity(tiles.iter().map(Vec::len).sum());
     for tile in tiles {
         encoded.tile_offsets.push(encoded.payload.len() as u64);

@@ -58,7 +58,7 @@ pub(crate) fn follows_high_rate_rule(coarse: &RatePoint, fine: &RatePoint) -> bo
     (bits - 1.0).abs() <= TOLERANCE && (error - 1.0).abs() <= TOLERANCE
 }
 
-/// Measures the curve of a linear around `average` bits per weight on `probe_rows` rows. `base` is the step at lambda 1.
+/// Measures the curve of a linear around `average` bits per weight on its sampled rows. `base` is the step at lambda 1.
 ///
 /// # Errors
 /// Those of [`super::probe`].
@@ -66,9 +66,8 @@ pub fn measure(
     rate_probe: RateProbe<'_>,
     base: f32,
     average: f64,
-    probe_rows: usize,
 ) -> Result<RateCurve, CodecError> {
-    let sample = Sample::new(rate_probe, probe_rows)?;
+    let sample = Sample::new(rate_probe)?;
     let mut curve = RateCurve {
         signal: sample.error(None)?,
         points: Vec::new(),

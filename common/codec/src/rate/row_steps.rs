@@ -37,17 +37,16 @@ pub fn choose(
     rate_probe: RateProbe<'_>,
     base: f32,
     target: Target,
-    probe_rows: usize,
 ) -> Result<RowSteps, CodecError> {
     let logs = rate_probe.row_step_log2_eighths;
     // The curve was measured with equal steps; the geometric mean of the steps stays the same.
     let octaves = logs.iter().map(|&log| f64::from(log)).sum::<f64>() / 8.0;
-    let mean_octaves = octaves / rate_probe.m.max(1) as f64;
+    let mean_octaves = octaves / logs.len().max(1) as f64;
     let at_lambda = |octaves: f64| {
         let lambda = target.lambda?;
         Some((lambda * f64::from(base) * (-octaves).exp2()) as f32)
     };
-    let sample = Sample::new(rate_probe, probe_rows)?;
+    let sample = Sample::new(rate_probe)?;
     if target.regular || target.lambda.is_none() || logs.iter().all(|&log| log == 0) {
         let choice = choose_in_sample(&sample, base, at_lambda(mean_octaves), target.bits)?;
         return Ok(RowSteps {
@@ -56,7 +55,7 @@ pub fn choose(
         });
     }
     let by_output = choose_in_sample(&sample, base, None, target.bits)?;
-    let equal = sample.with_equal_rows();
+    let equal = Sample::with_equal_rows(rate_probe);
     let by_column = choose_in_sample(&equal, base, at_lambda(0.0), target.bits)?;
     // Errors at the same rate, weighted alike.
     let weighted = |sample: &Sample<'_>, choice: StepChoice| {

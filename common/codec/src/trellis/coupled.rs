@@ -4,16 +4,19 @@
 //! the errors of its own survivor path (per-survivor processing: Raheli, Polydoros and Tzou 1995). The result is no longer
 //! the best of all paths, but close to it.
 //!
-//! Rows are processed in groups of [`GROUP`]. Before a group, the search follows the survivor path of each state upwards,
-//! group by group, and sums what the errors of the rows above add to the rows of the group. Survivor paths merge further up.
-//! As soon as at most [`MERGE_THRESHOLD`] distinct paths are left, sums are formed for these alone. Above the group at which
-//! all paths have merged ([`MergedPrefix`]), the errors are the same for every state and are summed once for all rows below.
-//! Within the group, errors are passed on from state to state.
+//! Rows are processed in groups of [`GROUP`]. Within a group, errors are passed on from state to state. Before a group, the
+//! errors on the survivor paths above it are summed for each row of the group. Paths merge further up: after a group, fewer
+//! and fewer of its states lie on a path that has survived, and sums are formed for these alone. Above the group at which
+//! all paths have merged ([`Settled`]), levels are final, and their errors are summed once for all rows below.
 //!
-//! Values, errors and levels are in units of four steps here, so that levels of equal residue differ by whole numbers.
-//!
-//! This module owns the shared definitions and the choice between [`portable`] (the reference) and [`avx512`]; both give the
-//! same bits.
+//! # Arithmetic
+//! Only the distance of a target from the levels of a residue modulo 4 matters to the search. Four steps are therefore 2¹⁶,
+//! and targets are 16-bit integers that wrap around. Errors are 16-bit integers in units of 2⁻⁹ steps, the weights between
+//! rows 16-bit integers of [`Coupling::shift`] bits behind the point, sums of their products 32-bit integers. Integer sums
+//! have the same bits in any order, so [`avx512`] may form them in another order than [`portable`], the reference. Path
+//! costs are 16-bit integers in units of 2⁻¹² squared steps that saturate. Rounding in the search only costs precision of
+//! the targets (about 10⁻³ steps, where the distance to the chosen level is 0.5): the errors of settled rows, which enter
+//! all rows below, and those that are fed back to other columns follow from the levels in f32.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -21,45 +24,101 @@ mod portable;
 #[cfg(test)]
 mod tests;
 
-use super::{BLOCK_ROWS, LARGEST_VALUE, STATES};
+use super::{BLOCK_ROWS, LARGEST_VALUE, STATES, nearest_level, predecessor, residue};
 use uc_simd::dispatch;
-#[cfg(target_arch = "x86_64")]
-use uc_simd::has_avx512;
 
 /// Rows whose sums are formed together.
 const GROUP: usize = 8;
 /// Groups of a block.
 const GROUPS: usize = BLOCK_ROWS / GROUP;
-/// Sums are formed per distinct survivor path once at most this many are left.
-const MERGE_THRESHOLD: usize = 16;
-/// Largest magnitude of a target.
-const LARGEST_TARGET: f32 = LARGEST_VALUE / 4.0;
+/// Rows to which errors of settled groups are added together; a whole number of groups.
+const CHUNK: usize = 32;
+/// Bits of an error behind the point.
+const ERROR_BITS: u32 = 9;
+/// Bits of a target behind the point: four steps are 2¹⁶.
+const TARGET_BITS: u32 = 14;
+/// Cost of a path that does not exist.
+const UNREACHABLE: u16 = u16::MAX;
 
 /// How much of the error of a row, in units of its step, enters the values of the rows below it.
 pub(crate) struct Coupling {
-    /// [groups of later rows, rows, later rows of the group]: the order in which the search reads them.
-    groups: [[[f32; GROUP]; BLOCK_ROWS]; GROUPS],
+    /// [groups, chunks of rows from that of the group's last row on, rows of the group, rows of the chunk] 0 for rows that are
+    /// not below the group.
+    later: [Vec<[[f32; CHUNK]; GROUP]>; GROUPS],
+    /// [groups, earlier groups, pairs of rows of the earlier group, rows of the group] for two rows, in integers; the
+    /// upper row in the lower half.
+    earlier: [Vec<[[u32; GROUP]; GROUP / 2]>; GROUPS],
+    /// [groups, rows, rows] among the rows of a group, in integers.
+    within: [Square<i16>; GROUPS],
+    /// Bits of the integers behind the point: as many as the largest weight allows.
+    shift: u32,
 }
+
+/// The chunk with the last row of a group.
+const fn first_chunk(group: usize) -> usize {
+    group * GROUP / CHUNK
+}
+
+/// A number for each pair of rows of two groups.
+type Square<T> = [[T; GROUP]; GROUP];
 
 impl Coupling {
     /// From `weight(k, i)`, how much of the error of row k enters the value of row i. It is called for k < i only.
     pub(crate) fn new(weight: impl Fn(usize, usize) -> f32) -> Box<Self> {
-        let mut groups = [[[0.0; GROUP]; BLOCK_ROWS]; GROUPS];
-        for i in 0..BLOCK_ROWS {
-            for k in 0..i {
-                groups[i / GROUP][k][i % GROUP] = weight(k, i);
-            }
-        }
-        Box::new(Coupling { groups })
+        let later: [Vec<[[f32; CHUNK]; GROUP]>; GROUPS] = std::array::from_fn(|group| {
+            let entry = |k: usize, i: usize| match i / GROUP > group {
+                true => weight(group * GROUP + k, i),
+                false => 0.0,
+            };
+            let chunk = |chunk: usize| {
+                std::array::from_fn(|k| std::array::from_fn(|i| entry(k, chunk * CHUNK + i)))
+            };
+            (first_chunk(group)..BLOCK_ROWS / CHUNK)
+                .map(chunk)
+                .collect()
+        });
+        let within = |group: usize, k: usize, i: usize| match k < i {
+            true => weight(group * GROUP + k, group * GROUP + i),
+            false => 0.0,
+        };
+        let within: [Square<f32>; GROUPS] = std::array::from_fn(|group| {
+            std::array::from_fn(|k| std::array::from_fn(|i| within(group, k, i)))
+        });
+        let all = within.iter().flatten().flatten();
+        let all = all.chain(later.iter().flatten().flatten().flatten());
+        let largest = all.fold(0.0f32, |largest, weight| largest.max(weight.abs()));
+        let whole_bits = (0..15).find(|&bits| largest <= (1 << bits) as f32);
+        let shift = 15 - whole_bits.unwrap_or(14);
+        let integer = |weight: f32| (weight * (1 << shift) as f32).round_ties_even() as i16;
+        let pair = |from: usize, pair: usize, to: usize| -> [u32; GROUP] {
+            std::array::from_fn(|i| {
+                let row = to * GROUP + i;
+                let chunk = &later[from][row / CHUNK - first_chunk(from)];
+                let [upper, lower] =
+                    [0, 1].map(|k| integer(chunk[2 * pair + k][row % CHUNK]) as u16);
+                u32::from(upper) | u32::from(lower) << 16
+            })
+        };
+        Box::new(Coupling {
+            earlier: std::array::from_fn(|to| {
+                let pairs = |from: usize| std::array::from_fn(|at| pair(from, at, to));
+                (0..to).map(pairs).collect()
+            }),
+            within: within.map(|square| square.map(|row| row.map(integer))),
+            later,
+            shift,
+        })
     }
 }
 
 /// The survivor paths: for every group and every state after it, the best path to that state.
 pub(super) struct Survivors {
-    /// [rows, states after the row's group, or after the last row] `value − level` in units of four steps.
-    errors: [PerState<f32>; BLOCK_ROWS],
+    /// [groups, rows of the group, states after the group, or after the last row] `value − level`.
+    errors: [[PerState<i16>; GROUP]; GROUPS],
     /// [groups, states after the group] the state before the group.
-    group_starts: [PerState<u8>; GROUPS],
+    group_starts: [PerState<u16>; GROUPS],
+    /// `[rows]` bit `i + 32·u` is set if the survivor path to the state 2i + u comes from i + 32 (instead of i).
+    decisions: [u64; BLOCK_ROWS],
 }
 
 /// A number for every state.
@@ -70,51 +129,49 @@ struct PerState<T>([T; STATES]);
 impl Survivors {
     pub(super) fn new() -> Self {
         Survivors {
-            errors: [PerState([0.0; STATES]); BLOCK_ROWS],
+            errors: [[PerState([0; STATES]); GROUP]; GROUPS],
             group_starts: [PerState([0; STATES]); GROUPS],
+            decisions: [0; BLOCK_ROWS],
         }
-    }
-
-    /// On the survivor path to `state` after `group`: the errors of the group's rows, and the state before the group.
-    #[inline(always)]
-    fn group_errors(&self, group: usize, state: usize) -> ([f32; GROUP], usize) {
-        let rows = &self.errors[group * GROUP..(group + 1) * GROUP];
-        let errors = std::array::from_fn(|row| rows[row].0[state % STATES]);
-        (errors, self.group_starts[group].0[state % STATES].into())
-    }
-
-    /// `[rows]` the errors on the survivor path to `state` after the last of `rows` rows.
-    #[inline(always)]
-    pub(super) fn path_errors(&self, rows: usize, mut state: usize) -> [f32; BLOCK_ROWS] {
-        let mut path_errors = [0.0; BLOCK_ROWS];
-        let groups = path_errors[..rows].chunks_mut(GROUP).enumerate();
-        for (group, group_errors) in groups.rev() {
-            let (errors, start) = self.group_errors(group, state);
-            group_errors.copy_from_slice(&errors[..group_errors.len()]);
-            state = start;
-        }
-        path_errors
     }
 }
 
 /// The groups from the top of the block in which all survivor paths are the same.
-struct MergedPrefix {
+struct Settled<'a> {
     /// Number of these groups.
     groups: usize,
-    /// `[rows]` what their errors add to the values of the rows below.
+    /// `[rows]` what their errors add to the values of the rows below, in steps.
     sums: [f32; BLOCK_ROWS],
+    values: &'a [f32],
+    /// `[rows]` the levels chosen.
+    levels: &'a mut [f32; BLOCK_ROWS],
 }
 
-impl MergedPrefix {
-    fn new() -> Self {
-        MergedPrefix {
+impl<'a> Settled<'a> {
+    fn new(values: &'a [f32], levels: &'a mut [f32; BLOCK_ROWS]) -> Self {
+        Settled {
             groups: 0,
             sums: [0.0; BLOCK_ROWS],
+            values,
+            levels,
         }
     }
 
-    /// Extends the prefix to the first `groups` groups, after which all survivor paths are in `state`. `next` is the first
-    /// group that is not yet searched.
+    /// What the errors of these groups add to the rows of another group, in the integers of sums of products. Half a unit of
+    /// the errors is added for rounding.
+    #[inline(always)]
+    fn group_sums(&self, group: usize, coupling: &Coupling) -> [i32; GROUP] {
+        let mut sums = [0; GROUP];
+        for (sum, settled) in sums.iter_mut().zip(&self.sums[group * GROUP..]) {
+            let units = settled * (1 << ERROR_BITS) as f32;
+            let units = units.clamp(f32::from(i16::MIN), f32::from(i16::MAX));
+            *sum = (nearest_integer(units) << coupling.shift) + (1 << (coupling.shift - 1));
+        }
+        sums
+    }
+
+    /// Settles the first `groups` groups, after which all survivor paths are in `state`. `next` is the first group that is
+    /// not yet searched.
     #[inline(always)]
     fn extend(
         &mut self,
@@ -124,39 +181,116 @@ impl MergedPrefix {
         survivors: &Survivors,
         coupling: &Coupling,
     ) {
-        let (sums, _) = self.sums.as_chunks_mut::<GROUP>();
         for group in (self.groups..groups).rev() {
-            let (errors, start) = survivors.group_errors(group, state);
-            for (sums, coupling) in sums.iter_mut().zip(&coupling.groups).skip(next) {
-                for (weights, error) in coupling[group * GROUP..].iter().zip(errors) {
-                    for (sum, weight) in sums.iter_mut().zip(weights) {
-                        *sum = weight.mul_add(error, *sum);
-                    }
-                }
+            let (errors, start) = self.settle(group, state, survivors);
+            // Sums of rows that are searched already may change too: nobody reads them again.
+            let (chunk, first) = (next * GROUP / CHUNK, first_chunk(group));
+            let (sums, _) = self.sums.as_chunks_mut::<CHUNK>();
+            let chunks = sums.iter_mut().skip(chunk);
+            for (sums, weights) in chunks.zip(coupling.later[group].iter().skip(chunk - first)) {
+                add_errors(&errors, weights, sums);
             }
             state = start;
         }
         self.groups = groups;
     }
+
+    /// Sets the levels of a group on the survivor path to `state` after it; returns their errors and the state before it.
+    #[inline(always)]
+    fn settle(
+        &mut self,
+        group: usize,
+        state: usize,
+        survivors: &Survivors,
+    ) -> ([f32; GROUP], usize) {
+        let count = GROUP.min(self.values.len() - group * GROUP);
+        let rows = group * GROUP..group * GROUP + count;
+        let (mut after, mut residues) = (state, [0.0; GROUP]);
+        let decisions = &survivors.decisions[rows.clone()];
+        for (residue_of_row, &decisions) in residues[..count].iter_mut().zip(decisions).rev() {
+            let before = predecessor(after, decisions);
+            *residue_of_row = f32::from(residue(before as u16, after as u16 & 1));
+            after = before;
+        }
+        let (mut values, mut levels) = ([0.0; GROUP], [0.0; GROUP]);
+        values[..count].copy_from_slice(&self.values[rows.clone()]);
+        let mut errors = [0.0; GROUP];
+        for (error, row) in errors.iter_mut().zip(&survivors.errors[group]) {
+            *error = f32::from(row.0[state % STATES]) * (1.0 / (1 << ERROR_BITS) as f32);
+        }
+        for row in 0..GROUP {
+            let reached = (values[row] - errors[row]).clamp(-LARGEST_VALUE, LARGEST_VALUE);
+            levels[row] = nearest_level(reached, residues[row]);
+            errors[row] = values[row] - levels[row];
+        }
+        self.levels[rows].copy_from_slice(&levels[..count]);
+        // Not `after`, which is the same: so the processor need not wait for it.
+        (
+            errors,
+            survivors.group_starts[group].0[state % STATES].into(),
+        )
+    }
+
+    /// Settles all groups along the survivor path to `state` after the last row.
+    #[inline(always)]
+    fn finish(mut self, mut state: usize, survivors: &Survivors) {
+        for group in (self.groups..self.values.len().div_ceil(GROUP)).rev() {
+            (_, state) = self.settle(group, state, survivors);
+        }
+    }
 }
 
-/// Fills the survivors and the decisions (in the form of the uncoupled search) of rows with the given values; returns the
-/// state of least path cost after them. On ties the state of the smaller number wins, here and in every row.
-pub(super) fn search(
-    values: &[f32],
-    coupling: &Coupling,
-    survivors: &mut Survivors,
-    decisions: &mut [u64],
-) -> usize {
-    #[cfg(target_arch = "x86_64")]
-    if has_avx512() {
-        // SAFETY: the processor has the features that `avx512::search` requires.
-        return unsafe { avx512::search(values, coupling, survivors, decisions) };
+/// Adds what the errors of a group add to a chunk of rows below it: `sums[i] += Σ_k errors[k] · weights[k][i]`.
+#[inline(always)]
+fn add_errors(errors: &[f32; GROUP], weights: &[[f32; CHUNK]; GROUP], sums: &mut [f32; CHUNK]) {
+    let mut total = *sums;
+    for (error, weights) in errors.iter().zip(weights) {
+        for (sum, weight) in total.iter_mut().zip(weights) {
+            *sum = weight.mul_add(*error, *sum);
+        }
     }
-    dispatch(portable::Search {
-        values,
-        coupling,
-        survivors,
-        decisions,
-    })
+    *sums = total;
+}
+
+/// The integer nearest to a number of magnitude up to 2²², half to even. Unlike a conversion it vectorizes.
+#[inline(always)]
+fn nearest_integer(number: f32) -> i32 {
+    /// `1.5 · 2²³`: adding it leaves the integer in the low bits of the sum.
+    const ROUND: f32 = 12_582_912.0;
+    (number + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32
+}
+
+/// The arguments of [`search`].
+pub(super) struct Search<'a> {
+    /// `[rows]` in units of the step.
+    pub(super) values: &'a [f32],
+    pub(super) coupling: &'a Coupling,
+    /// Scratch memory.
+    pub(super) survivors: &'a mut Survivors,
+    /// `[rows]` to be set.
+    pub(super) levels: &'a mut [f32; BLOCK_ROWS],
+}
+
+impl Search<'_> {
+    /// `[rows]` the values as targets.
+    #[inline(always)]
+    fn targets(&self) -> [i16; BLOCK_ROWS] {
+        let mut targets = [0; BLOCK_ROWS];
+        for (target, value) in targets.iter_mut().zip(self.values) {
+            let value = value.clamp(-LARGEST_VALUE, LARGEST_VALUE);
+            let offset = value - nearest_level(value, 0.0);
+            *target = nearest_integer(offset * (1 << TARGET_BITS) as f32) as i16;
+        }
+        targets
+    }
+}
+
+/// Sets the levels of the rows with the given values. On ties the state of the smaller number wins.
+pub(super) fn search(arguments: Search<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    if avx512::is_supported() {
+        // SAFETY: the processor has the features that `avx512::search` requires.
+        return unsafe { avx512::search(arguments) };
+    }
+    dispatch(portable::Portable(arguments));
 }

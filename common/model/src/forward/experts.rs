@@ -26,7 +26,7 @@ impl<B: Backend> Experts<B> {
         let shared = spec.shared.as_ref();
         let shared = shared.map(|shared| Mlp::new(shared, weights));
         Ok(Experts {
-            router: Linear::new(&spec.router, weights)?,
+            router: Linear::in_f32(&spec.router, weights)?,
             correction_bias: correction_bias(spec, weights)?,
             shared: shared.transpose()?,
         })

@@ -4,8 +4,8 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::embedding::Embedding;
-use super::linear::weight_product;
 use super::math::capped;
+use super::matrix::Matrix;
 use super::norm::Norm;
 use super::weights::Weights;
 use crate::config::ModelConfig;
@@ -16,7 +16,7 @@ use crate::work::Kind;
 pub struct Head<B: Backend> {
     norm: Norm<B>,
     /// `[vocab, hidden]`; for a tied head, the embedding matrix.
-    weight: Tensor<B, 2>,
+    weight: Matrix<B>,
     /// `[vocab]`
     bias: Option<Tensor<B, 1>>,
     scale: f64,
@@ -30,7 +30,7 @@ impl<B: Backend> Head<B> {
     /// # Errors
     /// What `weights` returns.
     pub fn new<W: Weights<B>>(config: &ModelConfig, weights: &W) -> Result<Self, W::Error> {
-        let weight = weights.tensor(&config.head.weight, [config.vocab, config.hidden])?;
+        let weight = weights.matrix(&config.head.weight, [config.vocab, config.hidden])?;
         Head::with_weight(config, weight, weights)
     }
 
@@ -43,12 +43,12 @@ impl<B: Backend> Head<B> {
         embedding: &Embedding<B>,
         weights: &W,
     ) -> Result<Self, W::Error> {
-        Head::with_weight(config, embedding.weight().clone(), weights)
+        Head::with_weight(config, embedding.weight().clone().into(), weights)
     }
 
     fn with_weight<W: Weights<B>>(
         config: &ModelConfig,
-        weight: Tensor<B, 2>,
+        weight: Matrix<B>,
         weights: &W,
     ) -> Result<Self, W::Error> {
         let spec = &config.head;
@@ -66,7 +66,7 @@ impl<B: Backend> Head<B> {
     /// The logits `[tokens, vocab]` for `hidden: [tokens, hidden]`, the output of the last layer.
     pub fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
         let normed = self.norm.forward(hidden);
-        let logits = weight_product(Kind::Head, normed, &self.weight);
+        let logits = self.weight.product(Kind::Head, normed);
         let logits = match &self.bias {
             Some(bias) => logits + bias.clone().unsqueeze(),
             None => logits,

@@ -1,13 +1,10 @@
 //! A linear layer, and the observer of its input and output.
 
-use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use super::cpu::{is_trained, tracked_product};
+use super::matrix::Matrix;
 use super::weights::Weights;
-use crate::device::{Cpu, cast, is};
-use crate::matmul::product;
 use crate::spec::Projection;
 use crate::work::Kind;
 
@@ -36,7 +33,7 @@ pub(super) struct Linear<B: Backend> {
     /// Name of the weight within the layer.
     name: String,
     /// `[rows, cols]` = `[out, in]`
-    weight: Tensor<B, 2>,
+    weight: Matrix<B>,
     /// `[out]`
     bias: Option<Tensor<B, 1>>,
 }
@@ -44,7 +41,23 @@ pub(super) struct Linear<B: Backend> {
 impl<B: Backend> Linear<B> {
     pub(super) fn new<W: Weights<B>>(spec: &Projection, weights: &W) -> Result<Self, W::Error> {
         let name = format!("{}.weight", spec.name);
+        let weight = weights.matrix(&name, [spec.rows, spec.cols])?;
+        Self::with_weight(spec, name, weight, weights)
+    }
+
+    /// A linear that computes in f32 whatever the arithmetic of the others.
+    pub(super) fn in_f32<W: Weights<B>>(spec: &Projection, weights: &W) -> Result<Self, W::Error> {
+        let name = format!("{}.weight", spec.name);
         let weight = weights.tensor(&name, [spec.rows, spec.cols])?;
+        Self::with_weight(spec, name, weight.into(), weights)
+    }
+
+    fn with_weight<W: Weights<B>>(
+        spec: &Projection,
+        name: String,
+        weight: Matrix<B>,
+        weights: &W,
+    ) -> Result<Self, W::Error> {
         let bias = match spec.bias {
             true => Some(weights.tensor(&format!("{}.bias", spec.name), [spec.rows])?),
             false => None,
@@ -63,25 +76,10 @@ impl<B: Backend> Linear<B> {
 
     /// Applies the layer to `x: [tokens, in]`, without an observer.
     pub(super) fn apply(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let y = weight_product(Kind::Linears, x, &self.weight);
+        let y = self.weight.product(Kind::Linears, x);
         match &self.bias {
             Some(bias) => y + bias.clone().unsqueeze(),
             None => y,
         }
     }
-}
-
-/// `x Wᵀ` for `weight: [rows, cols]`, counted as work of this kind.
-pub(super) fn weight_product<B: Backend>(
-    kind: Kind,
-    x: Tensor<B, 2>,
-    weight: &Tensor<B, 2>,
-) -> Tensor<B, 2> {
-    if is::<B, Autodiff<Cpu>>() {
-        let weight: Tensor<Autodiff<Cpu>, 2> = cast(weight.clone());
-        if !is_trained(&weight) {
-            return cast(tracked_product(kind, cast(x), weight.inner()));
-        }
-    }
-    product(kind, x, weight.clone().transpose())
 }

@@ -4,7 +4,8 @@
 //! its linears to an [`ActivationObserver`], and propagates gradients back ([`Layer::gradient`]).
 //! [`Embedding`] and [`Head`] are the input and the output end of the model. Weights come from a [`Weights`],
 //! which may read them from files or return the parameters of a trainer. The weights of a routed expert are
-//! requested when tokens reach it and dropped afterwards, so only a few experts are in memory at a time.
+//! requested when tokens reach it and dropped afterwards, so only a few experts are in memory at a time. On the CPU, matrices that a
+//! file stores in 16 bits stay in them ([`Matrix`]).
 //!
 //! There is no key-value cache and no sampling here: the pipeline scores whole windows.
 
@@ -21,6 +22,7 @@ mod linear;
 mod mamba;
 mod mamba2;
 mod math;
+mod matrix;
 mod mlp;
 mod norm;
 mod overflow;
@@ -31,12 +33,14 @@ mod vector;
 mod weights;
 mod windows;
 
+pub use cpu::Arithmetic;
 pub(crate) use cpu::{ELEMENTS, Values, matrix, piece_rows};
 pub use embedding::Embedding;
 pub use gradient::{ObservedInput, OnPartTrace, PartTrace, surrogate};
 pub use head::Head;
 pub use layer::Layer;
 pub use linear::{ActivationObserver, NoObserver};
+pub use matrix::Matrix;
 pub use overflow::check_states;
 pub(crate) use vector::squared_norm;
 pub use weights::{Weights, WeightsFromFn};

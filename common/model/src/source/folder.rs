@@ -9,6 +9,7 @@ use super::dtype::{self, SourceDtype};
 use super::error::SourceError;
 use super::header;
 use super::index::{self, Index};
+use super::values::{HalfType, WeightValues};
 use crate::plan::LayerPlan;
 use crate::spec::Stored;
 
@@ -456,12 +457,34 @@ impl SourceTensor {
         })?;
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(values),
-            Some(index) => Err(SourceError::NonFinite {
-                path: self.path.clone(),
-                name: self.name.clone(),
-                index,
-                found: values[index],
-            }),
+            Some(index) => Err(self.non_finite(index, values[index])),
+        }
+    }
+
+    /// The elements, without a conversion if they have 16 bits.
+    ///
+    /// # Errors
+    /// As [`SourceTensor::to_f32`].
+    pub fn to_values(&self) -> Result<WeightValues, SourceError> {
+        let half = match self.dtype {
+            SourceDtype::BF16 => HalfType::Bf16,
+            SourceDtype::F16 => HalfType::F16,
+            _ => return Ok(self.to_f32()?.into()),
+        };
+        let values = WeightValues::from_half_bytes(half, &self.bytes);
+        match values.non_finite() {
+            None => Ok(values),
+            Some((index, found)) => Err(self.non_finite(index, found)),
+        }
+    }
+
+    fn non_finite(&self, index: usize, found: f32) -> SourceError {
+        let (path, name) = (self.path.clone(), self.name.clone());
+        SourceError::NonFinite {
+            path,
+            name,
+            index,
+            found,
         }
     }
 

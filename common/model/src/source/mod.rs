@@ -17,6 +17,7 @@ mod error;
 mod folder;
 mod header;
 mod index;
+mod values;
 
 pub use check::{IndexComparison, expected_tensors};
 pub use dtype::SourceDtype;
@@ -25,3 +26,4 @@ pub(crate) use folder::tensor_names;
 pub use folder::{SourceFolder, SourceTensor, TensorInfo, header_path};
 pub use header::{MAX_HEADER, length_of as header_length};
 pub use index::{Index, read as read_index};
+pub use values::{HalfType, WeightValues};

@@ -1,16 +1,21 @@
 //! The writer of layer files.
 //!
-//! A layer may hold more weights than fit in memory, so the linears are read one at a time, in three passes. The first
-//! pass counts symbols for the context tables. The second encodes every linear to determine the lengths that the header
+//! A layer may hold more weights than fit in memory, so indices are read tile by tile, in three passes. The first
+//! pass counts symbols for the context tables. The second encodes every tile to determine the lengths that the header
 //! records. The third encodes again and writes. Entropy coding is much faster than quantization, so encoding twice
 //! costs little and is simpler than storing the payloads between the passes.
+//!
+//! All threads work on tiles, and one of them writes what the others have encoded. Memory: the indices of one tile for each thread
+//! (at most `2·max(2^20, 256·cols)` bytes, and what reading them takes), and the bytes of three encoded tiles for each thread.
 
 use std::borrow::Cow;
 use std::io::Write;
 
+use rayon::prelude::*;
 use uc_codec::contexts::{LayerTables, TableBuilder};
-use uc_codec::layer::CodedLinear;
-use uc_codec::{pack_small, rans};
+use uc_codec::layer::{CodedLinear, LinearParameters};
+use uc_codec::rans::{self, TileEncoder};
+use uc_codec::{CodecError, pack_small};
 
 use super::{check_names, codec_error};
 use crate::error::{self, PackError, invalid};
@@ -22,18 +27,24 @@ use crate::{
 };
 
 /// The coded linears of a layer in the order of its plan, in memory or on disk.
-pub trait Linears {
+pub trait Linears: Sync {
     /// The error of reading a linear.
-    type Error: From<PackError>;
+    type Error: From<PackError> + Send;
 
     /// Number of linears.
     fn count(&self) -> usize;
 
-    /// Linear `index`, which must be below [`Linears::count`].
+    /// Linear `index`, which must be below [`Linears::count`], but for its indices.
     ///
     /// # Errors
     /// If the linear cannot be read.
-    fn linear(&self, index: usize) -> Result<Cow<'_, CodedLinear>, Self::Error>;
+    fn parameters(&self, index: usize) -> Result<Cow<'_, LinearParameters>, Self::Error>;
+
+    /// The indices of a tile of linear `index`, [rows, cols] for the rows of [`LinearParameters::tile`].
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    fn indices(&self, index: usize, tile: usize) -> Result<Cow<'_, [i16]>, Self::Error>;
 }
 
 impl Linears for [CodedLinear] {
@@ -43,8 +54,88 @@ impl Linears for [CodedLinear] {
         self.len()
     }
 
-    fn linear(&self, index: usize) -> Result<Cow<'_, CodedLinear>, PackError> {
-        Ok(Cow::Borrowed(&self[index]))
+    fn parameters(&self, index: usize) -> Result<Cow<'_, LinearParameters>, PackError> {
+        Ok(Cow::Owned(self[index].parameters()))
+    }
+
+    fn indices(&self, index: usize, tile: usize) -> Result<Cow<'_, [i16]>, PackError> {
+        let CodedLinear { name, code, .. } = &self[index];
+        let validated = code.validate();
+        validated.map_err(|source| codec_error("layer", name, source))?;
+        let indices = rans::tile_rows(code.rows, code.cols) as usize * code.cols;
+        let tile = code.q.chunks(indices.max(1)).nth(tile);
+        Ok(Cow::Borrowed(tile.unwrap_or_default()))
+    }
+}
+
+/// A tile of a linear, by their numbers.
+#[derive(Debug, Clone, Copy)]
+struct TileId {
+    linear: usize,
+    tile: usize,
+}
+
+/// What all tiles of a layer are read from.
+struct Source<'a, L: ?Sized> {
+    linears: &'a L,
+    /// `[linears]`
+    parameters: Vec<LinearParameters>,
+    origin: &'a str,
+}
+
+impl<'a, L: Linears + ?Sized> Source<'a, L> {
+    fn new(linears: &'a L, origin: &'a str) -> Result<Self, L::Error> {
+        let mut parameters = Vec::with_capacity(linears.count());
+        for index in 0..linears.count() {
+            let linear = linears.parameters(index)?.into_owned();
+            let valid = linear.validate();
+            valid.map_err(|source| codec_error(origin, &linear.name, source))?;
+            parameters.push(linear);
+        }
+        Ok(Self {
+            linears,
+            parameters,
+            origin,
+        })
+    }
+
+    /// All tiles, in the order of the file.
+    fn tiles(&self) -> Vec<TileId> {
+        let linears = self.parameters.iter().enumerate();
+        let tiles = linears.flat_map(|(linear, parameters)| {
+            (0..parameters.tiles()).map(move |tile| TileId { linear, tile })
+        });
+        tiles.collect()
+    }
+
+    /// Passes the indices of a tile, and the logarithms of its rows and columns, to `work`.
+    fn with_tile<T>(
+        &self,
+        TileId { linear, tile }: TileId,
+        work: impl FnOnce(&[i16], &[u8], &[u8]) -> Result<T, CodecError>,
+    ) -> Result<T, L::Error> {
+        let parameters = &self.parameters[linear];
+        let q = self.linears.indices(linear, tile)?;
+        let rows = &parameters.row_log2_eighths[parameters.tile(tile)];
+        let done = work(&q, rows, &parameters.column_log2_eighths);
+        Ok(done.map_err(|source| codec_error(self.origin, &parameters.name, source))?)
+    }
+
+    /// The context tables of the layer.
+    fn tables(&self) -> Result<LayerTables, L::Error> {
+        let count = |mut builder: TableBuilder, tile: TileId| {
+            self.with_tile(tile, |q, rows, columns| builder.add_rows(q, rows, columns))?;
+            Ok(builder)
+        };
+        let merge = |mut left: TableBuilder, right: TableBuilder| {
+            left.merge(right);
+            Ok::<_, L::Error>(left)
+        };
+        let tiles = self.tiles().into_par_iter();
+        let builder = tiles
+            .try_fold(TableBuilder::default, count)
+            .try_reduce(TableBuilder::default, merge)?;
+        Ok(builder.build())
     }
 }
 
@@ -55,8 +146,8 @@ pub struct LayerCoder {
     tables: LayerTables,
     /// The file's header: everything before the payloads.
     header: Vec<u8>,
-    /// `[linears]` length of each payload in bytes.
-    payload_lengths: Vec<u64>,
+    /// `[linears]` lengths of the tiles in bytes.
+    tile_lengths: Vec<Vec<u64>>,
 }
 
 impl LayerCoder {
@@ -71,59 +162,119 @@ impl LayerCoder {
         exact: &[ExactTensor],
     ) -> Result<Self, L::Error> {
         let origin = format!("layer {layer}");
-        let mut builder = TableBuilder::default();
-        for index in 0..linears.count() {
-            let linear = linears.linear(index)?;
-            let counted = builder.add(&linear.code);
-            counted.map_err(|source| codec_error(&origin, &linear.name, source))?;
+        let source = Source::new(linears, &origin)?;
+        let tables = source.tables()?;
+        let encoder = TileEncoder::new(&tables);
+        let length = |tile| {
+            let encoded = source.with_tile(tile, |q, rows, cols| encoder.encode(q, rows, cols))?;
+            Ok((tile, encoded.len() as u64))
+        };
+        let lengths = source.tiles().into_par_iter().map(length);
+        let lengths: Vec<_> = lengths.collect::<Result<_, L::Error>>()?;
+        let mut tile_lengths = vec![Vec::new(); source.parameters.len()];
+        for (tile, length) in lengths {
+            tile_lengths[tile.linear].push(length);
         }
-        let tables = builder.build();
         let mut descriptors = Descriptors::default();
-        for index in 0..linears.count() {
-            descriptors.add(&*linears.linear(index)?, &tables, &origin)?;
+        for (linear, lengths) in source.parameters.iter().zip(&tile_lengths) {
+            descriptors.add(linear, lengths, &origin)?;
         }
         let header = encode_header(layer, &tables, &descriptors, exact, &origin)?;
         Ok(Self {
             origin,
             tables,
             header,
-            payload_lengths: descriptors.payload_lengths,
+            tile_lengths,
         })
     }
 
     /// Length of the file in bytes.
     pub fn length(&self) -> u64 {
-        let append = |end: u64, payload: &u64| end + padding_to(end, LAYER_ALIGNMENT) + payload;
+        let append = |end: u64, tiles: &Vec<u64>| {
+            end + padding_to(end, LAYER_ALIGNMENT) + tiles.iter().sum::<u64>()
+        };
         let header = self.header.len() as u64;
-        self.payload_lengths.iter().fold(header, append)
+        self.tile_lengths.iter().fold(header, append)
     }
 
     /// Writes the file. `linears` must be those that [`LayerCoder::new`] was given.
     ///
     /// # Errors
-    /// `Io` with the error of `sink`, `Codec`, `Invalid` if a payload does not have the length found in
+    /// `Io` with the error of `sink`, `Codec`, `Invalid` if a tile does not have the length found in
     /// [`LayerCoder::new`], and the errors of `linears`.
     pub fn write<L: Linears + ?Sized>(
         &self,
         linears: &L,
-        sink: &mut impl Write,
+        sink: &mut (impl Write + Send),
     ) -> Result<(), L::Error> {
-        let mut put = |bytes: &[u8]| sink.write_all(bytes).map_err(error::io(&self.origin));
-        put(&self.header)?;
-        let mut end = self.header.len() as u64;
-        for (index, &expected) in self.payload_lengths.iter().enumerate() {
-            let linear = linears.linear(index)?;
-            let encoded = rans::encode(&linear.code, &self.tables)
-                .map_err(|source| codec_error(&self.origin, &linear.name, source))?;
-            let found = encoded.payload.len() as u64;
-            if found != expected {
-                let what = format!("payload length of {}", linear.name);
-                return Err(invalid(&self.origin, what, found, expected.to_string()).into());
+        let source = Source::new(linears, &self.origin)?;
+        let encoder = TileEncoder::new(&self.tables);
+        let encode = |&tile: &TileId| {
+            let encoded = source.with_tile(tile, |q, rows, cols| encoder.encode(q, rows, cols))?;
+            self.check_length(&source, tile, encoded.len() as u64)?;
+            Ok((tile, encoded))
+        };
+        let mut output = Output {
+            sink,
+            origin: &self.origin,
+            end: 0,
+        };
+        output.put(&self.header)?;
+        let tiles = source.tiles();
+        let mut encoded: Vec<(TileId, Vec<u8>)> = Vec::new();
+        for window in tiles.chunks(2 * rayon::current_num_threads()) {
+            let encode = || window.par_iter().map(encode).collect::<Result<_, _>>();
+            let (next, written) = rayon::join(encode, || output.put_tiles(&encoded));
+            written?;
+            encoded = next.map_err(|error: L::Error| error)?;
+        }
+        Ok(output.put_tiles(&encoded)?)
+    }
+
+    /// Refuses a tile whose length is not the one found before.
+    fn check_length<L: ?Sized>(
+        &self,
+        source: &Source<'_, L>,
+        TileId { linear, tile }: TileId,
+        found: u64,
+    ) -> Result<(), PackError> {
+        let expected = self.tile_lengths.get(linear).and_then(|of| of.get(tile));
+        if expected == Some(&found) {
+            return Ok(());
+        }
+        let what = format!(
+            "length of tile {tile} of {}",
+            source.parameters[linear].name
+        );
+        let expected = expected.map_or_else(|| "no such tile".into(), u64::to_string);
+        Err(invalid(&self.origin, what, found, expected))
+    }
+}
+
+/// The file that is being written.
+struct Output<'a, W> {
+    sink: &'a mut W,
+    origin: &'a str,
+    /// Bytes so far.
+    end: u64,
+}
+
+impl<W: Write> Output<'_, W> {
+    fn put(&mut self, bytes: &[u8]) -> Result<(), PackError> {
+        let written = self.sink.write_all(bytes);
+        written.map_err(error::io(self.origin))?;
+        self.end += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Puts tiles, the first of every linear at a multiple of the alignment.
+    fn put_tiles(&mut self, tiles: &[(TileId, Vec<u8>)]) -> Result<(), PackError> {
+        for (id, bytes) in tiles {
+            if id.tile == 0 {
+                let padding = padding_to(self.end, LAYER_ALIGNMENT);
+                self.put(&[0; LAYER_ALIGNMENT][..padding as usize])?;
             }
-            let padding = padding_to(end, LAYER_ALIGNMENT);
-            put(&[0; LAYER_ALIGNMENT][..padding as usize])?;
-            put(&encoded.payload)?;
-            end += padding + found;
+            self.put(bytes)?;
         }
         Ok(())
     }
@@ -159,8 +310,6 @@ struct Descriptors {
     names: Vec<String>,
     /// The linears' descriptors as written.
     bytes: Vec<u8>,
-    /// `[linears]` length of each payload in bytes.
-    payload_lengths: Vec<u64>,
 }
 
 impl Descriptors {
@@ -168,55 +317,49 @@ impl Descriptors {
     /// of each tile, overlay factors.
     fn add(
         &mut self,
-        linear: &CodedLinear,
-        tables: &LayerTables,
+        linear: &LinearParameters,
+        tile_lengths: &[u64],
         origin: &str,
     ) -> Result<(), PackError> {
-        let code = &linear.code;
-        let encoded = rans::encode(code, tables)
-            .map_err(|source| codec_error(origin, &linear.name, source))?;
         let group = self.group_index(linear);
         let out = &mut self.bytes;
         put_name(out, &linear.name, "linear", origin)?;
-        put_dimension(out, code.rows, MAX_ROWS, "rows", origin)?;
+        put_dimension(out, linear.rows, MAX_ROWS, "rows", origin)?;
         out.extend(narrow::<u16>(group, MAX_GROUPS, "group", origin)?.to_le_bytes());
-        let rank = code.overlay.as_ref().map_or(0, |overlay| overlay.rank);
+        let rank = linear.overlay.as_ref().map_or(0, |overlay| overlay.rank);
         out.extend(narrow::<u16>(rank, MAX_RANK, "rank", origin)?.to_le_bytes());
-        out.extend(code.step.to_le_bytes());
+        out.extend(linear.step.to_le_bytes());
         // A row with larger steps has smaller indices. The sum of both logarithms varies less from row to row, so the
         // sums take fewer bits.
-        let sums = code
+        let sums = linear
             .row_log2_eighths
             .iter()
-            .zip(&code.row_step_log2_eighths);
+            .zip(&linear.row_step_log2_eighths);
         let sums: Vec<u8> = sums.map(|(log, step)| log.wrapping_add(*step)).collect();
         put_logarithms(out, &sums, origin)?;
-        put_logarithms(out, &code.row_step_log2_eighths, origin)?;
-        let length = encoded.payload.len() as u64;
-        let ends = encoded.tile_offsets.iter().skip(1).copied().chain([length]);
-        for (start, end) in encoded.tile_offsets.iter().zip(ends) {
-            let tile = (end - start) as usize;
-            out.extend(narrow::<u32>(tile, u32::MAX.into(), "tile length", origin)?.to_le_bytes());
+        put_logarithms(out, &linear.row_step_log2_eighths, origin)?;
+        for &length in tile_lengths {
+            let length = length as usize;
+            let length = narrow::<u32>(length, u32::MAX.into(), "tile length", origin)?;
+            out.extend(length.to_le_bytes());
         }
-        if let Some(overlay) = &code.overlay {
+        if let Some(overlay) = &linear.overlay {
             let factors = overlay.u.iter().chain(&overlay.v);
             out.extend(factors.flat_map(|bits| bits.to_le_bytes()));
         }
         self.names.push(linear.name.clone());
-        self.payload_lengths.push(length);
         Ok(())
     }
 
     /// Index of the group that a linear belongs to. Adds a group if none matches.
-    fn group_index(&mut self, linear: &CodedLinear) -> usize {
+    fn group_index(&mut self, linear: &LinearParameters) -> usize {
         let matches = |group: &ColumnGroup| {
-            group.input == linear.input
-                && group.column_log2_eighths == linear.code.column_log2_eighths
+            group.input == linear.input && group.column_log2_eighths == linear.column_log2_eighths
         };
         self.groups.iter().position(matches).unwrap_or_else(|| {
             self.groups.push(ColumnGroup {
                 input: linear.input.clone(),
-                column_log2_eighths: linear.code.column_log2_eighths.clone(),
+                column_log2_eighths: linear.column_log2_eighths.clone(),
             });
             self.groups.len() - 1
         })

@@ -1,7 +1,7 @@
 //! A job in progress: verified inputs, published outputs, events and the receipt at its end.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
 use serde_json::Value;
@@ -20,6 +20,13 @@ use crate::tensors::{TensorDecl, TensorFileWriter};
 /// Names the producer of a file that no stage of the plan makes.
 const EXTERNAL: &str = "outside the run";
 
+/// The file in a resumable scratch folder that holds the key of its job.
+const KEY_FILE: &str = "key.json";
+/// Largest such file that is read, bytes.
+const MAX_KEY: u64 = 16 << 20;
+/// Least time between two reports of [`Job::progress_often`].
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
 /// A job in progress: its inputs are verified, and it publishes its outputs.
 pub struct Job<'a> {
     run: &'a RunDir,
@@ -30,6 +37,8 @@ pub struct Job<'a> {
     inputs: BTreeMap<ArtifactId, (Utf8PathBuf, Sha256Digest)>,
     outputs: Vec<OutputRecord>,
     metrics: BTreeMap<String, Value>,
+    /// When [`Job::progress_often`] last reported something.
+    reported: Option<Instant>,
     emit: &'a mut (dyn FnMut(Event) + Send),
 }
 
@@ -96,6 +105,7 @@ impl<'a> Job<'a> {
             inputs,
             outputs,
             metrics,
+            reported: None,
             emit,
         })
     }
@@ -262,6 +272,18 @@ impl<'a> Job<'a> {
         });
     }
 
+    /// Reports the progress of the job, if it is complete or a second has passed since the last report.
+    pub fn progress_often(&mut self, done: u64, total: u64, unit: &str) {
+        let now = Instant::now();
+        let is_due = self
+            .reported
+            .is_none_or(|last| now - last >= REPORT_INTERVAL);
+        if is_due || done == total {
+            self.reported = Some(now);
+            self.progress(done, total, unit);
+        }
+    }
+
     /// Reports the progress of the job.
     pub fn progress(&mut self, done: u64, total: u64, unit: &str) {
         self.event(EventKind::Progress {
@@ -304,6 +326,22 @@ impl<'a> Job<'a> {
             unit: self.id.unit,
             kind,
         });
+    }
+
+    /// The job's scratch folder, with what an interrupted job of the same key left in it. What a job with another key left, because
+    /// other inputs, settings or programs determined it, is removed.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]; [`StoreError::Malformed`] if a folder on the way is a link.
+    pub fn resumable_dir(&self) -> Result<Utf8PathBuf, StoreError> {
+        let path = self.work_dir()?;
+        let key_file = path.join(KEY_FILE);
+        let found: Option<Key> = uc_input::read_json(&key_file, MAX_KEY).ok();
+        if found.as_ref() != Some(&self.key) {
+            atomic::remove_dir_below(self.run.root(), &path)?;
+            atomic::write_json_below(self.run.root(), &key_file, &self.key)?;
+        }
+        Ok(path)
     }
 
     /// The job's scratch folder. It survives a crash and is removed when the job finishes.

@@ -81,6 +81,38 @@ fn a_job_leaves_output_metrics_and_receipt_but_no_scratch() {
 }
 
 #[test]
+fn what_an_interrupted_job_left_is_kept_for_the_same_key_only() {
+    let (_keep, run, mut plan) = start();
+    perform(&run, &plan, &job("load", Unit::Layer(0)), "weights")
+        .0
+        .expect("load");
+    perform(&run, &plan, &job("embed", Unit::Run), "hidden")
+        .0
+        .expect("embed");
+    let quantize = job("quantize", Unit::Layer(0));
+    // Fails after leaving a file, unless there is one.
+    let found = |plan: &Plan| {
+        let mut task = Task::new("", "", |job| {
+            let state = job.resumable_dir()?.join("state");
+            anyhow::ensure!(state.exists(), {
+                atomic::write_bytes(&state, b"state")?;
+                "interrupted"
+            });
+            let file = job.output("codes")?;
+            job.commit("codes", file)?;
+            Ok(())
+        });
+        let mut verified = Verified::default();
+        execute(&run, plan, &quantize, &mut task, &mut verified, &mut |_| {}).is_ok()
+    };
+    assert!(!found(&plan), "nothing is there");
+    plan.settings.quantize.bpw = 4.0;
+    assert!(!found(&plan), "other settings");
+    assert!(found(&plan), "the same job");
+    assert!(!run.work_path(&quantize).exists());
+}
+
+#[test]
 fn inputs_are_verified_before_the_job_runs() {
     let (_keep, run, plan) = start();
     let quantize = job("quantize", Unit::Layer(0));

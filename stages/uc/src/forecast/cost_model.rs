@@ -2,7 +2,7 @@
 //!
 //! Formulas on shapes and settings only. Nothing here knows seconds or a machine.
 
-use uc_settings::{Rank, Settings};
+use uc_settings::{Rank, SensitivityStates, Settings};
 use uc_store::model_summary::{LayerGroup, ModelSummary};
 
 use super::layer_costs::LayerCosts;
@@ -19,6 +19,8 @@ const RATES_TEXT: f64 = 620.0;
 const ALLOCATION_TEXT: f64 = 175.0;
 /// Bytes per weight of a source without an index.
 pub const BF16: f64 = 2.0;
+/// Bits of a hidden state in bfloat16 with its exponent compressed: 10.6 to 10.9 in SmolLM2-135M.
+const PACKED_STATE_BITS: f64 = 11.0;
 /// Bytes of an f32.
 const F32: f64 = 4.0;
 /// How often elementwise operations of a pass read or write a value of a linear's input or output.
@@ -249,7 +251,14 @@ impl<'a> CostModel<'a> {
             ("non-layer" | "pack-non-layer", _) => self.non_layer_bytes(),
             ("weights", Some(layer)) => self.layer_bytes(layer),
             // One file more than there are layers: the states after the last layer too.
-            ("sensitivity-hidden" | "gradient", _) => self.states(self.sensitivity_tokens()),
+            ("sensitivity-hidden", _) => {
+                let states = self.states(self.sensitivity_tokens());
+                match self.settings.allocation.states {
+                    SensitivityStates::Bfloat16 => states * PACKED_STATE_BITS / 32.0,
+                    SensitivityStates::Float32 => states,
+                }
+            }
+            ("gradient", _) => self.states(self.sensitivity_tokens()),
             ("hidden", _) => self.states(self.calibration_tokens()),
             ("eval-hidden", _) => 2.0 * self.states(self.evaluation_tokens()),
             ("sensitivity-statistics" | "statistics", Some(layer)) => {

@@ -41,7 +41,15 @@ impl Case {
     fn fit(&self, max_rank: usize) -> OverlayFit {
         let factor = factorize(&self.moments, self.n, 0.01).unwrap();
         let (m, n) = (self.m, self.n);
-        fit(&self.residual, m, n, &factor, &self.row_steps, max_rank).unwrap()
+        fit(
+            self.residual.clone(),
+            m,
+            n,
+            &factor,
+            &self.row_steps,
+            max_rank,
+        )
+        .unwrap()
     }
 
     /// The bound and the fit, after checking that the former is nowhere below the latter, and that what it excludes is not chosen.

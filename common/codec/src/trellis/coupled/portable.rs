@@ -1,128 +1,160 @@
 //! The coupled search in plain loops: the reference for [`super::avx512`], and the search of all other processors.
 
-use super::super::{HALF, RESIDUES, STATES, UNREACHABLE, cheapest_state, predecessor};
-use super::{Coupling, GROUP, LARGEST_TARGET, MERGE_THRESHOLD, MergedPrefix, PerState, Survivors};
+use super::super::{HALF, RESIDUES, STATES};
+use super::{Coupling, PerState, Survivors};
+use super::{ERROR_BITS, GROUP, GROUPS, Search, Settled, TARGET_BITS, UNREACHABLE};
 use uc_simd::Kernel;
 
-/// The arguments of [`super::search`].
-pub(super) struct Search<'a> {
-    pub(super) values: &'a [f32],
-    pub(super) coupling: &'a Coupling,
-    pub(super) survivors: &'a mut Survivors,
-    pub(super) decisions: &'a mut [u64],
-}
+/// The search as a kernel.
+pub(super) struct Portable<'a>(pub(super) Search<'a>);
 
-impl Kernel for Search<'_> {
-    type Output = usize;
+impl Kernel for Portable<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn run(self) -> usize {
+    fn run(self) {
+        let targets = self.0.targets();
         let Search {
+            values,
             coupling,
             survivors,
-            ..
-        } = self;
+            levels,
+        } = self.0;
         let mut path_costs = [UNREACHABLE; STATES];
-        path_costs[0] = 0.0;
-        let mut merged = MergedPrefix::new();
-        let groups = self
-            .values
-            .chunks(GROUP)
-            .zip(self.decisions.chunks_mut(GROUP));
-        for (group, (values, decisions)) in groups.enumerate() {
-            let pending = pending_sums(group, coupling, survivors, &mut merged);
+        path_costs[0] = 0;
+        let mut settled = Settled::new(values, levels);
+        for (group, targets) in targets[..values.len()].chunks(GROUP).enumerate() {
+            let least = least(&path_costs);
+            let pending = pending_sums(group, coupling, survivors, &mut settled);
+            let weights = &coupling.within[group];
             let mut start: [usize; STATES] = std::array::from_fn(|state| state);
-            let mut errors = [[0.0; STATES]; GROUP];
-            for (lane, (&value, decisions)) in values.iter().zip(decisions).enumerate() {
-                let shifted = value + merged.sums[group * GROUP + lane];
-                let mut sums = start.map(|start| pending[lane][start]);
-                let weights = &coupling.groups[group][group * GROUP..];
+            let mut errors = [[0i16; STATES]; GROUP];
+            for (lane, &target) in targets.iter().enumerate() {
+                let mut inner = [0i16; STATES];
                 for (errors, weights) in errors[..lane].iter().zip(weights) {
-                    for (sum, &error) in sums.iter_mut().zip(errors) {
-                        *sum = weights[lane].mul_add(error, *sum);
+                    for (sum, &error) in inner.iter_mut().zip(errors) {
+                        *sum = sum.wrapping_add(multiply_high(error, weights[lane]));
                     }
                 }
-                let targets =
-                    sums.map(|sum| (shifted + sum).clamp(-LARGEST_TARGET, LARGEST_TARGET));
-                (path_costs, errors[lane], *decisions) = step(value, &targets, &path_costs);
+                let sums: [i16; STATES] = std::array::from_fn(|state| {
+                    let inner = inner[state] << (15 - coupling.shift);
+                    pending[start[state]][lane].saturating_add(inner)
+                });
+                let decisions;
+                (path_costs, errors[lane], decisions) = step(target, &sums, &path_costs);
                 let predecessors: [usize; STATES] =
-                    std::array::from_fn(|state| predecessor(state, *decisions));
+                    std::array::from_fn(|state| super::predecessor(state, decisions));
                 start = predecessors.map(|previous| start[previous]);
                 for errors in &mut errors[..lane] {
                     *errors = predecessors.map(|previous| errors[previous]);
                 }
+                survivors.decisions[group * GROUP + lane] = decisions;
             }
-            survivors.group_starts[group] = PerState(start.map(|start| start as u8));
-            let rows = survivors.errors[group * GROUP..].iter_mut();
-            rows.zip(errors).for_each(|(row, errors)| row.0 = errors);
+            path_costs = path_costs.map(|cost| cost.saturating_sub(least));
+            survivors.group_starts[group] = PerState(start.map(|start| start as u16));
+            survivors.errors[group] = errors.map(PerState);
         }
-        cheapest_state(&path_costs)
+        let least = least(&path_costs);
+        let best = path_costs.iter().position(|&cost| cost == least);
+        settled.finish(best.unwrap_or(0), survivors);
     }
 }
 
-/// [rows of the group, states before it] what the errors above `group` that are not in the merged prefix add to the values
-/// of the group's rows. Extends the prefix where all survivor paths have merged.
+/// The least of the path costs.
+#[inline(always)]
+fn least(path_costs: &[u16; STATES]) -> u16 {
+    path_costs
+        .iter()
+        .fold(UNREACHABLE, |least, &cost| least.min(cost))
+}
+
+/// The product of two numbers with 15 bits behind the point, rounded to as many.
+#[inline(always)]
+fn multiply_high(a: i16, b: i16) -> i16 {
+    ((i32::from(a) * i32::from(b) + (1 << 14)) >> 15) as i16
+}
+
+/// [states before the group, rows of the group] what the errors of the groups above add to the targets of
+/// the group's rows. Settles the groups above which all survivor paths have merged.
 #[inline(always)]
 fn pending_sums(
     group: usize,
     coupling: &Coupling,
     survivors: &Survivors,
-    merged: &mut MergedPrefix,
-) -> [[f32; STATES]; GROUP] {
-    // Summed before and after the number of distinct paths falls to the threshold, as the AVX-512 form does.
-    let mut near = [[0.0; STATES]; GROUP];
-    let mut far = near;
-    // The state after the group in question on the survivor path of each state.
-    let mut on_path: [usize; STATES] = std::array::from_fn(|state| state);
-    let mut few_paths = false;
-    for above in (merged.groups..group).rev() {
-        let distinct = on_path.iter().fold(0u64, |set, state| set | 1 << state);
-        few_paths |= distinct.count_ones() as usize <= MERGE_THRESHOLD;
-        if distinct.count_ones() == 1 {
-            merged.extend(above + 1, on_path[0], group, survivors, coupling);
+    settled: &mut Settled<'_>,
+) -> [[i16; GROUP]; STATES] {
+    // The states after each group that lie on a survivor path, from below.
+    let mut on_path = [u64::MAX; GROUPS + 1];
+    let mut above = group;
+    while above > settled.groups {
+        if on_path[above].count_ones() == 1 {
+            let state = on_path[above].trailing_zeros() as usize;
+            settled.extend(above, state, group, survivors, coupling);
             break;
         }
-        let sums = if few_paths { &mut far } else { &mut near };
-        for row in above * GROUP..(above + 1) * GROUP {
-            let errors = &survivors.errors[row].0;
-            for (sums, &weight) in sums.iter_mut().zip(&coupling.groups[group][row]) {
-                for (sum, &state) in sums.iter_mut().zip(&on_path) {
-                    *sum = weight.mul_add(errors[state], *sum);
+        let starts = &survivors.group_starts[above - 1].0;
+        let states = states(on_path[above]);
+        on_path[above - 1] = states.fold(0, |set, state| set | 1 << starts[state]);
+        above -= 1;
+    }
+    let mut sums = [settled.group_sums(group, coupling); STATES];
+    for above in settled.groups..group {
+        let starts = &survivors.group_starts[above].0;
+        let above_sums = sums;
+        for state in states(on_path[above + 1]) {
+            sums[state] = above_sums[usize::from(starts[state]) % STATES];
+            for (row, pair) in coupling.earlier[group][above].iter().enumerate() {
+                for half in 0..2 {
+                    let error = i32::from(survivors.errors[above][2 * row + half].0[state]);
+                    for (sum, pair) in sums[state].iter_mut().zip(pair) {
+                        let weight = i32::from((pair >> (16 * half)) as i16);
+                        *sum = sum.wrapping_add(weight * error);
+                    }
                 }
             }
         }
-        on_path = on_path.map(|state| survivors.group_starts[above].0[state].into());
     }
-    for (near, far) in near.as_flattened_mut().iter_mut().zip(far.as_flattened()) {
-        *near += far;
-    }
-    near
+    let narrow = |sum: i32| (sum >> coupling.shift).clamp(i16::MIN.into(), i16::MAX.into()) as i16;
+    sums.map(|sums| sums.map(narrow))
 }
 
-/// One row: path costs, errors and decisions of the states after it, from the path costs and the targets of the states
-/// before it.
+/// The states in a set, one bit for each.
+#[inline(always)]
+fn states(mut set: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let state = set.trailing_zeros() as usize;
+        set &= set.wrapping_sub(1);
+        (state < STATES).then_some(state)
+    })
+}
+
+/// One row: path costs, errors and decisions of the states after it, from the path costs of the states before it and the
+/// `sums` that are added to their `target`.
 #[inline(always)]
 fn step(
-    value: f32,
-    targets: &[f32; STATES],
-    path_costs: &[f32; STATES],
-) -> ([f32; STATES], [f32; STATES], u64) {
+    target: i16,
+    sums: &[i16; STATES],
+    path_costs: &[u16; STATES],
+) -> ([u16; STATES], [i16; STATES], u64) {
     // Signed distance of a state's target from the nearest level of a residue.
     let distance = |state: usize, residue: usize| {
-        let offset = targets[state] - residue as f32 / 4.0;
-        offset - offset.round_ties_even()
+        let target = target.wrapping_add(sums[state] << (TARGET_BITS - ERROR_BITS));
+        target.wrapping_sub((residue << TARGET_BITS) as i16)
     };
-    let (mut next, mut errors, mut decisions) = ([0.0; STATES], [0.0; STATES], 0);
+    let (mut next, mut errors, mut decisions) = ([0; STATES], [0; STATES], 0);
     for i in 0..HALF {
         let [same, other] = RESIDUES[i];
         for (u, low, high) in [(0, same, other), (1, other, same)] {
             let (low, high) = ((i, distance(i, low)), (i + HALF, distance(i + HALF, high)));
-            let cost =
-                |(state, distance): (usize, f32)| distance.mul_add(distance, path_costs[state]);
+            let cost = |(state, distance): (usize, i16)| {
+                let square = i32::from(distance) * i32::from(distance);
+                path_costs[state].saturating_add((square >> 16) as u16)
+            };
             let better = cost(high) < cost(low);
             let (state, distance) = if better { high } else { low };
             next[2 * i + u] = cost((state, distance));
-            errors[2 * i + u] = value - targets[state] + distance;
+            errors[2 * i + u] =
+                (distance >> (TARGET_BITS - ERROR_BITS)).saturating_sub(sums[state]);
             decisions |= u64::from(better) << (i + HALF * u);
         }
     }

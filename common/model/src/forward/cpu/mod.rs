@@ -11,6 +11,7 @@ mod gate;
 mod graph;
 mod linear;
 mod norm;
+mod stored_weight;
 
 use std::ops::Deref;
 
@@ -23,8 +24,10 @@ use crate::device::{Cpu, cast};
 
 pub(super) use attention::{attention, tracked_attention};
 pub(super) use gate::{silu_gate, tracked_silu_gate};
-pub(super) use linear::tracked_product;
+pub(super) use linear::{tracked_product, tracked_stored_product};
 pub(super) use norm::{NormRows, tracked_norm};
+pub use stored_weight::Arithmetic;
+pub(super) use stored_weight::StoredWeight;
 
 /// Elements per piece of an elementwise loop.
 pub(crate) const ELEMENTS: usize = 1 << 14;

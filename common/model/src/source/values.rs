@@ -1,0 +1,123 @@
+//! The values of a weight tensor in the type of its file.
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use uc_simd::expand_bf16;
+
+/// The values of a tensor, row by row.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WeightValues {
+    /// In f32.
+    F32(Vec<f32>),
+    /// In 16 bits.
+    Half(HalfType, Vec<u16>),
+}
+
+/// A floating-point type of 16 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HalfType {
+    /// bfloat16.
+    Bf16,
+    /// IEEE binary16.
+    F16,
+}
+
+impl HalfType {
+    /// `out <- values`, exact.
+    ///
+    /// # Panics
+    /// If they differ in length.
+    pub fn expand(self, values: &[u16], out: &mut [f32]) {
+        match self {
+            HalfType::Bf16 => expand_bf16(values, out),
+            HalfType::F16 => {
+                let values: &[f16] = half::slice::HalfBitsSliceExt::reinterpret_cast(values);
+                values.convert_to_f32_slice(out);
+            }
+        }
+    }
+
+    fn to_f32(self, bits: u16) -> f32 {
+        match self {
+            HalfType::Bf16 => f32::from_bits(u32::from(bits) << 16),
+            HalfType::F16 => f16::from_bits(bits).to_f32(),
+        }
+    }
+}
+
+impl WeightValues {
+    /// Appends little-endian 16-bit values; for use with readers that deliver a tensor in pieces of whole values.
+    pub fn extend_half(values: &mut Vec<u16>, bytes: &[u8]) {
+        let (pairs, _) = bytes.as_chunks::<2>();
+        values.extend(pairs.iter().map(|&pair| u16::from_le_bytes(pair)));
+    }
+
+    /// The 16-bit values with these little-endian bytes.
+    pub fn from_half_bytes(half: HalfType, bytes: &[u8]) -> Self {
+        let mut values = Vec::with_capacity(bytes.len() / 2);
+        Self::extend_half(&mut values, bytes);
+        WeightValues::Half(half, values)
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        match self {
+            WeightValues::F32(values) => values.len(),
+            WeightValues::Half(_, values) => values.len(),
+        }
+    }
+
+    /// Index of the first value that is infinite or not a number, and the value.
+    pub fn non_finite(&self) -> Option<(usize, f32)> {
+        match self {
+            WeightValues::F32(values) => {
+                let index = values.iter().position(|value| !value.is_finite())?;
+                Some((index, values[index]))
+            }
+            WeightValues::Half(half, bits) => {
+                let index = bits
+                    .iter()
+                    .position(|&bits| !half.to_f32(bits).is_finite())?;
+                Some((index, half.to_f32(bits[index])))
+            }
+        }
+    }
+
+    /// The values in f32; the conversion is exact.
+    pub fn into_f32(self) -> Vec<f32> {
+        match self {
+            WeightValues::F32(values) => values,
+            WeightValues::Half(half, bits) => {
+                let mut values = vec![0.0; bits.len()];
+                half.expand(&bits, &mut values);
+                values
+            }
+        }
+    }
+}
+
+impl From<Vec<f32>> for WeightValues {
+    fn from(values: Vec<f32>) -> Self {
+        WeightValues::F32(values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_are_expanded_exactly_and_infinities_found() {
+        let number = 1.5_f32;
+        let bits = [(HalfType::Bf16, 0x3fc0_u16), (HalfType::F16, 0x3e00)];
+        for (half, bits) in bits {
+            let values =
+                WeightValues::from_half_bytes(half, &[bits, bits].map(u16::to_le_bytes).concat());
+            assert_eq!(values.count(), 2);
+            assert_eq!(values.non_finite(), None);
+            assert_eq!(values.into_f32(), [number; 2]);
+        }
+        let infinite = WeightValues::Half(HalfType::F16, vec![0x3e00, 0x7c00]);
+        assert_eq!(infinite.non_finite(), Some((1, f32::INFINITY)));
+    }
+}
