@@ -190,7 +190,7 @@ fn make_model(config_file: &Path, out: &Path, rows: usize) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Writes the second moments [width, block] of correlated values of log-normal sizes: those of neighbours within 256.
+/// Writes the second moments [width, block] of correlated values of log-normal sizes: those of neighbours within 128.
 fn put_moments(
     file: &SparseFile,
     name: &str,
@@ -198,7 +198,7 @@ fn put_moments(
     block: usize,
     seed: u64,
 ) -> anyhow::Result<()> {
-    const NEIGHBOURS: usize = 256;
+    const NEIGHBOURS: usize = 128;
     let random = Random(seed);
     let sizes: Vec<f32> = (0..width).map(|index| random.size(index)).collect();
     for i in 0..width {
