@@ -65,7 +65,9 @@ impl<'a> RowCoupling<'a> {
         let mut sums = vec![0.0; weights.rows() * width];
         let above = MatrixView::new(above, self.above, width, width);
         multiply(&mut sums, width, weights, above);
-        let rows = active.iter().map(|&row| &sums[row * width..(row + 1) * width]);
+        let rows = active
+            .iter()
+            .map(|&row| &sums[row * width..(row + 1) * width]);
         let mut shift = concatenated(rows, active.len() * width);
         let triangle = MatRef::from_row_major_slice(&self.among_active, active.len(), active.len());
         let solution = MatMut::from_row_major_slice_mut(&mut shift, active.len(), width);

@@ -68,7 +68,9 @@ impl<'a> RowBlock<'a> {
     fn targets(&self, columns: &ColumnBlock, a: &[f32], stride: usize, n: usize) -> Vec<f32> {
         let &ColumnBlock { first, width, done } = columns;
         let active = &self.input.active;
-        let rows = active.iter().map(|&row| &self.input.weights[row * n + first..][..width]);
+        let rows = active
+            .iter()
+            .map(|&row| &self.input.weights[row * n + first..][..width]);
         let mut targets = concatenated(rows, active.len() * width);
         if done > 0 && !active.is_empty() {
             let residual = MatrixView::new(&self.residual[first - done..], active.len(), done, n);

@@ -76,7 +76,9 @@ impl Kernel for Tile<'_> {
         }
         let row_of = |lane: usize| active[lane] * n + first..active[lane] * n + first + width;
         let lanes = active.len();
-        rows_to_columns(lanes, &mut residuals[..width], |lane| &self.input.weights[row_of(lane)]);
+        rows_to_columns(lanes, &mut residuals[..width], |lane| {
+            &self.input.weights[row_of(lane)]
+        });
         rows_to_columns(lanes, &mut targets[..width], |lane| {
             &self.targets[lane * width..(lane + 1) * width]
         });
