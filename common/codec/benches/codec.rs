@@ -1,7 +1,9 @@
 //! Speed of the entropy coder, of reconstruction, of error feedback and of the overlay: `cargo bench -p uc-codec`.
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use faer::linalg::matmul::matmul;
+use faer::traits::RealField;
 use faer::{Accum, Mat, Par};
 use std::hint::black_box;
 use uc_codec::contexts::{LayerTables, row_log2_eighths};
@@ -112,6 +114,29 @@ fn reconstruction(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// A matrix product on one thread.
+fn matrix_product<T: RealField>(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    lhs: &Mat<T>,
+    rhs: &Mat<T>,
+) {
+    let mut product = Mat::<T>::zeros(lhs.nrows(), rhs.ncols());
+    group.bench_function(name, |b| {
+        b.iter(|| {
+            let one = T::one_impl();
+            matmul(
+                &mut product,
+                Accum::Replace,
+                black_box(lhs),
+                rhs,
+                one,
+                Par::Seq,
+            )
+        })
+    });
+}
+
 /// Error feedback compared with matrix products of as many floating-point operations, both on one thread; elements per second
 /// are floating-point operations per second. The triangular sums of feedback are `m·n²/2` multiplications and as many additions;
 /// with coupled rows, `m²·n/2` more of each.
@@ -153,19 +178,7 @@ fn error_feedback(criterion: &mut Criterion) {
             });
             let lhs = Mat::<f32>::from_fn(m, inner, |i, j| w[i * n + j]);
             let rhs = Mat::<f32>::from_fn(inner, n, |i, j| h[i * n + j]);
-            let mut product = Mat::<f32>::zeros(m, n);
-            group.bench_function(format!("matrix product{rows}"), |b| {
-                b.iter(|| {
-                    matmul(
-                        &mut product,
-                        Accum::Replace,
-                        black_box(&lhs),
-                        &rhs,
-                        1.0,
-                        Par::Seq,
-                    )
-                })
-            });
+            matrix_product(&mut group, &format!("matrix product{rows}"), &lhs, &rhs);
         }
         group.finish();
     }
@@ -192,19 +205,7 @@ fn factorization(criterion: &mut Criterion) {
     });
     let lhs = Mat::<f64>::from_fn(n, n / 6, |i, j| f64::from(moments[i * n + j]));
     let rhs = Mat::<f64>::from_fn(n / 6, n, |i, j| f64::from(moments[i * n + j]));
-    let mut product = Mat::<f64>::zeros(n, n);
-    group.bench_function("matrix product", |b| {
-        b.iter(|| {
-            matmul(
-                &mut product,
-                Accum::Replace,
-                black_box(&lhs),
-                &rhs,
-                1.0,
-                Par::Seq,
-            )
-        })
-    });
+    matrix_product(&mut group, "matrix product", &lhs, &rhs);
     group.finish();
 }
 

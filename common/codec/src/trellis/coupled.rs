@@ -7,7 +7,7 @@
 //! Rows are processed in groups of [`GROUP`]. Within a group, errors are passed on from state to state. Before a group, the
 //! errors on the survivor paths above it are summed for each row of the group. Paths merge further up: after a group, fewer
 //! and fewer of its states lie on a path that has survived, and sums are formed for these alone. Above the group at which
-//! all paths have merged ([`Settled`]), levels are final, and their errors are summed once for all rows below.
+//! all paths have merged ([`MergedPrefix`]), levels are final, and their errors are summed once for all rows below.
 //!
 //! # Arithmetic
 //! Only the distance of a target from the levels of a residue modulo 4 matters to the search. Four steps are therefore 2¹⁶,
@@ -15,8 +15,9 @@
 //! rows 16-bit integers of [`Coupling::shift`] bits behind the point, sums of their products 32-bit integers. Integer sums
 //! have the same bits in any order, so [`avx512`] may form them in another order than [`portable`], the reference. Path
 //! costs are 16-bit integers in units of 2⁻¹² squared steps that saturate. Rounding in the search only costs precision of
-//! the targets (about 10⁻³ steps, where the distance to the chosen level is 0.5): the errors of settled rows, which enter
-//! all rows below, and those that are fed back to other columns follow from the levels in f32.
+//! the targets (about 10⁻³ steps, where the distance to the chosen level is 0.5): the errors of the merged prefix, which enter
+//! all rows below, and those that are fed back to other columns follow from the levels in f32. Errors and sums beyond 64
+//! steps saturate.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -31,7 +32,7 @@ use uc_simd::dispatch;
 const GROUP: usize = 8;
 /// Groups of a block.
 const GROUPS: usize = BLOCK_ROWS / GROUP;
-/// Rows to which errors of settled groups are added together; a whole number of groups.
+/// Rows to which errors of the merged prefix are added together; a whole number of groups.
 const CHUNK: usize = 32;
 /// Bits of an error behind the point.
 const ERROR_BITS: u32 = 9;
@@ -137,7 +138,7 @@ impl Survivors {
 }
 
 /// The groups from the top of the block in which all survivor paths are the same.
-struct Settled<'a> {
+struct MergedPrefix<'a> {
     /// Number of these groups.
     groups: usize,
     /// `[rows]` what their errors add to the values of the rows below, in steps.
@@ -147,9 +148,9 @@ struct Settled<'a> {
     levels: &'a mut [f32; BLOCK_ROWS],
 }
 
-impl<'a> Settled<'a> {
+impl<'a> MergedPrefix<'a> {
     fn new(values: &'a [f32], levels: &'a mut [f32; BLOCK_ROWS]) -> Self {
-        Settled {
+        MergedPrefix {
             groups: 0,
             sums: [0.0; BLOCK_ROWS],
             values,
@@ -162,15 +163,15 @@ impl<'a> Settled<'a> {
     #[inline(always)]
     fn group_sums(&self, group: usize, coupling: &Coupling) -> [i32; GROUP] {
         let mut sums = [0; GROUP];
-        for (sum, settled) in sums.iter_mut().zip(&self.sums[group * GROUP..]) {
-            let units = settled * (1 << ERROR_BITS) as f32;
+        for (sum, merged) in sums.iter_mut().zip(&self.sums[group * GROUP..]) {
+            let units = merged * (1 << ERROR_BITS) as f32;
             let units = units.clamp(f32::from(i16::MIN), f32::from(i16::MAX));
             *sum = (nearest_integer(units) << coupling.shift) + (1 << (coupling.shift - 1));
         }
         sums
     }
 
-    /// Settles the first `groups` groups, after which all survivor paths are in `state`. `next` is the first group that is
+    /// Extends the prefix to the first `groups` groups, after which all survivor paths are in `state`. `next` is the first group that is
     /// not yet searched.
     #[inline(always)]
     fn extend(
@@ -182,7 +183,7 @@ impl<'a> Settled<'a> {
         coupling: &Coupling,
     ) {
         for group in (self.groups..groups).rev() {
-            let (errors, start) = self.settle(group, state, survivors);
+            let (errors, start) = self.set_levels(group, state, survivors);
             // Sums of rows that are searched already may change too: nobody reads them again.
             let (chunk, first) = (next * GROUP / CHUNK, first_chunk(group));
             let (sums, _) = self.sums.as_chunks_mut::<CHUNK>();
@@ -197,7 +198,7 @@ impl<'a> Settled<'a> {
 
     /// Sets the levels of a group on the survivor path to `state` after it; returns their errors and the state before it.
     #[inline(always)]
-    fn settle(
+    fn set_levels(
         &mut self,
         group: usize,
         state: usize,
@@ -231,11 +232,11 @@ impl<'a> Settled<'a> {
         )
     }
 
-    /// Settles all groups along the survivor path to `state` after the last row.
+    /// Sets the levels of all other groups along the survivor path to `state` after the last row.
     #[inline(always)]
     fn finish(mut self, mut state: usize, survivors: &Survivors) {
         for group in (self.groups..self.values.len().div_ceil(GROUP)).rev() {
-            (_, state) = self.settle(group, state, survivors);
+            (_, state) = self.set_levels(group, state, survivors);
         }
     }
 }

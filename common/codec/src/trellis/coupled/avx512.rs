@@ -5,7 +5,7 @@
 //! elements of a [`PerState`] at offsets inside it.
 
 use super::super::{HALF, RESIDUES, STATES};
-use super::{Coupling, ERROR_BITS, GROUP, PerState, Search, Settled, Survivors, TARGET_BITS};
+use super::{Coupling, ERROR_BITS, GROUP, MergedPrefix, PerState, Search, Survivors, TARGET_BITS};
 use std::arch::x86_64::*;
 use uc_simd::has_avx512;
 
@@ -258,7 +258,7 @@ type Sums = [Doubles; GROUP];
 impl Above<'_> {
     vectorized! {
         /// Adds what the errors of the group `above` add on the paths to 32 `states` after it.
-        fn add(&self, above: usize, states: __m512i, mut sums: Sums) -> Sums {
+        fn add_32_paths(&self, above: usize, states: __m512i, mut sums: Sums) -> Sums {
             let rows = &self.survivors.errors[above];
             for pair in 0..GROUP / 2 {
                 let upper = gather(load(&rows[2 * pair]), states);
@@ -269,7 +269,7 @@ impl Above<'_> {
             sums
         }
 
-        /// [`Above::add`] for the states with one oldest bit and the group just above.
+        /// [`Above::add_32_paths`] for the states with one oldest bit and the group just above.
         fn nearest(&self, half: usize, result: &mut Sums) {
             let mut sums = [[_mm512_setzero_si512(); 2]; GROUP];
             let above = self.group - 1;
@@ -282,8 +282,8 @@ impl Above<'_> {
             *result = sums;
         }
 
-        /// [`Above::add`] for 16 `states`, each given twice.
-        fn add_few(&self, above: usize, states: __m512i, mut sums: [__m512i; GROUP]) -> [__m512i; GROUP] {
+        /// [`Above::add_32_paths`] for 16 `states`, each given twice.
+        fn add_16_paths(&self, above: usize, states: __m512i, mut sums: [__m512i; GROUP]) -> [__m512i; GROUP] {
             let weights = &self.coupling.earlier[self.group][above];
             let rows = &self.survivors.errors[above];
             for pair in 0..GROUP / 2 {
@@ -303,12 +303,12 @@ impl Above<'_> {
         }
 
         /// As `pending_sums` of [`super::portable`], by row of the group.
-        fn pending(&self, settled: &mut Settled<'_>) -> [Words; GROUP] {
+        fn pending(&self, merged: &mut MergedPrefix<'_>) -> [Words; GROUP] {
             let zero = _mm512_setzero_si512();
             let mut sums = [[[zero; 2]; GROUP]; 2];
             let (mut above, mut states) = (self.group, self.constants.identity);
             let mut set = u64::MAX;
-            if above > settled.groups {
+            if above > merged.groups {
                 above -= 1;
                 for (half, sums) in sums.iter_mut().enumerate() {
                     self.nearest(half, sums);
@@ -316,28 +316,28 @@ impl Above<'_> {
                 states = load_unsigned(&self.survivors.group_starts[above]);
                 set = state_set(states[0]) | state_set(states[1]);
             }
-            while above > settled.groups && set.count_ones() as usize > WORDS {
+            while above > merged.groups && set.count_ones() as usize > WORDS {
                 above -= 1;
                 for (sums, states) in sums.iter_mut().zip(&mut states) {
-                    *sums = self.add(above, *states, *sums);
+                    *sums = self.add_32_paths(above, *states, *sums);
                     *states = self.starts(above, *states);
                 }
                 set = state_set(states[0]) | state_set(states[1]);
             }
-            let few = self.pending_of_few(above, set, settled);
-            // Position of each state's path among the few.
+            let of_paths = self.sums_of_32_paths(above, set, merged);
+            // Position of each state's path among the 32.
             let positions = widen(_mm512_maskz_expand_epi8(set, self.constants.positions));
             let [low, high] = gather_all(positions, states);
             let positions = [unpack(low, zero), unpack(high, zero)];
             let shift = _mm_cvtsi32_si128(self.coupling.shift as i32);
             let mut pending = [[zero; 2]; GROUP];
             for row in 0..GROUP {
-                let [low, high] = few[row];
+                let [low, high] = of_paths[row];
                 for half in 0..2 {
                     let mut parts = [zero; 2];
                     for part in 0..2 {
-                        let few = _mm512_permutex2var_epi32(low, positions[half][part], high);
-                        let sum = _mm512_add_epi32(sums[half][row][part], few);
+                        let of_path = _mm512_permutex2var_epi32(low, positions[half][part], high);
+                        let sum = _mm512_add_epi32(sums[half][row][part], of_path);
                         parts[part] = _mm512_sra_epi32(sum, shift);
                     }
                     pending[row][half] = _mm512_packs_epi32(parts[0], parts[1]);
@@ -346,50 +346,50 @@ impl Above<'_> {
             pending
         }
 
-        /// The sums from the settled groups and those below `above`, for each of the states in `set`, at most 32 unless
-        /// all groups below `above` are settled.
-        fn pending_of_few(&self, mut above: usize, mut set: u64, settled: &mut Settled<'_>) -> Sums {
+        /// The sums from the merged prefix and the groups below `above`, for each of the states in `set`, at most 32 unless
+        /// all groups below `above` are in the prefix.
+        fn sums_of_32_paths(&self, mut above: usize, mut set: u64, merged: &mut MergedPrefix<'_>) -> Sums {
             let zero = _mm512_setzero_si512();
             let mut sums = [[zero; 2]; GROUP];
             let list = self.list(set);
             let mut states = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(list));
-            while above > settled.groups && set.count_ones() as usize > WORDS / 2 {
+            while above > merged.groups && set.count_ones() as usize > WORDS / 2 {
                 above -= 1;
-                sums = self.add(above, states, sums);
+                sums = self.add_32_paths(above, states, sums);
                 states = self.starts(above, states);
                 set = state_set(states);
             }
-            let fewer = self.pending_of_fewer(above, set, settled);
+            let of_paths = self.sums_of_16_paths(above, set, merged);
             let positions = widen(_mm512_maskz_expand_epi8(set, self.constants.states));
             let positions = unpack(gather(positions, states), zero);
-            for (sums, fewer) in sums.iter_mut().zip(fewer) {
+            for (sums, of_paths) in sums.iter_mut().zip(of_paths) {
                 for (sum, positions) in sums.iter_mut().zip(positions) {
-                    *sum = _mm512_add_epi32(*sum, _mm512_permutexvar_epi32(positions, fewer));
+                    *sum = _mm512_add_epi32(*sum, _mm512_permutexvar_epi32(positions, of_paths));
                 }
             }
             sums
         }
 
-        /// [`Above::pending_of_few`] for at most 16 states, unless all groups below `above` are settled. Settles the groups
-        /// above which all paths have merged.
-        fn pending_of_fewer(&self, mut above: usize, set: u64, settled: &mut Settled<'_>) -> [__m512i; GROUP] {
+        /// [`Above::sums_of_32_paths`] for at most 16 states, unless all groups below `above` are in the prefix. Extends the prefix
+        /// where all paths have merged.
+        fn sums_of_16_paths(&self, mut above: usize, set: u64, merged: &mut MergedPrefix<'_>) -> [__m512i; GROUP] {
             let mut sums = [_mm512_setzero_si512(); GROUP];
             let list = _mm512_cvtepu8_epi32(_mm512_castsi512_si128(self.list(set)));
             let mut states = _mm512_or_si512(list, _mm512_slli_epi32::<16>(list));
-            while above > settled.groups {
+            while above > merged.groups {
                 let first = _mm512_broadcastw_epi16(_mm512_castsi512_si128(states));
                 if _mm512_cmpneq_epi16_mask(states, first) == 0 {
                     let state = _mm_extract_epi16::<0>(_mm512_castsi512_si128(states)) as usize;
-                    settled.extend(above, state, self.group, self.survivors, self.coupling);
+                    merged.extend(above, state, self.group, self.survivors, self.coupling);
                     break;
                 }
                 above -= 1;
-                sums = self.add_few(above, states, sums);
+                sums = self.add_16_paths(above, states, sums);
                 states = self.starts(above, states);
             }
-            let settled = settled.group_sums(self.group, self.coupling);
-            for (sum, settled) in sums.iter_mut().zip(settled) {
-                *sum = _mm512_add_epi32(*sum, _mm512_set1_epi32(settled));
+            let merged = merged.group_sums(self.group, self.coupling);
+            for (sum, merged) in sums.iter_mut().zip(merged) {
+                *sum = _mm512_add_epi32(*sum, _mm512_set1_epi32(merged));
             }
             sums
         }
@@ -455,7 +455,7 @@ vectorized! {
             errors: [[zero; 2]; GROUP],
             constants,
         };
-        let mut settled = Settled::new(values, levels);
+        let mut merged = MergedPrefix::new(values, levels);
         let shift = _mm_cvtsi32_si128(15 - coupling.shift as i32);
         for (group, targets) in targets[..values.len()].chunks(GROUP).enumerate() {
             let first = group * GROUP;
@@ -463,7 +463,7 @@ vectorized! {
             let constants = &progress.constants;
             progress.start = constants.identity;
             let above = Above { group, constants, coupling, survivors };
-            progress.pending = above.pending(&mut settled);
+            progress.pending = above.pending(&mut merged);
             let weights = &coupling.within[group];
             macro_rules! rows {
                 ($($lane:literal)*) => {$(
@@ -487,6 +487,6 @@ vectorized! {
         let low = _mm512_cmpeq_epi16_mask(low, least);
         let high = _mm512_cmpeq_epi16_mask(high, least);
         let best = u64::from(low) | u64::from(high) << WORDS;
-        settled.finish(best.trailing_zeros() as usize, survivors);
+        merged.finish(best.trailing_zeros() as usize, survivors);
     }
 }

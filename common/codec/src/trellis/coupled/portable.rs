@@ -2,7 +2,7 @@
 
 use super::super::{HALF, RESIDUES, STATES};
 use super::{Coupling, PerState, Survivors};
-use super::{ERROR_BITS, GROUP, GROUPS, Search, Settled, TARGET_BITS, UNREACHABLE};
+use super::{ERROR_BITS, GROUP, GROUPS, MergedPrefix, Search, TARGET_BITS, UNREACHABLE};
 use uc_simd::Kernel;
 
 /// The search as a kernel.
@@ -22,10 +22,10 @@ impl Kernel for Portable<'_> {
         } = self.0;
         let mut path_costs = [UNREACHABLE; STATES];
         path_costs[0] = 0;
-        let mut settled = Settled::new(values, levels);
+        let mut merged = MergedPrefix::new(values, levels);
         for (group, targets) in targets[..values.len()].chunks(GROUP).enumerate() {
             let least = least(&path_costs);
-            let pending = pending_sums(group, coupling, survivors, &mut settled);
+            let pending = pending_sums(group, coupling, survivors, &mut merged);
             let weights = &coupling.within[group];
             let mut start: [usize; STATES] = std::array::from_fn(|state| state);
             let mut errors = [[0i16; STATES]; GROUP];
@@ -56,7 +56,7 @@ impl Kernel for Portable<'_> {
         }
         let least = least(&path_costs);
         let best = path_costs.iter().position(|&cost| cost == least);
-        settled.finish(best.unwrap_or(0), survivors);
+        merged.finish(best.unwrap_or(0), survivors);
     }
 }
 
@@ -75,21 +75,21 @@ fn multiply_high(a: i16, b: i16) -> i16 {
 }
 
 /// [states before the group, rows of the group] what the errors of the groups above add to the targets of
-/// the group's rows. Settles the groups above which all survivor paths have merged.
+/// the group's rows. Extends the prefix where all survivor paths have merged.
 #[inline(always)]
 fn pending_sums(
     group: usize,
     coupling: &Coupling,
     survivors: &Survivors,
-    settled: &mut Settled<'_>,
+    merged: &mut MergedPrefix<'_>,
 ) -> [[i16; GROUP]; STATES] {
     // The states after each group that lie on a survivor path, from below.
     let mut on_path = [u64::MAX; GROUPS + 1];
     let mut above = group;
-    while above > settled.groups {
+    while above > merged.groups {
         if on_path[above].count_ones() == 1 {
             let state = on_path[above].trailing_zeros() as usize;
-            settled.extend(above, state, group, survivors, coupling);
+            merged.extend(above, state, group, survivors, coupling);
             break;
         }
         let starts = &survivors.group_starts[above - 1].0;
@@ -97,8 +97,8 @@ fn pending_sums(
         on_path[above - 1] = states.fold(0, |set, state| set | 1 << starts[state]);
         above -= 1;
     }
-    let mut sums = [settled.group_sums(group, coupling); STATES];
-    for above in settled.groups..group {
+    let mut sums = [merged.group_sums(group, coupling); STATES];
+    for above in merged.groups..group {
         let starts = &survivors.group_starts[above].0;
         let above_sums = sums;
         for state in states(on_path[above + 1]) {
