@@ -16,7 +16,7 @@ mod types;
 
 use std::collections::BTreeMap;
 
-use uc_settings::Settings;
+use uc_settings::{SensitivityStates, Settings};
 use uc_store::ExitCode;
 use uc_store::model_summary::ModelSummary;
 use uc_store::plan::{JobId, ModelSource, Per, Plan, StagePlan};
@@ -34,7 +34,7 @@ use measured::{MeasuredRun, Measurements, Range, Slowdowns};
 use probe::{Probe, Work};
 use simulation::Sizes;
 pub use types::Forecast;
-use types::{DiskForecast, MachineForecast, PackForecast, RunForecast, StageForecast};
+use types::{DiskForecast, MachineForecast, OtherDisk, PackForecast, RunForecast, StageForecast};
 
 /// The machine that the estimate is for.
 #[derive(Debug, Clone, Default)]
@@ -94,8 +94,30 @@ pub fn forecast(
             .filter(|bytes| *bytes > 0),
         memory_origin: machine.memory.map(|(_, origin)| origin),
     };
-    let run = run_forecast(&estimate, &outcome, machine);
+    let mut run = run_forecast(&estimate, &outcome, machine);
+    run.other_disk = other_disk(&estimate, budget)?;
     Ok(Forecast { pack, run, model })
+}
+
+/// Peak bytes on disk if the states of the sensitivity pass were kept the other way; none without that pass.
+fn other_disk(estimate: &Estimate<'_>, budget: Budget) -> anyhow::Result<Option<OtherDisk>> {
+    let plan = estimate.costs.plan;
+    if !plan.artifacts.contains_key(SENSITIVITY_HIDDEN) {
+        return Ok(None);
+    }
+    let key = "allocation.states";
+    let mut settings = plan.settings.clone();
+    let value = match settings.allocation.states {
+        SensitivityStates::Bfloat16 => "float32",
+        SensitivityStates::Float32 => "bfloat16",
+    };
+    settings.set(key, value)?;
+    let costs = CostModel::new(estimate.costs.costs.model, &settings);
+    let other = Estimate::new(plan, costs, estimate.probe, estimate.slowdowns)?;
+    Ok(Some(OtherDisk {
+        setting: format!("{key}={value}"),
+        peak_disk_bytes: simulation::run(plan, budget, &other).disk as u64,
+    }))
 }
 
 /// The measured runs and what follows from them.
@@ -122,6 +144,8 @@ impl Speeds {
     }
 }
 
+/// The artifact with the states of the sensitivity pass before every layer, which wait for the backward sweep.
+const SENSITIVITY_HIDDEN: &str = "sensitivity-hidden";
 /// Bytes of receipts, metrics, logs and events per job; 4.1 kB were measured (44 jobs of the embedded model).
 const RECORD_BYTES: f64 = 5e3;
 
@@ -298,6 +322,7 @@ fn run_forecast(
     RunForecast {
         tokens: tokens.map(|tokens| tokens as u64),
         peak_disk_bytes: outcome.disk as u64,
+        other_disk: None,
         source_bytes: source as u64,
         fits_with: setting_that_fits(
             plan,

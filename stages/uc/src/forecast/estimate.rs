@@ -116,7 +116,8 @@ pub struct Estimate<'a> {
     pub costs: PlanCosts<'a>,
     /// The machine.
     pub probe: &'a Probe,
-    slowdowns: &'a Slowdowns,
+    /// How much longer than their work stages take.
+    pub slowdowns: &'a Slowdowns,
 }
 
 impl<'a> Estimate<'a> {

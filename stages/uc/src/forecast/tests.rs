@@ -159,7 +159,13 @@ fn faster_machines_take_less_time_and_runs_without_sensitivities_less_disk() {
     let fast = forecast_measured(&[], fast);
     assert!(fast.run.hours < slow.run.hours / 2.5);
     let per_tensor = forecast_measured(&[("allocation.mode", "per-tensor")], Machine::default());
-    assert!(per_tensor.run.peak_disk_bytes < slow.run.peak_disk_bytes / 4);
+    assert!(per_tensor.run.other_disk.is_none());
+    let other = slow.run.other_disk.as_ref().expect("states");
+    let (key, value) = other.setting.split_once('=').expect("a setting");
+    let with_other = forecast_measured(&[(key, value)], Machine::default());
+    assert_eq!(with_other.run.peak_disk_bytes, other.peak_disk_bytes);
+    assert!(other.peak_disk_bytes > 3 * slow.run.peak_disk_bytes / 2);
+    assert!(per_tensor.run.peak_disk_bytes < 2 * slow.run.peak_disk_bytes / 3);
     assert!(
         per_tensor
             .run

@@ -180,8 +180,12 @@ fn run(run: &RunForecast, lines: &mut Vec<String>) {
             bytes(artifact.bytes_at_peak)
         ));
     }
+    let other = run.other_disk.as_ref().map_or_else(String::new, |other| {
+        let peak = bytes(other.peak_disk_bytes);
+        format!("; {peak} with --set {}", other.setting)
+    });
     let peak = format!(
-        "{} besides {} of the source",
+        "{} besides {} of the source{other}",
         bytes(run.peak_disk_bytes),
         bytes(run.source_bytes)
     );

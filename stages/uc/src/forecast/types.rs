@@ -52,6 +52,8 @@ pub struct RunForecast {
     pub disk: Vec<DiskForecast>,
     /// Peak bytes on disk besides the source.
     pub peak_disk_bytes: u64,
+    /// The same if the states of the sensitivity pass were kept the other way; none without that pass.
+    pub other_disk: Option<OtherDisk>,
     /// Bytes of the source.
     pub source_bytes: u64,
     /// The mildest change of one setting with which every job fits into the limit; none if every job fits, or if no single
@@ -73,6 +75,15 @@ pub struct RunForecast {
     pub hours_high: f64,
     /// Basis of the estimate.
     pub machine: MachineForecast,
+}
+
+/// Disk use with another setting.
+#[derive(Debug, Serialize)]
+pub struct OtherDisk {
+    /// The setting, as `--set` takes it.
+    pub setting: String,
+    /// Peak bytes on disk besides the source.
+    pub peak_disk_bytes: u64,
 }
 
 /// Basis of an estimate of time.
