@@ -1,6 +1,7 @@
 //! A stage program for tests of the driver: its outputs are digests of its inputs, and it fails when a file instructs it to.
 //!
-//! `fake-stage inspect MODEL` inspects a model like the real shard-loader; `fake-stage job …` acts as a stage of any name. The
+//! `fake-stage inspect MODEL` and `fake-stage describe --config FILE` inspect a model like the real shard-loader; `fake-stage job …` acts
+//! as a stage of any name. The
 //! folder `FAKE_CONTROL` holds the instructions, named `INSTRUCTION-STAGE-LAYER`: `hold` waits while the file exists,
 //! `crash` aborts once, `crash-always` aborts every time, `hang` reports nothing once, `fail` fails with the class in the
 //! file. The start and end of every job are lines of `trace` in that folder.
@@ -18,7 +19,13 @@ use uc_store::stage::{self, Job, Program, Task};
 
 #[derive(Subcommand)]
 enum Verb {
-    Inspect { model: PathBuf },
+    Inspect {
+        model: PathBuf,
+    },
+    Describe {
+        #[arg(long)]
+        config: PathBuf,
+    },
 }
 
 /// A failure by instruction.
@@ -59,6 +66,7 @@ fn main() -> std::process::ExitCode {
     let tasks = [Task::new("job", "Run as a stage of any name", work)];
     stage::run_with_verbs(program, tasks, |verb| match verb {
         Verb::Inspect { model } => inspect(&model),
+        Verb::Describe { config } => describe(&config),
     })
 }
 
@@ -67,19 +75,45 @@ fn version(control: &std::path::Path) -> u32 {
     text.trim().parse().unwrap_or(1)
 }
 
-fn inspect(model: &std::path::Path) -> ExitCode {
+/// The number of layers of a model.
+fn layers(model: &std::path::Path) -> Result<u32, ExitCode> {
     let Ok(layers) = std::fs::read_to_string(model.join("layers.txt")) else {
         eprintln!(
             "error: {}: no layers.txt, expected the number of layers",
             model.display()
         );
-        return ExitCode::BadInput;
+        return Err(ExitCode::BadInput);
     };
-    let layers: u32 = layers.trim().parse().expect("a number");
+    Ok(layers.trim().parse().expect("a number"))
+}
+
+fn inspect(model: &std::path::Path) -> ExitCode {
+    let layers = match layers(model) {
+        Ok(layers) => layers,
+        Err(code) => return code,
+    };
     println!(
         "{}",
         serde_json::json!({"name": "fake", "layers": layers, "linear_parameters": 100 * layers,
                            "total_parameters": 200 * layers, "files": ["layers.txt"]})
+    );
+    ExitCode::Ok
+}
+
+/// Layers without linears: no stage of the tests declares memory by their shapes.
+fn describe(config: &std::path::Path) -> ExitCode {
+    let layers = match layers(config.parent().expect("a folder")) {
+        Ok(layers) => layers,
+        Err(code) => return code,
+    };
+    println!(
+        "{}",
+        serde_json::json!({"family": "fake", "layers": layers, "context": 16, "hidden": 1, "vocab": 1,
+            "tied_head": true, "linears": 0, "exact": 0, "non_layer_tensors": 0, "source_tensors": 0,
+            "linear_parameters": 100 * layers, "exact_parameters": 100 * layers, "non_layer_parameters": 0,
+            "total_parameters": 200 * layers, "index": null,
+            "layer_groups": [{"layers": (0..layers).collect::<Vec<_>>(), "experts": 0, "experts_per_token": 0,
+                              "linears": [], "exact": 0, "exact_parameters": 100, "inputs": [], "attention_width": 1}]})
     );
     ExitCode::Ok
 }
