@@ -169,7 +169,7 @@ impl StoredWeight {
             Direction::Backward => (self.rows, count),
         };
         let line = |index: usize| match direction {
-            Direction::Forward => &self.row(block.start + index)[..],
+            Direction::Forward => self.row(block.start + index),
             Direction::Backward => &self.row(index)[block.clone()],
         };
         let buffer = &mut buffer[..lines * length];
