@@ -198,6 +198,12 @@ mod tests {
         (folder, path)
     }
 
+    fn replace(path: &Utf8Path, bytes: &[u8]) {
+        let mut file = AtomicFile::create(path).unwrap();
+        file.append(bytes).unwrap();
+        file.commit().unwrap();
+    }
+
     #[test]
     fn windows_are_read_as_they_were_written_rounded_to_bfloat16() {
         let special = [0.0, -0.0, 1e-40, f32::INFINITY, -3.0e38, 1.0 + 1.0 / 512.0];
@@ -232,13 +238,13 @@ mod tests {
         let (_keep, path) = written(&[1.5; 24], [2, 3, 4]);
         let whole = std::fs::read(&path).unwrap();
         for length in [0, 20, TAIL, whole.len() - 1] {
-            std::fs::write(&path, &whole[..length]).unwrap();
+            replace(&path, &whole[..length]);
             assert!(PackedStates::open(&path).is_err(), "{length} bytes");
         }
         for at in 8..whole.len() {
             let mut damaged = whole.clone();
             damaged[at] ^= 0x41;
-            std::fs::write(&path, &damaged).unwrap();
+            replace(&path, &damaged);
             if let Ok(states) = PackedStates::open(&path) {
                 // A frame may still decode: the driver compares hashes. It must not panic.
                 drop(states.read(0, states.rows().min(2)));
