@@ -14,11 +14,10 @@ use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 use uc_simd::{
     MatrixView, PANEL, add_panel_product, has_bf16_products, multiply_add, pack_columns,
-    round_to_bf16,
 };
 
 use crate::device::{Cpu, is};
-use crate::forward::{ELEMENTS, Values};
+use crate::forward::{Values, rounded_to_bf16};
 use crate::matmul::matmul;
 use crate::work::{self, Amount, Kind};
 
@@ -141,10 +140,7 @@ impl Moments {
         if has_bf16_products() {
             return self.add_panels(x, tokens);
         }
-        let mut rounded = vec![0.0; x.len()];
-        let pieces = rounded.par_chunks_mut(ELEMENTS).zip(x.par_chunks(ELEMENTS));
-        pieces.for_each(|(rounded, x)| round_to_bf16(x, rounded));
-        self.add_bands(&rounded, tokens);
+        self.add_bands(&rounded_to_bf16(x), tokens);
     }
 
     /// Adds products in f32.

@@ -313,6 +313,16 @@ impl TensorFile {
         self.floats(self.tensor(name)?, offset, len)
     }
 
+    /// All values of one tensor of 16-bit elements, as bits. Takes no more memory than the values.
+    pub fn read_u16(&self, name: &str) -> Result<Vec<u16>, StoreError> {
+        let mut values = Vec::with_capacity(self.entry(name)?.len as usize / 2);
+        self.read_pieces(name, |bytes| {
+            let (pairs, _) = bytes.as_chunks::<2>();
+            values.extend(pairs.iter().map(|&pair| u16::from_le_bytes(pair)));
+        })?;
+        Ok(values)
+    }
+
     /// Passes the bytes of one tensor to `sink`, in pieces.
     pub fn read_pieces(&self, name: &str, mut sink: impl FnMut(&[u8])) -> Result<(), StoreError> {
         let entry = self.entry(name)?;

@@ -140,13 +140,9 @@ fn exact_values(dtype: ExactDtype, bytes: &[u8], name: &str) -> anyhow::Result<W
 
 /// Reads a weight of the teacher from a file of the pipeline.
 pub fn file_weight(file: &TensorFile, name: &str) -> anyhow::Result<WeightValues> {
-    let decl = file.tensor(name)?;
-    let half = match decl.dtype {
-        TensorDtype::BF16 => HalfType::Bf16,
-        TensorDtype::F16 => HalfType::F16,
-        _ => return Ok(file.read_f32(name)?.into()),
-    };
-    let mut values = Vec::with_capacity(decl.shape.iter().product());
-    file.read_pieces(name, |bytes| WeightValues::extend_half(&mut values, bytes))?;
-    Ok(WeightValues::Half(half, values))
+    Ok(match file.tensor(name)?.dtype {
+        TensorDtype::BF16 => WeightValues::Half(HalfType::Bf16, file.read_u16(name)?),
+        TensorDtype::F16 => WeightValues::Half(HalfType::F16, file.read_u16(name)?),
+        _ => file.read_f32(name)?.into(),
+    })
 }

@@ -4,7 +4,7 @@ use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use super::cpu::{Arithmetic, StoredWeight, is_trained, tracked_product, tracked_stored_product};
+use super::cpu::{Arithmetic, ConstantMatrix, StoredWeight, is_trained, tracked_product};
 use crate::device::{Cpu, cast, is};
 use crate::matmul::product;
 use crate::source::HalfType;
@@ -43,7 +43,7 @@ impl<B: Backend> Matrix<B> {
     pub(super) fn product(&self, kind: Kind, x: Tensor<B, 2>) -> Tensor<B, 2> {
         match &self.0 {
             Form::Stored(weight) if is::<B, Autodiff<Cpu>>() => {
-                cast(tracked_stored_product(kind, cast(x), weight.clone()))
+                cast(tracked_product(kind, cast(x), weight.clone()))
             }
             Form::Stored(weight) => cast(weight.product(kind, cast(x))),
             Form::Tensor(weight) => {

@@ -34,7 +34,7 @@ mod weights;
 mod windows;
 
 pub use cpu::Arithmetic;
-pub(crate) use cpu::{ELEMENTS, Values, matrix, piece_rows};
+pub(crate) use cpu::{Values, matrix, piece_rows, rounded_to_bf16};
 pub use embedding::Embedding;
 pub use gradient::{ObservedInput, OnPartTrace, PartTrace, surrogate};
 pub use head::Head;

@@ -75,33 +75,3 @@ impl fmt::Display for SourceDtype {
         f.write_str(self.name())
     }
 }
-
-/// Little-endian elements as f32; `None` if `dtype` is not one of the weight types.
-pub(super) fn to_f32(dtype: SourceDtype, bytes: &[u8]) -> Option<Vec<f32>> {
-    let halves = || {
-        bytes
-            .chunks_exact(2)
-            .map(|b| u16::from_le_bytes([b[0], b[1]]))
-    };
-    match dtype {
-        SourceDtype::F32 => {
-            let words = bytes.chunks_exact(4);
-            Some(
-                words
-                    .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                    .collect(),
-            )
-        }
-        SourceDtype::BF16 => Some(
-            halves()
-                .map(|bits| f32::from_bits(u32::from(bits) << 16))
-                .collect(),
-        ),
-        SourceDtype::F16 => Some(
-            halves()
-                .map(|bits| half::f16::from_bits(bits).to_f32())
-                .collect(),
-        ),
-        _ => None,
-    }
-}

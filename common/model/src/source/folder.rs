@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::contents;
-use super::dtype::{self, SourceDtype};
+use super::dtype::SourceDtype;
 use super::error::SourceError;
 use super::header;
 use super::index::{self, Index};
@@ -451,14 +451,7 @@ impl SourceTensor {
     /// [`SourceError::NotFloat`] for other types, [`SourceError::NonFinite`] with the index of the
     /// first element that is infinite or not a number.
     pub fn to_f32(&self) -> Result<Vec<f32>, SourceError> {
-        let values = dtype::to_f32(self.dtype, &self.bytes).ok_or_else(|| {
-            let (path, name, found) = (self.path.clone(), self.name.clone(), self.dtype);
-            SourceError::NotFloat { path, name, found }
-        })?;
-        match values.iter().position(|value| !value.is_finite()) {
-            None => Ok(values),
-            Some(index) => Err(self.non_finite(index, values[index])),
-        }
+        Ok(self.to_values()?.into_f32())
     }
 
     /// The elements, without a conversion if they have 16 bits.
@@ -466,25 +459,24 @@ impl SourceTensor {
     /// # Errors
     /// As [`SourceTensor::to_f32`].
     pub fn to_values(&self) -> Result<WeightValues, SourceError> {
-        let half = match self.dtype {
-            SourceDtype::BF16 => HalfType::Bf16,
-            SourceDtype::F16 => HalfType::F16,
-            _ => return Ok(self.to_f32()?.into()),
+        let (path, name) = (self.path.clone(), self.name.clone());
+        let values = match self.dtype {
+            SourceDtype::BF16 => WeightValues::from_half_bytes(HalfType::Bf16, &self.bytes),
+            SourceDtype::F16 => WeightValues::from_half_bytes(HalfType::F16, &self.bytes),
+            SourceDtype::F32 => {
+                let (words, _) = self.bytes.as_chunks::<4>();
+                WeightValues::F32(words.iter().map(|&word| f32::from_le_bytes(word)).collect())
+            }
+            found => return Err(SourceError::NotFloat { path, name, found }),
         };
-        let values = WeightValues::from_half_bytes(half, &self.bytes);
         match values.non_finite() {
             None => Ok(values),
-            Some((index, found)) => Err(self.non_finite(index, found)),
-        }
-    }
-
-    fn non_finite(&self, index: usize, found: f32) -> SourceError {
-        let (path, name) = (self.path.clone(), self.name.clone());
-        SourceError::NonFinite {
-            path,
-            name,
-            index,
-            found,
+            Some((index, found)) => Err(SourceError::NonFinite {
+                path,
+                name,
+                index,
+                found,
+            }),
         }
     }
 

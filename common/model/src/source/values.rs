@@ -46,17 +46,11 @@ impl HalfType {
 }
 
 impl WeightValues {
-    /// Appends little-endian 16-bit values; for use with readers that deliver a tensor in pieces of whole values.
-    pub fn extend_half(values: &mut Vec<u16>, bytes: &[u8]) {
-        let (pairs, _) = bytes.as_chunks::<2>();
-        values.extend(pairs.iter().map(|&pair| u16::from_le_bytes(pair)));
-    }
-
     /// The 16-bit values with these little-endian bytes.
     pub fn from_half_bytes(half: HalfType, bytes: &[u8]) -> Self {
-        let mut values = Vec::with_capacity(bytes.len() / 2);
-        Self::extend_half(&mut values, bytes);
-        WeightValues::Half(half, values)
+        let (pairs, _) = bytes.as_chunks::<2>();
+        let values = pairs.iter().map(|&pair| u16::from_le_bytes(pair));
+        WeightValues::Half(half, values.collect())
     }
 
     /// How many there are.

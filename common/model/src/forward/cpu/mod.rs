@@ -19,18 +19,20 @@ use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use burn_flex::FlexTensor;
+use rayon::prelude::*;
+use uc_simd::round_to_bf16;
 
 use crate::device::{Cpu, cast};
 
 pub(super) use attention::{attention, tracked_attention};
 pub(super) use gate::{silu_gate, tracked_silu_gate};
-pub(super) use linear::{tracked_product, tracked_stored_product};
+pub(super) use linear::{ConstantMatrix, tracked_product};
 pub(super) use norm::{NormRows, tracked_norm};
 pub use stored_weight::Arithmetic;
 pub(super) use stored_weight::StoredWeight;
 
 /// Elements per piece of an elementwise loop.
-pub(crate) const ELEMENTS: usize = 1 << 14;
+pub(super) const ELEMENTS: usize = 1 << 14;
 
 /// The values of a tensor of the CPU backend, row by row; copied only if the tensor is a view whose elements are not contiguous.
 #[derive(Debug, Clone)]
@@ -61,6 +63,16 @@ impl Deref for Values {
 /// A tensor `shape` with these values.
 pub(crate) fn matrix(values: Vec<f32>, shape: [usize; 2]) -> Tensor<Cpu, 2> {
     Tensor::from_data(TensorData::new(values, shape), &Default::default())
+}
+
+/// The values rounded to bfloat16.
+pub(crate) fn rounded_to_bf16(values: &[f32]) -> Vec<f32> {
+    let mut rounded = vec![0.0; values.len()];
+    let pieces = rounded
+        .par_chunks_mut(ELEMENTS)
+        .zip(values.par_chunks(ELEMENTS));
+    pieces.for_each(|(rounded, values)| round_to_bf16(values, rounded));
+    rounded
 }
 
 /// Whether gradients with respect to a weight may be asked for.

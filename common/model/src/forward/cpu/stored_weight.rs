@@ -12,10 +12,11 @@ use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 use uc_simd::{
     MatrixView, PANEL, has_bf16_products, multiply_uninit, pack_columns, pack_rows,
-    panel_products_uninit, round_to_bf16,
+    panel_products_uninit,
 };
 
-use super::{ELEMENTS, Values, matrix};
+use super::linear::ConstantMatrix;
+use super::{ELEMENTS, Values, matrix, rounded_to_bf16};
 use crate::device::Cpu;
 use crate::matmul::{product, rows_per_piece, uninitialized};
 use crate::source::HalfType;
@@ -40,6 +41,16 @@ pub(in crate::forward) struct StoredWeight {
     rows: usize,
     cols: usize,
     arithmetic: Arithmetic,
+}
+
+impl ConstantMatrix for StoredWeight {
+    fn product(&self, kind: Kind, x: Tensor<Cpu, 2>) -> Tensor<Cpu, 2> {
+        self.multiplied(kind, x, Direction::Forward)
+    }
+
+    fn gradient(&self, kind: Kind, g: Tensor<Cpu, 2>) -> Tensor<Cpu, 2> {
+        self.multiplied(kind, g, Direction::Backward)
+    }
 }
 
 /// Which way a product goes through the matrix.
@@ -79,16 +90,6 @@ impl StoredWeight {
         }
     }
 
-    /// `x Wᵀ` for `x: [tokens, cols]`, counted as work of this kind.
-    pub(in crate::forward) fn product(&self, kind: Kind, x: Tensor<Cpu, 2>) -> Tensor<Cpu, 2> {
-        self.multiplied(kind, x, Direction::Forward)
-    }
-
-    /// `g W` for `g: [tokens, rows]`, counted as work of this kind.
-    pub(in crate::forward) fn gradient(&self, kind: Kind, g: Tensor<Cpu, 2>) -> Tensor<Cpu, 2> {
-        self.multiplied(kind, g, Direction::Backward)
-    }
-
     fn multiplied(&self, kind: Kind, x: Tensor<Cpu, 2>, direction: Direction) -> Tensor<Cpu, 2> {
         let [tokens, inner] = x.dims();
         let (expected, outputs) = match direction {
@@ -103,7 +104,7 @@ impl StoredWeight {
                 let product = || self.panel_product(&values, [tokens, inner, outputs], direction);
                 return matrix(work::counted(kind, amount, product), [tokens, outputs]);
             }
-            values = Values::new(&matrix(rounded(&values), [tokens, inner]));
+            values = Values::new(&matrix(rounded_to_bf16(&values), [tokens, inner]));
         }
         let Some(piece) = rows_per_piece(tokens) else {
             let x = matrix(values.to_vec(), [tokens, inner]);
@@ -226,16 +227,6 @@ impl StoredWeight {
     fn row(&self, index: usize) -> &[u16] {
         &self.values[index * self.cols..][..self.cols]
     }
-}
-
-/// The values rounded to bfloat16.
-fn rounded(values: &[f32]) -> Vec<f32> {
-    let mut rounded = vec![0.0; values.len()];
-    let pieces = rounded
-        .par_chunks_mut(ELEMENTS)
-        .zip(values.par_chunks(ELEMENTS));
-    pieces.for_each(|(out, values)| round_to_bf16(values, out));
-    rounded
 }
 
 #[cfg(test)]

@@ -1,32 +1,5 @@
 use super::*;
-use uc_store::model_summary::{InputGroup, LinearGroup};
-
-/// A layer with 2 attention heads of width 4 and one linear [16, 8], and with 4 experts that have one linear [8, 32] each.
-/// Every token is routed to one expert.
-fn group() -> LayerGroup {
-    let linear = |name: &str, rows, cols, count, routed| LinearGroup {
-        name: name.into(),
-        rows,
-        cols,
-        count,
-        routed,
-    };
-    let input = |width, count, routed| InputGroup {
-        width,
-        count,
-        routed,
-    };
-    LayerGroup {
-        layers: vec![0, 1],
-        experts: 4,
-        experts_per_token: 1,
-        linears: vec![linear("a", 16, 8, 1, false), linear("b.*", 8, 32, 4, true)],
-        exact: 3,
-        exact_parameters: 40,
-        inputs: vec![input(8, 1, false), input(32, 4, true)],
-        attention_width: 8,
-    }
-}
+use crate::forecast::tests_support::group_with_experts;
 
 fn summary() -> ModelSummary {
     ModelSummary {
@@ -44,7 +17,7 @@ fn summary() -> ModelSummary {
         exact_parameters: 80,
         non_layer_parameters: 808,
         total_parameters: 2 * 1152 + 80 + 808,
-        layer_groups: vec![group()],
+        layer_groups: vec![group_with_experts()],
         index: None,
         tensors: None,
     }
@@ -70,7 +43,7 @@ fn settings() -> Settings {
 
 #[test]
 fn a_token_costs_two_operations_per_active_weight_and_its_share_of_causal_attention() {
-    let group = group();
+    let group = group_with_experts();
     let layer = LayerCosts { group: &group };
     assert_eq!(layer.linear_parameters(), 128.0 + 4.0 * 256.0);
     assert_eq!(layer.active_parameters(), 128.0 + 256.0);
@@ -83,7 +56,7 @@ fn a_token_costs_two_operations_per_active_weight_and_its_share_of_causal_attent
 
 #[test]
 fn moments_are_full_up_to_the_maximum_block_and_blocks_beyond() {
-    let group = group();
+    let group = group_with_experts();
     let layer = LayerCosts { group: &group };
     assert_eq!(layer.moment_entries(32), 64.0 + 4.0 * 1024.0);
     assert_eq!(layer.moment_entries(16), 64.0 + 4.0 * 512.0);
@@ -94,7 +67,7 @@ fn moments_are_full_up_to_the_maximum_block_and_blocks_beyond() {
 
 #[test]
 fn the_codec_searches_every_weight_and_feeds_errors_back_along_columns_and_rows() {
-    let group = group();
+    let group = group_with_experts();
     let layer = LayerCosts { group: &group };
     let both = 128.0 * 8.0 + 1024.0 * 16.0;
     assert_eq!(layer.feedback_along_columns(16, usize::MAX), both);

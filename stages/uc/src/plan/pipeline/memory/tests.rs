@@ -1,33 +1,15 @@
-use uc_store::model_summary::InputGroup;
-
 use super::*;
-use crate::forecast::tests_support::{measured_model, plan_of};
+use crate::forecast::tests_support::{group_with_experts, measured_model, plan_of};
 
 /// A model of one layer with a shared linear [16, 8] and 4 experts with a linear [8, 32] each.
 fn model() -> ModelSummary {
-    let linear = |name: &str, rows, cols, count, routed| LinearGroup {
-        name: name.into(),
-        rows,
-        cols,
-        count,
-        routed,
-    };
-    let input = |width, count, routed| InputGroup {
-        width,
-        count,
-        routed,
-    };
     let mut model = measured_model();
     (model.hidden, model.vocab, model.context) = (8, 100, 64);
     model.layer_groups = vec![LayerGroup {
         layers: vec![0],
-        experts: 4,
-        experts_per_token: 1,
-        linears: vec![linear("a", 16, 8, 1, false), linear("b.*", 8, 32, 4, true)],
         exact: 0,
         exact_parameters: 0,
-        inputs: vec![input(8, 1, false), input(32, 4, true)],
-        attention_width: 8,
+        ..group_with_experts()
     }];
     model
 }
