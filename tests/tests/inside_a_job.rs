@@ -46,8 +46,9 @@ fn wait_for_linear(run: &Path, stage: &str, driver: &mut Child) -> Option<PathBu
     None
 }
 
-/// Disturbs runs until a job of the stage continues another one's work, and compares the pack with that of an undisturbed run.
-fn continues(stage: &str, program: Option<&str>, rank: &str) {
+/// Sends a signal to a program of the run, or to the driver, until a job of the stage continues another one's work, and compares the
+/// pack with that of an undisturbed run.
+fn continues(stage: &str, program: Option<&str>, sent: &str, rank: &str) {
     let folder = tempfile::tempdir().expect("folder");
     let undisturbed = folder.path().join("undisturbed");
     assert!(start(&undisturbed, rank).wait().expect("ended").success());
@@ -61,7 +62,7 @@ fn continues(stage: &str, program: Option<&str>, rank: &str) {
             .iter()
             .find(is_worker)
             .map(|(id, _)| *id);
-        signal(worker.unwrap_or(driver.id()), "-9");
+        signal(worker.unwrap_or(driver.id()), sent);
         if !driver.wait().expect("ended").success() {
             succeed(uc().arg("resume").arg(&run));
         }
@@ -82,15 +83,20 @@ fn continues(stage: &str, program: Option<&str>, rank: &str) {
 
 #[test]
 fn a_killed_quantize_continues_after_its_last_linear() {
-    continues("quantize", Some("quantize"), "auto");
+    continues("quantize", Some("quantize"), "-KILL", "auto");
 }
 
 #[test]
 fn a_quantize_whose_driver_was_killed_continues_on_resume() {
-    continues("quantize", None, "auto");
+    continues("quantize", None, "-KILL", "auto");
+}
+
+#[test]
+fn a_quantize_that_was_stopped_in_order_continues_on_resume() {
+    continues("quantize", None, "-TERM", "auto");
 }
 
 #[test]
 fn a_killed_fit_of_forced_ranks_continues_after_its_last_linear() {
-    continues("overlay-fit", Some("overlay-fit"), "2");
+    continues("overlay-fit", Some("overlay-fit"), "-KILL", "2");
 }

@@ -5,8 +5,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Units, largest first.
+/// Binary units and the exponents of 2 that they stand for, largest first. Sizes are shown in them.
 const UNITS: [(&str, u32); 5] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
+/// Decimal units.
+const DECIMAL_UNITS: [(&str, f64); 4] = [("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)];
 
 /// A number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,8 +31,10 @@ impl FromStr for Size {
             let text = text.trim();
             let end = text.find(|c: char| c.is_ascii_alphabetic())?;
             let number: f64 = text[..end].trim_end().parse().ok()?;
-            let (_, shift) = UNITS.iter().find(|(name, _)| *name == &text[end..])?;
-            let bytes = number * 2f64.powi(*shift as i32);
+            let unit = &text[end..];
+            let binary = UNITS.map(|(name, shift)| (name, 2f64.powi(shift as i32)));
+            let mut units = binary.into_iter().chain(DECIMAL_UNITS);
+            let bytes = number * units.find(|(name, _)| *name == unit)?.1;
             (0.0..=1e18).contains(&bytes).then_some(Self(bytes as u64))
         };
         parse().ok_or_else(|| format!("found `{text}`, expected a size such as \"64 GiB\""))
@@ -64,6 +68,8 @@ mod tests {
             ("64 GiB", 64 << 30, "64 GiB"),
             ("0.5 GiB", 512 << 20, "512 MiB"),
             ("200GiB", 200 << 30, "200 GiB"),
+            ("24 GB", 24_000_000_000, "23437500 KiB"),
+            ("1.5kB", 1500, "1500 B"),
             ("1000 B", 1000, "1000 B"),
             ("2048 KiB", 2 << 20, "2 MiB"),
             ("0 B", 0, "0 B"),
@@ -72,7 +78,7 @@ mod tests {
             assert_eq!((size.0, size.to_string().as_str()), (bytes, shown));
         }
         for bad in [
-            "", "64", "GiB", "64 GB", "64 gib", "-1 GiB", "NaN GiB", "9e9 TiB",
+            "", "64", "GiB", "64 gb", "64 gib", "-1 GiB", "NaN GiB", "9e9 TiB",
         ] {
             assert!(bad.parse::<Size>().is_err(), "{bad}");
         }

@@ -4,7 +4,8 @@
 //! as a stage of any name. The
 //! folder `FAKE_CONTROL` holds the instructions, named `INSTRUCTION-STAGE-LAYER`: `hold` waits while the file exists,
 //! `crash` aborts once, `crash-always` aborts every time, `hang` reports nothing once, `fail` fails with the class in the
-//! file. The start and end of every job are lines of `trace` in that folder.
+//! file. If `misread` is there, a program takes a setting of the plan for another, like one of another build. The start and end of
+//! every job are lines of `trace` in that folder.
 #![allow(clippy::disallowed_methods)] // an ordinary test program, not part of the pipeline
 
 use std::io::Write;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use uc_store::ExitCode;
 use uc_store::plan::Which;
+use uc_store::run::RunDir;
 use uc_store::sha::{Hasher, hash_file};
 use uc_store::stage::{self, Job, Program, Task};
 
@@ -58,6 +60,9 @@ fn main() -> std::process::ExitCode {
                 .map(|failure| failure.0)
         },
     };
+    if control.join("misread").exists() {
+        misread_plan();
+    }
     let work = move |job: &mut Job<'_>| {
         let stage = job.id().stage.clone();
         let control = control.clone();
@@ -68,6 +73,16 @@ fn main() -> std::process::ExitCode {
         Verb::Inspect { model } => inspect(&model),
         Verb::Describe { config } => describe(&config),
     })
+}
+
+/// Changes the plan of the run, which a driver has read before.
+fn misread_plan() {
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--run");
+    if let Some(run) = arguments.nth(1) {
+        let (run, mut plan) = RunDir::open(run.as_str().into()).expect("a run");
+        plan.settings.quantize.damping *= 2.0;
+        RunDir::create(run.root(), &plan).expect("a plan");
+    }
 }
 
 fn version(control: &std::path::Path) -> u32 {

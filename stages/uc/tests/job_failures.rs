@@ -89,6 +89,16 @@ fn a_failure_of_unknown_cause_is_retried() {
 }
 
 #[test]
+fn a_stage_that_reads_the_plan_otherwise_ends_the_run_instead_of_working_forever() {
+    let fixture = Fixture::new();
+    fixture.instruct("misread");
+    let text = expect_code(&fixture.compress().output().expect("uc"), 9);
+    for part in ["code of layer", "quantize.damping", "another build"] {
+        assert!(text.contains(part), "no `{part}` in {text}");
+    }
+}
+
+#[test]
 fn sigterm_stops_the_run_in_order_and_resume_completes_it() {
     let undisturbed = Fixture::new();
     undisturbed.complete();

@@ -165,10 +165,11 @@ impl<'a> CostModel<'a> {
                         layer.feedback_along_columns(inputs, rows),
                     )
             }
-            // The input moments of the token weights, or those weights themselves: the same number of operations.
+            // A token is either in the moments of the metrics or solved for with their factors: the same number of operations.
             "teacher-cache sensitivity-backward" => {
                 let operations = layer.backward(length, outputs) + layer.moments(inputs);
                 pass(layer, self.sensitivity_tokens(), operations)
+                    .and(Resource::Factors, layer.shared_factors(inputs))
             }
             "shard-loader layer" => Work::default().and(Resource::Memory, self.layer_bytes(layer)),
             "teacher-cache layer" => {

@@ -136,6 +136,21 @@ impl LayerCosts<'_> {
             .sum()
     }
 
+    /// Operations of the Cholesky factors of the metrics of the leverage scores, which corresponding inputs of all experts share.
+    pub fn shared_factors(&self, max_input_block: usize) -> f64 {
+        let inputs = self.group.inputs.iter();
+        inputs
+            .map(|input| {
+                let block = input.width.min(max_input_block) as f64;
+                let count = match input.routed {
+                    true => input.count.div_ceil(self.group.experts.max(1)),
+                    false => input.count,
+                };
+                (count * input.width) as f64 * block * block / 3.0
+            })
+            .sum()
+    }
+
     /// Operations of the Cholesky factors of the output moments.
     pub fn output_factors(&self, max_output_block: usize) -> f64 {
         let linears = self.group.linears.iter();

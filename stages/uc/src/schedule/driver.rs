@@ -11,11 +11,12 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use uc_store::ExitCode;
 use uc_store::events::JobRequest;
 use uc_store::freshness::PendingWork;
 use uc_store::plan::{JobId, Plan};
+use uc_store::receipt::{Key, job_key};
 use uc_store::run::RunDir;
+use uc_store::{ExitCode, StoreError};
 
 use crate::plan::planning;
 use crate::process::programs::Programs;
@@ -67,6 +68,8 @@ pub struct Driver<'a> {
 struct RunningJob {
     id: JobId,
     last_event: Instant,
+    /// The key that its receipt must have if no input changes while it runs. None for the fetching of a shard.
+    key: Option<Key>,
 }
 
 impl<'a> Driver<'a> {
@@ -231,10 +234,19 @@ impl<'a> Driver<'a> {
         // If the worker has exited, its `Closed` message decides what happens to the job.
         let _ = worker.send(&JobRequest { unit: id.unit });
         self.shards_outdated = true;
-        let last_event = Instant::now();
-        self.jobs
-            .insert(id.stage.clone(), RunningJob { id, last_event });
+        let job = RunningJob {
+            last_event: Instant::now(),
+            key: self.key(&id)?,
+            id,
+        };
+        self.jobs.insert(job.id.stage.clone(), job);
         Ok(())
+    }
+
+    /// The key that the receipt of a job must have now; none while an input is unknown.
+    fn key(&self, id: &JobId) -> Result<Option<Key>, StoreError> {
+        let digests = &self.work.digests;
+        Ok(job_key(self.plan, id, |input| digests.get(input).copied())?.ok())
     }
 
     fn start_worker(&mut self, stage: &str) -> anyhow::Result<Worker> {

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use uc_store::ExitCode;
 use uc_store::events::{Event, EventKind};
-use uc_store::freshness::{self, Freshness};
+use uc_store::freshness::{self, Freshness, Reason};
 use uc_store::plan::JobId;
-use uc_store::receipt::{Receipt, job_key};
+use uc_store::receipt::{Key, Receipt};
 use uc_store::sha::Sha256Digest;
 
 use super::{Driver, EXIT_TIMEOUT};
@@ -120,7 +120,7 @@ impl Driver<'_> {
 
     /// A job published its outputs: its readers may start, and inputs without further readers may be deleted.
     fn on_finished(&mut self, id: &JobId, seconds: f64) -> anyhow::Result<()> {
-        self.jobs.remove(&id.stage);
+        let key_before = self.jobs.remove(&id.stage).and_then(|job| job.key);
         self.shards_outdated = true;
         if let Some(source) = &mut self.source
             && let Some(shard) = source.fetched_by(id)
@@ -134,9 +134,11 @@ impl Driver<'_> {
             let message = format!("{id} reported that it finished, but left no receipt");
             return Err(failure(ExitCode::Internal, message));
         };
-        let digests = &self.work.digests;
-        let key = job_key(self.plan, id, |input| digests.get(input).copied())?;
-        if key.as_ref() != Ok(&receipt.key) {
+        let key = self.key(id)?;
+        if key.as_ref() != Some(&receipt.key) {
+            if let Some(key) = key.filter(|key| Some(key) == key_before.as_ref()) {
+                return Err(other_build(id, &receipt.key, &key));
+            }
             // An input was made again with other bytes while the job ran.
             self.scheduler.set(id, Status::Stale);
             let layers = vec![id.unit.layer()];
@@ -303,4 +305,15 @@ mod tests {
             assert!(!repeats(line, message), "{line}");
         }
     }
+}
+
+/// The error when a stage has understood the plan in another way than this program.
+fn other_build(id: &JobId, found: &Key, expected: &Key) -> anyhow::Error {
+    let differences = freshness::key_differences(found, expected);
+    let differences: Vec<String> = differences.iter().map(Reason::to_string).collect();
+    let message = format!(
+        "{id}: its receipt is not for the job of the plan ({}); the programs beside uc are of another build, install all of one build",
+        differences.join("; ")
+    );
+    failure(ExitCode::StageFailed, message)
 }

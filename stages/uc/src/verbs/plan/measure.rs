@@ -21,7 +21,9 @@ use crate::verbs::bench;
 const SECONDS: f64 = 3.0;
 /// Rows and inputs of the matrices that are quantized, narrow and wide. Their difference tells the search, which takes the same time
 /// per weight, from the feedback, which grows with the width.
-const QUANTIZED: [(usize, usize); 2] = [(2048, 512), (1024, 4096)];
+const QUANTIZED: [(usize, usize); 2] = [(1024, 1024), (512, 8192)];
+/// Inputs whose second moments are factored.
+const FACTORED: usize = 4096;
 /// Outputs whose errors are fed back into one another.
 const OUTPUT_BLOCK: usize = 512;
 /// Rows and columns of the matrix that is coded.
@@ -39,7 +41,7 @@ pub fn measure(folder: &Utf8Path, threads: u32, display: &Display) -> anyhow::Re
         display.info("measuring matrix products");
         let products = SIDES.map(product_speed);
         display.info("measuring the codec");
-        let wide = QUANTIZED[1].1;
+        let wide = FACTORED;
         let moments = moments(wide, 0.9);
         let factors = fastest(|| factor::factorize(&moments, wide, 0.01).map(drop))?;
         let factors = (wide as f64).powi(3) / 3.0 / factors;
