@@ -1,11 +1,14 @@
 //! Speed of the entropy coder, of reconstruction, of error feedback and of the overlay: `cargo bench -p uc-codec`.
 
 use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{
+    BatchSize, BenchmarkGroup, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
+};
 use faer::linalg::matmul::matmul;
 use faer::traits::RealField;
 use faer::{Accum, Mat, Par};
 use std::hint::black_box;
+use std::time::Duration;
 use uc_codec::contexts::{LayerTables, row_log2_eighths};
 use uc_codec::steps::Steps;
 use uc_codec::{LowRank, TensorCode, bf16, factor, feedback, overlay, rans, reconstruct};
@@ -114,25 +117,19 @@ fn reconstruction(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A matrix product on one thread.
+/// A matrix product.
 fn matrix_product<T: RealField>(
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,
     lhs: &Mat<T>,
     rhs: &Mat<T>,
+    par: Par,
 ) {
     let mut product = Mat::<T>::zeros(lhs.nrows(), rhs.ncols());
     group.bench_function(name, |b| {
         b.iter(|| {
             let one = T::one_impl();
-            matmul(
-                &mut product,
-                Accum::Replace,
-                black_box(lhs),
-                rhs,
-                one,
-                Par::Seq,
-            )
+            matmul(&mut product, Accum::Replace, black_box(lhs), rhs, one, par)
         })
     });
 }
@@ -178,35 +175,37 @@ fn error_feedback(criterion: &mut Criterion) {
             });
             let lhs = Mat::<f32>::from_fn(m, inner, |i, j| w[i * n + j]);
             let rhs = Mat::<f32>::from_fn(inner, n, |i, j| h[i * n + j]);
-            matrix_product(&mut group, &format!("matrix product{rows}"), &lhs, &rhs);
+            let name = format!("matrix product{rows}");
+            matrix_product(&mut group, &name, &lhs, &rhs, Par::Seq);
         }
         group.finish();
     }
 }
 
-/// Factorization compared with a matrix product in f64 of as many floating-point operations, `n³/3`, both on one thread.
+/// Factorization compared with a matrix product in f64 of as many floating-point operations, `n³/3`, both on all threads.
 fn factorization(criterion: &mut Criterion) {
-    let one = rayon::ThreadPoolBuilder::new()
-        .num_threads(1)
-        .build()
-        .expect("a thread");
-    let n = 4096;
-    let powers: Vec<f32> = (0..n).map(|distance| 0.9f32.powi(distance)).collect();
-    let n = n as usize;
-    let moments: Vec<f32> = (0..n * n)
-        .map(|e| powers[(e / n).abs_diff(e % n)])
-        .collect();
-    let mut group = criterion.benchmark_group(format!("factor {n} x {n}"));
-    group
-        .sample_size(10)
-        .throughput(Throughput::Elements((n * n * n / 3) as u64));
-    group.bench_function("factorize", |b| {
-        b.iter(|| one.install(|| factor::factorize(black_box(&moments), n, 0.01)))
-    });
-    let lhs = Mat::<f64>::from_fn(n, n / 6, |i, j| f64::from(moments[i * n + j]));
-    let rhs = Mat::<f64>::from_fn(n / 6, n, |i, j| f64::from(moments[i * n + j]));
-    matrix_product(&mut group, "matrix product", &lhs, &rhs);
-    group.finish();
+    for n in [4096, 16_384] {
+        let powers: Vec<f32> = (0..n).map(|distance| 0.9f32.powi(distance)).collect();
+        let n = n as usize;
+        let entry = |e: usize| powers[(e / n).abs_diff(e % n)];
+        let mut group = criterion.benchmark_group(format!("factor {n} x {n}"));
+        group
+            .sample_size(10)
+            .sampling_mode(SamplingMode::Flat)
+            .warm_up_time(Duration::from_millis(1))
+            .throughput(Throughput::Elements((n * n * n / 3) as u64));
+        group.bench_function("factorize", |b| {
+            b.iter_batched(
+                || (0..n * n).map(entry).collect(),
+                |moments| factor::factorize_in_place(moments, n, 0.01),
+                BatchSize::PerIteration,
+            )
+        });
+        let lhs = Mat::<f64>::from_fn(n, n / 6, |i, j| f64::from(entry(i * n + j)));
+        let rhs = Mat::<f64>::from_fn(n / 6, n, |i, j| f64::from(entry(i * n + j)));
+        matrix_product(&mut group, "matrix product", &lhs, &rhs, Par::rayon(0));
+        group.finish();
+    }
 }
 
 /// The bound on what overlays capture of a white error, and the fit that it spares, on all threads. Elements are weights.

@@ -13,9 +13,9 @@ use crate::weights::Weights;
 
 mod index_bytes;
 
-/// A quantized matrix. Its weights are defined by [`crate::reconstruct`].
+/// A quantized matrix with indices `Q`, which are `()` where they are kept apart.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TensorCode {
+pub struct Code<Q> {
     /// Outputs of the layer.
     pub rows: usize,
     /// Inputs of the layer.
@@ -29,14 +29,16 @@ pub struct TensorCode {
     pub row_log2_eighths: Vec<u8>,
     /// `[rows]` base-2 logarithm of the factor by which the row's steps exceed those of the columns, in eighths of an octave.
     pub row_step_log2_eighths: Vec<u8>,
-    /// [rows, cols] row-major indices.
-    #[serde(with = "index_bytes")]
-    pub q: Vec<i16>,
+    /// The indices.
+    pub q: Q,
     /// Low-rank correction, if there is one.
     pub overlay: Option<LowRank>,
 }
 
-/// Indices as [`TensorCode::q`] is serialized: most of them in one byte.
+/// A quantized matrix; the indices are [rows, cols], row-major. Its weights are defined by [`crate::reconstruct`].
+pub type TensorCode = Code<Vec<i16>>;
+
+/// Indices as they are serialized: most of them in one byte.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexBytes(#[serde(with = "index_bytes")] pub Vec<i16>);
 
@@ -51,12 +53,12 @@ pub struct LowRank {
     pub v: Vec<u16>,
 }
 
-impl TensorCode {
-    /// Checks every length against the shape and the step against its range.
+impl<Q> Code<Q> {
+    /// Checks every length but that of the indices against the shape, and the step against its range.
     ///
     /// # Errors
-    /// [`CodecError::Shape`] and [`CodecError::Range`].
-    pub fn validate(&self) -> Result<(), CodecError> {
+    /// [`CodecError::Shape`], [`CodecError::Range`]; [`CodecError::NotFinite`] for the overlay.
+    pub fn check_parameters(&self) -> Result<(), CodecError> {
         steps::check_step(self.step)?;
         check_len(
             "column_log2_eighths",
@@ -69,10 +71,37 @@ impl TensorCode {
             self.row_step_log2_eighths.len(),
             self.rows,
         )?;
-        check_matrix("indices", self.q.len(), self.rows, self.cols)?;
         match &self.overlay {
             Some(overlay) => overlay.validate(self.rows, self.cols),
             None => Ok(()),
+        }
+    }
+
+    /// All of it but the indices.
+    pub fn parameters(&self) -> Code<()> {
+        Code {
+            rows: self.rows,
+            cols: self.cols,
+            step: self.step,
+            column_log2_eighths: self.column_log2_eighths.clone(),
+            row_log2_eighths: self.row_log2_eighths.clone(),
+            row_step_log2_eighths: self.row_step_log2_eighths.clone(),
+            q: (),
+            overlay: self.overlay.clone(),
+        }
+    }
+
+    /// The same matrix with other indices.
+    pub fn with_indices<R>(self, q: R) -> Code<R> {
+        Code {
+            rows: self.rows,
+            cols: self.cols,
+            step: self.step,
+            column_log2_eighths: self.column_log2_eighths,
+            row_log2_eighths: self.row_log2_eighths,
+            row_step_log2_eighths: self.row_step_log2_eighths,
+            q,
+            overlay: self.overlay,
         }
     }
 
@@ -83,6 +112,17 @@ impl TensorCode {
             &self.column_log2_eighths,
             &self.row_step_log2_eighths,
         )
+    }
+}
+
+impl TensorCode {
+    /// Checks every length against the shape and the step against its range.
+    ///
+    /// # Errors
+    /// Those of [`Code::check_parameters`].
+    pub fn validate(&self) -> Result<(), CodecError> {
+        self.check_parameters()?;
+        check_matrix("indices", self.q.len(), self.rows, self.cols)
     }
 
     /// The residual of the indices without the overlay, `w − level · step` [rows, cols], for the weights `w` [rows, cols].

@@ -24,15 +24,13 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::allocate::FEWEST_BITS;
-use crate::code::{LowRank, TensorCode};
+use crate::code::{Code, LowRank, TensorCode};
 use crate::contexts::row_log2_eighths;
-use crate::error::{CodecError, check_len};
+use crate::error::CodecError;
 use crate::factor_cache::FactorCache;
 use crate::rate::row_steps::{self, Target};
 use crate::rate::{RateProbe, SampledRows};
-use crate::steps::{
-    ColumnStatistics, STEP_RANGE, Steps, bound_levels, check_step, step_log2_eighths,
-};
+use crate::steps::{ColumnStatistics, STEP_RANGE, Steps, bound_levels, step_log2_eighths};
 use crate::weights::{self, Weights};
 use crate::{feedback, rans};
 
@@ -69,41 +67,35 @@ pub struct LinearShape {
     pub regular: bool,
 }
 
-/// A quantized linear but for its indices.
+/// A quantized linear with indices `Q`, as [`Code`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LinearParameters {
+pub struct Linear<Q> {
     /// Name within the layer.
     pub name: String,
     /// Name of its input.
     pub input: String,
-    /// Outputs.
-    pub rows: usize,
-    /// Inputs.
-    pub cols: usize,
-    /// See [`TensorCode`].
-    pub step: f32,
-    /// `[cols]` see [`TensorCode`].
-    pub column_log2_eighths: Vec<u8>,
-    /// `[rows]` see [`TensorCode`].
-    pub row_log2_eighths: Vec<u8>,
-    /// `[rows]` see [`TensorCode`].
-    pub row_step_log2_eighths: Vec<u8>,
-    /// Low-rank correction, if there is one.
-    pub overlay: Option<LowRank>,
+    /// Indices, steps and overlay.
+    pub code: Code<Q>,
 }
+
+/// A quantized linear with its indices.
+pub type CodedLinear = Linear<Vec<i16>>;
+
+/// A quantized linear but for its indices.
+pub type LinearParameters = Linear<()>;
 
 impl LinearParameters {
     /// Number of tiles of the entropy coder.
     pub fn tiles(&self) -> usize {
-        match self.cols {
+        match self.code.cols {
             0 => 0,
-            _ => self.rows.div_ceil(self.tile_rows()),
+            _ => self.code.rows.div_ceil(self.tile_rows()),
         }
     }
 
     /// Rows of a tile; the last may have fewer.
     pub fn tile_rows(&self) -> usize {
-        rans::tile_rows(self.rows, self.cols) as usize
+        rans::tile_rows(self.code.rows, self.code.cols) as usize
     }
 
     /// The rows of a tile.
@@ -113,7 +105,7 @@ impl LinearParameters {
     pub fn tile(&self, tile: usize) -> Range<usize> {
         assert!(tile < self.tiles(), "tile {tile} of {}", self.tiles());
         let first = tile * self.tile_rows();
-        first..self.rows.min(first + self.tile_rows())
+        first..self.code.rows.min(first + self.tile_rows())
     }
 
     /// The rows of a tile as a tensor of its own, from their indices `q` [rows, cols]. A tile holds whole blocks of the trellis, so
@@ -123,18 +115,18 @@ impl LinearParameters {
     /// If there is no such tile.
     pub fn tile_code(&self, tile: usize, q: Vec<i16>) -> TensorCode {
         let rows = self.tile(tile);
-        let overlay = self.overlay.as_ref().map(|overlay| LowRank {
+        let overlay = self.code.overlay.as_ref().map(|overlay| LowRank {
             rank: overlay.rank,
             u: overlay.u[rows.start * overlay.rank..rows.end * overlay.rank].to_vec(),
             v: overlay.v.clone(),
         });
         TensorCode {
             rows: rows.len(),
-            cols: self.cols,
-            step: self.step,
-            column_log2_eighths: self.column_log2_eighths.clone(),
-            row_log2_eighths: self.row_log2_eighths[rows.clone()].to_vec(),
-            row_step_log2_eighths: self.row_step_log2_eighths[rows].to_vec(),
+            cols: self.code.cols,
+            step: self.code.step,
+            column_log2_eighths: self.code.column_log2_eighths.clone(),
+            row_log2_eighths: self.code.row_log2_eighths[rows.clone()].to_vec(),
+            row_step_log2_eighths: self.code.row_step_log2_eighths[rows].to_vec(),
             q,
             overlay,
         }
@@ -142,71 +134,21 @@ impl LinearParameters {
 
     /// The linear with its indices `q` [rows, cols].
     pub fn with_indices(self, q: Vec<i16>) -> CodedLinear {
-        CodedLinear {
+        Linear {
             name: self.name,
             input: self.input,
-            code: TensorCode {
-                rows: self.rows,
-                cols: self.cols,
-                step: self.step,
-                column_log2_eighths: self.column_log2_eighths,
-                row_log2_eighths: self.row_log2_eighths,
-                row_step_log2_eighths: self.row_step_log2_eighths,
-                q,
-                overlay: self.overlay,
-            },
+            code: self.code.with_indices(q),
         }
     }
-
-    /// Checks every length against the shape, and the step against its range.
-    ///
-    /// # Errors
-    /// [`CodecError::Shape`], [`CodecError::Range`]; [`CodecError::NotFinite`] for the overlay.
-    pub fn validate(&self) -> Result<(), CodecError> {
-        check_step(self.step)?;
-        for (what, logs, expected) in [
-            ("column_log2_eighths", &self.column_log2_eighths, self.cols),
-            ("row_log2_eighths", &self.row_log2_eighths, self.rows),
-            (
-                "row_step_log2_eighths",
-                &self.row_step_log2_eighths,
-                self.rows,
-            ),
-        ] {
-            check_len(what, logs.len(), expected)?;
-        }
-        match &self.overlay {
-            Some(overlay) => overlay.validate(self.rows, self.cols),
-            None => Ok(()),
-        }
-    }
-}
-
-/// A quantized linear.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct CodedLinear {
-    /// Name within the layer.
-    pub name: String,
-    /// Name of its input.
-    pub input: String,
-    /// Indices, steps and overlay.
-    pub code: TensorCode,
 }
 
 impl CodedLinear {
     /// All of it but the indices.
     pub fn parameters(&self) -> LinearParameters {
-        let code = &self.code;
-        LinearParameters {
+        Linear {
             name: self.name.clone(),
             input: self.input.clone(),
-            rows: code.rows,
-            cols: code.cols,
-            step: code.step,
-            column_log2_eighths: code.column_log2_eighths.clone(),
-            row_log2_eighths: code.row_log2_eighths.clone(),
-            row_step_log2_eighths: code.row_step_log2_eighths.clone(),
-            overlay: code.overlay.clone(),
+            code: self.code.parameters(),
         }
     }
 }

@@ -43,7 +43,7 @@ pub mod steps;
 pub mod trellis;
 pub mod weights;
 
-pub use code::{IndexBytes, LowRank, TensorCode};
+pub use code::{Code, IndexBytes, LowRank, TensorCode};
 pub use error::CodecError;
 pub use packed::{PackedReader, check_packed, largest_packed, pack_small, unpack_small};
 pub use weights::{Matrix, Weights};

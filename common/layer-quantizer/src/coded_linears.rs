@@ -79,8 +79,8 @@ impl CodesCheckpoint {
     /// Those of [`FramedFile::get`].
     pub fn linear(&self, index: usize) -> anyhow::Result<CodedLinear> {
         let parameters = self.parameters(index)?.into_owned();
-        let mut q = vec![0; parameters.rows * parameters.cols];
-        let tiles = q.par_chunks_mut(parameters.tile_rows() * parameters.cols.max(1));
+        let mut q = vec![0; parameters.code.rows * parameters.code.cols];
+        let tiles = q.par_chunks_mut(parameters.tile_rows() * parameters.code.cols.max(1));
         tiles.enumerate().try_for_each(|(tile, out)| {
             let indices = self.indices(index, tile)?;
             let (found, expected) = (indices.len(), out.len());

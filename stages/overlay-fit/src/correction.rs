@@ -19,7 +19,7 @@ where
     L: Linears<Error = anyhow::Error>,
 {
     let linear = linears.parameters(index)?;
-    let mut error = OutputError::new(linear.cols, second_moment)?;
+    let mut error = OutputError::new(linear.code.cols, second_moment)?;
     for tile in 0..linear.tiles() {
         let code = linear.tile_code(tile, linears.indices(index, tile)?.into_owned());
         let steps = code.steps().rows;

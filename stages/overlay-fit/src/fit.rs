@@ -15,7 +15,7 @@ pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
     let mut file = job.output("overlay")?;
     if let Some(linears) = fitted {
         for index in 0..linears.count() {
-            let overlay = &linears.parameters(index)?.overlay;
+            let overlay = &linears.parameters(index)?.code.overlay;
             rank = rank.max(overlay.as_ref().map_or(0, |overlay| overlay.rank));
         }
         linears.write(&mut file)?;
@@ -137,7 +137,7 @@ where
             let moments = inputs.second_moments(&linear.input)?;
             error += output_error(&w, linears, index, &moments)?;
         }
-        let overlay = linear.overlay.as_ref();
+        let overlay = linear.code.overlay.as_ref();
         factor_elements += overlay.map_or(0, |overlay| overlay.u.len() + overlay.v.len());
     }
     Ok((error, 16.0 * factor_elements as f64))

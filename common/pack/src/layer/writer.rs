@@ -88,7 +88,7 @@ impl<'a, L: Linears + ?Sized> Source<'a, L> {
         let mut parameters = Vec::with_capacity(linears.count());
         for index in 0..linears.count() {
             let linear = linears.parameters(index)?.into_owned();
-            let valid = linear.validate();
+            let valid = linear.code.check_parameters();
             valid.map_err(|source| codec_error(origin, &linear.name, source))?;
             parameters.push(linear);
         }
@@ -116,8 +116,8 @@ impl<'a, L: Linears + ?Sized> Source<'a, L> {
     ) -> Result<T, L::Error> {
         let parameters = &self.parameters[linear];
         let q = self.linears.indices(linear, tile)?;
-        let rows = &parameters.row_log2_eighths[parameters.tile(tile)];
-        let done = work(&q, rows, &parameters.column_log2_eighths);
+        let rows = &parameters.code.row_log2_eighths[parameters.tile(tile)];
+        let done = work(&q, rows, &parameters.code.column_log2_eighths);
         Ok(done.map_err(|source| codec_error(self.origin, &parameters.name, source))?)
     }
 
@@ -322,28 +322,29 @@ impl Descriptors {
         origin: &str,
     ) -> Result<(), PackError> {
         let group = self.group_index(linear);
+        let code = &linear.code;
         let out = &mut self.bytes;
         put_name(out, &linear.name, "linear", origin)?;
-        put_dimension(out, linear.rows, MAX_ROWS, "rows", origin)?;
+        put_dimension(out, code.rows, MAX_ROWS, "rows", origin)?;
         out.extend(narrow::<u16>(group, MAX_GROUPS, "group", origin)?.to_le_bytes());
-        let rank = linear.overlay.as_ref().map_or(0, |overlay| overlay.rank);
+        let rank = code.overlay.as_ref().map_or(0, |overlay| overlay.rank);
         out.extend(narrow::<u16>(rank, MAX_RANK, "rank", origin)?.to_le_bytes());
-        out.extend(linear.step.to_le_bytes());
+        out.extend(code.step.to_le_bytes());
         // A row with larger steps has smaller indices. The sum of both logarithms varies less from row to row, so the
         // sums take fewer bits.
-        let sums = linear
+        let sums = code
             .row_log2_eighths
             .iter()
-            .zip(&linear.row_step_log2_eighths);
+            .zip(&code.row_step_log2_eighths);
         let sums: Vec<u8> = sums.map(|(log, step)| log.wrapping_add(*step)).collect();
         put_logarithms(out, &sums, origin)?;
-        put_logarithms(out, &linear.row_step_log2_eighths, origin)?;
+        put_logarithms(out, &code.row_step_log2_eighths, origin)?;
         for &length in tile_lengths {
             let length = length as usize;
             let length = narrow::<u32>(length, u32::MAX.into(), "tile length", origin)?;
             out.extend(length.to_le_bytes());
         }
-        if let Some(overlay) = &linear.overlay {
+        if let Some(overlay) = &code.overlay {
             let factors = overlay.u.iter().chain(&overlay.v);
             out.extend(factors.flat_map(|bits| bits.to_le_bytes()));
         }
@@ -354,12 +355,13 @@ impl Descriptors {
     /// Index of the group that a linear belongs to. Adds a group if none matches.
     fn group_index(&mut self, linear: &LinearParameters) -> usize {
         let matches = |group: &ColumnGroup| {
-            group.input == linear.input && group.column_log2_eighths == linear.column_log2_eighths
+            group.input == linear.input
+                && group.column_log2_eighths == linear.code.column_log2_eighths
         };
         self.groups.iter().position(matches).unwrap_or_else(|| {
             self.groups.push(ColumnGroup {
                 input: linear.input.clone(),
-                column_log2_eighths: linear.column_log2_eighths.clone(),
+                column_log2_eighths: linear.code.column_log2_eighths.clone(),
             });
             self.groups.len() - 1
         })

@@ -63,6 +63,8 @@ fn moments_are_full_up_to_the_maximum_block_and_blocks_beyond() {
     assert_eq!(layer.moments(16), 64.0 + 512.0);
     let third = (8.0 * 64.0 + 4.0 * 32.0 * 256.0) / 3.0;
     assert!((layer.factors(16) - third).abs() < 1e-9);
+    let third = (8.0 * 64.0 + 32.0 * 256.0) / 3.0;
+    assert!((layer.shared_factors(16) - third).abs() < 1e-9);
 }
 
 #[test]
