@@ -265,7 +265,7 @@ impl Coded {
         let TaskMemory {
             scratch, buffers, ..
         } = memory;
-        let mut sink = |rows: &_, count: usize| {
+        let mut sink = |rows: &mut _, count: usize| {
             let count = count * x.tokens();
             let (chunk, rest) = std::mem::take(&mut out).split_at_mut(count);
             integer::decoded_products(rows, x, scratch, chunk);

@@ -4,6 +4,7 @@
 //! for all threads, and the vectors are quantized once.
 
 use rayon::prelude::*;
+use uc_simd::{Kernel, dispatch};
 
 use crate::coded::{Coded, Input, TaskMemory};
 use crate::matrix::Matrix;
@@ -11,8 +12,8 @@ use crate::matrix::Matrix;
 /// Tasks of a list for each thread, at least, if the matrices have enough rows.
 const TASKS_OF_THREAD: usize = 3;
 
-/// Tokens that are transposed side by side: the values of a row that are in one line of the caches.
-const TRANSPOSED_TOKENS: usize = 16;
+/// Rows and tokens that are transposed together: the values in a line of the caches.
+const TILE: usize = 16;
 
 /// A matrix and what its tasks read.
 struct Reader<'a> {
@@ -132,14 +133,58 @@ pub(crate) fn transposed(values: Vec<f32>, tokens: usize) -> Vec<f32> {
     }
     let rows = values.len() / tokens;
     let mut out = vec![0.0; values.len()];
-    let parts = out.par_chunks_mut(rows * TRANSPOSED_TOKENS).enumerate();
+    let parts = out.par_chunks_mut(rows * TILE).enumerate();
     parts.for_each(|(part, out)| {
-        let (first, count) = (part * TRANSPOSED_TOKENS, out.len() / rows);
-        for (row, values) in values.chunks_exact(tokens).enumerate() {
-            for (token, value) in values[first..first + count].iter().enumerate() {
-                out[token * rows + row] = *value;
-            }
-        }
+        dispatch(Transposed {
+            values: &values[part * TILE..],
+            tokens,
+            rows,
+            out,
+        });
     });
     out
+}
+
+/// Transposes some tokens, at most [`TILE`].
+struct Transposed<'a> {
+    /// [rows, tokens], from the first of these tokens on.
+    values: &'a [f32],
+    tokens: usize,
+    rows: usize,
+    /// [these tokens, rows]
+    out: &'a mut [f32],
+}
+
+impl Kernel for Transposed<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Transposed {
+            values,
+            tokens,
+            rows,
+            out,
+        } = self;
+        // Lines of the caches are read and written as a whole: those of the tokens may all have one place in a cache.
+        let whole = match out.len() / rows {
+            TILE => rows - rows % TILE,
+            _ => 0,
+        };
+        for first in (0..whole).step_by(TILE) {
+            let tile: [[f32; TILE]; TILE] = std::array::from_fn(|row| {
+                let values = values[(first + row) * tokens..].first_chunk();
+                *values.expect("as many tokens")
+            });
+            for (token, out) in out.chunks_exact_mut(rows).enumerate() {
+                let line: [f32; TILE] = std::array::from_fn(|row| tile[row][token]);
+                *out[first..].first_chunk_mut().expect("as many rows") = line;
+            }
+        }
+        for (token, out) in out.chunks_exact_mut(rows).enumerate() {
+            for (row, out) in out.iter_mut().enumerate().skip(whole) {
+                *out = values[row * tokens + token];
+            }
+        }
+    }
 }

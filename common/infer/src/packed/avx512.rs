@@ -12,7 +12,7 @@
 mod sums;
 mod twelve_bits;
 
-pub(crate) use sums::{interleaved_sums, sums};
+pub(crate) use sums::{Out, interleaved_sums, sums};
 pub(crate) use twelve_bits::twelve_bit_products;
 
 use std::arch::x86_64::*;
@@ -20,7 +20,7 @@ use std::sync::LazyLock;
 
 use uc_simd::prefetch;
 
-use super::{Cursor, GROUP, NARROW, PANEL, WIDTHS, group_bytes, is_special};
+use super::{Cursor, GROUP, NARROW, PANEL, WIDTHS, ZERO_ROW, group_bytes, is_special};
 
 /// Bytes of fields that are fetched ahead.
 const AHEAD: usize = 4096;
@@ -70,6 +70,38 @@ static CUTS: [Cut; BYTE as usize + 1] = {
             cuts[width].gather[byte] = if from < GROUP { from as u8 } else { 0 };
             cuts[width].shift[byte] = ((index * width + 63) % 64) as u8;
             cuts[width].mask[byte] = (((1u32 << width) - 1) << 1) as u8;
+            byte += 1;
+        }
+        width += 1;
+    }
+    cuts
+};
+
+/// How wide fields are cut out of their bytes: those of 32 columns, four to a 64-bit lane.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct WideCut {
+    /// For each byte of a vector, the byte of the fields that comes there.
+    gather: [u8; GROUP],
+    /// For each byte of the 16-bit integers, the offset of its bits in its 64-bit lane.
+    shift: [u8; GROUP],
+}
+
+/// For each width above [`NARROW`].
+static WIDE_CUTS: [WideCut; *WIDTHS.end() as usize + 1] = {
+    let mut cuts = [WideCut {
+        gather: [0; GROUP],
+        shift: [0; GROUP],
+    }; *WIDTHS.end() as usize + 1];
+    let mut width = NARROW as usize + 1;
+    while width < cuts.len() {
+        let mut byte = 0;
+        while byte < GROUP {
+            // Four fields of at most 15 bits, which begin at bit 0 or 4, fit into a lane.
+            let first = byte / 8 * 4 * width;
+            cuts[width].gather[byte] = (first / 8 + byte % 8) as u8;
+            let shift = first % 8 + byte % 8 / 2 * width + byte % 2 * 8;
+            cuts[width].shift[byte] = (shift % 64) as u8;
             byte += 1;
         }
         width += 1;
@@ -255,6 +287,27 @@ impl Constants {
     }
 }
 
+impl Constants {
+    /// As [`Constants::levels`], for the fields of the two halves of a group, wider than [`NARROW`]: integers of 16 bits.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
+    fn wide_levels(self, halves: [__m512i; 2], width: u8, history: &mut __m512i) -> [__m512i; 2] {
+        let cut = &WIDE_CUTS[usize::from(width)];
+        let (gather, shift) = (load(&cut.gather), load(&cut.shift));
+        let mask = _mm512_set1_epi16((1 << width) - 1);
+        let fields = halves.map(|bytes| {
+            let lanes = _mm512_permutexvar_epi8(gather, bytes);
+            _mm512_and_si512(_mm512_multishift_epi64_epi8(shift, lanes), mask)
+        });
+        let terms = _mm512_gf2p8affine_epi64_epi8::<0>(*history, self.feedforward);
+        let [lower, upper] = fields.map(|fields| _mm512_cvtepi16_epi8(fields));
+        let lowest = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(lower), upper);
+        *history = self.next(*history, _mm512_add_epi8(lowest, lowest));
+        let terms = widened(terms);
+        [0, 1].map(|half| _mm512_xor_si512(_mm512_slli_epi16::<1>(fields[half]), terms[half]))
+    }
+}
+
 /// The sum of the lanes of four vectors.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
@@ -409,7 +462,7 @@ fn mixed_rows<const G: usize>(
             position.save(cursor);
             let mut levels = [[0; PANEL]];
             let mut wide = 0;
-            crate::integer::decode_plain(cursor, &mut levels, &mut wide);
+            decode_rows(cursor, &mut levels, &mut wide);
             if wide != 0 {
                 special(first + row, &levels[0]);
             }
@@ -495,7 +548,7 @@ fn skip_rows(cursor: &mut Cursor<'_>, rows: usize) {
     for _ in 0..rows {
         let width = cursor.widths[cursor.row];
         if is_special(width) {
-            cursor.next_row(&mut [0; PANEL]);
+            decode_rows(cursor, &mut [[0; PANEL]], &mut 0);
             continue;
         }
         let groups = cursor.history.as_chunks_mut::<GROUP>().0.iter_mut();
@@ -523,60 +576,38 @@ fn widened(bytes: __m512i) -> [__m512i; 2] {
 }
 
 /// See [`decode`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,gfni")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 fn decode_rows(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]], wide: &mut u64) {
-    let mut rest = &mut levels[..];
-    let mut row = 0;
-    while !rest.is_empty() {
-        let widths = &cursor.widths[cursor.row..][..rest.len().min(CHUNK)];
-        let plain = widths.iter().take_while(|width| !is_special(**width));
-        let count = plain.count();
-        if count == 0 {
-            let mut special = 0;
-            crate::integer::decode_plain(cursor, &mut rest[..1], &mut special);
-            *wide |= special << row;
-        } else {
-            decode_chunk(cursor, &mut rest[..count]);
-        }
-        let count = count.max(1);
-        row += count;
-        rest = &mut rest[count..];
+    let widths = &cursor.widths[cursor.row..][..levels.len()];
+    for (row, width) in widths.iter().enumerate() {
+        *wide |= u64::from(u32::from(*width) > NARROW) << row;
+    }
+    for levels in levels.chunks_mut(CHUNK) {
+        decode_chunk(cursor, levels);
     }
 }
 
-/// The levels of at most [`CHUNK`] rows that are not special: one group after the other, whose states stay in registers.
+/// The levels of at most [`CHUNK`] rows: one group after the other, whose states stay in registers.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 fn decode_chunk(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]]) {
     let constants = Constants::new();
     let widths = &cursor.widths[cursor.row..][..levels.len()];
-    for (group, history) in cursor
-        .history
-        .as_chunks_mut::<GROUP>()
-        .0
-        .iter_mut()
-        .enumerate()
-        .take(cursor.groups)
-    {
+    let bytes: usize = widths.iter().map(|&width| group_bytes(width)).sum();
+    let bytes = cursor.groups * bytes;
+    let groups = cursor.history.as_chunks_mut::<GROUP>().0.iter_mut();
+    for (group, history) in groups.enumerate().take(cursor.groups) {
         let (mut states, mut offset) = (load(&*history), cursor.offset);
         for (levels, &width) in levels.iter_mut().zip(widths) {
-            let bytes = group_fields(cursor.fields, offset, width, group);
-            offset += cursor.groups * group_bytes(width);
-            let found = match width > BYTE {
-                true => {
-                    let found = constants.byte_levels(bytes, &mut states);
-                    let [doubled, single] = [widened(found.doubled), widened(found.single)];
-                    [0, 1].map(|half| {
-                        let doubled = _mm512_slli_epi16::<1>(doubled[half]);
-                        _mm512_or_si512(doubled, single[half])
-                    })
-                }
-                false => widened(constants.levels(bytes, LoadedCut::new(width), &mut states)),
+            // The next rows, of which there may be as many.
+            prefetch(cursor.fields, offset + bytes + 64 * group);
+            let found = match width {
+                ZERO_ROW => [_mm512_setzero_si512(); 2],
+                _ => group_levels(cursor.fields, offset, width, group, constants, &mut states),
             };
-            let bias = _mm512_set1_epi16(1 << width);
+            offset += cursor.groups * group_bytes(width);
             let levels = &mut levels.as_chunks_mut::<GROUP>().0[group];
             for (found, levels) in found.into_iter().zip(levels.as_chunks_mut::<32>().0) {
-                let found = _mm512_sub_epi16(found, bias);
                 // SAFETY: the array has the length of a vector.
                 unsafe { _mm512_storeu_si512(levels.as_mut_ptr().cast(), found) };
             }
@@ -584,7 +615,37 @@ fn decode_chunk(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]]) {
         // SAFETY: the array has the length of a vector.
         unsafe { _mm512_storeu_si512(history.as_mut_ptr().cast(), states) };
     }
-    let bytes: usize = widths.iter().map(|&width| group_bytes(width)).sum();
-    cursor.offset += cursor.groups * bytes;
+    cursor.offset += bytes;
     cursor.row += levels.len();
+}
+
+/// The levels of a group of a row that has fields; its `states` go on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
+fn group_levels(
+    fields: &[u8],
+    offset: usize,
+    width: u8,
+    group: usize,
+    constants: Constants,
+    states: &mut __m512i,
+) -> [__m512i; 2] {
+    let bytes = group_fields(fields, offset, width, group);
+    let positive = if u32::from(width) > NARROW {
+        // SAFETY: as in `group_fields`: there are as many bytes after the fields of the group.
+        let upper = group_fields(fields, offset + group_bytes(width) / 2, width, group);
+        constants.wide_levels([bytes, upper], width, states)
+    } else if width > BYTE {
+        let found = constants.byte_levels(bytes, states);
+        let [doubled, single] = [widened(found.doubled), widened(found.single)];
+        [0, 1].map(|half| {
+            let doubled = _mm512_slli_epi16::<1>(doubled[half]);
+            _mm512_or_si512(doubled, single[half])
+        })
+    } else {
+        widened(constants.levels(bytes, LoadedCut::new(width), states))
+    };
+    // For the widest fields it wraps to the same.
+    let bias = _mm512_set1_epi16(1i16.wrapping_shl(width.into()));
+    positive.map(|positive| _mm512_sub_epi16(positive, bias))
 }
