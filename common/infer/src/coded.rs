@@ -325,7 +325,7 @@ impl Coded {
 
     /// `[cols]` the steps of the columns, in their order here.
     fn column_steps(&self) -> Vec<f32> {
-        let factors = self.columns.factors();
+        let factors = self.columns.factors(0..self.columns.len());
         factors.map(|factor| self.step * factor).collect()
     }
 

@@ -3,6 +3,8 @@
 //! Matrices that read the same vectors are computed together: their tasks are one list, since a small matrix alone has not enough rows
 //! for all threads, and the vectors are quantized once.
 
+use std::cell::Cell;
+
 use rayon::prelude::*;
 use uc_simd::{Kernel, dispatch};
 
@@ -82,10 +84,17 @@ pub(crate) fn products(matrices: &[&Matrix], x: &[f32]) -> Vec<Vec<f32>> {
         }
     }
     let tasks = tasks.into_par_iter().with_max_len(1);
-    tasks.for_each_init(Memory::default, |memory, task| {
-        task.run(x, &inputs, memory);
+    tasks.for_each(|task| {
+        let mut memory = MEMORY.take().unwrap_or_default();
+        task.run(x, &inputs, &mut memory);
+        MEMORY.set(Some(memory));
     });
     outs
+}
+
+thread_local! {
+    /// That of the last task, kept because tasks are small and many.
+    static MEMORY: Cell<Option<Box<Memory>>> = const { Cell::new(None) };
 }
 
 /// The columns of `out: [tokens, rows]` in parts of `task_rows`, of each part those of every token.

@@ -582,70 +582,70 @@ fn decode_rows(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]], wide: &mut 
     for (row, width) in widths.iter().enumerate() {
         *wide |= u64::from(u32::from(*width) > NARROW) << row;
     }
-    for levels in levels.chunks_mut(CHUNK) {
-        decode_chunk(cursor, levels);
+    match cursor.groups {
+        1 => decode_groups::<1>(cursor, levels),
+        2 => decode_groups::<2>(cursor, levels),
+        3 => decode_groups::<3>(cursor, levels),
+        _ => decode_groups::<4>(cursor, levels),
     }
 }
 
-/// The levels of at most [`CHUNK`] rows: one group after the other, whose states stay in registers.
-#[inline]
+/// The levels of the next rows; `G` groups.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
-fn decode_chunk(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]]) {
+fn decode_groups<const G: usize>(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]]) {
     let constants = Constants::new();
-    let widths = &cursor.widths[cursor.row..][..levels.len()];
-    let bytes: usize = widths.iter().map(|&width| group_bytes(width)).sum();
-    let bytes = cursor.groups * bytes;
-    let groups = cursor.history.as_chunks_mut::<GROUP>().0.iter_mut();
-    for (group, history) in groups.enumerate().take(cursor.groups) {
-        let (mut states, mut offset) = (load(&*history), cursor.offset);
-        for (levels, &width) in levels.iter_mut().zip(widths) {
-            // The next rows, of which there may be as many.
-            prefetch(cursor.fields, offset + bytes + 64 * group);
-            let found = match width {
-                ZERO_ROW => [_mm512_setzero_si512(); 2],
-                _ => group_levels(cursor.fields, offset, width, group, constants, &mut states),
-            };
-            offset += cursor.groups * group_bytes(width);
-            let levels = &mut levels.as_chunks_mut::<GROUP>().0[group];
-            for (found, levels) in found.into_iter().zip(levels.as_chunks_mut::<32>().0) {
-                // SAFETY: the array has the length of a vector.
-                unsafe { _mm512_storeu_si512(levels.as_mut_ptr().cast(), found) };
+    let (widths, fields) = (&cursor.widths[cursor.row..], cursor.fields);
+    let mut position = Position::<G>::of(cursor);
+    for (levels, &width) in levels.iter_mut().zip(widths) {
+        for line in 0..G {
+            prefetch(fields, position.offset + AHEAD + 64 * line);
+        }
+        let groups = levels.as_chunks_mut::<GROUP>().0.iter_mut();
+        let groups = groups.zip(&mut position.history).enumerate();
+        if width == ZERO_ROW {
+            levels.fill(0);
+        } else if width <= BYTE {
+            let cut = LoadedCut::new(width);
+            for (group, (levels, history)) in groups {
+                let bytes = group_fields(fields, position.offset, width, group);
+                store(
+                    widened(constants.levels(bytes, cut, history)),
+                    width,
+                    levels,
+                );
+            }
+        } else {
+            for (group, (levels, history)) in groups {
+                let bytes = group_fields(fields, position.offset, width, group);
+                let found = if u32::from(width) > NARROW {
+                    let half = position.offset + group_bytes(width) / 2;
+                    let upper = group_fields(fields, half, width, group);
+                    constants.wide_levels([bytes, upper], width, history)
+                } else {
+                    let found = constants.byte_levels(bytes, history);
+                    let [doubled, single] = [widened(found.doubled), widened(found.single)];
+                    let doubled = doubled.map(|doubled| _mm512_slli_epi16::<1>(doubled));
+                    [0, 1].map(|half| _mm512_or_si512(doubled[half], single[half]))
+                };
+                store(found, width, levels);
             }
         }
-        // SAFETY: the array has the length of a vector.
-        unsafe { _mm512_storeu_si512(history.as_mut_ptr().cast(), states) };
+        position.offset += G * group_bytes(width);
+        position.row += 1;
     }
-    cursor.offset += bytes;
-    cursor.row += levels.len();
+    position.save(cursor);
 }
 
-/// The levels of a group of a row that has fields; its `states` go on.
+/// Writes levels that were made positive.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
-fn group_levels(
-    fields: &[u8],
-    offset: usize,
-    width: u8,
-    group: usize,
-    constants: Constants,
-    states: &mut __m512i,
-) -> [__m512i; 2] {
-    let bytes = group_fields(fields, offset, width, group);
-    let positive = if u32::from(width) > NARROW {
-        // SAFETY: as in `group_fields`: there are as many bytes after the fields of the group.
-        let upper = group_fields(fields, offset + group_bytes(width) / 2, width, group);
-        constants.wide_levels([bytes, upper], width, states)
-    } else if width > BYTE {
-        let found = constants.byte_levels(bytes, states);
-        let [doubled, single] = [widened(found.doubled), widened(found.single)];
-        [0, 1].map(|half| {
-            let doubled = _mm512_slli_epi16::<1>(doubled[half]);
-            _mm512_or_si512(doubled, single[half])
-        })
-    } else {
-        widened(constants.levels(bytes, LoadedCut::new(width), states))
-    };
-    // For the widest fields it wraps to the same.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn store(positive: [__m512i; 2], width: u8, levels: &mut [i16; GROUP]) {
+    // For the widest fields it wraps, and so does the difference.
     let bias = _mm512_set1_epi16(1i16.wrapping_shl(width.into()));
-    positive.map(|positive| _mm512_sub_epi16(positive, bias))
+    let halves = levels.as_chunks_mut::<32>().0.iter_mut();
+    for (positive, levels) in positive.into_iter().zip(halves) {
+        let found = _mm512_sub_epi16(positive, bias);
+        // SAFETY: the array has the length of a vector.
+        unsafe { _mm512_storeu_si512(levels.as_mut_ptr().cast(), found) };
+    }
 }

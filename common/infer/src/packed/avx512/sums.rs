@@ -157,12 +157,29 @@ fn interleaved_tokens<const V: usize>(
     first: usize,
     out: &mut Out<'_>,
 ) {
-    let (eights, rest) = levels.as_chunks::<8>();
-    for (index, levels) in eights.iter().enumerate() {
-        interleaved_block(levels, x, [8 * index, first], tokens, out);
+    // As many sums at the same time as there are registers for.
+    match V {
+        1 => interleaved_blocks::<16, V>(levels, x, tokens, first, out),
+        _ => interleaved_blocks::<8, V>(levels, x, tokens, first, out),
+    }
+}
+
+/// As [`interleaved_tokens`], `R` rows at a time.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn interleaved_blocks<const R: usize, const V: usize>(
+    levels: &[[i16; PANEL]],
+    x: &[Vector; V],
+    tokens: usize,
+    first: usize,
+    out: &mut Out<'_>,
+) {
+    let (blocks, rest) = levels.as_chunks::<R>();
+    for (index, levels) in blocks.iter().enumerate() {
+        interleaved_block(levels, x, [R * index, first], tokens, out);
     }
     for (index, levels) in rest.iter().enumerate() {
-        let row = 8 * eights.len() + index;
+        let row = R * blocks.len() + index;
         interleaved_block(std::array::from_ref(levels), x, [row, first], tokens, out);
     }
 }
