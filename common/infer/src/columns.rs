@@ -51,7 +51,9 @@ impl Columns {
 
     /// The factors by which the tensor's step is multiplied, at some places.
     pub(crate) fn factors(&self, places: Range<usize>) -> impl Iterator<Item = f32> {
-        self.logs[places].iter().map(|&log| FACTORS[usize::from(log)])
+        self.logs[places]
+            .iter()
+            .map(|&log| FACTORS[usize::from(log)])
     }
 
     /// Bytes in memory.

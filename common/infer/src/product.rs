@@ -75,7 +75,12 @@ pub(crate) fn products(matrices: &[&Matrix], x: &[f32]) -> Vec<Vec<f32>> {
             out,
         };
         match tokens {
-            1 => tasks.extend(out.chunks_mut(task_rows).map(Out::One).enumerate().map(task)),
+            1 => tasks.extend(
+                out.chunks_mut(task_rows)
+                    .map(Out::One)
+                    .enumerate()
+                    .map(task),
+            ),
             _ => {
                 let rows = reader.matrix.rows();
                 let outs = stripes(out, rows, task_rows).into_iter();

@@ -82,7 +82,12 @@ impl Activations<'_> {
     }
 
     /// Appends the sums of a row, whatever its levels: those of its high and low bytes, each of which fits into 32 bits.
-    pub(super) fn wide_sums(&self, levels: &[i16; PANEL], memory: &mut Memory, sums: &mut Vec<i64>) {
+    pub(super) fn wide_sums(
+        &self,
+        levels: &[i16; PANEL],
+        memory: &mut Memory,
+        sums: &mut Vec<i64>,
+    ) {
         let high = levels.map(|level| level >> 8);
         let low = levels.map(|level| level & 255);
         let tokens = self.tokens();
@@ -119,7 +124,7 @@ impl Activations<'_> {
                     true => {
                         let sums = avx512::Out::Sums(sums);
                         avx512::interleaved_sums(levels, self.values, self.tokens(), sums)
-                    },
+                    }
                     false => avx512::sums(levels, self.values.as_chunks().0, sums),
                 };
             }
