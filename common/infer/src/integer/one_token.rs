@@ -3,7 +3,7 @@
 use uc_codec::trellis::BLOCK_ROWS;
 use uc_simd::dispatch;
 
-use super::several::{self, Join};
+use super::several::Join;
 use super::{Activations, PANEL};
 use crate::packed::{Cursor, Outlier, avx512};
 
@@ -16,9 +16,6 @@ pub(super) struct Memory {
     is_wide: [bool; BLOCK_ROWS],
     /// The rows that need them.
     wide_rows: Vec<u8>,
-    several: several::Memory,
-    /// The sum of a row.
-    sum: Vec<i64>,
 }
 
 impl Default for Memory {
@@ -28,8 +25,6 @@ impl Default for Memory {
             wide: [0; BLOCK_ROWS],
             is_wide: [false; BLOCK_ROWS],
             wide_rows: Vec::new(),
-            several: several::Memory::default(),
-            sum: Vec::new(),
         }
     }
 }
@@ -45,14 +40,13 @@ impl Memory {
         first: usize,
         out: &mut [f32],
     ) {
+        let values: &[i16; PANEL] = x.values.first_chunk().expect("a panel");
         let sums = &mut self.sums[..out.len()];
         avx512::products(cursor, halves, sums, &mut |row, levels| {
-            self.sum.clear();
-            x.wide_sums(levels, &mut self.several, &mut self.sum);
-            (self.wide[row], self.is_wide[row]) = (self.sum[0], true);
+            (self.wide[row], self.is_wide[row]) = (avx512::wide_sum(levels, values), true);
             self.wide_rows.push(row as u8);
         });
-        self.add_outliers(x, outliers, first as u8);
+        self.add_outliers(values, outliers, first as u8);
         dispatch(Join {
             sums: &self.sums[..out.len()],
             scales: x.scales,
@@ -64,8 +58,7 @@ impl Memory {
         }
     }
 
-    fn add_outliers(&mut self, x: Activations<'_>, outliers: &[Outlier], first: u8) {
-        let values: &[i16; PANEL] = x.values.first_chunk().expect("a panel");
+    fn add_outliers(&mut self, values: &[i16; PANEL], outliers: &[Outlier], first: u8) {
         for outlier in outliers {
             let row = usize::from(outlier.row.wrapping_sub(first));
             let x = i32::from(values[usize::from(outlier.column)]);

@@ -82,12 +82,7 @@ impl Activations<'_> {
     }
 
     /// Appends the sums of a row, whatever its levels: those of its high and low bytes, each of which fits into 32 bits.
-    pub(super) fn wide_sums(
-        &self,
-        levels: &[i16; PANEL],
-        memory: &mut Memory,
-        sums: &mut Vec<i64>,
-    ) {
+    fn wide_sums(&self, levels: &[i16; PANEL], memory: &mut Memory, sums: &mut Vec<i64>) {
         let high = levels.map(|level| level >> 8);
         let low = levels.map(|level| level & 255);
         let tokens = self.tokens();

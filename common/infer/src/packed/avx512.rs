@@ -14,7 +14,7 @@ mod sums;
 mod twelve_bits;
 
 pub(crate) use decode::{decode, skip};
-pub(crate) use sums::{Out, interleaved_sums, sums};
+pub(crate) use sums::{Out, interleaved_sums, sums, wide_sum};
 pub(crate) use twelve_bits::twelve_bit_products;
 
 use std::arch::x86_64::*;
@@ -357,6 +357,9 @@ fn byte_row<const G: usize>(
     constants: Constants,
     x: LoadedHalves<G>,
 ) -> __m512i {
+    for line in 0..G {
+        prefetch(fields, position.offset + AHEAD + 64 * line);
+    }
     let width = BYTE + 1;
     let [mut high, mut low, mut high_doubled, mut low_doubled] = [_mm512_setzero_si512(); 4];
     for group in 0..G {

@@ -15,6 +15,27 @@ pub(crate) fn sums(levels: &[[i16; PANEL]], x: &[[i16; PANEL]], sums: &mut [i32]
     unsafe { sums_of_rows(levels, x, sums) }
 }
 
+/// The sum of the products of a row for one token, whatever its levels.
+pub(crate) fn wide_sum(levels: &[i16; PANEL], x: &[i16; PANEL]) -> i64 {
+    assert!(is_available());
+    // SAFETY: the processor has the instructions.
+    unsafe { wide_sum_of_row(levels, x) }
+}
+
+/// See [`wide_sum`]. The sums of the high and of the low bytes of the levels fit into 32 bits.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn wide_sum_of_row(levels: &[i16; PANEL], x: &[i16; PANEL]) -> i64 {
+    let [mut high, mut low] = [_mm512_setzero_si512(); 2];
+    for index in 0..PANEL / 32 {
+        let levels = load(part::<_, 32>(levels, index));
+        let x = load(part::<_, 32>(x, index));
+        high = _mm512_dpwssd_epi32(high, _mm512_srai_epi16::<8>(levels), x);
+        low = _mm512_dpwssd_epi32(low, _mm512_and_si512(levels, _mm512_set1_epi16(255)), x);
+    }
+    let [high, low] = [high, low].map(|sums| i64::from(_mm512_reduce_add_epi32(sums)));
+    256 * high + low
+}
+
 /// What becomes of sums [rows, tokens].
 pub(crate) enum Out<'a> {
     /// They are written.
