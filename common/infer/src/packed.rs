@@ -142,6 +142,7 @@ impl Packed {
 
 impl<'a> Panel<'a> {
     /// The rows from mark `mark` on.
+    #[inline]
     pub(crate) fn cursor(&self, mark: usize) -> Cursor<'a> {
         let mut cursor = Cursor {
             widths: self.widths,

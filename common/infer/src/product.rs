@@ -66,7 +66,10 @@ pub(crate) fn products(matrices: &[&Matrix], x: &[f32]) -> Vec<Vec<f32>> {
         .collect();
     let mut tasks: Vec<Task<'_>> = Vec::new();
     let rows: usize = matrices.iter().map(|matrix| matrix.rows()).sum();
-    let largest = rows.div_ceil(TASKS_OF_THREAD * rayon::current_num_threads());
+    let largest = match rayon::current_num_threads() {
+        1 => rows,
+        threads => rows.div_ceil(TASKS_OF_THREAD * threads),
+    };
     for (reader, out) in readers.iter().zip(&mut outs) {
         let task_rows = reader.matrix.task_rows(tokens, largest);
         let task = |(index, out)| Task {

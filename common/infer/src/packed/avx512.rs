@@ -243,16 +243,11 @@ impl Constants {
     }
 }
 
-/// The sum of the lanes of four vectors.
+/// The sums of the lanes of four vectors.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
 fn totals(rows: [__m512i; 4]) -> __m128i {
-    let pair = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    let (first, second) = (pair(rows[0], rows[1]), pair(rows[2], rows[3]));
-    let all = _mm512_add_epi32(
-        _mm512_unpacklo_epi64(first, second),
-        _mm512_unpackhi_epi64(first, second),
-    );
+    let all = quarters(rows);
     let half = _mm256_add_epi32(
         _mm512_castsi512_si256(all),
         _mm512_extracti64x4_epi64::<1>(all),
@@ -260,6 +255,37 @@ fn totals(rows: [__m512i; 4]) -> __m128i {
     _mm_add_epi32(
         _mm256_castsi256_si128(half),
         _mm256_extracti128_si256::<1>(half),
+    )
+}
+
+/// Four parts, side by side, of the sums of the lanes of four vectors.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn quarters(rows: [__m512i; 4]) -> __m512i {
+    let pair = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let (first, second) = (pair(rows[0], rows[1]), pair(rows[2], rows[3]));
+    _mm512_add_epi32(
+        _mm512_unpacklo_epi64(first, second),
+        _mm512_unpackhi_epi64(first, second),
+    )
+}
+
+/// The sums whose parts are these, side by side.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn joined(parts: [__m512i; CHUNK / 4]) -> __m512i {
+    // Parts 0 and 1, and parts 2 and 3, of both.
+    let halves = |a, b| {
+        let (first, second) = (
+            _mm512_shuffle_i64x2::<0x44>(a, b),
+            _mm512_shuffle_i64x2::<0xee>(a, b),
+        );
+        _mm512_add_epi32(first, second)
+    };
+    let (a, b) = (halves(parts[0], parts[1]), halves(parts[2], parts[3]));
+    _mm512_add_epi32(
+        _mm512_shuffle_i64x2::<0x88>(a, b),
+        _mm512_shuffle_i64x2::<0xdd>(a, b),
     )
 }
 
@@ -438,7 +464,7 @@ fn products_of<const G: usize>(
             }
         };
         let mut specials = 0u16;
-        let mut quads = [_mm_setzero_si128(); CHUNK / 4];
+        let mut quads = [_mm512_setzero_si512(); CHUNK / 4];
         for (quad, (quads, widths)) in quads.iter_mut().zip(widths.as_chunks::<4>().0).enumerate() {
             let lanes = if widths.iter().all(|width| width.wrapping_sub(1) < BYTE) {
                 let [a, b, c, d] = *widths;
@@ -457,13 +483,9 @@ fn products_of<const G: usize>(
                 specials |= found << (4 * quad);
                 lanes
             };
-            *quads = totals(lanes);
+            *quads = quarters(lanes);
         }
-        let found = _mm512_inserti64x4::<1>(
-            _mm512_castsi256_si512(_mm256_set_m128i(quads[1], quads[0])),
-            _mm256_set_m128i(quads[3], quads[2]),
-        );
-        let found = _mm512_sub_epi32(found, x.excess(widths));
+        let found = _mm512_sub_epi32(joined(quads), x.excess(widths));
         let found = _mm512_maskz_mov_epi32(!specials, found);
         match sums.first_chunk_mut::<CHUNK>() {
             // SAFETY: the array has the length of a vector.
