@@ -14,8 +14,8 @@ use uc_infer::{Arithmetic, Coded, Dense, Matrix};
 const ROWS: usize = 16_384;
 const COLS: usize = 4096;
 
-/// Approximately normal indices at the spread of a pack of 5 bits, whose columns and rows differ.
-fn code() -> TensorCode {
+/// Approximately normal indices, whose columns and rows differ; those of a pack of 5 bits have the spread 1.
+fn code(relative: f32) -> TensorCode {
     let mut state = 1u64;
     let mut uniform = || {
         state = state
@@ -26,7 +26,7 @@ fn code() -> TensorCode {
     let column_logs: Vec<u8> = (0..COLS).map(|_| (uniform() * 16.0) as u8).collect();
     let mut q = Vec::with_capacity(ROWS * COLS);
     for _ in 0..ROWS {
-        let spread = 5.0 + 8.0 * uniform();
+        let spread = relative * (5.0 + 8.0 * uniform());
         for &log in &column_logs {
             let normal = uniform() + uniform() + uniform() + uniform() - 2.0;
             let width = spread * 1.73 * (-f32::from(log) / 16.0).exp2();
@@ -68,10 +68,14 @@ fn benchmarks(criterion: &mut Criterion) {
     drop(words);
 
     group.throughput(Throughput::Elements((ROWS * COLS) as u64));
-    let code = code();
-    for (name, arithmetic) in [("fast", Arithmetic::Fast), ("exact", Arithmetic::Exact)] {
-        let matrix = Matrix::Coded(Coded::new(&code, arithmetic));
-        for tokens in [1, 4, 16, 128] {
+    for (name, spread, arithmetic, tokens) in [
+        ("fast", 1.0, Arithmetic::Fast, &[1, 4, 16, 128][..]),
+        ("exact", 1.0, Arithmetic::Exact, &[1, 4, 16, 128]),
+        // Nearly all rows have fields of more than 8 bits.
+        ("fast, 8 bits", 8.0, Arithmetic::Fast, &[1, 16, 128]),
+    ] {
+        let matrix = Matrix::Coded(Coded::new(&code(spread), arithmetic));
+        for &tokens in tokens {
             let x: Vec<f32> = (0..tokens * COLS)
                 .map(|i| (i % 1009) as f32 - 504.0)
                 .collect();

@@ -265,7 +265,7 @@ impl Coded {
         let TaskMemory {
             scratch, buffers, ..
         } = memory;
-        let mut sink = |rows: &_, count: usize| {
+        let mut sink = |rows: &mut _, count: usize| {
             let count = count * x.tokens();
             let (chunk, rest) = std::mem::take(&mut out).split_at_mut(count);
             integer::decoded_products(rows, x, scratch, chunk);
@@ -325,7 +325,7 @@ impl Coded {
 
     /// `[cols]` the steps of the columns, in their order here.
     fn column_steps(&self) -> Vec<f32> {
-        let factors = self.columns.factors();
+        let factors = self.columns.factors(0..self.columns.len());
         factors.map(|factor| self.step * factor).collect()
     }
 

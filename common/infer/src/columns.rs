@@ -1,5 +1,6 @@
 //! The columns of the linears that read one input: their steps, and the order in which the runtime keeps them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use uc_codec::steps::factor;
@@ -48,9 +49,11 @@ impl Columns {
         self.order.len()
     }
 
-    /// The factors by which the tensor's step is multiplied, in this order.
-    pub(crate) fn factors(&self) -> impl Iterator<Item = f32> {
-        self.logs.iter().map(|&log| FACTORS[usize::from(log)])
+    /// The factors by which the tensor's step is multiplied, at some places.
+    pub(crate) fn factors(&self, places: Range<usize>) -> impl Iterator<Item = f32> {
+        self.logs[places]
+            .iter()
+            .map(|&log| FACTORS[usize::from(log)])
     }
 
     /// Bytes in memory.

@@ -34,6 +34,7 @@ mod columns;
 pub mod detokenizer;
 mod error;
 mod experts;
+mod freed;
 pub mod generate;
 mod head;
 mod huge_pages;

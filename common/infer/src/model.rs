@@ -11,6 +11,7 @@ use crate::attention::Span;
 use crate::awake::awake;
 use crate::cache::Precision;
 use crate::error::InferError;
+use crate::freed;
 use crate::head::Head;
 use crate::layer::{Layer, rope_of};
 use crate::matrix::Matrix;
@@ -90,6 +91,7 @@ impl Model {
         let positions =
             positions.map(|name| non_layer.matrix(name, [config.context, config.hidden]));
         let embedding = non_layer.matrix(&config.embedding.weight, vocab)?;
+        freed::keep();
         Ok(Model {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             ropes,

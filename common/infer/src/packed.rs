@@ -17,7 +17,7 @@
 use std::ops::Range;
 
 use uc_codec::trellis::BLOCK_ROWS;
-use uc_simd::{Kernel, dispatch};
+use uc_simd::{Kernel, dispatch, prefetch};
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
@@ -43,6 +43,9 @@ const WIDTHS: std::ops::RangeInclusive<u32> = 2..=15;
 const NARROW: u32 = 8;
 /// Bytes after the last field, so that a kernel may read a whole vector there.
 const SLACK: usize = 64;
+
+/// Bytes of fields that are asked for before a panel begins: about those of the rows that are decoded together.
+const FIRST_FIELDS: usize = 3 << 10;
 
 /// What is missing to the level of an element in the fields.
 #[derive(Debug, Clone, Copy)]
@@ -139,6 +142,7 @@ impl Packed {
 
 impl<'a> Panel<'a> {
     /// The rows from mark `mark` on.
+    #[inline]
     pub(crate) fn cursor(&self, mark: usize) -> Cursor<'a> {
         let mut cursor = Cursor {
             widths: self.widths,
@@ -150,6 +154,14 @@ impl<'a> Panel<'a> {
         };
         cursor.look_back();
         cursor
+    }
+
+    /// Asks for the fields of the rows from mark `mark` on before they are needed.
+    pub(crate) fn prefetch(&self, mark: usize) {
+        let first = self.place.marks[mark] as usize;
+        for line in (0..FIRST_FIELDS).step_by(64) {
+            prefetch(self.fields, first + line);
+        }
     }
 
     /// The outliers of the rows of some marks.

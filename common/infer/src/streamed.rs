@@ -10,6 +10,7 @@ use uc_pack::LayerFile;
 use uc_pack::layer::{Contents, Piece, PieceBuffers};
 
 use crate::columns::Columns;
+use crate::integer::Missing;
 use crate::packed::{PANEL, fits_narrow};
 
 /// A linear of a layer file in memory, every tile of which has been decoded once.
@@ -27,8 +28,8 @@ pub(crate) struct LevelRows {
     pub(crate) panels: Vec<Vec<[i16; PANEL]>>,
     /// For each panel, the bits of the rows whose sums may not fit into 32 bits.
     pub(crate) wide: Vec<u64>,
-    /// Panel, row and column of levels that do not fit into 16 bits, with what is missing.
-    pub(crate) outliers: Vec<(usize, usize, usize, i32)>,
+    /// Panels and levels that do not fit into 16 bits, which are 0 here.
+    pub(crate) outliers: Vec<(usize, Missing)>,
     /// `[cols]` levels of a row, in the order of the source.
     row: Vec<i32>,
 }
@@ -69,7 +70,7 @@ impl Streamed {
         rows: usize,
         columns: &Columns,
         buffers: &mut PieceBuffers,
-        sink: &mut dyn FnMut(&LevelRows, usize),
+        sink: &mut dyn FnMut(&mut LevelRows, usize),
     ) {
         let cols = columns.len();
         let mut reader = LevelReader::new(cols);
@@ -78,7 +79,7 @@ impl Streamed {
             let chunks = piece.q.chunks(rows * cols);
             for (q, logs) in chunks.zip(piece.row_log2_eighths.chunks(rows)) {
                 found.read(q, logs, columns, &mut reader);
-                sink(&found, logs.len());
+                sink(&mut found, logs.len());
             }
         });
     }
@@ -129,7 +130,12 @@ impl LevelRows {
                         let found = self.row[column as usize];
                         if i32::from(*level) != found {
                             *level = 0;
-                            self.outliers.push((panel, row, place, found));
+                            let missing = Missing {
+                                row,
+                                column: place,
+                                difference: found,
+                            };
+                            self.outliers.push((panel, missing));
                         }
                     }
                 }

@@ -10,7 +10,8 @@ use uc_simd::{Kernel, dispatch, exp_below_zero, exponentials};
 pub(crate) fn nearest_integer(x: f32) -> i32 {
     // 1.5 · 2^23: there the numbers are the integers.
     const ROUND: f32 = 12_582_912.0;
-    ((x + ROUND) - ROUND) as i32
+    // The difference of the bits is that of the numbers. A conversion, with its care for all numbers, would not be vectorized.
+    (x + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32
 }
 
 /// `sigmoid(x)`.

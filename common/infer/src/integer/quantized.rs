@@ -62,15 +62,17 @@ impl Quantized {
         let padded = tokens.next_multiple_of(lanes);
         let mut values = vec![0; panels * padded * PANEL];
         let mut scales = vec![0.0; panels * tokens];
-        let factors: Vec<f32> = columns.factors().collect();
         let panel = |(panel, (values, scales)): (usize, (&mut [i16], &mut [f32]))| {
             let places = panel * PANEL..((panel + 1) * PANEL).min(cols);
-            let (order, factors) = (&columns.order[places.clone()], &factors[places]);
+            let (order, mut factors) = (&columns.order[places.clone()], [0.0; PANEL]);
+            for (factor, of_column) in factors.iter_mut().zip(columns.factors(places)) {
+                *factor = of_column;
+            }
             let mut scaled = [0.0; PANEL];
             let mut integers = [0; PANEL];
             for (token, scale) in scales.iter_mut().enumerate() {
                 let x = &x[token * cols..(token + 1) * cols];
-                for ((scaled, &column), factor) in scaled.iter_mut().zip(order).zip(factors) {
+                for ((scaled, &column), factor) in scaled.iter_mut().zip(order).zip(&factors) {
                     *scaled = x[column as usize] * factor;
                 }
                 *scale = dispatch(Rounding(&scaled, &mut integers));

@@ -9,10 +9,12 @@
 //! and stores access arrays of the length of a vector, or fields, after which there are [`SLACK`](super::SLACK) bytes.
 #![allow(unsafe_code)]
 
+mod decode;
 mod sums;
 mod twelve_bits;
 
-pub(crate) use sums::{interleaved_sums, sums};
+pub(crate) use decode::{decode, skip};
+pub(crate) use sums::{Out, interleaved_sums, sums, wide_sum};
 pub(crate) use twelve_bits::twelve_bit_products;
 
 use std::arch::x86_64::*;
@@ -144,20 +146,6 @@ pub(crate) fn products(
     }
 }
 
-/// Decodes the next rows, see [`crate::integer::decode`].
-pub(crate) fn decode(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]], wide: &mut u64) {
-    assert!(is_available());
-    // SAFETY: the processor has the instructions.
-    unsafe { decode_rows(cursor, levels, wide) }
-}
-
-/// Passes over the next rows; only the states of the columns go on.
-pub(crate) fn skip(cursor: &mut Cursor<'_>, rows: usize) {
-    assert!(is_available());
-    // SAFETY: the processor has the instructions.
-    unsafe { skip_rows(cursor, rows) }
-}
-
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn load<T, const N: usize>(values: &[T; N]) -> __m512i {
@@ -255,16 +243,11 @@ impl Constants {
     }
 }
 
-/// The sum of the lanes of four vectors.
+/// The sums of the lanes of four vectors.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
 fn totals(rows: [__m512i; 4]) -> __m128i {
-    let pair = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    let (first, second) = (pair(rows[0], rows[1]), pair(rows[2], rows[3]));
-    let all = _mm512_add_epi32(
-        _mm512_unpacklo_epi64(first, second),
-        _mm512_unpackhi_epi64(first, second),
-    );
+    let all = quarters(rows);
     let half = _mm256_add_epi32(
         _mm512_castsi512_si256(all),
         _mm512_extracti64x4_epi64::<1>(all),
@@ -272,6 +255,37 @@ fn totals(rows: [__m512i; 4]) -> __m128i {
     _mm_add_epi32(
         _mm256_castsi256_si128(half),
         _mm256_extracti128_si256::<1>(half),
+    )
+}
+
+/// Four parts, side by side, of the sums of the lanes of four vectors.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn quarters(rows: [__m512i; 4]) -> __m512i {
+    let pair = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let (first, second) = (pair(rows[0], rows[1]), pair(rows[2], rows[3]));
+    _mm512_add_epi32(
+        _mm512_unpacklo_epi64(first, second),
+        _mm512_unpackhi_epi64(first, second),
+    )
+}
+
+/// The sums whose parts are these, side by side.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn joined(parts: [__m512i; CHUNK / 4]) -> __m512i {
+    // Parts 0 and 1, and parts 2 and 3, of both.
+    let halves = |a, b| {
+        let (first, second) = (
+            _mm512_shuffle_i64x2::<0x44>(a, b),
+            _mm512_shuffle_i64x2::<0xee>(a, b),
+        );
+        _mm512_add_epi32(first, second)
+    };
+    let (a, b) = (halves(parts[0], parts[1]), halves(parts[2], parts[3]));
+    _mm512_add_epi32(
+        _mm512_shuffle_i64x2::<0x88>(a, b),
+        _mm512_shuffle_i64x2::<0xdd>(a, b),
     )
 }
 
@@ -369,6 +383,9 @@ fn byte_row<const G: usize>(
     constants: Constants,
     x: LoadedHalves<G>,
 ) -> __m512i {
+    for line in 0..G {
+        prefetch(fields, position.offset + AHEAD + 64 * line);
+    }
     let width = BYTE + 1;
     let [mut high, mut low, mut high_doubled, mut low_doubled] = [_mm512_setzero_si512(); 4];
     for group in 0..G {
@@ -409,7 +426,7 @@ fn mixed_rows<const G: usize>(
             position.save(cursor);
             let mut levels = [[0; PANEL]];
             let mut wide = 0;
-            crate::integer::decode_plain(cursor, &mut levels, &mut wide);
+            decode::decode_rows(cursor, &mut levels, &mut wide);
             if wide != 0 {
                 special(first + row, &levels[0]);
             }
@@ -447,7 +464,7 @@ fn products_of<const G: usize>(
             }
         };
         let mut specials = 0u16;
-        let mut quads = [_mm_setzero_si128(); CHUNK / 4];
+        let mut quads = [_mm512_setzero_si512(); CHUNK / 4];
         for (quad, (quads, widths)) in quads.iter_mut().zip(widths.as_chunks::<4>().0).enumerate() {
             let lanes = if widths.iter().all(|width| width.wrapping_sub(1) < BYTE) {
                 let [a, b, c, d] = *widths;
@@ -466,13 +483,9 @@ fn products_of<const G: usize>(
                 specials |= found << (4 * quad);
                 lanes
             };
-            *quads = totals(lanes);
+            *quads = quarters(lanes);
         }
-        let found = _mm512_inserti64x4::<1>(
-            _mm512_castsi256_si512(_mm256_set_m128i(quads[1], quads[0])),
-            _mm256_set_m128i(quads[3], quads[2]),
-        );
-        let found = _mm512_sub_epi32(found, x.excess(widths));
+        let found = _mm512_sub_epi32(joined(quads), x.excess(widths));
         let found = _mm512_maskz_mov_epi32(!specials, found);
         match sums.first_chunk_mut::<CHUNK>() {
             // SAFETY: the array has the length of a vector.
@@ -486,105 +499,4 @@ fn products_of<const G: usize>(
         }
     }
     position.save(cursor);
-}
-
-/// See [`skip`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,gfni")]
-fn skip_rows(cursor: &mut Cursor<'_>, rows: usize) {
-    let constants = Constants::new();
-    for _ in 0..rows {
-        let width = cursor.widths[cursor.row];
-        if is_special(width) {
-            cursor.next_row(&mut [0; PANEL]);
-            continue;
-        }
-        let groups = cursor.history.as_chunks_mut::<GROUP>().0.iter_mut();
-        for (group, history) in groups.take(cursor.groups).enumerate() {
-            let bytes = group_fields(cursor.fields, cursor.offset, width, group);
-            let mut states = load(&*history);
-            match width > BYTE {
-                true => _ = constants.byte_levels(bytes, &mut states),
-                false => _ = constants.levels(bytes, LoadedCut::new(width), &mut states),
-            }
-            // SAFETY: the array has the length of a vector.
-            unsafe { _mm512_storeu_si512(history.as_mut_ptr().cast(), states) };
-        }
-        cursor.offset += cursor.groups * group_bytes(width);
-        cursor.row += 1;
-    }
-}
-
-/// Bytes as integers of 16 bits.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn widened(bytes: __m512i) -> [__m512i; 2] {
-    let upper = _mm512_extracti64x4_epi64::<1>(bytes);
-    [_mm512_castsi512_si256(bytes), upper].map(|half| _mm512_cvtepu8_epi16(half))
-}
-
-/// See [`decode`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,gfni")]
-fn decode_rows(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]], wide: &mut u64) {
-    let mut rest = &mut levels[..];
-    let mut row = 0;
-    while !rest.is_empty() {
-        let widths = &cursor.widths[cursor.row..][..rest.len().min(CHUNK)];
-        let plain = widths.iter().take_while(|width| !is_special(**width));
-        let count = plain.count();
-        if count == 0 {
-            let mut special = 0;
-            crate::integer::decode_plain(cursor, &mut rest[..1], &mut special);
-            *wide |= special << row;
-        } else {
-            decode_chunk(cursor, &mut rest[..count]);
-        }
-        let count = count.max(1);
-        row += count;
-        rest = &mut rest[count..];
-    }
-}
-
-/// The levels of at most [`CHUNK`] rows that are not special: one group after the other, whose states stay in registers.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
-fn decode_chunk(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]]) {
-    let constants = Constants::new();
-    let widths = &cursor.widths[cursor.row..][..levels.len()];
-    for (group, history) in cursor
-        .history
-        .as_chunks_mut::<GROUP>()
-        .0
-        .iter_mut()
-        .enumerate()
-        .take(cursor.groups)
-    {
-        let (mut states, mut offset) = (load(&*history), cursor.offset);
-        for (levels, &width) in levels.iter_mut().zip(widths) {
-            let bytes = group_fields(cursor.fields, offset, width, group);
-            offset += cursor.groups * group_bytes(width);
-            let found = match width > BYTE {
-                true => {
-                    let found = constants.byte_levels(bytes, &mut states);
-                    let [doubled, single] = [widened(found.doubled), widened(found.single)];
-                    [0, 1].map(|half| {
-                        let doubled = _mm512_slli_epi16::<1>(doubled[half]);
-                        _mm512_or_si512(doubled, single[half])
-                    })
-                }
-                false => widened(constants.levels(bytes, LoadedCut::new(width), &mut states)),
-            };
-            let bias = _mm512_set1_epi16(1 << width);
-            let levels = &mut levels.as_chunks_mut::<GROUP>().0[group];
-            for (found, levels) in found.into_iter().zip(levels.as_chunks_mut::<32>().0) {
-                let found = _mm512_sub_epi16(found, bias);
-                // SAFETY: the array has the length of a vector.
-                unsafe { _mm512_storeu_si512(levels.as_mut_ptr().cast(), found) };
-            }
-        }
-        // SAFETY: the array has the length of a vector.
-        unsafe { _mm512_storeu_si512(history.as_mut_ptr().cast(), states) };
-    }
-    let bytes: usize = widths.iter().map(|&width| group_bytes(width)).sum();
-    cursor.offset += cursor.groups * bytes;
-    cursor.row += levels.len();
 }

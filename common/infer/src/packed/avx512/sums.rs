@@ -15,17 +15,80 @@ pub(crate) fn sums(levels: &[[i16; PANEL]], x: &[[i16; PANEL]], sums: &mut [i32]
     unsafe { sums_of_rows(levels, x, sums) }
 }
 
+/// The sum of the products of a row for one token, whatever its levels.
+pub(crate) fn wide_sum(levels: &[i16; PANEL], x: &[i16; PANEL]) -> i64 {
+    assert!(is_available());
+    // SAFETY: the processor has the instructions.
+    unsafe { wide_sum_of_row(levels, x) }
+}
+
+/// See [`wide_sum`]. The sums of the high and of the low bytes of the levels fit into 32 bits.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn wide_sum_of_row(levels: &[i16; PANEL], x: &[i16; PANEL]) -> i64 {
+    let [mut high, mut low] = [_mm512_setzero_si512(); 2];
+    for index in 0..PANEL / 32 {
+        let levels = load(part::<_, 32>(levels, index));
+        let x = load(part::<_, 32>(x, index));
+        high = _mm512_dpwssd_epi32(high, _mm512_srai_epi16::<8>(levels), x);
+        low = _mm512_dpwssd_epi32(low, _mm512_and_si512(levels, _mm512_set1_epi16(255)), x);
+    }
+    let [high, low] = [high, low].map(|sums| i64::from(_mm512_reduce_add_epi32(sums)));
+    256 * high + low
+}
+
+/// What becomes of sums [rows, tokens].
+pub(crate) enum Out<'a> {
+    /// They are written.
+    Sums(&'a mut [i32]),
+    /// Times the scales `[tokens]` of the activations, they are added to numbers.
+    Joined(&'a [f32], &'a mut [f32]),
+}
+
+impl Out<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Out::Sums(out) => out.len(),
+            Out::Joined(_, out) => out.len(),
+        }
+    }
+
+    /// Takes the sums of a row for at most [`LANES`] tokens, of which token `first` is the first.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn take(&mut self, sums: __m512i, row: usize, first: usize, tokens: usize) {
+        let count = (tokens - first).min(LANES);
+        let (mask, at) = ((0xffff_u32 >> (LANES - count)) as u16, row * tokens + first);
+        match self {
+            Out::Sums(out) => {
+                let out = &mut out[at..at + count];
+                // SAFETY: the lanes of the mask are those of the slice.
+                unsafe { _mm512_mask_storeu_epi32(out.as_mut_ptr(), mask, sums) };
+            }
+            Out::Joined(scales, out) => {
+                let (scales, out) = (&scales[first..first + count], &mut out[at..at + count]);
+                // SAFETY: as above.
+                unsafe {
+                    let scales = _mm512_maskz_loadu_ps(mask, scales.as_ptr());
+                    let old = _mm512_maskz_loadu_ps(mask, out.as_ptr());
+                    let new = _mm512_fmadd_ps(scales, _mm512_cvtepi32_ps(sums), old);
+                    _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, new);
+                }
+            }
+        }
+    }
+}
+
 /// As [`sums`], of activations that are interleaved: `[tokens / LANES, PANEL / 2, LANES, 2]`.
 pub(crate) fn interleaved_sums(
     levels: &[[i16; PANEL]],
     x: &[i16],
     tokens: usize,
-    sums: &mut [i32],
+    mut out: Out<'_>,
 ) {
-    assert!(is_available() && sums.len() == levels.len() * tokens);
+    assert!(is_available() && out.len() == levels.len() * tokens);
     assert!(x.len() == tokens.next_multiple_of(LANES) * PANEL);
     // SAFETY: the processor has the instructions.
-    unsafe { interleaved_rows(levels, x, tokens, sums) }
+    unsafe { interleaved_rows(levels, x.as_chunks().0, tokens, &mut out) }
 }
 
 /// See [`sums`].
@@ -92,48 +155,65 @@ fn four_rows<const T: usize>(
 /// Values of a vector of tokens: `[PANEL / 2, LANES, 2]`.
 type Vector = [i16; LANES * PANEL];
 
-/// See [`interleaved_sums`].
+/// See [`interleaved_sums`]. The activations of two vectors stay in the first-level cache while the rows pass.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn interleaved_rows(levels: &[[i16; PANEL]], x: &[i16], tokens: usize, sums: &mut [i32]) {
-    let x = x.as_chunks().0;
-    let (eights, rest) = levels.as_chunks::<8>();
-    let (sums, rest_sums) = sums.split_at_mut(8 * eights.len() * tokens);
-    for (levels, sums) in eights.iter().zip(sums.chunks_exact_mut(8 * tokens)) {
-        interleaved_tokens(levels, x, tokens, sums);
-    }
-    for (levels, sums) in rest.iter().zip(rest_sums.chunks_exact_mut(tokens)) {
-        interleaved_tokens(&[*levels], x, tokens, sums);
-    }
-}
-
-/// The sums of `R` rows for all tokens.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn interleaved_tokens<const R: usize>(
-    levels: &[[i16; PANEL]; R],
-    x: &[Vector],
-    tokens: usize,
-    sums: &mut [i32],
-) {
+fn interleaved_rows(levels: &[[i16; PANEL]], x: &[Vector], tokens: usize, out: &mut Out<'_>) {
     let (pairs, last) = x.as_chunks::<2>();
     for (index, pair) in pairs.iter().enumerate() {
-        interleaved_block(levels, pair, tokens, 2 * index * LANES, sums);
+        interleaved_tokens(levels, pair, tokens, 2 * index * LANES, out);
     }
     for x in last {
         let first = 2 * pairs.len() * LANES;
-        interleaved_block(levels, std::array::from_ref(x), tokens, first, sums);
+        interleaved_tokens(levels, std::array::from_ref(x), tokens, first, out);
     }
 }
 
-/// The sums of `R` rows for `V` vectors of tokens, of which token `first` is the first.
+/// The sums of all rows for `V` vectors of tokens, of which token `first` is the first.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn interleaved_tokens<const V: usize>(
+    levels: &[[i16; PANEL]],
+    x: &[Vector; V],
+    tokens: usize,
+    first: usize,
+    out: &mut Out<'_>,
+) {
+    // As many sums at the same time as there are registers for.
+    match V {
+        1 => interleaved_blocks::<16, V>(levels, x, tokens, first, out),
+        _ => interleaved_blocks::<8, V>(levels, x, tokens, first, out),
+    }
+}
+
+/// As [`interleaved_tokens`], `R` rows at a time.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn interleaved_blocks<const R: usize, const V: usize>(
+    levels: &[[i16; PANEL]],
+    x: &[Vector; V],
+    tokens: usize,
+    first: usize,
+    out: &mut Out<'_>,
+) {
+    let (blocks, rest) = levels.as_chunks::<R>();
+    for (index, levels) in blocks.iter().enumerate() {
+        interleaved_block(levels, x, [R * index, first], tokens, out);
+    }
+    for (index, levels) in rest.iter().enumerate() {
+        let row = R * blocks.len() + index;
+        interleaved_block(std::array::from_ref(levels), x, [row, first], tokens, out);
+    }
+}
+
+/// The sums of `R` rows, of which row `row` is the first, for `V` vectors of tokens, of which token `first` is the first.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn interleaved_block<const R: usize, const V: usize>(
     levels: &[[i16; PANEL]; R],
     x: &[Vector; V],
+    [row, first]: [usize; 2],
     tokens: usize,
-    first: usize,
-    sums: &mut [i32],
+    out: &mut Out<'_>,
 ) {
     let mut found = [[_mm512_setzero_si512(); V]; R];
     for pair in 0..PANEL / 2 {
@@ -147,18 +227,9 @@ fn interleaved_block<const R: usize, const V: usize>(
             }
         }
     }
-    for (found, sums) in found.iter().zip(sums.chunks_exact_mut(tokens)) {
-        for (found, sums) in found.iter().zip(sums[first..].chunks_mut(LANES)) {
-            match sums.first_chunk_mut::<LANES>() {
-                // SAFETY: the array has the length of a vector.
-                Some(sums) => unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), *found) },
-                None => {
-                    let mut values = [0; LANES];
-                    // SAFETY: as above.
-                    unsafe { _mm512_storeu_si512(values.as_mut_ptr().cast(), *found) };
-                    sums.copy_from_slice(&values[..sums.len()]);
-                }
-            }
+    for (index, found) in found.into_iter().enumerate() {
+        for (vector, found) in found.into_iter().enumerate() {
+            out.take(found, row + index, first + vector * LANES, tokens);
         }
     }
 }

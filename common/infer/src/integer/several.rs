@@ -1,0 +1,225 @@
+//! Products of decoded levels with the activations of any number of tokens.
+
+use uc_simd::{Kernel, dispatch};
+
+use super::{Activations, INTERLEAVED_TOKENS, LANES, Missing};
+use crate::packed::PANEL;
+#[cfg(target_arch = "x86_64")]
+use crate::packed::{avx2, avx512};
+
+/// The memory of products.
+#[derive(Default)]
+pub(super) struct Memory {
+    /// [rows, tokens] sums of products in integers.
+    sums: Vec<i32>,
+    /// What is missing to levels that have more than 16 bits.
+    missing: Vec<Missing>,
+    /// [wide rows, tokens] sums of products that need more than 32 bits.
+    wide: Vec<i64>,
+}
+
+impl Activations<'_> {
+    /// `out += scales · sums` of the products of rows, `out: [rows, tokens]`. `missing` is what is added to some levels; the bits of
+    /// `wide` tell which rows have sums that need more than 32 bits. The levels change.
+    pub(super) fn add_products(
+        self,
+        levels: &mut [[i16; PANEL]],
+        mut wide: u64,
+        missing: impl Iterator<Item = Missing>,
+        memory: &mut Memory,
+        out: &mut [f32],
+    ) {
+        memory.missing.clear();
+        for missing in missing {
+            let level = &mut levels[missing.row][missing.column];
+            match i16::try_from(i32::from(*level) + missing.difference) {
+                Ok(whole) => *level = whole,
+                Err(_) => {
+                    wide |= 1 << missing.row;
+                    memory.missing.push(missing);
+                }
+            }
+        }
+        if wide == 0 {
+            return self.add_narrow(levels, memory, out);
+        }
+        let tokens = self.tokens();
+        let rows = |levels: &[_]| (0..levels.len()).filter(move |row| wide >> row & 1 == 1);
+        let mut sums = std::mem::take(&mut memory.wide);
+        sums.clear();
+        for row in rows(levels) {
+            self.wide_sums(&levels[row], memory, &mut sums);
+            // Then its sums are 0, which are added to no avail.
+            levels[row].fill(0);
+            let first = sums.len() - tokens;
+            let sums = &mut sums[first..];
+            for missing in memory.missing.iter().filter(|missing| missing.row == row) {
+                for (token, sum) in sums.iter_mut().enumerate() {
+                    let x = self.value(token, missing.column);
+                    *sum += i64::from(missing.difference) * i64::from(x);
+                }
+            }
+        }
+        self.add_narrow(levels, memory, out);
+        for (row, sums) in rows(levels).zip(sums.chunks_exact(tokens)) {
+            let out = &mut out[row * tokens..(row + 1) * tokens];
+            for ((out, &sum), scale) in out.iter_mut().zip(sums).zip(self.scales) {
+                *out = scale.mul_add(sum as f32, *out);
+            }
+        }
+        memory.wide = sums;
+    }
+
+    /// The integer of a token and column.
+    fn value(&self, token: usize, column: usize) -> i16 {
+        match self.tokens() < INTERLEAVED_TOKENS {
+            true => self.values[token * PANEL + column],
+            false => {
+                let vector = &self.values[token / LANES * LANES * PANEL..];
+                vector[column / 2 * 2 * LANES + 2 * (token % LANES) + column % 2]
+            }
+        }
+    }
+
+    /// Appends the sums of a row, whatever its levels: those of its high and low bytes, each of which fits into 32 bits.
+    fn wide_sums(&self, levels: &[i16; PANEL], memory: &mut Memory, sums: &mut Vec<i64>) {
+        let high = levels.map(|level| level >> 8);
+        let low = levels.map(|level| level & 255);
+        let tokens = self.tokens();
+        memory.sums.resize(2 * tokens, 0);
+        self.sums(&[high, low], &mut memory.sums);
+        let (high, low) = memory.sums.split_at(tokens);
+        let both = high.iter().zip(low);
+        sums.extend(both.map(|(&high, &low)| 256 * i64::from(high) + i64::from(low)));
+    }
+
+    /// As [`Activations::add_products`], if all sums fit into 32 bits.
+    fn add_narrow(&self, levels: &[[i16; PANEL]], memory: &mut Memory, out: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        if self.tokens() >= INTERLEAVED_TOKENS && avx512::is_available() {
+            let out = avx512::Out::Joined(self.scales, out);
+            return avx512::interleaved_sums(levels, self.values, self.tokens(), out);
+        }
+        memory.sums.resize(out.len(), 0);
+        self.sums(levels, &mut memory.sums);
+        dispatch(Join {
+            sums: &memory.sums,
+            scales: self.scales,
+            out,
+        });
+    }
+
+    /// The sums of rows, `sums: [rows, tokens]`. Those that do not fit into 32 bits are meaningless.
+    fn sums(&self, levels: &[[i16; PANEL]], sums: &mut [i32]) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let is_interleaved = self.tokens() >= INTERLEAVED_TOKENS;
+            if avx512::is_available() {
+                return match is_interleaved {
+                    true => {
+                        let sums = avx512::Out::Sums(sums);
+                        avx512::interleaved_sums(levels, self.values, self.tokens(), sums)
+                    }
+                    false => avx512::sums(levels, self.values.as_chunks().0, sums),
+                };
+            }
+            if avx2::is_available() {
+                return match is_interleaved {
+                    true => avx2::interleaved_sums(levels, self.values, self.tokens(), sums),
+                    false => avx2::sums(levels, self.values.as_chunks().0, sums),
+                };
+            }
+        }
+        dispatch(Sums {
+            x: *self,
+            levels,
+            sums,
+        });
+    }
+}
+
+/// `out += scales · sums`.
+pub(super) struct Join<'a> {
+    pub(super) sums: &'a [i32],
+    pub(super) scales: &'a [f32],
+    pub(super) out: &'a mut [f32],
+}
+
+impl Kernel for Join<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        if let &[scale] = self.scales {
+            for (out, sum) in self.out.iter_mut().zip(self.sums) {
+                *out = scale.mul_add(*sum as f32, *out);
+            }
+            return;
+        }
+        let tokens = self.scales.len();
+        let rows = self.out.chunks_exact_mut(tokens);
+        for (out, sums) in rows.zip(self.sums.chunks_exact(tokens)) {
+            for ((out, sum), scale) in out.iter_mut().zip(sums).zip(self.scales) {
+                *out = scale.mul_add(*sum as f32, *out);
+            }
+        }
+    }
+}
+
+struct Sums<'a> {
+    x: Activations<'a>,
+    levels: &'a [[i16; PANEL]],
+    sums: &'a mut [i32],
+}
+
+impl Kernel for Sums<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Sums { x, levels, sums } = self;
+        let rows = sums.chunks_exact_mut(x.tokens()).zip(levels);
+        if x.tokens() < INTERLEAVED_TOKENS {
+            let tokens = x.values.as_chunks::<PANEL>().0;
+            for (sums, levels) in rows {
+                for (sum, values) in sums.iter_mut().zip(tokens) {
+                    *sum = product(levels, values);
+                }
+            }
+            return;
+        }
+        for (sums, levels) in rows {
+            let vectors = x.values.chunks_exact(LANES * PANEL);
+            for (sums, vector) in sums.chunks_mut(LANES).zip(vectors) {
+                let found = interleaved_product(levels, vector);
+                sums.copy_from_slice(&found[..sums.len()]);
+            }
+        }
+    }
+}
+
+/// Sum of products; it may wrap.
+#[inline(always)]
+fn product(levels: &[i16; PANEL], values: &[i16; PANEL]) -> i32 {
+    let mut sum = 0i32;
+    for (&level, &value) in levels.iter().zip(values) {
+        sum = sum.wrapping_add(i32::from(level) * i32::from(value));
+    }
+    sum
+}
+
+/// Sums of products for the tokens of a vector; they may wrap.
+#[inline(always)]
+fn interleaved_product(levels: &[i16; PANEL], vector: &[i16]) -> [i32; LANES] {
+    let mut sums = [0i32; LANES];
+    let pairs = vector.as_chunks::<{ 2 * LANES }>().0;
+    for (pair, levels) in pairs.iter().zip(levels.as_chunks::<2>().0) {
+        let [first, second] = levels.map(i32::from);
+        for lane in 0..LANES {
+            let product = (first * i32::from(pair[2 * lane]))
+                .wrapping_add(second * i32::from(pair[2 * lane + 1]));
+            sums[lane] = sums[lane].wrapping_add(product);
+        }
+    }
+    sums
+}
