@@ -12,7 +12,7 @@ use crate::coded::{Coded, Input, TaskMemory};
 use crate::matrix::Matrix;
 
 /// Tasks of a list for each thread, at least, if the matrices have enough rows.
-const TASKS_OF_THREAD: usize = 3;
+const TASKS_OF_THREAD: usize = 2;
 
 /// Rows and tokens that are transposed together: the values in a line of the caches.
 const TILE: usize = 16;
