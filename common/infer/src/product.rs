@@ -11,9 +11,6 @@ use uc_simd::{Kernel, dispatch};
 use crate::coded::{Coded, Input, TaskMemory};
 use crate::matrix::Matrix;
 
-/// Tasks of a list for each thread, at least, if the matrices have enough rows.
-const TASKS_OF_THREAD: usize = 3;
-
 /// Rows and tokens that are transposed together: the values in a line of the caches.
 const TILE: usize = 16;
 /// Rows that a thread transposes together.
@@ -66,10 +63,8 @@ pub(crate) fn products(matrices: &[&Matrix], x: &[f32]) -> Vec<Vec<f32>> {
         .collect();
     let mut tasks: Vec<Task<'_>> = Vec::new();
     let rows: usize = matrices.iter().map(|matrix| matrix.rows()).sum();
-    let largest = match rayon::current_num_threads() {
-        1 => rows,
-        threads => rows.div_ceil(TASKS_OF_THREAD * threads),
-    };
+    // Smaller tasks would not balance more than they cost: each begins with a look at the rows above.
+    let largest = rows.div_ceil(rayon::current_num_threads());
     for (reader, out) in readers.iter().zip(&mut outs) {
         let task_rows = reader.matrix.task_rows(tokens, largest);
         let task = |(index, out)| Task {

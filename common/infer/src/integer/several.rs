@@ -223,3 +223,57 @@ fn interleaved_product(levels: &[i16; PANEL], vector: &[i16]) -> [i32; LANES] {
     }
     sums
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::columns::Columns;
+    use crate::integer::Quantized;
+
+    #[test]
+    fn sums_of_any_size_are_those_of_the_definition_on_every_instruction_set() {
+        let number = |i: usize| ((i as i64 * 7919 + 13) * 104_729) % 65_521;
+        let x: Vec<f32> = (0..37 * PANEL).map(|i| number(i) as f32).collect();
+        for tokens in [1, 5, 16, 37] {
+            let x = Quantized::new(&x[..tokens * PANEL], &Columns::new(&[0; PANEL]));
+            let x = x.panel(0);
+            // Narrow rows, a wide one, and one with a level of more than 16 bits.
+            let row = |row: usize| std::array::from_fn(|j| number(31 * row + j) as i16 / 256);
+            let mut levels: Vec<[i16; PANEL]> = (0..19).map(row).collect();
+            levels[3] = std::array::from_fn(|j| number(j) as i16);
+            let missing = [(5, 9, 700), (11, 255, 70_000)];
+            let missing = missing.map(|(row, column, difference)| Missing {
+                row,
+                column,
+                difference,
+            });
+            let (mut portable, mut sums) = (vec![0; 2 * tokens], vec![0; 2 * tokens]);
+            x.sums(&levels[..2], &mut sums);
+            Sums {
+                x,
+                levels: &levels[..2],
+                sums: &mut portable,
+            }
+            .run();
+            assert_eq!(sums, portable);
+            let mut expected = Vec::new();
+            for (row, levels) in levels.iter().enumerate() {
+                for (token, scale) in x.scales.iter().enumerate() {
+                    let level = |column: usize| {
+                        let more = missing
+                            .iter()
+                            .filter(|m| (m.row, m.column) == (row, column));
+                        let more: i32 = more.map(|missing| missing.difference).sum();
+                        i64::from(i32::from(levels[column]) + more)
+                    };
+                    let products = (0..PANEL).map(|j| level(j) * i64::from(x.value(token, j)));
+                    expected.push(scale.mul_add(products.sum::<i64>() as f32, 1.0));
+                }
+            }
+            let mut found = vec![1.0; expected.len()];
+            let memory = &mut Memory::default();
+            x.add_products(&mut levels, 1 << 3, missing.into_iter(), memory, &mut found);
+            assert_eq!(found, expected, "{tokens}");
+        }
+    }
+}
