@@ -284,6 +284,17 @@ fn repeats(line: &str, message: &str) -> bool {
     })
 }
 
+/// The error when a stage has understood the plan in another way than this program.
+fn other_build(id: &JobId, found: &Key, expected: &Key) -> anyhow::Error {
+    let differences = freshness::key_differences(found, expected);
+    let differences: Vec<String> = differences.iter().map(Reason::to_string).collect();
+    let message = format!(
+        "{id}: its receipt is not for the job of the plan ({}); the programs beside uc are of another build, install all of one build",
+        differences.join("; ")
+    );
+    failure(ExitCode::StageFailed, message)
+}
+
 #[cfg(test)]
 mod tests {
     use super::repeats;
@@ -305,15 +316,4 @@ mod tests {
             assert!(!repeats(line, message), "{line}");
         }
     }
-}
-
-/// The error when a stage has understood the plan in another way than this program.
-fn other_build(id: &JobId, found: &Key, expected: &Key) -> anyhow::Error {
-    let differences = freshness::key_differences(found, expected);
-    let differences: Vec<String> = differences.iter().map(Reason::to_string).collect();
-    let message = format!(
-        "{id}: its receipt is not for the job of the plan ({}); the programs beside uc are of another build, install all of one build",
-        differences.join("; ")
-    );
-    failure(ExitCode::StageFailed, message)
 }
