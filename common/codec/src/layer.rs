@@ -81,10 +81,10 @@ pub struct Linear<Q> {
 /// A quantized linear with its indices.
 pub type CodedLinear = Linear<Vec<i16>>;
 
-/// A quantized linear but for its indices.
+/// A quantized linear without its indices.
 pub type LinearParameters = Linear<()>;
 
-impl LinearParameters {
+impl<Q> Linear<Q> {
     /// Number of tiles of the entropy coder.
     pub fn tiles(&self) -> usize {
         match self.code.cols {
@@ -131,7 +131,9 @@ impl LinearParameters {
             overlay,
         }
     }
+}
 
+impl LinearParameters {
     /// The linear with its indices `q` [rows, cols].
     pub fn with_indices(self, q: Vec<i16>) -> CodedLinear {
         Linear {

@@ -89,7 +89,7 @@ fn a_failure_of_unknown_cause_is_retried() {
 }
 
 #[test]
-fn a_stage_that_reads_the_plan_otherwise_ends_the_run_instead_of_working_forever() {
+fn a_stage_that_reads_the_plan_differently_ends_the_run_instead_of_repeating_its_job() {
     let fixture = Fixture::new();
     fixture.instruct("misread");
     let text = expect_code(&fixture.compress().output().expect("uc"), 9);

@@ -49,7 +49,7 @@ impl Activations<'_> {
         sums.clear();
         for row in rows(levels) {
             self.wide_sums(&levels[row], memory, &mut sums);
-            // Then its sums are 0, which are added to no avail.
+            // Its narrow sums are then 0 and add nothing.
             levels[row].fill(0);
             let first = sums.len() - tokens;
             let sums = &mut sums[first..];

@@ -14,7 +14,7 @@ use std::io::Write;
 use rayon::prelude::*;
 use uc_codec::contexts::{LayerTables, TableBuilder};
 use uc_codec::layer::{CodedLinear, LinearParameters};
-use uc_codec::rans::{self, TileEncoder};
+use uc_codec::rans::TileEncoder;
 use uc_codec::{CodecError, pack_small};
 
 use super::{check_names, codec_error};
@@ -59,11 +59,11 @@ impl Linears for [CodedLinear] {
     }
 
     fn indices(&self, index: usize, tile: usize) -> Result<Cow<'_, [i16]>, PackError> {
-        let CodedLinear { name, code, .. } = &self[index];
-        let validated = code.validate();
-        validated.map_err(|source| codec_error("layer", name, source))?;
-        let indices = rans::tile_rows(code.rows, code.cols) as usize * code.cols;
-        let tile = code.q.chunks(indices.max(1)).nth(tile);
+        let linear = &self[index];
+        let validated = linear.code.validate();
+        validated.map_err(|source| codec_error("layer", &linear.name, source))?;
+        let indices = linear.tile_rows() * linear.code.cols;
+        let tile = linear.code.q.chunks(indices.max(1)).nth(tile);
         Ok(Cow::Borrowed(tile.unwrap_or_default()))
     }
 }

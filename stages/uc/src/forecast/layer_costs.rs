@@ -33,6 +33,12 @@ fn output_block(linear: &LinearGroup, max_output_block: usize) -> usize {
     })
 }
 
+/// Operations of the Cholesky factors of a matrix of this size in diagonal blocks of at most `max_block`.
+fn cholesky(size: usize, max_block: usize) -> f64 {
+    let block = size.min(max_block) as f64;
+    size as f64 * block * block / 3.0
+}
+
 /// Entries of the second moments of the output gradients of one linear of a group.
 pub fn output_moments_of_one(linear: &LinearGroup, max_output_block: usize) -> f64 {
     (linear.rows * output_block(linear, max_output_block)) as f64
@@ -129,10 +135,7 @@ impl LayerCosts<'_> {
     pub fn factors(&self, max_input_block: usize) -> f64 {
         let inputs = self.group.inputs.iter();
         inputs
-            .map(|input| {
-                let block = input.width.min(max_input_block) as f64;
-                (input.count * input.width) as f64 * block * block / 3.0
-            })
+            .map(|input| input.count as f64 * cholesky(input.width, max_input_block))
             .sum()
     }
 
@@ -141,12 +144,11 @@ impl LayerCosts<'_> {
         let inputs = self.group.inputs.iter();
         inputs
             .map(|input| {
-                let block = input.width.min(max_input_block) as f64;
                 let count = match input.routed {
                     true => input.count.div_ceil(self.group.experts.max(1)),
                     false => input.count,
                 };
-                (count * input.width) as f64 * block * block / 3.0
+                count as f64 * cholesky(input.width, max_input_block)
             })
             .sum()
     }
@@ -156,8 +158,8 @@ impl LayerCosts<'_> {
         let linears = self.group.linears.iter();
         linears
             .map(|linear| {
-                let block = output_block(linear, max_output_block) as f64;
-                (linear.count * linear.rows) as f64 * block * block / 3.0
+                let block = output_block(linear, max_output_block);
+                linear.count as f64 * cholesky(linear.rows, block)
             })
             .sum()
     }

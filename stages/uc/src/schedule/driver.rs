@@ -68,7 +68,7 @@ pub struct Driver<'a> {
 struct RunningJob {
     id: JobId,
     last_event: Instant,
-    /// The key that its receipt must have if no input changes while it runs. None for the fetching of a shard.
+    /// The key that its receipt must have if no input changes while it runs; none if an input was unknown.
     key: Option<Key>,
 }
 

@@ -284,12 +284,12 @@ fn repeats(line: &str, message: &str) -> bool {
     })
 }
 
-/// The error when a stage has understood the plan in another way than this program.
+/// The error when a stage reads the plan differently than this program.
 fn other_build(id: &JobId, found: &Key, expected: &Key) -> anyhow::Error {
     let differences = freshness::key_differences(found, expected);
     let differences: Vec<String> = differences.iter().map(Reason::to_string).collect();
     let message = format!(
-        "{id}: its receipt is not for the job of the plan ({}); the programs beside uc are of another build, install all of one build",
+        "{id}: its receipt does not match the plan ({}): the stage's program is of another build than uc; install all programs from the same build",
         differences.join("; ")
     );
     failure(ExitCode::StageFailed, message)

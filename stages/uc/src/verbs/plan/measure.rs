@@ -41,10 +41,9 @@ pub fn measure(folder: &Utf8Path, threads: u32, display: &Display) -> anyhow::Re
         display.info("measuring matrix products");
         let products = SIDES.map(product_speed);
         display.info("measuring the codec");
-        let wide = FACTORED;
-        let moments = moments(wide, 0.9);
-        let factors = fastest(|| factor::factorize(&moments, wide, 0.01).map(drop))?;
-        let factors = (wide as f64).powi(3) / 3.0 / factors;
+        let moments = moments(FACTORED, 0.9);
+        let factors = fastest(|| factor::factorize(&moments, FACTORED, 0.01).map(drop))?;
+        let factors = (FACTORED as f64).powi(3) / 3.0 / factors;
         let (search, feedback) = quantization_speed()?;
         let (encode, decode) = coder_speed()?;
         display.info("measuring memory");
