@@ -4,7 +4,7 @@
 //! of the tile, are left to the portable code.
 //!
 //! Safety: [`rows`] checks the processor's features. Loads and stores go through references to arrays of exactly the size
-//! that is loaded or stored. The two gathers read
+//! that is loaded or stored. [`elements`] reads
 //! `entries[table << 12 | slot]` with `slot < 4096` and table numbers that `TableLookup::new` has checked
 //! against the same entries.
 
@@ -85,7 +85,7 @@ unsafe fn groups<const SHIFTED: bool>(
             let window: &[u8; 32] = cursor.bytes[cursor.position..cursor.position + 32]
                 .try_into()
                 .expect("32 bytes");
-            // SAFETY: the loads read 16 of 32 bytes and 32 of 32 bytes, the gather is in range.
+            // SAFETY: the loads read 16 of 32 bytes and 32 of 32 bytes, the table numbers are in range.
             unsafe {
                 let base = half * 16;
                 let number = load_bytes(number, base);
@@ -148,8 +148,8 @@ unsafe fn step<const SHIFTED: bool>(
         _mm512_slli_epi32::<12>(number),
         _mm512_and_si512(shifted, low),
     );
-    // SAFETY: every index is below the number of entries.
-    let entry = unsafe { _mm512_i32gather_epi32::<4>(at, entries.as_ptr().cast()) };
+    // SAFETY: every position is below the number of entries.
+    let entry = unsafe { elements(entries, at) };
     let symbol = _mm512_srai_epi32::<24>(entry);
     let escaped = _mm512_cmpeq_epi32_mask(symbol, _mm512_set1_epi32(ESCAPE));
     let index = if SHIFTED {
@@ -178,4 +178,20 @@ unsafe fn step<const SHIFTED: bool>(
         escaped,
         restored,
     )
+}
+
+/// The elements at these positions. A load for each is a sixth faster than the gather instruction on Zen 4, and does not depend on
+/// the mitigations that slow gathers down on other processors.
+///
+/// # Safety
+/// The processor must have AVX-512 F, and every position must be below the number of elements.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn elements(elements: &[u32], positions: __m512i) -> __m512i {
+    // SAFETY: a vector is 16 words of 4 bytes; the positions are in range.
+    unsafe {
+        let positions: [u32; 16] = std::mem::transmute(positions);
+        let at = |lane: usize| *elements.get_unchecked(positions[lane] as usize);
+        std::mem::transmute::<[u32; 16], __m512i>(std::array::from_fn(at))
+    }
 }
