@@ -10,19 +10,27 @@ use crate::arithmetic::{Arithmetic, MemoryForm};
 use crate::error::InferError;
 use crate::matrix::Matrix;
 use crate::source::Source;
-use crate::twelve_bits::TwelveBits;
+use crate::twelve_bits::{TwelveBits, product_with};
 use crate::vector::cap;
 
 /// The output matrix and what follows it.
 #[derive(Debug)]
 pub(crate) struct Head {
-    /// None if it is the embedding.
-    matrix: Option<Matrix>,
+    weights: Weights,
     /// `[vocab]`
     bias: Option<Vec<f32>>,
     spec: HeadSpec,
-    /// For the arithmetic `fast`.
-    bits: Option<TwelveBits>,
+}
+
+/// The output matrix, `[vocab, hidden]`.
+#[derive(Debug)]
+enum Weights {
+    /// As stored; none if it is the embedding.
+    Exact(Option<Matrix>),
+    /// As stored, and read in integers of twelve bits that are not kept.
+    Streamed(Option<Matrix>),
+    /// In integers of twelve bits alone.
+    Integers(TwelveBits),
 }
 
 impl Head {
@@ -38,46 +46,41 @@ impl Head {
         source: &dyn Source,
     ) -> Result<Self, InferError> {
         let spec = config.head.clone();
-        let matrix = match spec.tied {
+        let own = match spec.tied {
             true => None,
             false => Some(source.matrix(&spec.weight, [config.vocab, config.hidden])?),
         };
         let bias = spec.bias.as_ref();
         let bias = bias.map(|name| source.values(name, &[config.vocab]));
-        let bits = match (arithmetic, matrix.as_ref().unwrap_or(embedding)) {
-            (Arithmetic::Fast, Matrix::Dense { values, cols }) => {
-                Some(TwelveBits::new(values, *cols, memory))
-            }
-            _ => None,
-        };
         Ok(Head {
             bias: bias.transpose()?,
-            matrix,
+            weights: Weights::new(own, arithmetic, memory, embedding),
             spec,
-            bits,
         })
     }
 
-    /// The matrix of its own, unless it is the embedding.
+    /// The exact matrix of its own, if it has one in memory.
     pub(crate) fn own_matrix(&self) -> Option<&Matrix> {
-        self.matrix.as_ref()
+        match &self.weights {
+            Weights::Exact(own) | Weights::Streamed(own) => own.as_ref(),
+            Weights::Integers(_) => None,
+        }
     }
 
-    /// Bytes in memory beside the exact matrix.
-    pub(crate) fn bytes_beside(&self) -> usize {
-        self.bits.as_ref().map_or(0, TwelveBits::bytes)
+    /// Bytes of integers in memory.
+    pub(crate) fn integer_bytes(&self) -> usize {
+        match &self.weights {
+            Weights::Integers(bits) => bits.bytes(),
+            _ => 0,
+        }
     }
 
     /// Bytes that are read for a token.
     pub(crate) fn bytes_read(&self, embedding: &Matrix) -> usize {
-        match self.bytes_beside() {
-            0 => self.matrix(embedding).bytes(),
-            bytes => bytes,
+        match &self.weights {
+            Weights::Integers(bits) => bits.bytes(),
+            _ => self.own_matrix().unwrap_or(embedding).bytes(),
         }
-    }
-
-    fn matrix<'a>(&'a self, embedding: &'a Matrix) -> &'a Matrix {
-        self.matrix.as_ref().unwrap_or(embedding)
     }
 
     /// The logits `[states, vocab]` of hidden states `[states, hidden]`, which are normalized.
@@ -85,10 +88,13 @@ impl Head {
         if states.is_empty() {
             return Vec::new();
         }
-        let matrix = self.matrix(embedding);
-        let mut logits = match (&self.bits, matrix) {
-            (Some(bits), Matrix::Dense { values, .. }) => bits.product(values, states),
-            _ => matrix.product(states),
+        let mut logits = match &self.weights {
+            Weights::Exact(own) => own.as_ref().unwrap_or(embedding).product(states),
+            Weights::Streamed(own) => match own.as_ref().unwrap_or(embedding) {
+                Matrix::Dense { values, cols } => product_with(values, *cols, states),
+                coded => coded.product(states),
+            },
+            Weights::Integers(bits) => bits.product(states),
         };
         self.finish(&mut logits);
         logits
@@ -115,6 +121,25 @@ impl Head {
     }
 }
 
+impl Weights {
+    fn new(
+        own: Option<Matrix>,
+        arithmetic: Arithmetic,
+        memory: MemoryForm,
+        embedding: &Matrix,
+    ) -> Self {
+        match (arithmetic, memory, own.as_ref().unwrap_or(embedding)) {
+            (Arithmetic::Fast, MemoryForm::Resident, Matrix::Dense { values, cols }) => {
+                Weights::Integers(TwelveBits::new(values, *cols))
+            }
+            (Arithmetic::Fast, MemoryForm::Streamed, Matrix::Dense { .. }) => {
+                Weights::Streamed(own)
+            }
+            _ => Weights::Exact(own),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use uc_model::spec::{NormKind, NormSpec};
@@ -131,12 +156,15 @@ mod tests {
         matrix: Vec<f32>,
         cols: usize,
         bias: Option<Vec<f32>>,
-        memory: Option<MemoryForm>,
+        arithmetic: Arithmetic,
+        memory: MemoryForm,
     ) -> Head {
         let values = matrix.into_iter().map(half::bf16::from_f32).collect();
         let values = Dense::Bf16(values);
+        let own = Some(Matrix::Dense { values, cols });
         Head {
             bias,
+            weights: Weights::new(own, arithmetic, memory, &no_embedding()),
             spec: HeadSpec {
                 norm: NormSpec {
                     name: "norm".to_owned(),
@@ -150,8 +178,13 @@ mod tests {
                 scale: 0.5,
                 softcap: None,
             },
-            bits: memory.map(|memory| TwelveBits::new(&values, cols, memory)),
-            matrix: Some(Matrix::Dense { values, cols }),
+        }
+    }
+
+    fn no_embedding() -> Matrix {
+        Matrix::Dense {
+            values: Dense::F32(Vec::new()),
+            cols: 1,
         }
     }
 
@@ -161,18 +194,22 @@ mod tests {
         let matrix = numbers(vocab * cols, 7919);
         let bias = numbers(vocab, 31);
         let states = numbers(tokens * cols, 6421);
-        let new = |memory| head(matrix.clone(), cols, Some(bias.clone()), memory);
-        let embedding = Matrix::Dense {
-            values: Dense::F32(Vec::new()),
-            cols: 1,
-        };
-        let exact = new(None).logits(&embedding, &states);
-        let found = new(Some(MemoryForm::Resident)).logits(&embedding, &states);
-        assert!(found != exact);
+        let new =
+            |arithmetic, memory| head(matrix.clone(), cols, Some(bias.clone()), arithmetic, memory);
+        let embedding = no_embedding();
+        let exact = new(Arithmetic::Exact, MemoryForm::Resident);
+        let resident = new(Arithmetic::Fast, MemoryForm::Resident);
+        let streamed = new(Arithmetic::Fast, MemoryForm::Streamed);
+        assert!(exact.logits(&embedding, &[]).is_empty());
+        let [exact, found, same] =
+            [&exact, &resident, &streamed].map(|head| head.logits(&embedding, &states));
+        assert!(found != exact && found == same);
         for (found, exact) in found.iter().zip(&exact) {
             assert!((found - exact).abs() < 1e-3, "{found} {exact}");
         }
-        assert!(new(None).logits(&embedding, &[]).is_empty());
+        // Only what is read stays in memory.
+        assert!(resident.own_matrix().is_none() && resident.integer_bytes() > 0);
+        assert!(streamed.own_matrix().is_some() && streamed.integer_bytes() == 0);
     }
 
     #[test]
@@ -182,12 +219,10 @@ mod tests {
             numbers(vocab * cols, 7919),
             cols,
             None,
-            Some(MemoryForm::Resident),
+            Arithmetic::Fast,
+            MemoryForm::Resident,
         );
-        let embedding = Matrix::Dense {
-            values: Dense::F32(Vec::new()),
-            cols: 1,
-        };
+        let embedding = no_embedding();
         for bad in [f32::NAN, f32::INFINITY] {
             let mut state = numbers(cols, 31);
             state[3] = bad;

@@ -214,6 +214,8 @@ pub(crate) struct Activations<'a> {
     scales: &'a [f32],
     /// See [`Quantized`].
     values: &'a [i16],
+    /// Columns of the panel; what follows them is 0.
+    columns: usize,
     #[cfg(target_arch = "x86_64")]
     halves: Option<&'a avx512::Halves>,
 }
@@ -221,5 +223,11 @@ pub(crate) struct Activations<'a> {
 impl Activations<'_> {
     fn tokens(&self) -> usize {
         self.scales.len()
+    }
+
+    /// `[tokens, columns]`
+    #[cfg(target_arch = "x86_64")]
+    fn shape(&self) -> [usize; 2] {
+        [self.tokens(), self.columns]
     }
 }

@@ -62,8 +62,8 @@ pub struct Chunk<'a> {
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 impl Model {
-    /// Builds a model that computes its head in this arithmetic and keeps it in this form. `non_layer` is the source of the tensors outside the layers, `layer` that of a layer's. Layers are built
-    /// in parallel.
+    /// Builds a model that computes its head in this arithmetic and keeps it in this form. `non_layer` is the source of the tensors
+    /// outside the layers, `layer` that of a layer's. Layers are built in parallel.
     ///
     /// # Errors
     /// Those of the sources.
@@ -82,15 +82,17 @@ impl Model {
                 ropes.push(rope.clone());
             }
         }
-        let layers = config.layers.par_iter().enumerate();
-        let layers = layers
-            .map(|(index, spec)| Layer::new(spec, &ropes, &layer(index)?))
-            .collect::<Result<Vec<_>, _>>()?;
         let vocab = [config.vocab, config.hidden];
         let positions = config.embedding.positions.as_ref();
         let positions =
             positions.map(|name| non_layer.matrix(name, [config.context, config.hidden]));
         let embedding = non_layer.matrix(&config.embedding.weight, vocab)?;
+        // Before the layers: an exact head that is not kept adds nothing to the most memory that is used.
+        let head = Head::new(&config, arithmetic, memory, &embedding, non_layer)?;
+        let layers = config.layers.par_iter().enumerate();
+        let layers = layers
+            .map(|(index, spec)| Layer::new(spec, &ropes, &layer(index)?))
+            .collect::<Result<Vec<_>, _>>()?;
         freed::keep();
         Ok(Model {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -98,7 +100,7 @@ impl Model {
             positions: positions.transpose()?,
             layers,
             norm: Norm::new(&config.head.norm, non_layer)?,
-            head: Head::new(&config, arithmetic, memory, &embedding, non_layer)?,
+            head,
             embedding,
             config,
         })
@@ -118,7 +120,7 @@ impl Model {
             self.head.own_matrix(),
         ];
         outside.into_iter().flatten().for_each(|m| memory.add(m));
-        memory.exact_bytes += self.head.bytes_beside() as u64;
+        memory.exact_bytes += self.head.integer_bytes() as u64;
         for block in self.layers.iter().flat_map(|layer| &layer.blocks) {
             for linear in block.linears() {
                 memory.add(&linear.matrix);

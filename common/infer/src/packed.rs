@@ -425,7 +425,7 @@ mod tests {
                 }
             }
             found.fill(0);
-            avx2::interleaved_sums(&levels, &interleaved, tokens, &mut found);
+            avx2::interleaved_sums(&levels, &interleaved, [tokens, PANEL], &mut found);
             assert_eq!(found, expected);
         }
     }

@@ -11,10 +11,11 @@
 //! y_i = scale_i · Σ (16 s_P · f32(Σ high_ij · A_j) + s_P · f32(Σ low_ij · A_j))     fused multiply-adds, in this order
 //! ```
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 use uc_simd::{Kernel, dispatch};
 
-use crate::arithmetic::MemoryForm;
 use crate::columns::Columns;
 use crate::huge_pages;
 use crate::integer::{Quantized, Scratch, twelve_bit_products};
@@ -32,12 +33,11 @@ pub(crate) const GROUP_BYTES: usize = GROUP + GROUP / 2;
 /// A row whose largest weight is below this counts as zero.
 const SMALLEST: f32 = 1e-30;
 
-/// The matrix `[rows, cols]` in integers.
+/// A matrix `[rows, cols]` in integers.
 #[derive(Debug)]
 pub(crate) struct TwelveBits {
     columns: Columns,
-    /// The rows, unless they are made each time they are used.
-    rows: Option<Rows>,
+    rows: Rows,
 }
 
 /// Rows of integers.
@@ -50,72 +50,96 @@ struct Rows {
 }
 
 impl TwelveBits {
-    /// For a matrix `[_, cols]`, whose integers are kept in the form `resident`.
-    pub(crate) fn new(matrix: &Dense, cols: usize, memory: MemoryForm) -> Self {
-        let rows = matrix.len() / cols;
+    /// The integers of a matrix `[_, cols]`.
+    pub(crate) fn new(matrix: &Dense, cols: usize) -> Self {
+        let (count, stride) = (matrix.len() / cols, row_bytes(cols));
+        let mut rows = Rows {
+            values: huge_pages::collect(std::iter::repeat_n(0, count * stride)),
+            scales: vec![0.0; count],
+        };
+        let parts = rows.values.par_chunks_mut(stride);
+        let parts = parts.zip(&mut rows.scales).enumerate();
+        parts.for_each_init(Vec::new, |row, (index, (values, scale))| {
+            *scale = integers_of_row(matrix, index, cols, row, values);
+        });
         TwelveBits {
-            columns: Columns::new(&vec![0; cols]),
-            rows: (memory == MemoryForm::Resident).then(|| {
-                let stride = row_bytes(cols);
-                let mut made = Rows {
-                    values: huge_pages::collect(std::iter::repeat_n(0, rows * stride)),
-                    scales: vec![0.0; rows],
-                };
-                let parts = made.values.par_chunks_mut(stride);
-                let parts = parts.zip(&mut made.scales).enumerate();
-                parts.for_each_init(Vec::new, |row, (index, (values, scale))| {
-                    *scale = integers_of_row(matrix, index, cols, row, values);
-                });
-                made
-            }),
+            columns: columns(cols),
+            rows,
         }
     }
 
     /// Bytes in memory.
     pub(crate) fn bytes(&self) -> usize {
-        let rows = self.rows.as_ref();
-        rows.map_or(0, |rows| {
-            rows.values.len() + size_of::<f32>() * rows.scales.len()
-        })
+        self.rows.values.len() + size_of::<f32>() * self.rows.scales.len()
     }
 
     /// `x Wᵀ` for the matrix and `x: [tokens, cols]`, with activations of 16 bits; `[tokens, rows]`.
-    pub(crate) fn product(&self, matrix: &Dense, x: &[f32]) -> Vec<f32> {
-        let cols = self.columns.len();
-        let (rows, stride) = (matrix.len() / cols, row_bytes(cols));
-        let quantized = Quantized::new(x, &self.columns);
-        let tokens = quantized.tokens();
-        let task_rows = (TASK_WEIGHTS / stride).next_multiple_of(4);
-        let mut out = vec![0.0; rows * tokens];
-        let tasks = out.par_chunks_mut(task_rows * tokens).enumerate();
-        tasks.for_each_init(
-            || (Scratch::default(), Rows::default(), Vec::new()),
-            |(scratch, made, row), (task, out)| {
-                let range = task * task_rows..task * task_rows + out.len() / tokens;
-                let (values, scales) = match &self.rows {
-                    Some(rows) => (
-                        &rows.values[range.start * stride..range.end * stride],
-                        &rows.scales[range],
-                    ),
-                    None => {
-                        made.values.resize(range.len() * stride, 0);
-                        made.scales.clear();
-                        let values = made.values.chunks_exact_mut(stride);
-                        let scales = range.zip(values).map(|(index, values)| {
-                            integers_of_row(matrix, index, cols, row, values)
-                        });
-                        made.scales.extend(scales);
-                        (&*made.values, &*made.scales)
-                    }
-                };
-                twelve_bit_products(values, stride, &quantized, scratch, out);
-                for (out, scale) in out.chunks_exact_mut(tokens).zip(scales) {
-                    out.iter_mut().for_each(|y| *y *= scale);
-                }
+    pub(crate) fn product(&self, x: &[f32]) -> Vec<f32> {
+        let Rows { values, scales } = &self.rows;
+        let stride = row_bytes(self.columns.len());
+        products(
+            scales.len(),
+            &self.columns,
+            x,
+            |rows, _: &mut (), multiply| {
+                let bytes = rows.start * stride..rows.end * stride;
+                multiply(&values[bytes], &scales[rows]);
             },
-        );
-        transposed(out, tokens)
+        )
     }
+}
+
+/// As [`TwelveBits::product`], with integers that are made from the matrix `[_, cols]` and not kept.
+pub(crate) fn product_with(matrix: &Dense, cols: usize, x: &[f32]) -> Vec<f32> {
+    let stride = row_bytes(cols);
+    let count = matrix.len() / cols;
+    products(
+        count,
+        &columns(cols),
+        x,
+        |rows, (made, row): &mut (Rows, Vec<f32>), multiply| {
+            made.values.resize(rows.len() * stride, 0);
+            let values = made.values.chunks_exact_mut(stride);
+            let scales = rows.zip(values);
+            let scales =
+                scales.map(|(index, values)| integers_of_row(matrix, index, cols, row, values));
+            made.scales.clear();
+            made.scales.extend(scales);
+            multiply(&made.values, &made.scales);
+        },
+    )
+}
+
+/// All columns in their order, with the same factor.
+fn columns(cols: usize) -> Columns {
+    Columns::new(&vec![0; cols])
+}
+
+/// `x Wᵀ` for a matrix of `count` rows, `[tokens, count]`. `with_rows` passes values and scales of a range of rows on, and may make
+/// them in memory of the thread.
+fn products<T: Default>(
+    count: usize,
+    columns: &Columns,
+    x: &[f32],
+    with_rows: impl Fn(Range<usize>, &mut T, &mut dyn FnMut(&[u8], &[f32])) + Sync,
+) -> Vec<f32> {
+    let stride = row_bytes(columns.len());
+    let quantized = Quantized::new(x, columns);
+    let tokens = quantized.tokens();
+    let task_rows = (TASK_WEIGHTS / stride).next_multiple_of(4);
+    let mut out = vec![0.0; count * tokens];
+    let tasks = out.par_chunks_mut(task_rows * tokens).enumerate();
+    tasks.for_each_init(<(Scratch, T)>::default, |(scratch, memory), (task, out)| {
+        let first = task * task_rows;
+        let rows = first..first + out.len() / tokens;
+        with_rows(rows, memory, &mut |values, scales| {
+            twelve_bit_products(values, stride, &quantized, scratch, out);
+            for (out, scale) in out.chunks_exact_mut(tokens).zip(scales) {
+                out.iter_mut().for_each(|y| *y *= scale);
+            }
+        });
+    });
+    transposed(out, tokens)
 }
 
 /// Bytes of a row.
@@ -256,15 +280,15 @@ mod tests {
     }
 
     #[test]
-    fn products_have_the_bits_of_the_definition_for_any_number_of_tokens_in_both_forms() {
+    fn products_have_the_bits_of_the_definition_for_any_number_of_tokens_kept_or_not() {
         for (rows, cols) in [(303, 70), (65, 600), (5, 256), (1, 1)] {
             let values = numbers(rows * cols, 7919);
             let matrix = Dense::F32(values.clone());
             for tokens in [1, 3, 17] {
                 let x = numbers(tokens * cols, 6421);
                 let expected = by_definition(&values, &x, cols);
-                for memory in [MemoryForm::Resident, MemoryForm::Streamed] {
-                    let found = TwelveBits::new(&matrix, cols, memory).product(&matrix, &x);
+                let kept = TwelveBits::new(&matrix, cols).product(&x);
+                for found in [kept, product_with(&matrix, cols, &x)] {
                     for (found, expected) in found.iter().zip(&expected) {
                         assert_eq!(
                             found.to_bits(),
@@ -280,8 +304,7 @@ mod tests {
     #[test]
     fn rows_of_zeros_and_of_tiny_weights_give_zeros() {
         let matrix = Dense::F32([vec![0.0; 70], vec![1e-36; 70], vec![1.0; 70]].concat());
-        let bits = TwelveBits::new(&matrix, 70, MemoryForm::Resident);
-        let found = bits.product(&matrix, &[1.0; 70]);
+        let found = TwelveBits::new(&matrix, 70).product(&[1.0; 70]);
         assert_eq!(found[..2], [0.0, 0.0]);
         assert!((found[2] - 70.0).abs() < 1e-3);
     }

@@ -19,6 +19,7 @@ const SMALLEST: f32 = 1e-30;
 #[derive(Debug)]
 pub(crate) struct Quantized {
     tokens: usize,
+    cols: usize,
     /// `[panels, tokens]`
     scales: Vec<f32>,
     /// `[panels, tokens, PANEL]`, or, interleaved, `[panels, tokens / LANES, PANEL / 2, LANES, 2]`.
@@ -95,6 +96,7 @@ impl Quantized {
         }
         Quantized {
             tokens,
+            cols,
             #[cfg(target_arch = "x86_64")]
             halves: match tokens == 1 && avx512::is_available() {
                 true => values
@@ -160,6 +162,7 @@ impl Quantized {
         Activations {
             scales: &self.scales[panel * self.tokens..(panel + 1) * self.tokens],
             values: &self.values[panel * count..(panel + 1) * count],
+            columns: PANEL.min(self.cols - panel * PANEL),
             #[cfg(target_arch = "x86_64")]
             halves: self.halves.get(panel),
         }

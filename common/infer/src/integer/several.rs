@@ -98,7 +98,7 @@ impl Activations<'_> {
         #[cfg(target_arch = "x86_64")]
         if self.tokens() >= INTERLEAVED_TOKENS && avx512::is_available() {
             let out = avx512::Out::Joined(self.scales, out);
-            return avx512::interleaved_sums(levels, self.values, self.tokens(), out);
+            return avx512::interleaved_sums(levels, self.values, self.shape(), out);
         }
         memory.sums.resize(out.len(), 0);
         self.sums(levels, &mut memory.sums);
@@ -118,14 +118,14 @@ impl Activations<'_> {
                 return match is_interleaved {
                     true => {
                         let sums = avx512::Out::Sums(sums);
-                        avx512::interleaved_sums(levels, self.values, self.tokens(), sums)
+                        avx512::interleaved_sums(levels, self.values, self.shape(), sums)
                     }
                     false => avx512::sums(levels, self.values.as_chunks().0, sums),
                 };
             }
             if avx2::is_available() {
                 return match is_interleaved {
-                    true => avx2::interleaved_sums(levels, self.values, self.tokens(), sums),
+                    true => avx2::interleaved_sums(levels, self.values, self.shape(), sums),
                     false => avx2::sums(levels, self.values.as_chunks().0, sums),
                 };
             }
@@ -234,8 +234,8 @@ mod tests {
     fn sums_of_any_size_are_those_of_the_definition_on_every_instruction_set() {
         let number = |i: usize| ((i as i64 * 7919 + 13) * 104_729) % 65_521;
         let x: Vec<f32> = (0..37 * PANEL).map(|i| number(i) as f32).collect();
-        for tokens in [1, 5, 16, 37] {
-            let x = Quantized::new(&x[..tokens * PANEL], &Columns::new(&[0; PANEL]));
+        for (tokens, cols) in [(1, PANEL), (5, PANEL), (16, PANEL), (16, 67), (37, 40)] {
+            let x = Quantized::new(&x[..tokens * cols], &Columns::new(&vec![0; cols]));
             let x = x.panel(0);
             // Narrow rows, a wide one, and one with a level of more than 16 bits.
             let row = |row: usize| std::array::from_fn(|j| number(31 * row + j) as i16 / 256);
@@ -273,7 +273,7 @@ mod tests {
             let mut found = vec![1.0; expected.len()];
             let memory = &mut Memory::default();
             x.add_products(&mut levels, 1 << 3, missing.into_iter(), memory, &mut found);
-            assert_eq!(found, expected, "{tokens}");
+            assert_eq!(found, expected, "{tokens} {cols}");
         }
     }
 }

@@ -184,24 +184,26 @@ pub(crate) fn sums(levels: &[[i16; PANEL]], x: &[[i16; PANEL]], sums: &mut [i32]
     unsafe { sums_of_rows(levels, x, sums) }
 }
 
-/// As [`sums`], of activations that are interleaved: `[tokens / LANES, PANEL / 2, LANES, 2]`.
+/// As [`sums`], of activations that are interleaved: `[tokens / LANES, PANEL / 2, LANES, 2]`. Those of all but the first `columns` of the
+/// panel are 0.
 pub(crate) fn interleaved_sums(
     levels: &[[i16; PANEL]],
     x: &[i16],
-    tokens: usize,
+    [tokens, columns]: [usize; 2],
     sums: &mut [i32],
 ) {
     assert!(is_available() && sums.len() == levels.len() * tokens);
     assert!(x.len() == tokens.next_multiple_of(LANES) * PANEL);
+    let shape = [tokens, columns.div_ceil(2)];
     let (quads, rest) = levels.as_chunks::<4>();
     let (sums, rest_sums) = sums.split_at_mut(4 * quads.len() * tokens);
     for (levels, sums) in quads.iter().zip(sums.chunks_exact_mut(4 * tokens)) {
         // SAFETY: the processor has the instructions.
-        unsafe { interleaved_rows(levels, x.as_chunks().0, tokens, sums) }
+        unsafe { interleaved_rows(levels, x.as_chunks().0, shape, sums) }
     }
     for (levels, sums) in rest.iter().zip(rest_sums.chunks_exact_mut(tokens)) {
         // SAFETY: as above.
-        unsafe { interleaved_rows(&[*levels], x.as_chunks().0, tokens, sums) }
+        unsafe { interleaved_rows(&[*levels], x.as_chunks().0, shape, sums) }
     }
 }
 
@@ -268,12 +270,13 @@ type Vector = [i16; LANES * PANEL];
 fn interleaved_rows<const R: usize>(
     levels: &[[i16; PANEL]; R],
     x: &[Vector],
-    tokens: usize,
+    [tokens, pairs]: [usize; 2],
     sums: &mut [i32],
 ) {
     for (vector, x) in x.iter().enumerate() {
         let mut found = [[_mm256_setzero_si256(); 2]; R];
-        for (pair, x) in x.as_chunks::<{ 2 * LANES }>().0.iter().enumerate() {
+        let of_pairs = x.as_chunks::<{ 2 * LANES }>().0.iter();
+        for (pair, x) in of_pairs.take(pairs).enumerate() {
             let [first, second] = x.as_chunks::<HALF>().0 else {
                 unreachable!("a pair of columns has two halves");
             };

@@ -78,17 +78,25 @@ impl Out<'_> {
     }
 }
 
-/// As [`sums`], of activations that are interleaved: `[tokens / LANES, PANEL / 2, LANES, 2]`.
+/// As [`sums`], of activations that are interleaved: `[tokens / LANES, PANEL / 2, LANES, 2]`. Those of all but the first `columns` of the
+/// panel are 0.
 pub(crate) fn interleaved_sums(
     levels: &[[i16; PANEL]],
     x: &[i16],
-    tokens: usize,
+    [tokens, columns]: [usize; 2],
     mut out: Out<'_>,
 ) {
     assert!(is_available() && out.len() == levels.len() * tokens);
     assert!(x.len() == tokens.next_multiple_of(LANES) * PANEL);
     // SAFETY: the processor has the instructions.
-    unsafe { interleaved_rows(levels, x.as_chunks().0, tokens, &mut out) }
+    unsafe {
+        interleaved_rows(
+            levels,
+            x.as_chunks().0,
+            [tokens, columns.div_ceil(2)],
+            &mut out,
+        )
+    }
 }
 
 /// See [`sums`].
@@ -157,31 +165,31 @@ type Vector = [i16; LANES * PANEL];
 
 /// See [`interleaved_sums`]. The activations of two vectors stay in the first-level cache while the rows pass.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn interleaved_rows(levels: &[[i16; PANEL]], x: &[Vector], tokens: usize, out: &mut Out<'_>) {
+fn interleaved_rows(levels: &[[i16; PANEL]], x: &[Vector], shape: [usize; 2], out: &mut Out<'_>) {
     let (pairs, last) = x.as_chunks::<2>();
     for (index, pair) in pairs.iter().enumerate() {
-        interleaved_tokens(levels, pair, tokens, 2 * index * LANES, out);
+        interleaved_tokens(levels, pair, shape, 2 * index * LANES, out);
     }
     for x in last {
         let first = 2 * pairs.len() * LANES;
-        interleaved_tokens(levels, std::array::from_ref(x), tokens, first, out);
+        interleaved_tokens(levels, std::array::from_ref(x), shape, first, out);
     }
 }
 
-/// The sums of all rows for `V` vectors of tokens, of which token `first` is the first.
+/// The sums of all rows for `V` vectors of tokens, of which token `first` is the first, with `[tokens, pairs of columns]`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn interleaved_tokens<const V: usize>(
     levels: &[[i16; PANEL]],
     x: &[Vector; V],
-    tokens: usize,
+    shape: [usize; 2],
     first: usize,
     out: &mut Out<'_>,
 ) {
     // As many sums at the same time as there are registers for.
     match V {
-        1 => interleaved_blocks::<16, V>(levels, x, tokens, first, out),
-        _ => interleaved_blocks::<8, V>(levels, x, tokens, first, out),
+        1 => interleaved_blocks::<16, V>(levels, x, shape, first, out),
+        _ => interleaved_blocks::<8, V>(levels, x, shape, first, out),
     }
 }
 
@@ -191,17 +199,17 @@ fn interleaved_tokens<const V: usize>(
 fn interleaved_blocks<const R: usize, const V: usize>(
     levels: &[[i16; PANEL]],
     x: &[Vector; V],
-    tokens: usize,
+    shape: [usize; 2],
     first: usize,
     out: &mut Out<'_>,
 ) {
     let (blocks, rest) = levels.as_chunks::<R>();
     for (index, levels) in blocks.iter().enumerate() {
-        interleaved_block(levels, x, [R * index, first], tokens, out);
+        interleaved_block(levels, x, [R * index, first], shape, out);
     }
     for (index, levels) in rest.iter().enumerate() {
         let row = R * blocks.len() + index;
-        interleaved_block(std::array::from_ref(levels), x, [row, first], tokens, out);
+        interleaved_block(std::array::from_ref(levels), x, [row, first], shape, out);
     }
 }
 
@@ -212,11 +220,11 @@ fn interleaved_block<const R: usize, const V: usize>(
     levels: &[[i16; PANEL]; R],
     x: &[Vector; V],
     [row, first]: [usize; 2],
-    tokens: usize,
+    [tokens, pairs]: [usize; 2],
     out: &mut Out<'_>,
 ) {
     let mut found = [[_mm512_setzero_si512(); V]; R];
-    for pair in 0..PANEL / 2 {
+    for pair in 0..pairs.min(PANEL / 2) {
         let x: [__m512i; V] =
             std::array::from_fn(|vector| load(part::<_, { 2 * LANES }>(&x[vector], pair)));
         for (found, levels) in found.iter_mut().zip(levels) {
