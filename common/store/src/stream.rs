@@ -2,10 +2,14 @@
 //!
 //! Each channel holds one batch, so memory is bounded by about four batches, whatever the size of the file.
 
+mod kept;
+
 use crossbeam_channel::bounded;
 
 use crate::error::StoreError;
 use crate::tensors::{TensorFile, TensorFileWriter};
+
+pub use kept::KeptRows;
 
 /// Where rows of f32 values are read from.
 pub trait RowSource: Sync {

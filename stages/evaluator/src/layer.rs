@@ -1,6 +1,7 @@
 //! The forward pass of one layer of the teacher, and of the same layer of the pack, over all windows.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::Context;
 use burn::tensor::backend::Backend;
@@ -13,7 +14,7 @@ use uc_model::forward::{
 use uc_model::text::WindowSet;
 use uc_model::work::{self, Waiting};
 use uc_store::stage::Job;
-use uc_store::stream::{TensorRows, map_rows};
+use uc_store::stream::{KeptRows, TensorRows};
 use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile, TensorFileWriter};
 
 use crate::candidate::{Candidate, file_weight};
@@ -22,6 +23,8 @@ use crate::candidate::{Candidate, file_weight};
 const BATCH_TOKENS: usize = 2048;
 /// The same for a layer with experts.
 const ROUTED_BATCH_TOKENS: usize = 16384;
+/// Batches that take at least so long are kept, and an interrupted job continues after them.
+const LONG_BATCH: Duration = Duration::from_secs(2);
 
 /// Writes the artifact `eval-hidden` after the layer: the hidden states of teacher and pack.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
@@ -164,7 +167,15 @@ fn forward_windows<B: Backend, W: Weights<B, Error = anyhow::Error>>(
     let (file, name) = (states.file, states.name);
     let mut waiting = Waiting::begin();
     let rows = TensorRows::new(file, name)?;
-    map_rows::<anyhow::Error>(&rows, batch, output, |values, count, first| {
+    let path = job.resumable_dir()?.join(name);
+    let mut kept = KeptRows::open(job.run().root(), &path, LONG_BATCH)?;
+    if kept.batches() > 0 {
+        let found = windows.min(kept.batches() * batch);
+        job.note(format!(
+            "continues an interrupted job: {found} of {windows} windows of {model_name}"
+        ));
+    }
+    kept.map_rows::<anyhow::Error>(&rows, batch, output, |values, count, first| {
         waiting.computing(|| {
             let values = match states.own {
                 Some(own) => own.states(first, count)?,

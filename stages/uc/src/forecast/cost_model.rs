@@ -25,6 +25,8 @@ const PACKED_STATE_BITS: f64 = 11.0;
 const F32: f64 = 4.0;
 /// How often elementwise operations of a pass read or write a value of a linear's input or output.
 const ELEMENTWISE: f64 = 8.0;
+/// Weights of a layer from which on the evaluator keeps its states while it works: then 2048 tokens take two cores 2 s.
+const KEPT_WEIGHTS: f64 = 1e8;
 /// Bytes of a small text file.
 const SMALL_FILE: f64 = 1e3;
 
@@ -298,8 +300,8 @@ impl<'a> CostModel<'a> {
         F32 * (outputs + inputs as f64 * self.sensitivity_tokens())
     }
 
-    /// Bytes that a job needs on disk besides its inputs and outputs: spilled rows of the routed inputs, or the spilled
-    /// linears of the current and the best quantization pass.
+    /// Bytes that a job needs on disk besides its inputs and outputs: spilled rows of the routed inputs, the spilled linears of the
+    /// current and the best quantization pass, or the states that the evaluator keeps.
     pub fn scratch_bytes(&self, argv: &[String], group: Option<&LayerGroup>) -> f64 {
         let Some(layer) = group.map(|group| LayerCosts { group }) else {
             return 0.0;
@@ -308,6 +310,9 @@ impl<'a> CostModel<'a> {
             "teacher-cache sensitivity-forward" => self.sensitivity_tokens(),
             "teacher-cache layer" => self.calibration_tokens(),
             "quantize layer" => return 2.0 * self.pack_layer_bytes(layer),
+            "evaluator layer" if layer.linear_parameters() >= KEPT_WEIGHTS => {
+                return 2.0 * self.states(self.evaluation_tokens());
+            }
             "overlay-fit" if matches!(self.settings.overlay.rank, Rank::Fixed(1..)) => {
                 return 2.0 * self.pack_layer_bytes(layer);
             }
