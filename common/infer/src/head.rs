@@ -10,7 +10,7 @@ use crate::arithmetic::{Arithmetic, MemoryForm};
 use crate::error::InferError;
 use crate::matrix::Matrix;
 use crate::source::Source;
-use crate::twelve_bits::{TwelveBits, product_with};
+use crate::twelve_bits::{TwelveBits, streamed_product};
 use crate::vector::cap;
 
 /// The output matrix and what follows it.
@@ -25,11 +25,11 @@ pub(crate) struct Head {
 /// The output matrix, `[vocab, hidden]`.
 #[derive(Debug)]
 enum Weights {
-    /// As stored; none if it is the embedding.
+    /// As stored; none if it is tied to the embedding.
     Exact(Option<Matrix>),
-    /// As stored, and read in integers of twelve bits that are not kept.
+    /// As stored; converted to integers of twelve bits each time it is read.
     Streamed(Option<Matrix>),
-    /// In integers of twelve bits alone.
+    /// In integers of twelve bits only.
     Integers(TwelveBits),
 }
 
@@ -88,13 +88,13 @@ impl Head {
         if states.is_empty() {
             return Vec::new();
         }
-        let mut logits = match &self.weights {
-            Weights::Exact(own) => own.as_ref().unwrap_or(embedding).product(states),
-            Weights::Streamed(own) => match own.as_ref().unwrap_or(embedding) {
-                Matrix::Dense { values, cols } => product_with(values, *cols, states),
-                coded => coded.product(states),
-            },
-            Weights::Integers(bits) => bits.product(states),
+        let stored = self.own_matrix().unwrap_or(embedding);
+        let mut logits = match (&self.weights, stored) {
+            (Weights::Integers(bits), _) => bits.product(states),
+            (Weights::Streamed(_), Matrix::Dense { values, cols }) => {
+                streamed_product(values, *cols, states)
+            }
+            _ => stored.product(states),
         };
         self.finish(&mut logits);
         logits

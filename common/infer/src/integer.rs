@@ -214,7 +214,7 @@ pub(crate) struct Activations<'a> {
     scales: &'a [f32],
     /// See [`Quantized`].
     values: &'a [i16],
-    /// Columns of the panel; what follows them is 0.
+    /// Columns of the panel; the rest is padding, 0.
     columns: usize,
     #[cfg(target_arch = "x86_64")]
     halves: Option<&'a avx512::Halves>,

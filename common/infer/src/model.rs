@@ -87,7 +87,7 @@ impl Model {
         let positions =
             positions.map(|name| non_layer.matrix(name, [config.context, config.hidden]));
         let embedding = non_layer.matrix(&config.embedding.weight, vocab)?;
-        // Before the layers: an exact head that is not kept adds nothing to the most memory that is used.
+        // Before the layers, so that an exact head that is freed does not add to the peak.
         let head = Head::new(&config, arithmetic, memory, &embedding, non_layer)?;
         let layers = config.layers.par_iter().enumerate();
         let layers = layers

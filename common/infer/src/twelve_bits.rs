@@ -89,8 +89,8 @@ impl TwelveBits {
     }
 }
 
-/// As [`TwelveBits::product`], with integers that are made from the matrix `[_, cols]` and not kept.
-pub(crate) fn product_with(matrix: &Dense, cols: usize, x: &[f32]) -> Vec<f32> {
+/// As [`TwelveBits::product`], converting the matrix `[_, cols]` to integers that are not kept.
+pub(crate) fn streamed_product(matrix: &Dense, cols: usize, x: &[f32]) -> Vec<f32> {
     let stride = row_bytes(cols);
     let count = matrix.len() / cols;
     products(
@@ -115,8 +115,8 @@ fn columns(cols: usize) -> Columns {
     Columns::new(&vec![0; cols])
 }
 
-/// `x Wᵀ` for a matrix of `count` rows, `[tokens, count]`. `with_rows` passes values and scales of a range of rows on, and may make
-/// them in memory of the thread.
+/// `x Wᵀ` for a matrix of `count` rows, `[tokens, count]`. `with_rows` passes on the values and scales of a range of rows, which it may
+/// make in memory of its thread.
 fn products<T: Default>(
     count: usize,
     columns: &Columns,
@@ -288,7 +288,7 @@ mod tests {
                 let x = numbers(tokens * cols, 6421);
                 let expected = by_definition(&values, &x, cols);
                 let kept = TwelveBits::new(&matrix, cols).product(&x);
-                for found in [kept, product_with(&matrix, cols, &x)] {
+                for found in [kept, streamed_product(&matrix, cols, &x)] {
                     for (found, expected) in found.iter().zip(&expected) {
                         assert_eq!(
                             found.to_bits(),

@@ -23,7 +23,7 @@ use crate::candidate::{Candidate, file_weight};
 const BATCH_TOKENS: usize = 2048;
 /// The same for a layer with experts.
 const ROUTED_BATCH_TOKENS: usize = 16384;
-/// Batches that take at least so long are kept, and an interrupted job continues after them.
+/// If the first batch takes at least this long, batches are kept, and an interrupted job continues after the last one.
 const LONG_BATCH: Duration = Duration::from_secs(2);
 
 /// Writes the artifact `eval-hidden` after the layer: the hidden states of teacher and pack.

@@ -184,8 +184,8 @@ pub(crate) fn sums(levels: &[[i16; PANEL]], x: &[[i16; PANEL]], sums: &mut [i32]
     unsafe { sums_of_rows(levels, x, sums) }
 }
 
-/// As [`sums`], of activations that are interleaved: `[tokens / LANES, PANEL / 2, LANES, 2]`. Those of all but the first `columns` of the
-/// panel are 0.
+/// As [`sums`], of activations that are interleaved: `[tokens / LANES, PANEL / 2, LANES, 2]`. All but the
+/// first `columns` of the panel are padding, 0.
 pub(crate) fn interleaved_sums(
     levels: &[[i16; PANEL]],
     x: &[i16],

@@ -64,7 +64,7 @@ impl KeptRows {
             journal: &mut self.journal,
             is_kept: &is_kept,
         };
-        let (least, mut is_first) = (self.least, true);
+        let least = self.least;
         map_rows(
             &Rest { input, first },
             batch,
@@ -72,10 +72,9 @@ impl KeptRows {
             |values, count, row| {
                 let begun = Instant::now();
                 let values = compute(values, count, first + row)?;
-                if is_first && begun.elapsed() >= least {
+                if row == 0 && begun.elapsed() >= least {
                     is_kept.store(true, Ordering::Relaxed);
                 }
-                is_first = false;
                 Ok(values)
             },
         )

@@ -25,7 +25,7 @@ const PACKED_STATE_BITS: f64 = 11.0;
 const F32: f64 = 4.0;
 /// How often elementwise operations of a pass read or write a value of a linear's input or output.
 const ELEMENTWISE: f64 = 8.0;
-/// Weights of a layer from which on the evaluator keeps its states while it works: then 2048 tokens take two cores 2 s.
+/// Weights of a layer above which the evaluator is assumed to keep its states: 2048 tokens then take about 2 s on two cores.
 const KEPT_WEIGHTS: f64 = 1e8;
 /// Bytes of a small text file.
 const SMALL_FILE: f64 = 1e3;

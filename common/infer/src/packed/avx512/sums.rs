@@ -78,8 +78,8 @@ impl Out<'_> {
     }
 }
 
-/// As [`sums`], of activations that are interleaved: `[tokens / LANES, PANEL / 2, LANES, 2]`. Those of all but the first `columns` of the
-/// panel are 0.
+/// As [`sums`], of activations that are interleaved: `[tokens / LANES, PANEL / 2, LANES, 2]`. All but the
+/// first `columns` of the panel are padding, 0.
 pub(crate) fn interleaved_sums(
     levels: &[[i16; PANEL]],
     x: &[i16],
@@ -88,15 +88,9 @@ pub(crate) fn interleaved_sums(
 ) {
     assert!(is_available() && out.len() == levels.len() * tokens);
     assert!(x.len() == tokens.next_multiple_of(LANES) * PANEL);
+    let shape = [tokens, columns.div_ceil(2)];
     // SAFETY: the processor has the instructions.
-    unsafe {
-        interleaved_rows(
-            levels,
-            x.as_chunks().0,
-            [tokens, columns.div_ceil(2)],
-            &mut out,
-        )
-    }
+    unsafe { interleaved_rows(levels, x.as_chunks().0, shape, &mut out) }
 }
 
 /// See [`sums`].
