@@ -89,7 +89,7 @@ pub(crate) mod uninitialized {
         let mut values = Vec::with_capacity(count);
         fill(&mut values.spare_capacity_mut()[..count]);
         // SAFETY: the callers, `cpu_product` and the products with stored weights, split the values into pieces of whole rows without a
-        // rest, and these into blocks of columns without a rest; `multiply_uninit` and `panel_products_uninit` write every value of a block
+        // rest, and these into blocks of columns without a rest; `multiply_uninit` and `Left::products_uninit` write every value of a block
         // or panic.
         unsafe { values.set_len(count) };
         values

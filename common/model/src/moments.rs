@@ -7,13 +7,12 @@
 //! A product has the same bits for any number of threads, so the sums do too. Nothing is regularized here, and nothing
 //! normalized except by the number of tokens.
 
-use std::ops::Range;
-
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 use uc_simd::{
-    MatrixView, PANEL, add_panel_product, has_bf16_products, multiply_add, pack_columns,
+    Left, MatrixView, PANEL, Pairs, has_bf16_products, left_vectors, multiply_add, pack_columns,
+    panel_len,
 };
 
 use crate::device::{Cpu, is};
@@ -28,8 +27,6 @@ const COLUMN_CHUNK: usize = 256;
 const NARROW_BAND: usize = 96;
 /// Widest block whose lower triangle costs more than shorter products do.
 const NARROW_BLOCK: usize = 2048;
-/// Pairs of tokens whose products are summed before they are added to the sums: two panels of them fit into the second-level cache.
-const PAIRS: usize = 256;
 
 /// Why moments cannot be accumulated or finished.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -167,32 +164,21 @@ impl Moments {
     /// Adds products of panels.
     fn add_panels(&mut self, x: &[f32], tokens: usize) {
         let (n, block) = (self.n, self.block);
-        let length = tokens.div_ceil(2) * PANEL;
+        let length = panel_len(tokens);
         for (index, sums) in self.sum.chunks_mut(block * block).enumerate() {
             let start = index * block;
             let end = (start + block).min(n);
-            let mut panels = vec![0; (end - start).div_ceil(PANEL) * length];
+            let mut panels = vec![Pairs::ZERO; (end - start).div_ceil(PANEL) * length];
             let packed = panels.par_chunks_mut(length.max(1)).enumerate();
             packed.for_each(|(panel, out)| pack_columns(x, tokens, n, start + panel * PANEL, out));
-            let part = |panel: usize, range: &Range<usize>| {
-                &panels[panel * length + range.start..panel * length + range.end]
-            };
-            let bands = sums.par_chunks_mut(PANEL * block).enumerate();
-            bands.for_each(|(band, sums)| {
-                for first in (0..length).step_by(PAIRS * PANEL) {
-                    let range = first..(first + PAIRS * PANEL).min(length);
-                    for column in (band * PANEL..end - start).step_by(PANEL) {
-                        let size = [band * PANEL, column].map(|at| PANEL.min(end - start - at));
-                        let right = part(column / PANEL, &range);
-                        add_panel_product(
-                            &mut sums[column..],
-                            block,
-                            size,
-                            part(band, &range),
-                            right,
-                        );
-                    }
-                }
+            let band = left_vectors();
+            let bands = sums.par_chunks_mut(band * block).enumerate();
+            bands.for_each(|(index, sums)| {
+                let first = index * band;
+                let size = [band, usize::MAX].map(|rows| rows.min(end - start - first));
+                let right = &panels[first / PANEL * length..];
+                let left = Left::from_panels(&right[..size[0].div_ceil(PANEL) * length], length);
+                left.add_products(&mut sums[first..], block, size, right);
             });
         }
     }

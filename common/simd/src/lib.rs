@@ -2,21 +2,24 @@
 //!
 //! - [`Kernel`] and [`dispatch()`] compile a safe loop once per instruction set and select one at run time.
 //! - [`exp_below_zero`] is an exponential for such loops, [`exponentials`] that of a softmax, [`LANES`] their width.
-//! - [`add_panel_product`] multiplies operands rounded to bfloat16, at twice the speed where the processor can.
+//! - [`Left`] multiplies operands rounded to bfloat16, at twice the speed of f32 and more where the processor can.
+//! - [`has_amx`] asks for the tiles of AMX.
 //! - [`MatrixView`], [`multiply`] and [`multiply_add`] are a checked, safe interface to the `gemm` crate.
 //!
 //! Results are bit-identical for any number of threads and, for kernels that follow the rules stated in `dispatch.rs`,
 //! on any processor. This crate never starts a thread, uses no other crate of the workspace and knows nothing of models
 //! or codecs.
 
+mod amx;
 mod bf16;
 mod dispatch;
 mod exponential;
 mod product;
 
+pub use amx::{FULL_TILES, TILE_ROW_BYTES, TILE_ROWS, TileConfig, has_amx};
 pub use bf16::{
-    PANEL, ToBf16, add_panel_product, bf16_bits, expand_bf16, has_bf16_products, pack_columns,
-    pack_rows, panel_products_uninit, round_to_bf16,
+    Left, PANEL, Pairs, ToBf16, bf16_bits, expand_bf16, has_bf16_products, left_vectors,
+    pack_columns, pack_rows, panel_len, round_to_bf16,
 };
 pub use dispatch::{Kernel, dispatch, prefetch};
 #[cfg(target_arch = "x86_64")]
