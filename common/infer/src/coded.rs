@@ -9,7 +9,7 @@ use uc_simd::{Kernel, dispatch};
 
 use crate::arithmetic::Arithmetic;
 use crate::columns::{Columns, FACTORS};
-use crate::integer::{self, CHUNK_ROWS, Quantized, Scratch};
+use crate::integer::{self, Quantized, Scratch, chunk_rows};
 use crate::kernel;
 use crate::packed::{Cursor, MARK_ROWS, PANEL, Packed, PackedBuilder};
 use crate::streamed::Streamed;
@@ -271,7 +271,7 @@ impl Coded {
             integer::decoded_products(rows, x, scratch, chunk);
             out = rest;
         };
-        levels.levels(tile, CHUNK_ROWS, &self.columns, buffers, &mut sink);
+        levels.levels(tile, chunk_rows(), &self.columns, buffers, &mut sink);
     }
 
     fn exact_rows(

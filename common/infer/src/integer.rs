@@ -23,7 +23,7 @@ use uc_simd::{Kernel, dispatch, prefetch};
 
 use crate::packed::{Cursor, MARK_ROWS, Outlier, PANEL, Packed};
 #[cfg(target_arch = "x86_64")]
-use crate::packed::{avx2, avx512};
+use crate::packed::{amx, avx2, avx512};
 use crate::streamed::LevelRows;
 use crate::twelve_bits;
 
@@ -33,13 +33,20 @@ const OUTLIERS_OF_LINE: usize = 64 / size_of::<Outlier>();
 pub(crate) const LANES: usize = 16;
 /// From this number of tokens on, activations are interleaved.
 const INTERLEAVED_TOKENS: usize = 9;
+
 /// Rows that are decoded before they are multiplied.
-pub(crate) const CHUNK_ROWS: usize = 16;
+pub(crate) fn chunk_rows() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if amx::is_available() {
+        return amx::ROWS;
+    }
+    16
+}
 
 /// The memory of a task.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    /// `[CHUNK_ROWS]`
+    /// `[chunk_rows()]`
     levels: Vec<[i16; PANEL]>,
     sums: several::Memory,
     #[cfg(target_arch = "x86_64")]
@@ -99,8 +106,8 @@ fn add_rows(
     scratch: &mut Scratch,
     out: &mut [f32],
 ) {
-    scratch.levels.resize(CHUNK_ROWS, [0; PANEL]);
-    for out in out.chunks_mut(CHUNK_ROWS * x.tokens()) {
+    scratch.levels.resize(chunk_rows(), [0; PANEL]);
+    for out in out.chunks_mut(chunk_rows() * x.tokens()) {
         let levels = &mut scratch.levels[..out.len() / x.tokens()];
         let mut wide = 0;
         decode(cursor, levels, &mut wide);
@@ -117,7 +124,7 @@ fn add_rows(
     }
 }
 
-/// As [`products`], of rows that are decoded already: at most [`CHUNK_ROWS`].
+/// As [`products`], of rows that are decoded already: at most [`chunk_rows`].
 pub(crate) fn decoded_products(
     rows: &mut LevelRows,
     x: &Quantized,
@@ -145,11 +152,12 @@ pub(crate) fn twelve_bit_products(
         return avx512::twelve_bit_products(rows, stride, halves, x.scales(), out);
     }
     let Scratch { levels, sums, .. } = scratch;
-    levels.resize(2 * CHUNK_ROWS, [0; PANEL]);
-    let chunks = rows.chunks(CHUNK_ROWS * stride);
-    for (rows, out) in chunks.zip(out.chunks_mut(CHUNK_ROWS * x.tokens())) {
+    let chunk = chunk_rows();
+    levels.resize(2 * chunk, [0; PANEL]);
+    let chunks = rows.chunks(chunk * stride);
+    for (rows, out) in chunks.zip(out.chunks_mut(chunk * x.tokens())) {
         let count = rows.len() / stride;
-        let (high, low) = levels.split_at_mut(CHUNK_ROWS);
+        let (high, low) = levels.split_at_mut(chunk);
         let (high, low) = (&mut high[..count], &mut low[..count]);
         for panel in 0..x.panels() {
             twelve_bits::parts(rows, stride, panel, high, low);
@@ -207,13 +215,24 @@ impl Kernel for Decode<'_, '_> {
     }
 }
 
+/// The integers of a panel, in the order that its products take them.
+#[derive(Clone, Copy)]
+enum Values<'a> {
+    /// `[tokens, PANEL]`
+    Plain(&'a [[i16; PANEL]]),
+    /// `[tokens / LANES, PANEL / 2, LANES, 2]`
+    Interleaved(&'a [i16]),
+    /// `[tokens / LANES]`
+    #[cfg(target_arch = "x86_64")]
+    Tiles(&'a [amx::TokenTiles]),
+}
+
 /// The activations of a panel.
 #[derive(Clone, Copy)]
 pub(crate) struct Activations<'a> {
     /// `[tokens]`
     scales: &'a [f32],
-    /// See [`Quantized`].
-    values: &'a [i16],
+    values: Values<'a>,
     /// Columns of the panel; the rest is padding, 0.
     columns: usize,
     #[cfg(target_arch = "x86_64")]

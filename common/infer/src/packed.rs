@@ -20,6 +20,8 @@ use uc_codec::trellis::BLOCK_ROWS;
 use uc_simd::{Kernel, dispatch, prefetch};
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;

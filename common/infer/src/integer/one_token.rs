@@ -4,7 +4,7 @@ use uc_codec::trellis::BLOCK_ROWS;
 use uc_simd::dispatch;
 
 use super::several::Join;
-use super::{Activations, PANEL};
+use super::{Activations, PANEL, Values};
 use crate::packed::{Cursor, Outlier, avx512};
 
 /// The memory of products.
@@ -40,7 +40,9 @@ impl Memory {
         first: usize,
         out: &mut [f32],
     ) {
-        let values: &[i16; PANEL] = x.values.first_chunk().expect("a panel");
+        let Values::Plain([values]) = x.values else {
+            unreachable!("the integers of one token are plain");
+        };
         let sums = &mut self.sums[..out.len()];
         avx512::products(cursor, halves, sums, &mut |row, levels| {
             (self.wide[row], self.is_wide[row]) = (avx512::wide_sum(levels, values), true);

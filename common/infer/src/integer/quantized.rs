@@ -3,17 +3,49 @@
 use rayon::prelude::*;
 use uc_simd::{Kernel, dispatch};
 
-use super::{Activations, INTERLEAVED_TOKENS, LANES};
+use super::{Activations, INTERLEAVED_TOKENS, LANES, Values};
 use crate::columns::Columns;
 use crate::packed::PANEL;
 #[cfg(target_arch = "x86_64")]
-use crate::packed::avx512;
+use crate::packed::{amx, avx512};
 use crate::vector::nearest_integer;
 
 /// Largest magnitude of an activation as an integer: each half, the high one and the low one, fits into a signed byte.
 pub(crate) const LARGEST: f32 = 32_512.0;
 /// A panel whose largest activation is below this counts as zero: its scale could not be represented.
 const SMALLEST: f32 = 1e-30;
+
+/// How the integers of several tokens lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// Token after token.
+    Plain,
+    /// In pairs of columns of [`LANES`] tokens.
+    Interleaved,
+    /// For the tiles of AMX.
+    #[cfg(target_arch = "x86_64")]
+    Tiles,
+}
+
+impl Layout {
+    /// Those of so many tokens that this processor multiplies; the fastest comes last.
+    pub(super) fn all(tokens: usize) -> impl Iterator<Item = Self> {
+        let layouts = match tokens < INTERLEAVED_TOKENS {
+            true => [Some(Layout::Plain), None],
+            false => [Some(Layout::Interleaved), tiles()],
+        };
+        layouts.into_iter().flatten()
+    }
+}
+
+/// The layout for tiles, on processors that have them.
+fn tiles() -> Option<Layout> {
+    #[cfg(target_arch = "x86_64")]
+    if amx::is_available() {
+        return Some(Layout::Tiles);
+    }
+    None
+}
 
 /// The activations of some tokens as integers, for all linears that read them.
 #[derive(Debug)]
@@ -22,11 +54,19 @@ pub(crate) struct Quantized {
     cols: usize,
     /// `[panels, tokens]`
     scales: Vec<f32>,
-    /// `[panels, tokens, PANEL]`, or, interleaved, `[panels, tokens / LANES, PANEL / 2, LANES, 2]`.
-    values: Vec<i16>,
+    values: Storage,
     /// For one token, and the instruction set that wants it, `[panels]`.
     #[cfg(target_arch = "x86_64")]
     halves: Vec<avx512::Halves>,
+}
+
+/// The integers of all panels; see [`Values`].
+#[derive(Debug)]
+enum Storage {
+    Plain(Vec<[i16; PANEL]>),
+    Interleaved(Vec<i16>),
+    #[cfg(target_arch = "x86_64")]
+    Tiles(Vec<amx::TokenTiles>),
 }
 
 impl Quantized {
@@ -54,58 +94,48 @@ impl Quantized {
 
     /// Quantizes the vectors `x: [tokens, cols]`.
     pub(crate) fn new(x: &[f32], columns: &Columns) -> Self {
-        let (cols, tokens) = (columns.len(), x.len() / columns.len());
-        let panels = cols.div_ceil(PANEL);
-        let lanes = match tokens < INTERLEAVED_TOKENS {
-            true => 1,
-            false => LANES,
-        };
-        let padded = tokens.next_multiple_of(lanes);
-        let mut values = vec![0; panels * padded * PANEL];
+        let layout = Layout::all(x.len() / columns.len()).last();
+        Self::with_layout(layout.expect("a layout"), x, columns)
+    }
+
+    /// As [`Quantized::new`], in one of the layouts of the processor.
+    pub(super) fn with_layout(layout: Layout, x: &[f32], columns: &Columns) -> Self {
+        let tokens = x.len() / columns.len();
+        let panels = columns.len().div_ceil(PANEL);
+        let vectors = panels * tokens.div_ceil(LANES);
         let mut scales = vec![0.0; panels * tokens];
-        let panel = |(panel, (values, scales)): (usize, (&mut [i16], &mut [f32]))| {
-            let places = panel * PANEL..((panel + 1) * PANEL).min(cols);
-            let (order, mut factors) = (&columns.order[places.clone()], [0.0; PANEL]);
-            for (factor, of_column) in factors.iter_mut().zip(columns.factors(places)) {
-                *factor = of_column;
+        let of = Source { x, columns, tokens };
+        let values = match layout {
+            Layout::Plain => {
+                let mut values = vec![[0; PANEL]; panels * tokens];
+                of.quantize(&mut values, &mut scales, |values, token, integers| {
+                    values[token] = *integers;
+                });
+                Storage::Plain(values)
             }
-            let mut scaled = [0.0; PANEL];
-            let mut integers = [0; PANEL];
-            for (token, scale) in scales.iter_mut().enumerate() {
-                let x = &x[token * cols..(token + 1) * cols];
-                for ((scaled, &column), factor) in scaled.iter_mut().zip(order).zip(&factors) {
-                    *scaled = x[column as usize] * factor;
-                }
-                *scale = dispatch(Rounding(&scaled, &mut integers));
-                match lanes {
-                    1 => values[token * PANEL..(token + 1) * PANEL].copy_from_slice(&integers),
-                    _ => interleave(&integers, values, token),
-                }
+            Layout::Interleaved => {
+                let mut values = vec![0; vectors * LANES * PANEL];
+                of.quantize(&mut values, &mut scales, interleave);
+                Storage::Interleaved(values)
+            }
+            #[cfg(target_arch = "x86_64")]
+            Layout::Tiles => {
+                let mut values = vec![amx::TokenTiles::ZERO; vectors];
+                of.quantize(&mut values, &mut scales, |values, token, integers| {
+                    values[token / LANES].set(token % LANES, integers);
+                });
+                Storage::Tiles(values)
             }
         };
-        let parts = values
-            .par_chunks_mut(padded * PANEL)
-            .zip(scales.par_chunks_mut(tokens));
-        match tokens {
-            1 => parts
-                .into_par_iter()
-                .enumerate()
-                .with_min_len(panels)
-                .for_each(panel),
-            _ => parts.enumerate().for_each(panel),
-        }
         Quantized {
             tokens,
-            cols,
+            cols: columns.len(),
             #[cfg(target_arch = "x86_64")]
-            halves: match tokens == 1 && avx512::is_available() {
-                true => values
-                    .as_chunks::<PANEL>()
-                    .0
-                    .iter()
-                    .map(avx512::Halves::new)
-                    .collect(),
-                false => Vec::new(),
+            halves: match &values {
+                Storage::Plain(values) if tokens == 1 && avx512::is_available() => {
+                    values.iter().map(avx512::Halves::new).collect()
+                }
+                _ => Vec::new(),
             },
             scales,
             values,
@@ -113,8 +143,54 @@ impl Quantized {
     }
 }
 
+/// The vectors to quantize.
+struct Source<'a> {
+    /// `[tokens, cols]`
+    x: &'a [f32],
+    columns: &'a Columns,
+    tokens: usize,
+}
+
+impl Source<'_> {
+    /// Passes the integers of every token and panel to `set`, with the values of the panel, and sets the scales `[panels, tokens]`.
+    fn quantize<T: Send>(
+        &self,
+        values: &mut [T],
+        scales: &mut [f32],
+        set: impl Fn(&mut [T], usize, &[i16; PANEL]) + Sync,
+    ) {
+        let (cols, tokens) = (self.columns.len(), self.tokens);
+        let panels = cols.div_ceil(PANEL);
+        let panel = |(panel, (values, scales)): (usize, (&mut [T], &mut [f32]))| {
+            let places = panel * PANEL..((panel + 1) * PANEL).min(cols);
+            let (order, mut factors) = (&self.columns.order[places.clone()], [0.0; PANEL]);
+            for (factor, of_column) in factors.iter_mut().zip(self.columns.factors(places)) {
+                *factor = of_column;
+            }
+            let mut scaled = [0.0; PANEL];
+            let mut integers = [0; PANEL];
+            for (token, scale) in scales.iter_mut().enumerate() {
+                let x = &self.x[token * cols..(token + 1) * cols];
+                for ((scaled, &column), factor) in scaled.iter_mut().zip(order).zip(&factors) {
+                    *scaled = x[column as usize] * factor;
+                }
+                *scale = dispatch(Rounding(&scaled, &mut integers));
+                set(values, token, &integers);
+            }
+        };
+        let of_panel = values.len() / panels;
+        let parts = values
+            .par_chunks_mut(of_panel)
+            .zip(scales.par_chunks_mut(tokens));
+        match tokens {
+            1 => parts.enumerate().with_min_len(panels).for_each(panel),
+            _ => parts.enumerate().for_each(panel),
+        }
+    }
+}
+
 /// Writes the integers of a token among those of its neighbours, in pairs.
-fn interleave(integers: &[i16; PANEL], values: &mut [i16], token: usize) {
+fn interleave(values: &mut [i16], token: usize, integers: &[i16; PANEL]) {
     let vector = &mut values[token / LANES * LANES * PANEL..][..LANES * PANEL];
     let pairs = vector.chunks_exact_mut(2 * LANES);
     for (pair, integers) in pairs.zip(integers.as_chunks::<2>().0) {
@@ -157,11 +233,19 @@ impl Kernel for Rounding<'_> {
 impl Quantized {
     /// The activations of a panel.
     pub(super) fn panel(&self, panel: usize) -> Activations<'_> {
+        fn part<T>(values: &[T], panels: usize, panel: usize) -> &[T] {
+            let count = values.len() / panels;
+            &values[panel * count..(panel + 1) * count]
+        }
         let panels = self.panels();
-        let count = self.values.len() / panels;
         Activations {
-            scales: &self.scales[panel * self.tokens..(panel + 1) * self.tokens],
-            values: &self.values[panel * count..(panel + 1) * count],
+            scales: part(&self.scales, panels, panel),
+            values: match &self.values {
+                Storage::Plain(values) => Values::Plain(part(values, panels, panel)),
+                Storage::Interleaved(values) => Values::Interleaved(part(values, panels, panel)),
+                #[cfg(target_arch = "x86_64")]
+                Storage::Tiles(values) => Values::Tiles(part(values, panels, panel)),
+            },
             columns: PANEL.min(self.cols - panel * PANEL),
             #[cfg(target_arch = "x86_64")]
             halves: self.halves.get(panel),

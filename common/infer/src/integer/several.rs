@@ -2,20 +2,25 @@
 
 use uc_simd::{Kernel, dispatch};
 
-use super::{Activations, INTERLEAVED_TOKENS, LANES, Missing};
+use super::{Activations, LANES, Missing, Values};
 use crate::packed::PANEL;
 #[cfg(target_arch = "x86_64")]
-use crate::packed::{avx2, avx512};
+use crate::packed::{amx, avx2, avx512};
+
+/// Largest level that is multiplied as a whole: 256 times a signed byte and another one.
+const LARGEST_LEVEL: i16 = 127 * 256 + 127;
 
 /// The memory of products.
 #[derive(Default)]
 pub(super) struct Memory {
     /// [rows, tokens] sums of products in integers.
     sums: Vec<i32>,
-    /// What is missing to levels that have more than 16 bits.
+    /// What is missing to levels above [`LARGEST_LEVEL`].
     missing: Vec<Missing>,
     /// [wide rows, tokens] sums of products that need more than 32 bits.
     wide: Vec<i64>,
+    #[cfg(target_arch = "x86_64")]
+    tiles: Box<amx::Memory>,
 }
 
 impl Activations<'_> {
@@ -32,9 +37,10 @@ impl Activations<'_> {
         memory.missing.clear();
         for missing in missing {
             let level = &mut levels[missing.row][missing.column];
-            match i16::try_from(i32::from(*level) + missing.difference) {
-                Ok(whole) => *level = whole,
-                Err(_) => {
+            let whole = i32::from(*level) + missing.difference;
+            match i16::try_from(whole) {
+                Ok(whole) if whole <= LARGEST_LEVEL => *level = whole,
+                _ => {
                     wide |= 1 << missing.row;
                     memory.missing.push(missing);
                 }
@@ -72,12 +78,14 @@ impl Activations<'_> {
 
     /// The integer of a token and column.
     fn value(&self, token: usize, column: usize) -> i16 {
-        match self.tokens() < INTERLEAVED_TOKENS {
-            true => self.values[token * PANEL + column],
-            false => {
-                let vector = &self.values[token / LANES * LANES * PANEL..];
+        match self.values {
+            Values::Plain(values) => values[token][column],
+            Values::Interleaved(values) => {
+                let vector = &values[token / LANES * LANES * PANEL..];
                 vector[column / 2 * 2 * LANES + 2 * (token % LANES) + column % 2]
             }
+            #[cfg(target_arch = "x86_64")]
+            Values::Tiles(tiles) => tiles[token / LANES].value(token % LANES, column),
         }
     }
 
@@ -86,50 +94,62 @@ impl Activations<'_> {
         let high = levels.map(|level| level >> 8);
         let low = levels.map(|level| level & 255);
         let tokens = self.tokens();
-        memory.sums.resize(2 * tokens, 0);
-        self.sums(&[high, low], &mut memory.sums);
-        let (high, low) = memory.sums.split_at(tokens);
+        let mut parts = std::mem::take(&mut memory.sums);
+        parts.resize(2 * tokens, 0);
+        self.sums(&[high, low], memory, &mut parts);
+        let (high, low) = parts.split_at(tokens);
         let both = high.iter().zip(low);
         sums.extend(both.map(|(&high, &low)| 256 * i64::from(high) + i64::from(low)));
+        memory.sums = parts;
     }
 
     /// As [`Activations::add_products`], if all sums fit into 32 bits.
     fn add_narrow(&self, levels: &[[i16; PANEL]], memory: &mut Memory, out: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
-        if self.tokens() >= INTERLEAVED_TOKENS && avx512::is_available() {
-            let out = avx512::Out::Joined(self.scales, out);
-            return avx512::interleaved_sums(levels, self.values, self.shape(), out);
+        {
+            let joined = avx512::Out::Joined(self.scales, &mut *out);
+            match self.values {
+                Values::Tiles(x) => {
+                    return amx::sums(levels, x, self.shape(), &mut memory.tiles, joined);
+                }
+                Values::Interleaved(x) if avx512::is_available() => {
+                    return avx512::interleaved_sums(levels, x, self.shape(), joined);
+                }
+                _ => {}
+            }
         }
-        memory.sums.resize(out.len(), 0);
-        self.sums(levels, &mut memory.sums);
+        let mut sums = std::mem::take(&mut memory.sums);
+        sums.resize(out.len(), 0);
+        self.sums(levels, memory, &mut sums);
         dispatch(Join {
-            sums: &memory.sums,
+            sums: &sums,
             scales: self.scales,
             out,
         });
+        memory.sums = sums;
     }
 
     /// The sums of rows, `sums: [rows, tokens]`. Those that do not fit into 32 bits are meaningless.
-    fn sums(&self, levels: &[[i16; PANEL]], sums: &mut [i32]) {
+    fn sums(&self, levels: &[[i16; PANEL]], memory: &mut Memory, sums: &mut [i32]) {
         #[cfg(target_arch = "x86_64")]
-        {
-            let is_interleaved = self.tokens() >= INTERLEAVED_TOKENS;
-            if avx512::is_available() {
-                return match is_interleaved {
-                    true => {
-                        let sums = avx512::Out::Sums(sums);
-                        avx512::interleaved_sums(levels, self.values, self.shape(), sums)
-                    }
-                    false => avx512::sums(levels, self.values.as_chunks().0, sums),
-                };
+        match self.values {
+            Values::Tiles(x) => {
+                let sums = avx512::Out::Sums(sums);
+                return amx::sums(levels, x, self.shape(), &mut memory.tiles, sums);
             }
-            if avx2::is_available() {
-                return match is_interleaved {
-                    true => avx2::interleaved_sums(levels, self.values, self.shape(), sums),
-                    false => avx2::sums(levels, self.values.as_chunks().0, sums),
-                };
+            Values::Interleaved(x) if avx512::is_available() => {
+                let sums = avx512::Out::Sums(sums);
+                return avx512::interleaved_sums(levels, x, self.shape(), sums);
             }
+            Values::Interleaved(x) if avx2::is_available() => {
+                return avx2::interleaved_sums(levels, x, self.shape(), sums);
+            }
+            Values::Plain(x) if avx512::is_available() => return avx512::sums(levels, x, sums),
+            Values::Plain(x) if avx2::is_available() => return avx2::sums(levels, x, sums),
+            _ => {}
         }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = memory;
         dispatch(Sums {
             x: *self,
             levels,
@@ -179,20 +199,30 @@ impl Kernel for Sums<'_> {
     fn run(self) {
         let Sums { x, levels, sums } = self;
         let rows = sums.chunks_exact_mut(x.tokens()).zip(levels);
-        if x.tokens() < INTERLEAVED_TOKENS {
-            let tokens = x.values.as_chunks::<PANEL>().0;
-            for (sums, levels) in rows {
-                for (sum, values) in sums.iter_mut().zip(tokens) {
-                    *sum = product(levels, values);
+        match x.values {
+            Values::Plain(tokens) => {
+                for (sums, levels) in rows {
+                    for (sum, values) in sums.iter_mut().zip(tokens) {
+                        *sum = product(levels, values);
+                    }
                 }
             }
-            return;
-        }
-        for (sums, levels) in rows {
-            let vectors = x.values.chunks_exact(LANES * PANEL);
-            for (sums, vector) in sums.chunks_mut(LANES).zip(vectors) {
-                let found = interleaved_product(levels, vector);
-                sums.copy_from_slice(&found[..sums.len()]);
+            Values::Interleaved(values) => {
+                for (sums, levels) in rows {
+                    let vectors = values.chunks_exact(LANES * PANEL);
+                    for (sums, vector) in sums.chunks_mut(LANES).zip(vectors) {
+                        let found = interleaved_product(levels, vector);
+                        sums.copy_from_slice(&found[..sums.len()]);
+                    }
+                }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Values::Tiles(_) => {
+                for (sums, levels) in rows {
+                    for (token, sum) in sums.iter_mut().enumerate() {
+                        *sum = product(levels, &std::array::from_fn(|j| x.value(token, j)));
+                    }
+                }
             }
         }
     }
@@ -228,27 +258,39 @@ fn interleaved_product(levels: &[i16; PANEL], vector: &[i16]) -> [i32; LANES] {
 mod tests {
     use super::*;
     use crate::columns::Columns;
-    use crate::integer::Quantized;
+    use crate::integer::quantized::{Layout, Quantized};
 
     #[test]
     fn sums_of_any_size_are_those_of_the_definition_on_every_instruction_set() {
         let number = |i: usize| ((i as i64 * 7919 + 13) * 104_729) % 65_521;
-        let x: Vec<f32> = (0..37 * PANEL).map(|i| number(i) as f32).collect();
-        for (tokens, cols) in [(1, PANEL), (5, PANEL), (16, PANEL), (16, 67), (37, 40)] {
-            let x = Quantized::new(&x[..tokens * cols], &Columns::new(&vec![0; cols]));
+        let x: Vec<f32> = (0..150 * PANEL).map(|i| number(i) as f32).collect();
+        for (tokens, cols, layout) in [
+            (1, PANEL),
+            (5, PANEL),
+            (16, PANEL),
+            (16, 67),
+            (37, 40),
+            (150, 256),
+        ]
+        .into_iter()
+        .flat_map(|(tokens, cols)| Layout::all(tokens).map(move |layout| (tokens, cols, layout)))
+        {
+            let x = &x[..tokens * cols];
+            let x = Quantized::with_layout(layout, x, &Columns::new(&vec![0; cols]));
             let x = x.panel(0);
             // Narrow rows, a wide one, and one with a level of more than 16 bits.
             let row = |row: usize| std::array::from_fn(|j| number(31 * row + j) as i16 / 256);
             let mut levels: Vec<[i16; PANEL]> = (0..19).map(row).collect();
             levels[3] = std::array::from_fn(|j| number(j) as i16);
-            let missing = [(5, 9, 700), (11, 255, 70_000)];
+            let missing = [(5, 9, 700), (7, 30, 32_700), (11, 255, 70_000)];
             let missing = missing.map(|(row, column, difference)| Missing {
                 row,
                 column,
                 difference,
             });
             let (mut portable, mut sums) = (vec![0; 2 * tokens], vec![0; 2 * tokens]);
-            x.sums(&levels[..2], &mut sums);
+            let memory = &mut Memory::default();
+            x.sums(&levels[..2], memory, &mut sums);
             Sums {
                 x,
                 levels: &levels[..2],
@@ -271,9 +313,8 @@ mod tests {
                 }
             }
             let mut found = vec![1.0; expected.len()];
-            let memory = &mut Memory::default();
             x.add_products(&mut levels, 1 << 3, missing.into_iter(), memory, &mut found);
-            assert_eq!(found, expected, "{tokens} {cols}");
+            assert_eq!(found, expected, "{tokens} {cols} {layout:?}");
         }
     }
 }

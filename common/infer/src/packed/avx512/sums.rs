@@ -45,7 +45,7 @@ pub(crate) enum Out<'a> {
 }
 
 impl Out<'_> {
-    fn len(&self) -> usize {
+    pub(in crate::packed) fn len(&self) -> usize {
         match self {
             Out::Sums(out) => out.len(),
             Out::Joined(_, out) => out.len(),
@@ -55,7 +55,13 @@ impl Out<'_> {
     /// Takes the sums of a row for at most [`LANES`] tokens, of which token `first` is the first.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn take(&mut self, sums: __m512i, row: usize, first: usize, tokens: usize) {
+    pub(in crate::packed) fn take(
+        &mut self,
+        sums: __m512i,
+        row: usize,
+        first: usize,
+        tokens: usize,
+    ) {
         let count = (tokens - first).min(LANES);
         let (mask, at) = ((0xffff_u32 >> (LANES - count)) as u16, row * tokens + first);
         match self {
@@ -76,6 +82,20 @@ impl Out<'_> {
             }
         }
     }
+}
+
+/// `256 · high + low`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(in crate::packed) fn joined_bytes(high: &[i32; LANES], low: &[i32; LANES]) -> __m512i {
+    joined_vectors(load(high), load(low))
+}
+
+/// As [`joined_bytes`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(in crate::packed) fn joined_vectors(high: __m512i, low: __m512i) -> __m512i {
+    _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low)
 }
 
 /// As [`sums`], of activations that are interleaved: `[tokens / LANES, PANEL / 2, LANES, 2]`. All but the
