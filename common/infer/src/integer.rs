@@ -33,6 +33,8 @@ const OUTLIERS_OF_LINE: usize = 64 / size_of::<Outlier>();
 pub(crate) const LANES: usize = 16;
 /// From this number of tokens on, activations are interleaved.
 const INTERLEAVED_TOKENS: usize = 9;
+/// From this number of tokens on, tiles multiply where the processor has them.
+const TILE_TOKENS: usize = 33;
 
 /// Rows that are decoded before they are multiplied.
 pub(crate) fn chunk_rows() -> usize {

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use uc_simd::{Kernel, dispatch};
 
-use super::{Activations, INTERLEAVED_TOKENS, LANES, Values};
+use super::{Activations, INTERLEAVED_TOKENS, LANES, TILE_TOKENS, Values};
 use crate::columns::Columns;
 use crate::packed::PANEL;
 #[cfg(target_arch = "x86_64")]
@@ -32,18 +32,19 @@ impl Layout {
     pub(super) fn all(tokens: usize) -> impl Iterator<Item = Self> {
         let layouts = match tokens < INTERLEAVED_TOKENS {
             true => [Some(Layout::Plain), None],
-            false => [Some(Layout::Interleaved), tiles()],
+            false => [Some(Layout::Interleaved), tiles(tokens)],
         };
         layouts.into_iter().flatten()
     }
 }
 
-/// The layout for tiles, on processors that have them.
-fn tiles() -> Option<Layout> {
+/// The layout for tiles, on processors that have them. For fewer tokens the levels would be divided for too few products.
+fn tiles(tokens: usize) -> Option<Layout> {
     #[cfg(target_arch = "x86_64")]
-    if amx::is_available() {
+    if tokens >= TILE_TOKENS && amx::is_available() {
         return Some(Layout::Tiles);
     }
+    let _ = tokens;
     None
 }
 

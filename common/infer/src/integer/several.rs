@@ -264,7 +264,7 @@ mod tests {
     fn sums_of_any_size_are_those_of_the_definition_on_every_instruction_set() {
         let number = |i: usize| ((i as i64 * 7919 + 13) * 104_729) % 65_521;
         let x: Vec<f32> = (0..150 * PANEL).map(|i| number(i) as f32).collect();
-        for (tokens, cols, layout) in [
+        for of in [
             (1, PANEL),
             (5, PANEL),
             (16, PANEL),
@@ -274,7 +274,9 @@ mod tests {
         ]
         .into_iter()
         .flat_map(|(tokens, cols)| Layout::all(tokens).map(move |layout| (tokens, cols, layout)))
+        .flat_map(|of| [(of, 256), (of, 128)])
         {
+            let ((tokens, cols, layout), divisor) = of;
             let x = &x[..tokens * cols];
             let x = Quantized::with_layout(layout, x, &Columns::new(&vec![0; cols]));
             let x = x.panel(0);
@@ -282,6 +284,8 @@ mod tests {
             let row = |row: usize| std::array::from_fn(|j| number(31 * row + j) as i16 / 256);
             let mut levels: Vec<[i16; PANEL]> = (0..19).map(row).collect();
             levels[3] = std::array::from_fn(|j| number(j) as i16);
+            // Of bytes, or half of them beyond a byte.
+            levels[17] = std::array::from_fn(|j| number(j) as i16 / divisor);
             let missing = [(5, 9, 700), (7, 30, 32_700), (11, 255, 70_000)];
             let missing = missing.map(|(row, column, difference)| Missing {
                 row,

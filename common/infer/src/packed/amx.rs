@@ -1,8 +1,8 @@
 //! Products of decoded levels with the activations of many tokens by the tiles of AMX (Intel, Sapphire Rapids and later), 16 times as many
 //! at the same time as with AVX-512.
 //!
-//! Levels and activations are divided into signed bytes. A level of a narrow row is a byte, or 256 more or less: the products with the
-//! high bytes are computed for rows that have such levels only.
+//! Levels and activations are divided into signed bytes. Where few levels have a high byte, as in packs of 5 bits, their products with it are
+//! added one by one, elsewhere they are products of tiles too.
 //!
 //! Safety: the unsafe operations are assembly and stores that access arrays of the lengths that it needs.
 #![allow(unsafe_code)]
@@ -19,6 +19,8 @@ use crate::integer::LANES;
 pub(crate) const ROWS: usize = 2 * TILE_ROWS;
 /// Vectors of tokens whose sums are in memory at the same time, in the first-level cache.
 const VECTORS: usize = 4;
+/// High bytes whose products, one by one, take as long as those of all.
+const MANY: usize = 64;
 /// Columns of a tile of levels.
 const BLOCK: usize = TILE_ROW_BYTES;
 
@@ -67,9 +69,19 @@ fn high_byte(value: i16) -> i16 {
 /// The memory of products.
 pub(crate) struct Memory {
     low: Bytes,
-    high: Bytes,
+    high: Vec<HighByte>,
+    /// The same as bytes, if there are many.
+    many_high: Bytes,
     sums: [VectorSums; VECTORS],
     high_sums: [VectorSums; VECTORS],
+}
+
+/// The high byte of a level.
+#[derive(Debug, Clone, Copy)]
+struct HighByte {
+    row: usize,
+    column: usize,
+    value: i16,
 }
 
 /// Bytes of levels.
@@ -84,38 +96,47 @@ struct VectorSums([[[[i32; LANES]; TILE_ROWS]; 2]; 2]);
 
 impl Default for Memory {
     fn default() -> Self {
+        let bytes = Bytes([[0; PANEL]; ROWS]);
         let sums = [VectorSums([[[[0; LANES]; TILE_ROWS]; 2]; 2]); VECTORS];
         Memory {
-            low: Bytes([[0; PANEL]; ROWS]),
-            high: Bytes([[0; PANEL]; ROWS]),
+            low: bytes,
+            high: Vec::new(),
+            many_high: bytes,
             sums,
             high_sums: sums,
         }
     }
 }
 
-/// Divides levels into bytes. Returns whether one of them has a high byte.
-struct Divide<'a> {
-    levels: &'a [[i16; PANEL]],
-    memory: &'a mut Memory,
-}
+/// Writes the low bytes of a row of levels. Returns whether one of them has a high byte.
+struct LowBytes<'a>(&'a [i16; PANEL], &'a mut [i8; PANEL]);
 
-impl Kernel for Divide<'_> {
+impl Kernel for LowBytes<'_> {
     type Output = bool;
 
     #[inline(always)]
     fn run(self) -> bool {
-        let mut all = [0i16; PANEL];
-        let bytes = self.memory.low.0.iter_mut().zip(&mut self.memory.high.0);
-        for (levels, (low, high)) in self.levels.iter().zip(bytes) {
-            for column in 0..PANEL {
-                let byte = high_byte(levels[column]);
-                low[column] = levels[column] as i8;
-                high[column] = byte as i8;
-                all[column] |= byte;
+        let mut difference = 0;
+        for (&level, low) in self.0.iter().zip(self.1) {
+            *low = level as i8;
+            difference |= level ^ i16::from(*low);
+        }
+        difference != 0
+    }
+}
+
+impl Memory {
+    /// Divides levels into bytes.
+    fn divide(&mut self, levels: &[[i16; PANEL]]) {
+        self.high.clear();
+        for (row, (levels, low)) in levels.iter().zip(&mut self.low.0).enumerate() {
+            if dispatch(LowBytes(levels, low)) {
+                let high = levels.iter().map(|&level| high_byte(level)).enumerate();
+                let high = high.filter(|&(_, value)| value != 0);
+                self.high
+                    .extend(high.map(|(column, value)| HighByte { row, column, value }));
             }
         }
-        all.iter().any(|&byte| byte != 0)
     }
 }
 
@@ -130,27 +151,52 @@ pub(crate) fn sums(
 ) {
     assert!(is_available() && levels.len() <= ROWS && out.len() == levels.len() * tokens);
     assert_eq!(x.len(), tokens.div_ceil(LANES), "vectors of tokens");
-    let has_high = dispatch(Divide { levels, memory });
+    memory.divide(levels);
     let Memory {
         low,
         high,
+        many_high,
         sums,
         high_sums,
     } = memory;
+    let has_many = high.len() >= MANY;
+    if has_many {
+        many_high.0.as_flattened_mut().fill(0);
+        let bytes = high.drain(..);
+        bytes.for_each(|high| many_high.0[high.row][high.column] = high.value as i8);
+    }
     let blocks = columns.min(PANEL).div_ceil(BLOCK);
     for (index, x) in x.chunks(VECTORS).enumerate() {
         // SAFETY: the processor has AMX.
         unsafe {
             multiply(low, x, blocks, sums);
-            if has_high {
-                multiply(high, x, blocks, high_sums);
+            if has_many {
+                multiply(many_high, x, blocks, high_sums);
             }
         }
-        for (vector, sums) in sums.iter().take(x.len()).enumerate() {
+        for (vector, (sums, x)) in sums.iter_mut().zip(x).enumerate() {
             let first = (VECTORS * index + vector) * LANES;
-            let high_sums = has_high.then_some(&high_sums[vector]);
+            let high_sums = has_many.then_some(&high_sums[vector]);
             // SAFETY: the processor has AVX-512.
-            unsafe { join(sums, high_sums, [levels.len(), first, tokens], &mut out) };
+            unsafe {
+                high.iter().for_each(|&high| add_high(high, x, sums));
+                join(sums, high_sums, [levels.len(), first, tokens], &mut out);
+            }
+        }
+    }
+}
+
+/// Adds the products of a high byte to the sums of its row.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn add_high(high: HighByte, x: &TokenTiles, sums: &mut VectorSums) {
+    let (four, byte) = (high.column / 4, high.column % 4);
+    let (tile, row) = (high.row / TILE_ROWS, high.row % TILE_ROWS);
+    let [of_high, of_low] = &mut sums.0[tile];
+    for (sums, x) in [(of_high, &x.high[four]), (of_low, &x.low[four])] {
+        for (sum, bytes) in sums[row].iter_mut().zip(x) {
+            let word = i32::from_le_bytes(bytes.map(|byte| byte as u8));
+            let x = word << (24 - 8 * byte) >> 24;
+            *sum = sum.wrapping_add((256 * i32::from(high.value)).wrapping_mul(x));
         }
     }
 }
@@ -165,13 +211,17 @@ fn join(
 ) {
     for row in 0..rows {
         let (tile, index) = (row / TILE_ROWS, row % TILE_ROWS);
-        let whole = |sums: &VectorSums| {
-            let [high, low] = &sums.0[tile];
-            avx512::joined_bytes(&high[index], &low[index])
-        };
+        let [high, low] = &sums.0[tile];
         let found = match high_sums {
-            None => whole(sums),
-            Some(high) => avx512::joined_vectors(whole(high), whole(sums)),
+            None => avx512::joined_bytes(&[&high[index], &low[index]]),
+            Some(of_high) => {
+                // The high byte of a level counts 256 times.
+                let [high_high, high_low] = &of_high.0[tile];
+                let middle: [i32; LANES] = std::array::from_fn(|token| {
+                    high[index][token].wrapping_add(high_low[index][token])
+                });
+                avx512::joined_bytes(&[&high_high[index], &middle, &low[index]])
+            }
         };
         out.take(found, row, first, tokens);
     }

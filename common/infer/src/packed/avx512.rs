@@ -14,8 +14,8 @@ mod sums;
 mod twelve_bits;
 
 pub(crate) use decode::{decode, skip};
+pub(super) use sums::joined_bytes;
 pub(crate) use sums::{Out, interleaved_sums, sums, wide_sum};
-pub(super) use sums::{joined_bytes, joined_vectors};
 pub(crate) use twelve_bits::twelve_bit_products;
 
 use std::arch::x86_64::*;

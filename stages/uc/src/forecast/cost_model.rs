@@ -154,8 +154,12 @@ impl<'a> CostModel<'a> {
         let weights = layer.linear_parameters();
         let work = match command {
             "teacher-cache sensitivity-forward" => {
-                let operations = layer.forward(length) + layer.moments(inputs);
-                pass(layer, self.sensitivity_tokens(), operations)
+                let operations = layer.forward() + layer.moments(inputs);
+                let attention = layer.attention(length, FORWARD_ATTENTION);
+                pass(layer, self.sensitivity_tokens(), attention).and(
+                    Resource::RoundedProducts,
+                    self.sensitivity_tokens() * operations,
+                )
             }
             "quantize rates" => {
                 let rows = self.settings.quantize.probe_rows as usize;
@@ -169,14 +173,23 @@ impl<'a> CostModel<'a> {
             }
             // A token is either in the moments of the metrics or solved for with their factors: the same number of operations.
             "teacher-cache sensitivity-backward" => {
-                let operations = layer.backward(length, outputs) + layer.moments(inputs);
-                pass(layer, self.sensitivity_tokens(), operations)
+                let operations = layer.backward(outputs) + layer.moments(inputs);
+                let attention = layer.attention(length, BACKWARD_ATTENTION);
+                pass(layer, self.sensitivity_tokens(), attention)
+                    .and(
+                        Resource::RoundedProducts,
+                        self.sensitivity_tokens() * operations,
+                    )
                     .and(Resource::Factors, layer.shared_factors(inputs))
             }
             "shard-loader layer" => Work::default().and(Resource::Memory, self.layer_bytes(layer)),
             "teacher-cache layer" => {
-                let operations = layer.forward(length) + layer.moments(inputs);
-                pass(layer, self.calibration_tokens(), operations)
+                let operations = layer.forward() + layer.moments(inputs);
+                let attention = layer.attention(length, FORWARD_ATTENTION);
+                pass(layer, self.calibration_tokens(), attention).and(
+                    Resource::RoundedProducts,
+                    self.calibration_tokens() * operations,
+                )
             }
             "quantize layer" => Work::default()
                 .and(Resource::Factors, layer.factors(inputs))
@@ -200,7 +213,9 @@ impl<'a> CostModel<'a> {
                 .and(Resource::Decode, 2.0 * weights),
             "evaluator layer" => {
                 let tokens = 2.0 * self.evaluation_tokens();
-                pass(layer, tokens, layer.forward(self.evaluation_length()))
+                let attention = layer.attention(self.evaluation_length(), FORWARD_ATTENTION);
+                pass(layer, tokens, attention)
+                    .and(Resource::WeightProducts, tokens * layer.forward())
                     .and(Resource::Decode, weights)
             }
             "hub-upload layer" => return Some(JobCost::Network),
@@ -213,9 +228,9 @@ impl<'a> CostModel<'a> {
     fn run_job_cost(&self, command: &str) -> Option<JobCost> {
         let (hidden, vocab) = (self.model.hidden as f64, self.model.vocab as f64);
         // The logits of a token are computed, exponentiated and summed.
-        let head = |tokens: f64, products: f64| {
+        let head = |resource: Resource, tokens: f64, products: f64| {
             Work::default()
-                .and(Resource::Products, tokens * products * 2.0 * hidden * vocab)
+                .and(resource, tokens * products * 2.0 * hidden * vocab)
                 .and(
                     Resource::Memory,
                     tokens * products * ELEMENTWISE * F32 * vocab,
@@ -234,14 +249,16 @@ impl<'a> CostModel<'a> {
             }
             "teacher-cache windows" => states(self.calibration_tokens()),
             "teacher-cache sensitivity-windows" => states(self.sensitivity_tokens()),
-            "teacher-cache sensitivity-loss" => head(self.sensitivity_tokens(), 2.0),
+            "teacher-cache sensitivity-loss" => {
+                head(Resource::RoundedProducts, self.sensitivity_tokens(), 2.0)
+            }
             "quantize allocate" => Work::default().and(
                 Resource::Factors,
                 self.all_layers(|layer| layer.output_factors(self.max_output_block())),
             ),
             "pack-writer manifest" => Work::default().and(Resource::Memory, self.non_layer_bytes()),
             "evaluator windows" => states(2.0 * self.evaluation_tokens()),
-            "evaluator report" => head(self.evaluation_tokens(), 2.0),
+            "evaluator report" => head(Resource::WeightProducts, self.evaluation_tokens(), 2.0),
             _ => return None,
         };
         Some(JobCost::Work(work))
@@ -338,10 +355,16 @@ impl<'a> CostModel<'a> {
     }
 }
 
-/// A pass over the tokens of a layer: so many operations per token, and the elementwise ones.
-fn pass(layer: LayerCosts<'_>, tokens: f64, operations: f64) -> Work {
+/// Operations of causal attention for each token before a token and each unit of width, in a forward pass, and in a recorded one with its
+/// gradients.
+const FORWARD_ATTENTION: f64 = 2.0;
+const BACKWARD_ATTENTION: f64 = 7.0;
+
+/// A pass over the tokens of a layer without the products with its weights: so many operations of attention per token, and the elementwise
+/// ones.
+fn pass(layer: LayerCosts<'_>, tokens: f64, attention: f64) -> Work {
     Work::default()
-        .and(Resource::Products, tokens * operations)
+        .and(Resource::Products, tokens * attention)
         .and(
             Resource::Memory,
             tokens * layer.active_values() * ELEMENTWISE * F32,

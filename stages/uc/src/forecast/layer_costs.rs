@@ -86,22 +86,26 @@ impl LayerCosts<'_> {
             .sum()
     }
 
-    /// Operations per token of the forward pass in windows of `length` tokens: two per weight, plus the scores and weighted
-    /// sums of causal attention.
-    pub fn forward(&self, length: f64) -> f64 {
-        2.0 * self.active_parameters() + 2.0 * length * self.group.attention_width as f64
+    /// Operations per token of the products with the weights in a forward pass: two per weight.
+    pub fn forward(&self) -> f64 {
+        2.0 * self.active_parameters()
     }
 
-    /// Operations per token of a recorded forward pass with the gradients of the inputs, and of the second moments of the
-    /// output gradients (one triangle only).
-    pub fn backward(&self, length: f64, max_output_block: usize) -> f64 {
+    /// Operations per token of causal attention in windows of `length` tokens: the scores and weighted sums, so many of them.
+    pub fn attention(&self, length: f64, products: f64) -> f64 {
+        products * length * self.group.attention_width as f64
+    }
+
+    /// Operations per token of the products with the weights in a recorded forward pass with the gradients of the inputs, and of the second
+    /// moments of the output gradients (one triangle only).
+    pub fn backward(&self, max_output_block: usize) -> f64 {
         let linears = self.group.linears.iter();
         let outputs: f64 = linears
             .map(|group| {
                 self.token_share(group.routed) * output_moment_entries(group, max_output_block)
             })
             .sum();
-        4.0 * self.active_parameters() + 7.0 * length * self.group.attention_width as f64 + outputs
+        4.0 * self.active_parameters() + outputs
     }
 
     /// Operations per token of the second moments of the inputs (one triangle only).

@@ -7,8 +7,12 @@ use serde::{Deserialize, Serialize};
 /// What a job spends its time on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Resource {
-    /// Floating-point operations of the matrix products of forward and backward passes.
+    /// Floating-point operations of matrix products in f32: attention and overlays.
     Products,
+    /// Those of products with weights in bfloat16, and of second moments, whose operands are rounded to it: calibration and sensitivity.
+    RoundedProducts,
+    /// Those of products of operands in f32 with weights in bfloat16: evaluation.
+    WeightProducts,
     /// Operations of factorizations of second moments.
     Factors,
     /// Weights for which the trellis is searched.
@@ -29,8 +33,10 @@ pub enum Resource {
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Resource; 9] = [
+    pub const ALL: [Resource; 11] = [
         Self::Products,
+        Self::RoundedProducts,
+        Self::WeightProducts,
         Self::Factors,
         Self::Search,
         Self::Feedback,
@@ -44,7 +50,7 @@ impl Resource {
     /// What a job is bound by that spends most of its time on it.
     pub fn bound(self) -> &'static str {
         match self {
-            Self::Products => "products",
+            Self::Products | Self::RoundedProducts | Self::WeightProducts => "products",
             Self::Factors | Self::Search | Self::Feedback | Self::Encode | Self::Decode => "codec",
             Self::Memory => "memory",
             Self::DiskRead | Self::DiskWrite => "disk",
@@ -66,6 +72,8 @@ pub struct Probe {
     pub cores: u32,
     /// Operations of matrix products in f32 of [`SIDES`] rows and columns.
     pub products: [f64; 2],
+    /// Those of products of large matrices with weights in bfloat16: with operands rounded to it, and with operands in f32.
+    pub weight_products: [f64; 2],
     /// Operations of the factorization of second moments.
     pub factors: f64,
     /// Weights for which the trellis is searched.
@@ -95,6 +103,12 @@ impl Probe {
                 let share = ((at - small) / (large - small)).clamp(0.0, 1.0);
                 self.products[0] + share * (self.products[1] - self.products[0])
             }
+            // They fall with the size as those in f32 do.
+            Resource::RoundedProducts | Resource::WeightProducts => {
+                let is_rounded = resource == Resource::RoundedProducts;
+                let large = self.weight_products[usize::from(!is_rounded)];
+                large * self.speed(Resource::Products, width) / self.products[1]
+            }
             Resource::Factors => self.factors,
             Resource::Search => self.search,
             Resource::Feedback => self.feedback,
@@ -120,12 +134,13 @@ impl Probe {
                 &mut other.encode,
                 &mut other.decode,
             ];
-            let products = other.products.iter_mut();
+            let products = other.products.iter_mut().chain(&mut other.weight_products);
             products.chain(codec).for_each(|speed| *speed *= factor);
         }
         if let Some(gflops) = gflops {
             let factor = 1e9 * gflops / other.products[1];
-            other.products.iter_mut().for_each(|speed| *speed *= factor);
+            let products = other.products.iter_mut().chain(&mut other.weight_products);
+            products.for_each(|speed| *speed *= factor);
         }
         other
     }
@@ -133,7 +148,10 @@ impl Probe {
     /// Whether every speed is a number above 0.
     pub fn is_sound(&self) -> bool {
         let all = Resource::ALL.map(|resource| self.speed(resource, SIDES[1]));
-        let all = all.iter().chain(&self.products);
+        let all = all
+            .iter()
+            .chain(&self.products)
+            .chain(&self.weight_products);
         self.cores > 0
             && all
                 .into_iter()
@@ -197,6 +215,7 @@ pub mod tests {
             processor: "a processor".into(),
             cores: 2,
             products: [1.0, 2.0],
+            weight_products: [4.0, 3.0],
             factors: 1.0,
             search: 1.0,
             feedback: 1.0,
@@ -219,7 +238,13 @@ pub mod tests {
         let both: Work = [work, work].into_iter().sum();
         assert_eq!(both.amount(Resource::DiskRead), 6.0);
         let middle = (SIDES[0] as f64 * SIDES[1] as f64).sqrt() as usize;
-        assert!((probe.speed(Resource::Products, middle) - 1.5).abs() < 1e-3);
+        for (resource, large) in [
+            (Resource::Products, 2.0),
+            (Resource::RoundedProducts, 4.0),
+            (Resource::WeightProducts, 3.0),
+        ] {
+            assert!((probe.speed(resource, middle) - 0.75 * large).abs() < 1e-3);
+        }
     }
 
     #[test]
@@ -231,6 +256,7 @@ pub mod tests {
         );
         let other = unit().with(Some(4), Some(16e-9));
         assert_eq!((other.products, other.encode), ([8.0, 16.0], 2.0));
+        assert_eq!(other.weight_products, [32.0, 24.0]);
         assert!(other.is_sound());
         let broken = Probe {
             disk: [0.0, 1.0],

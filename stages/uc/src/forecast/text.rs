@@ -255,10 +255,11 @@ impl Probe {
     /// The speeds as text.
     pub fn lines(&self) -> Vec<String> {
         let [small, large] = self.products.map(|speed| speed / 1e9);
+        let [rounded, exact] = self.weight_products.map(|speed| speed / 1e9);
         let [read, write] = self.disk.map(|speed| speed / 1e9);
         vec![
             format!(
-                "products {small:.0} GFLOP/s at {} rows and columns, {large:.0} at {}",
+                "products {small:.0} GFLOP/s at {} rows and columns, {large:.0} at {}; with weights in bfloat16 {rounded:.0} rounded, {exact:.0} in f32",
                 SIDES[0], SIDES[1]
             ),
             format!(

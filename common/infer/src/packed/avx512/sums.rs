@@ -84,18 +84,15 @@ impl Out<'_> {
     }
 }
 
-/// `256 · high + low`.
+/// Sums of bytes, the highest first: each is worth 256 of the next.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(in crate::packed) fn joined_bytes(high: &[i32; LANES], low: &[i32; LANES]) -> __m512i {
-    joined_vectors(load(high), load(low))
-}
-
-/// As [`joined_bytes`].
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(in crate::packed) fn joined_vectors(high: __m512i, low: __m512i) -> __m512i {
-    _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low)
+pub(in crate::packed) fn joined_bytes(parts: &[&[i32; LANES]]) -> __m512i {
+    let mut whole = _mm512_setzero_si512();
+    for part in parts {
+        whole = _mm512_add_epi32(_mm512_slli_epi32::<8>(whole), load(*part));
+    }
+    whole
 }
 
 /// As [`sums`], of activations that are interleaved: `[tokens / LANES, PANEL / 2, LANES, 2]`. All but the

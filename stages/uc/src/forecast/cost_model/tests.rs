@@ -47,11 +47,11 @@ fn a_token_costs_two_operations_per_active_weight_and_its_share_of_causal_attent
     let layer = LayerCosts { group: &group };
     assert_eq!(layer.linear_parameters(), 128.0 + 4.0 * 256.0);
     assert_eq!(layer.active_parameters(), 128.0 + 256.0);
-    assert_eq!(layer.forward(32.0), 2.0 * 384.0 + 2.0 * 32.0 * 8.0);
+    assert_eq!(layer.forward(), 2.0 * 384.0);
+    assert_eq!(layer.attention(32.0, 7.0), 7.0 * 32.0 * 8.0);
     // The moments of 16 outputs for every token, and of 8 outputs of each of 4 experts for a quarter of the tokens.
-    let attention = 4.0 * 384.0 + 7.0 * 32.0 * 8.0;
-    assert_eq!(layer.backward(32.0, 1024), attention + 256.0 + 64.0);
-    assert_eq!(layer.backward(32.0, 4), attention + 64.0 + 64.0);
+    assert_eq!(layer.backward(1024), 4.0 * 384.0 + 256.0 + 64.0);
+    assert_eq!(layer.backward(4), 4.0 * 384.0 + 64.0 + 64.0);
 }
 
 #[test]
@@ -138,23 +138,32 @@ fn jobs_have_the_cost_of_their_command() {
         Some(JobCost::Work(work)) => work.amount(resource),
         other => panic!("{command}: {other:?}"),
     };
-    let forward = 2.0 * 384.0 + 2.0 * 32.0 * 8.0;
     for (command, resource, expected) in [
         (
             "teacher-cache layer",
+            Resource::RoundedProducts,
+            128.0 * (2.0 * 384.0 + 576.0),
+        ),
+        (
+            "teacher-cache layer",
             Resource::Products,
-            128.0 * (forward + 576.0),
+            128.0 * 2.0 * 32.0 * 8.0,
         ),
         ("teacher-cache layer", Resource::Memory, 128.0 * 64.0 * 32.0),
         (
             "teacher-cache sensitivity-loss",
-            Resource::Products,
+            Resource::RoundedProducts,
             64.0 * 2.0 * 2.0 * 800.0,
         ),
         (
             "evaluator layer",
             Resource::Products,
-            2.0 * 192.0 * (768.0 + 2.0 * 64.0 * 8.0),
+            2.0 * 192.0 * 2.0 * 64.0 * 8.0,
+        ),
+        (
+            "evaluator layer",
+            Resource::WeightProducts,
+            2.0 * 192.0 * 768.0,
         ),
         ("evaluator layer", Resource::Decode, 1152.0),
         ("quantize layer", Resource::Search, 1152.0),

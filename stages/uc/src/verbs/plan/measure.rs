@@ -1,6 +1,7 @@
 //! `uc plan --measure`: how fast this machine is at what the jobs of a run do. Takes less than two minutes.
 
 use std::io::{Read, Seek, Write};
+use std::mem::MaybeUninit;
 use std::time::{Instant, SystemTime};
 
 use anyhow::Context;
@@ -10,7 +11,7 @@ use uc_codec::contexts::{LayerTables, row_log2_eighths};
 use uc_codec::factor::{self, Factor};
 use uc_codec::steps::Steps;
 use uc_codec::{TensorCode, feedback, rans};
-use uc_simd::{MatrixView, multiply};
+use uc_simd::{Left, MatrixView, PANEL, Pairs, has_amx, has_bf16_products, multiply, pack_rows};
 
 use crate::forecast::kept_probe;
 use crate::forecast::probe::{Probe, SIDES};
@@ -40,6 +41,7 @@ pub fn measure(folder: &Utf8Path, threads: u32, display: &Display) -> anyhow::Re
     pool.install(|| {
         display.info("measuring matrix products");
         let products = SIDES.map(product_speed);
+        let weight_products = weight_product_speeds(products[1]);
         display.info("measuring the codec");
         let moments = moments(FACTORED, 0.9);
         let factors = fastest(|| factor::factorize(&moments, FACTORED, 0.01).map(drop))?;
@@ -57,6 +59,7 @@ pub fn measure(folder: &Utf8Path, threads: u32, display: &Display) -> anyhow::Re
             processor: kept_probe::processor(),
             cores: threads,
             products,
+            weight_products,
             factors,
             search,
             feedback,
@@ -100,6 +103,50 @@ fn product_speed(side: usize) -> f64 {
     });
     let seconds = seconds.unwrap_or(f64::INFINITY);
     2.0 * (side as f64).powi(3) / seconds
+}
+
+/// Operations per second of products of large matrices with weights in bfloat16: with operands rounded to it, and with operands in f32. Where
+/// the processor has no instructions for them, they are products in f32, whose speed is `in_f32`.
+fn weight_product_speeds(in_f32: f64) -> [f64; 2] {
+    let side = SIDES[1];
+    let x: Vec<f32> = (0..side * side)
+        .map(|i| (i * 7919 % 1013) as f32 / 500.0 - 1.0)
+        .collect();
+    let weights: Vec<u16> = (0..side * side)
+        .map(|i| (i * 6421 % 1013) as u16 + 0x3e80)
+        .collect();
+    let length = uc_simd::panel_len(side);
+    let band = uc_simd::left_vectors();
+    let speed = |operand: fn(&[f32], usize) -> Left<'static>| {
+        let mut right = vec![Pairs::ZERO; side.div_ceil(PANEL) * length];
+        let seconds = fastest(|| {
+            let panels = right.par_chunks_mut(length);
+            let packed = panels.zip(weights.par_chunks(PANEL * side));
+            packed.for_each(|(out, rows)| pack_rows(rows, side, out));
+            let mut product = vec![MaybeUninit::uninit(); side * side];
+            let bands = product
+                .par_chunks_mut(band * side)
+                .zip(x.par_chunks(band * side));
+            bands.for_each(|(out, x)| {
+                let size = [out.len() / side, side];
+                operand(x, side).products_uninit(out, side, size, &right);
+            });
+            Ok::<(), std::convert::Infallible>(())
+        });
+        2.0 * (side as f64).powi(3) / seconds.unwrap_or(f64::INFINITY)
+    };
+    [
+        if has_bf16_products() {
+            speed(Left::from_rows)
+        } else {
+            in_f32
+        },
+        if has_amx() {
+            speed(Left::from_exact_rows)
+        } else {
+            in_f32
+        },
+    ]
 }
 
 /// Second moments [side, side] in which neighbours correlate.
