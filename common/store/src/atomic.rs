@@ -95,6 +95,11 @@ impl AtomicFile {
             .map_err(StoreError::io("write", &self.target))
     }
 
+    /// The digest of the data so far.
+    pub fn digest(&self) -> Sha256Digest {
+        self.hasher.clone().finish().0
+    }
+
     /// Publishes the file. From here on it exists completely, even after a crash.
     pub fn commit(mut self) -> Result<Written, StoreError> {
         let writer = self.writer.take().expect("only commit takes it");

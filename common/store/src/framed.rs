@@ -15,6 +15,7 @@
 //! This is the only module that uses bincode; see docs/decisions/0003-bincode.md.
 
 mod journal;
+mod snapshot;
 
 use std::fs::File;
 use std::io::Read;
@@ -29,6 +30,8 @@ use crate::error::StoreError;
 use crate::sha::{Sha256Digest, hash_bytes};
 
 pub use journal::Journal;
+pub use snapshot::Snapshot;
+pub(crate) use snapshot::check_digest;
 
 /// Bytes before the body.
 const HEADER: usize = 64;

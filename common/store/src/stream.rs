@@ -3,6 +3,9 @@
 //! Each channel holds one batch, so memory is bounded by about four batches, whatever the size of the file.
 
 mod kept;
+mod kept_sums;
+
+use std::time::Duration;
 
 use crossbeam_channel::bounded;
 
@@ -10,6 +13,7 @@ use crate::error::StoreError;
 use crate::tensors::{TensorFile, TensorFileWriter};
 
 pub use kept::KeptRows;
+pub use kept_sums::{KeptSums, Sums};
 
 /// Where rows of f32 values are read from.
 pub trait RowSource: Sync {
@@ -66,6 +70,9 @@ impl RowSink for TensorFileWriter {
         self.append_f32(values)
     }
 }
+
+/// A job that takes longer than this keeps what it has computed. Snapshots of its sums are at least as far apart.
+pub const LONG_JOB: Duration = Duration::from_secs(120);
 
 /// Capacity of a channel, in batches.
 const CHANNEL_CAPACITY: usize = 1;

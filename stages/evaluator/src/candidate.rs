@@ -101,7 +101,7 @@ impl Candidate {
                     decl.with_context(|| format!("the pack has no non-layer tensor {name}"))?;
                 exact_values(decl.dtype, &file.read(name)?, name)?
             }
-            Self::Gguf(file) => file.read(config, layer, name)?.into(),
+            Self::Gguf(file) => WeightValues::narrowed(file.read(config, layer, name)?),
             Self::Folder(folder) => match layer {
                 Some(layer) => folder.read_planned(&config.layer_plan(layer), name)?,
                 None => folder.read(name)?,

@@ -1,7 +1,6 @@
 //! The forward pass of one layer of the teacher, and of the same layer of the pack, over all windows.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use anyhow::Context;
 use burn::tensor::backend::Backend;
@@ -14,7 +13,7 @@ use uc_model::forward::{
 use uc_model::text::WindowSet;
 use uc_model::work::{self, Waiting};
 use uc_store::stage::Job;
-use uc_store::stream::{KeptRows, TensorRows};
+use uc_store::stream::{KeptRows, LONG_JOB, TensorRows};
 use uc_store::tensors::{TensorDecl, TensorDtype, TensorFile, TensorFileWriter};
 
 use crate::candidate::{Candidate, file_weight};
@@ -23,8 +22,6 @@ use crate::candidate::{Candidate, file_weight};
 const BATCH_TOKENS: usize = 2048;
 /// The same for a layer with experts.
 const ROUTED_BATCH_TOKENS: usize = 16384;
-/// If the first batch takes at least this long, batches are kept, and an interrupted job continues after the last one.
-const LONG_BATCH: Duration = Duration::from_secs(2);
 
 /// Writes the artifact `eval-hidden` after the layer: the hidden states of teacher and pack.
 pub fn run(job: &mut Job<'_>) -> anyhow::Result<()> {
@@ -168,7 +165,7 @@ fn forward_windows<B: Backend, W: Weights<B, Error = anyhow::Error>>(
     let mut waiting = Waiting::begin();
     let rows = TensorRows::new(file, name)?;
     let path = job.resumable_dir()?.join(name);
-    let mut kept = KeptRows::open(job.run().root(), &path, LONG_BATCH)?;
+    let mut kept = KeptRows::open(job.run().root(), &path, LONG_JOB)?;
     if kept.batches() > 0 {
         let found = windows.min(kept.batches() * batch);
         job.note(format!(

@@ -2,19 +2,20 @@
 //!
 //! The forward pass wrote the hidden states. The layer is recomputed from them with its graph recorded, block by block
 //! and expert by expert (activation checkpointing), and only the gradient at its input is passed on to the preceding
-//! layer.
+//! layer. A long job continues after an interruption ([`crate::kept`]).
 
 use anyhow::ensure;
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
-use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
-use uc_model::forward::{Arithmetic, Layer, WeightsFromFn, windows_per_batch};
+use uc_model::forward::{Arithmetic, Layer, Weights, WeightsFromFn, windows_per_batch};
 use uc_model::work::{self, Waiting};
+use uc_model::{LayerPlan, ModelConfig};
 use uc_store::stage::Job;
-use uc_store::stream::{RowSource, map_rows};
+use uc_store::stream::{KeptSums, RowSink, RowSource};
 
+use crate::kept;
 use crate::sensitivity::LayerSensitivity;
 use crate::states::{HiddenStates, StateWriter, finite_values, source_weights};
 use crate::windows::reference_windows;
@@ -42,13 +43,13 @@ impl OnDevice for BackwardPass<'_, '_> {
         let config = ModelConfig::load(job.plan().model.path.as_std_path())?;
         let index = job.layer()? as usize;
         let plan = config.layer_plan(index);
-        let read = source_weights(job, plan.clone())?;
+        let read = source_weights(&job.plan().model.path, plan.clone())?;
         let weights =
             WeightsFromFn::<Autodiff<B>, _>::new(&read, &device).with_arithmetic(Arithmetic::Bf16);
         let hidden = HiddenStates::open(&job.input("sensitivity-hidden")?)?;
         let output_gradient = HiddenStates::open(&job.input("gradient")?)?;
         let dims = hidden.dims();
-        let [windows, length, width] = dims;
+        let [windows, length, _] = dims;
         ensure!(
             output_gradient.dims() == dims,
             "{} and {} differ in shape",
@@ -61,38 +62,70 @@ impl OnDevice for BackwardPass<'_, '_> {
             false => BATCH_TOKENS,
         };
         let batch = windows_per_batch(batch_tokens, length);
-        let mut sensitivity = LayerSensitivity::new(
-            &plan,
-            windows * length,
-            reference_windows(windows, batch) * length,
-            job.settings(),
-        );
+        let settings = job.settings();
+        let mut kept = kept::rows_and_sums(job, windows, batch, || {
+            let reference = reference_windows(windows, batch) * length;
+            Ok(LayerSensitivity::new(
+                &plan,
+                windows * length,
+                reference,
+                settings,
+            ))
+        })?;
         let mut output = StateWriter::new(job, "gradient", dims)?;
-        let mut waiting = Waiting::begin();
-        map_rows(
-            &output_gradient,
+        let mut progress = |done| job.progress(done as u64, windows as u64, "windows");
+        let layer_of = (&layer, &plan);
+        let rows: [&dyn RowSource; 2] = [&hidden, &output_gradient];
+        let waiting = backward_windows(
+            layer_of,
+            (rows, dims),
             batch,
+            &mut kept,
             &mut output,
-            |output_gradient, count, first| {
-                waiting.computing(|| {
-                    let shape = [count, length, width];
-                    let states = hidden.read(first, count)?;
-                    let tensor =
-                        |values| Tensor::<B, 3>::from_data(TensorData::new(values, shape), &device);
-                    let gradient =
-                        layer.gradient(tensor(states), tensor(output_gradient), &mut |part| {
-                            sensitivity.add(&plan, part, first * length, count * length)
-                        })?;
-                    job.progress((first + count) as u64, windows as u64, "windows");
-                    finite_values(gradient, "the gradient at the layer's input")
-                })
-            },
+            &mut progress,
         )?;
         output.commit(job, "gradient")?;
-        waiting.finish(3 * windows * length * width);
+        waiting.finish(3 * dims.iter().product::<usize>());
 
-        sensitivity.write(job, &plan, [windows, length])?;
+        let sensitivity = kept.into_sums();
+        let mut file =
+            job.output_tensors("sensitivity", &sensitivity.decls(&plan, [windows, length]))?;
+        sensitivity.write(&mut file, &plan)?;
+        job.commit_tensors("sensitivity", file)?;
         work::log();
         Ok(())
     }
+}
+
+/// Carries gradients back through a layer and its plan. The hidden states before the layer and the gradients at its output are
+/// `[windows, length, width]`; `progress` gets the number of windows that are done.
+pub fn backward_windows<B: Backend, W: Weights<Autodiff<B>, Error = anyhow::Error>>(
+    (layer, plan): (&Layer<'_, Autodiff<B>, W>, &LayerPlan),
+    ([hidden, output_gradient], [_, length, width]): ([&dyn RowSource; 2], [usize; 3]),
+    batch: usize,
+    kept: &mut KeptSums<LayerSensitivity>,
+    output: &mut dyn RowSink,
+    progress: &mut dyn FnMut(usize),
+) -> anyhow::Result<Waiting> {
+    let mut waiting = Waiting::begin();
+    kept.map_rows(
+        output_gradient,
+        batch,
+        output,
+        |sums, gradient, count, first| {
+            waiting.computing(|| {
+                let tensor = |values| {
+                    let data = TensorData::new(values, [count, length, width]);
+                    Tensor::<B, 3>::from_data(data, layer.device())
+                };
+                let states = tensor(hidden.read(first, count)?);
+                let gradient = layer.gradient(states, tensor(gradient), &mut |part| {
+                    sums.add(plan, part, first * length, count * length)
+                })?;
+                progress(first + count);
+                finite_values(gradient, "the gradient at the layer's input")
+            })
+        },
+    )?;
+    Ok(waiting)
 }

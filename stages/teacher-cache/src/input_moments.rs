@@ -11,14 +11,16 @@ use std::collections::btree_map::Entry;
 use anyhow::Context;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
-use camino::Utf8Path;
 use uc_model::forward::ActivationObserver;
 use uc_model::moments::Moments;
 use uc_model::{InputSpec, LayerPlan, ModelError, rows};
+use uc_store::StoreError;
+use uc_store::framed::Snapshot;
 use uc_store::spill::Spill;
-use uc_store::stage::Job;
-use uc_store::tensors::{TensorDecl, TensorDtype, f32_bytes, to_f32};
+use uc_store::stream::Sums;
+use uc_store::tensors::{TensorDecl, TensorDtype, TensorFileWriter, f32_bytes, to_f32};
 
+use crate::kept::pass_moments;
 use crate::states::activation_values;
 
 /// Accumulates the second moments of the inputs of one layer.
@@ -38,29 +40,37 @@ pub struct InputMoments<'a> {
     outcome: anyhow::Result<()>,
 }
 
+/// Tokens that reached the inputs of experts.
+#[derive(Debug, Default, PartialEq)]
+pub struct ExpertTokens {
+    /// By input.
+    pub counts: BTreeMap<String, u64>,
+    /// The inputs whose moments were completed with the mean over all experts.
+    pub filled_up: Vec<String>,
+}
+
 impl<'a> InputMoments<'a> {
-    /// Empty moments; rows of experts are spilled to `folder`.
+    /// Empty moments; rows of experts are spilled to `spill`, which a layer without experts does not need.
     pub fn new(
         plan: &'a LayerPlan,
         max_input_block: usize,
         sqrt_weights: &'a BTreeMap<String, Vec<f32>>,
-        folder: &Utf8Path,
-    ) -> anyhow::Result<Self> {
+        spill: Option<Spill>,
+    ) -> Self {
         let dense = plan.inputs.iter().filter(|input| !input.routed);
         let dense = dense.map(|input| {
             let moments = Moments::new(input.width, input.width.min(max_input_block));
             (input.name.as_str(), moments)
         });
-        let routed = plan.has_experts();
-        Ok(InputMoments {
+        InputMoments {
             plan,
             max_input_block,
             dense: dense.collect(),
-            spill: routed.then(|| Spill::new(folder)).transpose()?,
+            spill,
             sqrt_weights,
             first_token: 0,
             outcome: Ok(()),
-        })
+        }
     }
 
     /// Sets the index of the first token of the batch that follows.
@@ -100,47 +110,45 @@ impl<'a> InputMoments<'a> {
         }
     }
 
-    /// Writes `<input>.second_moment` [n, block] for every input as the artifact `output`.
-    pub fn write<B: Backend>(
-        mut self,
-        job: &mut Job<'_>,
-        output: &str,
-        device: &B::Device,
-    ) -> anyhow::Result<()> {
-        let block = |input: &InputSpec| input.width.min(self.max_input_block);
-        let decls: Vec<TensorDecl> = (self.plan.inputs.iter())
+    /// The tensors that [`InputMoments::write`] writes: `<input>.second_moment` [n, block] for every input.
+    pub fn decls(&self) -> Vec<TensorDecl> {
+        let inputs = self.plan.inputs.iter();
+        inputs
             .map(|input| {
                 let name = format!("{}.second_moment", input.name);
-                TensorDecl::new(name, TensorDtype::F32, &[input.width, block(input)])
+                let block = input.width.min(self.max_input_block);
+                TensorDecl::new(name, TensorDtype::F32, &[input.width, block])
             })
-            .collect();
-        let mut file = job.output_tensors(output, &decls)?;
+            .collect()
+    }
+
+    /// Appends the moments of every input to a file; returns the tokens of experts, if there are any.
+    pub fn write<B: Backend>(
+        mut self,
+        file: &mut TensorFileWriter,
+        device: &B::Device,
+    ) -> anyhow::Result<Option<ExpertTokens>> {
         let mut pools = BTreeMap::new();
-        let (mut token_counts, mut filled_up) = (BTreeMap::new(), Vec::new());
+        let mut experts = ExpertTokens::default();
         for input in &self.plan.inputs {
             let mut moments = match self.dense.remove(input.name.as_str()) {
                 Some(moments) => moments,
                 None => self.spilled_moments::<B>(&[input], device)?,
             };
             if input.routed {
-                token_counts.insert(input.name.clone(), moments.count);
+                experts.counts.insert(input.name.clone(), moments.count);
                 let missing = (input.width as u64).saturating_sub(moments.count);
                 if missing > 0 {
                     let pool = self.pooled_moments::<B>(input, &mut pools, device)?;
                     moments
                         .add_pseudo_tokens(missing, pool)
                         .map_err(ModelError::from)?;
-                    filled_up.push(input.name.clone());
+                    experts.filled_up.push(input.name.clone());
                 }
             }
             file.append_f32(&moments.finish().map_err(ModelError::from)?)?;
         }
-        job.commit_tensors(output, file)?;
-        if self.plan.has_experts() {
-            job.metric("tokens of experts", serde_json::to_value(token_counts)?);
-            job.metric("inputs filled up", serde_json::to_value(filled_up)?);
-        }
-        Ok(())
+        Ok(self.plan.has_experts().then_some(experts))
     }
 
     /// The moments pooled over the inputs that correspond to `input` in all experts, computed on first use.
@@ -180,6 +188,18 @@ impl<'a> InputMoments<'a> {
             }
         }
         Ok(moments)
+    }
+}
+
+impl Sums for InputMoments<'_> {
+    fn pass_through(&mut self, snapshot: &mut Snapshot) -> Result<(), StoreError> {
+        for moments in self.dense.values_mut() {
+            pass_moments(moments, snapshot)?;
+        }
+        match &mut self.spill {
+            Some(spill) => spill.pass_through(snapshot),
+            None => Ok(()),
+        }
     }
 }
 

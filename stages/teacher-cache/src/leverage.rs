@@ -19,6 +19,10 @@ use uc_codec::factor::{Factor, factorize_in_place};
 use uc_model::moments::Moments;
 use uc_model::work::{self, Amount, Kind};
 use uc_model::{InputSpec, ModelError};
+use uc_store::StoreError;
+use uc_store::framed::Snapshot;
+
+use crate::kept::{pass_factor, pass_moments};
 
 /// Damping of H, relative to its mean diagonal. It is a constant, so that one sensitivity pass serves every setting of the
 /// quantizer, and larger than the default of `quantize.damping` (0.0001): H comes from a quarter of the sensitivity windows and
@@ -29,17 +33,18 @@ const DAMPING: f64 = 0.003;
 
 /// The metrics of a layer's inputs, and the leverage scores computed with them. Corresponding inputs of all experts
 /// share a metric.
-pub struct LeverageScores {
-    /// Inputs that still collect reference tokens.
-    collecting: BTreeMap<InputGroup, Moments>,
-    /// Inputs whose metric is complete.
-    metrics: BTreeMap<InputGroup, InputMetric>,
-    /// Inputs wider than this have a block-diagonal metric.
-    max_input_block: usize,
-}
+pub struct LeverageScores(BTreeMap<InputGroup, Metric>);
 
 /// Inputs that share a metric: their name without the number of the expert, and their width.
 type InputGroup = (String, usize);
+
+/// The second moment H of an input.
+enum Metric {
+    /// Collects reference tokens.
+    Collecting(Moments),
+    /// Scores tokens.
+    Complete(InputMetric),
+}
 
 /// The factored second moment H of an input.
 struct InputMetric {
@@ -51,13 +56,13 @@ struct InputMetric {
 }
 
 impl LeverageScores {
-    /// No reference tokens yet.
-    pub fn new(max_input_block: usize) -> Self {
-        LeverageScores {
-            collecting: BTreeMap::new(),
-            metrics: BTreeMap::new(),
-            max_input_block,
-        }
+    /// No reference tokens yet. Inputs wider than `max_input_block` have a block-diagonal metric.
+    pub fn new(inputs: &[InputSpec], max_input_block: usize) -> Self {
+        let metrics = inputs.iter().map(|input| {
+            let moments = Moments::new(input.width, input.width.min(max_input_block));
+            (group(input), Metric::Collecting(moments))
+        });
+        LeverageScores(metrics.collect())
     }
 
     /// Adds reference tokens `x: [tokens, width]`, already weighted as in the calibration, to the metric of an input.
@@ -69,10 +74,10 @@ impl LeverageScores {
         input: &InputSpec,
         x: Tensor<B, 2>,
     ) -> Result<(), ModelError> {
-        let block = input.width.min(self.max_input_block);
-        let moments = self.collecting.entry(group(input));
-        let moments = moments.or_insert_with(|| Moments::new(input.width, block));
-        Ok(moments.add(x)?)
+        match self.0.get_mut(&group(input)) {
+            Some(Metric::Collecting(moments)) => Ok(moments.add(x)?),
+            _ => Ok(()),
+        }
     }
 
     /// The leverage scores of the rows of `x: [tokens, width]`, or none if no reference token reached the input. The first
@@ -86,17 +91,10 @@ impl LeverageScores {
         x: &[f32],
         weights: &[f32],
     ) -> anyhow::Result<Option<Vec<f32>>> {
-        let group = group(input);
-        if let Some(moments) = self.collecting.remove(&group) {
-            let second_moment = moments.finish().map_err(ModelError::from)?;
-            let metric = InputMetric {
-                factor: factorize_in_place(second_moment, input.width, DAMPING)?,
-                weighted_sum: 0.0,
-                count: 0,
-            };
-            self.metrics.insert(group.clone(), metric);
-        }
-        let Some(metric) = self.metrics.get_mut(&group) else {
+        let Some(metric) = self.0.get_mut(&group(input)) else {
+            return Ok(None);
+        };
+        let Some(metric) = metric.complete()? else {
             return Ok(None);
         };
         let tokens = weights.len();
@@ -115,11 +113,69 @@ impl LeverageScores {
     /// The factor that normalizes output moments weighted by leverage scores: with it, a gradient that is independent of the
     /// input has the same moments as without weights.
     pub fn normalization(&self, input: &InputSpec) -> f32 {
-        match self.metrics.get(&group(input)) {
-            Some(metric) if metric.weighted_sum > 0.0 => {
+        match self.0.get(&group(input)) {
+            Some(Metric::Complete(metric)) if metric.weighted_sum > 0.0 => {
                 (metric.count as f64 / metric.weighted_sum) as f32
             }
             _ => 1.0,
+        }
+    }
+
+    /// Passes the metrics through a snapshot.
+    pub fn pass_through(&mut self, snapshot: &mut Snapshot) -> Result<(), StoreError> {
+        let mut metrics = self.0.values_mut();
+        metrics.try_for_each(|metric| metric.pass_through(snapshot))
+    }
+}
+
+impl Metric {
+    /// The complete metric; none if it has no reference tokens.
+    fn complete(&mut self) -> anyhow::Result<Option<&mut InputMetric>> {
+        if let Metric::Collecting(moments) = self {
+            if moments.count == 0 {
+                return Ok(None);
+            }
+            let n = moments.n;
+            let moments = std::mem::replace(moments, Moments::new(0, 0)); // the factor takes its memory
+            let second_moment = moments.finish().map_err(ModelError::from)?;
+            *self = Metric::Complete(InputMetric {
+                factor: factorize_in_place(second_moment, n, DAMPING)?,
+                weighted_sum: 0.0,
+                count: 0,
+            });
+        }
+        match self {
+            Metric::Complete(metric) => Ok(Some(metric)),
+            Metric::Collecting(_) => Ok(None),
+        }
+    }
+
+    fn pass_through(&mut self, snapshot: &mut Snapshot) -> Result<(), StoreError> {
+        let mut is_complete = matches!(self, Metric::Complete(_));
+        snapshot.value(&mut is_complete)?;
+        if let (true, Metric::Collecting(moments)) = (is_complete, &self) {
+            let factor = Factor {
+                n: moments.n,
+                block: moments.block,
+                a: vec![0.0; moments.sum.len()],
+                inv_diag: vec![0.0; moments.n],
+                damping: 0.0,
+                dead_inputs: 0,
+                is_zero: false,
+            };
+            *self = Metric::Complete(InputMetric {
+                factor,
+                weighted_sum: 0.0,
+                count: 0,
+            });
+        }
+        match self {
+            Metric::Collecting(moments) => pass_moments(moments, snapshot),
+            Metric::Complete(metric) => {
+                snapshot.value(&mut metric.weighted_sum)?;
+                snapshot.value(&mut metric.count)?;
+                pass_factor(&mut metric.factor, snapshot)
+            }
         }
     }
 }
@@ -148,7 +204,7 @@ mod tests {
     fn with_reference(name: &str) -> LeverageScores {
         let rows = TensorData::new(ROWS.concat(), [ROWS.len(), 2]);
         let rows = Tensor::<Cpu, 2>::from_data(rows, &Default::default());
-        let mut leverage = LeverageScores::new(2);
+        let mut leverage = LeverageScores::new(&[input(name)], 2);
         leverage.add_reference(&input(name), rows).unwrap();
         leverage
     }

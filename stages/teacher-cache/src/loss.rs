@@ -16,9 +16,9 @@ use uc_model::sampled_loss::sample_gradients;
 use uc_model::text::splitmix64;
 use uc_model::work::{self, Amount, Kind};
 use uc_store::stage::Job;
-use uc_store::stream::map_rows;
 use uc_store::tensors::TensorFile;
 
+use crate::kept;
 use crate::states::{HiddenStates, StateWriter, file_weight, finite_values};
 
 /// Tokens whose logits are in memory together.
@@ -50,7 +50,8 @@ impl OnDevice for LossPass<'_, '_> {
         let [windows, length, width] = dims;
         let seed = job.settings().allocation.seed;
         let mut output = StateWriter::new(job, "gradient", dims)?;
-        map_rows(&hidden, 1, &mut output, |values, _, window| {
+        let mut kept = kept::rows(job, windows, 1)?;
+        kept.map_rows(&hidden, 1, &mut output, |values, _, window| {
             let mut gradients = Vec::with_capacity(values.len());
             for (chunk, values) in values.chunks(HEAD_TOKENS * width).enumerate() {
                 let first_token = (window * length + chunk * HEAD_TOKENS) as u64;

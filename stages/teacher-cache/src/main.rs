@@ -12,11 +12,14 @@
 mod backward;
 mod forward;
 mod input_moments;
+mod kept;
 mod leverage;
 mod loss;
 mod packed_states;
 mod sensitivity;
 mod states;
+#[cfg(test)]
+mod tests;
 mod token_weights;
 mod windows;
 

@@ -14,9 +14,12 @@ use uc_model::forward::PartTrace;
 use uc_model::moments::Moments;
 use uc_model::{LayerPlan, LinearSpec, ModelError, rows};
 use uc_settings::Settings;
-use uc_store::stage::Job;
-use uc_store::tensors::{TensorDecl, TensorDtype};
+use uc_store::StoreError;
+use uc_store::framed::Snapshot;
+use uc_store::stream::Sums;
+use uc_store::tensors::{TensorDecl, TensorDtype, TensorFileWriter};
 
+use crate::kept::pass_moments;
 use crate::leverage::LeverageScores;
 use crate::token_weights::{fisher_weights, mixed_weights};
 
@@ -24,6 +27,8 @@ use crate::token_weights::{fisher_weights, mixed_weights};
 pub struct LayerSensitivity {
     /// Share of the Fisher weight in the weight of a token.
     fisher_share: f64,
+    /// Number of tokens.
+    tokens: usize,
     /// Number of reference tokens. They come first, set the metrics of `leverage`, and are not in the moments.
     reference_tokens: usize,
     leverage: LeverageScores,
@@ -55,8 +60,12 @@ impl LayerSensitivity {
         let zeros: BTreeMap<_, _> = zeros.collect();
         LayerSensitivity {
             fisher_share: settings.calibration.fisher_token_weight,
+            tokens,
             reference_tokens,
-            leverage: LeverageScores::new(settings.calibration.max_input_block as usize),
+            leverage: LeverageScores::new(
+                &plan.inputs,
+                settings.calibration.max_input_block as usize,
+            ),
             output_moments: moments.collect(),
             squares: zeros.clone(),
             energies: zeros,
@@ -152,14 +161,9 @@ impl LayerSensitivity {
         Ok(())
     }
 
-    /// Writes `<linear>.output_moment` [rows, block], the means over all tokens but the reference tokens, and
-    /// `<input>.token_weight` [windows, length].
-    pub fn write(
-        mut self,
-        job: &mut Job<'_>,
-        plan: &LayerPlan,
-        [windows, length]: [usize; 2],
-    ) -> anyhow::Result<()> {
+    /// The tensors that [`LayerSensitivity::write`] writes: `<linear>.output_moment` [rows, block] and `<input>.token_weight`
+    /// [windows, length].
+    pub fn decls(&self, plan: &LayerPlan, [windows, length]: [usize; 2]) -> Vec<TensorDecl> {
         let moments = plan.linears.iter().map(|linear| {
             let name = format!("{}.output_moment", linear.name);
             let block = self.output_moments[&linear.name].block;
@@ -169,16 +173,18 @@ impl LayerSensitivity {
             let name = format!("{}.token_weight", input.name);
             TensorDecl::new(name, TensorDtype::F32, &[windows, length])
         });
-        let decls: Vec<_> = moments.chain(weights).collect();
+        moments.chain(weights).collect()
+    }
+
+    /// Appends the means of the output moments over all tokens but the reference tokens, and the weights of all tokens.
+    pub fn write(mut self, file: &mut TensorFileWriter, plan: &LayerPlan) -> anyhow::Result<()> {
         self.fill_unreached(plan)?;
-        let tokens = (windows * length - self.reference_tokens) as u64;
-        let mut file = job.output_tensors("sensitivity", &decls)?;
+        let scored = (self.tokens - self.reference_tokens) as u64;
         for linear in &plan.linears {
             let moments = self.output_moments.remove(&linear.name);
             let moments = moments.expect("one per linear");
-            let mut means = moments
-                .finish_with_count(tokens)
-                .map_err(ModelError::from)?;
+            let means = moments.finish_with_count(scored);
+            let mut means = means.map_err(ModelError::from)?;
             let input = plan.input(&linear.input).context("an input of the plan")?;
             let scale = self.leverage.normalization(input);
             means.iter_mut().for_each(|mean| *mean *= scale);
@@ -188,7 +194,19 @@ impl LayerSensitivity {
             let (squares, energies) = (&self.squares[&input.name], &self.energies[&input.name]);
             file.append_f32(&fisher_weights(squares, energies))?;
         }
-        job.commit_tensors("sensitivity", file)?;
+        Ok(())
+    }
+}
+
+impl Sums for LayerSensitivity {
+    fn pass_through(&mut self, snapshot: &mut Snapshot) -> Result<(), StoreError> {
+        self.leverage.pass_through(snapshot)?;
+        for moments in self.output_moments.values_mut() {
+            pass_moments(moments, snapshot)?;
+        }
+        for values in self.squares.values_mut().chain(self.energies.values_mut()) {
+            snapshot.sums(values)?;
+        }
         Ok(())
     }
 }

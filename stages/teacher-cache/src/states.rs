@@ -101,12 +101,12 @@ impl RowSink for StateWriter {
     }
 }
 
-/// Reads a layer's weights by name from the source model, not from the pipeline's copy.
+/// Reads a layer's weights by name from the source model in a folder, not from the pipeline's copy.
 pub fn source_weights(
-    job: &Job<'_>,
+    model: &Utf8Path,
     plan: LayerPlan,
 ) -> anyhow::Result<impl Fn(&str) -> anyhow::Result<WeightValues> + use<>> {
-    let source = SourceFolder::open(job.plan().model.path.as_std_path())?;
+    let source = SourceFolder::open(model.as_std_path())?;
     Ok(move |name: &str| Ok(source.read_planned(&plan, name)?.to_values()?))
 }
 

@@ -53,6 +53,18 @@ impl WeightValues {
         WeightValues::Half(half, values.collect())
     }
 
+    /// The values in bfloat16 if it has all of them exactly, else in f32. Products with equal weights then have the same bits, whatever type
+    /// their files store.
+    pub fn narrowed(values: Vec<f32>) -> Self {
+        match values.iter().all(|value| value.to_bits() & 0xffff == 0) {
+            true => {
+                let bits = values.iter().map(|value| (value.to_bits() >> 16) as u16);
+                WeightValues::Half(HalfType::Bf16, bits.collect())
+            }
+            false => WeightValues::F32(values),
+        }
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         match self {
@@ -110,6 +122,12 @@ mod tests {
             assert_eq!(values.count(), 2);
             assert_eq!(values.non_finite(), None);
             assert_eq!(values.into_f32(), [number; 2]);
+        }
+        for (third, is_half) in [(0.5, true), (0.1, false)] {
+            let values = vec![1.0, -2.5, third];
+            let narrowed = WeightValues::narrowed(values.clone());
+            assert_eq!(matches!(narrowed, WeightValues::Half(..)), is_half);
+            assert_eq!(narrowed.into_f32(), values);
         }
         let infinite = WeightValues::Half(HalfType::F16, vec![0x3e00, 0x7c00]);
         assert_eq!(infinite.non_finite(), Some((1, f32::INFINITY)));

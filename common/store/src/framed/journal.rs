@@ -1,6 +1,6 @@
 //! A file of frames that grows while a job works, and from which the job continues after a crash.
 //!
-//! Nothing is flushed and nothing renamed: that would cost a small job more than its work. A frame counts if it is whole and has its
+//! Frames are neither flushed nor renamed: that would cost a small job more than its work. A frame counts if it is whole and has its
 //! digest, and so do all frames before it; what follows is discarded when the file is opened. After a crash of the process all
 //! frames are there, after a loss of power as many as the system has written.
 
@@ -69,6 +69,15 @@ impl Journal {
         written.map_err(StoreError::io("write", &self.0.path))?;
         self.0.bounds.push(end + bytes.len() as u64);
         Ok(())
+    }
+
+    /// Waits until all frames are on disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn sync(&self) -> Result<(), StoreError> {
+        let synced = self.0.file.sync_data();
+        synced.map_err(StoreError::io("sync", &self.0.path))
     }
 
     /// Discards all but the first `frames` frames.

@@ -1,6 +1,5 @@
 //! Rows that are kept while they are computed, so that an interrupted job continues after them.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use camino::Utf8Path;
@@ -26,8 +25,8 @@ pub struct KeptRows {
 }
 
 impl KeptRows {
-    /// Opens a file below `base` with the batches that an interrupted job left in it, or creates an empty one. Batches are kept if the
-    /// first of them takes at least `least` to compute: others are computed again about as fast as they would be written.
+    /// Opens a file below `base` with the batches that an interrupted job left in it, or creates an empty one. Batches are kept if all
+    /// together take at least `least` to compute, judging by the first of them: a short job begins again in less time.
     ///
     /// # Errors
     /// Those of [`Journal::open`].
@@ -41,6 +40,11 @@ impl KeptRows {
         self.journal.frames().len()
     }
 
+    /// Discards all but the first `batches` batches.
+    pub(super) fn truncate(&mut self, batches: usize) -> Result<(), StoreError> {
+        self.journal.truncate(batches)
+    }
+
     /// As [`map_rows`]; what is kept is not computed again. The batches must be those of the interrupted job.
     ///
     /// # Errors
@@ -52,32 +56,37 @@ impl KeptRows {
         output: &mut dyn RowSink,
         mut compute: impl FnMut(Vec<f32>, usize, usize) -> Result<Vec<f32>, E>,
     ) -> Result<(), E> {
+        self.map_batches(input, batch, output, |_, values, count, first| {
+            compute(values, count, first)
+        })
+    }
+
+    /// As [`KeptRows::map_rows`]; `compute` also gets what is kept so far: all batches before its own, or none.
+    pub(super) fn map_batches<E: From<StoreError>>(
+        &mut self,
+        input: &dyn RowSource,
+        batch: usize,
+        output: &mut dyn RowSink,
+        mut compute: impl FnMut(&Journal, Vec<f32>, usize, usize) -> Result<Vec<f32>, E>,
+    ) -> Result<(), E> {
         let kept = self.batches();
         for index in 0..kept {
             let values: Vec<f32> = self.journal.frames().get(index)?;
             output.append_rows(&values)?;
         }
         let first = input.rows().min(kept * batch.max(1));
-        let is_kept = AtomicBool::new(kept > 0);
-        let mut sink = Keeping {
-            output,
-            journal: &mut self.journal,
-            is_kept: &is_kept,
-        };
-        let least = self.least;
-        map_rows(
-            &Rest { input, first },
-            batch,
-            &mut sink,
-            |values, count, row| {
-                let begun = Instant::now();
-                let values = compute(values, count, first + row)?;
-                if row == 0 && begun.elapsed() >= least {
-                    is_kept.store(true, Ordering::Relaxed);
-                }
-                Ok(values)
-            },
-        )
+        let batches = input.rows().div_ceil(batch.max(1)) as u32;
+        let mut is_kept = kept > 0;
+        let rest = Rest { input, first };
+        map_rows(&rest, batch, output, |values, count, row| {
+            let begun = Instant::now();
+            let values = compute(&self.journal, values, count, first + row)?;
+            is_kept |= first + row == 0 && begun.elapsed().saturating_mul(batches) >= self.least;
+            if is_kept {
+                self.journal.append(&values)?;
+            }
+            Ok(values)
+        })
     }
 }
 
@@ -97,29 +106,13 @@ impl RowSource for Rest<'_> {
     }
 }
 
-/// Keeps what it passes on.
-struct Keeping<'a> {
-    output: &'a mut dyn RowSink,
-    journal: &'a mut Journal,
-    is_kept: &'a AtomicBool,
-}
-
-impl RowSink for Keeping<'_> {
-    fn append_rows(&mut self, values: &[f32]) -> Result<(), StoreError> {
-        if self.is_kept.load(Ordering::Relaxed) {
-            self.journal.append(&values)?;
-        }
-        self.output.append_rows(values)
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::plan::tests_support::folder;
 
     /// Rows with their own numbers.
-    struct Numbers(usize);
+    pub struct Numbers(pub usize);
 
     impl RowSource for Numbers {
         fn rows(&self) -> usize {
@@ -132,7 +125,7 @@ mod tests {
     }
 
     #[derive(Default)]
-    struct Rows(Vec<f32>);
+    pub struct Rows(pub Vec<f32>);
 
     impl RowSink for Rows {
         fn append_rows(&mut self, values: &[f32]) -> Result<(), StoreError> {
@@ -178,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn short_batches_are_not_kept() {
+    fn the_batches_of_a_short_job_are_not_kept() {
         let (_keep, base) = folder();
         let path = base.join("rows");
         let open = || KeptRows::open(&base, &path, Duration::from_secs(3600)).expect("opened");

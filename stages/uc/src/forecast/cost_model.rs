@@ -25,8 +25,9 @@ const PACKED_STATE_BITS: f64 = 11.0;
 const F32: f64 = 4.0;
 /// How often elementwise operations of a pass read or write a value of a linear's input or output.
 const ELEMENTWISE: f64 = 8.0;
-/// Weights of a layer above which the evaluator is assumed to keep its states: 2048 tokens then take about 2 s on two cores.
-const KEPT_WEIGHTS: f64 = 1e8;
+/// Operations of a job above which it is assumed to be a long one, which keeps what it has computed: they take about two minutes on
+/// two cores.
+const KEPT_OPERATIONS: f64 = 2.4e13;
 /// Bytes of a small text file.
 const SMALL_FILE: f64 = 1e3;
 
@@ -313,13 +314,12 @@ impl<'a> CostModel<'a> {
     /// Bytes of a layer's sensitivity: the second moments of its output gradients and the token weights of its inputs.
     fn sensitivity_bytes(&self, layer: LayerCosts<'_>) -> f64 {
         let outputs = layer.output_moment_entries(self.max_output_block());
-        let inputs: usize = layer.group.inputs.iter().map(|input| input.count).sum();
-        F32 * (outputs + inputs as f64 * self.sensitivity_tokens())
+        F32 * (outputs + layer.input_count() as f64 * self.sensitivity_tokens())
     }
 
-    /// Bytes that a job needs on disk besides its inputs and outputs: spilled rows of the routed inputs, the spilled linears of the
-    /// current and the best quantization pass, or the states that the evaluator keeps.
-    pub fn scratch_bytes(&self, argv: &[String], group: Option<&LayerGroup>) -> f64 {
+    /// Bytes that a job writes to its scratch folder and reads again: rows of the routed inputs, and the linears of the current and the
+    /// best quantization pass.
+    pub fn spilled_bytes(&self, argv: &[String], group: Option<&LayerGroup>) -> f64 {
         let Some(layer) = group.map(|group| LayerCosts { group }) else {
             return 0.0;
         };
@@ -327,15 +327,43 @@ impl<'a> CostModel<'a> {
             "teacher-cache sensitivity-forward" => self.sensitivity_tokens(),
             "teacher-cache layer" => self.calibration_tokens(),
             "quantize layer" => return 2.0 * self.pack_layer_bytes(layer),
-            "evaluator layer" if layer.linear_parameters() >= KEPT_WEIGHTS => {
-                return 2.0 * self.states(self.evaluation_tokens());
-            }
             "overlay-fit" if matches!(self.settings.overlay.rank, Rank::Fixed(1..)) => {
                 return 2.0 * self.pack_layer_bytes(layer);
             }
             _ => return 0.0,
         };
         tokens * layer.routed_width() * F32
+    }
+
+    /// Bytes that a long job keeps for the case of an interruption: the rows of its output, and two snapshots of its sums while one
+    /// replaces the other. Of second moments the triangle is saved.
+    pub fn kept_bytes(&self, argv: &[String], group: Option<&LayerGroup>) -> f64 {
+        match self.job_cost(argv, group) {
+            Some(JobCost::Work(work)) if work.products() >= KEPT_OPERATIONS => {}
+            _ => return 0.0,
+        }
+        let layer = group.map(|group| LayerCosts { group });
+        let (inputs, outputs) = (self.max_input_block(), self.max_output_block());
+        let (tokens, sums) = match (argv.join(" ").as_str(), layer) {
+            ("teacher-cache sensitivity-forward", Some(layer)) => (
+                self.sensitivity_tokens(),
+                layer.shared_moment_entries(inputs) / 2.0,
+            ),
+            ("teacher-cache layer", Some(layer)) => (
+                self.calibration_tokens(),
+                layer.shared_moment_entries(inputs) / 2.0,
+            ),
+            ("teacher-cache sensitivity-backward", Some(layer)) => {
+                let tokens = self.sensitivity_tokens();
+                let moments = layer.metric_entries(inputs) + layer.output_moment_entries(outputs);
+                let by_token = 2.0 * layer.input_count() as f64 * tokens;
+                (tokens, moments / 2.0 + by_token)
+            }
+            ("teacher-cache sensitivity-loss", _) => (self.sensitivity_tokens(), 0.0),
+            ("evaluator layer", _) => (2.0 * self.evaluation_tokens(), 0.0),
+            _ => return 0.0,
+        };
+        self.states(tokens) + 2.0 * sums * F32
     }
 
     /// Bytes of the source's weights that a job reads.

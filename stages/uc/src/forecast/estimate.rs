@@ -73,10 +73,10 @@ impl<'a> PlanCosts<'a> {
         let inputs = self.plan.inputs(stage, job.unit).into_iter();
         let inputs: f64 = inputs.map(|input| self.bytes(&input)).sum();
         let group = self.group(job.unit.layer());
-        inputs + self.costs.source_bytes_read(&stage.argv, group) + self.scratch(job)
+        inputs + self.costs.source_bytes_read(&stage.argv, group) + self.spilled(job)
     }
 
-    /// Bytes that a job writes: its outputs and what it spills.
+    /// Bytes that a job writes: its outputs, and what it spills and keeps.
     pub fn bytes_written(&self, job: &JobId) -> f64 {
         let outputs = self.plan.outputs(self.stage(job), job.unit).into_iter();
         outputs.map(|output| self.bytes(&output)).sum::<f64>() + self.scratch(job)
@@ -94,7 +94,12 @@ impl<'a> PlanCosts<'a> {
     /// Bytes that a job needs on disk while it runs, besides its inputs and outputs.
     pub fn scratch(&self, job: &JobId) -> f64 {
         let group = self.group(job.unit.layer());
-        self.costs.scratch_bytes(&self.stage(job).argv, group)
+        self.spilled(job) + self.costs.kept_bytes(&self.stage(job).argv, group)
+    }
+
+    fn spilled(&self, job: &JobId) -> f64 {
+        let group = self.group(job.unit.layer());
+        self.costs.spilled_bytes(&self.stage(job).argv, group)
     }
 
     fn find_bytes(&self, artifact: &ArtifactId) -> Option<f64> {

@@ -4,7 +4,7 @@
 //! out: norms, rotary embeddings, softmax, routers, the scan of a state space (about 1 % of Mamba's operations), and the
 //! factors of the output gradients' second moments.
 
-use uc_store::model_summary::{LayerGroup, LinearGroup};
+use uc_store::model_summary::{InputGroup, LayerGroup, LinearGroup};
 
 /// Number of outputs of an expert's linear whose gradients' second moments are computed jointly.
 const EXPERT_OUTPUT_BLOCK: usize = 128;
@@ -61,6 +61,11 @@ impl LayerCosts<'_> {
     /// Number of linears.
     pub fn linear_count(&self) -> usize {
         self.group.linears.iter().map(|group| group.count).sum()
+    }
+
+    /// Number of inputs.
+    pub fn input_count(&self) -> usize {
+        self.group.inputs.iter().map(|group| group.count).sum()
     }
 
     /// Number of linears and exact tensors.
@@ -143,18 +148,39 @@ impl LayerCosts<'_> {
             .sum()
     }
 
-    /// Operations of the Cholesky factors of the metrics of the leverage scores, which corresponding inputs of all experts share.
-    pub fn shared_factors(&self, max_input_block: usize) -> f64 {
+    /// Entries of the second moments of the inputs that every token reaches.
+    pub fn shared_moment_entries(&self, max_input_block: usize) -> f64 {
+        let inputs = self.group.inputs.iter().filter(|input| !input.routed);
+        inputs
+            .map(|input| (input.count * input.width * input.width.min(max_input_block)) as f64)
+            .sum()
+    }
+
+    /// Entries of the metrics of the leverage scores, which corresponding inputs of all experts share.
+    pub fn metric_entries(&self, max_input_block: usize) -> f64 {
         let inputs = self.group.inputs.iter();
         inputs
             .map(|input| {
-                let count = match input.routed {
-                    true => input.count.div_ceil(self.group.experts.max(1)),
-                    false => input.count,
-                };
-                count as f64 * cholesky(input.width, max_input_block)
+                let entries = input.width * input.width.min(max_input_block);
+                (self.metric_count(input) * entries) as f64
             })
             .sum()
+    }
+
+    /// Operations of the Cholesky factors of these metrics.
+    pub fn shared_factors(&self, max_input_block: usize) -> f64 {
+        let inputs = self.group.inputs.iter();
+        inputs
+            .map(|input| self.metric_count(input) as f64 * cholesky(input.width, max_input_block))
+            .sum()
+    }
+
+    /// Number of metrics of the leverage scores of a group of inputs.
+    fn metric_count(&self, input: &InputGroup) -> usize {
+        match input.routed {
+            true => input.count.div_ceil(self.group.experts.max(1)),
+            false => input.count,
+        }
     }
 
     /// Operations of the Cholesky factors of the output moments.

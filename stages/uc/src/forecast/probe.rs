@@ -176,6 +176,16 @@ impl Work {
         self.0[resource as usize]
     }
 
+    /// The operations of all products.
+    pub fn products(&self) -> f64 {
+        let products = [
+            Resource::Products,
+            Resource::RoundedProducts,
+            Resource::WeightProducts,
+        ];
+        products.map(|resource| self.amount(resource)).iter().sum()
+    }
+
     /// Seconds at the speeds of a machine, if one resource is used after the other and nothing is lost.
     pub fn seconds(&self, probe: &Probe, width: usize) -> f64 {
         let parts =

@@ -1,3 +1,5 @@
+use uc_store::model_summary::{InputGroup, LinearGroup};
+
 use super::*;
 use crate::forecast::tests_support::group_with_experts;
 
@@ -118,7 +120,52 @@ fn artifacts_have_the_sizes_of_their_tensors() {
     assert_eq!(costs.artifact_bytes("something-else", group), None);
     // A quarter of the tokens reaches each of four experts.
     let argv = ["teacher-cache".to_owned(), "layer".to_owned()];
-    assert_eq!(costs.scratch_bytes(&argv, group), 128.0 * 32.0 * 4.0);
+    assert_eq!(costs.spilled_bytes(&argv, group), 128.0 * 32.0 * 4.0);
+}
+
+#[test]
+fn a_long_job_keeps_its_rows_and_two_snapshots_of_its_sums() {
+    let (model, mut settings) = (summary(), settings());
+    let mut group = group_with_experts();
+    (group.experts, group.linears, group.inputs) = (
+        0,
+        vec![LinearGroup {
+            name: "a".into(),
+            rows: 16384,
+            cols: 16384,
+            count: 1,
+            routed: false,
+        }],
+        vec![InputGroup {
+            width: 16384,
+            count: 1,
+            routed: false,
+        }],
+    );
+    let (rows, moments) = (64e3 * 8.0 * 4.0, 4.0 * 16384.0 * 16.0);
+    let outputs = 4.0 * 16384.0 * 1024.0;
+    for (windows, command, expected) in [
+        ("2", "teacher-cache layer", 0.0),
+        ("2000", "teacher-cache layer", rows + moments),
+        ("2000", "teacher-cache sensitivity-forward", rows + moments),
+        (
+            "2000",
+            "teacher-cache sensitivity-backward",
+            rows + moments + outputs + 2.0 * 2.0 * 64e3 * 4.0,
+        ),
+    ] {
+        for key in ["calibration.windows", "allocation.windows"] {
+            settings.set(key, windows).expect(key);
+        }
+        let costs = CostModel {
+            model: &model,
+            settings: &settings,
+            source_width: 2.0,
+        };
+        let argv: Vec<String> = command.split(' ').map(str::to_owned).collect();
+        let found = costs.kept_bytes(&argv, Some(&group));
+        assert_eq!(found, expected, "{command} of {windows} windows");
+    }
 }
 
 #[test]
