@@ -8,6 +8,10 @@
 
 mod pack;
 mod product;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
+#[cfg(target_arch = "x86_64")]
+mod vectors;
 
 pub use pack::{PANEL, Pairs, ToBf16, pack_columns, pack_rows, panel_len};
 pub use product::{Left, has_bf16_products, left_vectors};
