@@ -90,7 +90,7 @@ impl Out<'_> {
 pub(in crate::packed) fn joined_bytes(parts: &[&[i32; LANES]]) -> __m512i {
     let mut whole = _mm512_setzero_si512();
     for part in parts {
-        whole = _mm512_add_epi32(_mm512_slli_epi32::<8>(whole), load(*part));
+        whole = _mm512_add_epi32(_mm512_slli_epi32::<8>(whole), load(part));
     }
     whole
 }
