@@ -19,8 +19,9 @@ pub(super) struct Memory {
     missing: Vec<Missing>,
     /// [wide rows, tokens] sums of products that need more than 32 bits.
     wide: Vec<i64>,
+    /// Made by the first product of tiles.
     #[cfg(target_arch = "x86_64")]
-    tiles: Box<amx::Memory>,
+    tiles: Option<Box<amx::Memory>>,
 }
 
 impl Activations<'_> {
@@ -110,7 +111,8 @@ impl Activations<'_> {
             let joined = avx512::Out::Joined(self.scales, &mut *out);
             match self.values {
                 Values::Tiles(x) => {
-                    return amx::sums(levels, x, self.shape(), &mut memory.tiles, joined);
+                    let tiles = memory.tiles.get_or_insert_default();
+                    return amx::sums(levels, x, self.shape(), tiles, joined);
                 }
                 Values::Interleaved(x) if avx512::is_available() => {
                     return avx512::interleaved_sums(levels, x, self.shape(), joined);
@@ -135,7 +137,8 @@ impl Activations<'_> {
         match self.values {
             Values::Tiles(x) => {
                 let sums = avx512::Out::Sums(sums);
-                return amx::sums(levels, x, self.shape(), &mut memory.tiles, sums);
+                let tiles = memory.tiles.get_or_insert_default();
+                return amx::sums(levels, x, self.shape(), tiles, sums);
             }
             Values::Interleaved(x) if avx512::is_available() => {
                 let sums = avx512::Out::Sums(sums);
