@@ -17,7 +17,7 @@ mod one_token;
 mod quantized;
 mod several;
 
-pub(crate) use quantized::{LARGEST, Quantized};
+pub(crate) use quantized::{Interleave, LARGEST, Quantized};
 
 use uc_simd::{Kernel, dispatch, prefetch};
 

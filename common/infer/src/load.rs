@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use uc_model::ModelConfig;
 use uc_pack::digest::Hasher;
-use uc_pack::layer::PieceBuffers;
+use uc_pack::layer::{Contents, PieceBuffers};
 use uc_pack::manifest::{ExactEntry, LayerEntry};
 use uc_pack::{CONFIG_FILE, Digest, ExactDtype, LayerFile, NonLayerFile, Pack};
 
@@ -283,7 +283,11 @@ impl<'a> PackedLayer<'a> {
         );
         let mut buffers = PieceBuffers::default();
         let mut hasher = Hasher::default();
-        let mut pieces = self.file.pieces(index, &mut buffers)?;
+        let contents = match self.options.checks {
+            Checks::Digests => Contents::Weights,
+            Checks::Structure => Contents::Indices,
+        };
+        let mut pieces = self.file.pieces(index, contents, &mut buffers)?;
         while let Some(piece) = pieces.next_piece()? {
             builder.rows(piece.q, piece.row_log2_eighths, piece.row_step_log2_eighths);
             if self.options.checks == Checks::Digests {

@@ -16,6 +16,9 @@ const TILE: usize = 16;
 /// Rows that a thread transposes together.
 const PART_ROWS: usize = 256;
 
+/// Zeros that a thread writes at least.
+const PART_ZEROS: usize = 1 << 15;
+
 /// A matrix and what its tasks read.
 struct Reader<'a> {
     matrix: &'a Matrix,
@@ -59,7 +62,7 @@ pub(crate) fn products(matrices: &[&Matrix], x: &[f32]) -> Vec<Vec<f32>> {
     let (readers, inputs) = readers(matrices, x);
     let mut outs: Vec<Vec<f32>> = matrices
         .iter()
-        .map(|matrix| vec![0.0; matrix.rows() * tokens])
+        .map(|matrix| zeros(matrix.rows() * tokens))
         .collect();
     let mut tasks: Vec<Task<'_>> = Vec::new();
     let rows: usize = matrices.iter().map(|matrix| matrix.rows()).sum();
@@ -93,6 +96,15 @@ pub(crate) fn products(matrices: &[&Matrix], x: &[f32]) -> Vec<Vec<f32>> {
         MEMORY.set(Some(memory));
     });
     outs
+}
+
+/// Zeros, which all threads write if they are many.
+fn zeros(count: usize) -> Vec<f32> {
+    if count < 2 * PART_ZEROS {
+        return vec![0.0; count];
+    }
+    let zeros = rayon::iter::repeat_n(0.0, count);
+    zeros.with_min_len(PART_ZEROS).collect()
 }
 
 thread_local! {

@@ -15,7 +15,7 @@ use crate::check::check_digest;
 use crate::digest::{Digest, Hasher};
 use crate::error::{self, PackError, invalid};
 use crate::exact::ExactDtype;
-use crate::layer::{LayerFile, PieceBuffers};
+use crate::layer::{Contents, LayerFile, PieceBuffers};
 use crate::lookup::{Entry, TensorRef};
 use crate::manifest::{ExactEntry, LinearEntry};
 use crate::pack::Pack;
@@ -179,7 +179,7 @@ fn linear_statistics(
     let mut level_reader = LevelReader::new(header.cols);
     let (mut hasher, mut escapes) = (Hasher::default(), 0);
     let mut buffers = PieceBuffers::default();
-    let mut pieces = file.pieces(index, &mut buffers)?;
+    let mut pieces = file.pieces(index, Contents::Weights, &mut buffers)?;
     while let Some(piece) = pieces.next_piece()? {
         hasher.words(piece.weights);
         values.words(piece.weights);
@@ -259,7 +259,7 @@ pub fn error_against<E: From<PackError>>(
     let (mut sums, mut hasher) = (ErrorSums::default(), Hasher::default());
     let mut reference = Vec::new();
     let mut buffers = PieceBuffers::default();
-    let mut pieces = file.pieces(tensor.index, &mut buffers)?;
+    let mut pieces = file.pieces(tensor.index, Contents::Weights, &mut buffers)?;
     while let Some(piece) = pieces.next_piece()? {
         hasher.words(piece.weights);
         reference.resize(piece.weights.len(), 0.0f32);

@@ -109,21 +109,27 @@ impl Quantized {
         let values = match layout {
             Layout::Plain => {
                 let mut values = vec![[0; PANEL]; panels * tokens];
-                of.quantize(&mut values, &mut scales, |values, token, integers| {
-                    values[token] = *integers;
+                of.quantize(&mut values, &mut scales, |values, integers| {
+                    values.copy_from_slice(&integers[..values.len()]);
                 });
                 Storage::Plain(values)
             }
             Layout::Interleaved => {
-                let mut values = vec![0; vectors * LANES * PANEL];
-                of.quantize(&mut values, &mut scales, interleave);
-                Storage::Interleaved(values)
+                let mut values = vec![[[0; 2]; LANES]; vectors * PANEL / 2];
+                of.quantize(&mut values, &mut scales, |values, integers| {
+                    let pairs = integers.each_ref().map(|row| row.as_chunks().0);
+                    dispatch(Interleave {
+                        rows: pairs,
+                        out: values,
+                    });
+                });
+                Storage::Interleaved(values.into_flattened().into_flattened())
             }
             #[cfg(target_arch = "x86_64")]
             Layout::Tiles => {
                 let mut values = vec![amx::TokenTiles::ZERO; vectors];
-                of.quantize(&mut values, &mut scales, |values, token, integers| {
-                    values[token / LANES].set(token % LANES, integers);
+                of.quantize(&mut values, &mut scales, |values, integers| {
+                    dispatch(amx::SetTokens(&mut values[0], integers));
                 });
                 Storage::Tiles(values)
             }
@@ -153,50 +159,93 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Passes the integers of every token and panel to `set`, with the values of the panel, and sets the scales `[panels, tokens]`.
+    /// Passes the integers of every panel and vector of [`LANES`] tokens to `set`, with its part of the values; those of tokens that the
+    /// last vector does not have are 0. Sets the scales `[panels, tokens]`.
     fn quantize<T: Send>(
         &self,
         values: &mut [T],
         scales: &mut [f32],
-        set: impl Fn(&mut [T], usize, &[i16; PANEL]) + Sync,
+        set: impl Fn(&mut [T], &[[i16; PANEL]; LANES]) + Sync,
     ) {
-        let (cols, tokens) = (self.columns.len(), self.tokens);
-        let panels = cols.div_ceil(PANEL);
-        let panel = |(panel, (values, scales)): (usize, (&mut [T], &mut [f32]))| {
-            let places = panel * PANEL..((panel + 1) * PANEL).min(cols);
-            let (order, mut factors) = (&self.columns.order[places.clone()], [0.0; PANEL]);
-            for (factor, of_column) in factors.iter_mut().zip(self.columns.factors(places)) {
-                *factor = of_column;
-            }
-            let mut scaled = [0.0; PANEL];
-            let mut integers = [0; PANEL];
-            for (token, scale) in scales.iter_mut().enumerate() {
-                let x = &self.x[token * cols..(token + 1) * cols];
-                for ((scaled, &column), factor) in scaled.iter_mut().zip(order).zip(&factors) {
-                    *scaled = x[column as usize] * factor;
-                }
-                *scale = dispatch(Rounding(&scaled, &mut integers));
-                set(values, token, &integers);
-            }
+        let panels = self.columns.len().div_ceil(PANEL);
+        let vectors = self.tokens.div_ceil(LANES);
+        let of_vector = values.len() / (panels * vectors);
+        let scales: Vec<&mut [f32]> = scales
+            .chunks_mut(self.tokens)
+            .flat_map(|scales| scales.chunks_mut(LANES))
+            .collect();
+        let parts = values.par_chunks_mut(of_vector).zip(scales).enumerate();
+        let part = |(index, (values, scales)): (usize, (&mut [T], &mut [f32]))| {
+            let mut integers = [[0; PANEL]; LANES];
+            dispatch(QuantizedVector {
+                of: self,
+                panel: index / vectors,
+                first: index % vectors * LANES,
+                scales,
+                integers: &mut integers,
+            });
+            set(values, &integers);
         };
-        let of_panel = values.len() / panels;
-        let parts = values
-            .par_chunks_mut(of_panel)
-            .zip(scales.par_chunks_mut(tokens));
-        match tokens {
-            1 => parts.enumerate().with_min_len(panels).for_each(panel),
-            _ => parts.enumerate().for_each(panel),
+        match self.tokens {
+            1 => parts.with_min_len(panels).for_each(part),
+            _ => parts.for_each(part),
         }
     }
 }
 
-/// Writes the integers of a token among those of its neighbours, in pairs.
-fn interleave(values: &mut [i16], token: usize, integers: &[i16; PANEL]) {
-    let vector = &mut values[token / LANES * LANES * PANEL..][..LANES * PANEL];
-    let pairs = vector.chunks_exact_mut(2 * LANES);
-    for (pair, integers) in pairs.zip(integers.as_chunks::<2>().0) {
-        let lane = 2 * (token % LANES);
-        pair[lane..lane + 2].copy_from_slice(integers);
+/// Quantizes a panel of some tokens, as many as there are scales, from `first` on.
+struct QuantizedVector<'a> {
+    of: &'a Source<'a>,
+    panel: usize,
+    first: usize,
+    scales: &'a mut [f32],
+    integers: &'a mut [[i16; PANEL]; LANES],
+}
+
+impl Kernel for QuantizedVector<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Source { x, columns, .. } = self.of;
+        let cols = columns.len();
+        let places = self.panel * PANEL..((self.panel + 1) * PANEL).min(cols);
+        let (order, mut factors) = (&columns.order[places.clone()], [0.0; PANEL]);
+        for (factor, of_column) in factors.iter_mut().zip(columns.factors(places)) {
+            *factor = of_column;
+        }
+        let mut scaled = [0.0; PANEL];
+        let tokens = x[self.first * cols..].chunks_exact(cols);
+        let results = self.scales.iter_mut().zip(self.integers);
+        for (x, (scale, integers)) in tokens.zip(results) {
+            for ((scaled, &column), factor) in scaled.iter_mut().zip(order).zip(&factors) {
+                *scaled = x[column as usize] * factor;
+            }
+            *scale = Rounding(&scaled, integers).run();
+        }
+    }
+}
+
+/// Writes the rows of [`LANES`] tokens as columns: `out[place][token] = rows[token][place]`.
+pub(crate) struct Interleave<'a, T> {
+    pub(crate) rows: [&'a [T]; LANES],
+    pub(crate) out: &'a mut [[T; LANES]],
+}
+
+impl<T: Copy> Kernel for Interleave<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Interleave { rows, out } = self;
+        for (index, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let first = index * LANES;
+            let tile: [&[T; LANES]; LANES] =
+                rows.map(|row| row[first..].first_chunk().expect("rows of whole tiles"));
+            for (place, out) in out.iter_mut().enumerate() {
+                *out = tile.map(|row| row[place]);
+            }
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use uc_simd::{FULL_TILES, Kernel, TILE_ROW_BYTES, TILE_ROWS, dispatch};
 
 use super::PANEL;
 use super::avx512::{self, Out};
-use crate::integer::LANES;
+use crate::integer::{Interleave, LANES};
 
 /// Rows of levels that are multiplied together.
 pub(crate) const ROWS: usize = 2 * TILE_ROWS;
@@ -44,19 +44,31 @@ impl TokenTiles {
         low: [[[0; 4]; LANES]; PANEL / 4],
     };
 
-    /// Sets the activations of a token, whose magnitudes are at most 32512.
-    pub(crate) fn set(&mut self, token: usize, values: &[i16; PANEL]) {
-        let places = self.high.iter_mut().zip(&mut self.low);
-        for ((high, low), values) in places.zip(values.as_chunks::<4>().0) {
-            low[token] = values.map(|value| value as i8);
-            high[token] = values.map(|value| high_byte(value) as i8);
-        }
-    }
-
     /// The activation of a token and column.
     pub(crate) fn value(&self, token: usize, column: usize) -> i16 {
         let byte = |bytes: &[[[i8; 4]; LANES]]| i16::from(bytes[column / 4][token][column % 4]);
         256 * byte(&self.high) + byte(&self.low)
+    }
+}
+
+/// Sets the activations of a vector of tokens, whose magnitudes are at most 32512.
+pub(crate) struct SetTokens<'a>(
+    pub(crate) &'a mut TokenTiles,
+    pub(crate) &'a [[i16; PANEL]; LANES],
+);
+
+impl Kernel for SetTokens<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let SetTokens(tiles, values) = self;
+        let low = values.map(|row| row.map(|value| value as i8));
+        let high = values.map(|row| row.map(|value| high_byte(value) as i8));
+        for (bytes, out) in [(&low, &mut tiles.low), (&high, &mut tiles.high)] {
+            let rows = bytes.each_ref().map(|row| row.as_chunks().0);
+            Interleave { rows, out }.run();
+        }
     }
 }
 

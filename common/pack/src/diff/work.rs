@@ -10,7 +10,7 @@ use super::Progress;
 use crate::check::check_digest;
 use crate::digest::Hasher;
 use crate::error::{self, PackError};
-use crate::layer::{LayerFile, PieceBuffers};
+use crate::layer::{Contents, LayerFile, PieceBuffers};
 use crate::lookup::{Entry, TensorRef};
 use crate::manifest::ExactEntry;
 use crate::pack::Pack;
@@ -142,8 +142,8 @@ impl<'a> Work<'a> {
             return Ok(measured);
         }
         let mut sums = ErrorSums::default();
-        let mut left = a.pieces(pair.a.index, left)?;
-        let mut right = b.pieces(pair.b.index, right)?;
+        let mut left = a.pieces(pair.a.index, Contents::Weights, left)?;
+        let mut right = b.pieces(pair.b.index, Contents::Weights, right)?;
         // Linears of one shape have the same pieces.
         while let (Some(left), Some(right)) = (left.next_piece()?, right.next_piece()?) {
             let value = |&bits: &u16| f64::from(bf16::to_f32(bits));

@@ -59,7 +59,7 @@ pub struct Piece<'a> {
     pub row_step_log2_eighths: &'a [u8],
 }
 
-/// What the pieces of a tile contain.
+/// What pieces contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contents {
     /// Everything.
@@ -87,7 +87,7 @@ impl From<std::io::Error> for Failure {
 }
 
 impl LayerFile {
-    /// Decodes and reconstructs linear `index` in pieces of whole rows. Takes a few MB whatever the size of the linear, and
+    /// Decodes linear `index` in pieces of whole rows. Takes a few MB whatever the size of the linear, and
     /// `4 · rank · cols` bytes for an overlay. Linears of one shape have the same pieces.
     ///
     /// # Errors
@@ -98,10 +98,12 @@ impl LayerFile {
     pub fn pieces<'a>(
         &'a self,
         index: usize,
+        contents: Contents,
         buffers: &'a mut PieceBuffers,
     ) -> Result<Pieces<'a>, PackError> {
         let linear = &self.header.linears[index];
-        Pieces::new(self, linear, buffers).map_err(|failure| failure.of(self, linear))
+        let pieces = Pieces::new(self, linear, contents, buffers);
+        pieces.map_err(|failure| failure.of(self, linear))
     }
 
     /// As [`LayerFile::pieces`], for the rows of one tile, see [`LayerFile::tile_rows`]. Tiles are independent of each other.
@@ -119,9 +121,9 @@ impl LayerFile {
         buffers: &'a mut PieceBuffers,
     ) -> Result<Pieces<'a>, PackError> {
         let linear = &self.header.linears[index];
-        let pieces = Pieces::new(self, linear, buffers);
+        let pieces = Pieces::new(self, linear, contents, buffers);
         pieces
-            .and_then(|pieces| pieces.of_tile(tile, contents))
+            .and_then(|pieces| pieces.of_tile(tile))
             .map_err(|failure| failure.of(self, linear))
     }
 
@@ -147,7 +149,7 @@ impl LayerFile {
         buffers: &mut PieceBuffers,
         sink: &mut dyn FnMut(&[u16]),
     ) -> Result<(), PackError> {
-        let mut pieces = self.pieces(index, buffers)?;
+        let mut pieces = self.pieces(index, Contents::Weights, buffers)?;
         while let Some(piece) = pieces.next_piece()? {
             sink(piece.weights);
         }
@@ -204,6 +206,7 @@ impl<'a> Pieces<'a> {
     fn new(
         file: &'a LayerFile,
         linear: &'a ParsedLinear,
+        contents: Contents,
         buffers: &'a mut PieceBuffers,
     ) -> Result<Self, Failure> {
         buffers.columns = file.columns(linear)?;
@@ -217,7 +220,7 @@ impl<'a> Pieces<'a> {
             reconstructor: reconstructor(file, linear, columns, &mut piece.factors)?,
             logarithms: RowLogarithms::new(linear)?,
             scratch: piece,
-            contents: Contents::Weights,
+            contents,
             row: 0,
             end: linear.header.rows,
             offset: linear.payload.start,
@@ -225,10 +228,9 @@ impl<'a> Pieces<'a> {
     }
 
     /// Only the pieces of a tile.
-    fn of_tile(mut self, tile: usize, contents: Contents) -> Result<Self, Failure> {
+    fn of_tile(mut self, tile: usize) -> Result<Self, Failure> {
         let header = &self.linear.header;
         let tile_rows = rans::tile_rows(header.rows, header.cols) as usize;
-        self.contents = contents;
         self.row = tile * tile_rows;
         self.end = header.rows.min(self.row + tile_rows);
         let before = &self.linear.tile_lengths[..tile];
