@@ -159,6 +159,14 @@ impl RunDir {
             .join(job.unit.file_name())
     }
 
+    /// Deletes the scratch folder of a job, if there is one.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn remove_work(&self, job: &JobId) -> Result<(), StoreError> {
+        atomic::remove_dir_below(&self.root, &self.work_path(job))
+    }
+
     /// The file of an artifact.
     pub fn artifact_path(&self, plan: &Plan, id: &ArtifactId) -> Result<Utf8PathBuf, StoreError> {
         plan.path(&self.root, id)

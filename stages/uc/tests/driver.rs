@@ -51,6 +51,18 @@ fn one_process_per_stage_runs_all_of_its_jobs() {
 }
 
 #[test]
+fn the_scratch_folder_that_a_done_job_left_is_deleted() {
+    let fixture = Fixture::new();
+    fixture.complete();
+    // As if the stage had been killed between the receipt and the end of the job.
+    let left = fixture.run_dir().join("scratch/code/002");
+    std::fs::create_dir_all(&left).expect("folder");
+    std::fs::write(left.join("pass-00"), "codes").expect("written");
+    fixture.complete();
+    assert!(!left.exists());
+}
+
+#[test]
 fn intermediates_are_deleted_and_results_kept() {
     let fixture = Fixture::new();
     fixture.complete();

@@ -378,7 +378,7 @@ impl<'a> Job<'a> {
             outputs,
         };
         receipt.write(self.run)?;
-        atomic::remove_dir_below(self.run.root(), &self.run.work_path(&self.id))
+        self.run.remove_work(&self.id)
     }
 }
 

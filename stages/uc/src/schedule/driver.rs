@@ -162,7 +162,17 @@ impl<'a> Driver<'a> {
         }
     }
 
+    /// Deletes the scratch folders of done jobs: a stage that is killed after it has written a receipt leaves that of the job.
+    fn delete_left_scratch(&self) -> anyhow::Result<()> {
+        let jobs = self.scheduler.jobs();
+        let done = jobs.filter(|(_, status)| *status == Status::Done);
+        Ok(done
+            .map(|(id, _)| id)
+            .try_for_each(|id| self.run.remove_work(id))?)
+    }
+
     fn work_loop(&mut self) -> anyhow::Result<()> {
+        self.delete_left_scratch()?;
         self.delete_retirable(None)?;
         self.decide_waiting()?;
         loop {
