@@ -7,7 +7,7 @@ use crate::error::CodecError;
 /// Value of a bfloat16, exact.
 #[inline(always)]
 pub fn to_f32(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
+    uc_simd::bf16_value(bits)
 }
 
 /// Nearest bfloat16, ties to even. Overflow gives an infinity; a NaN stays a NaN (its quiet bit is set, so that

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use serde::Serialize;
-use uc_simd::{Kernel, dispatch};
+use uc_simd::{Kernel, bf16_value, dispatch};
 
 /// Tokens of a block.
 pub(crate) const BLOCK: usize = 64;
@@ -65,7 +65,7 @@ impl Element for half::bf16 {
 
     #[inline(always)]
     fn value(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
+        bf16_value(self.to_bits())
     }
 }
 

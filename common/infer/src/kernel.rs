@@ -4,7 +4,7 @@
 //! to sum `k mod 32`, in ascending order of k. The 32 sums are then added in a fixed tree. The order depends on n alone. How
 //! many rows and tokens are computed at the same time changes only which registers hold the sums.
 
-use uc_simd::{Kernel, LANES, dispatch};
+use uc_simd::{Kernel, LANES, bf16_value, dispatch};
 
 /// Registers of partial sums per dot product.
 const CHAINS: usize = 2;
@@ -27,7 +27,7 @@ impl Element for f32 {
 impl Element for half::bf16 {
     #[inline(always)]
     fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
+        bf16_value(self.to_bits())
     }
 }
 

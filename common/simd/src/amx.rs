@@ -28,20 +28,9 @@ pub static FULL_TILES: TileConfig = TileConfig {
     palette: 1,
     start_row: 0,
     reserved: [0; 14],
-    row_bytes: first_eight(TILE_ROW_BYTES as u16),
+    row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
-
-/// `value` for the eight tiles there are.
-const fn first_eight(value: u16) -> [u16; 16] {
-    let mut values = [0; 16];
-    let mut tile = 0;
-    while tile < 8 {
-        values[tile] = value;
-        tile += 1;
-    }
-    values
-}
 
 /// Whether this processor multiplies tiles of bytes and of bfloat16, and the system lets this process use them. They come with AVX-512.
 pub fn has_amx() -> bool {

@@ -28,6 +28,12 @@ pub fn bf16_bits(value: f32) -> u16 {
     ((if value.is_nan() { nan } else { rounded }) >> 16) as u16
 }
 
+/// The value of a bfloat16 with these bits, exact.
+#[inline(always)]
+pub fn bf16_value(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
 struct Round<'a>(&'a [f32], &'a mut [f32]);
 
 impl Kernel for Round<'_> {
@@ -36,7 +42,7 @@ impl Kernel for Round<'_> {
     #[inline(always)]
     fn run(self) {
         for (out, &value) in self.1.iter_mut().zip(self.0) {
-            *out = f32::from_bits(u32::from(bf16_bits(value)) << 16);
+            *out = bf16_value(bf16_bits(value));
         }
     }
 }
@@ -54,7 +60,7 @@ impl Kernel for Expand<'_> {
     #[inline(always)]
     fn run(self) {
         for (out, &bits) in self.1.iter_mut().zip(self.0) {
-            *out = f32::from_bits(u32::from(bits) << 16);
+            *out = bf16_value(bits);
         }
     }
 }

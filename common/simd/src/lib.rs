@@ -18,8 +18,8 @@ mod product;
 
 pub use amx::{FULL_TILES, TILE_ROW_BYTES, TILE_ROWS, TileConfig, has_amx};
 pub use bf16::{
-    Left, PANEL, Pairs, ToBf16, bf16_bits, expand_bf16, has_bf16_products, left_vectors,
-    pack_columns, pack_rows, panel_len, round_to_bf16,
+    Left, PANEL, Pairs, ToBf16, bf16_bits, bf16_value, expand_bf16, has_bf16_products,
+    left_vectors, pack_columns, pack_rows, panel_len, round_to_bf16,
 };
 pub use dispatch::{Kernel, dispatch, prefetch};
 #[cfg(target_arch = "x86_64")]

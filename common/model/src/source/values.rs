@@ -2,7 +2,7 @@
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use uc_simd::expand_bf16;
+use uc_simd::{bf16_value, expand_bf16};
 
 /// The values of a tensor, row by row.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,7 +39,7 @@ impl HalfType {
 
     fn to_f32(self, bits: u16) -> f32 {
         match self {
-            HalfType::Bf16 => f32::from_bits(u32::from(bits) << 16),
+            HalfType::Bf16 => bf16_value(bits),
             HalfType::F16 => f16::from_bits(bits).to_f32(),
         }
     }

@@ -4,7 +4,7 @@
 //! supports it.
 #![allow(unsafe_code)]
 
-use super::bf16_bits;
+use super::{bf16_bits, bf16_value};
 use crate::dispatch::{Kernel, dispatch};
 
 /// Vectors of a panel.
@@ -202,7 +202,7 @@ impl Kernel for PackSquare<'_> {
 fn part_of<const PART: usize>(value: f32) -> u16 {
     let mut rest = value;
     for _ in 0..PART {
-        rest -= f32::from_bits(u32::from(bf16_bits(rest)) << 16);
+        rest -= bf16_value(bf16_bits(rest));
     }
     bf16_bits(rest)
 }
@@ -296,7 +296,6 @@ mod tests {
 
     #[test]
     fn three_parts_in_bfloat16_make_the_value() {
-        let value = |bits: u16| f32::from_bits(u32::from(bits) << 16);
         for bits in (0..10_000).map(|i| 0x2000_0000 + i * 0x1_d0d7) {
             let whole = f32::from_bits(bits);
             let parts = [
@@ -304,7 +303,7 @@ mod tests {
                 part_of::<1>(whole),
                 part_of::<2>(whole),
             ];
-            let [first, second, third] = parts.map(value);
+            let [first, second, third] = parts.map(bf16_value);
             assert_eq!(first + (second + third), whole);
         }
     }
