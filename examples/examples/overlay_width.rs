@@ -103,10 +103,10 @@ fn moments(n: usize, random: &mut Random) -> Vec<f32> {
     h
 }
 
-/// Moments [n, n] of output gradients that fall with the distance of the outputs.
+/// Moments [n, n] of output gradients that fall with the distance of the outputs, but not to subnormal numbers.
 fn output_moments(n: usize) -> Vec<f32> {
     let powers: Vec<f32> = (0..n)
-        .map(|distance| 0.7f32.powi(distance as i32))
+        .map(|distance| 0.01 + 0.99 * 0.7f32.powi(distance as i32))
         .collect();
     (0..n * n)
         .map(|e| powers[(e / n).abs_diff(e % n)])

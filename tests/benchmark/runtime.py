@@ -2,7 +2,7 @@
 """Measures `uc bench` beside llama.cpp's `llama-bench` on the same model and machine; writes docs/benchmarks/runtime-MODEL.json.
 
 Usage: python3 tests/benchmark/runtime.py --pack PACK [--models NAME …] [--threads 1 2] [--rounds 3] [--setting OPTIONS …]
-       [--scratch DIR] [--llama-bench PROGRAM] [--llama-quantize PROGRAM] [--llama-version TEXT]
+       [--suffix TEXT] [--scratch DIR] [--llama-bench PROGRAM] [--llama-quantize PROGRAM] [--llama-version TEXT]
 The models are that of PACK (`pack`) and, for each configuration of examples/speed-configs, a pack of that shape with the statistics
 of PACK; by default all of them. llama.cpp gets the GGUF export of the same pack, made smaller by llama-quantize.
 Build first: make setup; cargo build --release -p uc-examples --example synthetic_pack
@@ -276,6 +276,7 @@ def main():
     parser.add_argument("--batches", default="1,16")
     parser.add_argument("--kinds", nargs="+", default=KINDS)
     parser.add_argument("--setting", action="append", help="options of `uc bench`; repeatable, one contender each [default: none]")
+    parser.add_argument("--suffix", default="", help="end of the receipt's name, for another class of machine [default: none]")
     parser.add_argument("--scratch", type=pathlib.Path, help="folder where packs and files are kept for the next time")
     parser.add_argument("--llama-bench")
     parser.add_argument("--llama-quantize")
@@ -299,7 +300,7 @@ def main():
                 run([PROGRAMS / "uc", "-q", "verify", pack])
             receipt = measure(name, pack, options)
             title = json.loads((pack / "manifest.json").read_text())["source"]["name"] if name == "pack" else name
-            path = ROOT / f"docs/benchmarks/runtime-{title}.json"
+            path = ROOT / f"docs/benchmarks/runtime-{title}{options.suffix}.json"
             path.write_text(json.dumps(receipt, indent=1) + "\n")
             for count, entry in receipt["threads"].items():
                 print(f"{title}, {count} threads: {json.dumps(entry['ratios'])}", flush=True)

@@ -288,6 +288,28 @@ fn configurations_and_options_that_cannot_be_planned_are_refused() {
 }
 
 #[test]
+fn the_speeds_of_another_machine_come_from_a_file() {
+    let case = Case::new(&dense());
+    let receipt = repository().join("docs/benchmarks/probe-amx.json");
+    let plan = |file: &Path| {
+        let mut command = case.plan();
+        command.arg("--speeds").arg(file);
+        command
+    };
+    let forecast = output_json(&succeed(plan(&receipt).arg("--json")));
+    assert_eq!(forecast["run"]["machine"]["speeds_of"], "file");
+    assert_eq!(forecast["run"]["machine"]["probe"], read(&receipt));
+    let mut damaged = read(&receipt);
+    damaged["search"] = 0.into();
+    let file = case.folder.path().join("speeds.json");
+    std::fs::write(&file, damaged.to_string()).expect("written");
+    for file in [file, case.folder.path().join("config.json")] {
+        let output = fail_with(&mut plan(&file), BAD_INPUT);
+        assert!(output.contains(file.to_str().expect("utf-8")), "{output}");
+    }
+}
+
+#[test]
 fn a_job_that_does_not_fit_into_the_memory_is_refused_before_anything_starts() {
     let folder = tempfile::tempdir().expect("folder");
     let run = folder.path().join("run");

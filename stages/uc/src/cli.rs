@@ -286,6 +286,9 @@ pub struct PlanArgs {
     /// Memory that jobs may take together, for example "64 GiB" [default: what this machine has left, less a tenth]
     #[arg(long, value_name = "SIZE", conflicts_with = "run")]
     pub memory: Option<String>,
+    /// Speeds of another machine, the output of uc plan --measure --json there, for the estimate of time
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["run", "measure"])]
+    pub speeds: Option<Utf8PathBuf>,
     /// Sustained rate of matrix products in 10⁹ operations per second, for the estimate of time [default: as measured]
     #[arg(long, value_name = "N", conflicts_with = "run")]
     pub gflops: Option<f64>,

@@ -34,13 +34,14 @@ use measured::{MeasuredRun, Measurements, Range, Slowdowns};
 use probe::{Probe, Work};
 use simulation::Sizes;
 pub use types::Forecast;
+pub use types::SpeedsOf;
 use types::{DiskForecast, MachineForecast, OtherDisk, PackForecast, RunForecast, StageForecast};
 
 /// The machine that the estimate is for.
 #[derive(Debug, Clone, Default)]
 pub struct Machine {
-    /// Its speeds, if they were measured; by default those of the measured runs.
-    pub probe: Option<Probe>,
+    /// Its speeds, if they were measured, and whose they are; by default those of the measured runs.
+    pub probe: Option<(Probe, SpeedsOf)>,
     /// CPU cores; by default those that were measured.
     pub threads: Option<u32>,
     /// Sustained rate of large matrix products, 10⁹ operations per second; by default the measured one.
@@ -72,7 +73,10 @@ pub fn forecast(
         }
     }
     let speeds = Speeds::embedded()?;
-    let base = machine.probe.as_ref().unwrap_or(&speeds.measured.probe);
+    let (base, speeds_of) = match &machine.probe {
+        Some((probe, speeds_of)) => (probe, *speeds_of),
+        None => (&speeds.measured.probe, SpeedsOf::MeasuredRuns),
+    };
     let probe = base.with(machine.threads, machine.gflops);
     let costs = CostModel::new(&model, settings);
     let plan = plan_without_files(&model, &[], pipeline, settings, probe.cores)?;
@@ -85,7 +89,7 @@ pub fn forecast(
     let pack = pack_forecast(&costs);
     let receipts = speeds.measured.runs.iter().map(MeasuredRun::name);
     let machine = MachineForecast {
-        is_this_one: machine.probe.is_some(),
+        speeds_of,
         probe: probe.clone(),
         receipts: receipts.collect(),
         memory_bytes: machine

@@ -90,6 +90,28 @@ fn the_forecast_at_a_width_that_was_not_fitted_is_within_a_quarter_of_the_measur
     assert!((0.75..1.25).contains(&ratio), "{ratio}");
 }
 
+/// A run on another processor than that of the measured runs, whose speeds alone are known.
+#[test]
+fn the_forecast_for_another_processor_is_within_a_quarter_of_the_measurement() {
+    const RECEIPT: &str = include_str!("../../../../docs/benchmarks/smollm2-135m-amx.json");
+    const PROBE: &str = include_str!("../../../../docs/benchmarks/probe-amx.json");
+    let receipt: serde_json::Value = serde_json::from_str(RECEIPT).expect("JSON");
+    let probe: Probe = serde_json::from_str(PROBE).expect("a probe");
+    assert_ne!(
+        probe.processor,
+        Measurements::embedded().expect("embedded").probe.processor
+    );
+    let machine = Machine {
+        probe: Some((probe, SpeedsOf::File)),
+        ..Machine::default()
+    };
+    let planned = forecast_measured(&[], machine).run;
+    let hours = receipt["wall_seconds"].as_f64().expect("seconds") / 3600.0;
+    let ratio = planned.hours / hours;
+    assert!((0.75..1.25).contains(&ratio), "{ratio}");
+    assert!((planned.hours_low..=planned.hours_high).contains(&hours));
+}
+
 #[test]
 fn times_are_those_of_the_receipts_that_they_name() {
     // A receipt that was recorded before these stages were renamed.
@@ -129,12 +151,13 @@ fn the_speeds_of_another_machine_change_the_time_in_proportion() {
     let mut fast = probe.with(Some(2 * probe.cores), None);
     (fast.memory, fast.disk) = (2.0 * fast.memory, fast.disk.map(|speed| 2.0 * speed));
     let machine = Machine {
-        probe: Some(fast),
+        probe: Some((fast, SpeedsOf::ThisMachine)),
         ..Machine::default()
     };
     let fast = forecast_measured(&[], machine).run;
     assert!((slow.hours / fast.hours - 2.0).abs() < 1e-9);
-    assert!(fast.machine.is_this_one && !slow.machine.is_this_one);
+    assert_eq!(fast.machine.speeds_of, SpeedsOf::ThisMachine);
+    assert_eq!(slow.machine.speeds_of, SpeedsOf::MeasuredRuns);
 }
 
 /// Checks how many files of each artifact a run of this many layers has on disk at the same time.

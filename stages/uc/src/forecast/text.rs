@@ -6,7 +6,7 @@ use uc_store::plan::Per;
 use crate::schedule::limits;
 
 use super::probe::{Probe, SIDES};
-use super::types::{Forecast, MachineForecast, PackForecast, RunForecast};
+use super::types::{Forecast, MachineForecast, PackForecast, RunForecast, SpeedsOf};
 
 impl Forecast {
     /// The forecast as text.
@@ -227,7 +227,7 @@ fn memory(run: &RunForecast, lines: &mut Vec<String>) {
 fn time(run: &RunForecast, lines: &mut Vec<String>) {
     let MachineForecast {
         probe,
-        is_this_one,
+        speeds_of,
         receipts,
         ..
     } = &run.machine;
@@ -236,9 +236,12 @@ fn time(run: &RunForecast, lines: &mut Vec<String>) {
         run.hours, run.hours_low, run.hours_high
     );
     lines.push(row("estimated time", hours));
-    let machine = match is_this_one {
-        true => format!("this machine, measured {}", probe.date),
-        false => "the machine of the measured runs; uc plan --measure measures this one".into(),
+    let machine = match speeds_of {
+        SpeedsOf::ThisMachine => format!("this machine, measured {}", probe.date),
+        SpeedsOf::File => format!("the machine of --speeds, measured {}", probe.date),
+        SpeedsOf::MeasuredRuns => {
+            "the machine of the measured runs; uc plan --measure measures this one".into()
+        }
     };
     let machine = format!("{} ({machine}), {} cores", probe.processor, probe.cores);
     lines.push(row("  machine", machine));

@@ -86,13 +86,25 @@ pub struct OtherDisk {
     pub peak_disk_bytes: u64,
 }
 
+/// Whose speeds an estimate of time assumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SpeedsOf {
+    /// This machine, as `uc plan --measure` kept them.
+    ThisMachine,
+    /// The machine whose speeds a file has.
+    File,
+    /// The machine of the measured runs.
+    MeasuredRuns,
+}
+
 /// Basis of an estimate of time.
 #[derive(Debug, Serialize)]
 pub struct MachineForecast {
     /// The speeds that the estimate assumes.
     pub probe: Probe,
-    /// Whether they follow from those of this machine, as `uc plan --measure` kept them, and not from those of the measured runs.
-    pub is_this_one: bool,
+    /// From whose they follow.
+    pub speeds_of: SpeedsOf,
     /// Receipts of the measured runs.
     pub receipts: Vec<String>,
     /// Memory that jobs may take together, bytes; none if unlimited.

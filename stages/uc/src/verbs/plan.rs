@@ -9,7 +9,8 @@ use uc_store::plan::{Per, StagePlan};
 use uc_store::run::RunDir;
 
 use crate::cli::PlanArgs;
-use crate::forecast::{self, Machine, kept_probe};
+use crate::forecast::probe::Probe;
+use crate::forecast::{self, Machine, SpeedsOf, kept_probe};
 use crate::plan::model::Model;
 use crate::plan::pipeline::Pipeline;
 use crate::plan::planning;
@@ -138,10 +139,31 @@ fn machine(args: &PlanArgs) -> anyhow::Result<Machine> {
         return Err(invalid("--gflops", &gflops.to_string(), "a number above 0"));
     }
     let limits = Limits::new(0, args.memory.as_deref())?;
+    let probe = match &args.speeds {
+        Some(file) => Some((speeds(file)?, SpeedsOf::File)),
+        None => kept_probe::load().map(|probe| (probe, SpeedsOf::ThisMachine)),
+    };
     Ok(Machine {
-        probe: kept_probe::load(),
+        probe,
         threads: args.threads,
         gflops: args.gflops,
         memory: Some((limits.budget.memory, limits.origin)),
     })
+}
+
+/// The speeds in a file that `uc plan --measure --json` has written.
+fn speeds(file: &Utf8Path) -> anyhow::Result<Probe> {
+    let refused = |found: &str| {
+        let expected = "the output of uc plan --measure --json";
+        failure(
+            ExitCode::BadInput,
+            format!("{file}: {found}, expected {expected}"),
+        )
+    };
+    let probe: Probe = uc_input::read_json(file, uc_input::SMALL_JSON)
+        .map_err(|error| refused(&error.to_string()))?;
+    match probe.is_sound() {
+        true => Ok(probe),
+        false => Err(refused("found a speed that is not above 0")),
+    }
 }
