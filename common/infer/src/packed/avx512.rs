@@ -21,12 +21,14 @@ pub(crate) use twelve_bits::twelve_bit_products;
 use std::arch::x86_64::*;
 use std::sync::LazyLock;
 
-use uc_simd::prefetch;
+use uc_simd::{prefetch, prefetch_early};
 
 use super::{Cursor, GROUP, NARROW, PANEL, WIDTHS, group_bytes, is_special};
 
-/// Bytes of fields that are fetched ahead.
-const AHEAD: usize = 4096;
+/// Bytes of fields that are fetched ahead into the first-level cache.
+const NEAR: usize = 1024;
+/// The same into the second-level cache. Intel's processors wait for few lines of the first level at a time.
+const FAR: usize = 8192;
 /// Rows whose sums are kept in lanes.
 const CHUNK: usize = 16;
 
@@ -153,6 +155,13 @@ fn load<T, const N: usize>(values: &[T; N]) -> __m512i {
     const { assert!(size_of::<[T; N]>() == 64) }
     // SAFETY: the array has the length of a vector.
     unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
+}
+
+/// Asks for the lines that follow a place in the fields.
+#[inline(always)]
+fn fetch_ahead(fields: &[u8], place: usize) {
+    prefetch_early(fields, place + FAR);
+    prefetch(fields, place + NEAR);
 }
 
 /// A part of an array that has the length of a vector.
@@ -360,7 +369,7 @@ fn row_products<const G: usize>(
     x: LoadedHalves<G>,
 ) -> __m512i {
     for line in 0..G {
-        prefetch(fields, position.offset + AHEAD + 64 * line);
+        fetch_ahead(fields, position.offset + 64 * line);
     }
     let cut = LoadedCut::new(width);
     let (mut high, mut low) = (_mm512_setzero_si512(), _mm512_setzero_si512());
@@ -385,7 +394,7 @@ fn byte_row<const G: usize>(
     x: LoadedHalves<G>,
 ) -> __m512i {
     for line in 0..G {
-        prefetch(fields, position.offset + AHEAD + 64 * line);
+        fetch_ahead(fields, position.offset + 64 * line);
     }
     let width = BYTE + 1;
     let [mut high, mut low, mut high_doubled, mut low_doubled] = [_mm512_setzero_si512(); 4];

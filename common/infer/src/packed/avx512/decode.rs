@@ -4,10 +4,9 @@
 
 use std::arch::x86_64::*;
 
-use uc_simd::prefetch;
-
 use super::{
-    AHEAD, BYTE, Constants, LoadedCut, Position, group_bytes, group_fields, is_available, load,
+    BYTE, Constants, LoadedCut, Position, fetch_ahead, group_bytes, group_fields, is_available,
+    load,
 };
 use crate::packed::{Cursor, GROUP, NARROW, PANEL, WIDTHS, ZERO_ROW, is_special};
 
@@ -135,7 +134,7 @@ fn decode_groups<const G: usize>(cursor: &mut Cursor<'_>, levels: &mut [[i16; PA
     let mut position = Position::<G>::of(cursor);
     for (levels, &width) in levels.iter_mut().zip(widths) {
         for line in 0..G {
-            prefetch(fields, position.offset + AHEAD + 64 * line);
+            fetch_ahead(fields, position.offset + 64 * line);
         }
         let groups = levels.as_chunks_mut::<GROUP>().0.iter_mut();
         let groups = groups.zip(&mut position.history).enumerate();

@@ -4,14 +4,12 @@
 
 use std::arch::x86_64::*;
 
-use super::{Halves, is_available, load, part, totals};
+use super::{Halves, fetch_ahead, is_available, load, part, totals};
 use crate::packed::{GROUP, PANEL};
 use crate::twelve_bits::GROUP_BYTES;
 
 /// Logarithm of what makes the high parts positive.
 const BIAS: usize = 7;
-/// Bytes that are fetched ahead.
-const AHEAD: usize = 4096;
 
 /// `out[r]`, before the scale of the row, for the rows `[_, stride]` and the activations of one token.
 pub(crate) fn twelve_bit_products(
@@ -63,8 +61,8 @@ fn panel_lanes(bytes: &[u8], x: &Halves) -> [__m512i; 2] {
     // The high and the low parts, each with the two halves of the activations.
     let mut sums = [[_mm512_setzero_si512(); 2]; 2];
     for (group, bytes) in bytes.as_chunks::<GROUP_BYTES>().0.iter().enumerate() {
-        uc_simd::prefetch(bytes, AHEAD);
-        uc_simd::prefetch(bytes, AHEAD + GROUP);
+        fetch_ahead(bytes, 0);
+        fetch_ahead(bytes, GROUP);
         let (high, low) = bytes.split_at(GROUP);
         let high = load(part::<_, GROUP>(high, 0));
         // SAFETY: half a group of bytes is half a vector.
