@@ -11,7 +11,7 @@ mod text;
 use std::time::Instant;
 
 use anyhow::Context;
-use uc_infer::bandwidth::Reader;
+use uc_infer::bandwidth::{Reader, Reading};
 use uc_infer::load::{self, Checks};
 use uc_infer::{LoadOptions, Model};
 use uc_pack::{MANIFEST_FILE, Pack};
@@ -76,7 +76,7 @@ fn measure(args: &BenchArgs, threads: u32, display: &Display) -> anyhow::Result<
     // Before the buffer of the bandwidth takes memory.
     let (peak, resident) = (resources::peak_rss_bytes(), resources::rss_bytes());
     display.info("reading memory");
-    let bandwidth = bandwidth(machine::largest_cache());
+    let bandwidth = bandwidth(machine::largest_cache(), Reading::Ahead);
     for batch in &mut generation {
         batch.compare(&weights_read, bandwidth.bytes_per_second);
     }
@@ -181,10 +181,10 @@ fn work(args: &BenchArgs, model: &Model) -> anyhow::Result<Work> {
 }
 
 /// How fast the threads of the current pool read memory: a buffer many times larger than the largest cache.
-pub fn bandwidth(cache: u64) -> Bandwidth {
+pub fn bandwidth(cache: u64, reading: Reading) -> Bandwidth {
     let most = resources::total_memory_bytes() / 4;
     let bytes = (8 * cache).max(256 << 20).min(most.max(64 << 20));
-    let reader = Reader::new(bytes as usize);
+    let reader = Reader::new(bytes as usize, reading);
     let runs: Vec<f64> = (0..READS).map(|_| reader.bytes_per_second()).collect();
     Bandwidth {
         buffer_bytes: reader.bytes() as u64,

@@ -11,6 +11,7 @@ use uc_codec::contexts::{LayerTables, row_log2_eighths};
 use uc_codec::factor::{self, Factor};
 use uc_codec::steps::Steps;
 use uc_codec::{TensorCode, feedback, rans};
+use uc_infer::bandwidth::Reading;
 use uc_simd::{Left, MatrixView, PANEL, Pairs, has_amx, has_bf16_products, multiply, pack_rows};
 
 use crate::forecast::kept_probe;
@@ -49,7 +50,8 @@ pub fn measure(folder: &Utf8Path, threads: u32, display: &Display) -> anyhow::Re
         let (search, feedback) = quantization_speed()?;
         let (encode, decode) = coder_speed()?;
         display.info("measuring memory");
-        let memory = bench::bandwidth(bench::machine::largest_cache()).bytes_per_second;
+        // The passes read it in ordinary loops.
+        let memory = bench::bandwidth(bench::machine::largest_cache(), Reading::Plain);
         display.info(&format!("measuring the disk of {folder}"));
         let disk = disk_speed(folder, DISK_BYTES)?;
         let date = humantime::format_rfc3339_seconds(SystemTime::now());
@@ -65,7 +67,7 @@ pub fn measure(folder: &Utf8Path, threads: u32, display: &Display) -> anyhow::Re
             feedback,
             encode,
             decode,
-            memory,
+            memory: memory.bytes_per_second,
             disk,
         })
     })
