@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use rayon::prelude::*;
-use uc_simd::{Kernel, dispatch, prefetch_early};
+use uc_simd::{Kernel, dispatch, prefetch_l2};
 
 use crate::huge_pages;
 
@@ -17,7 +17,7 @@ const WIDTH: usize = 64;
 const WORD: usize = size_of::<u64>();
 /// Words of a line of the caches.
 const LINE: usize = 64 / WORD;
-/// Words that are asked for ahead, into the second-level cache.
+/// How far ahead the buffer is prefetched into the second-level cache, words.
 const AHEAD: usize = 8192 / WORD;
 
 /// How memory is read.
@@ -25,12 +25,12 @@ const AHEAD: usize = 8192 / WORD;
 pub enum Reading {
     /// As ordinary loops do.
     Plain,
-    /// As fast as the kernels of the runtime can: from huge pages, where the system has them, and with lines asked for ahead. A kernel that
-    /// is bound by memory comes close to it, and none exceeds it by much.
-    Ahead,
+    /// As the kernels of the runtime do: from huge pages, where the system has them, and with prefetching. A kernel that is bound by memory
+    /// comes close to it, and none exceeds it by much.
+    Prefetched,
 }
 
-/// A buffer in memory, each thread's part touched by a thread of the pool.
+/// A buffer in memory, written by the threads of the pool.
 #[derive(Debug)]
 pub struct Reader {
     words: Vec<u64>,
@@ -46,7 +46,7 @@ impl Reader {
         let part = (bytes / WORD / threads).next_multiple_of(WIDTH).max(WIDTH);
         let mut words = match reading {
             Reading::Plain => Vec::new(),
-            Reading::Ahead => huge_pages::with_capacity(part * threads),
+            Reading::Prefetched => huge_pages::with_capacity(part * threads),
         };
         // Written by the threads: pages that were never written are all the same one.
         words.par_extend(rayon::iter::repeat_n(1, part * threads));
@@ -83,9 +83,9 @@ impl Kernel for Sum<'_> {
     fn run(self) -> u64 {
         let mut sums = [0_u64; WIDTH];
         for words in black_box(self.0).chunks_exact(WIDTH) {
-            if self.1 == Reading::Ahead {
+            if self.1 == Reading::Prefetched {
                 for line in (0..WIDTH).step_by(LINE) {
-                    prefetch_early(words, AHEAD + line);
+                    prefetch_l2(words, AHEAD + line);
                 }
             }
             let pairs = sums.iter_mut().zip(words);
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn every_word_is_read_by_any_number_of_threads() {
-        for (threads, reading) in [(1, Reading::Plain), (3, Reading::Ahead)] {
+        for (threads, reading) in [(1, Reading::Plain), (3, Reading::Prefetched)] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             pool.expect("a pool").install(|| {
                 let reader = Reader::new(100_000, reading);

@@ -58,26 +58,29 @@ pub fn has_avx2() -> bool {
 /// Asks for the memory of an element, which may lie beyond the end, before it is needed. Has no other effect.
 #[inline(always)]
 pub fn prefetch<T>(values: &[T], index: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let address = values.as_ptr().wrapping_add(index);
-        // SAFETY: a prefetch accesses nothing, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (values, index);
+    prefetch_into::<1, T>(values, index);
 }
 
-/// As [`prefetch`], into the second-level cache: more lines can be on their way there than to the first level.
+/// As [`prefetch`], into the second-level cache: more lines can be in flight to it than to the first level.
 #[inline(always)]
-pub fn prefetch_early<T>(values: &[T], index: usize) {
+pub fn prefetch_l2<T>(values: &[T], index: usize) {
+    prefetch_into::<2, T>(values, index);
+}
+
+/// Prefetches into the cache of a level, 1 or 2.
+#[inline(always)]
+fn prefetch_into<const LEVEL: u8, T>(values: &[T], index: usize) {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        let address = values.as_ptr().wrapping_add(index);
-        // SAFETY: as above.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        let address = values.as_ptr().wrapping_add(index).cast();
+        // SAFETY: a prefetch accesses nothing, whatever the address.
+        unsafe {
+            match LEVEL {
+                1 => _mm_prefetch::<_MM_HINT_T0>(address),
+                _ => _mm_prefetch::<_MM_HINT_T1>(address),
+            }
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (values, index);

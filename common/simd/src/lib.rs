@@ -21,7 +21,7 @@ pub use bf16::{
     Left, PANEL, Pairs, ToBf16, bf16_bits, bf16_value, expand_bf16, has_bf16_products,
     left_vectors, pack_columns, pack_rows, panel_len, round_to_bf16,
 };
-pub use dispatch::{Kernel, dispatch, prefetch, prefetch_early};
+pub use dispatch::{Kernel, dispatch, prefetch, prefetch_l2};
 #[cfg(target_arch = "x86_64")]
 pub use dispatch::{has_avx2, has_avx512};
 pub use exponential::{LANES, exp_below_zero, exponentials};

@@ -76,11 +76,12 @@ fn published(files: [TensorFileWriter; 2]) -> [Vec<u8>; 2] {
     })
 }
 
+fn config_of(model: &Utf8Path) -> ModelConfig {
+    ModelConfig::load(model.as_std_path()).unwrap()
+}
+
 fn forward(model: &Utf8Path, base: &Utf8Path, least: Duration, end: usize) -> Outcome {
-    let (config, device) = (
-        ModelConfig::load(model.as_std_path()).unwrap(),
-        Default::default(),
-    );
+    let (config, device) = (config_of(model), Default::default());
     let (plan, width) = (config.layer_plan(0), config.hidden);
     let read = source_weights(model, plan.clone()).unwrap();
     let weights = WeightsFromFn::<Cpu, _>::new(&read, &device).with_arithmetic(Arithmetic::Bf16);
@@ -120,10 +121,7 @@ fn forward(model: &Utf8Path, base: &Utf8Path, least: Duration, end: usize) -> Ou
 }
 
 fn backward(model: &Utf8Path, base: &Utf8Path, least: Duration, end: usize) -> Outcome {
-    let (config, device) = (
-        ModelConfig::load(model.as_std_path()).unwrap(),
-        Default::default(),
-    );
+    let (config, device) = (config_of(model), Default::default());
     let (plan, width) = (config.layer_plan(0), config.hidden);
     let read = source_weights(model, plan.clone()).unwrap();
     let weights = WeightsFromFn::<burn::backend::Autodiff<Cpu>, _>::new(&read, &device)

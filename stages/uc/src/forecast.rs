@@ -221,7 +221,8 @@ fn with_estimate<T>(
         return None;
     }
     let speeds = Speeds::embedded().ok()?;
-    let probe = kept_probe::load().unwrap_or_else(|| speeds.measured.probe.clone());
+    let probe = kept_probe::load();
+    let probe = probe.map_or_else(|| speeds.measured.probe.clone(), |(probe, _)| probe);
     let probe = probe.with(Some(budget.cpus), None);
     let costs = CostModel::new(model, settings);
     let estimate = Estimate::new(plan, costs, &probe, &speeds.slowdowns).ok()?;

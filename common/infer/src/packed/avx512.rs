@@ -21,13 +21,13 @@ pub(crate) use twelve_bits::twelve_bit_products;
 use std::arch::x86_64::*;
 use std::sync::LazyLock;
 
-use uc_simd::{prefetch, prefetch_early};
+use uc_simd::{prefetch, prefetch_l2};
 
 use super::{Cursor, GROUP, NARROW, PANEL, WIDTHS, group_bytes, is_special};
 
-/// Bytes of fields that are fetched ahead into the first-level cache.
+/// How far ahead fields are prefetched into the first-level cache, bytes.
 const NEAR: usize = 1024;
-/// The same into the second-level cache. Intel's processors wait for few lines of the first level at a time.
+/// How far ahead into the second-level cache, bytes. On Intel processors few lines can be in flight to the first level.
 const FAR: usize = 8192;
 /// Rows whose sums are kept in lanes.
 const CHUNK: usize = 16;
@@ -157,10 +157,10 @@ fn load<T, const N: usize>(values: &[T; N]) -> __m512i {
     unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
 }
 
-/// Asks for the lines that follow a place in the fields.
+/// Prefetches the fields that are read some rows after those at a place.
 #[inline(always)]
-fn fetch_ahead(fields: &[u8], place: usize) {
-    prefetch_early(fields, place + FAR);
+fn prefetch_ahead(fields: &[u8], place: usize) {
+    prefetch_l2(fields, place + FAR);
     prefetch(fields, place + NEAR);
 }
 
@@ -369,7 +369,7 @@ fn row_products<const G: usize>(
     x: LoadedHalves<G>,
 ) -> __m512i {
     for line in 0..G {
-        fetch_ahead(fields, position.offset + 64 * line);
+        prefetch_ahead(fields, position.offset + 64 * line);
     }
     let cut = LoadedCut::new(width);
     let (mut high, mut low) = (_mm512_setzero_si512(), _mm512_setzero_si512());
@@ -394,7 +394,7 @@ fn byte_row<const G: usize>(
     x: LoadedHalves<G>,
 ) -> __m512i {
     for line in 0..G {
-        fetch_ahead(fields, position.offset + 64 * line);
+        prefetch_ahead(fields, position.offset + 64 * line);
     }
     let width = BYTE + 1;
     let [mut high, mut low, mut high_doubled, mut low_doubled] = [_mm512_setzero_si512(); 4];

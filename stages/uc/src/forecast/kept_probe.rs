@@ -6,6 +6,7 @@
 use camino::Utf8PathBuf;
 use uc_store::{ExitCode, atomic};
 
+use super::SpeedsOf;
 use super::probe::Probe;
 use crate::report::failure::failure;
 
@@ -26,10 +27,10 @@ fn path() -> Option<Utf8PathBuf> {
 }
 
 /// The speeds that were kept; none if there are none, or if they are of another processor or program version.
-pub fn load() -> Option<Probe> {
+pub fn load() -> Option<(Probe, SpeedsOf)> {
     let probe: Probe = uc_input::read_json(path()?, uc_input::SMALL_JSON).ok()?;
     let is_current = probe.program == env!("CARGO_PKG_VERSION") && probe.processor == processor();
-    (is_current && probe.is_sound()).then_some(probe)
+    (is_current && probe.is_sound()).then_some((probe, SpeedsOf::ThisMachine))
 }
 
 /// Keeps speeds; returns the file.

@@ -238,7 +238,7 @@ fn time(run: &RunForecast, lines: &mut Vec<String>) {
     lines.push(row("estimated time", hours));
     let machine = match speeds_of {
         SpeedsOf::ThisMachine => format!("this machine, measured {}", probe.date),
-        SpeedsOf::File => format!("the machine of --speeds, measured {}", probe.date),
+        SpeedsOf::File => format!("from --speeds, measured {}", probe.date),
         SpeedsOf::MeasuredRuns => {
             "the machine of the measured runs; uc plan --measure measures this one".into()
         }

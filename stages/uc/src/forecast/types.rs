@@ -92,7 +92,7 @@ pub struct OtherDisk {
 pub enum SpeedsOf {
     /// This machine, as `uc plan --measure` kept them.
     ThisMachine,
-    /// The machine whose speeds a file has.
+    /// A machine that was measured elsewhere, from a file.
     File,
     /// The machine of the measured runs.
     MeasuredRuns,
@@ -103,7 +103,7 @@ pub enum SpeedsOf {
 pub struct MachineForecast {
     /// The speeds that the estimate assumes.
     pub probe: Probe,
-    /// From whose they follow.
+    /// Whose speeds they are.
     pub speeds_of: SpeedsOf,
     /// Receipts of the measured runs.
     pub receipts: Vec<String>,

@@ -162,8 +162,8 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Deletes the scratch folders of done jobs: a stage that is killed after it has written a receipt leaves that of the job.
-    fn delete_left_scratch(&self) -> anyhow::Result<()> {
+    /// Deletes the scratch folders of done jobs: a stage that is killed just after it has written a receipt leaves one behind.
+    fn delete_leftover_scratch(&self) -> anyhow::Result<()> {
         let jobs = self.scheduler.jobs();
         let done = jobs.filter(|(_, status)| *status == Status::Done);
         Ok(done
@@ -172,7 +172,7 @@ impl<'a> Driver<'a> {
     }
 
     fn work_loop(&mut self) -> anyhow::Result<()> {
-        self.delete_left_scratch()?;
+        self.delete_leftover_scratch()?;
         self.delete_retirable(None)?;
         self.decide_waiting()?;
         loop {

@@ -76,7 +76,7 @@ fn measure(args: &BenchArgs, threads: u32, display: &Display) -> anyhow::Result<
     // Before the buffer of the bandwidth takes memory.
     let (peak, resident) = (resources::peak_rss_bytes(), resources::rss_bytes());
     display.info("reading memory");
-    let bandwidth = bandwidth(machine::largest_cache(), Reading::Ahead);
+    let bandwidth = bandwidth(machine::largest_cache(), Reading::Prefetched);
     for batch in &mut generation {
         batch.compare(&weights_read, bandwidth.bytes_per_second);
     }

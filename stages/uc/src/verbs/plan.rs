@@ -141,7 +141,7 @@ fn machine(args: &PlanArgs) -> anyhow::Result<Machine> {
     let limits = Limits::new(0, args.memory.as_deref())?;
     let probe = match &args.speeds {
         Some(file) => Some((speeds(file)?, SpeedsOf::File)),
-        None => kept_probe::load().map(|probe| (probe, SpeedsOf::ThisMachine)),
+        None => kept_probe::load(),
     };
     Ok(Machine {
         probe,

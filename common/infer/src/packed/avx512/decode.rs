@@ -5,8 +5,8 @@
 use std::arch::x86_64::*;
 
 use super::{
-    BYTE, Constants, LoadedCut, Position, fetch_ahead, group_bytes, group_fields, is_available,
-    load,
+    BYTE, Constants, LoadedCut, Position, group_bytes, group_fields, is_available, load,
+    prefetch_ahead,
 };
 use crate::packed::{Cursor, GROUP, NARROW, PANEL, WIDTHS, ZERO_ROW, is_special};
 
@@ -134,7 +134,7 @@ fn decode_groups<const G: usize>(cursor: &mut Cursor<'_>, levels: &mut [[i16; PA
     let mut position = Position::<G>::of(cursor);
     for (levels, &width) in levels.iter_mut().zip(widths) {
         for line in 0..G {
-            fetch_ahead(fields, position.offset + 64 * line);
+            prefetch_ahead(fields, position.offset + 64 * line);
         }
         let groups = levels.as_chunks_mut::<GROUP>().0.iter_mut();
         let groups = groups.zip(&mut position.history).enumerate();

@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Halves, fetch_ahead, is_available, load, part, totals};
+use super::{Halves, is_available, load, part, prefetch_ahead, totals};
 use crate::packed::{GROUP, PANEL};
 use crate::twelve_bits::GROUP_BYTES;
 
@@ -61,8 +61,8 @@ fn panel_lanes(bytes: &[u8], x: &Halves) -> [__m512i; 2] {
     // The high and the low parts, each with the two halves of the activations.
     let mut sums = [[_mm512_setzero_si512(); 2]; 2];
     for (group, bytes) in bytes.as_chunks::<GROUP_BYTES>().0.iter().enumerate() {
-        fetch_ahead(bytes, 0);
-        fetch_ahead(bytes, GROUP);
+        prefetch_ahead(bytes, 0);
+        prefetch_ahead(bytes, GROUP);
         let (high, low) = bytes.split_at(GROUP);
         let high = load(part::<_, GROUP>(high, 0));
         // SAFETY: half a group of bytes is half a vector.

@@ -9,7 +9,7 @@ use uc_store::run::RunDir;
 
 use super::{Prepared, limits, prepare};
 use crate::cli::CompressArgs;
-use crate::forecast::{self, Forecast, Machine, SpeedsOf, kept_probe};
+use crate::forecast::{self, Forecast, Machine, kept_probe};
 use crate::plan::model::Model;
 use crate::process::programs::Programs;
 use crate::report::colour::print_report;
@@ -78,7 +78,7 @@ fn examine(
     let to_do = work.to_run(plan).len();
     let limits = limits(args)?;
     let machine = Machine {
-        probe: kept_probe::load().map(|probe| (probe, SpeedsOf::ThisMachine)),
+        probe: kept_probe::load(),
         threads: Some(limits.budget.cpus),
         gflops: None,
         memory: Some((limits.budget.memory, limits.origin)),
