@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use uc_codec::trellis::BLOCK_ROWS;
 use uc_codec::{LowRank, TensorCode, bf16};
 use uc_pack::layer::PieceBuffers;
 use uc_simd::{Kernel, dispatch};
@@ -11,7 +10,8 @@ use crate::arithmetic::Arithmetic;
 use crate::columns::{Columns, FACTORS};
 use crate::integer::{self, Quantized, Scratch, chunk_rows};
 use crate::kernel;
-use crate::packed::{Cursor, MARK_ROWS, PANEL, Packed, PackedBuilder};
+use crate::matrix::TASK_WEIGHTS;
+use crate::packed::{Cursor, PANEL, Packed, PackedBuilder, STRIP};
 use crate::streamed::Streamed;
 
 /// Rows of `exact` that are made at the same time. Together with the vectors of a few tokens they stay in the second-level cache.
@@ -204,16 +204,15 @@ impl Coded {
         }
     }
 
-    /// Rows of a task of a product with so many tokens, if possible no more than `largest`. A task of many rows is better, because it
-    /// begins with a look at the rows above its own.
+    /// Rows of a task of a product with so many tokens, if possible no more than `largest`.
     pub(crate) fn task_rows(&self, tokens: usize, largest: usize) -> usize {
         match &self.levels {
             Levels::Streamed(levels) => levels.tile_rows(),
-            Levels::Packed(_) if tokens > 1 => MARK_ROWS,
-            Levels::Packed(_) => [BLOCK_ROWS, 2 * MARK_ROWS]
-                .into_iter()
-                .find(|&rows| rows <= largest)
-                .unwrap_or(MARK_ROWS),
+            Levels::Packed(_) if tokens > 1 => STRIP,
+            Levels::Packed(_) => {
+                let rows = (TASK_WEIGHTS / self.columns.len()).min(largest);
+                (rows / STRIP).max(1) * STRIP
+            }
         }
     }
 
@@ -228,8 +227,7 @@ impl Coded {
     ) {
         match (&self.levels, input) {
             (Levels::Packed(levels), Input::Quantized(x)) => {
-                let place = [first / BLOCK_ROWS, first % BLOCK_ROWS / MARK_ROWS];
-                integer::products(levels, place, x, &mut memory.scratch, out);
+                integer::products(levels, first / STRIP, x, &mut memory.scratch, out);
                 self.scale_rows(first, x.tokens(), out);
             }
             (Levels::Streamed(levels), Input::Quantized(x)) => {
@@ -285,9 +283,9 @@ impl Coded {
         let (cols, tokens) = (self.columns.len(), x.len() / self.columns.len());
         let column_steps = self.column_steps();
         memory.weights.resize(EXACT_ROWS * cols, 0.0);
-        for (mark, out) in out.chunks_mut(MARK_ROWS * tokens).enumerate() {
-            let mark = first / MARK_ROWS + mark;
-            let mut reader = RowReader::new(self, levels, &column_steps, mark);
+        for (strip, out) in out.chunks_mut(STRIP * tokens).enumerate() {
+            let strip = first / STRIP + strip;
+            let mut reader = RowReader::new(self, levels, &column_steps, strip);
             for out in out.chunks_mut(EXACT_ROWS * tokens) {
                 let weights = &mut memory.weights[..out.len() / tokens * cols];
                 reader.rows(weights);
@@ -341,9 +339,9 @@ impl Coded {
         };
         let column_steps = self.column_steps();
         let mut weights = vec![0.0; cols];
-        for mark in first / MARK_ROWS..end.div_ceil(MARK_ROWS) {
-            let mut reader = RowReader::new(self, levels, &column_steps, mark);
-            for row in mark * MARK_ROWS..end.min((mark + 1) * MARK_ROWS) {
+        for strip in first / STRIP..end.div_ceil(STRIP) {
+            let mut reader = RowReader::new(self, levels, &column_steps, strip);
+            for row in strip * STRIP..end.min((strip + 1) * STRIP) {
                 reader.rows(&mut weights);
                 if row < first {
                     continue;
@@ -377,7 +375,7 @@ fn streamed_rows(levels: &Streamed, first: usize, cols: usize, out: &mut [f32]) 
     }
 }
 
-/// Makes the weights of the contract, one row after the other from a mark on: `bf16(level · step + overlay)`, with fused
+/// Makes the weights of the contract, one row after the other from a strip on: `bf16(level · step + overlay)`, with fused
 /// multiply-adds, bit for bit the reconstruction of `uc_codec::reconstruct`.
 struct RowReader<'a> {
     coded: &'a Coded,
@@ -391,13 +389,10 @@ struct RowReader<'a> {
 }
 
 impl<'a> RowReader<'a> {
-    /// From mark `mark`, counted over all blocks.
-    fn new(coded: &'a Coded, packed: &'a Packed, column_steps: &'a [f32], mark: usize) -> Self {
-        let row = mark * MARK_ROWS;
-        let cursor = |panel| {
-            let panel = packed.panel(row / BLOCK_ROWS, panel);
-            panel.cursor(row % BLOCK_ROWS / MARK_ROWS)
-        };
+    /// From strip `strip` on.
+    fn new(coded: &'a Coded, packed: &'a Packed, column_steps: &'a [f32], strip: usize) -> Self {
+        let row = strip * STRIP;
+        let cursor = |panel| packed.piece(strip, panel).cursor();
         RowReader {
             coded,
             packed,
@@ -436,10 +431,9 @@ impl<'a> RowReader<'a> {
 
     /// Replaces the products of the outliers of the current row.
     fn add_outliers(&self, row_factor: f32, out: &mut [f32]) {
-        let (block, row) = (self.row / BLOCK_ROWS, self.row % BLOCK_ROWS);
+        let (strip, row) = (self.row / STRIP, self.row % STRIP);
         for panel in 0..self.cursors.len() {
-            let mark = row / MARK_ROWS;
-            let outliers = self.packed.panel(block, panel).outliers(mark..mark + 1);
+            let outliers = self.packed.piece(strip, panel).outliers();
             let begin = outliers.partition_point(|outlier| usize::from(outlier.row) < row);
             let of_row = outliers[begin..].iter();
             for outlier in of_row.take_while(|outlier| usize::from(outlier.row) == row) {

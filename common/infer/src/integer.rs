@@ -21,7 +21,7 @@ pub(crate) use quantized::{Interleave, LARGEST, Quantized};
 
 use uc_simd::{Kernel, dispatch, prefetch};
 
-use crate::packed::{Cursor, MARK_ROWS, Outlier, PANEL, Packed};
+use crate::packed::{Cursor, Outlier, PANEL, Packed, Piece, STRIP};
 #[cfg(target_arch = "x86_64")]
 use crate::packed::{amx, avx2, avx512};
 use crate::streamed::LevelRows;
@@ -51,8 +51,6 @@ pub(crate) struct Scratch {
     /// `[chunk_rows()]`
     levels: Vec<[i16; PANEL]>,
     sums: several::Memory,
-    #[cfg(target_arch = "x86_64")]
-    one_token: one_token::Memory,
 }
 
 /// What is missing to a level.
@@ -66,53 +64,40 @@ pub(crate) struct Missing {
     pub(crate) difference: i32,
 }
 
-/// Adds to `out: [rows, tokens]` the products of rows from a mark of a block on, before the steps of rows: `Σ s_P · f32(S_P)`.
+/// Adds to `out: [rows, tokens]` the products of rows from strip `first` on, before the steps of rows: `Σ s_P · f32(S_P)`.
 pub(crate) fn products(
     packed: &Packed,
-    [block, mark]: [usize; 2],
+    first: usize,
     x: &Quantized,
     scratch: &mut Scratch,
     out: &mut [f32],
 ) {
-    let tokens = x.tokens();
-    let marks = mark..mark + (out.len() / tokens).div_ceil(MARK_ROWS);
-    for panel_index in 0..packed.panels() {
-        let panel = packed.panel(block, panel_index);
-        let mut cursor = panel.cursor(mark);
-        let outliers = panel.outliers(marks.clone());
-        // They are apart from the fields, in small pieces, and would come late otherwise.
-        for line in (0..outliers.len()).step_by(OUTLIERS_OF_LINE) {
-            prefetch(outliers, line);
+    for (strip, out) in out.chunks_mut(STRIP * x.tokens()).enumerate() {
+        for panel in 0..packed.panels() {
+            let piece = packed.piece(first + strip, panel);
+            // They are apart from the fields, in small pieces, and would come late otherwise.
+            for line in (0..piece.outliers().len()).step_by(OUTLIERS_OF_LINE) {
+                prefetch(piece.outliers(), line);
+            }
+            let x = x.panel(panel);
+            #[cfg(target_arch = "x86_64")]
+            if let Some(halves) = x.halves {
+                one_token::add_products(x, halves, piece, out);
+                continue;
+            }
+            add_rows(x, piece, scratch, out);
         }
-        let x = x.panel(panel_index);
-        let first = mark * MARK_ROWS;
-        #[cfg(target_arch = "x86_64")]
-        if let Some(halves) = x.halves {
-            let memory = &mut scratch.one_token;
-            memory.add_products(x, halves, &mut cursor, outliers, first, out);
-            continue;
-        }
-        if panel_index + 1 < packed.panels() {
-            packed.panel(block, panel_index + 1).prefetch(mark);
-        }
-        add_rows(x, &mut cursor, outliers, first, scratch, out);
     }
 }
 
-/// Adds to `out: [rows, tokens]` the products of the rows of a panel, of which row `row` of the block is the first.
-fn add_rows(
-    x: Activations<'_>,
-    cursor: &mut Cursor<'_>,
-    mut outliers: &[Outlier],
-    mut row: usize,
-    scratch: &mut Scratch,
-    out: &mut [f32],
-) {
+/// Adds to `out: [rows, tokens]` the products of the rows of a piece.
+fn add_rows(x: Activations<'_>, piece: Piece<'_>, scratch: &mut Scratch, out: &mut [f32]) {
     scratch.levels.resize(chunk_rows(), [0; PANEL]);
+    let (mut cursor, mut outliers, mut row) = (piece.cursor(), piece.outliers(), 0);
     for out in out.chunks_mut(chunk_rows() * x.tokens()) {
         let levels = &mut scratch.levels[..out.len() / x.tokens()];
         let mut wide = 0;
-        decode(cursor, levels, &mut wide);
+        decode(&mut cursor, levels, &mut wide);
         let (first, end) = (row, row + levels.len());
         let (of_rows, rest) =
             outliers.split_at(outliers.partition_point(|outlier| usize::from(outlier.row) < end));

@@ -9,7 +9,7 @@ use crate::product::products;
 /// Rows of a task are a multiple of this.
 const GROUP: usize = 8;
 /// Weights of a task, about.
-const TASK_WEIGHTS: usize = 1 << 17;
+pub(crate) const TASK_WEIGHTS: usize = 1 << 17;
 
 /// A matrix `[rows, cols]`, `y = x Wᵀ`.
 #[derive(Debug)]

@@ -2,22 +2,20 @@
 //!
 //! # Layout
 //! The columns are sorted by their step, so that columns with levels of like spread are neighbours; see
-//! [`Columns`](crate::columns::Columns). Rows are cut into blocks of 256, as those of the trellis, columns into panels of 256 and
-//! a panel into groups of 64. A row of a panel has a width, that of its fields in bits, and the fields of its groups without gaps;
-//! in a row of zeros the width is 0 and there are no fields.
+//! [`Columns`](crate::columns::Columns). Rows are cut into strips of [`STRIP`], columns into panels of 256 and a panel into groups
+//! of 64. A row of a panel has a width, that of its fields in bits, and the fields of its groups without gaps; in a row of
+//! zeros the width is 0 and there are no fields. The rows of a panel in a strip are a piece. Pieces are in the order of strips and
+//! panels: what a task reads, some strips, lies side by side.
 //!
 //! A field holds `v + 2^(width−1)`, where v is the feed-forward index ([`LevelReader::feedforward`]): with the last six v of a
-//! column the level is `2v ^ FEEDFORWARD[h]`. So a kernel keeps one byte for each column, and can begin at any row after it has
-//! looked at the six rows above. At [`MARK_ROWS`] rows there is a mark, the offset at which a task begins.
+//! column the level is `2v ^ FEEDFORWARD[h]`. So a kernel keeps one byte for each column, its state. Before the fields of a piece
+//! are the states of its columns, unless the rows are the first of a block of the trellis, where all states are 0.
 //!
 //! An index that does not fit into the fields is replaced by the nearest with the same input bit, and the difference of the
 //! levels is held apart, in [`Outlier`]s. The width is chosen for the least sum of bits, where an outlier counts more than its
 //! bytes because it costs time as well. Rows whose sums of products may not fit into 32 bits have wide fields, whatever they need.
 
-use std::ops::Range;
-
 use uc_codec::trellis::BLOCK_ROWS;
-use uc_simd::{Kernel, dispatch, prefetch};
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
@@ -33,10 +31,9 @@ pub(crate) use builder::PackedBuilder;
 pub(crate) const PANEL: usize = 256;
 /// Columns of a group.
 pub(crate) const GROUP: usize = 64;
-/// Rows from one mark to the next.
-pub(crate) const MARK_ROWS: usize = 64;
-/// Rows that decide the state of a column.
-const HISTORY_ROWS: usize = 6;
+/// Rows of a strip.
+pub(crate) const STRIP: usize = 64;
+const _: () = assert!(BLOCK_ROWS.is_multiple_of(STRIP));
 /// Width of a row of zeros.
 const ZERO_ROW: u8 = 0;
 /// Smallest and largest width of a field.
@@ -46,13 +43,10 @@ const NARROW: u32 = 8;
 /// Bytes after the last field, so that a kernel may read a whole vector there.
 const SLACK: usize = 64;
 
-/// Bytes of fields that are asked for before a panel begins: about those of the rows that are decoded together.
-const FIRST_FIELDS: usize = 3 << 10;
-
 /// What is missing to the level of an element in the fields.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Outlier {
-    /// Row within its block.
+    /// Row within its strip.
     pub(crate) row: u8,
     /// Column within its panel.
     pub(crate) column: u8,
@@ -67,15 +61,13 @@ impl Outlier {
     }
 }
 
-/// Where the parts of a panel of a block begin.
-#[derive(Debug, Clone, Default)]
+/// Where a piece begins.
+#[derive(Debug, Clone, Copy)]
 struct Place {
-    /// Offset of the first field.
+    /// Offset of its states, or of its first field.
     base: usize,
-    /// For each mark, the offset of its row from `base`.
-    marks: [u32; BLOCK_ROWS / MARK_ROWS],
-    /// For each mark, the number of its first outlier.
-    outliers: [u32; BLOCK_ROWS / MARK_ROWS],
+    /// Number of its first outlier.
+    outliers: u32,
 }
 
 /// The levels of a linear `[rows, cols]`.
@@ -83,30 +75,32 @@ struct Place {
 pub(crate) struct Packed {
     rows: usize,
     cols: usize,
-    /// For each block and panel the widths of its rows.
+    /// For each piece the widths of its rows.
     widths: Vec<u8>,
+    /// For each piece the states of its columns and the fields of its rows.
     fields: Vec<u8>,
-    /// For each block and panel.
+    /// For each piece.
     places: Vec<Place>,
-    /// In the order of blocks, panels, rows and columns.
+    /// In the order of pieces, rows and columns.
     outliers: Vec<Outlier>,
 }
 
-/// A panel of a block.
+/// The rows of a panel in a strip.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Panel<'a> {
+pub(crate) struct Piece<'a> {
     /// One for each row.
     widths: &'a [u8],
-    /// From the panel's first field on.
+    /// From the states of the columns on, if `has_states`, and otherwise from the first field on.
     fields: &'a [u8],
-    place: &'a Place,
+    /// Whether the states of the columns come before the fields; otherwise they are 0.
+    has_states: bool,
     outliers: &'a [Outlier],
     /// Groups that have columns.
     groups: usize,
 }
 
 impl Packed {
-    /// Panels of a block.
+    /// Panels of a strip.
     pub(crate) fn panels(&self) -> usize {
         self.cols.div_ceil(PANEL)
     }
@@ -124,58 +118,52 @@ impl Packed {
         self.outliers.len()
     }
 
-    /// Panel `panel` of block `block`.
-    pub(crate) fn panel(&self, block: usize, panel: usize) -> Panel<'_> {
-        let rows = BLOCK_ROWS.min(self.rows - block * BLOCK_ROWS);
-        let first = block * BLOCK_ROWS * self.panels() + panel * rows;
-        let index = block * self.panels() + panel;
-        let place = &self.places[index];
+    /// The rows of panel `panel` in strip `strip`.
+    pub(crate) fn piece(&self, strip: usize, panel: usize) -> Piece<'_> {
+        let first = strip * STRIP;
+        let rows = STRIP.min(self.rows - first);
+        let widths = &self.widths[first * self.panels() + panel * rows..][..rows];
+        let index = strip * self.panels() + panel;
+        let Place { base, outliers } = self.places[index];
         let end = self.places.get(index + 1);
-        let end = end.map_or(self.outliers.len(), |next| next.outliers[0] as usize);
-        Panel {
-            widths: &self.widths[first..first + rows],
-            fields: &self.fields[place.base..],
-            place,
-            outliers: &self.outliers[..end],
+        let end = end.map_or(self.outliers.len(), |next| next.outliers as usize);
+        Piece {
+            widths,
+            fields: &self.fields[base..],
+            has_states: !first.is_multiple_of(BLOCK_ROWS),
+            outliers: &self.outliers[outliers as usize..end],
             groups: (self.cols - panel * PANEL).min(PANEL).div_ceil(GROUP),
         }
     }
 }
 
-impl<'a> Panel<'a> {
-    /// The rows from mark `mark` on.
+impl<'a> Piece<'a> {
+    /// The rows from the first on.
     #[inline]
-    pub(crate) fn cursor(&self, mark: usize) -> Cursor<'a> {
+    pub(crate) fn cursor(&self) -> Cursor<'a> {
         let mut cursor = Cursor {
             widths: self.widths,
             fields: self.fields,
-            row: mark * MARK_ROWS,
-            offset: self.place.marks[mark] as usize,
+            row: 0,
+            offset: 0,
             groups: self.groups,
             history: [0; PANEL],
         };
-        cursor.look_back();
+        if self.has_states {
+            let states = self.groups * GROUP;
+            cursor.history[..states].copy_from_slice(&self.fields[..states]);
+            cursor.offset = states;
+        }
         cursor
     }
 
-    /// Asks for the fields of the rows from mark `mark` on before they are needed.
-    pub(crate) fn prefetch(&self, mark: usize) {
-        let first = self.place.marks[mark] as usize;
-        for line in (0..FIRST_FIELDS).step_by(64) {
-            prefetch(self.fields, first + line);
-        }
-    }
-
-    /// The outliers of the rows of some marks.
-    pub(crate) fn outliers(&self, marks: Range<usize>) -> &'a [Outlier] {
-        let first = self.place.outliers[marks.start] as usize;
-        let next = self.place.outliers.get(marks.end);
-        let end = next.map_or(self.outliers.len(), |&next| next as usize);
-        &self.outliers[first..end]
+    /// The outliers, ordered by row.
+    pub(crate) fn outliers(&self) -> &'a [Outlier] {
+        self.outliers
     }
 }
 
-/// Decodes the rows of a panel one after the other.
+/// Decodes the rows of a piece one after the other.
 #[derive(Debug, Clone)]
 pub(crate) struct Cursor<'a> {
     widths: &'a [u8],
@@ -206,46 +194,7 @@ fn group_bytes(width: u8) -> usize {
     usize::from(width) * GROUP / 8
 }
 
-/// Passes over rows.
-struct Skip<'a, 'b> {
-    cursor: &'a mut Cursor<'b>,
-    rows: usize,
-}
-
-impl Kernel for Skip<'_, '_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        for _ in 0..self.rows {
-            self.cursor.next_row(&mut [0; PANEL]);
-        }
-    }
-}
-
 impl Cursor<'_> {
-    /// Finds the states of the columns from the rows above.
-    fn look_back(&mut self) {
-        let (end, mut found) = (self.row, 0);
-        while self.row > 0 && found < HISTORY_ROWS {
-            self.row -= 1;
-            let width = self.widths[self.row];
-            self.offset -= self.groups * group_bytes(width);
-            found += usize::from(width != ZERO_ROW);
-        }
-        let rows = end - self.row;
-        #[cfg(target_arch = "x86_64")]
-        {
-            if avx512::is_available() {
-                return avx512::skip(self, rows);
-            }
-            if avx2::is_available() {
-                return avx2::skip(self, rows);
-            }
-        }
-        dispatch(Skip { cursor: self, rows });
-    }
-
     /// Decodes the next row: its levels, without outliers. Columns that the panel does not have get a meaningless level. Returns
     /// whether sums of products with 16-bit integers over the panel may need more than 32 bits.
     #[inline(always)]
@@ -289,7 +238,7 @@ fn group_levels(fields: &[u8], width: u32, history: &mut [u8; GROUP], levels: &m
     for ((level, value), history) in levels.iter_mut().zip(values).zip(history) {
         let doubled = i16::from(value) << 1;
         *level = (doubled ^ i16::from(feedforward(*history))) - bias;
-        *history = *history << 1 | value << 1 & 2;
+        *history = next_state(*history, value);
     }
 }
 
@@ -313,9 +262,15 @@ fn wide_group_levels(
             let doubled = (2 * value) ^ i32::from(feedforward(*history));
             // The level of a field of 15 bits lies between -2^15 and 2^15 - 1.
             *level = (doubled - (1 << width)) as i16;
-            *history = *history << 1 | (value << 1 & 2) as u8;
+            *history = next_state(*history, value as u8);
         }
     }
+}
+
+/// The state of a column after a field or an index.
+#[inline(always)]
+fn next_state(history: u8, field: u8) -> u8 {
+    history << 1 | field << 1 & 2
 }
 
 /// [`FEEDFORWARD`](uc_codec::trellis::FEEDFORWARD) of a state without a table, so that it can be computed for many columns at once.
@@ -364,18 +319,18 @@ mod tests {
         ];
         let (rows, cols) = (300, 600);
         let packed = packed(rows, cols);
-        for (block, mark) in [(0, 0), (0, 2), (1, 0)] {
+        for strip in [0, 2, 4] {
             for panel in 0..packed.panels() {
-                let count = (rows - block * BLOCK_ROWS - mark * MARK_ROWS).min(MARK_ROWS);
+                let count = (rows - strip * STRIP).min(STRIP);
                 let columns = (cols - panel * PANEL).min(PANEL);
-                let panel = packed.panel(block, panel);
+                let piece = packed.piece(strip, panel);
                 let mut expected = vec![[0; PANEL]; count];
                 let mut expected_wide = 0;
-                decode_plain(&mut panel.cursor(mark), &mut expected, &mut expected_wide);
+                decode_plain(&mut piece.cursor(), &mut expected, &mut expected_wide);
                 assert!(expected_wide != 0 && expected_wide != u64::MAX);
                 for (is_available, decode) in sets {
                     let mut found = vec![[0; PANEL]; count];
-                    let (mut wide, mut cursor) = (0, panel.cursor(mark));
+                    let (mut wide, mut cursor) = (0, piece.cursor());
                     if is_available {
                         // In parts, as the products do.
                         let (first, second) = found.split_at_mut(21);

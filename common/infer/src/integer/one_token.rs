@@ -1,77 +1,38 @@
 //! Products with the activations of one token, whose fields are decoded and multiplied in registers.
 
-use uc_codec::trellis::BLOCK_ROWS;
-use uc_simd::dispatch;
+use super::{Activations, Values};
+use crate::packed::{Outlier, Piece, STRIP, avx512};
 
-use super::several::Join;
-use super::{Activations, PANEL, Values};
-use crate::packed::{Cursor, Outlier, avx512};
-
-/// The memory of products.
-pub(super) struct Memory {
-    /// Sums of the rows of a panel.
-    sums: [i32; BLOCK_ROWS],
-    /// Those of rows that need more than 32 bits.
-    wide: [i64; BLOCK_ROWS],
-    is_wide: [bool; BLOCK_ROWS],
-    /// The rows that need them.
-    wide_rows: Vec<u8>,
-}
-
-impl Default for Memory {
-    fn default() -> Self {
-        Memory {
-            sums: [0; BLOCK_ROWS],
-            wide: [0; BLOCK_ROWS],
-            is_wide: [false; BLOCK_ROWS],
-            wide_rows: Vec::new(),
-        }
+/// Adds to `out: [rows]` the products of the rows of a piece.
+pub(super) fn add_products(
+    x: Activations<'_>,
+    halves: &avx512::Halves,
+    piece: Piece<'_>,
+    out: &mut [f32],
+) {
+    let Values::Plain([values]) = x.values else {
+        unreachable!("the integers of one token are plain");
+    };
+    let scale = x.scales[0];
+    let product = |outlier: &Outlier| {
+        i64::from(outlier.difference()) * i64::from(values[usize::from(outlier.column)])
+    };
+    // The whole sum of a row that is not special fits into 32 bits, whatever its parts do.
+    let mut sums = [0i32; STRIP];
+    for outlier in piece.outliers() {
+        let sum = &mut sums[usize::from(outlier.row)];
+        *sum = sum.wrapping_add(product(outlier) as i32);
     }
-}
-
-impl Memory {
-    /// Adds to `out: [rows]` the products of the next rows, of which row `first` of the block is the first; `outliers` are theirs.
-    pub(super) fn add_products(
-        &mut self,
-        x: Activations<'_>,
-        halves: &avx512::Halves,
-        cursor: &mut Cursor<'_>,
-        outliers: &[Outlier],
-        first: usize,
-        out: &mut [f32],
-    ) {
-        let Values::Plain([values]) = x.values else {
-            unreachable!("the integers of one token are plain");
-        };
-        let sums = &mut self.sums[..out.len()];
-        avx512::products(cursor, halves, sums, &mut |row, levels| {
-            (self.wide[row], self.is_wide[row]) = (avx512::wide_sum(levels, values), true);
-            self.wide_rows.push(row as u8);
-        });
-        self.add_outliers(values, outliers, first as u8);
-        dispatch(Join {
-            sums: &self.sums[..out.len()],
-            scales: x.scales,
-            out,
-        });
-        for row in self.wide_rows.drain(..).map(usize::from) {
-            self.is_wide[row] = false;
-            out[row] = x.scales[0].mul_add(self.wide[row] as f32, out[row]);
-        }
-    }
-
-    fn add_outliers(&mut self, values: &[i16; PANEL], outliers: &[Outlier], first: u8) {
-        for outlier in outliers {
-            let row = usize::from(outlier.row.wrapping_sub(first));
-            let x = i32::from(values[usize::from(outlier.column)]);
-            match self.is_wide[row] {
-                true => self.wide[row] += i64::from(outlier.difference()) * i64::from(x),
-                // The whole sum fits into 32 bits, whatever its parts do.
-                false => {
-                    let product = outlier.difference().wrapping_mul(x);
-                    self.sums[row] = self.sums[row].wrapping_add(product);
-                }
-            }
-        }
+    let mut specials: Vec<(usize, i64)> = Vec::new();
+    avx512::add_products(piece, halves, &sums, scale, out, &mut |row, levels| {
+        let of_row = |outlier: &&Outlier| usize::from(outlier.row) == row;
+        let outliers = piece.outliers().iter().filter(of_row).map(product);
+        specials.push((
+            row,
+            avx512::wide_sum(levels, values) + outliers.sum::<i64>(),
+        ));
+    });
+    for (row, sum) in specials {
+        out[row] = scale.mul_add(sum as f32, out[row]);
     }
 }

@@ -109,13 +109,6 @@ pub(crate) fn decode(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]], wide:
     }
 }
 
-/// Passes over the next rows; only the states of the columns go on.
-pub(crate) fn skip(cursor: &mut Cursor<'_>, rows: usize) {
-    for _ in 0..rows {
-        decode(cursor, &mut [[0; PANEL]], &mut 0);
-    }
-}
-
 /// The levels of a row that is not special.
 #[target_feature(enable = "avx2")]
 fn decode_row(cursor: &mut Cursor<'_>, levels: &mut [i16; PANEL]) {

@@ -13,7 +13,7 @@ mod decode;
 mod sums;
 mod twelve_bits;
 
-pub(crate) use decode::{decode, skip};
+pub(crate) use decode::decode;
 pub(super) use sums::joined_bytes;
 pub(crate) use sums::{Out, interleaved_sums, sums, wide_sum};
 pub(crate) use twelve_bits::twelve_bit_products;
@@ -23,7 +23,7 @@ use std::sync::LazyLock;
 
 use uc_simd::{prefetch, prefetch_l2};
 
-use super::{Cursor, GROUP, NARROW, PANEL, WIDTHS, group_bytes, is_special};
+use super::{Cursor, GROUP, NARROW, PANEL, Piece, STRIP, WIDTHS, group_bytes, is_special};
 
 /// How far ahead fields are prefetched into the first-level cache, bytes.
 const NEAR: usize = 1024;
@@ -129,22 +129,25 @@ impl Halves {
     }
 }
 
-/// The sums of products of the next rows with the activations of one token. `special` gets the row and levels of those whose sum
-/// does not fit into 32 bits; here it is 0.
-pub(crate) fn products(
-    cursor: &mut Cursor<'_>,
+/// Adds to `out: [rows]` the products of the rows of a piece with the activations of one token, `scale · f32(sum)`. `sums: [rows]`
+/// is added to the sums of products, modulo 2³². The sum of a row that does not fit into 32 bits counts as 0 here; `special` gets the
+/// number of the row and its levels.
+pub(crate) fn add_products(
+    piece: Piece<'_>,
     x: &Halves,
-    sums: &mut [i32],
+    sums: &[i32; STRIP],
+    scale: f32,
+    out: &mut [f32],
     special: &mut dyn FnMut(usize, &[i16; PANEL]),
 ) {
     assert!(is_available());
     // SAFETY: the processor has the instructions.
     unsafe {
-        match cursor.groups {
-            1 => products_of::<1>(cursor, x, sums, special),
-            2 => products_of::<2>(cursor, x, sums, special),
-            3 => products_of::<3>(cursor, x, sums, special),
-            _ => products_of::<4>(cursor, x, sums, special),
+        match piece.groups {
+            1 => products_of::<1>(piece, x, sums, scale, out, special),
+            2 => products_of::<2>(piece, x, sums, scale, out, special),
+            3 => products_of::<3>(piece, x, sums, scale, out, special),
+            _ => products_of::<4>(piece, x, sums, scale, out, special),
         }
     }
 }
@@ -299,7 +302,7 @@ fn joined(parts: [__m512i; CHUNK / 4]) -> __m512i {
     )
 }
 
-/// Where a kernel is in the rows of a panel of `G` groups. A copy of what a [`Cursor`] has, in registers.
+/// Where a kernel is in the rows of a piece of `G` groups: what a [`Cursor`] has, in registers.
 #[derive(Clone, Copy)]
 struct Position<const G: usize> {
     history: [__m512i; G],
@@ -308,6 +311,21 @@ struct Position<const G: usize> {
 }
 
 impl<const G: usize> Position<G> {
+    /// Before the first row.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn first(piece: Piece<'_>) -> Self {
+        let state = |group| match piece.has_states {
+            true => load(part::<_, GROUP>(piece.fields, group)),
+            false => _mm512_setzero_si512(),
+        };
+        Position {
+            history: std::array::from_fn(state),
+            row: 0,
+            offset: if piece.has_states { G * GROUP } else { 0 },
+        }
+    }
+
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     fn of(cursor: &Cursor<'_>) -> Self {
@@ -414,58 +432,60 @@ fn byte_row<const G: usize>(
     _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low)
 }
 
-/// The lanes of up to four rows with fields of any width, of which row `first` is the first. The bits of the second result tell which
-/// of them are special: `special` gets those that have fields.
+/// The lanes of the next rows, up to four, with fields of any width. The bits of the second result tell which of them are special:
+/// `special` gets those that have fields.
 #[cold]
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni,gfni")]
 fn mixed_rows<const G: usize>(
-    widths: &[u8],
-    cursor: &mut Cursor<'_>,
+    piece: Piece<'_>,
+    position: &mut Position<G>,
     x: &Halves,
-    first: usize,
     special: &mut dyn FnMut(usize, &[i16; PANEL]),
 ) -> ([__m512i; 4], u16) {
-    let (constants, fields) = (Constants::new(), cursor.fields);
+    let (constants, fields) = (Constants::new(), piece.fields);
     let loaded = LoadedHalves::new(x);
-    let mut position = Position::<G>::of(cursor);
     let mut lanes = [_mm512_setzero_si512(); 4];
     let mut specials = 0;
+    let widths = &piece.widths[position.row..];
     for (row, (lanes, &width)) in lanes.iter_mut().zip(widths).enumerate() {
         if is_special(width) {
-            position.save(cursor);
+            let mut cursor = piece.cursor();
+            position.save(&mut cursor);
             let mut levels = [[0; PANEL]];
             let mut wide = 0;
-            decode::decode_rows(cursor, &mut levels, &mut wide);
+            decode::decode_rows(&mut cursor, &mut levels, &mut wide);
             if wide != 0 {
-                special(first + row, &levels[0]);
+                special(position.row, &levels[0]);
             }
-            position = Position::of(cursor);
+            *position = Position::of(&cursor);
             specials |= 1 << row;
         } else if width > BYTE {
-            *lanes = byte_row(fields, &mut position, constants, loaded);
+            *lanes = byte_row(fields, position, constants, loaded);
         } else {
-            *lanes = row_products(width, fields, &mut position, constants, loaded);
+            *lanes = row_products(width, fields, position, constants, loaded);
         }
     }
-    position.save(cursor);
     (lanes, specials)
 }
 
-/// See [`products`]; `G` groups.
+/// See [`add_products`]; `G` groups.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,avx512vnni,gfni")]
 fn products_of<const G: usize>(
-    cursor: &mut Cursor<'_>,
+    piece: Piece<'_>,
     x: &Halves,
-    sums: &mut [i32],
+    sums: &[i32; STRIP],
+    scale: f32,
+    out: &mut [f32],
     special: &mut dyn FnMut(usize, &[i16; PANEL]),
 ) {
     let (constants, loaded) = (Constants::new(), LoadedHalves::new(x));
-    let (all_widths, fields) = (cursor.widths, cursor.fields);
-    let mut position = Position::<G>::of(cursor);
-    for (chunk, sums) in sums.chunks_mut(CHUNK).enumerate() {
+    let (fields, scale) = (piece.fields, _mm512_set1_ps(scale));
+    let mut position = Position::<G>::first(piece);
+    let chunks = out.chunks_mut(CHUNK).zip(sums.as_chunks::<CHUNK>().0);
+    for (out, sums) in chunks {
         let mut padded = [0; CHUNK];
-        let next = &all_widths[position.row..][..sums.len()];
+        let next = &piece.widths[position.row..][..out.len()];
         let widths = match next.first_chunk() {
             Some(widths) => widths,
             None => {
@@ -485,28 +505,31 @@ fn products_of<const G: usize>(
                     row_products(d, fields, &mut position, constants, loaded),
                 ]
             } else {
-                let first = chunk * CHUNK + 4 * quad;
-                let rows = sums.len().saturating_sub(4 * quad).min(4);
-                position.save(cursor);
-                let (lanes, found) = mixed_rows::<G>(&widths[..rows], cursor, x, first, special);
-                position = Position::of(cursor);
+                let (lanes, found) = mixed_rows(piece, &mut position, x, special);
                 specials |= found << (4 * quad);
                 lanes
             };
             *quads = quarters(lanes);
         }
         let found = _mm512_sub_epi32(joined(quads), x.excess(widths));
-        let found = _mm512_maskz_mov_epi32(!specials, found);
-        match sums.first_chunk_mut::<CHUNK>() {
+        let found = _mm512_maskz_add_epi32(!specials, found, load(sums));
+        let join = |out| _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(found), out);
+        match out.first_chunk_mut::<CHUNK>() {
             // SAFETY: the array has the length of a vector.
-            Some(sums) => unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), found) },
+            Some(out) => unsafe {
+                let joined = join(_mm512_loadu_ps(out.as_ptr()));
+                _mm512_storeu_ps(out.as_mut_ptr(), joined);
+            },
             None => {
-                let mut values = [0; CHUNK];
+                let mut values = [0.0; CHUNK];
+                values[..out.len()].copy_from_slice(out);
                 // SAFETY: as above.
-                unsafe { _mm512_storeu_si512(values.as_mut_ptr().cast(), found) };
-                sums.copy_from_slice(&values[..sums.len()]);
+                unsafe {
+                    let joined = join(_mm512_loadu_ps(values.as_ptr()));
+                    _mm512_storeu_ps(values.as_mut_ptr(), joined);
+                }
+                out.copy_from_slice(&values[..out.len()]);
             }
         }
     }
-    position.save(cursor);
 }

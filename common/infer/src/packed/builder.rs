@@ -3,7 +3,9 @@
 use uc_codec::trellis::{BLOCK_ROWS, LevelReader};
 use uc_simd::{Kernel, dispatch};
 
-use super::{GROUP, MARK_ROWS, NARROW, Outlier, PANEL, Packed, Place, SLACK, WIDTHS, ZERO_ROW};
+use super::{
+    GROUP, NARROW, Outlier, PANEL, Packed, Place, SLACK, STRIP, WIDTHS, ZERO_ROW, next_state,
+};
 use crate::huge_pages;
 use crate::integer::LARGEST;
 
@@ -26,10 +28,12 @@ pub(crate) struct PackedBuilder {
     packed: Packed,
     /// `[cols]` feed-forward indices of a row, in the order of the source.
     row: Vec<i16>,
-    /// `[rows, panels · PANEL]` those of the block so far, in the order of the columns here.
-    block: Vec<i16>,
-    /// For each row of the block, whether it is a row of zeros.
+    /// `[rows, panels · PANEL]` those of the strip so far, in the order of the columns here.
+    strip: Vec<i16>,
+    /// For each row of the strip, whether it is a row of zeros.
     zeros: Vec<bool>,
+    /// `[panels · PANEL]` the states of the columns before the strip.
+    states: Vec<u8>,
 }
 
 impl PackedBuilder {
@@ -47,8 +51,9 @@ impl PackedBuilder {
                 outliers: Vec::new(),
             },
             row: vec![0; cols],
-            block: Vec::new(),
+            strip: Vec::new(),
             zeros: Vec::new(),
+            states: vec![0; cols.div_ceil(PANEL) * PANEL],
             order,
         }
     }
@@ -58,14 +63,14 @@ impl PackedBuilder {
         let stride = self.packed.panels() * PANEL;
         for (q, &log) in q.chunks_exact(self.order.len()).zip(row_logs) {
             self.reader.feedforward(q, log, &mut self.row);
-            let first = self.block.len();
-            self.block.resize(first + stride, 0);
-            for (value, &column) in self.block[first..].iter_mut().zip(&*self.order) {
+            let first = self.strip.len();
+            self.strip.resize(first + stride, 0);
+            for (value, &column) in self.strip[first..].iter_mut().zip(&*self.order) {
                 *value = self.row[column as usize];
             }
             self.zeros.push(log == 0);
-            if self.zeros.len() == BLOCK_ROWS {
-                self.finish_block();
+            if self.zeros.len() == STRIP {
+                self.finish_strip();
             }
         }
     }
@@ -75,7 +80,7 @@ impl PackedBuilder {
     /// # Panics
     /// If rows are missing.
     pub(crate) fn finish(mut self) -> Packed {
-        self.finish_block();
+        self.finish_strip();
         let mut packed = self.packed;
         assert_eq!(
             packed.widths.len(),
@@ -88,38 +93,56 @@ impl PackedBuilder {
         packed
     }
 
-    fn finish_block(&mut self) {
+    fn finish_strip(&mut self) {
         let packed = &mut self.packed;
         let (panels, cols) = (packed.panels(), packed.cols);
         if self.zeros.is_empty() {
             return;
         }
+        let first_row = packed.widths.len() / panels;
+        let begins_block = first_row.is_multiple_of(BLOCK_ROWS);
+        if begins_block {
+            self.states.fill(0);
+        }
         for panel in 0..panels {
             let groups = (cols - panel * PANEL).min(PANEL).div_ceil(GROUP);
-            let mut place = Place {
+            packed.places.push(Place {
                 base: packed.fields.len(),
-                ..Place::default()
-            };
+                outliers: packed.outliers.len() as u32,
+            });
+            let states = &mut self.states[panel * PANEL..][..groups * GROUP];
+            if !begins_block {
+                packed.fields.extend_from_slice(states);
+            }
             for (row, &is_zero) in self.zeros.iter().enumerate() {
-                if row.is_multiple_of(MARK_ROWS) {
-                    let mark = row / MARK_ROWS;
-                    place.marks[mark] = (packed.fields.len() - place.base) as u32;
-                    place.outliers[mark..].fill(packed.outliers.len() as u32);
-                }
                 if is_zero {
                     packed.widths.push(ZERO_ROW);
                     continue;
                 }
-                let first = (row * panels + panel) * PANEL;
-                packed.push_row(row, &self.block[first..first + groups * GROUP]);
+                let values = &self.strip[(row * panels + panel) * PANEL..][..groups * GROUP];
+                packed.push_row(row, values);
+                dispatch(Advance { states, values });
             }
-            // The marks of rows that the block does not have.
-            let marks = self.zeros.len().div_ceil(MARK_ROWS);
-            place.outliers[marks..].fill(packed.outliers.len() as u32);
-            packed.places.push(place);
         }
-        self.block.clear();
+        self.strip.clear();
         self.zeros.clear();
+    }
+}
+
+/// Advances the states of columns by the feed-forward indices of a row.
+struct Advance<'a> {
+    states: &'a mut [u8],
+    values: &'a [i16],
+}
+
+impl Kernel for Advance<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (state, &value) in self.states.iter_mut().zip(self.values) {
+            *state = next_state(*state, value as u8);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
     BYTE, Constants, LoadedCut, Position, group_bytes, group_fields, is_available, load,
     prefetch_ahead,
 };
-use crate::packed::{Cursor, GROUP, NARROW, PANEL, WIDTHS, ZERO_ROW, is_special};
+use crate::packed::{Cursor, GROUP, NARROW, PANEL, WIDTHS, ZERO_ROW};
 
 /// How wide fields are cut out of their bytes: those of 32 columns, four to a 64-bit lane.
 #[derive(Clone, Copy)]
@@ -49,13 +49,6 @@ pub(crate) fn decode(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]], wide:
     unsafe { decode_rows(cursor, levels, wide) }
 }
 
-/// Passes over the next rows; only the states of the columns go on.
-pub(crate) fn skip(cursor: &mut Cursor<'_>, rows: usize) {
-    assert!(is_available());
-    // SAFETY: the processor has the instructions.
-    unsafe { skip_rows(cursor, rows) }
-}
-
 impl Constants {
     /// As [`Constants::levels`], for the fields of the two halves of a group, wider than [`NARROW`]: integers of 16 bits.
     #[inline]
@@ -74,32 +67,6 @@ impl Constants {
         *history = self.next(*history, _mm512_add_epi8(lowest, lowest));
         let terms = widened(terms);
         [0, 1].map(|half| _mm512_xor_si512(_mm512_slli_epi16::<1>(fields[half]), terms[half]))
-    }
-}
-
-/// See [`skip`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,gfni")]
-fn skip_rows(cursor: &mut Cursor<'_>, rows: usize) {
-    let constants = Constants::new();
-    for _ in 0..rows {
-        let width = cursor.widths[cursor.row];
-        if is_special(width) {
-            decode_rows(cursor, &mut [[0; PANEL]], &mut 0);
-            continue;
-        }
-        let groups = cursor.history.as_chunks_mut::<GROUP>().0.iter_mut();
-        for (group, history) in groups.take(cursor.groups).enumerate() {
-            let bytes = group_fields(cursor.fields, cursor.offset, width, group);
-            let mut states = load(&*history);
-            match width > BYTE {
-                true => _ = constants.byte_levels(bytes, &mut states),
-                false => _ = constants.levels(bytes, LoadedCut::new(width), &mut states),
-            }
-            // SAFETY: the array has the length of a vector.
-            unsafe { _mm512_storeu_si512(history.as_mut_ptr().cast(), states) };
-        }
-        cursor.offset += cursor.groups * group_bytes(width);
-        cursor.row += 1;
     }
 }
 
