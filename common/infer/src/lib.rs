@@ -5,18 +5,19 @@
 //! uses no tensor library, starts no process, prints nothing and writes no file.
 //!
 //! # Arithmetic
-//! There is one arithmetic, `exact`: the weights of the pack's contract (bfloat16, bit for bit those that `uc verify` hashes)
-//! times f32 activations. Every sum has a fixed order that depends on its length alone. So the logits of a token are the same
-//! bits whatever the number of threads, whatever other sequences are in the batch, however the prompt was cut into chunks, and
-//! with every instruction set.
+//! There are two: `exact`, the weights of the pack's contract (bfloat16, bit for bit those that `uc verify` hashes) times f32
+//! activations, and `fast`, levels times activations in 16-bit integers. Every sum has a fixed order that depends on its length
+//! alone, or is one of integers. So the logits of a token are the same bits whatever the number of threads, whatever other
+//! sequences are in the batch, however the prompt was cut into chunks, and with every instruction set.
 //!
 //! # Code map
 //! - [`model`]: a loaded model and its forward pass; [`sequence`]: the states of one sequence; [`load`]: from a pack to a model;
 //!   [`source`]: where tensors come from; [`memory`]: what a model takes; [`reads`]: what a token reads of it;
 //!   [`bandwidth`]: how fast this machine reads;
-//! - `kernel`, `vector`: the loops; `matrix`, `coded`: weight matrices; `linear`, `norm`, `mlp`, `experts`, `attention`,
-//!   `latent`, `mamba`, `layer`: the parts of a layer; `attend`, `scores`: attention over the `cache` of keys and values;
-//!   `rotary`: positions;
+//! - `packed`, `streamed`: the levels of a linear in memory; `integer`: products in `fast`; `kernel`, `vector`: the loops of
+//!   `exact`; `matrix`, `coded`, `twelve_bits`: weight matrices; `product`, `tasks`: their products on all threads;
+//! - `linear`, `norm`, `mlp`, `experts`, `attention`, `latent`, `mamba`, `layer`: the parts of a layer; `attend`, `scores`:
+//!   attention over the `cache` of keys and values; `rotary`: positions;
 //! - [`batch`]: requests that join and leave a running batch; [`request`]: what is asked and answered; `running`: a request in
 //!   a slot; `prefix`: sequences that others begin with; `writer`: the text that is certain; [`generate()`]: a single request;
 //! - [`sampler`]: from logits to a token; [`detokenizer`]: from tokens to text as they
@@ -63,6 +64,7 @@ pub mod sequence;
 pub mod source;
 pub mod stop_tokens;
 mod streamed;
+mod tasks;
 pub mod template;
 mod twelve_bits;
 mod vector;

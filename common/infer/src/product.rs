@@ -10,6 +10,7 @@ use uc_simd::{Kernel, dispatch};
 
 use crate::coded::{Coded, Input, TaskMemory};
 use crate::matrix::Matrix;
+use crate::tasks;
 
 /// Rows and tokens that are transposed together: the values in a line of the caches.
 const TILE: usize = 16;
@@ -66,7 +67,7 @@ pub(crate) fn products(matrices: &[&Matrix], x: &[f32]) -> Vec<Vec<f32>> {
         .collect();
     let mut tasks: Vec<Task<'_>> = Vec::new();
     let rows: usize = matrices.iter().map(|matrix| matrix.rows()).sum();
-    // Smaller tasks would not balance more than they cost: each begins with a look at the rows above.
+    // A task for every thread, even if it is small.
     let largest = rows.div_ceil(rayon::current_num_threads());
     for (reader, out) in readers.iter().zip(&mut outs) {
         let task_rows = reader.matrix.task_rows(tokens, largest);
@@ -89,8 +90,7 @@ pub(crate) fn products(matrices: &[&Matrix], x: &[f32]) -> Vec<Vec<f32>> {
             }
         }
     }
-    let tasks = tasks.into_par_iter().with_max_len(1);
-    tasks.for_each(|task| {
+    tasks::for_each(tasks, |task| {
         let mut memory = MEMORY.take().unwrap_or_default();
         task.run(x, &inputs, &mut memory);
         MEMORY.set(Some(memory));

@@ -22,6 +22,7 @@ use crate::integer::{Quantized, Scratch, twelve_bit_products};
 use crate::matrix::Dense;
 use crate::packed::{GROUP, PANEL};
 use crate::product::transposed;
+use crate::tasks;
 use crate::vector::nearest_integer;
 
 /// Weights of a task, about.
@@ -128,8 +129,9 @@ fn products<T: Default>(
     let tokens = quantized.tokens();
     let task_rows = (TASK_WEIGHTS / stride).next_multiple_of(4);
     let mut out = vec![0.0; count * tokens];
-    let tasks = out.par_chunks_mut(task_rows * tokens).enumerate();
-    tasks.for_each_init(<(Scratch, T)>::default, |(scratch, memory), (task, out)| {
+    let tasks = out.chunks_mut(task_rows * tokens).enumerate().collect();
+    tasks::for_each(tasks, |(task, out): (usize, &mut [f32])| {
+        let (scratch, memory) = &mut <(Scratch, T)>::default();
         let first = task * task_rows;
         let rows = first..first + out.len() / tokens;
         with_rows(rows, memory, &mut |values, scales| {
