@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use uc_simd::{Kernel, dispatch, prefetch_l2};
 
 use crate::huge_pages;
+use crate::packed::AHEAD;
 
 /// Words that are added at the same time.
 const WIDTH: usize = 64;
@@ -17,9 +18,6 @@ const WIDTH: usize = 64;
 const WORD: usize = size_of::<u64>();
 /// Words of a line of the caches.
 const LINE: usize = 64 / WORD;
-/// How far ahead the buffer is prefetched into the second-level cache, words.
-const AHEAD: usize = 8192 / WORD;
-
 /// How memory is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reading {
@@ -85,7 +83,7 @@ impl Kernel for Sum<'_> {
         for words in black_box(self.0).chunks_exact(WIDTH) {
             if self.1 == Reading::Prefetched {
                 for line in (0..WIDTH).step_by(LINE) {
-                    prefetch_l2(words, AHEAD + line);
+                    prefetch_l2(words, AHEAD / WORD + line);
                 }
             }
             let pairs = sums.iter_mut().zip(words);

@@ -43,6 +43,10 @@ const NARROW: u32 = 8;
 /// Bytes after the last field, so that a kernel may read a whole vector there.
 const SLACK: usize = 64;
 
+/// How far ahead fields are prefetched into the second-level cache, bytes. On Intel processors few lines can be in flight to the
+/// first level.
+pub(crate) const AHEAD: usize = 8192;
+
 /// What is missing to the level of an element in the fields.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Outlier {

@@ -23,12 +23,10 @@ use std::sync::LazyLock;
 
 use uc_simd::{prefetch, prefetch_l2};
 
-use super::{Cursor, GROUP, NARROW, PANEL, Piece, STRIP, WIDTHS, group_bytes, is_special};
+use super::{AHEAD, Cursor, GROUP, NARROW, PANEL, Piece, STRIP, WIDTHS, group_bytes, is_special};
 
 /// How far ahead fields are prefetched into the first-level cache, bytes.
 const NEAR: usize = 1024;
-/// How far ahead into the second-level cache, bytes. On Intel processors few lines can be in flight to the first level.
-const FAR: usize = 8192;
 /// Rows whose sums are kept in lanes.
 const CHUNK: usize = 16;
 
@@ -163,7 +161,7 @@ fn load<T, const N: usize>(values: &[T; N]) -> __m512i {
 /// Prefetches the fields that are read some rows after those at a place.
 #[inline(always)]
 fn prefetch_ahead(fields: &[u8], place: usize) {
-    prefetch_l2(fields, place + FAR);
+    prefetch_l2(fields, place + AHEAD);
     prefetch(fields, place + NEAR);
 }
 
