@@ -35,11 +35,7 @@ pub(crate) fn awake<T>(work: impl FnOnce() -> T) -> T {
                     Some(Yield::Executed) => looks = 0,
                     _ => {
                         looks += 1;
-                        match looks <= LOOKS {
-                            true => std::hint::spin_loop(),
-                            // Another program may need the processor.
-                            false => std::thread::yield_now(),
-                        }
+                        pause(looks <= LOOKS);
                     }
                 }
             }
@@ -47,6 +43,15 @@ pub(crate) fn awake<T>(work: impl FnOnce() -> T) -> T {
         let _done = Done(&done);
         work()
     })
+}
+
+/// Waits a moment between two looks at what other threads have done: without giving up the processor, or else offering it to other
+/// programs, which may need it.
+pub(crate) fn pause(keep_processor: bool) {
+    match keep_processor {
+        true => std::hint::spin_loop(),
+        false => std::thread::yield_now(),
+    }
 }
 
 /// Sets the flag at its end, also when `work` panics.

@@ -18,6 +18,7 @@ const WIDTH: usize = 64;
 const WORD: usize = size_of::<u64>();
 /// Words of a line of the caches.
 const LINE: usize = 64 / WORD;
+
 /// How memory is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reading {

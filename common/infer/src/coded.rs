@@ -10,7 +10,7 @@ use crate::arithmetic::Arithmetic;
 use crate::columns::{Columns, FACTORS};
 use crate::integer::{self, Quantized, Scratch, chunk_rows};
 use crate::kernel;
-use crate::matrix::TASK_WEIGHTS;
+use crate::matrix::rows_of_task;
 use crate::packed::{Cursor, PANEL, Packed, PackedBuilder, STRIP};
 use crate::streamed::Streamed;
 
@@ -209,10 +209,7 @@ impl Coded {
         match &self.levels {
             Levels::Streamed(levels) => levels.tile_rows(),
             Levels::Packed(_) if tokens > 1 => STRIP,
-            Levels::Packed(_) => {
-                let rows = (TASK_WEIGHTS / self.columns.len()).min(largest);
-                (rows / STRIP).max(1) * STRIP
-            }
+            Levels::Packed(_) => rows_of_task(self.columns.len(), largest, STRIP),
         }
     }
 

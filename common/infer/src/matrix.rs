@@ -9,7 +9,7 @@ use crate::product::products;
 /// Rows of a task are a multiple of this.
 const GROUP: usize = 8;
 /// Weights of a task, about.
-pub(crate) const TASK_WEIGHTS: usize = 1 << 17;
+const TASK_WEIGHTS: usize = 1 << 17;
 
 /// A matrix `[rows, cols]`, `y = x Wᵀ`.
 #[derive(Debug)]
@@ -122,12 +122,15 @@ impl Matrix {
     pub(crate) fn task_rows(&self, tokens: usize, largest: usize) -> usize {
         match self {
             Matrix::Coded(coded) => coded.task_rows(tokens, largest),
-            Matrix::Dense { cols, .. } => {
-                let rows = (TASK_WEIGHTS / cols).min(largest);
-                (rows / GROUP).max(1) * GROUP
-            }
+            Matrix::Dense { cols, .. } => rows_of_task(*cols, largest, GROUP),
         }
     }
+}
+
+/// A multiple of `unit` rows of so many columns that have about [`TASK_WEIGHTS`], if possible no more than `largest`.
+pub(crate) fn rows_of_task(cols: usize, largest: usize, unit: usize) -> usize {
+    let rows = (TASK_WEIGHTS / cols).min(largest);
+    (rows / unit).max(1) * unit
 }
 
 impl Dense {

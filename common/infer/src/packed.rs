@@ -94,10 +94,10 @@ pub(crate) struct Packed {
 pub(crate) struct Piece<'a> {
     /// One for each row.
     widths: &'a [u8],
-    /// From the states of the columns on, if `has_states`, and otherwise from the first field on.
+    /// Those of the columns before the first row; none if all are 0.
+    states: &'a [u8],
+    /// From the first field on.
     fields: &'a [u8],
-    /// Whether the states of the columns come before the fields; otherwise they are 0.
-    has_states: bool,
     outliers: &'a [Outlier],
     /// Groups that have columns.
     groups: usize,
@@ -131,12 +131,18 @@ impl Packed {
         let Place { base, outliers } = self.places[index];
         let end = self.places.get(index + 1);
         let end = end.map_or(self.outliers.len(), |next| next.outliers as usize);
+        let groups = (self.cols - panel * PANEL).min(PANEL).div_ceil(GROUP);
+        let states = match first.is_multiple_of(BLOCK_ROWS) {
+            true => 0,
+            false => groups * GROUP,
+        };
+        let (states, fields) = self.fields[base..].split_at(states);
         Piece {
             widths,
-            fields: &self.fields[base..],
-            has_states: !first.is_multiple_of(BLOCK_ROWS),
+            states,
+            fields,
             outliers: &self.outliers[outliers as usize..end],
-            groups: (self.cols - panel * PANEL).min(PANEL).div_ceil(GROUP),
+            groups,
         }
     }
 }
@@ -153,11 +159,7 @@ impl<'a> Piece<'a> {
             groups: self.groups,
             history: [0; PANEL],
         };
-        if self.has_states {
-            let states = self.groups * GROUP;
-            cursor.history[..states].copy_from_slice(&self.fields[..states]);
-            cursor.offset = states;
-        }
+        cursor.history[..self.states.len()].copy_from_slice(self.states);
         cursor
     }
 

@@ -90,7 +90,7 @@ pub(crate) fn products(matrices: &[&Matrix], x: &[f32]) -> Vec<Vec<f32>> {
             }
         }
     }
-    tasks::for_each(tasks, |task| {
+    tasks::for_each(tasks, |task, (): &mut ()| {
         let mut memory = MEMORY.take().unwrap_or_default();
         task.run(x, &inputs, &mut memory);
         MEMORY.set(Some(memory));

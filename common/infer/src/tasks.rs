@@ -9,18 +9,22 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use crate::awake::pause;
+
 /// Looks at the number of unfinished tasks before the processor is offered to other threads.
 const LOOKS: u32 = 10_000;
 
-/// Runs every task, on all threads of the current pool. Which thread runs which task is a matter of chance. A task must not
-/// wait for other threads: the caller may wait for it without doing anything for them.
+/// Runs every task, on all threads of the current pool. Which thread runs which task is a matter of chance. The tasks of a thread
+/// have its memory one after the other. A task must not wait for other threads: the caller may wait for it without doing anything
+/// for them.
 ///
 /// # Panics
 /// If a task panics.
-pub(crate) fn for_each<T: Send>(mut tasks: Vec<T>, run: impl Fn(T) + Sync) {
+pub(crate) fn for_each<T: Send, M: Default>(mut tasks: Vec<T>, run: impl Fn(T, &mut M) + Sync) {
     let threads = rayon::current_num_threads().min(tasks.len());
     if threads < 2 {
-        return tasks.into_iter().for_each(run);
+        let mut memory = M::default();
+        return tasks.into_iter().for_each(|task| run(task, &mut memory));
     }
     let unfinished = AtomicUsize::new(tasks.len());
     let shares = (0..threads).rev().map(|thread| {
@@ -38,9 +42,10 @@ pub(crate) fn for_each<T: Send>(mut tasks: Vec<T>, run: impl Fn(T) + Sync) {
             let first = share(own).pop_front();
             first.or_else(|| (own + 1..own + threads).find_map(|other| share(other).pop_back()))
         };
+        let mut memory = M::default();
         while let Some(task) = next() {
             let _finished = Finished(&unfinished);
-            run(task);
+            run(task, &mut memory);
         }
     };
     rayon::in_place_scope(|scope| {
@@ -53,10 +58,7 @@ pub(crate) fn for_each<T: Send>(mut tasks: Vec<T>, run: impl Fn(T) + Sync) {
         let mut looks = 0;
         while unfinished.load(Ordering::Acquire) > 0 {
             looks += 1;
-            match looks < LOOKS {
-                true => std::hint::spin_loop(),
-                false => std::thread::yield_now(),
-            }
+            pause(looks < LOOKS);
         }
     });
 }
@@ -86,7 +88,9 @@ mod tests {
                 let mut squares = vec![0; count];
                 let tasks = squares.iter_mut().enumerate().collect();
                 with_threads(threads, || {
-                    for_each(tasks, |(i, square): (usize, &mut usize)| *square += i * i);
+                    for_each(tasks, |(i, square): (usize, &mut usize), (): &mut ()| {
+                        *square += i * i
+                    });
                 });
                 assert!(squares.into_iter().eq((0..count).map(|i| i * i)));
             }
@@ -99,7 +103,7 @@ mod tests {
         let sum = AtomicUsize::new(0);
         with_threads(3, || {
             (0..40).into_par_iter().for_each(|list: usize| {
-                let add = |i| _ = sum.fetch_add(i, Ordering::Relaxed);
+                let add = |i, (): &mut ()| _ = sum.fetch_add(i, Ordering::Relaxed);
                 for_each((0..list).collect(), add);
             });
         });
@@ -114,7 +118,9 @@ mod tests {
         for bad in [0, 7, 99] {
             let panicked = std::panic::catch_unwind(|| {
                 with_threads(2, || {
-                    for_each((0..100).collect(), |i| assert!(i != bad, "task {i}"));
+                    for_each((0..100).collect(), |i, (): &mut ()| {
+                        assert!(i != bad, "task {i}")
+                    });
                 });
             });
             assert!(panicked.is_err());

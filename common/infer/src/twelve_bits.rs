@@ -130,17 +130,19 @@ fn products<T: Default>(
     let task_rows = (TASK_WEIGHTS / stride).next_multiple_of(4);
     let mut out = vec![0.0; count * tokens];
     let tasks = out.chunks_mut(task_rows * tokens).enumerate().collect();
-    tasks::for_each(tasks, |(task, out): (usize, &mut [f32])| {
-        let (scratch, memory) = &mut <(Scratch, T)>::default();
-        let first = task * task_rows;
-        let rows = first..first + out.len() / tokens;
-        with_rows(rows, memory, &mut |values, scales| {
-            twelve_bit_products(values, stride, &quantized, scratch, out);
-            for (out, scale) in out.chunks_exact_mut(tokens).zip(scales) {
-                out.iter_mut().for_each(|y| *y *= scale);
-            }
-        });
-    });
+    tasks::for_each(
+        tasks,
+        |(task, out), (scratch, memory): &mut (Scratch, T)| {
+            let first = task * task_rows;
+            let rows = first..first + out.len() / tokens;
+            with_rows(rows, memory, &mut |values, scales| {
+                twelve_bit_products(values, stride, &quantized, scratch, out);
+                for (out, scale) in out.chunks_exact_mut(tokens).zip(scales) {
+                    out.iter_mut().for_each(|y| *y *= scale);
+                }
+            });
+        },
+    );
     transposed(out, tokens)
 }
 

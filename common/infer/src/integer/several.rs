@@ -162,10 +162,10 @@ impl Activations<'_> {
 }
 
 /// `out += scales · sums`.
-pub(super) struct Join<'a> {
-    pub(super) sums: &'a [i32],
-    pub(super) scales: &'a [f32],
-    pub(super) out: &'a mut [f32],
+struct Join<'a> {
+    sums: &'a [i32],
+    scales: &'a [f32],
+    out: &'a mut [f32],
 }
 
 impl Kernel for Join<'_> {

@@ -313,14 +313,14 @@ impl<const G: usize> Position<G> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     fn first(piece: Piece<'_>) -> Self {
-        let state = |group| match piece.has_states {
-            true => load(part::<_, GROUP>(piece.fields, group)),
-            false => _mm512_setzero_si512(),
+        let state = |group| match piece.states.is_empty() {
+            true => _mm512_setzero_si512(),
+            false => load(part::<_, GROUP>(piece.states, group)),
         };
         Position {
             history: std::array::from_fn(state),
             row: 0,
-            offset: if piece.has_states { G * GROUP } else { 0 },
+            offset: 0,
         }
     }
 
@@ -511,23 +511,12 @@ fn products_of<const G: usize>(
         }
         let found = _mm512_sub_epi32(joined(quads), x.excess(widths));
         let found = _mm512_maskz_add_epi32(!specials, found, load(sums));
-        let join = |out| _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(found), out);
-        match out.first_chunk_mut::<CHUNK>() {
-            // SAFETY: the array has the length of a vector.
-            Some(out) => unsafe {
-                let joined = join(_mm512_loadu_ps(out.as_ptr()));
-                _mm512_storeu_ps(out.as_mut_ptr(), joined);
-            },
-            None => {
-                let mut values = [0.0; CHUNK];
-                values[..out.len()].copy_from_slice(out);
-                // SAFETY: as above.
-                unsafe {
-                    let joined = join(_mm512_loadu_ps(values.as_ptr()));
-                    _mm512_storeu_ps(values.as_mut_ptr(), joined);
-                }
-                out.copy_from_slice(&values[..out.len()]);
-            }
+        let rows = u16::MAX >> (CHUNK - out.len());
+        // SAFETY: the mask has as many bits as there are rows.
+        unsafe {
+            let before = _mm512_maskz_loadu_ps(rows, out.as_ptr());
+            let joined = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(found), before);
+            _mm512_mask_storeu_ps(out.as_mut_ptr(), rows, joined);
         }
     }
 }
