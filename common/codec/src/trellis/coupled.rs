@@ -25,7 +25,7 @@ mod portable;
 #[cfg(test)]
 mod tests;
 
-use super::{BLOCK_ROWS, LARGEST_VALUE, STATES, nearest_level, predecessor, residue};
+use super::{BLOCK_ROWS, LARGEST_VALUE, STATES, nearest_level, residue};
 use uc_simd::dispatch;
 
 /// Rows whose sums are formed together.
@@ -114,12 +114,12 @@ impl Coupling {
 
 /// The survivor paths: for every group and every state after it, the best path to that state.
 pub(super) struct Survivors {
-    /// [groups, rows of the group, states after the group, or after the last row] `value − level`.
-    errors: [[PerState<i16>; GROUP]; GROUPS],
-    /// [groups, states after the group] the state before the group.
-    group_starts: [PerState<u16>; GROUPS],
-    /// `[rows]` bit `i + 32·u` is set if the survivor path to the state 2i + u comes from i + 32 (instead of i).
-    decisions: [u64; BLOCK_ROWS],
+    /// [groups, pairs of rows of the group, states after the group, or after the last row] `value − level` of two rows; the upper
+    /// row in the lower half.
+    errors: [[PerState<u32>; GROUP / 2]; GROUPS],
+    /// [groups, states after the group] the newest bits before the group and after its first two rows, see [`start`]. With the state after
+    /// the group they are all bits of the path in the group.
+    first_bits: [PerState<u32>; GROUPS],
 }
 
 /// A number for every state.
@@ -130,11 +130,16 @@ struct PerState<T>([T; STATES]);
 impl Survivors {
     pub(super) fn new() -> Self {
         Survivors {
-            errors: [[PerState([0; STATES]); GROUP]; GROUPS],
-            group_starts: [PerState([0; STATES]); GROUPS],
-            decisions: [0; BLOCK_ROWS],
+            errors: [[PerState([0; STATES]); GROUP / 2]; GROUPS],
+            first_bits: [PerState([0; STATES]); GROUPS],
         }
     }
+}
+
+/// The state before a group, from the first bits of a path in it.
+#[inline(always)]
+const fn start(first_bits: u32) -> usize {
+    first_bits as usize >> 2 & (STATES - 1)
 }
 
 /// The groups from the top of the block in which all survivor paths are the same.
@@ -206,30 +211,31 @@ impl<'a> MergedPrefix<'a> {
     ) -> ([f32; GROUP], usize) {
         let count = GROUP.min(self.values.len() - group * GROUP);
         let rows = group * GROUP..group * GROUP + count;
-        let (mut after, mut residues) = (state, [0.0; GROUP]);
-        let decisions = &survivors.decisions[rows.clone()];
-        for (residue_of_row, &decisions) in residues[..count].iter_mut().zip(decisions).rev() {
-            let before = predecessor(after, decisions);
-            *residue_of_row = f32::from(residue(before as u16, after as u16 & 1));
-            after = before;
-        }
+        let first_bits = survivors.first_bits[group].0[state % STATES];
+        let bits = match count {
+            1 => first_bits >> 1,
+            _ => first_bits << (count - 2) | state as u32,
+        };
+        let bits = bits << (GROUP - count);
         let (mut values, mut levels) = ([0.0; GROUP], [0.0; GROUP]);
         values[..count].copy_from_slice(&self.values[rows.clone()]);
         let mut errors = [0.0; GROUP];
-        for (error, row) in errors.iter_mut().zip(&survivors.errors[group]) {
-            *error = f32::from(row.0[state % STATES]) * (1.0 / (1 << ERROR_BITS) as f32);
+        for (errors, pairs) in errors.chunks_mut(2).zip(&survivors.errors[group]) {
+            let pair = pairs.0[state % STATES];
+            for (error, units) in errors.iter_mut().zip([pair as i16, (pair >> 16) as i16]) {
+                *error = f32::from(units) * (1.0 / (1 << ERROR_BITS) as f32);
+            }
         }
         for row in 0..GROUP {
+            // Bits above those of a state change nothing.
+            let before = (bits >> (GROUP - row)) as u16;
+            let residue = residue(before, (bits >> (GROUP - 1 - row)) as u16 & 1);
             let reached = (values[row] - errors[row]).clamp(-LARGEST_VALUE, LARGEST_VALUE);
-            levels[row] = nearest_level(reached, residues[row]);
+            levels[row] = nearest_level(reached, f32::from(residue));
             errors[row] = values[row] - levels[row];
         }
         self.levels[rows].copy_from_slice(&levels[..count]);
-        // Not `after`, which is the same: so the processor need not wait for it.
-        (
-            errors,
-            survivors.group_starts[group].0[state % STATES].into(),
-        )
+        (errors, start(first_bits))
     }
 
     /// Sets the levels of all other groups along the survivor path to `state` after the last row.

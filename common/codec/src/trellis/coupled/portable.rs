@@ -1,8 +1,10 @@
 //! The coupled search in plain loops: the reference for [`super::avx512`], and the search of all other processors.
 
-use super::super::{HALF, RESIDUES, STATES};
-use super::{Coupling, PerState, Survivors};
-use super::{ERROR_BITS, GROUP, GROUPS, MergedPrefix, Search, TARGET_BITS, UNREACHABLE};
+use super::super::{HALF, RESIDUES, STATES, predecessor};
+use super::{
+    Coupling, ERROR_BITS, GROUP, GROUPS, MergedPrefix, PerState, Search, Survivors, TARGET_BITS,
+    UNREACHABLE, start,
+};
 use uc_simd::Kernel;
 
 /// The search as a kernel.
@@ -27,7 +29,8 @@ impl Kernel for Portable<'_> {
             let least = least(&path_costs);
             let pending = pending_sums(group, coupling, survivors, &mut merged);
             let weights = &coupling.within[group];
-            let mut start: [usize; STATES] = std::array::from_fn(|state| state);
+            // See `Survivors::first_bits`; the bits of rows that are not searched are 0.
+            let mut first_bits: [u32; STATES] = std::array::from_fn(|state| 4 * state as u32);
             let mut errors = [[0i16; STATES]; GROUP];
             for (lane, &target) in targets.iter().enumerate() {
                 let mut inner = [0i16; STATES];
@@ -38,21 +41,28 @@ impl Kernel for Portable<'_> {
                 }
                 let sums: [i16; STATES] = std::array::from_fn(|state| {
                     let inner = inner[state] << (15 - coupling.shift);
-                    pending[start[state]][lane].saturating_add(inner)
+                    pending[start(first_bits[state])][lane].saturating_add(inner)
                 });
                 let decisions;
                 (path_costs, errors[lane], decisions) = step(target, &sums, &path_costs);
                 let predecessors: [usize; STATES] =
-                    std::array::from_fn(|state| super::predecessor(state, decisions));
-                start = predecessors.map(|previous| start[previous]);
+                    std::array::from_fn(|state| predecessor(state, decisions));
+                first_bits = predecessors.map(|previous| first_bits[previous]);
+                if lane < 2 {
+                    for (state, bits) in first_bits.iter_mut().enumerate() {
+                        *bits |= (state as u32 & 1) << (1 - lane);
+                    }
+                }
                 for errors in &mut errors[..lane] {
                     *errors = predecessors.map(|previous| errors[previous]);
                 }
-                survivors.decisions[group * GROUP + lane] = decisions;
             }
             path_costs = path_costs.map(|cost| cost.saturating_sub(least));
-            survivors.group_starts[group] = PerState(start.map(|start| start as u16));
-            survivors.errors[group] = errors.map(PerState);
+            survivors.first_bits[group] = PerState(first_bits);
+            for (pairs, rows) in survivors.errors[group].iter_mut().zip(errors.chunks(2)) {
+                let pair = |state: usize| [0, 1].map(|row| u32::from(rows[row][state] as u16));
+                pairs.0 = std::array::from_fn(|state| pair(state)[0] | pair(state)[1] << 16);
+            }
         }
         let least = least(&path_costs);
         let best = path_costs.iter().position(|&cost| cost == least);
@@ -92,20 +102,21 @@ fn pending_sums(
             merged.extend(above, state, group, survivors, coupling);
             break;
         }
-        let starts = &survivors.group_starts[above - 1].0;
+        let first_bits = &survivors.first_bits[above - 1].0;
         let states = states(on_path[above]);
-        on_path[above - 1] = states.fold(0, |set, state| set | 1 << starts[state]);
+        on_path[above - 1] = states.fold(0, |set, state| set | 1 << start(first_bits[state]));
         above -= 1;
     }
     let mut sums = [merged.group_sums(group, coupling); STATES];
     for above in merged.groups..group {
-        let starts = &survivors.group_starts[above].0;
+        let first_bits = &survivors.first_bits[above].0;
         let above_sums = sums;
         for state in states(on_path[above + 1]) {
-            sums[state] = above_sums[usize::from(starts[state]) % STATES];
-            for (row, pair) in coupling.earlier[group][above].iter().enumerate() {
+            sums[state] = above_sums[start(first_bits[state])];
+            let errors = survivors.errors[above].iter();
+            for (errors, pair) in errors.zip(&coupling.earlier[group][above]) {
                 for half in 0..2 {
-                    let error = i32::from(survivors.errors[above][2 * row + half].0[state]);
+                    let error = i32::from((errors.0[state] >> (16 * half)) as i16);
                     for (sum, pair) in sums[state].iter_mut().zip(pair) {
                         let weight = i32::from((pair >> (16 * half)) as i16);
                         *sum = sum.wrapping_add(weight * error);
