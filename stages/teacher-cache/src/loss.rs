@@ -11,7 +11,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use uc_model::ModelConfig;
 use uc_model::device::{OnDevice, dispatch};
-use uc_model::forward::{Arithmetic, Head, WeightsFromFn, surrogate};
+use uc_model::forward::{Arithmetic, Head, WeightsFromFn, surrogate_of_values};
 use uc_model::sampled_loss::sample_gradients;
 use uc_model::text::splitmix64;
 use uc_model::work::{self, Amount, Kind};
@@ -86,25 +86,27 @@ fn loss_gradient<B: Backend>(
     let tokens = values.len() / width;
     let data = TensorData::new(values.to_vec(), [tokens, width]);
     let hidden = Tensor::<Autodiff<B>, 2>::from_data(data, device).require_grad();
-    let logits = head.logits(hidden.clone());
-    let shape = logits.dims();
-    let values = logits.clone().inner().into_data().into_vec();
-    let mut values: Vec<f32> = values.map_err(|error| anyhow!("{error:?}"))?;
     let uniforms: Vec<f64> = (first_token..)
         .take(tokens)
         .map(|token| uniform(seed, token))
         .collect();
-    let labels = work::counted(Kind::Loss, Amount::values(2 * values.len()), || {
-        sample_gradients(&mut values, &uniforms)
-    });
-    labels.map_err(|token| {
-        let token = first_token + token as u64;
-        anyhow!(
-            "the teacher's logits of token {token} are not finite; the model cannot be calibrated"
-        )
+    let loss = surrogate_of_values(head.logits(hidden.clone()), |logits| {
+        let shape = logits.dims();
+        let values = logits.into_data().into_vec();
+        let mut values: Vec<f32> = values.map_err(|error| anyhow!("{error:?}"))?;
+        let labels = work::counted(Kind::Loss, Amount::values(2 * values.len()), || {
+            sample_gradients(&mut values, &uniforms)
+        });
+        labels.map_err(|token| {
+            let token = first_token + token as u64;
+            anyhow!(
+                "the teacher's logits of token {token} are not finite; the model cannot be calibrated"
+            )
+        })?;
+        let gradient = TensorData::new(values, shape);
+        anyhow::Ok(Tensor::from_data(gradient, device))
     })?;
-    let grad_logits = Tensor::from_data(TensorData::new(values, shape), device);
-    let gradients = surrogate(logits, grad_logits).backward();
+    let gradients = loss.backward();
     let gradient = hidden
         .grad(&gradients)
         .ok_or_else(|| anyhow!("the loss does not depend on the output of the last layer"))?;

@@ -6,6 +6,7 @@
 //! memory cost").
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::backend::Autodiff;
@@ -309,11 +310,24 @@ fn gradient_at<B: AutodiffBackend>(
 
 /// A scalar whose gradient with respect to `y` is `grad_y`, as that of `sum(y · grad_y)`. Its value is 0, and only a backward pass from it
 /// or from a sum of such scalars gives that gradient.
-pub fn surrogate<B: Backend>(
+fn surrogate<B: Backend>(
     y: Tensor<Autodiff<B>, 2>,
     grad_y: Tensor<B, 2>,
 ) -> Tensor<Autodiff<B>, 1> {
-    operation::surrogate(y, grad_y)
+    let Ok(scalar) = surrogate_of_values(y, |_| Ok::<_, Infallible>(grad_y));
+    scalar
+}
+
+/// [`surrogate`] for a gradient that is computed from the values of `y`. They are moved into `gradient`, which can change them where
+/// they lie, unless the graph holds them too.
+///
+/// # Errors
+/// What `gradient` returns.
+pub fn surrogate_of_values<B: Backend, E>(
+    y: Tensor<Autodiff<B>, 2>,
+    gradient: impl FnOnce(Tensor<B, 2>) -> Result<Tensor<B, 2>, E>,
+) -> Result<Tensor<Autodiff<B>, 1>, E> {
+    operation::surrogate(y, gradient)
 }
 
 /// The two operations of the graph that begin a backward pass and observe it.
@@ -363,18 +377,19 @@ mod operation {
         }
     }
 
-    pub(super) fn surrogate<B: Backend>(
+    pub(super) fn surrogate<B: Backend, E>(
         y: Tensor<Autodiff<B>, 2>,
-        grad_y: Tensor<B, 2>,
-    ) -> Tensor<Autodiff<B>, 1> {
-        let zero = Tensor::<B, 1>::zeros([1], &grad_y.device());
+        gradient: impl FnOnce(Tensor<B, 2>) -> Result<Tensor<B, 2>, E>,
+    ) -> Result<Tensor<Autodiff<B>, 1>, E> {
         let y = y.into_primitive().tensor();
+        let gradient = gradient(tensor(y.primitive))?;
+        let zero = Tensor::<B, 1>::zeros([1], &gradient.device());
         let operation = Surrogate.prepare::<NoCheckpointing>([y.node.clone()]);
         let zero = zero.into_primitive().tensor();
-        tensor(match operation.compute_bound().stateful() {
-            OpsKind::Tracked(tracked) => tracked.finish(grad_y, zero),
+        Ok(tensor(match operation.compute_bound().stateful() {
+            OpsKind::Tracked(tracked) => tracked.finish(gradient, zero),
             OpsKind::UnTracked(untracked) => untracked.finish(zero),
-        })
+        }))
     }
 
     #[derive(Debug)]

@@ -36,7 +36,7 @@ mod windows;
 pub use cpu::Arithmetic;
 pub(crate) use cpu::{Values, matrix, piece_rows, rounded_to_bf16};
 pub use embedding::Embedding;
-pub use gradient::{ObservedInput, OnPartTrace, PartTrace, surrogate};
+pub use gradient::{ObservedInput, OnPartTrace, PartTrace, surrogate_of_values};
 pub use head::Head;
 pub use layer::Layer;
 pub use linear::{ActivationObserver, NoObserver};
