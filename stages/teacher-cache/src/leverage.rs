@@ -58,11 +58,15 @@ struct InputMetric {
 impl LeverageScores {
     /// No reference tokens yet. Inputs wider than `max_input_block` have a block-diagonal metric.
     pub fn new(inputs: &[InputSpec], max_input_block: usize) -> Self {
-        let metrics = inputs.iter().map(|input| {
-            let moments = Moments::new(input.width, input.width.min(max_input_block));
-            (group(input), Metric::Collecting(moments))
-        });
-        LeverageScores(metrics.collect())
+        let mut metrics = BTreeMap::new();
+        for input in inputs {
+            // One at a time: those of all experts together would take many times the memory of the layer.
+            metrics.entry(group(input)).or_insert_with(|| {
+                let block = input.width.min(max_input_block);
+                Metric::Collecting(Moments::new(input.width, block))
+            });
+        }
+        LeverageScores(metrics)
     }
 
     /// Adds reference tokens `x: [tokens, width]`, already weighted as in the calibration, to the metric of an input.

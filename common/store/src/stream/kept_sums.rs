@@ -51,8 +51,10 @@ impl<S: Sums> KeptSums<S> {
             cost: Duration::ZERO,
         };
         let mut sums = begin()?;
-        if snapshots.load(rows.batches(), &mut sums).is_err() {
-            sums = begin()?; // some values may have been loaded
+        if snapshots.path.exists() && snapshots.load(rows.batches(), &mut sums).is_err() {
+            // Some values may have been loaded. Never two at the same time: they may be the largest thing in memory.
+            drop(sums);
+            sums = begin()?;
         }
         rows.truncate(snapshots.batches)?;
         Ok(Self {
@@ -150,6 +152,8 @@ impl Snapshots {
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
     use super::super::kept::tests::{Numbers, Rows};
     use super::*;
     use crate::atomic;
@@ -242,6 +246,32 @@ mod tests {
             assert_eq!(seen, [0, 1, 2, 3, 4, 5, 6], "{file}");
             assert_eq!(outcome.expect("done"), expected());
         }
+    }
+
+    /// Sums of which there are as many as references to a token, less one.
+    struct Counted(Rc<()>);
+
+    impl Sums for Counted {
+        fn pass_through(&mut self, snapshot: &mut Snapshot) -> Result<(), StoreError> {
+            snapshot.value(&mut 0_u64)
+        }
+    }
+
+    #[test]
+    fn two_sums_are_never_in_memory_together() {
+        let (_keep, base) = folder();
+        let token = Rc::new(());
+        let open = || {
+            let begin = || {
+                assert_eq!(Rc::strong_count(&token), 1, "other sums are in memory");
+                Ok::<_, StoreError>(Counted(token.clone()))
+            };
+            let kept = KeptSums::open(&base, &base.join("work/rows"), NEVER, begin);
+            Rc::strong_count(&kept.expect("opened").into_sums().0)
+        };
+        assert_eq!(open(), 2, "without a snapshot");
+        assert!(add(&base, AT_ONCE, 4).1.is_err());
+        assert_eq!(open(), 2, "with the snapshot of other sums");
     }
 
     #[test]
