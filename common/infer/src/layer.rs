@@ -16,6 +16,7 @@ use crate::mlp::Mlp;
 use crate::norm::Norm;
 use crate::sequence::State;
 use crate::source::Source;
+use crate::tasks::for_parts;
 
 /// A layer with its weights.
 #[derive(Debug)]
@@ -81,8 +82,10 @@ impl Layer {
         };
         for (block, spans) in self.blocks.iter().zip(spans) {
             let output = block.forward(input.as_ref().unwrap_or(hidden), spans);
-            let sums = hidden.iter_mut().zip(output);
-            sums.for_each(|(hidden, output)| *hidden += output * block.scale);
+            for_parts(hidden, 1, |first, hidden| {
+                let sums = hidden.iter_mut().zip(&output[first..]);
+                sums.for_each(|(hidden, output)| *hidden += output * block.scale);
+            });
         }
     }
 }

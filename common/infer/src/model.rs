@@ -261,19 +261,23 @@ impl Model {
         self.norm.apply(&mut states);
         let logits = self.head.logits(&self.embedding, &states);
         let mut rest = logits.as_slice();
-        let mut found = Vec::with_capacity(chunks.len());
+        let mut own_logits = Vec::with_capacity(chunks.len());
         for (chunk, count) in chunks.iter().zip(counts) {
             let (own, others) = rest.split_at(count * vocab);
             rest = others;
-            found.push(match own.iter().position(|logit| !logit.is_finite()) {
+            own_logits.push((own, chunk.sequence.tokens.len() - count));
+        }
+        // For a large batch and vocabulary as long as a small layer, so it is shared among the threads.
+        let checked = own_logits.into_par_iter().map(|(own, position)| {
+            match own.iter().position(|logit| !logit.is_finite()) {
                 Some(index) => Err(InferError::Overflow {
-                    position: chunk.sequence.tokens.len() - count + index / vocab,
+                    position: position + index / vocab,
                     found: own[index],
                 }),
                 None => Ok(own.to_vec()),
-            });
-        }
-        found
+            }
+        });
+        checked.collect()
     }
 }
 

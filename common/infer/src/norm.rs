@@ -5,6 +5,7 @@ use uc_simd::LANES;
 
 use crate::error::InferError;
 use crate::source::Source;
+use crate::tasks::for_parts;
 
 /// A norm over parts of a row.
 #[derive(Debug)]
@@ -36,21 +37,26 @@ impl Norm {
 
     /// Normalizes every part of `x` as long as the weight.
     pub(crate) fn apply(&self, x: &mut [f32]) {
-        for part in x.chunks_exact_mut(self.weight.len()) {
-            self.apply_part(part, &self.weight);
-        }
+        let width = self.weight.len();
+        for_parts(x, width, |_, x| {
+            for part in x.chunks_exact_mut(width) {
+                self.apply_part(part, &self.weight);
+            }
+        });
     }
 
     /// Normalizes the parts of every row of `x: [rows, width of the weight]`, as many as there are groups, each with its part
     /// of the weight.
     pub(crate) fn apply_groups(&self, x: &mut [f32], groups: usize) {
         let width = self.weight.len() / groups;
-        for row in x.chunks_exact_mut(self.weight.len()) {
-            let parts = row.chunks_exact_mut(width);
-            for (part, weight) in parts.zip(self.weight.chunks_exact(width)) {
-                self.apply_part(part, weight);
+        for_parts(x, self.weight.len(), |_, x| {
+            for row in x.chunks_exact_mut(self.weight.len()) {
+                let parts = row.chunks_exact_mut(width);
+                for (part, weight) in parts.zip(self.weight.chunks_exact(width)) {
+                    self.apply_part(part, weight);
+                }
             }
-        }
+        });
     }
 
     fn apply_part(&self, x: &mut [f32], weight: &[f32]) {

@@ -63,6 +63,24 @@ pub(crate) fn for_each<T: Send, M: Default>(mut tasks: Vec<T>, run: impl Fn(T, &
     });
 }
 
+/// Least values of a part of [`for_parts`]: fewer are done before another thread has begun.
+const PART: usize = 1 << 13;
+
+/// Calls `update` with parts of `values`, each of whole rows of `row` values, and with the index of the first value of each: for elementwise
+/// functions and those of rows. If the values are many, all threads of the pool do it.
+pub(crate) fn for_parts(values: &mut [f32], row: usize, update: impl Fn(usize, &mut [f32]) + Sync) {
+    let parts = values.len() / PART;
+    if parts < 2 {
+        return update(0, values);
+    }
+    let part = values.len().div_ceil(row).div_ceil(parts) * row;
+    let parts = values.chunks_mut(part).enumerate();
+    let parts = parts.map(|(index, values)| (index * part, values));
+    for_each(parts.collect(), |(first, values), (): &mut ()| {
+        update(first, values)
+    });
+}
+
 /// Counts a task as finished, also if it panics.
 struct Finished<'a>(&'a AtomicUsize);
 
@@ -94,6 +112,22 @@ mod tests {
                 });
                 assert!(squares.into_iter().eq((0..count).map(|i| i * i)));
             }
+        }
+    }
+
+    #[test]
+    fn parts_are_whole_rows_and_cover_all_values_once() {
+        for (rows, row) in [(0, 3), (1, 50_000), (700, 37), (3, 9000), (100_000, 1)] {
+            let mut values = vec![0.0; rows * row];
+            with_threads(3, || {
+                for_parts(&mut values, row, |first, part| {
+                    assert!(first % row == 0 && part.len() % row == 0);
+                    for (index, value) in part.iter_mut().enumerate() {
+                        *value += (first + index) as f32;
+                    }
+                });
+            });
+            assert!(values.into_iter().eq((0..rows * row).map(|i| i as f32)));
         }
     }
 

@@ -5,6 +5,8 @@ use std::f64::consts::{FRAC_1_SQRT_2, PI};
 use uc_model::spec::Activation;
 use uc_simd::{Kernel, dispatch, exp_below_zero, exponentials};
 
+use crate::tasks::for_parts;
+
 /// The integer nearest to a number of a magnitude below 2^22, ties to even.
 #[inline(always)]
 pub(crate) fn nearest_integer(x: f32) -> i32 {
@@ -30,9 +32,11 @@ pub(crate) fn softplus(x: f32) -> f32 {
 /// `cap · tanh(x / cap)` for every element.
 pub(crate) fn cap(values: &mut [f32], cap: f64) {
     let cap = cap as f32;
-    for value in values {
-        *value = cap * libm::tanhf(*value / cap);
-    }
+    for_parts(values, 1, |_, values| {
+        for value in values {
+            *value = cap * libm::tanhf(*value / cap);
+        }
+    });
 }
 
 struct Silu<'a>(&'a mut [f32]);
@@ -50,6 +54,10 @@ impl Kernel for Silu<'_> {
 
 /// `x <- f(x)` for every element.
 pub(crate) fn activate(values: &mut [f32], function: Activation) {
+    for_parts(values, 1, |_, values| activate_part(values, function));
+}
+
+fn activate_part(values: &mut [f32], function: Activation) {
     match function {
         Activation::Silu => dispatch(Silu(values)),
         Activation::Gelu => {
@@ -70,10 +78,12 @@ pub(crate) fn activate(values: &mut [f32], function: Activation) {
 
 /// `gate <- f(gate) · up`.
 pub(crate) fn gate(gate: &mut [f32], up: &[f32], function: Activation) {
-    activate(gate, function);
-    for (gate, up) in gate.iter_mut().zip(up) {
-        *gate *= up;
-    }
+    for_parts(gate, 1, |first, gate| {
+        activate_part(gate, function);
+        for (gate, up) in gate.iter_mut().zip(&up[first..]) {
+            *gate *= up;
+        }
+    });
 }
 
 /// The softmax of `scores`; elements that are -inf get no weight.
