@@ -117,8 +117,8 @@ pub(super) struct Survivors {
     /// [groups, pairs of rows of the group, states after the group, or after the last row] `value − level` of two rows; the upper
     /// row in the lower half.
     errors: [[PerState<u32>; GROUP / 2]; GROUPS],
-    /// [groups, states after the group] the newest bits before the group and after its first two rows, see [`start`]. With the state after
-    /// the group they are all bits of the path in the group.
+    /// [groups, states after the group] of the path to a state: the state before the group, and behind it the newest bits after the first
+    /// two rows of the group. The state after the group has the bits of the other six.
     first_bits: [PerState<u32>; GROUPS],
 }
 

@@ -308,8 +308,7 @@ fn gradient_at<B: AutodiffBackend>(
     gradient.unwrap_or_else(|| tensor.clone().inner().zeros_like())
 }
 
-/// A scalar whose gradient with respect to `y` is `grad_y`, as that of `sum(y · grad_y)`. Its value is 0, and only a backward pass from it
-/// or from a sum of such scalars gives that gradient.
+/// As [`surrogate_of_values`] with the gradient `grad_y`.
 fn surrogate<B: Backend>(
     y: Tensor<Autodiff<B>, 2>,
     grad_y: Tensor<B, 2>,
@@ -318,8 +317,9 @@ fn surrogate<B: Backend>(
     scalar
 }
 
-/// [`surrogate`] for a gradient that is computed from the values of `y`. They are moved into `gradient`, which can change them where
-/// they lie, unless the graph holds them too.
+/// A scalar whose gradient with respect to `y` is what `gradient` returns for the values of `y`, as that of `sum(y · grad_y)`. Its value is
+/// 0, and only a backward pass from it or from a sum of such scalars gives that gradient. The values are moved into `gradient`, which can
+/// change them where they lie, unless the graph holds them too.
 ///
 /// # Errors
 /// What `gradient` returns.
