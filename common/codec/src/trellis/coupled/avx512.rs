@@ -2,7 +2,7 @@
 //!
 //! # Order of the states
 //! The two states after a state differ in their newest bit. To lie side by side in the order of their numbers, they would have to be
-//! interleaved by permutations of two vectors, which take several cycles each. Instead every row uses a shuffle of one cycle
+//! interleaved by permutations of two vectors, which take several operations each. Instead every row uses a shuffle of one operation
 //! ([`shuffle`]), and the states come to lie in an order ([`ORDERS`]) in which the next row finds those with oldest bit 0 in one vector and those
 //! with oldest bit 1 in the other. After a group, the numbers are brought back into the order of the states.
 //!
@@ -79,40 +79,36 @@ static TARGET_RESIDUES: [PerState<u16>; GROUP] = {
     residues
 };
 
-/// [rows of the group, states] the position of a state after the last of these rows.
-static POSITIONS: [PerState<u16>; GROUP + 1] = {
-    let mut positions = [PerState([0; STATES]); GROUP + 1];
-    let mut rows = 0;
-    while rows <= GROUP {
-        let mut at = 0;
-        while at < STATES {
-            positions[rows].0[ORDERS[rows][at] as usize] = at as u16;
-            at += 1;
-        }
-        rows += 1;
-    }
-    positions
-};
-
 /// The position of a state in two vectors of 16-bit numbers that are unpacked to, or were packed from, 32-bit numbers in order.
 const fn packed_position(state: usize) -> usize {
     state & 0b10_0011 | (state & 0b01_0000) >> 2 | (state & 0b00_1100) << 1
 }
 
-/// [`POSITIONS`] of the states in the order of [`packed_position`].
-static PACKED_POSITIONS: [PerState<u16>; GROUP + 1] = {
+/// [rows of the group, states] the position of a state after the last of these rows.
+static POSITIONS: [PerState<u16>; GROUP + 1] = positions(false);
+
+/// The same with the states in the order of [`packed_position`].
+static PACKED_POSITIONS: [PerState<u16>; GROUP + 1] = positions(true);
+
+const fn positions(packed: bool) -> [PerState<u16>; GROUP + 1] {
     let mut positions = [PerState([0; STATES]); GROUP + 1];
     let mut rows = 0;
     while rows <= GROUP {
-        let mut state = 0;
-        while state < STATES {
-            positions[rows].0[packed_position(state)] = POSITIONS[rows].0[state];
-            state += 1;
+        let mut at = 0;
+        while at < STATES {
+            let state = ORDERS[rows][at] as usize;
+            let place = if packed {
+                packed_position(state)
+            } else {
+                state
+            };
+            positions[rows].0[place] = at as u16;
+            at += 1;
         }
         rows += 1;
     }
     positions
-};
+}
 
 /// What moves along with the path to a state within a group: the [`packed_position`] of the state before the group, and above it what
 /// becomes [`Survivors::first_bits`].
@@ -126,15 +122,13 @@ static GROUP_STARTS: PerState<u16> = {
     starts
 };
 
-/// Whether this processor has AVX-512 F, BW, DQ, VL, VBMI, VBMI2 and VNNI (Ice Lake, Zen 4 and later).
+/// Whether this processor has AVX-512 F, BW, DQ, VL, VBMI, VBMI2 and VNNI, and counts bits (Ice Lake, Zen 4 and later).
 pub(super) fn is_supported() -> bool {
     has_avx512()
         && is_x86_feature_detected!("avx512vbmi")
         && is_x86_feature_detected!("avx512vbmi2")
         && is_x86_feature_detected!("avx512vnni")
         && is_x86_feature_detected!("popcnt")
-        && is_x86_feature_detected!("bmi1")
-        && is_x86_feature_detected!("bmi2")
 }
 
 /// The functions of this module, with the instruction sets that they require.
@@ -142,7 +136,7 @@ macro_rules! vectorized {
     ($($(#[$attribute:meta])* $visibility:vis fn $name:ident $(<const $constant:ident: usize>)? ($($arguments:tt)*) $(-> $result:ty)? $body:block)*) => {$(
         $(#[$attribute])*
         #[inline]
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,popcnt,bmi1,bmi2")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,popcnt")]
         $visibility fn $name $(<const $constant: usize>)? ($($arguments)*) $(-> $result)? $body
     )*};
 }
