@@ -19,12 +19,15 @@ use crate::scores::{
     scores_by_rows, weigh,
 };
 use crate::sequence::State;
+use crate::tasks;
 use crate::vector::cap;
 
 /// Blocks of a part.
 const PART: usize = 16;
 /// Most queries of a tile.
 const TILE: usize = 32;
+/// Spans whose tokens are worth a thread: each waits for the memory of its cache.
+const SPANS: usize = 4;
 /// Multiply-adds that are worth a thread.
 const TASK: usize = 1 << 17;
 
@@ -55,15 +58,9 @@ impl Heads {
         v: &[f32],
         spans: &mut [Span<'_>],
     ) -> Vec<f32> {
-        for span in &mut *spans {
-            self.add(span, k, v);
-        }
+        self.add(spans, k, v);
         let tiles = self.tiles(spans);
-        let work: usize = tiles.iter().map(Tile::work).sum();
-        let attended: Vec<Vec<f32>> = match work < 2 * TASK {
-            true => tiles.iter().map(|tile| tile.attend(q)).collect(),
-            false => tiles.par_iter().map(|tile| tile.attend(q)).collect(),
-        };
+        let attended = attended(&tiles, q);
         let width = self.layout.value();
         let mut out = vec![0.0; q.len() / self.layout.key() * width];
         for (tile, attended) in tiles.iter().zip(attended) {
@@ -78,21 +75,31 @@ impl Heads {
         out
     }
 
-    /// Adds the keys and values of a span to its cache.
-    fn add(&self, span: &mut Span<'_>, k: &mut [f32], v: &[f32]) {
-        let heads = self.layout.heads();
-        let rows = |width: usize| span.first * width..(span.first + span.count) * width;
-        let k = &mut k[rows(heads * self.layout.key())];
-        let v = match self.layout {
-            Layout::Heads { value, .. } => &v[rows(heads * value)],
-            Layout::Latent { .. } => &[],
-        };
-        if let Some(rope) = self.rope {
-            for (index, head) in k.chunks_exact_mut(self.layout.key()).enumerate() {
-                span.tables[rope].rotate(head, index / heads);
+    /// Adds the keys and values of the spans to their caches.
+    fn add(&self, spans: &mut [Span<'_>], mut k: &mut [f32], v: &[f32]) {
+        let [key_width, value_width] = self.layout.widths();
+        let mut next = 0;
+        let parts = spans.iter_mut().map(|span| {
+            assert_eq!(span.first, next, "spans without gaps");
+            next += span.count;
+            let keys = k.split_off_mut(..span.count * key_width);
+            let values = &v[span.first * value_width..next * value_width];
+            (span, keys.expect("the keys of all tokens"), values)
+        });
+        let add = |(span, keys, values): (&mut Span<'_>, &mut [f32], &[f32])| {
+            if let Some(rope) = self.rope {
+                let heads = keys.chunks_exact_mut(self.layout.key()).enumerate();
+                heads.for_each(|(index, head)| {
+                    span.tables[rope].rotate(head, index / self.layout.heads());
+                });
             }
+            cache(span).push(keys, values);
+        };
+        let parts: Vec<_> = parts.collect();
+        match parts.len() < SPANS {
+            true => parts.into_iter().for_each(add),
+            false => tasks::for_each(parts, |part, (): &mut ()| add(part)),
         }
-        cache(span).push(k, v);
     }
 
     /// The tiles of all spans. Their size is a matter of speed alone.
@@ -124,6 +131,27 @@ impl Heads {
         }
         tiles
     }
+}
+
+/// What each tile gives.
+fn attended(tiles: &[Tile<'_>], q: &[f32]) -> Vec<Vec<f32>> {
+    let work = tiles.iter().map(Tile::work);
+    if work.clone().sum::<usize>() < 2 * TASK {
+        return tiles.iter().map(|tile| tile.attend(q)).collect();
+    }
+    if work.max() >= Some(2 * TASK) {
+        // Threads share such a tile.
+        return tiles.par_iter().map(|tile| tile.attend(q)).collect();
+    }
+    let mut attended = vec![Vec::new(); tiles.len()];
+    let tasks = tiles.iter().zip(&mut attended).collect();
+    tasks::for_each(
+        tasks,
+        |(tile, out): (&Tile<'_>, &mut Vec<f32>), (): &mut ()| {
+            *out = tile.attend(q);
+        },
+    );
+    attended
 }
 
 /// The cache of a span.

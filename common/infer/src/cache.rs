@@ -150,7 +150,7 @@ impl Layout {
     }
 
     /// Elements of a token: of its keys, and of values that are apart.
-    fn widths(self) -> [usize; 2] {
+    pub(crate) fn widths(self) -> [usize; 2] {
         match self {
             Layout::Heads { count, key, value } => [count * key, count * value],
             Layout::Latent { key, .. } => [key, 0],

@@ -13,42 +13,45 @@
 //! products in f32.
 
 #[cfg(target_arch = "x86_64")]
-mod one_token;
+mod few_tokens;
 mod quantized;
 mod several;
 
 pub(crate) use quantized::{Interleave, LARGEST, Quantized};
 
-use uc_simd::{Kernel, dispatch, prefetch};
+use uc_simd::{Kernel, dispatch};
 
 use crate::packed::{Cursor, Outlier, PANEL, Packed, Piece, STRIP};
 #[cfg(target_arch = "x86_64")]
 use crate::packed::{amx, avx2, avx512};
 use crate::streamed::LevelRows;
-use crate::twelve_bits;
+use crate::twelve_bits::Panel;
 
-/// Outliers in a line of the caches.
-const OUTLIERS_OF_LINE: usize = 64 / size_of::<Outlier>();
 /// Tokens of an interleaved vector.
 pub(crate) const LANES: usize = 16;
+/// Up to this number of tokens, levels are decoded and multiplied in registers for each token.
+const FEW_TOKENS: usize = 4;
 /// From this number of tokens on, activations are interleaved.
 const INTERLEAVED_TOKENS: usize = 9;
 /// From this number of tokens on, tiles multiply where the processor has them.
-const TILE_TOKENS: usize = 33;
+const TILE_TOKENS: usize = 7;
 
-/// Rows that are decoded before they are multiplied.
+/// Rows that are decoded before vectors multiply them.
+const CHUNK_ROWS: usize = 16;
+
+/// Most rows that are multiplied together after they have been decoded elsewhere.
 pub(crate) fn chunk_rows() -> usize {
     #[cfg(target_arch = "x86_64")]
     if amx::is_available() {
-        return amx::ROWS;
+        return amx::PAIR_ROWS;
     }
-    16
+    CHUNK_ROWS
 }
 
 /// The memory of a task.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    /// `[chunk_rows()]`
+    /// `[CHUNK_ROWS]`, or twice as many.
     levels: Vec<[i16; PANEL]>,
     sums: several::Memory,
 }
@@ -64,6 +67,16 @@ pub(crate) struct Missing {
     pub(crate) difference: i32,
 }
 
+impl Missing {
+    /// The same with the row counted from row `first`.
+    fn relative_to(self, first: usize) -> Self {
+        Missing {
+            row: self.row - first,
+            ..self
+        }
+    }
+}
+
 /// Adds to `out: [rows, tokens]` the products of rows from strip `first` on, before the steps of rows: `Σ s_P · f32(S_P)`.
 pub(crate) fn products(
     packed: &Packed,
@@ -73,39 +86,37 @@ pub(crate) fn products(
     out: &mut [f32],
 ) {
     for (strip, out) in out.chunks_mut(STRIP * x.tokens()).enumerate() {
+        #[cfg(target_arch = "x86_64")]
+        if x.has_tiles() {
+            several::add_strip(packed, first + strip, x, &mut scratch.sums, out);
+            continue;
+        }
+        #[cfg(target_arch = "x86_64")]
+        if !x.halves().is_empty() {
+            few_tokens::add_strip(packed, first + strip, x, out);
+            continue;
+        }
         for panel in 0..packed.panels() {
             let piece = packed.piece(first + strip, panel);
-            // They are apart from the fields, in small pieces, and would come late otherwise.
-            for line in (0..piece.outliers().len()).step_by(OUTLIERS_OF_LINE) {
-                prefetch(piece.outliers(), line);
-            }
-            let x = x.panel(panel);
-            #[cfg(target_arch = "x86_64")]
-            if let Some(halves) = x.halves {
-                one_token::add_products(x, halves, piece, out);
-                continue;
-            }
-            add_rows(x, piece, scratch, out);
+            piece.prefetch_outliers();
+            add_rows(x.panel(panel), piece, scratch, out);
         }
     }
 }
 
 /// Adds to `out: [rows, tokens]` the products of the rows of a piece.
 fn add_rows(x: Activations<'_>, piece: Piece<'_>, scratch: &mut Scratch, out: &mut [f32]) {
-    scratch.levels.resize(chunk_rows(), [0; PANEL]);
+    scratch.levels.resize(CHUNK_ROWS, [0; PANEL]);
     let (mut cursor, mut outliers, mut row) = (piece.cursor(), piece.outliers(), 0);
-    for out in out.chunks_mut(chunk_rows() * x.tokens()) {
+    for out in out.chunks_mut(CHUNK_ROWS * x.tokens()) {
         let levels = &mut scratch.levels[..out.len() / x.tokens()];
         let mut wide = 0;
         decode(&mut cursor, levels, &mut wide);
         let (first, end) = (row, row + levels.len());
         let (of_rows, rest) =
             outliers.split_at(outliers.partition_point(|outlier| usize::from(outlier.row) < end));
-        let missing = of_rows.iter().map(|outlier| Missing {
-            row: usize::from(outlier.row) - first,
-            column: usize::from(outlier.column),
-            difference: outlier.difference(),
-        });
+        let missing = of_rows.iter().map(Outlier::missing);
+        let missing = missing.map(|missing| missing.relative_to(first));
         x.add_products(levels, wide, missing, &mut scratch.sums, out);
         (outliers, row) = (rest, end);
     }
@@ -135,28 +146,48 @@ pub(crate) fn twelve_bit_products(
     out: &mut [f32],
 ) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(halves) = x.halves() {
-        return avx512::twelve_bit_products(rows, stride, halves, x.scales(), out);
+    if !x.halves().is_empty() {
+        return avx512::twelve_bit_products(rows, stride, x.halves(), x.scales(), out);
     }
-    let Scratch { levels, sums, .. } = scratch;
-    let chunk = chunk_rows();
-    levels.resize(2 * chunk, [0; PANEL]);
+    let chunk = x.chunk_rows();
     let chunks = rows.chunks(chunk * stride);
     for (rows, out) in chunks.zip(out.chunks_mut(chunk * x.tokens())) {
-        let count = rows.len() / stride;
-        let (high, low) = levels.split_at_mut(chunk);
-        let (high, low) = (&mut high[..count], &mut low[..count]);
-        for panel in 0..x.panels() {
-            twelve_bits::parts(rows, stride, panel, high, low);
-            let x = x.panel(panel);
-            let sixteenfold: Vec<f32> = x.scales.iter().map(|scale| 16.0 * scale).collect();
-            let high_x = Activations {
-                scales: &sixteenfold,
-                ..x
-            };
-            high_x.add_products(high, 0, std::iter::empty(), sums, out);
-            x.add_products(low, 0, std::iter::empty(), sums, out);
+        let panel = |index| Panel {
+            rows,
+            stride,
+            index,
+        };
+        #[cfg(target_arch = "x86_64")]
+        if x.has_tiles() {
+            several::add_twelve_bits(panel, x, &mut scratch.sums, out);
+            continue;
         }
+        for index in 0..x.panels() {
+            x.panel(index).add_twelve_bits(panel(index), scratch, out);
+        }
+    }
+}
+
+impl Activations<'_> {
+    /// Adds to `out: [rows, tokens]` the products of a panel of rows, those of the high and then those of the low parts.
+    fn add_twelve_bits(self, panel: Panel<'_>, scratch: &mut Scratch, out: &mut [f32]) {
+        let Scratch { levels, sums } = scratch;
+        levels.resize(2 * CHUNK_ROWS, [0; PANEL]);
+        let (high, low) = levels.split_at_mut(CHUNK_ROWS);
+        let (high, low) = (&mut high[..panel.count()], &mut low[..panel.count()]);
+        panel.parts(high, low);
+        let sixteenfold = self.sixteenfold();
+        let of_high = Activations {
+            scales: &sixteenfold,
+            ..self
+        };
+        of_high.add_products(high, 0, std::iter::empty(), sums, out);
+        self.add_products(low, 0, std::iter::empty(), sums, out);
+    }
+
+    /// The scales of the products with high parts.
+    fn sixteenfold(&self) -> Vec<f32> {
+        self.scales.iter().map(|scale| 16.0 * scale).collect()
     }
 }
 
@@ -223,7 +254,7 @@ pub(crate) struct Activations<'a> {
     /// Columns of the panel; the rest is padding, 0.
     columns: usize,
     #[cfg(target_arch = "x86_64")]
-    halves: Option<&'a avx512::Halves>,
+    halves: &'a [avx512::Halves],
 }
 
 impl Activations<'_> {
@@ -235,5 +266,18 @@ impl Activations<'_> {
     #[cfg(target_arch = "x86_64")]
     fn shape(&self) -> [usize; 2] {
         [self.tokens(), self.columns]
+    }
+
+    /// What tiles multiply, if they do.
+    #[cfg(target_arch = "x86_64")]
+    fn tiles(&self) -> Option<amx::Tokens<'_>> {
+        match self.values {
+            Values::Tiles(vectors) => Some(amx::Tokens {
+                vectors,
+                count: self.tokens(),
+                columns: self.columns,
+            }),
+            _ => None,
+        }
     }
 }

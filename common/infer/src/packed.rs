@@ -16,6 +16,9 @@
 //! bytes because it costs time as well. Rows whose sums of products may not fit into 32 bits have wide fields, whatever they need.
 
 use uc_codec::trellis::BLOCK_ROWS;
+use uc_simd::prefetch;
+
+use crate::integer::Missing;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
@@ -43,6 +46,9 @@ const NARROW: u32 = 8;
 /// Bytes after the last field, so that a kernel may read a whole vector there.
 const SLACK: usize = 64;
 
+/// Outliers in a line of the caches.
+const OUTLIERS_OF_LINE: usize = 64 / size_of::<Outlier>();
+
 /// How far ahead fields are prefetched into the second-level cache, bytes. On Intel processors few lines can be in flight to the
 /// first level.
 pub(crate) const AHEAD: usize = 8192;
@@ -59,6 +65,15 @@ pub(crate) struct Outlier {
 }
 
 impl Outlier {
+    /// What is missing to the level, with the row within the strip.
+    pub(crate) fn missing(&self) -> Missing {
+        Missing {
+            row: self.row.into(),
+            column: self.column.into(),
+            difference: self.difference(),
+        }
+    }
+
     /// The difference of the levels.
     pub(crate) fn difference(self) -> i32 {
         4 * i32::from(self.quarter)
@@ -161,6 +176,13 @@ impl<'a> Piece<'a> {
         };
         cursor.history[..self.states.len()].copy_from_slice(self.states);
         cursor
+    }
+
+    /// Asks for the outliers: they are apart from the fields, in small pieces, and would come late otherwise.
+    pub(crate) fn prefetch_outliers(&self) {
+        for line in (0..self.outliers.len()).step_by(OUTLIERS_OF_LINE) {
+            prefetch(self.outliers, line);
+        }
     }
 
     /// The outliers, ordered by row.

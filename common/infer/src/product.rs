@@ -14,9 +14,6 @@ use crate::tasks;
 
 /// Rows and tokens that are transposed together: the values in a line of the caches.
 const TILE: usize = 16;
-/// Rows that a thread transposes together.
-const PART_ROWS: usize = 256;
-
 /// Zeros that a thread writes at least.
 const PART_ZEROS: usize = 1 << 15;
 
@@ -99,7 +96,7 @@ pub(crate) fn products(matrices: &[&Matrix], x: &[f32]) -> Vec<Vec<f32>> {
 }
 
 /// Zeros, which all threads write if they are many.
-fn zeros(count: usize) -> Vec<f32> {
+pub(crate) fn zeros(count: usize) -> Vec<f32> {
     if count < 2 * PART_ZEROS {
         return vec![0.0; count];
     }
@@ -113,7 +110,7 @@ thread_local! {
 }
 
 /// The columns of `out: [tokens, rows]` in parts of `task_rows`, of each part those of every token.
-fn stripes(out: &mut [f32], rows: usize, task_rows: usize) -> Vec<Vec<&mut [f32]>> {
+pub(crate) fn stripes(out: &mut [f32], rows: usize, task_rows: usize) -> Vec<Vec<&mut [f32]>> {
     let tokens = out.len() / rows;
     let part = |_| Vec::with_capacity(tokens);
     let mut stripes: Vec<_> = (0..rows.div_ceil(task_rows)).map(part).collect();
@@ -202,21 +199,8 @@ impl Reader<'_> {
     }
 }
 
-/// `[rows, tokens]` to `[tokens, rows]`.
-pub(crate) fn transposed(values: Vec<f32>, tokens: usize) -> Vec<f32> {
-    if tokens < 2 {
-        return values;
-    }
-    let rows = values.len() / tokens;
-    let mut out = vec![0.0; values.len()];
-    let outs = stripes(&mut out, rows, PART_ROWS).into_par_iter();
-    let parts = outs.zip(values.par_chunks(PART_ROWS * tokens));
-    parts.for_each(|(mut out, values)| transpose(values, &mut out));
-    out
-}
-
 /// Writes `values: [rows, tokens]` to the rows of each token.
-fn transpose(values: &[f32], out: &mut [&mut [f32]]) {
+pub(crate) fn transpose(values: &[f32], out: &mut [&mut [f32]]) {
     dispatch(Transpose { values, out });
 }
 
@@ -269,7 +253,9 @@ mod tests {
     fn rows_of_tokens_become_tokens_of_rows() {
         for (rows, tokens) in [(1, 1), (16, 16), (70, 16), (300, 37), (3, 5), (64, 128)] {
             let values: Vec<f32> = (0..rows * tokens).map(|i| i as f32).collect();
-            let found = transposed(values, tokens);
+            let mut found = vec![0.0; values.len()];
+            let mut stripes: Vec<_> = found.chunks_exact_mut(rows).collect();
+            transpose(&values, &mut stripes);
             for token in 0..tokens {
                 for row in 0..rows {
                     assert_eq!(found[token * rows + row], (row * tokens + token) as f32);

@@ -21,7 +21,7 @@ use crate::huge_pages;
 use crate::integer::{Quantized, Scratch, twelve_bit_products};
 use crate::matrix::Dense;
 use crate::packed::{GROUP, PANEL};
-use crate::product::transposed;
+use crate::product::{stripes, transpose, zeros};
 use crate::tasks;
 use crate::vector::nearest_integer;
 
@@ -128,22 +128,31 @@ fn products<T: Default>(
     let quantized = Quantized::new(x, columns);
     let tokens = quantized.tokens();
     let task_rows = (TASK_WEIGHTS / stride).next_multiple_of(4);
-    let mut out = vec![0.0; count * tokens];
-    let tasks = out.chunks_mut(task_rows * tokens).enumerate().collect();
+    let mut out = zeros(count * tokens);
+    let tasks = stripes(&mut out, count, task_rows).into_iter().enumerate();
     tasks::for_each(
-        tasks,
-        |(task, out), (scratch, memory): &mut (Scratch, T)| {
+        tasks.collect(),
+        |(task, mut out), (scratch, memory, sums): &mut (Scratch, T, Vec<f32>)| {
             let first = task * task_rows;
-            let rows = first..first + out.len() / tokens;
-            with_rows(rows, memory, &mut |values, scales| {
-                twelve_bit_products(values, stride, &quantized, scratch, out);
-                for (out, scale) in out.chunks_exact_mut(tokens).zip(scales) {
-                    out.iter_mut().for_each(|y| *y *= scale);
-                }
-            });
+            let rows = first..first + out[0].len();
+            let mut product = |out: &mut [f32]| {
+                with_rows(rows.clone(), memory, &mut |values, scales| {
+                    twelve_bit_products(values, stride, &quantized, scratch, out);
+                    for (out, scale) in out.chunks_exact_mut(tokens).zip(scales) {
+                        out.iter_mut().for_each(|y| *y *= scale);
+                    }
+                });
+            };
+            if let [out] = &mut out[..] {
+                return product(out);
+            }
+            sums.clear();
+            sums.resize(rows.len() * tokens, 0.0);
+            product(sums);
+            transpose(sums, &mut out);
         },
     );
-    transposed(out, tokens)
+    out
 }
 
 /// Bytes of a row.
@@ -194,29 +203,35 @@ impl Kernel for Rounding<'_> {
     }
 }
 
-/// The parts `[high, low]` of a panel of rows `[_, stride]`.
-pub(crate) fn parts(
-    rows: &[u8],
-    stride: usize,
-    panel: usize,
-    high: &mut [[i16; PANEL]],
-    low: &mut [[i16; PANEL]],
-) {
-    dispatch(Parts {
-        rows,
-        stride,
-        first: panel * (PANEL / GROUP) * GROUP_BYTES,
-        high,
-        low,
-    });
+/// A panel of rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Panel<'a> {
+    /// [rows, stride]
+    pub(crate) rows: &'a [u8],
+    pub(crate) stride: usize,
+    /// Number of the panel.
+    pub(crate) index: usize,
 }
 
-/// See [`parts`].
+impl Panel<'_> {
+    /// Number of rows.
+    pub(crate) fn count(self) -> usize {
+        self.rows.len() / self.stride
+    }
+
+    /// Writes the high and the low parts of the rows, `[count, PANEL]`. Groups that the panel does not have are left as they are.
+    pub(crate) fn parts(self, high: &mut [[i16; PANEL]], low: &mut [[i16; PANEL]]) {
+        dispatch(Parts {
+            panel: self,
+            high,
+            low,
+        });
+    }
+}
+
+/// See [`Panel::parts`].
 struct Parts<'a> {
-    rows: &'a [u8],
-    stride: usize,
-    /// First byte of the panel in its row.
-    first: usize,
+    panel: Panel<'a>,
     high: &'a mut [[i16; PANEL]],
     low: &'a mut [[i16; PANEL]],
 }
@@ -226,9 +241,10 @@ impl Kernel for Parts<'_> {
 
     #[inline(always)]
     fn run(self) {
-        let rows = self.rows.chunks_exact(self.stride);
+        let first = self.panel.index * (PANEL / GROUP) * GROUP_BYTES;
+        let rows = self.panel.rows.chunks_exact(self.panel.stride);
         for ((row, high), low) in rows.zip(self.high).zip(self.low) {
-            let groups = row[self.first..].as_chunks::<GROUP_BYTES>().0.iter();
+            let groups = row[first..].as_chunks::<GROUP_BYTES>().0.iter();
             let high = high.as_chunks_mut::<GROUP>().0.iter_mut();
             let low = low.as_chunks_mut::<GROUP>().0.iter_mut();
             for ((bytes, high), low) in groups.zip(high).zip(low) {
@@ -288,7 +304,7 @@ mod tests {
         for (rows, cols) in [(303, 70), (65, 600), (5, 256), (1, 1)] {
             let values = numbers(rows * cols, 7919);
             let matrix = Dense::F32(values.clone());
-            for tokens in [1, 3, 17] {
+            for tokens in [1, 3, 7, 17] {
                 let x = numbers(tokens * cols, 6421);
                 let expected = by_definition(&values, &x, cols);
                 let kept = TwelveBits::new(&matrix, cols).product(&x);

@@ -6,11 +6,11 @@ use uc_codec::steps::factor;
 use super::*;
 use crate::matrix::Matrix;
 
-/// A code with rows of zeros, large levels and, for a rank above 0, an overlay.
-fn code(rows: usize, cols: usize, rank: usize, spread: i64) -> TensorCode {
+/// A code with rows of zeros, some indices up to `largest` and, for a rank above 0, an overlay.
+fn code(rows: usize, cols: usize, rank: usize, spread: i64, largest: i64) -> TensorCode {
     let number = |i: usize| ((i as i64 * 7919 + 13) * 104_729) % 65_521;
     let q = (0..rows * cols).map(|i| match i % 97 {
-        0 => (number(i) % 32_000) as i16,
+        0 => (number(i) % largest) as i16,
         _ => (number(i) % spread - spread / 2) as i16,
     });
     let words = |count: usize| {
@@ -38,15 +38,18 @@ fn code(rows: usize, cols: usize, rank: usize, spread: i64) -> TensorCode {
 /// Codes of various shapes: with short blocks, a last group that is not full, overlays, and wide fields.
 fn codes() -> Vec<TensorCode> {
     let shapes = [
-        (300, 70, 0, 90),
-        (260, 33, 3, 90),
-        (40, 130, 2, 4000),
-        (7, 5, 0, 20_000),
-        (520, 600, 1, 40),
-        (129, 256, 0, 12),
+        (300, 70, 0, 90, 32_000),
+        (260, 33, 3, 90, 32_000),
+        (40, 130, 2, 4000, 32_000),
+        (7, 5, 0, 20_000, 32_000),
+        (520, 600, 1, 40, 32_000),
+        (129, 256, 0, 12, 32_000),
+        // Fields of eight bits, in a few rows and in many.
+        (6, 128, 0, 150, 150),
+        (70, 300, 0, 220, 2000),
     ];
-    let code = |(rows, cols, rank, spread)| {
-        let mut code = code(rows, cols, rank, spread);
+    let code = |(rows, cols, rank, spread, largest)| {
+        let mut code = code(rows, cols, rank, spread, largest);
         // Indices of a row of zeros do not exist in a pack.
         for (i, q) in code.q.chunks_mut(cols).enumerate() {
             if code.row_log2_eighths[i] == 0 {
@@ -139,7 +142,7 @@ fn fast_by_definition(code: &TensorCode, x: &[f32]) -> Vec<f32> {
 fn fast_products_have_the_bits_of_the_definition_for_any_number_of_tokens() {
     for code in codes() {
         let matrix = Matrix::Coded(Coded::new(&code, Arithmetic::Fast));
-        for tokens in [1, 2, 5, 9, 16, 37] {
+        for tokens in [1, 2, 4, 5, 7, 9, 16, 37] {
             let x = vectors(tokens, code.cols);
             let expected = fast_by_definition(&code, &x);
             for (found, expected) in matrix.product(&x).iter().zip(expected) {

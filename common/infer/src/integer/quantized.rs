@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use uc_simd::{Kernel, dispatch};
 
-use super::{Activations, INTERLEAVED_TOKENS, LANES, TILE_TOKENS, Values};
+use super::{Activations, CHUNK_ROWS, FEW_TOKENS, INTERLEAVED_TOKENS, LANES, TILE_TOKENS, Values};
 use crate::columns::Columns;
 use crate::packed::PANEL;
 #[cfg(target_arch = "x86_64")]
@@ -30,15 +30,16 @@ pub(super) enum Layout {
 impl Layout {
     /// Those of so many tokens that this processor multiplies; the fastest comes last.
     pub(super) fn all(tokens: usize) -> impl Iterator<Item = Self> {
-        let layouts = match tokens < INTERLEAVED_TOKENS {
-            true => [Some(Layout::Plain), None],
-            false => [Some(Layout::Interleaved), tiles(tokens)],
+        let vectors = match tokens < INTERLEAVED_TOKENS {
+            true => Layout::Plain,
+            false => Layout::Interleaved,
         };
+        let layouts = [Some(vectors), tiles(tokens)];
         layouts.into_iter().flatten()
     }
 }
 
-/// The layout for tiles, on processors that have them. For fewer tokens the levels would be divided for too few products.
+/// The layout for tiles, on processors that have them.
 fn tiles(tokens: usize) -> Option<Layout> {
     #[cfg(target_arch = "x86_64")]
     if tokens >= TILE_TOKENS && amx::is_available() {
@@ -56,7 +57,7 @@ pub(crate) struct Quantized {
     /// `[panels, tokens]`
     scales: Vec<f32>,
     values: Storage,
-    /// For one token, and the instruction set that wants it, `[panels]`.
+    /// For few tokens, and the instruction set that wants it, `[panels, tokens]`; else empty.
     #[cfg(target_arch = "x86_64")]
     halves: Vec<avx512::Halves>,
 }
@@ -76,16 +77,31 @@ impl Quantized {
         self.tokens
     }
 
-    /// For one token, and the instruction set that wants it, `[panels]`.
+    /// For few tokens, and the instruction set that wants it, `[panels, tokens]`; else empty.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn halves(&self) -> Option<&[avx512::Halves]> {
-        (!self.halves.is_empty()).then_some(&*self.halves)
+    pub(super) fn halves(&self) -> &[avx512::Halves] {
+        &self.halves
     }
 
     /// `[panels, tokens]`
     #[cfg(target_arch = "x86_64")]
     pub(super) fn scales(&self) -> &[f32] {
         &self.scales
+    }
+
+    /// Whether tiles multiply them.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn has_tiles(&self) -> bool {
+        matches!(self.values, Storage::Tiles(_))
+    }
+
+    /// Rows that are multiplied together.
+    pub(super) fn chunk_rows(&self) -> usize {
+        match self.values {
+            #[cfg(target_arch = "x86_64")]
+            Storage::Tiles(_) => amx::ROWS,
+            _ => CHUNK_ROWS,
+        }
     }
 
     /// Panels of a vector.
@@ -139,7 +155,7 @@ impl Quantized {
             cols: columns.len(),
             #[cfg(target_arch = "x86_64")]
             halves: match &values {
-                Storage::Plain(values) if tokens == 1 && avx512::is_available() => {
+                Storage::Plain(values) if tokens <= FEW_TOKENS && avx512::is_available() => {
                     values.iter().map(avx512::Halves::new).collect()
                 }
                 _ => Vec::new(),
@@ -298,7 +314,7 @@ impl Quantized {
             },
             columns: PANEL.min(self.cols - panel * PANEL),
             #[cfg(target_arch = "x86_64")]
-            halves: self.halves.get(panel),
+            halves: part(&self.halves, panels, panel),
         }
     }
 }

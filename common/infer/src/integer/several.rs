@@ -2,10 +2,14 @@
 
 use uc_simd::{Kernel, dispatch};
 
-use super::{Activations, LANES, Missing, Values};
+use super::{Activations, LANES, Missing, Quantized, Values};
 use crate::packed::PANEL;
 #[cfg(target_arch = "x86_64")]
+use crate::packed::{Outlier, Packed, Piece};
+#[cfg(target_arch = "x86_64")]
 use crate::packed::{amx, avx2, avx512};
+#[cfg(target_arch = "x86_64")]
+use crate::twelve_bits::Panel;
 
 /// Largest level that is multiplied as a whole: 256 times a signed byte and another one.
 const LARGEST_LEVEL: i16 = 127 * 256 + 127;
@@ -22,6 +26,58 @@ pub(super) struct Memory {
     /// Made by the first product of tiles.
     #[cfg(target_arch = "x86_64")]
     tiles: Option<Box<amx::Memory>>,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Memory {
+    /// That of tiles.
+    pub(super) fn tiles(&mut self) -> &mut amx::Memory {
+        self.tiles.get_or_insert_default()
+    }
+}
+
+/// Adds to `out: [rows, tokens]` the products of a strip by tiles.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn add_strip(
+    packed: &Packed,
+    strip: usize,
+    x: &Quantized,
+    memory: &mut Memory,
+    out: &mut [f32],
+) {
+    let panels: Vec<usize> = (0..packed.panels()).collect();
+    for panels in panels.chunks(amx::PANELS) {
+        for (place, &panel) in panels.iter().enumerate() {
+            memory.tiles().decode(place, packed.piece(strip, panel));
+        }
+        for (place, &panel) in panels.iter().enumerate() {
+            let piece = packed.piece(strip, panel);
+            x.panel(panel).add_decoded(place, piece, memory, out);
+        }
+    }
+}
+
+/// Adds to `out: [rows, tokens]` the products of rows in twelve bits by tiles.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn add_twelve_bits<'a>(
+    rows: impl Fn(usize) -> Panel<'a>,
+    x: &Quantized,
+    memory: &mut Memory,
+    out: &mut [f32],
+) {
+    let panels: Vec<usize> = (0..x.panels()).collect();
+    for panels in panels.chunks(amx::PANELS) {
+        for (place, &panel) in panels.iter().enumerate() {
+            memory.tiles().divide_twelve_bits(place, rows(panel));
+        }
+        for (place, &panel) in panels.iter().enumerate() {
+            let x = x.panel(panel);
+            let (tokens, scales) = (x.tiles().expect("integers for tiles"), x.sixteenfold());
+            memory
+                .tiles()
+                .add_twelve_bits(place, tokens, [&scales, x.scales], out);
+        }
+    }
 }
 
 impl Activations<'_> {
@@ -77,6 +133,23 @@ impl Activations<'_> {
         memory.wide = sums;
     }
 
+    /// As [`Activations::add_products`], for the rows of a piece that were decoded to place `place` of the memory of tiles.
+    #[cfg(target_arch = "x86_64")]
+    fn add_decoded(self, place: usize, piece: Piece<'_>, memory: &mut Memory, out: &mut [f32]) {
+        let (x, tokens) = (self.tiles().expect("integers for tiles"), self.tokens());
+        let rows = out.len() / tokens;
+        let joined = avx512::Out::Joined(self.scales, &mut *out);
+        memory.tiles().add_decoded(place, rows, x, joined);
+        // Their products take place 0, which is done.
+        for (row, mut levels) in memory.tiles().wide_rows(place).to_vec() {
+            let missing = piece.outliers().iter().map(Outlier::missing);
+            let missing = missing.filter(|missing| missing.row == row);
+            let missing = missing.map(|missing| missing.relative_to(row));
+            let out = &mut out[row * tokens..(row + 1) * tokens];
+            self.add_products(std::slice::from_mut(&mut levels), 1, missing, memory, out);
+        }
+    }
+
     /// The integer of a token and column.
     fn value(&self, token: usize, column: usize) -> i16 {
         match self.values {
@@ -109,15 +182,13 @@ impl Activations<'_> {
         #[cfg(target_arch = "x86_64")]
         {
             let joined = avx512::Out::Joined(self.scales, &mut *out);
-            match self.values {
-                Values::Tiles(x) => {
-                    let tiles = memory.tiles.get_or_insert_default();
-                    return amx::sums(levels, x, self.shape(), tiles, joined);
-                }
-                Values::Interleaved(x) if avx512::is_available() => {
-                    return avx512::interleaved_sums(levels, x, self.shape(), joined);
-                }
-                _ => {}
+            if let Some(x) = self.tiles() {
+                return memory.tiles().levels(levels, x, joined);
+            }
+            if let Values::Interleaved(x) = self.values
+                && avx512::is_available()
+            {
+                return avx512::interleaved_sums(levels, x, self.shape(), joined);
             }
         }
         let mut sums = std::mem::take(&mut memory.sums);
@@ -135,10 +206,9 @@ impl Activations<'_> {
     fn sums(&self, levels: &[[i16; PANEL]], memory: &mut Memory, sums: &mut [i32]) {
         #[cfg(target_arch = "x86_64")]
         match self.values {
-            Values::Tiles(x) => {
-                let sums = avx512::Out::Sums(sums);
-                let tiles = memory.tiles.get_or_insert_default();
-                return amx::sums(levels, x, self.shape(), tiles, sums);
+            Values::Tiles(_) => {
+                let x = self.tiles().expect("they are for tiles");
+                return memory.tiles().levels(levels, x, avx512::Out::Sums(sums));
             }
             Values::Interleaved(x) if avx512::is_available() => {
                 let sums = avx512::Out::Sums(sums);

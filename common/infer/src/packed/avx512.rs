@@ -13,10 +13,10 @@ mod decode;
 mod sums;
 mod twelve_bits;
 
-pub(crate) use decode::decode;
+pub(crate) use decode::{decode, decode_bytes};
 pub(super) use sums::joined_bytes;
 pub(crate) use sums::{Out, interleaved_sums, sums, wide_sum};
-pub(crate) use twelve_bits::twelve_bit_products;
+pub(crate) use twelve_bits::{byte_parts, twelve_bit_products};
 
 use std::arch::x86_64::*;
 use std::sync::LazyLock;
@@ -152,7 +152,7 @@ pub(crate) fn add_products(
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn load<T, const N: usize>(values: &[T; N]) -> __m512i {
+pub(super) fn load<T, const N: usize>(values: &[T; N]) -> __m512i {
     const { assert!(size_of::<[T; N]>() == 64) }
     // SAFETY: the array has the length of a vector.
     unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }

@@ -5,10 +5,11 @@
 use std::arch::x86_64::*;
 
 use super::{
-    BYTE, Constants, LoadedCut, Position, group_bytes, group_fields, is_available, load,
-    prefetch_ahead,
+    BYTE, ByteLevels, Constants, LoadedCut, Position, group_bytes, group_fields, is_available,
+    load, prefetch_ahead,
 };
-use crate::packed::{Cursor, GROUP, NARROW, PANEL, WIDTHS, ZERO_ROW};
+use crate::integer::Missing;
+use crate::packed::{Cursor, GROUP, NARROW, PANEL, Piece, WIDTHS, ZERO_ROW};
 
 /// How wide fields are cut out of their bytes: those of 32 columns, four to a 64-bit lane.
 #[derive(Clone, Copy)]
@@ -137,6 +138,93 @@ fn decode_groups<const G: usize>(cursor: &mut Cursor<'_>, levels: &mut [[i16; PA
         position.row += 1;
     }
     position.save(cursor);
+}
+
+/// Decodes the rows of a piece to bytes: the lowest of each level as a signed number. What levels of fields of [`NARROW`] bits have besides
+/// goes to `missing`, the levels of rows with wider fields to `wide`; for these the bytes are 0.
+pub(crate) fn decode_bytes(
+    piece: Piece<'_>,
+    bytes: &mut [[i8; PANEL]],
+    missing: &mut Vec<Missing>,
+    wide: &mut Vec<(usize, [i16; PANEL])>,
+) {
+    assert!(is_available() && bytes.len() >= piece.widths.len());
+    // SAFETY: the processor has the instructions.
+    unsafe {
+        match piece.groups {
+            1 => bytes_of_groups::<1>(piece, bytes, missing, wide),
+            2 => bytes_of_groups::<2>(piece, bytes, missing, wide),
+            3 => bytes_of_groups::<3>(piece, bytes, missing, wide),
+            _ => bytes_of_groups::<4>(piece, bytes, missing, wide),
+        }
+    }
+}
+
+/// See [`decode_bytes`]; `G` groups.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
+fn bytes_of_groups<const G: usize>(
+    piece: Piece<'_>,
+    bytes: &mut [[i8; PANEL]],
+    missing: &mut Vec<Missing>,
+    wide: &mut Vec<(usize, [i16; PANEL])>,
+) {
+    let (constants, fields) = (Constants::new(), piece.fields);
+    let mut position = Position::<G>::first(piece);
+    for (row, (bytes, &width)) in bytes.iter_mut().zip(piece.widths).enumerate() {
+        if width == ZERO_ROW {
+            bytes.fill(0);
+            position.row += 1;
+            continue;
+        }
+        if u32::from(width) > NARROW {
+            let mut levels = [[0; PANEL]];
+            let mut cursor = piece.cursor();
+            position.save(&mut cursor);
+            decode_rows(&mut cursor, &mut levels, &mut 0);
+            position = Position::of(&cursor);
+            bytes.fill(0);
+            wide.push((row, levels[0]));
+            continue;
+        }
+        for line in 0..G {
+            prefetch_ahead(fields, position.offset + 64 * line);
+        }
+        let groups = bytes.as_chunks_mut::<GROUP>().0.iter_mut();
+        let groups = groups.zip(&mut position.history).enumerate();
+        if width <= BYTE {
+            let cut = LoadedCut::new(width);
+            let bias = _mm512_set1_epi8((1u8 << width) as i8);
+            for (group, (bytes, history)) in groups {
+                let fields = group_fields(fields, position.offset, width, group);
+                let levels = constants.levels(fields, cut, history);
+                // SAFETY: the array has the length of a vector.
+                unsafe {
+                    let levels = _mm512_sub_epi8(levels, bias);
+                    _mm512_storeu_si512(bytes.as_mut_ptr().cast(), levels);
+                }
+            }
+        } else {
+            for (group, (bytes, history)) in groups {
+                let fields = group_fields(fields, position.offset, width, group);
+                let ByteLevels { doubled, single } = constants.byte_levels(fields, history);
+                let low = _mm512_or_si512(_mm512_add_epi8(doubled, doubled), single);
+                // SAFETY: as above.
+                unsafe { _mm512_storeu_si512(bytes.as_mut_ptr().cast(), low) };
+                // The level, made positive by 256, has nine bits.
+                let [ninth, eighth] = [doubled, low].map(|bits| _mm512_movepi8_mask(bits));
+                for (of, difference) in [(ninth & eighth, 256), (!ninth & !eighth, -256)] {
+                    let columns = (0..GROUP).filter(|column| of >> column & 1 == 1);
+                    missing.extend(columns.map(|column| Missing {
+                        row,
+                        column: group * GROUP + column,
+                        difference,
+                    }));
+                }
+            }
+        }
+        position.offset += G * group_bytes(width);
+        position.row += 1;
+    }
 }
 
 /// Writes levels that were made positive.
