@@ -3,7 +3,9 @@
 use rayon::prelude::*;
 use uc_simd::{Kernel, dispatch};
 
-use super::{Activations, CHUNK_ROWS, FEW_TOKENS, INTERLEAVED_TOKENS, LANES, TILE_TOKENS, Values};
+use super::{Activations, CHUNK_ROWS, INTERLEAVED_TOKENS, LANES, Values};
+#[cfg(target_arch = "x86_64")]
+use super::{FEW_TOKENS, TILE_TOKENS};
 use crate::columns::Columns;
 use crate::packed::PANEL;
 #[cfg(target_arch = "x86_64")]

@@ -2,7 +2,9 @@
 
 use uc_simd::{Kernel, dispatch};
 
-use super::{Activations, LANES, Missing, Quantized, Values};
+#[cfg(target_arch = "x86_64")]
+use super::Quantized;
+use super::{Activations, LANES, Missing, Values};
 use crate::packed::PANEL;
 #[cfg(target_arch = "x86_64")]
 use crate::packed::{Outlier, Packed, Piece};

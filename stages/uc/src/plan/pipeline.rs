@@ -19,8 +19,6 @@ use uc_settings::Settings;
 use crate::process::programs::Programs;
 use crate::report::failure::PipelineError;
 
-use memory::Memory;
-
 pub use assemble::{Goals, Request};
 pub use spec::Pipeline;
 
@@ -29,11 +27,6 @@ pub const DEFAULT: &str = include_str!("../../../../pipeline.toml");
 
 /// Name of the embedded pipeline in messages.
 const DEFAULT_NAME: &str = "pipeline.toml (built in)";
-
-/// Bytes of a size such as "6 GiB"; none if the text is not a size.
-pub fn parse_size(text: &str) -> Option<u64> {
-    Memory::parse(text).ok()?.fixed_bytes()
-}
 
 impl Pipeline {
     /// Reads a file; without a path, the embedded pipeline.

@@ -3,12 +3,13 @@
 
 use indicatif::BinaryBytes;
 use serde::Serialize;
+use uc_settings::Size;
 use uc_store::ExitCode;
 use uc_store::model_summary::ModelSummary;
 use uc_store::plan::{Plan, StagePlan};
 use uc_store::resources::{self, MemoryBound};
 
-use crate::plan::pipeline::{self, memory};
+use crate::plan::pipeline::memory;
 use crate::report::failure::failure;
 use crate::schedule::scheduler::Budget;
 
@@ -51,10 +52,10 @@ impl Limits {
     pub fn new(threads: u32, option: Option<&str>) -> anyhow::Result<Self> {
         let (memory, origin) = match option {
             Some(text) => {
-                let bytes = pipeline::parse_size(text).filter(|bytes| *bytes > 0);
-                let bytes = bytes.ok_or_else(|| {
+                let size = text.parse().ok().filter(|size| *size > Size(0));
+                let Size(bytes) = size.ok_or_else(|| {
                     let message = format!(
-                        "--memory: found {text}, expected a size such as \"64 GiB\" or \"512 MiB\""
+                        "--memory: found {text}, expected a size such as \"64 GiB\" or \"24 GB\""
                     );
                     failure(ExitCode::Usage, message)
                 })?;

@@ -106,15 +106,6 @@ impl Memory {
         Ok(Self(terms.collect::<Result<_, _>>()?))
     }
 
-    /// The bytes of a sum of sizes without a shape, such as "6 GiB".
-    pub fn fixed_bytes(&self) -> Option<u64> {
-        let sizes = self.0.iter().map(|term| match term.quantity {
-            Quantity::Bytes(unit) if !term.per_thread => Some(term.count * unit),
-            _ => None,
-        });
-        sizes.sum::<Option<f64>>().map(|bytes| bytes as u64)
-    }
-
     /// The bytes for the layer that takes the most.
     pub fn bytes(&self, shapes: &Shapes<'_>) -> u64 {
         let groups = shapes.model.layer_groups.iter();

@@ -10,10 +10,16 @@ fn limits(memory: u64) -> Limits {
 
 #[test]
 fn a_size_is_taken_and_anything_else_refused() {
-    let given = Limits::new(3, Some("64 GiB")).expect("a size");
-    assert_eq!((given.budget.cpus, given.budget.memory), (3, 64 << 30));
-    assert_eq!(given.origin, Origin::Option);
-    for text in ["64", "64 GB", "0 GiB", "2 layers", ""] {
+    for (text, memory) in [
+        ("64 GiB", 64 << 30),
+        ("64GiB", 64 << 30),
+        ("24 GB", 24_000_000_000),
+    ] {
+        let given = Limits::new(3, Some(text)).expect("a size");
+        assert_eq!((given.budget.cpus, given.budget.memory), (3, memory));
+        assert_eq!(given.origin, Origin::Option);
+    }
+    for text in ["64", "0 GiB", "2 layers", ""] {
         let error = Limits::new(3, Some(text)).expect_err(text).to_string();
         assert!(error.contains("--memory"), "{error}");
     }
