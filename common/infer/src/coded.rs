@@ -8,7 +8,7 @@ use uc_simd::{Kernel, dispatch};
 
 use crate::arithmetic::Arithmetic;
 use crate::columns::{Columns, FACTORS};
-use crate::integer::{self, Quantized, Scratch, chunk_rows};
+use crate::integer::{self, Quantized, Scratch, streamed_chunk_rows};
 use crate::kernel;
 use crate::matrix::rows_of_task;
 use crate::packed::{Cursor, PANEL, Packed, PackedBuilder, STRIP};
@@ -266,7 +266,13 @@ impl Coded {
             integer::decoded_products(rows, x, scratch, chunk);
             out = rest;
         };
-        levels.levels(tile, chunk_rows(), &self.columns, buffers, &mut sink);
+        levels.levels(
+            tile,
+            streamed_chunk_rows(),
+            &self.columns,
+            buffers,
+            &mut sink,
+        );
     }
 
     fn exact_rows(

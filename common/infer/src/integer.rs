@@ -41,8 +41,8 @@ const TILE_TOKENS: usize = 7;
 /// Rows that are decoded before vectors multiply them.
 const CHUNK_ROWS: usize = 16;
 
-/// Most rows that are multiplied together after they have been decoded elsewhere.
-pub(crate) fn chunk_rows() -> usize {
+/// Rows of the streamed form that are decoded and multiplied together.
+pub(crate) fn streamed_chunk_rows() -> usize {
     #[cfg(target_arch = "x86_64")]
     if amx::is_available() {
         return amx::PAIR_ROWS;
@@ -124,7 +124,7 @@ fn add_rows(x: Activations<'_>, piece: Piece<'_>, scratch: &mut Scratch, out: &m
     }
 }
 
-/// As [`products`], of rows that are decoded already: at most [`chunk_rows`].
+/// As [`products`], of rows that are decoded already: at most [`streamed_chunk_rows`].
 pub(crate) fn decoded_products(
     rows: &mut LevelRows,
     x: &Quantized,
@@ -270,7 +270,7 @@ impl Activations<'_> {
         [self.tokens(), self.columns]
     }
 
-    /// What tiles multiply, if they do.
+    /// The activations as tiles take them, if they are laid out for tiles.
     #[cfg(target_arch = "x86_64")]
     fn tiles(&self) -> Option<amx::Tokens<'_>> {
         match self.values {

@@ -91,13 +91,13 @@ impl Quantized {
         &self.scales
     }
 
-    /// Whether tiles multiply them.
+    /// Whether they are laid out for tiles.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn has_tiles(&self) -> bool {
         matches!(self.values, Storage::Tiles(_))
     }
 
-    /// Rows that are multiplied together.
+    /// Rows in twelve bits that are multiplied together.
     pub(super) fn chunk_rows(&self) -> usize {
         match self.values {
             #[cfg(target_arch = "x86_64")]

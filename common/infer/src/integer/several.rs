@@ -1,5 +1,8 @@
 //! Products of decoded levels with the activations of any number of tokens.
 
+#[cfg(target_arch = "x86_64")]
+use std::ops::Range;
+
 use uc_simd::{Kernel, dispatch};
 
 #[cfg(target_arch = "x86_64")]
@@ -38,6 +41,13 @@ impl Memory {
     }
 }
 
+/// The panels that are decoded before tiles multiply them, [`amx::PANELS`] at a time.
+#[cfg(target_arch = "x86_64")]
+fn batches(panels: usize) -> impl Iterator<Item = Range<usize>> {
+    let first = (0..panels).step_by(amx::PANELS);
+    first.map(move |first| first..panels.min(first + amx::PANELS))
+}
+
 /// Adds to `out: [rows, tokens]` the products of a strip by tiles.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn add_strip(
@@ -47,14 +57,13 @@ pub(super) fn add_strip(
     memory: &mut Memory,
     out: &mut [f32],
 ) {
-    let panels: Vec<usize> = (0..packed.panels()).collect();
-    for panels in panels.chunks(amx::PANELS) {
-        for (place, &panel) in panels.iter().enumerate() {
-            memory.tiles().decode(place, packed.piece(strip, panel));
+    for panels in batches(packed.panels()) {
+        for (slot, panel) in panels.clone().enumerate() {
+            memory.tiles().decode(slot, packed.piece(strip, panel));
         }
-        for (place, &panel) in panels.iter().enumerate() {
+        for (slot, panel) in panels.enumerate() {
             let piece = packed.piece(strip, panel);
-            x.panel(panel).add_decoded(place, piece, memory, out);
+            x.panel(panel).add_decoded(slot, piece, memory, out);
         }
     }
 }
@@ -67,17 +76,16 @@ pub(super) fn add_twelve_bits<'a>(
     memory: &mut Memory,
     out: &mut [f32],
 ) {
-    let panels: Vec<usize> = (0..x.panels()).collect();
-    for panels in panels.chunks(amx::PANELS) {
-        for (place, &panel) in panels.iter().enumerate() {
-            memory.tiles().divide_twelve_bits(place, rows(panel));
+    for panels in batches(x.panels()) {
+        for (slot, panel) in panels.clone().enumerate() {
+            memory.tiles().divide_twelve_bits(slot, rows(panel));
         }
-        for (place, &panel) in panels.iter().enumerate() {
+        for (slot, panel) in panels.enumerate() {
             let x = x.panel(panel);
             let (tokens, scales) = (x.tiles().expect("integers for tiles"), x.sixteenfold());
             memory
                 .tiles()
-                .add_twelve_bits(place, tokens, [&scales, x.scales], out);
+                .add_twelve_bits(slot, tokens, [&scales, x.scales], out);
         }
     }
 }
@@ -135,15 +143,15 @@ impl Activations<'_> {
         memory.wide = sums;
     }
 
-    /// As [`Activations::add_products`], for the rows of a piece that were decoded to place `place` of the memory of tiles.
+    /// As [`Activations::add_products`], for the rows of a piece that were decoded into slot `slot` of the memory of tiles.
     #[cfg(target_arch = "x86_64")]
-    fn add_decoded(self, place: usize, piece: Piece<'_>, memory: &mut Memory, out: &mut [f32]) {
+    fn add_decoded(self, slot: usize, piece: Piece<'_>, memory: &mut Memory, out: &mut [f32]) {
         let (x, tokens) = (self.tiles().expect("integers for tiles"), self.tokens());
         let rows = out.len() / tokens;
         let joined = avx512::Out::Joined(self.scales, &mut *out);
-        memory.tiles().add_decoded(place, rows, x, joined);
-        // Their products take place 0, which is done.
-        for (row, mut levels) in memory.tiles().wide_rows(place).to_vec() {
+        memory.tiles().add_decoded(slot, rows, x, joined);
+        // Their products use slot 0, which is no longer needed.
+        for (row, mut levels) in memory.tiles().wide_rows(slot).to_vec() {
             let missing = piece.outliers().iter().map(Outlier::missing);
             let missing = missing.filter(|missing| missing.row == row);
             let missing = missing.map(|missing| missing.relative_to(row));

@@ -204,7 +204,7 @@ impl PanelLevels {
         self.missing.extend(outliers);
     }
 
-    /// Moves what is missing to the levels of `rows` rows to `high` if it is much; all of it are high bytes.
+    /// Moves what is missing so far, which are high bytes of the first `rows` rows, to `high` if there are many.
     fn move_many(&mut self, rows: usize) {
         self.has_high = self.missing.len() >= MANY;
         if self.has_high {
@@ -217,47 +217,47 @@ impl PanelLevels {
 }
 
 impl Memory {
-    /// Passes `<levels[r], x[t]>` for at most [`ROWS`] rows to `out`. The levels are at most 32639. They take place 0.
+    /// Passes `<levels[r], x[t]>` for at most [`ROWS`] rows to `out`. The levels are at most 32639. They take slot 0.
     pub(crate) fn levels(&mut self, levels: &[[i16; PANEL]], x: Tokens<'_>, out: Out<'_>) {
         self.panels[0].divide(levels);
         self.add_decoded(0, levels.len(), x, out);
     }
 
-    /// Decodes a piece to the levels in place `place`.
-    pub(crate) fn decode(&mut self, place: usize, piece: Piece<'_>) {
+    /// Decodes a piece into slot `slot`, one of [`PANELS`].
+    pub(crate) fn decode(&mut self, slot: usize, piece: Piece<'_>) {
         piece.prefetch_outliers();
-        self.panels[place].decode(piece);
+        self.panels[slot].decode(piece);
     }
 
-    /// Passes the sums of the `rows` rows in place `place` to `out`, of [`Memory::wide_rows`] 0.
-    pub(crate) fn add_decoded(&mut self, place: usize, rows: usize, x: Tokens<'_>, out: Out<'_>) {
-        let levels = &self.panels[place];
+    /// Passes the sums of the `rows` rows of a slot to `out`. Those of [`Memory::wide_rows`] are 0.
+    pub(crate) fn add_decoded(&mut self, slot: usize, rows: usize, x: Tokens<'_>, out: Out<'_>) {
+        let levels = &self.panels[slot];
         let high = levels.has_high.then_some(&levels.high);
         self.sums
             .pass((&levels.low, high), &levels.missing, rows, x, out);
     }
 
-    /// The rows that were decoded to place `place` whose sums may need more than 32 bits, and their levels without outliers.
-    pub(crate) fn wide_rows(&self, place: usize) -> &[(usize, [i16; PANEL])] {
-        &self.panels[place].wide
+    /// The rows of a slot whose sums may need more than 32 bits, and their levels without outliers.
+    pub(crate) fn wide_rows(&self, slot: usize) -> &[(usize, [i16; PANEL])] {
+        &self.panels[slot].wide
     }
 
-    /// Divides at most [`ROWS`] rows of [`twelve_bits`] into their parts, in place `place`.
-    pub(crate) fn divide_twelve_bits(&mut self, place: usize, rows: twelve_bits::Panel<'_>) {
-        let PanelLevels { low, high, .. } = &mut self.panels[place];
+    /// Divides at most [`ROWS`] rows of [`twelve_bits`] into their parts, in slot `slot`.
+    pub(crate) fn divide_twelve_bits(&mut self, slot: usize, rows: twelve_bits::Panel<'_>) {
+        let PanelLevels { low, high, .. } = &mut self.panels[slot];
         avx512::byte_parts(rows, &mut high.0, &mut low.0);
     }
 
-    /// Adds to `out: [rows, tokens]` the products of the high and then those of the low parts in place `place`, with the scales `[tokens]` of
+    /// Adds to `out: [rows, tokens]` the products of the high and then those of the low parts in slot `slot`, with the scales `[tokens]` of
     /// each.
     pub(crate) fn add_twelve_bits(
         &mut self,
-        place: usize,
+        slot: usize,
         x: Tokens<'_>,
         scales: [&[f32]; 2],
         out: &mut [f32],
     ) {
-        let PanelLevels { low, high, .. } = &self.panels[place];
+        let PanelLevels { low, high, .. } = &self.panels[slot];
         let rows = out.len() / x.count;
         for (part, scales) in [high, low].into_iter().zip(scales) {
             let out = Out::Joined(scales, &mut *out);

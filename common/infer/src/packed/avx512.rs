@@ -23,7 +23,9 @@ use std::sync::LazyLock;
 
 use uc_simd::{prefetch, prefetch_l2};
 
-use super::{AHEAD, Cursor, GROUP, NARROW, PANEL, Piece, STRIP, WIDTHS, group_bytes, is_special};
+use super::{
+    AHEAD, Cursor, GROUP, NARROW, PANEL, Piece, STRIP, WIDTHS, ZERO_ROW, group_bytes, is_special,
+};
 
 /// How far ahead fields are prefetched into the first-level cache, bytes.
 const NEAR: usize = 1024;
@@ -448,15 +450,11 @@ fn mixed_rows<const G: usize>(
     let widths = &piece.widths[position.row..];
     for (row, (lanes, &width)) in lanes.iter_mut().zip(widths).enumerate() {
         if is_special(width) {
-            let mut cursor = piece.cursor();
-            position.save(&mut cursor);
-            let mut levels = [[0; PANEL]];
-            let mut wide = 0;
-            decode::decode_rows(&mut cursor, &mut levels, &mut wide);
-            if wide != 0 {
-                special(position.row, &levels[0]);
+            let number = position.row;
+            let levels = position.decode_row(piece);
+            if width != ZERO_ROW {
+                special(number, &levels);
             }
-            *position = Position::of(&cursor);
             specials |= 1 << row;
         } else if width > BYTE {
             *lanes = byte_row(fields, position, constants, loaded);

@@ -81,7 +81,7 @@ fn widened(bytes: __m512i) -> [__m512i; 2] {
 
 /// See [`decode`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
-pub(super) fn decode_rows(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]], wide: &mut u64) {
+fn decode_rows(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]], wide: &mut u64) {
     let widths = &cursor.widths[cursor.row..][..levels.len()];
     for (row, width) in widths.iter().enumerate() {
         *wide |= u64::from(u32::from(*width) > NARROW) << row;
@@ -91,6 +91,19 @@ pub(super) fn decode_rows(cursor: &mut Cursor<'_>, levels: &mut [[i16; PANEL]], 
         2 => decode_groups::<2>(cursor, levels),
         3 => decode_groups::<3>(cursor, levels),
         _ => decode_groups::<4>(cursor, levels),
+    }
+}
+
+impl<const G: usize> Position<G> {
+    /// The levels of the next row of a piece, whatever its width.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
+    pub(super) fn decode_row(&mut self, piece: Piece<'_>) -> [i16; PANEL] {
+        let mut levels = [[0; PANEL]];
+        let mut cursor = piece.cursor();
+        self.save(&mut cursor);
+        decode_groups::<G>(&mut cursor, &mut levels);
+        *self = Position::of(&cursor);
+        levels[0]
     }
 }
 
@@ -140,8 +153,8 @@ fn decode_groups<const G: usize>(cursor: &mut Cursor<'_>, levels: &mut [[i16; PA
     position.save(cursor);
 }
 
-/// Decodes the rows of a piece to bytes: the lowest of each level as a signed number. What levels of fields of [`NARROW`] bits have besides
-/// goes to `missing`, the levels of rows with wider fields to `wide`; for these the bytes are 0.
+/// Decodes the rows of a piece to bytes: the lowest byte of each level, as a signed number. The high bytes of levels with fields of [`NARROW`] bits go to
+/// `missing`, the levels of rows with wider fields to `wide`; for these the bytes are 0.
 pub(crate) fn decode_bytes(
     piece: Piece<'_>,
     bytes: &mut [[i8; PANEL]],
@@ -177,13 +190,8 @@ fn bytes_of_groups<const G: usize>(
             continue;
         }
         if u32::from(width) > NARROW {
-            let mut levels = [[0; PANEL]];
-            let mut cursor = piece.cursor();
-            position.save(&mut cursor);
-            decode_rows(&mut cursor, &mut levels, &mut 0);
-            position = Position::of(&cursor);
             bytes.fill(0);
-            wide.push((row, levels[0]));
+            wide.push((row, position.decode_row(piece)));
             continue;
         }
         for line in 0..G {
