@@ -29,14 +29,9 @@ use crate::twelve_bits::Panel;
 
 /// Tokens of an interleaved vector.
 pub(crate) const LANES: usize = 16;
-/// Up to this number of tokens, levels are decoded and multiplied in registers for each token.
-#[cfg(target_arch = "x86_64")]
-const FEW_TOKENS: usize = 4;
-/// From this number of tokens on, activations are interleaved.
-const INTERLEAVED_TOKENS: usize = 9;
-/// From this number of tokens on, tiles multiply where the processor has them.
-#[cfg(target_arch = "x86_64")]
-const TILE_TOKENS: usize = 7;
+/// Up to this number of tokens the integers lie token after token, and where the processor has the instructions, levels are decoded and
+/// multiplied in registers. Above it, tiles multiply where the processor has them, and vectors of interleaved tokens elsewhere.
+const FEW_TOKENS: usize = 8;
 
 /// Rows that are decoded before vectors multiply them.
 const CHUNK_ROWS: usize = 16;

@@ -304,7 +304,7 @@ mod tests {
         for (rows, cols) in [(303, 70), (65, 600), (5, 256), (1, 1)] {
             let values = numbers(rows * cols, 7919);
             let matrix = Dense::F32(values.clone());
-            for tokens in [1, 3, 7, 17] {
+            for tokens in [1, 2, 7, 17] {
                 let x = numbers(tokens * cols, 6421);
                 let expected = by_definition(&values, &x, cols);
                 let kept = TwelveBits::new(&matrix, cols).product(&x);

@@ -142,7 +142,7 @@ fn fast_by_definition(code: &TensorCode, x: &[f32]) -> Vec<f32> {
 fn fast_products_have_the_bits_of_the_definition_for_any_number_of_tokens() {
     for code in codes() {
         let matrix = Matrix::Coded(Coded::new(&code, Arithmetic::Fast));
-        for tokens in [1, 2, 4, 5, 7, 9, 16, 37] {
+        for tokens in [1, 2, 3, 4, 6, 8, 9, 16, 37] {
             let x = vectors(tokens, code.cols);
             let expected = fast_by_definition(&code, &x);
             for (found, expected) in matrix.product(&x).iter().zip(expected) {

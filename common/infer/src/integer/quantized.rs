@@ -3,9 +3,7 @@
 use rayon::prelude::*;
 use uc_simd::{Kernel, dispatch};
 
-use super::{Activations, CHUNK_ROWS, INTERLEAVED_TOKENS, LANES, Values};
-#[cfg(target_arch = "x86_64")]
-use super::{FEW_TOKENS, TILE_TOKENS};
+use super::{Activations, CHUNK_ROWS, FEW_TOKENS, LANES, Values};
 use crate::columns::Columns;
 use crate::packed::PANEL;
 #[cfg(target_arch = "x86_64")]
@@ -32,7 +30,7 @@ pub(super) enum Layout {
 impl Layout {
     /// Those of so many tokens that this processor multiplies; the fastest comes last.
     pub(super) fn all(tokens: usize) -> impl Iterator<Item = Self> {
-        let vectors = match tokens < INTERLEAVED_TOKENS {
+        let vectors = match tokens <= FEW_TOKENS {
             true => Layout::Plain,
             false => Layout::Interleaved,
         };
@@ -44,7 +42,7 @@ impl Layout {
 /// The layout for tiles, on processors that have them.
 fn tiles(tokens: usize) -> Option<Layout> {
     #[cfg(target_arch = "x86_64")]
-    if tokens >= TILE_TOKENS && amx::is_available() {
+    if tokens > FEW_TOKENS && amx::is_available() {
         return Some(Layout::Tiles);
     }
     let _ = tokens;

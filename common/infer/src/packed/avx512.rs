@@ -10,10 +10,12 @@
 #![allow(unsafe_code)]
 
 mod decode;
+mod few_tokens;
 mod sums;
 mod twelve_bits;
 
 pub(crate) use decode::{decode, decode_bytes};
+pub(crate) use few_tokens::{SIDE, add_products};
 pub(super) use sums::joined_bytes;
 pub(crate) use sums::{Out, interleaved_sums, sums, wide_sum};
 pub(crate) use twelve_bits::{byte_parts, twelve_bit_products};
@@ -23,9 +25,7 @@ use std::sync::LazyLock;
 
 use uc_simd::{prefetch, prefetch_l2};
 
-use super::{
-    AHEAD, Cursor, GROUP, NARROW, PANEL, Piece, STRIP, WIDTHS, ZERO_ROW, group_bytes, is_special,
-};
+use super::{AHEAD, Cursor, GROUP, NARROW, PANEL, Piece, WIDTHS, group_bytes};
 
 /// How far ahead fields are prefetched into the first-level cache, bytes.
 const NEAR: usize = 1024;
@@ -126,29 +126,6 @@ impl Halves {
         let widths = unsafe { _mm_loadu_si128(widths.as_ptr().cast()) };
         // The permutation uses the lowest four bits.
         _mm512_permutexvar_epi32(_mm512_cvtepu8_epi32(widths), load(&self.excess))
-    }
-}
-
-/// Adds to `out: [rows]` the products of the rows of a piece with the activations of one token, `scale · f32(sum)`. `sums: [rows]`
-/// is added to the sums of products, modulo 2³². The sum of a row that does not fit into 32 bits counts as 0 here; `special` gets the
-/// number of the row and its levels.
-pub(crate) fn add_products(
-    piece: Piece<'_>,
-    x: &Halves,
-    sums: &[i32; STRIP],
-    scale: f32,
-    out: &mut [f32],
-    special: &mut dyn FnMut(usize, &[i16; PANEL]),
-) {
-    assert!(is_available());
-    // SAFETY: the processor has the instructions.
-    unsafe {
-        match piece.groups {
-            1 => products_of::<1>(piece, x, sums, scale, out, special),
-            2 => products_of::<2>(piece, x, sums, scale, out, special),
-            3 => products_of::<3>(piece, x, sums, scale, out, special),
-            _ => products_of::<4>(piece, x, sums, scale, out, special),
-        }
     }
 }
 
@@ -283,25 +260,6 @@ fn quarters(rows: [__m512i; 4]) -> __m512i {
     )
 }
 
-/// The sums whose parts are these, side by side.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn joined(parts: [__m512i; CHUNK / 4]) -> __m512i {
-    // Parts 0 and 1, and parts 2 and 3, of both.
-    let halves = |a, b| {
-        let (first, second) = (
-            _mm512_shuffle_i64x2::<0x44>(a, b),
-            _mm512_shuffle_i64x2::<0xee>(a, b),
-        );
-        _mm512_add_epi32(first, second)
-    };
-    let (a, b) = (halves(parts[0], parts[1]), halves(parts[2], parts[3]));
-    _mm512_add_epi32(
-        _mm512_shuffle_i64x2::<0x88>(a, b),
-        _mm512_shuffle_i64x2::<0xdd>(a, b),
-    )
-}
-
 /// Where a kernel is in the rows of a piece of `G` groups: what a [`Cursor`] has, in registers.
 #[derive(Clone, Copy)]
 struct Position<const G: usize> {
@@ -356,165 +314,4 @@ fn group_fields(fields: &[u8], offset: usize, width: u8, group: usize) -> __m512
     debug_assert!(first + 64 <= fields.len());
     // SAFETY: fields are followed by as many bytes as a vector has.
     unsafe { _mm512_loadu_si512(fields.as_ptr().add(first).cast()) }
-}
-
-/// The activations of a panel.
-#[derive(Clone, Copy)]
-struct LoadedHalves<const G: usize> {
-    high: [__m512i; G],
-    low: [__m512i; G],
-}
-
-impl<const G: usize> LoadedHalves<G> {
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw")]
-    fn new(x: &Halves) -> Self {
-        LoadedHalves {
-            high: std::array::from_fn(|group| load(part::<_, GROUP>(&x.high, group))),
-            low: std::array::from_fn(|group| load(part::<_, GROUP>(&x.low, group))),
-        }
-    }
-}
-
-/// The lanes of the sum of a row whose levels, made positive, fit into a byte.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni,gfni")]
-fn row_products<const G: usize>(
-    width: u8,
-    fields: &[u8],
-    position: &mut Position<G>,
-    constants: Constants,
-    x: LoadedHalves<G>,
-) -> __m512i {
-    for line in 0..G {
-        prefetch_ahead(fields, position.offset + 64 * line);
-    }
-    let cut = LoadedCut::new(width);
-    let (mut high, mut low) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-    for group in 0..G {
-        let bytes = group_fields(fields, position.offset, width, group);
-        let levels = constants.levels(bytes, cut, &mut position.history[group]);
-        high = _mm512_dpbusd_epi32(high, levels, x.high[group]);
-        low = _mm512_dpbusd_epi32(low, levels, x.low[group]);
-    }
-    position.offset += G * group_bytes(width);
-    position.row += 1;
-    _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low)
-}
-
-/// As [`row_products`], for fields of a byte.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni,gfni")]
-fn byte_row<const G: usize>(
-    fields: &[u8],
-    position: &mut Position<G>,
-    constants: Constants,
-    x: LoadedHalves<G>,
-) -> __m512i {
-    for line in 0..G {
-        prefetch_ahead(fields, position.offset + 64 * line);
-    }
-    let width = BYTE + 1;
-    let [mut high, mut low, mut high_doubled, mut low_doubled] = [_mm512_setzero_si512(); 4];
-    for group in 0..G {
-        let bytes = group_fields(fields, position.offset, width, group);
-        let levels = constants.byte_levels(bytes, &mut position.history[group]);
-        high_doubled = _mm512_dpbusd_epi32(high_doubled, levels.doubled, x.high[group]);
-        low_doubled = _mm512_dpbusd_epi32(low_doubled, levels.doubled, x.low[group]);
-        high = _mm512_dpbusd_epi32(high, levels.single, x.high[group]);
-        low = _mm512_dpbusd_epi32(low, levels.single, x.low[group]);
-    }
-    position.offset += G * group_bytes(width);
-    position.row += 1;
-    let twice = |sums| _mm512_add_epi32(sums, sums);
-    let high = _mm512_add_epi32(high, twice(high_doubled));
-    let low = _mm512_add_epi32(low, twice(low_doubled));
-    _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low)
-}
-
-/// The lanes of the next rows, up to four, with fields of any width. The bits of the second result tell which of them are special:
-/// `special` gets those that have fields.
-#[cold]
-#[inline(never)]
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni,gfni")]
-fn mixed_rows<const G: usize>(
-    piece: Piece<'_>,
-    position: &mut Position<G>,
-    x: &Halves,
-    special: &mut dyn FnMut(usize, &[i16; PANEL]),
-) -> ([__m512i; 4], u16) {
-    let (constants, fields) = (Constants::new(), piece.fields);
-    let loaded = LoadedHalves::new(x);
-    let mut lanes = [_mm512_setzero_si512(); 4];
-    let mut specials = 0;
-    let widths = &piece.widths[position.row..];
-    for (row, (lanes, &width)) in lanes.iter_mut().zip(widths).enumerate() {
-        if is_special(width) {
-            let number = position.row;
-            let levels = position.decode_row(piece);
-            if width != ZERO_ROW {
-                special(number, &levels);
-            }
-            specials |= 1 << row;
-        } else if width > BYTE {
-            *lanes = byte_row(fields, position, constants, loaded);
-        } else {
-            *lanes = row_products(width, fields, position, constants, loaded);
-        }
-    }
-    (lanes, specials)
-}
-
-/// See [`add_products`]; `G` groups.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,avx512vnni,gfni")]
-fn products_of<const G: usize>(
-    piece: Piece<'_>,
-    x: &Halves,
-    sums: &[i32; STRIP],
-    scale: f32,
-    out: &mut [f32],
-    special: &mut dyn FnMut(usize, &[i16; PANEL]),
-) {
-    let (constants, loaded) = (Constants::new(), LoadedHalves::new(x));
-    let (fields, scale) = (piece.fields, _mm512_set1_ps(scale));
-    let mut position = Position::<G>::first(piece);
-    let chunks = out.chunks_mut(CHUNK).zip(sums.as_chunks::<CHUNK>().0);
-    for (out, sums) in chunks {
-        let mut padded = [0; CHUNK];
-        let next = &piece.widths[position.row..][..out.len()];
-        let widths = match next.first_chunk() {
-            Some(widths) => widths,
-            None => {
-                padded[..next.len()].copy_from_slice(next);
-                &padded
-            }
-        };
-        let mut specials = 0u16;
-        let mut quads = [_mm512_setzero_si512(); CHUNK / 4];
-        for (quad, (quads, widths)) in quads.iter_mut().zip(widths.as_chunks::<4>().0).enumerate() {
-            let lanes = if widths.iter().all(|width| width.wrapping_sub(1) < BYTE) {
-                let [a, b, c, d] = *widths;
-                [
-                    row_products(a, fields, &mut position, constants, loaded),
-                    row_products(b, fields, &mut position, constants, loaded),
-                    row_products(c, fields, &mut position, constants, loaded),
-                    row_products(d, fields, &mut position, constants, loaded),
-                ]
-            } else {
-                let (lanes, found) = mixed_rows(piece, &mut position, x, special);
-                specials |= found << (4 * quad);
-                lanes
-            };
-            *quads = quarters(lanes);
-        }
-        let found = _mm512_sub_epi32(joined(quads), x.excess(widths));
-        let found = _mm512_maskz_add_epi32(!specials, found, load(sums));
-        let rows = u16::MAX >> (CHUNK - out.len());
-        // SAFETY: the mask has as many bits as there are rows.
-        unsafe {
-            let before = _mm512_maskz_loadu_ps(rows, out.as_ptr());
-            let joined = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(found), before);
-            _mm512_mask_storeu_ps(out.as_mut_ptr(), rows, joined);
-        }
-    }
 }

@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 
 use uc_simd::prefetch_l2;
 
+use super::few_tokens::{SIDE, of_group};
 use super::{Halves, is_available, load, part, prefetch_ahead, totals};
 use crate::packed::{GROUP, PANEL};
 use crate::twelve_bits::{GROUP_BYTES, Panel};
@@ -31,31 +32,39 @@ pub(crate) fn twelve_bit_products(
 /// Bytes of a panel.
 const PANEL_BYTES: usize = PANEL / GROUP * GROUP_BYTES;
 
+/// The lanes of the sums of four rows for a token and a panel, of the high and of the low parts.
+type Lanes = [[__m512i; 4]; 2];
+
 /// See [`twelve_bit_products`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
 fn products_of_rows(rows: &[u8], stride: usize, x: &[Halves], scales: &[f32], out: &mut [f32]) {
     let panels = stride.div_ceil(PANEL_BYTES);
     let tokens = x.len() / panels;
-    // For every panel the lanes of four rows, of the high and of the low parts.
-    let mut lanes = vec![[[_mm512_setzero_si512(); 4]; 2]; panels];
+    // [panels, tokens]
+    let mut lanes = vec![[[_mm512_setzero_si512(); 4]; 2]; x.len()];
     for (rows, out) in rows.chunks(4 * stride).zip(out.chunks_mut(4 * tokens)) {
-        for token in 0..tokens {
-            let of_token =
-                |panel: usize| (&x[panel * tokens + token], scales[panel * tokens + token]);
-            // One row after the other: several at a time are read more slowly than memory gives them.
-            for (index, row) in rows.chunks_exact(stride).enumerate() {
-                let row = row.chunks(PANEL_BYTES).zip(&mut lanes);
-                for (panel, (bytes, lanes)) in row.enumerate() {
-                    let found = panel_lanes(bytes, of_token(panel).0);
-                    (lanes[0][index], lanes[1][index]) = (found[0], found[1]);
+        // One row after the other: several at a time are read more slowly than memory gives them.
+        for (index, row) in rows.chunks_exact(stride).enumerate() {
+            let of_panels = x.chunks_exact(tokens).zip(lanes.chunks_exact_mut(tokens));
+            for (bytes, (x, lanes)) in row.chunks(PANEL_BYTES).zip(of_panels) {
+                for (x, lanes) in x.chunks(SIDE).zip(lanes.chunks_mut(SIDE)) {
+                    match x.len() {
+                        1 => set_lanes::<1>(bytes, x, index, lanes),
+                        2 => set_lanes::<2>(bytes, x, index, lanes),
+                        3 => set_lanes::<3>(bytes, x, index, lanes),
+                        _ => set_lanes::<SIDE>(bytes, x, index, lanes),
+                    }
                 }
             }
+        }
+        for token in 0..tokens {
             let mut sums = _mm_setzero_ps();
-            for (panel, [high, low]) in lanes.iter().enumerate() {
-                let (x, scale) = of_token(panel);
-                let high = _mm_sub_epi32(totals(*high), _mm_set1_epi32(x.excess[BIAS]));
+            for panel in 0..panels {
+                let at = panel * tokens + token;
+                let (x, scale, [high, low]) = (&x[at], scales[at], lanes[at]);
+                let high = _mm_sub_epi32(totals(high), _mm_set1_epi32(x.excess[BIAS]));
                 sums = _mm_fmadd_ps(_mm_set1_ps(16.0 * scale), _mm_cvtepi32_ps(high), sums);
-                sums = _mm_fmadd_ps(_mm_set1_ps(scale), _mm_cvtepi32_ps(totals(*low)), sums);
+                sums = _mm_fmadd_ps(_mm_set1_ps(scale), _mm_cvtepi32_ps(totals(low)), sums);
             }
             let mut values = [0.0; 4];
             // SAFETY: the array has the length of the vector.
@@ -67,27 +76,34 @@ fn products_of_rows(rows: &[u8], stride: usize, x: &[Halves], scales: &[f32], ou
     }
 }
 
-/// The lanes of the sums of a row's panel, of the high and of the low parts.
+/// Sets those of row `index` of the panel that has these bytes, for `T` tokens.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn panel_lanes(bytes: &[u8], x: &Halves) -> [__m512i; 2] {
+fn set_lanes<const T: usize>(bytes: &[u8], x: &[Halves], index: usize, lanes: &mut [Lanes]) {
+    let x: &[Halves; T] = x.try_into().expect("as many tokens");
+    let lanes: &mut [Lanes; T] = lanes.try_into().expect("as many tokens");
     // The high and the low parts, each with the two halves of the activations.
-    let mut sums = [[_mm512_setzero_si512(); 2]; 2];
+    let mut sums = [[[_mm512_setzero_si512(); 2]; 2]; T];
     for (group, bytes) in bytes.as_chunks::<GROUP_BYTES>().0.iter().enumerate() {
         prefetch_ahead(bytes, 0);
         prefetch_ahead(bytes, GROUP);
-        let [high, low] = parts(bytes);
-        let x = [
-            load(part::<_, GROUP>(&x.high, group)),
-            load(part::<_, GROUP>(&x.low, group)),
-        ];
-        for (sums, parts) in sums.iter_mut().zip([high, low]) {
-            for (sum, x) in sums.iter_mut().zip(x) {
-                *sum = _mm512_dpbusd_epi32(*sum, parts, x);
+        let parts = parts(bytes);
+        for token in 0..T {
+            let x = of_group(&x[token], group);
+            for part in 0..2 {
+                for half in 0..2 {
+                    let sum = &mut sums[token][part][half];
+                    *sum = _mm512_dpbusd_epi32(*sum, parts[part], x[half]);
+                }
             }
         }
     }
-    sums.map(|[high, low]| _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low))
+    for token in 0..T {
+        for part in 0..2 {
+            let [high, low] = sums[token][part];
+            lanes[token][part][index] = _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low);
+        }
+    }
 }
 
 /// The high parts of a group, made positive, and the low ones.
