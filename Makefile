@@ -87,12 +87,12 @@ bench: setup ## write benchmark receipts to docs/benchmarks (BENCH_MODEL=DIR CAL
 	BENCH_MODEL="$(BENCH_MODEL)" CALIBRATION="$(CALIBRATION)" EVALUATION="$(EVALUATION)" SET="$(SET)" tests/benchmark/run.sh
 
 .PHONY: bench-speed
-bench-speed: ## measure the speed of the codec (needs python3)
-	python3 tests/benchmark/speed.py
+bench-speed: ## measure the speed of the codec (needs python3; SPEED_ARGS=--suffix=… for another machine)
+	python3 tests/benchmark/speed.py $(SPEED_ARGS)
 
 .PHONY: bench-kernels
 bench-kernels: ## measure the products of the runtime beside the rate at which memory is read (needs python3)
-	python3 tests/benchmark/speed.py kernels
+	python3 tests/benchmark/speed.py kernels $(SPEED_ARGS)
 
 .PHONY: bench-passes
 bench-passes: setup ## measure what the passes over BENCH_MODEL spend their time on, beside a large matrix product (CALIBRATION=FILE EVALUATION=FILE; needs python3)

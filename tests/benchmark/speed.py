@@ -2,18 +2,23 @@
 """Measures the speed of the codec or of the runtime's kernels: runs `cargo bench` and writes docs/benchmarks/codec-speed.json
 or kernel-speed.json.
 
-Usage: python3 tests/benchmark/speed.py [kernels]
-Rates are medians of criterion's samples on one machine, which the receipt names; compare them only with one another.
+Usage: python3 tests/benchmark/speed.py [kernels] [--suffix=SUFFIX]
+--suffix comes before .json in the name of the receipt, for another machine. Rates are medians of criterion's samples on one
+machine, which the receipt names; compare them only with one another. The codec runs with the allocator settings with which the
+driver starts the stages.
 """
+import argparse
 import json
 import os
 import pathlib
 import platform
 import shutil
 import subprocess
-import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# `KEEP_MEMORY` of stages/uc/src/process/runner.rs.
+ALLOCATOR = ("glibc.malloc.mmap_threshold=268435456:glibc.malloc.trim_threshold=1073741824:"
+             "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1")
 CRITERION = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "criterion"
 
 
@@ -43,32 +48,37 @@ def bench(crate, name):
     return benchmarks
 
 
-def write(name, receipt):
-    (ROOT / "docs" / "benchmarks" / name).write_text(json.dumps(receipt, indent=2) + "\n")
+def write(name, suffix, receipt):
+    (ROOT / "docs" / "benchmarks" / f"{name}{suffix}.json").write_text(json.dumps(receipt, indent=2) + "\n")
     print(json.dumps(receipt, indent=2))
 
 
-def kernels():
+def kernels(suffix):
     """The products of the runtime on one thread and on two."""
     threads = {}
     for count in ("1", "2"):
         os.environ["RAYON_NUM_THREADS"] = count
         threads[count] = bench("uc-infer", "products")
     note = "elements are weights, whatever the number of tokens, the last part of a name; of products/read bytes"
-    write("kernel-speed.json", {"command": "python3 tests/benchmark/speed.py kernels", "processor": processor(),
-                                "cores": os.cpu_count(), "note": note, "threads": threads})
+    write("kernel-speed", suffix, {"command": "python3 tests/benchmark/speed.py kernels", "processor": processor(),
+                                   "cores": os.cpu_count(), "note": note, "threads": threads})
 
 
-def codec():
+def codec(suffix):
+    os.environ["GLIBC_TUNABLES"] = ALLOCATOR
     benchmarks = bench("uc-codec", "codec")
     for name, entry in benchmarks.items():
         if "quantize" in name or "factorize" in name:
             product = benchmarks[name.replace("quantize", "matrix product").replace("factorize", "matrix product")]
             entry["times_the_matrix_product"] = round(entry["milliseconds"] / product["milliseconds"], 2)
-    receipt = {"command": "python3 tests/benchmark/speed.py", "processor": processor(), "cores": os.cpu_count(),
+    receipt = {"command": "python3 tests/benchmark/speed.py", "processor": processor(), "cores": os.cpu_count(), "allocator": ALLOCATOR,
                "note": "elements are indices, and floating-point operations in the groups `feedback` and `factor`", "benchmarks": benchmarks}
-    write("codec-speed.json", receipt)
+    write("codec-speed", suffix, receipt)
 
 
 if __name__ == "__main__":
-    kernels() if sys.argv[1:] == ["kernels"] else codec()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("of", nargs="?", choices=["codec", "kernels"], default="codec")
+    parser.add_argument("--suffix", default="")
+    arguments = parser.parse_args()
+    (kernels if arguments.of == "kernels" else codec)(arguments.suffix)

@@ -134,15 +134,15 @@ fn matrix_product<T: RealField>(
     });
 }
 
-/// Error feedback compared with matrix products of as many floating-point operations, both on one thread; elements per second
-/// are floating-point operations per second. The triangular sums of feedback are `m·n²/2` multiplications and as many additions;
-/// with coupled rows, `m²·n/2` more of each.
 /// The second moment of two components at this distance. They all correlate a little, so that none is subnormal: with subnormal
 /// numbers the products of some processors take twenty times as long.
 fn correlation(neighbours: f32, distance: usize) -> f32 {
     0.01 + 0.99 * neighbours.powi(distance as i32)
 }
 
+/// Error feedback compared with matrix products of as many floating-point operations, both on one thread; elements per second
+/// are floating-point operations per second. The triangular sums of feedback are `m·n²/2` multiplications and as many additions;
+/// with coupled rows, `m²·n/2` more of each.
 fn error_feedback(criterion: &mut Criterion) {
     let one = rayon::ThreadPoolBuilder::new()
         .num_threads(1)
