@@ -2,7 +2,7 @@
 """Measures the speed of the codec or of the runtime's kernels: runs `cargo bench` and writes docs/benchmarks/codec-speed.json
 or kernel-speed.json.
 
-Usage: python3 tests/benchmark/speed.py [kernels] [--suffix=SUFFIX]
+Usage: python3 tests/benchmark/speed.py [codec|kernels] [--suffix=SUFFIX]
 --suffix comes before .json in the name of the receipt, for another machine. Rates are medians of criterion's samples on one
 machine, which the receipt names; compare them only with one another. The codec runs with the allocator settings with which the
 driver starts the stages.

@@ -9,6 +9,7 @@ type Rows = [f32; STRIP];
 
 /// Adds to `out: [rows, tokens]` the products of a strip.
 pub(super) fn add_strip(packed: &Packed, strip: usize, x: &Quantized, out: &mut [f32]) {
+    // The sums of one token lie in order already.
     if x.tokens() == 1 {
         let mut values = [0.0; STRIP];
         let values = std::slice::from_mut(&mut values);

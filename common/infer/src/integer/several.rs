@@ -217,7 +217,7 @@ impl Activations<'_> {
         #[cfg(target_arch = "x86_64")]
         match self.values {
             Values::Tiles(_) => {
-                let x = self.tiles().expect("they are for tiles");
+                let x = self.tiles().expect("integers for tiles");
                 return memory.tiles().levels(levels, x, avx512::Out::Sums(sums));
             }
             Values::Interleaved(x) if avx512::is_available() => {

@@ -1,8 +1,8 @@
 //! Products of levels with the activations of many tokens by the tiles of AMX (Intel, Sapphire Rapids and later), 16 times as many at the same
 //! time as with AVX-512.
 //!
-//! Levels and activations are signed bytes, activations two of them. Fields of up to seven bits are decoded to bytes. What other levels have
-//! beyond a byte, as outliers do, is multiplied one by one, or, where it is much, as tiles too.
+//! Levels and activations are signed bytes, activations two of them. Fields of up to seven bits are decoded to bytes. The high bytes of
+//! other levels are multiplied one by one, or, where they are many, as tiles too. Outliers are multiplied one by one.
 //!
 //! Safety: the unsafe operations are assembly and stores that access arrays of the lengths that it needs.
 #![allow(unsafe_code)]

@@ -118,6 +118,16 @@ impl Halves {
         }
     }
 
+    /// Those of group `group`, the high and the low bytes.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn of_group(&self, group: usize) -> [__m512i; 2] {
+        [
+            load(part::<_, GROUP>(&self.high, group)),
+            load(part::<_, GROUP>(&self.low, group)),
+        ]
+    }
+
     /// What making the levels of rows positive adds to their sums.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
@@ -233,6 +243,13 @@ impl Constants {
     }
 }
 
+/// The sums of the products with activations, from those with their high and their low bytes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn joined_halves([high, low]: [__m512i; 2]) -> __m512i {
+    _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low)
+}
+
 /// The sums of the lanes of four vectors.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
@@ -303,6 +320,23 @@ impl<const G: usize> Position<G> {
             unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), history) };
         }
         (cursor.row, cursor.offset) = (self.row, self.offset);
+    }
+}
+
+impl<const G: usize> Position<G> {
+    /// Prefetches fields of later rows, as many lines as the next row has groups.
+    #[inline(always)]
+    fn prefetch(&self, fields: &[u8]) {
+        for line in 0..G {
+            prefetch_ahead(fields, self.offset + 64 * line);
+        }
+    }
+
+    /// Moves past a row whose fields have this width.
+    #[inline(always)]
+    fn advance(&mut self, width: u8) {
+        self.offset += G * group_bytes(width);
+        self.row += 1;
     }
 }
 

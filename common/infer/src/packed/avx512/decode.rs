@@ -5,8 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::{
-    BYTE, ByteLevels, Constants, LoadedCut, Position, group_bytes, group_fields, is_available,
-    load, prefetch_ahead,
+    BYTE, ByteLevels, Constants, LoadedCut, Position, group_bytes, group_fields, is_available, load,
 };
 use crate::integer::Missing;
 use crate::packed::{Cursor, GROUP, NARROW, PANEL, Piece, WIDTHS, ZERO_ROW};
@@ -114,9 +113,7 @@ fn decode_groups<const G: usize>(cursor: &mut Cursor<'_>, levels: &mut [[i16; PA
     let (widths, fields) = (&cursor.widths[cursor.row..], cursor.fields);
     let mut position = Position::<G>::of(cursor);
     for (levels, &width) in levels.iter_mut().zip(widths) {
-        for line in 0..G {
-            prefetch_ahead(fields, position.offset + 64 * line);
-        }
+        position.prefetch(fields);
         let groups = levels.as_chunks_mut::<GROUP>().0.iter_mut();
         let groups = groups.zip(&mut position.history).enumerate();
         if width == ZERO_ROW {
@@ -147,14 +144,13 @@ fn decode_groups<const G: usize>(cursor: &mut Cursor<'_>, levels: &mut [[i16; PA
                 store(found, width, levels);
             }
         }
-        position.offset += G * group_bytes(width);
-        position.row += 1;
+        position.advance(width);
     }
     position.save(cursor);
 }
 
-/// Decodes the rows of a piece to bytes: the lowest byte of each level, as a signed number. The high bytes of levels with fields of [`NARROW`] bits go to
-/// `missing`, the levels of rows with wider fields to `wide`; for these the bytes are 0.
+/// Decodes the rows of a piece to bytes: the lowest byte of each level, as a signed number. The high bytes of levels with fields of
+/// [`NARROW`] bits go to `missing`, the levels of rows with wider fields to `wide`; for these the bytes are 0.
 pub(crate) fn decode_bytes(
     piece: Piece<'_>,
     bytes: &mut [[i8; PANEL]],
@@ -186,7 +182,7 @@ fn bytes_of_groups<const G: usize>(
     for (row, (bytes, &width)) in bytes.iter_mut().zip(piece.widths).enumerate() {
         if width == ZERO_ROW {
             bytes.fill(0);
-            position.row += 1;
+            position.advance(width);
             continue;
         }
         if u32::from(width) > NARROW {
@@ -194,9 +190,7 @@ fn bytes_of_groups<const G: usize>(
             wide.push((row, position.decode_row(piece)));
             continue;
         }
-        for line in 0..G {
-            prefetch_ahead(fields, position.offset + 64 * line);
-        }
+        position.prefetch(fields);
         let groups = bytes.as_chunks_mut::<GROUP>().0.iter_mut();
         let groups = groups.zip(&mut position.history).enumerate();
         if width <= BYTE {
@@ -230,8 +224,7 @@ fn bytes_of_groups<const G: usize>(
                 }
             }
         }
-        position.offset += G * group_bytes(width);
-        position.row += 1;
+        position.advance(width);
     }
 }
 

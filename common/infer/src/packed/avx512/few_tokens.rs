@@ -5,10 +5,10 @@
 use std::arch::x86_64::*;
 
 use super::{
-    BYTE, CHUNK, Constants, Halves, LoadedCut, Position, group_fields, is_available, load, part,
-    prefetch_ahead, quarters,
+    BYTE, CHUNK, Constants, Halves, LoadedCut, Position, group_fields, is_available, joined_halves,
+    load, part, quarters,
 };
-use crate::packed::{GROUP, PANEL, Piece, STRIP, ZERO_ROW, group_bytes, is_special};
+use crate::packed::{PANEL, Piece, STRIP, ZERO_ROW, is_special};
 
 /// Most tokens that are multiplied side by side: their sums lie in registers.
 pub(crate) const SIDE: usize = 4;
@@ -36,16 +36,6 @@ pub(crate) fn add_products<const T: usize>(
     }
 }
 
-/// The activations of a token for group `group`, the high and the low bytes.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn of_group(x: &Halves, group: usize) -> [__m512i; 2] {
-    [
-        load(part::<_, GROUP>(&x.high, group)),
-        load(part::<_, GROUP>(&x.low, group)),
-    ]
-}
-
 /// The lanes of the sums of a row whose levels, made positive, fit into a byte.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni,gfni")]
@@ -56,26 +46,22 @@ fn row_products<const G: usize, const T: usize>(
     constants: Constants,
     x: &[Halves; T],
 ) -> [__m512i; T] {
-    for line in 0..G {
-        prefetch_ahead(fields, position.offset + 64 * line);
-    }
+    position.prefetch(fields);
     let cut = LoadedCut::new(width);
     let mut sums = [[_mm512_setzero_si512(); 2]; T];
     for group in 0..G {
         let bytes = group_fields(fields, position.offset, width, group);
         let levels = constants.levels(bytes, cut, &mut position.history[group]);
         for token in 0..T {
-            let x = of_group(&x[token], group);
+            let x = x[token].of_group(group);
             sums[token][0] = _mm512_dpbusd_epi32(sums[token][0], levels, x[0]);
             sums[token][1] = _mm512_dpbusd_epi32(sums[token][1], levels, x[1]);
         }
     }
-    position.offset += G * group_bytes(width);
-    position.row += 1;
+    position.advance(width);
     let mut lanes = [_mm512_setzero_si512(); T];
     for token in 0..T {
-        let [high, low] = sums[token];
-        lanes[token] = _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low);
+        lanes[token] = joined_halves(sums[token]);
     }
     lanes
 }
@@ -89,9 +75,7 @@ fn byte_row<const G: usize, const T: usize>(
     constants: Constants,
     x: &[Halves; T],
 ) -> [__m512i; T] {
-    for line in 0..G {
-        prefetch_ahead(fields, position.offset + 64 * line);
-    }
+    position.prefetch(fields);
     let width = BYTE + 1;
     // Of the doubled and of the single part of levels.
     let mut sums = [[[_mm512_setzero_si512(); 2]; 2]; T];
@@ -99,7 +83,7 @@ fn byte_row<const G: usize, const T: usize>(
         let bytes = group_fields(fields, position.offset, width, group);
         let levels = constants.byte_levels(bytes, &mut position.history[group]);
         for token in 0..T {
-            let x = of_group(&x[token], group);
+            let x = x[token].of_group(group);
             for half in 0..2 {
                 let [doubled, single] = sums[token][half];
                 sums[token][half] = [
@@ -109,15 +93,14 @@ fn byte_row<const G: usize, const T: usize>(
             }
         }
     }
-    position.offset += G * group_bytes(width);
-    position.row += 1;
+    position.advance(width);
     let whole = |[doubled, single]: [__m512i; 2]| {
         _mm512_add_epi32(single, _mm512_add_epi32(doubled, doubled))
     };
     let mut lanes = [_mm512_setzero_si512(); T];
     for token in 0..T {
         let [high, low] = sums[token];
-        lanes[token] = _mm512_add_epi32(_mm512_slli_epi32::<8>(whole(high)), whole(low));
+        lanes[token] = joined_halves([whole(high), whole(low)]);
     }
     lanes
 }

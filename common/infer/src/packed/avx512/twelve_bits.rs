@@ -6,8 +6,7 @@ use std::arch::x86_64::*;
 
 use uc_simd::prefetch_l2;
 
-use super::few_tokens::{SIDE, of_group};
-use super::{Halves, is_available, load, part, prefetch_ahead, totals};
+use super::{Halves, SIDE, is_available, joined_halves, load, part, prefetch_ahead, totals};
 use crate::packed::{GROUP, PANEL};
 use crate::twelve_bits::{GROUP_BYTES, Panel};
 
@@ -76,7 +75,7 @@ fn products_of_rows(rows: &[u8], stride: usize, x: &[Halves], scales: &[f32], ou
     }
 }
 
-/// Sets those of row `index` of the panel that has these bytes, for `T` tokens.
+/// Sets the lanes of the row at `index` for `T` tokens, from the bytes of a panel of the row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn set_lanes<const T: usize>(bytes: &[u8], x: &[Halves], index: usize, lanes: &mut [Lanes]) {
@@ -89,7 +88,7 @@ fn set_lanes<const T: usize>(bytes: &[u8], x: &[Halves], index: usize, lanes: &m
         prefetch_ahead(bytes, GROUP);
         let parts = parts(bytes);
         for token in 0..T {
-            let x = of_group(&x[token], group);
+            let x = x[token].of_group(group);
             for part in 0..2 {
                 for half in 0..2 {
                     let sum = &mut sums[token][part][half];
@@ -100,8 +99,7 @@ fn set_lanes<const T: usize>(bytes: &[u8], x: &[Halves], index: usize, lanes: &m
     }
     for token in 0..T {
         for part in 0..2 {
-            let [high, low] = sums[token][part];
-            lanes[token][part][index] = _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low);
+            lanes[token][part][index] = joined_halves(sums[token][part]);
         }
     }
 }
