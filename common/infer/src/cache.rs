@@ -4,10 +4,13 @@
 //! block first. So sequences that begin alike hold their common tokens once.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
+use half::slice::HalfFloatSliceExt;
+use half::vec::HalfFloatVecExt;
 use serde::Serialize;
-use uc_simd::{Kernel, bf16_value, dispatch};
+use uc_simd::{expand_bf16, expand_f16};
 
 /// Tokens of a block.
 pub(crate) const BLOCK: usize = 64;
@@ -27,81 +30,87 @@ pub enum Precision {
 
 /// A value of the cache.
 pub(crate) trait Element: Copy + Default + Send + Sync {
-    fn of(value: f32) -> Self;
-    fn value(self) -> f32;
+    /// The values, rounded.
+    fn rounded(values: &[f32]) -> Vec<Self>;
 
-    /// The values as f32, in `scratch` if they are not.
-    fn slice<'a>(values: &'a [Self], scratch: &'a mut Vec<f32>) -> &'a [f32] {
-        scratch.resize(values.len(), 0.0);
-        dispatch(Convert {
-            values,
-            out: scratch,
-        });
-        scratch
-    }
+    /// The values as f32, in `scratch` if they are not: those in `columns` of every row of `pitch` values. Others have no meaning.
+    fn columns<'a>(
+        values: &'a [Self],
+        pitch: usize,
+        columns: Range<usize>,
+        scratch: &'a mut Vec<f32>,
+    ) -> &'a [f32];
 }
 
 impl Element for f32 {
-    #[inline(always)]
-    fn of(value: f32) -> Self {
-        value
+    fn rounded(values: &[f32]) -> Vec<Self> {
+        values.to_vec()
     }
 
-    #[inline(always)]
-    fn value(self) -> f32 {
-        self
-    }
-
-    fn slice<'a>(values: &'a [Self], _: &'a mut Vec<f32>) -> &'a [f32] {
+    fn columns<'a>(
+        values: &'a [Self],
+        _: usize,
+        _: Range<usize>,
+        _: &'a mut Vec<f32>,
+    ) -> &'a [f32] {
         values
     }
 }
 
 impl Element for half::bf16 {
-    #[inline(always)]
-    fn of(value: f32) -> Self {
-        half::bf16::from_f32(value)
+    fn rounded(values: &[f32]) -> Vec<Self> {
+        Vec::from_f32_slice(values)
     }
 
-    #[inline(always)]
-    fn value(self) -> f32 {
-        bf16_value(self.to_bits())
+    fn columns<'a>(
+        values: &'a [Self],
+        pitch: usize,
+        columns: Range<usize>,
+        scratch: &'a mut Vec<f32>,
+    ) -> &'a [f32] {
+        expanded(values, pitch, columns, scratch, expand_bf16)
     }
 }
 
 impl Element for half::f16 {
-    #[inline(always)]
-    fn of(value: f32) -> Self {
+    fn rounded(values: &[f32]) -> Vec<Self> {
         let largest = half::f16::MAX.to_f32();
-        half::f16::from_f32(value.clamp(-largest, largest))
+        let values = values.iter().map(|value| value.clamp(-largest, largest));
+        Vec::from_f32_slice(&values.collect::<Vec<f32>>())
     }
 
-    /// Written out, so that loops over it are vectorized. The product with a power of two is exact, also for subnormal numbers.
-    #[inline(always)]
-    fn value(self) -> f32 {
-        let bits = u32::from(self.to_bits());
-        let (sign, rest) = ((bits & 0x8000) << 16, (bits & 0x7fff) << 13);
-        let finite = f32::from_bits(rest) * f32::from_bits((127 + 112) << 23);
-        let special = f32::from_bits(0x7f80_0000 | rest);
-        let value = if rest < 0x0f80_0000 { finite } else { special };
-        f32::from_bits(value.to_bits() | sign)
+    fn columns<'a>(
+        values: &'a [Self],
+        pitch: usize,
+        columns: Range<usize>,
+        scratch: &'a mut Vec<f32>,
+    ) -> &'a [f32] {
+        expanded(values, pitch, columns, scratch, expand_f16)
     }
 }
 
-/// See [`Element::slice`].
-struct Convert<'a, E> {
-    values: &'a [E],
-    out: &'a mut [f32],
-}
-
-impl<E: Element> Kernel for Convert<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        let out = self.out.iter_mut().zip(self.values);
-        out.for_each(|(out, value)| *out = value.value());
+/// See [`Element::columns`]; `expand` writes the values of bits.
+fn expanded<'a, E>(
+    values: &[E],
+    pitch: usize,
+    columns: Range<usize>,
+    scratch: &'a mut Vec<f32>,
+    expand: impl Fn(&[u16], &mut [f32]),
+) -> &'a [f32]
+where
+    [E]: HalfFloatSliceExt,
+{
+    scratch.resize(values.len(), 0.0);
+    // The whole is faster than more than half of it in parts.
+    let (pitch, columns) = match 2 * columns.len() > pitch {
+        true => (values.len(), 0..values.len()),
+        false => (pitch, columns),
+    };
+    let rows = values.reinterpret_cast().chunks_exact(pitch);
+    for (bits, out) in rows.zip(scratch.chunks_exact_mut(pitch)) {
+        expand(&bits[columns.clone()], &mut out[columns.clone()]);
     }
+    scratch
 }
 
 /// What is held of a token.
@@ -299,24 +308,24 @@ fn put<E: Element>(
         }));
     }
     let block = Arc::make_mut(&mut blocks[index]);
+    let (keys, values) = (E::rounded(keys), E::rounded(values));
     match layout {
         Layout::Heads { value, .. } => {
+            let tokens = keys.len() / key_width;
             for (column, out) in block.keys.chunks_exact_mut(BLOCK).enumerate() {
-                let keys = keys.iter().skip(column).step_by(key_width);
-                let out = out[slot..].iter_mut().zip(keys);
-                out.for_each(|(out, &key)| *out = E::of(key));
+                for (token, out) in out[slot..][..tokens].iter_mut().enumerate() {
+                    *out = keys[token * key_width + column];
+                }
             }
             for (token, values) in values.chunks_exact(value_width).enumerate() {
                 let heads = block.values.chunks_exact_mut(BLOCK * value);
                 for (out, values) in heads.zip(values.chunks_exact(value)) {
-                    let out = out[(slot + token) * value..].iter_mut().zip(values);
-                    out.for_each(|(out, &value)| *out = E::of(value));
+                    out[(slot + token) * value..][..value].copy_from_slice(values);
                 }
             }
         }
         Layout::Latent { .. } => {
-            let out = block.keys[slot * key_width..].iter_mut().zip(keys);
-            out.for_each(|(out, &key)| *out = E::of(key));
+            block.keys[slot * key_width..][..keys.len()].copy_from_slice(&keys);
         }
     }
 }
@@ -324,18 +333,6 @@ fn put<E: Element>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_half_has_its_value() {
-        for bits in 0..=u16::MAX {
-            let half = half::f16::from_bits(bits);
-            let (found, expected) = (half.value(), half.to_f32());
-            assert!(
-                found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan(),
-                "{bits:04x}: {found} {expected}"
-            );
-        }
-    }
 
     const LAYOUT: Layout = Layout::Heads {
         count: 1,

@@ -21,8 +21,14 @@ fn lanes(values: &[f32]) -> &[f32; LANES] {
         .expect("a slice of at least this length")
 }
 
-/// The scores `[n, BLOCK]` of `queries: [n, width]` with keys `[width, BLOCK]`.
-pub(crate) fn scores_by_columns(queries: &[f32], keys: &[f32], width: usize, scores: &mut [f32]) {
+/// The scores `[n, BLOCK]` of `queries: [n, width]` with keys `[width, BLOCK]`, those of `tokens`. Others have no meaning.
+pub(crate) fn scores_by_columns(
+    queries: &[f32],
+    keys: &[f32],
+    width: usize,
+    tokens: Range<usize>,
+    scores: &mut [f32],
+) {
     let fours = queries.len() / (4 * width) * 4;
     let (queries, rest) = queries.split_at(fours * width);
     let (scores, rest_scores) = scores.split_at_mut(fours * BLOCK);
@@ -30,6 +36,7 @@ pub(crate) fn scores_by_columns(queries: &[f32], keys: &[f32], width: usize, sco
         queries,
         keys,
         width,
+        tokens: tokens.clone(),
         scores,
     });
     macro_rules! rest {
@@ -38,6 +45,7 @@ pub(crate) fn scores_by_columns(queries: &[f32], keys: &[f32], width: usize, sco
                 queries: rest,
                 keys,
                 width,
+                tokens,
                 scores: rest_scores,
             })
         };
@@ -55,6 +63,7 @@ struct ColumnScores<'a, const Q: usize, const R: usize> {
     queries: &'a [f32],
     keys: &'a [f32],
     width: usize,
+    tokens: Range<usize>,
     scores: &'a mut [f32],
 }
 
@@ -66,7 +75,8 @@ impl<const Q: usize, const R: usize> Kernel for ColumnScores<'_, Q, R> {
         let width = self.width;
         let queries = self.queries.chunks_exact(Q * width);
         for (queries, scores) in queries.zip(self.scores.chunks_exact_mut(Q * BLOCK)) {
-            for first in (0..BLOCK).step_by(R * LANES) {
+            let first = self.tokens.start / (R * LANES) * (R * LANES);
+            for first in (first..self.tokens.end).step_by(R * LANES) {
                 let sums = column_sums::<Q, R>(queries, self.keys, width, first);
                 for (q, sums) in sums.iter().enumerate() {
                     for (r, sums) in sums.iter().enumerate() {
