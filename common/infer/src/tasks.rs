@@ -73,6 +73,12 @@ pub(crate) fn for_parts(values: &mut [f32], row: usize, update: impl Fn(usize, &
     if parts < 2 {
         return update(0, values);
     }
+    let threads = rayon::current_num_threads();
+    let parts = match parts > threads {
+        // As many for each thread.
+        true => parts.next_multiple_of(threads),
+        false => parts,
+    };
     let part = values.len().div_ceil(row).div_ceil(parts) * row;
     let parts = values.chunks_mut(part).enumerate();
     let parts = parts.map(|(index, values)| (index * part, values));

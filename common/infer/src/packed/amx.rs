@@ -71,8 +71,13 @@ impl Kernel for SetTokens<'_> {
     #[inline(always)]
     fn run(self) {
         let SetTokens(tiles, values) = self;
-        let low = values.map(|row| row.map(|value| value as i8));
-        let high = values.map(|row| row.map(|value| high_byte(value) as i8));
+        // Loops, since closures of `array::map` would not be compiled with the instruction set.
+        let (mut low, mut high) = ([[0; PANEL]; LANES], [[0; PANEL]; LANES]);
+        for (row, (low, high)) in values.iter().zip(low.iter_mut().zip(&mut high)) {
+            for (&value, (low, high)) in row.iter().zip(low.iter_mut().zip(high)) {
+                (*low, *high) = (value as i8, high_byte(value) as i8);
+            }
+        }
         for (bytes, out) in [(&low, &mut tiles.low), (&high, &mut tiles.high)] {
             let rows = bytes.each_ref().map(|row| row.as_chunks().0);
             Interleave { rows, out }.run();
