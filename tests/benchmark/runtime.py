@@ -133,6 +133,7 @@ class Ours:
             "peak_resident_bytes": report["memory"]["peak_resident_bytes"],
             "resident_bytes": report["memory"]["resident_bytes"],
             "bandwidth": report["bandwidth"]["bytes_per_second"],
+            "plain_bandwidth": report["plain_bandwidth"]["bytes_per_second"],
         }
 
     def about(self):
@@ -238,15 +239,17 @@ def measure(name, pack, options):
 
 def summary(contenders, ours, rounds, threads):
     """Medians and ratios with one number of threads."""
-    bandwidth = max(entry["bandwidth"] for contender in ours for entry in rounds[contender.name, threads])
-    found = {"bandwidth_bytes_per_second": bandwidth, "contenders": {}, "ratios": {}}
+    readings = ["bandwidth", "plain_bandwidth"]
+    bandwidths = {reading: max(entry[reading] for contender in ours for entry in rounds[contender.name, threads]) for reading in readings}
+    found = {**{f"{reading}_bytes_per_second": most for reading, most in bandwidths.items()}, "contenders": {}, "ratios": {}}
     for contender in contenders:
         entries = rounds[contender.name, threads]
-        names = [name for name in entries[0] if name != "bandwidth"]
+        names = [name for name in entries[0] if name not in readings]
         values = {name: [entry[name] for entry in entries if entry[name] is not None] for name in names}
         entry = {name: {"median": statistics.median(some), "rounds": some} for name, some in values.items() if some}
         rate = entry["generation_tokens_per_second"]["median"]
-        entry["share_of_bandwidth"] = rate * contender.read_per_token() / bandwidth
+        for reading, most in bandwidths.items():
+            entry[f"share_of_{reading}"] = rate * contender.read_per_token() / most
         for name in names:
             if "_batch_" in name:
                 entry[f"{name}_over_batch_1"] = entry[name]["median"] / rate

@@ -91,6 +91,7 @@ fn the_json_follows_its_schema_and_agrees_with_itself() {
     assert!((rate / stated - 1.0).abs() < 1e-9, "{rate} {stated}");
     let share = stated / number(&found, "/bandwidth/bytes_per_second");
     assert!((share / number(&found, "/generation/0/share_of_bandwidth") - 1.0).abs() < 1e-9);
+    assert!(number(&found, "/plain_bandwidth/bytes_per_second") > 0.0);
     let peak = number(&found, "/memory/peak_resident_bytes");
     // The buffer whose reading is timed does not count.
     assert!(peak < number(&found, "/bandwidth/buffer_bytes"), "{peak}");

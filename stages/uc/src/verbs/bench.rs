@@ -76,7 +76,8 @@ fn measure(args: &BenchArgs, threads: u32, display: &Display) -> anyhow::Result<
     // Before the buffer of the bandwidth takes memory.
     let (peak, resident) = (resources::peak_rss_bytes(), resources::rss_bytes());
     display.info("reading memory");
-    let bandwidth = bandwidth(machine::largest_cache(), Reading::Prefetched);
+    let [bandwidth, plain_bandwidth] = [Reading::Prefetched, Reading::Plain]
+        .map(|reading| bandwidth(machine::largest_cache(), reading));
     for batch in &mut generation {
         batch.compare(&weights_read, bandwidth.bytes_per_second);
     }
@@ -122,6 +123,7 @@ fn measure(args: &BenchArgs, threads: u32, display: &Display) -> anyhow::Result<
         generation,
         weights_read: weights_read.into(),
         bandwidth,
+        plain_bandwidth,
     })
 }
 

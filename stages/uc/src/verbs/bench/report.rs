@@ -22,7 +22,10 @@ pub struct Report {
     pub generation: Vec<Generation>,
     pub memory: Memory,
     pub weights_read: WeightsRead,
+    /// As the kernels read, from huge pages and with prefetching.
     pub bandwidth: Bandwidth,
+    /// As ordinary loops read.
+    pub plain_bandwidth: Bandwidth,
 }
 
 /// The program that measured.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 use uc_input::printable;
 
-use super::report::{Generation, Prompt, Report};
+use super::report::{Bandwidth, Generation, Prompt, Report};
 
 /// The whole result.
 pub fn table(report: &Report) -> String {
@@ -82,11 +82,14 @@ pub fn table(report: &Report) -> String {
             BinaryBytes(reads.reads.head_bytes)
         ),
     );
-    row(
-        "bandwidth",
-        format!("{:.1} GB/s", report.bandwidth.bytes_per_second / 1e9),
-    );
+    let [fastest, plain] = [&report.bandwidth, &report.plain_bandwidth];
+    row("bandwidth", bandwidth(fastest, plain));
     text + &prompts(&report.prompts) + &generation(&report.generation)
+}
+
+fn bandwidth(fastest: &Bandwidth, plain: &Bandwidth) -> String {
+    let [fastest, plain] = [fastest, plain].map(|bandwidth| bandwidth.bytes_per_second / 1e9);
+    format!("{fastest:.1} GB/s, {plain:.1} in ordinary loops")
 }
 
 /// The name of a setting, as in the JSON.
