@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use rayon::prelude::*;
-use uc_simd::{Kernel, dispatch, exp_below_zero, prefetch_l2};
+use uc_simd::{Kernel, dispatch, exp_below_zero};
 
 use crate::attention::Span;
 use crate::cache::{BLOCK, Blocks, Element, KvCache, Layout, with_blocks};
@@ -302,13 +302,6 @@ struct Part<'a, E> {
 }
 
 impl<E: Element> Part<'_, E> {
-    /// The keys of a block.
-    fn keys(&self, index: usize) -> &[E] {
-        let (tile, width) = (self.tile, self.tile.heads.layout.key());
-        let block = &self.held[index - tile.cache.first];
-        &block.keys[tile.kv_head * width * BLOCK..][..width * BLOCK]
-    }
-
     fn attend(self) -> Sums {
         let tile = self.tile;
         let count = tile.queries.len();
@@ -323,7 +316,8 @@ impl<E: Element> Part<'_, E> {
         let (mut key_scratch, mut value_scratch) = (Vec::new(), Vec::new());
         for index in self.blocks.clone() {
             let block = &self.held[index - tile.cache.first];
-            let keys = self.keys(index);
+            let head = tile.kv_head;
+            let keys = &block.keys[head * key_width * BLOCK..][..key_width * BLOCK];
             let in_block = |tokens: Range<usize>| {
                 let in_block = |token: usize| token.saturating_sub(index * BLOCK).min(BLOCK);
                 in_block(tokens.start)..in_block(tokens.end)
@@ -331,14 +325,10 @@ impl<E: Element> Part<'_, E> {
             let tokens = in_block(tile.all_tokens());
             let rows = match layout {
                 Layout::Heads { .. } => {
-                    let values = &block.values[tile.kv_head * width * BLOCK..][..width * BLOCK];
+                    let values = &block.values[head * width * BLOCK..][..width * BLOCK];
                     let used = tokens.start * width..tokens.end * width;
-                    prefetch_slice(&values[used.clone()]);
                     let keys = E::columns(keys, BLOCK, tokens.clone(), &mut key_scratch);
                     scores_by_columns(self.queries, keys, key_width, tokens, &mut scores);
-                    if index + 1 < self.blocks.end {
-                        prefetch_slice(self.keys(index + 1));
-                    }
                     Rows {
                         values: E::columns(values, values.len(), used, &mut value_scratch),
                         pitch: width,
@@ -374,15 +364,6 @@ impl<E: Element> Part<'_, E> {
             add_weighted(&mut sums.out, width, &scores, BLOCK, rows, range);
         }
         sums
-    }
-}
-
-/// Asks for the memory of values that are needed soon.
-fn prefetch_slice<E>(values: &[E]) {
-    /// Bytes of a line of the caches.
-    const LINE: usize = 64;
-    for index in (0..values.len()).step_by(LINE / size_of::<E>()) {
-        prefetch_l2(values, index);
     }
 }
 

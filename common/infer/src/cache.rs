@@ -101,8 +101,8 @@ where
     [E]: HalfFloatSliceExt,
 {
     scratch.resize(values.len(), 0.0);
-    // The whole is faster than more than half of it in parts.
-    let (pitch, columns) = match 2 * columns.len() > pitch {
+    // Whole rows lie side by side.
+    let (pitch, columns) = match columns.len() == pitch {
         true => (values.len(), 0..values.len()),
         false => (pitch, columns),
     };

@@ -52,22 +52,23 @@ pub fn round_to_bf16(values: &[f32], out: &mut [f32]) {
     dispatch(Round(values, out));
 }
 
-struct Expand<'a>(&'a [u16], &'a mut [f32]);
+/// Writes the values of bits, each with a function that is inlined.
+pub(crate) struct Expand<'a, F>(pub(crate) &'a [u16], pub(crate) &'a mut [f32], pub(crate) F);
 
-impl Kernel for Expand<'_> {
+impl<F: Fn(u16) -> f32> Kernel for Expand<'_, F> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
         for (out, &bits) in self.1.iter_mut().zip(self.0) {
-            *out = bf16_value(bits);
+            *out = self.2(bits);
         }
     }
 }
 
 /// `out <- values`, from the bits of bfloat16.
 pub fn expand_bf16(values: &[u16], out: &mut [f32]) {
-    dispatch(Expand(values, out));
+    dispatch(Expand(values, out, bf16_value));
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 //! that the processor has the instructions.
 #![allow(unsafe_code)]
 
-use crate::dispatch::{Kernel, dispatch};
+use crate::bf16::Expand;
+use crate::dispatch::dispatch;
 
 /// The value of a half with these bits, exact. The product with a power of two is exact, also for subnormal numbers.
 #[inline(always)]
@@ -15,19 +16,6 @@ fn f16_value(bits: u16) -> f32 {
     let special = f32::from_bits(0x7f80_0000 | rest);
     let value = if rest < 0x0f80_0000 { finite } else { special };
     f32::from_bits(value.to_bits() | sign)
-}
-
-struct Expand<'a>(&'a [u16], &'a mut [f32]);
-
-impl Kernel for Expand<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        for (out, &bits) in self.1.iter_mut().zip(self.0) {
-            *out = f16_value(bits);
-        }
-    }
 }
 
 /// `out <- values`, from the bits of half precision. A NaN stays a NaN.
@@ -41,7 +29,7 @@ pub fn expand_f16(values: &[u16], out: &mut [f32]) {
         // SAFETY: the processor has AVX-512.
         return unsafe { x86::expand(values, out) };
     }
-    dispatch(Expand(values, out));
+    dispatch(Expand(values, out, f16_value));
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -72,6 +60,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dispatch::Kernel;
 
     /// By the definition: sign, exponent and fraction.
     fn defined(bits: u16) -> f32 {
@@ -90,7 +79,7 @@ mod tests {
         let all: Vec<u16> = (0..=u16::MAX).collect();
         let (mut found, mut portable) = (vec![0.0; all.len()], vec![0.0; all.len()]);
         expand_f16(&all, &mut found);
-        Expand(&all, &mut portable).run();
+        Expand(&all, &mut portable, f16_value).run();
         for bits in all {
             let expected = defined(bits);
             for found in [found[usize::from(bits)], portable[usize::from(bits)]] {

@@ -321,9 +321,7 @@ impl<const G: usize> Position<G> {
         }
         (cursor.row, cursor.offset) = (self.row, self.offset);
     }
-}
 
-impl<const G: usize> Position<G> {
     /// Prefetches fields of later rows, as many lines as the next row has groups.
     #[inline(always)]
     fn prefetch(&self, fields: &[u8]) {

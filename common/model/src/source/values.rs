@@ -1,8 +1,7 @@
 //! The values of a weight tensor in the type of its file.
 
 use half::f16;
-use half::slice::HalfFloatSliceExt;
-use uc_simd::{bf16_value, expand_bf16};
+use uc_simd::{bf16_value, expand_bf16, expand_f16};
 
 /// The values of a tensor, row by row.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,10 +29,7 @@ impl HalfType {
     pub fn expand(self, values: &[u16], out: &mut [f32]) {
         match self {
             HalfType::Bf16 => expand_bf16(values, out),
-            HalfType::F16 => {
-                let values: &[f16] = half::slice::HalfBitsSliceExt::reinterpret_cast(values);
-                values.convert_to_f32_slice(out);
-            }
+            HalfType::F16 => expand_f16(values, out),
         }
     }
 
