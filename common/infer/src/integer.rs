@@ -17,6 +17,8 @@ mod few_tokens;
 mod quantized;
 mod several;
 
+#[cfg(target_arch = "x86_64")]
+use few_tokens::TokenPanels;
 pub(crate) use quantized::{Interleave, LARGEST, Quantized};
 
 use uc_simd::{Kernel, dispatch};
@@ -89,8 +91,8 @@ pub(crate) fn products(
             continue;
         }
         #[cfg(target_arch = "x86_64")]
-        if !x.halves().is_empty() {
-            few_tokens::add_strip(packed, first + strip, x, out);
+        if let Some(panels) = x.token_panels() {
+            few_tokens::add_strip(packed, first + strip, x, panels, out);
             continue;
         }
         for panel in 0..packed.panels() {
@@ -143,8 +145,14 @@ pub(crate) fn twelve_bit_products(
     out: &mut [f32],
 ) {
     #[cfg(target_arch = "x86_64")]
-    if !x.halves().is_empty() {
-        return avx512::twelve_bit_products(rows, stride, x.halves(), x.scales(), out);
+    match x.token_panels() {
+        Some(TokenPanels::Avx512(panels)) => {
+            return avx512::twelve_bit_products(rows, stride, panels, x.scales(), out);
+        }
+        Some(TokenPanels::Avx2(panels)) => {
+            return avx2::twelve_bit_products(rows, stride, panels, x.scales(), out);
+        }
+        None => {}
     }
     let chunk = x.chunk_rows();
     let chunks = rows.chunks(chunk * stride);
@@ -250,8 +258,6 @@ pub(crate) struct Activations<'a> {
     values: Values<'a>,
     /// Columns of the panel; the rest is padding, 0.
     columns: usize,
-    #[cfg(target_arch = "x86_64")]
-    halves: &'a [avx512::Halves],
 }
 
 impl Activations<'_> {

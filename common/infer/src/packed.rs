@@ -204,6 +204,25 @@ pub(crate) struct Cursor<'a> {
     history: [u8; PANEL],
 }
 
+/// What becomes of sums [rows, tokens].
+#[cfg(target_arch = "x86_64")]
+pub(crate) enum Out<'a> {
+    /// They are written.
+    Sums(&'a mut [i32]),
+    /// Times the scales `[tokens]` of the activations, they are added to numbers.
+    Joined(&'a [f32], &'a mut [f32]),
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Out<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Out::Sums(out) => out.len(),
+            Out::Joined(_, out) => out.len(),
+        }
+    }
+}
+
 /// Whether sums over a panel fit into 32 bits, if the one's complement of negative levels and the others have no more bits than
 /// `magnitude`.
 pub(crate) fn fits_narrow(magnitude: u32) -> bool {
@@ -310,14 +329,14 @@ fn feedforward(history: u8) -> u8 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use uc_codec::trellis::FEEDFORWARD;
 
     use super::*;
     use crate::integer::{LANES, decode_plain};
 
     /// Rows with fields of all widths, with outliers, and rows of zeros.
-    fn packed(rows: usize, cols: usize) -> Packed {
+    pub(crate) fn packed(rows: usize, cols: usize) -> Packed {
         let number = |i: usize| ((i as i64 * 7919 + 13) * 104_729) % 65_521;
         let mut builder = PackedBuilder::new(rows, (0..cols as u32).collect());
         for row in 0..rows {
@@ -410,7 +429,8 @@ mod tests {
                 }
             }
             found.fill(0);
-            avx2::interleaved_sums(&levels, &interleaved, [tokens, PANEL], &mut found);
+            let sums = Out::Sums(&mut found);
+            avx2::interleaved_sums(&levels, &interleaved, [tokens, PANEL], sums);
             assert_eq!(found, expected);
         }
     }

@@ -3,11 +3,13 @@
 use rayon::prelude::*;
 use uc_simd::{Kernel, dispatch};
 
+#[cfg(target_arch = "x86_64")]
+use super::few_tokens::TokenPanels;
 use super::{Activations, CHUNK_ROWS, FEW_TOKENS, LANES, Values};
 use crate::columns::Columns;
 use crate::packed::PANEL;
 #[cfg(target_arch = "x86_64")]
-use crate::packed::{amx, avx512};
+use crate::packed::amx;
 use crate::vector::nearest_integer;
 
 /// Largest magnitude of an activation as an integer: each half, the high one and the low one, fits into a signed byte.
@@ -57,9 +59,9 @@ pub(crate) struct Quantized {
     /// `[panels, tokens]`
     scales: Vec<f32>,
     values: Storage,
-    /// For few tokens, and the instruction set that wants it, `[panels, tokens]`; else empty.
+    /// Of few tokens, if the processor has kernels for them.
     #[cfg(target_arch = "x86_64")]
-    halves: Vec<avx512::Halves>,
+    token_panels: Option<TokenPanels>,
 }
 
 /// The integers of all panels; see [`Values`].
@@ -77,10 +79,10 @@ impl Quantized {
         self.tokens
     }
 
-    /// For few tokens, and the instruction set that wants it, `[panels, tokens]`; else empty.
+    /// Of few tokens, if the processor has kernels for them.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn halves(&self) -> &[avx512::Halves] {
-        &self.halves
+    pub(super) fn token_panels(&self) -> Option<&TokenPanels> {
+        self.token_panels.as_ref()
     }
 
     /// `[panels, tokens]`
@@ -154,11 +156,9 @@ impl Quantized {
             tokens,
             cols: columns.len(),
             #[cfg(target_arch = "x86_64")]
-            halves: match &values {
-                Storage::Plain(values) if tokens <= FEW_TOKENS && avx512::is_available() => {
-                    values.iter().map(avx512::Halves::new).collect()
-                }
-                _ => Vec::new(),
+            token_panels: match &values {
+                Storage::Plain(values) => TokenPanels::new(values),
+                _ => None,
             },
             scales,
             values,
@@ -313,8 +313,6 @@ impl Quantized {
                 Storage::Tiles(values) => Values::Tiles(part(values, panels, panel)),
             },
             columns: PANEL.min(self.cols - panel * PANEL),
-            #[cfg(target_arch = "x86_64")]
-            halves: part(&self.halves, panels, panel),
         }
     }
 }

@@ -10,7 +10,7 @@ use super::Quantized;
 use super::{Activations, LANES, Missing, Values};
 use crate::packed::PANEL;
 #[cfg(target_arch = "x86_64")]
-use crate::packed::{Outlier, Packed, Piece};
+use crate::packed::{Out, Outlier, Packed, Piece};
 #[cfg(target_arch = "x86_64")]
 use crate::packed::{amx, avx2, avx512};
 #[cfg(target_arch = "x86_64")]
@@ -148,7 +148,7 @@ impl Activations<'_> {
     fn add_decoded(self, slot: usize, piece: Piece<'_>, memory: &mut Memory, out: &mut [f32]) {
         let (x, tokens) = (self.tiles().expect("integers for tiles"), self.tokens());
         let rows = out.len() / tokens;
-        let joined = avx512::Out::Joined(self.scales, &mut *out);
+        let joined = Out::Joined(self.scales, &mut *out);
         memory.tiles().add_decoded(slot, rows, x, joined);
         // Their products use slot 0, which is no longer needed.
         for (row, mut levels) in memory.tiles().wide_rows(slot).to_vec() {
@@ -191,14 +191,17 @@ impl Activations<'_> {
     fn add_narrow(&self, levels: &[[i16; PANEL]], memory: &mut Memory, out: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
         {
-            let joined = avx512::Out::Joined(self.scales, &mut *out);
+            let joined = Out::Joined(self.scales, &mut *out);
             if let Some(x) = self.tiles() {
                 return memory.tiles().levels(levels, x, joined);
             }
-            if let Values::Interleaved(x) = self.values
-                && avx512::is_available()
-            {
-                return avx512::interleaved_sums(levels, x, self.shape(), joined);
+            if let Values::Interleaved(x) = self.values {
+                if avx512::is_available() {
+                    return avx512::interleaved_sums(levels, x, self.shape(), joined);
+                }
+                if avx2::is_available() {
+                    return avx2::interleaved_sums(levels, x, self.shape(), joined);
+                }
             }
         }
         let mut sums = std::mem::take(&mut memory.sums);
@@ -218,14 +221,13 @@ impl Activations<'_> {
         match self.values {
             Values::Tiles(_) => {
                 let x = self.tiles().expect("integers for tiles");
-                return memory.tiles().levels(levels, x, avx512::Out::Sums(sums));
+                return memory.tiles().levels(levels, x, Out::Sums(sums));
             }
             Values::Interleaved(x) if avx512::is_available() => {
-                let sums = avx512::Out::Sums(sums);
-                return avx512::interleaved_sums(levels, x, self.shape(), sums);
+                return avx512::interleaved_sums(levels, x, self.shape(), Out::Sums(sums));
             }
             Values::Interleaved(x) if avx2::is_available() => {
-                return avx2::interleaved_sums(levels, x, self.shape(), sums);
+                return avx2::interleaved_sums(levels, x, self.shape(), Out::Sums(sums));
             }
             Values::Plain(x) if avx512::is_available() => return avx512::sums(levels, x, sums),
             Values::Plain(x) if avx2::is_available() => return avx2::sums(levels, x, sums),

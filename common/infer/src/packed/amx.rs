@@ -13,8 +13,8 @@ use std::ops::Range;
 
 use uc_simd::{FULL_TILES, Kernel, TILE_ROW_BYTES, TILE_ROWS, dispatch};
 
-use super::avx512::{self, Out};
-use super::{Outlier, PANEL, Piece, STRIP};
+use super::avx512;
+use super::{Out, Outlier, PANEL, Piece, STRIP};
 use crate::integer::{Interleave, LANES, Missing};
 use crate::twelve_bits;
 

@@ -17,7 +17,7 @@ mod twelve_bits;
 pub(crate) use decode::{decode, decode_bytes};
 pub(crate) use few_tokens::{SIDE, add_products};
 pub(super) use sums::joined_bytes;
-pub(crate) use sums::{Out, interleaved_sums, sums, wide_sum};
+pub(crate) use sums::{interleaved_sums, sums, wide_sum};
 pub(crate) use twelve_bits::{byte_parts, twelve_bit_products};
 
 use std::arch::x86_64::*;

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use super::{is_available, load, part, totals};
 use crate::integer::LANES;
-use crate::packed::PANEL;
+use crate::packed::{Out, PANEL};
 
 /// `sums[r][t] = <levels[r], x[t]>`.
 pub(crate) fn sums(levels: &[[i16; PANEL]], x: &[[i16; PANEL]], sums: &mut [i32]) {
@@ -36,22 +36,7 @@ fn wide_sum_of_row(levels: &[i16; PANEL], x: &[i16; PANEL]) -> i64 {
     256 * high + low
 }
 
-/// What becomes of sums [rows, tokens].
-pub(crate) enum Out<'a> {
-    /// They are written.
-    Sums(&'a mut [i32]),
-    /// Times the scales `[tokens]` of the activations, they are added to numbers.
-    Joined(&'a [f32], &'a mut [f32]),
-}
-
 impl Out<'_> {
-    pub(in crate::packed) fn len(&self) -> usize {
-        match self {
-            Out::Sums(out) => out.len(),
-            Out::Joined(_, out) => out.len(),
-        }
-    }
-
     /// Takes the sums of a row for at most [`LANES`] tokens, of which token `first` is the first.
     #[inline]
     #[target_feature(enable = "avx512f")]
