@@ -204,6 +204,22 @@ pub(crate) struct Cursor<'a> {
     history: [u8; PANEL],
 }
 
+/// Most tokens that are multiplied side by side: their sums lie in registers.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const SIDE: usize = 4;
+
+/// The operands of the product of a piece with the activations of `T` tokens. Kernels add `scale · f32(sum)` to their results
+/// `[tokens, rows]`.
+#[cfg(target_arch = "x86_64")]
+pub(crate) struct Operands<'a, P, const T: usize> {
+    pub(crate) piece: Piece<'a>,
+    /// The activations of the panel, as the instruction set takes them.
+    pub(crate) x: &'a [P; T],
+    /// What is added to the sums of products, modulo 2³².
+    pub(crate) sums: &'a [[i32; STRIP]; T],
+    pub(crate) scales: &'a [f32; T],
+}
+
 /// What becomes of sums [rows, tokens].
 #[cfg(target_arch = "x86_64")]
 pub(crate) enum Out<'a> {

@@ -31,6 +31,8 @@ const TASK_WEIGHTS: usize = 1 << 18;
 const LARGEST: f32 = 2047.0;
 /// Bytes of a group.
 pub(crate) const GROUP_BYTES: usize = GROUP + GROUP / 2;
+/// Bytes of a panel.
+pub(crate) const PANEL_BYTES: usize = PANEL / GROUP * GROUP_BYTES;
 /// A row whose largest weight is below this counts as zero.
 const SMALLEST: f32 = 1e-30;
 
@@ -241,7 +243,7 @@ impl Kernel for Parts<'_> {
 
     #[inline(always)]
     fn run(self) {
-        let first = self.panel.index * (PANEL / GROUP) * GROUP_BYTES;
+        let first = self.panel.index * PANEL_BYTES;
         let rows = self.panel.rows.chunks_exact(self.panel.stride);
         for ((row, high), low) in rows.zip(self.high).zip(self.low) {
             let groups = row[first..].as_chunks::<GROUP_BYTES>().0.iter();

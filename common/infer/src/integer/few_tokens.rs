@@ -2,11 +2,7 @@
 //! [`SIDE`] tokens side by side.
 
 use super::{Activations, FEW_TOKENS, Quantized, Values};
-use crate::packed::{Outlier, PANEL, Packed, Piece, STRIP, avx2, avx512};
-
-/// Most tokens that are multiplied side by side.
-const SIDE: usize = 4;
-const _: () = assert!(SIDE == avx512::SIDE && SIDE == avx2::SIDE);
+use crate::packed::{Operands, Outlier, PANEL, Packed, Piece, SIDE, STRIP, avx2, avx512};
 
 /// Sums of the rows of a strip.
 type Rows = [f32; STRIP];
@@ -39,10 +35,7 @@ impl TokenPanels {
 trait TokenPanel: Sized {
     /// See [`avx512::add_products`].
     fn add_products<const T: usize>(
-        piece: Piece<'_>,
-        x: &[Self; T],
-        sums: &[[i32; STRIP]; T],
-        scales: &[f32; T],
+        of: &Operands<'_, Self, T>,
         out: &mut [Rows; T],
         special: &mut dyn FnMut(usize, &[i16; PANEL]),
     );
@@ -53,14 +46,11 @@ trait TokenPanel: Sized {
 
 impl TokenPanel for avx512::Halves {
     fn add_products<const T: usize>(
-        piece: Piece<'_>,
-        x: &[Self; T],
-        sums: &[[i32; STRIP]; T],
-        scales: &[f32; T],
+        of: &Operands<'_, Self, T>,
         out: &mut [Rows; T],
         special: &mut dyn FnMut(usize, &[i16; PANEL]),
     ) {
-        avx512::add_products(piece, x, sums, scales, out, special);
+        avx512::add_products(of, out, special);
     }
 
     fn wide_sum(levels: &[i16; PANEL], x: &[i16; PANEL]) -> i64 {
@@ -70,14 +60,11 @@ impl TokenPanel for avx512::Halves {
 
 impl TokenPanel for avx2::Pairs {
     fn add_products<const T: usize>(
-        piece: Piece<'_>,
-        x: &[Self; T],
-        sums: &[[i32; STRIP]; T],
-        scales: &[f32; T],
+        of: &Operands<'_, Self, T>,
         out: &mut [Rows; T],
         special: &mut dyn FnMut(usize, &[i16; PANEL]),
     ) {
-        avx2::add_products(piece, x, sums, scales, out, special);
+        avx2::add_products(of, out, special);
     }
 
     fn wide_sum(levels: &[i16; PANEL], x: &[i16; PANEL]) -> i64 {
@@ -197,7 +184,13 @@ fn add_products<const T: usize, P: TokenPanel>(
         specials.push((row, sums));
     };
     let out = out.first_chunk_mut().expect("as many tokens");
-    P::add_products(piece, of_tokens(token_panels), &sums, scales, out, special);
+    let operands = Operands {
+        piece,
+        x: of_tokens(token_panels),
+        sums: &sums,
+        scales,
+    };
+    P::add_products(&operands, out, special);
     for (row, sums) in specials {
         for token in 0..T {
             let out = &mut out[token][row];

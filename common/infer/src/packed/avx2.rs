@@ -12,7 +12,7 @@
 mod few_tokens;
 mod twelve_bits;
 
-pub(crate) use few_tokens::{Pairs, SIDE, add_products};
+pub(crate) use few_tokens::{Pairs, add_products};
 pub(crate) use twelve_bits::twelve_bit_products;
 
 use std::arch::asm;
@@ -180,7 +180,7 @@ struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    /// That at which the cursor is; the cursor goes on.
+    /// The row at the cursor, which moves on to the next one.
     #[inline(always)]
     fn next(cursor: &mut Cursor<'a>) -> Self {
         let width = cursor.widths[cursor.row];

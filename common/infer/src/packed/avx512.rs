@@ -15,7 +15,7 @@ mod sums;
 mod twelve_bits;
 
 pub(crate) use decode::{decode, decode_bytes};
-pub(crate) use few_tokens::{SIDE, add_products};
+pub(crate) use few_tokens::add_products;
 pub(super) use sums::joined_bytes;
 pub(crate) use sums::{interleaved_sums, sums, wide_sum};
 pub(crate) use twelve_bits::{byte_parts, twelve_bit_products};

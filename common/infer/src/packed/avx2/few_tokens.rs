@@ -5,10 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::{BYTE, HALF, Row, UNIT, is_available, load, quarters, store};
-use crate::packed::{Cursor, GROUP, NARROW, PANEL, Piece, STRIP, WIDTHS, ZERO_ROW, is_special};
-
-/// Most tokens that are multiplied side by side: their sums lie in registers.
-pub(crate) const SIDE: usize = 4;
+use crate::packed::{Cursor, GROUP, NARROW, Operands, PANEL, STRIP, WIDTHS, ZERO_ROW, is_special};
 
 /// Rows whose sums are kept in lanes.
 const CHUNK: usize = 8;
@@ -64,25 +61,21 @@ impl Pairs {
     }
 }
 
-/// Adds to `out: [tokens, rows]` the products of the rows of a piece with the activations of `T` tokens, `scale · f32(sum)`. `sums` are
-/// added to the sums of products, modulo 2³². The sum of a row that does not fit into 32 bits counts as 0 here; `special` gets the number
-/// of the row and its levels.
+/// Adds to `out: [tokens, rows]` the products of the rows of a piece. The sum of a row that does not fit into 32 bits counts as 0 here;
+/// `special` gets the number of the row and its levels.
 pub(crate) fn add_products<const T: usize>(
-    piece: Piece<'_>,
-    x: &[Pairs; T],
-    sums: &[[i32; STRIP]; T],
-    scales: &[f32; T],
+    of: &Operands<'_, Pairs, T>,
     out: &mut [[f32; STRIP]; T],
     special: &mut dyn FnMut(usize, &[i16; PANEL]),
 ) {
-    assert!(is_available() && piece.widths.len() <= STRIP);
+    assert!(is_available() && of.piece.widths.len() <= STRIP);
     // SAFETY: the processor has the instructions.
     unsafe {
-        match piece.groups {
-            1 => products_of::<{ GROUP / UNIT }, T>(piece, x, sums, scales, out, special),
-            2 => products_of::<{ 2 * GROUP / UNIT }, T>(piece, x, sums, scales, out, special),
-            3 => products_of::<{ 3 * GROUP / UNIT }, T>(piece, x, sums, scales, out, special),
-            _ => products_of::<{ PANEL / UNIT }, T>(piece, x, sums, scales, out, special),
+        match of.piece.groups {
+            1 => products_of::<{ GROUP / UNIT }, T>(of, out, special),
+            2 => products_of::<{ 2 * GROUP / UNIT }, T>(of, out, special),
+            3 => products_of::<{ 3 * GROUP / UNIT }, T>(of, out, special),
+            _ => products_of::<{ PANEL / UNIT }, T>(of, out, special),
         }
     }
 }
@@ -90,13 +83,16 @@ pub(crate) fn add_products<const T: usize>(
 /// See [`add_products`]; `U` units.
 #[target_feature(enable = "avx2,fma")]
 fn products_of<const U: usize, const T: usize>(
-    piece: Piece<'_>,
-    x: &[Pairs; T],
-    sums: &[[i32; STRIP]; T],
-    scales: &[f32; T],
+    of: &Operands<'_, Pairs, T>,
     out: &mut [[f32; STRIP]; T],
     special: &mut dyn FnMut(usize, &[i16; PANEL]),
 ) {
+    let &Operands {
+        piece,
+        x,
+        sums,
+        scales,
+    } = of;
     let mut cursor = piece.cursor();
     for (chunk, widths) in piece.widths.chunks(CHUNK).enumerate() {
         let mut padded = [ZERO_ROW; CHUNK];

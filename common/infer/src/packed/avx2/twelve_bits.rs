@@ -4,14 +4,12 @@
 
 use std::arch::x86_64::*;
 
-use super::{Pairs, SIDE, UNIT, halves, is_available, load, totals};
-use crate::packed::{GROUP, PANEL};
-use crate::twelve_bits::GROUP_BYTES;
+use super::{Pairs, UNIT, halves, is_available, load, totals};
+use crate::packed::{GROUP, PANEL, SIDE};
+use crate::twelve_bits::{GROUP_BYTES, PANEL_BYTES};
 
 /// Logarithm of what makes the high parts positive.
 const BIAS: u8 = 7;
-/// Bytes of a panel.
-const PANEL_BYTES: usize = PANEL / GROUP * GROUP_BYTES;
 
 /// The lanes of the sums of four rows for a token and a panel, of the high and of the low parts.
 type Lanes = [[__m256i; 4]; 2];

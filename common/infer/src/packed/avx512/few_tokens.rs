@@ -8,30 +8,23 @@ use super::{
     BYTE, CHUNK, Constants, Halves, LoadedCut, Position, group_fields, is_available, joined_halves,
     load, part, quarters,
 };
-use crate::packed::{PANEL, Piece, STRIP, ZERO_ROW, is_special};
+use crate::packed::{Operands, PANEL, Piece, STRIP, ZERO_ROW, is_special};
 
-/// Most tokens that are multiplied side by side: their sums lie in registers.
-pub(crate) const SIDE: usize = 4;
-
-/// Adds to `out: [tokens, rows]` the products of the rows of a piece with the activations of `T` tokens, `scale · f32(sum)`. `sums` are
-/// added to the sums of products, modulo 2³². The sum of a row that does not fit into 32 bits counts as 0 here; `special` gets the number
-/// of the row and its levels.
+/// Adds to `out: [tokens, rows]` the products of the rows of a piece. The sum of a row that does not fit into 32 bits counts as 0 here;
+/// `special` gets the number of the row and its levels.
 pub(crate) fn add_products<const T: usize>(
-    piece: Piece<'_>,
-    x: &[Halves; T],
-    sums: &[[i32; STRIP]; T],
-    scales: &[f32; T],
+    of: &Operands<'_, Halves, T>,
     out: &mut [[f32; STRIP]; T],
     special: &mut dyn FnMut(usize, &[i16; PANEL]),
 ) {
-    assert!(is_available() && piece.widths.len() <= STRIP);
+    assert!(is_available() && of.piece.widths.len() <= STRIP);
     // SAFETY: the processor has the instructions.
     unsafe {
-        match piece.groups {
-            1 => products_of::<1, T>(piece, x, sums, scales, out, special),
-            2 => products_of::<2, T>(piece, x, sums, scales, out, special),
-            3 => products_of::<3, T>(piece, x, sums, scales, out, special),
-            _ => products_of::<4, T>(piece, x, sums, scales, out, special),
+        match of.piece.groups {
+            1 => products_of::<1, T>(of, out, special),
+            2 => products_of::<2, T>(of, out, special),
+            3 => products_of::<3, T>(of, out, special),
+            _ => products_of::<4, T>(of, out, special),
         }
     }
 }
@@ -140,13 +133,16 @@ fn mixed_rows<const G: usize, const T: usize>(
 /// See [`add_products`]; `G` groups.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,avx512vnni,gfni")]
 fn products_of<const G: usize, const T: usize>(
-    piece: Piece<'_>,
-    x: &[Halves; T],
-    sums: &[[i32; STRIP]; T],
-    scales: &[f32; T],
+    of: &Operands<'_, Halves, T>,
     out: &mut [[f32; STRIP]; T],
     special: &mut dyn FnMut(usize, &[i16; PANEL]),
 ) {
+    let &Operands {
+        piece,
+        x,
+        sums,
+        scales,
+    } = of;
     let (constants, fields) = (Constants::new(), piece.fields);
     let mut position = Position::<G>::first(piece);
     for (chunk, next) in piece.widths.chunks(CHUNK).enumerate() {

@@ -6,9 +6,9 @@ use std::arch::x86_64::*;
 
 use uc_simd::prefetch_l2;
 
-use super::{Halves, SIDE, is_available, joined_halves, load, part, prefetch_ahead, totals};
-use crate::packed::{GROUP, PANEL};
-use crate::twelve_bits::{GROUP_BYTES, Panel};
+use super::{Halves, is_available, joined_halves, load, part, prefetch_ahead, totals};
+use crate::packed::{GROUP, PANEL, SIDE};
+use crate::twelve_bits::{GROUP_BYTES, PANEL_BYTES, Panel};
 
 /// Logarithm of what makes the high parts positive.
 const BIAS: usize = 7;
@@ -27,9 +27,6 @@ pub(crate) fn twelve_bit_products(
     // SAFETY: the processor has the instructions.
     unsafe { products_of_rows(rows, stride, x, scales, out) }
 }
-
-/// Bytes of a panel.
-const PANEL_BYTES: usize = PANEL / GROUP * GROUP_BYTES;
 
 /// The lanes of the sums of four rows for a token and a panel, of the high and of the low parts.
 type Lanes = [[__m512i; 4]; 2];
